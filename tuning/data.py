@@ -1,0 +1,324 @@
+"""Labelled images: read, checked, split, hashed; whole batches cut, augmented and normalised on the device.
+
+The test split is behind `load_test`, which only `tuning.final` may name (held by a test); everything else sees hashes.
+Images stay uint8, (N, C, H, W), until a batch is made; there are no loader processes.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from tuning.config import TrainConfig
+from tuning.errors import UserError, unknown_name
+from tuning.fetch import FASHION_MNIST, FileSet, parse_idx, read_files
+
+if TYPE_CHECKING:
+    import torch
+
+VALID_IMAGES = 5_000
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set of four IDX files: its classes and where its images and labels are.
+
+    Attributes:
+        files: Names, hashes and sources.
+        train: Names of the image and the label file of the training images.
+        test: The same for the test images.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    files: FileSet
+    train: tuple[str, str]
+    test: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images uint8 (N, C, H, W) in [0, 255] and their labels int64 (N,) in [0, n_classes)."""
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Returns the number of images."""
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a training run may see.
+
+    Attributes:
+        mean: Per channel, of the train split's pixels in [0, 1]; (C,).
+        std: The same for the standard deviation.
+        split_hash: 12 hexadecimal digits that are equal for equal train and valid splits.
+    """
+
+    dataset: str
+    class_names: tuple[str, ...]
+    train: Labelled
+    valid: Labelled
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    split_hash: str
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return int(self.train.images.shape[1])
+
+
+@dataclass(frozen=True)
+class HashedTest:
+    """What may be known of the test split outside `tuning.final`: no image of it, and no image's label.
+
+    Attributes:
+        digests: One a test image, as `image_digests` gives them.
+        counts: Images per class, (n_classes,).
+        shape: Of the images, (N, C, H, W).
+        value_range: Least and greatest pixel.
+    """
+
+    digests: npt.NDArray[np.bytes_]
+    counts: npt.NDArray[np.int64]
+    shape: tuple[int, ...]
+    value_range: tuple[int, int]
+
+
+DATASETS = {
+    "fashion-mnist": Dataset(
+        name="fashion-mnist",
+        class_names=(
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
+        files=FASHION_MNIST,
+        train=("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+        test=("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+    ),
+}
+
+
+def find_dataset(name: str) -> Dataset:
+    """Returns the data set of that name; raises UserError with the closest match if there is none."""
+    if name not in DATASETS:
+        raise unknown_name("Data set", name, DATASETS)
+    return DATASETS[name]
+
+
+def load_train(dataset: str, data_dir: Path | None = None) -> Labelled:
+    """Returns all training images of the data set, before they are split.
+
+    Raises:
+        UserError: The files cannot be had, or are damaged, or images and labels differ in number.
+    """
+    found = find_dataset(dataset)
+    return _load(found, found.train, data_dir)
+
+
+def load_test(dataset: str, data_dir: Path | None = None) -> Labelled:
+    """Returns the test images. For `tuning.final` alone, which logs each time that it calls this."""
+    found = find_dataset(dataset)
+    return _load(found, found.test, data_dir)
+
+
+def hash_test(dataset: str, data_dir: Path | None = None) -> HashedTest:
+    """Returns what may be known of the test split without opening it: a digest an image, and counts."""
+    found = find_dataset(dataset)
+    test = _load(found, found.test, data_dir)
+    return HashedTest(
+        digests=image_digests(test.images),
+        counts=np.bincount(test.labels, minlength=len(found.class_names)),
+        shape=test.images.shape,
+        value_range=(int(test.images.min()), int(test.images.max())),
+    )
+
+
+def image_digests(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.bytes_]:
+    """Returns a 16-byte BLAKE2 digest (as hexadecimal text) for each image; equal for equal images."""
+    return np.array([hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest().encode() for image in images])
+
+
+def load_splits(
+    dataset: str, data_dir: Path | None = None, *, seed: int = 0, train_images: int | None = None
+) -> Splits:
+    """Returns the train and valid splits of a data set.
+
+    Args:
+        dataset: A name in `DATASETS`.
+        data_dir: A folder that holds the files; None looks where `tuning.fetch` says.
+        seed: Chooses which images are valid (5,000 of Fashion-MNIST, stratified), and the subset.
+        train_images: Keep only this many train images, stratified; None keeps all. The valid split stays whole.
+
+    Raises:
+        UserError: As `load_train`; or `train_images` is more than there are, or fewer than the classes.
+    """
+    everything = load_train(dataset, data_dir)
+    return make_splits(everything, dataset, find_dataset(dataset).class_names, seed=seed, train_images=train_images)
+
+
+def make_splits(
+    everything: Labelled,
+    dataset: str,
+    class_names: tuple[str, ...],
+    *,
+    seed: int = 0,
+    train_images: int | None = None,
+    valid_images: int = VALID_IMAGES,
+) -> Splits:
+    """Returns `everything` split into train and valid, stratified by label; see `load_splits`."""
+    order = np.random.default_rng(seed).permutation(len(everything))
+    valid_index, rest = _stratified(everything.labels, order, valid_images)
+    n_train = len(rest)
+    if train_images is not None:
+        if not len(class_names) <= train_images <= n_train:
+            rule = f"between {len(class_names)} and {n_train}"
+            raise UserError(f"--train-images must be {rule}, but got {train_images}.")
+        rest, _ = _stratified(everything.labels, rest, train_images)
+    train, valid = _take(everything, np.sort(rest)), _take(everything, np.sort(valid_index))
+    pixels = train.images.astype(np.float32) / 255
+    digest = hashlib.sha256()
+    for part in (train, valid):
+        digest.update(part.images.tobytes())
+        digest.update(part.labels.tobytes())
+    return Splits(
+        dataset=dataset,
+        class_names=class_names,
+        train=train,
+        valid=valid,
+        mean=tuple(float(value) for value in pixels.mean(axis=(0, 2, 3), dtype=np.float64)),
+        std=tuple(max(float(value), 1e-3) for value in pixels.std(axis=(0, 2, 3), dtype=np.float64)),
+        split_hash=digest.hexdigest()[:12],
+    )
+
+
+def to_tensors(part: Labelled, device: "torch.device") -> tuple["torch.Tensor", "torch.Tensor"]:
+    """Returns images uint8 (N, C, H, W) and labels int64 (N,) on the device; on a CPU they share the arrays' memory."""
+    import torch
+
+    with warnings.catch_warnings():
+        # Arrays from Ray's object store are read-only; so are the tensors over them, as nothing here writes to them.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        images, labels = torch.from_numpy(part.images), torch.from_numpy(part.labels)
+    return images.to(device), labels.to(device)
+
+
+def train_batches(
+    images: "torch.Tensor", labels: "torch.Tensor", config: TrainConfig, generator: "torch.Generator"
+) -> Iterator[tuple["torch.Tensor", "torch.Tensor"]]:
+    """Yields one epoch of shuffled, augmented batches: images uint8 (B, C, H, W) and labels (B,).
+
+    All random numbers of the epoch are drawn at once on the generator's device (the CPU) and sent over once, so that
+    every device sees the same batches and none waits inside an epoch. The last batch is dropped when it is smaller than
+    half a batch, because batch normalisation and the size of the step suffer from it.
+    """
+    import torch
+
+    n, device = len(labels), images.device
+    order = torch.randperm(n, generator=generator).to(device)
+    draws = torch.rand(5, n, generator=generator).to(device)
+    for start in range(0, n, config.batch_size):
+        index = order[start : start + config.batch_size]
+        if len(index) * 2 < config.batch_size and start > 0:
+            return
+        yield augment(images[index], config, draws[:, start : start + config.batch_size]), labels[index]
+
+
+def augment(images: "torch.Tensor", config: TrainConfig, draws: "torch.Tensor") -> "torch.Tensor":
+    """Returns the images, each cropped, flipped and erased: uint8 (B, C, H, W) in and out.
+
+    One gather does crop and flip for the whole batch. Pixels from outside the image, and erased ones, are 0: the
+    background of Fashion-MNIST.
+
+    Args:
+        images: uint8 (B, C, H, W).
+        config: Its crop_padding, flip and erase say what is done.
+        draws: Uniform in [0, 1), float32 (5, B): row and column of the crop, flip, row and column of the square.
+    """
+    import torch
+
+    device, (n, _, height, width) = images.device, images.shape
+    down, right, mirror, square_row, square_column = draws[:, :, None]
+    if config.crop_padding or config.flip:
+        pad = config.crop_padding
+        rows = torch.arange(height, device=device) + (down * (2 * pad + 1)).long()
+        columns = torch.arange(width, device=device).expand(n, width)
+        if config.flip:
+            columns = torch.where(mirror < 0.5, width - 1 - columns, columns)
+        columns = columns + (right * (2 * pad + 1)).long()
+        padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
+        batch = torch.arange(n, device=device)[:, None, None]
+        images = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    side = round(config.erase * min(height, width))
+    if side:
+        rows = torch.arange(height, device=device) - (square_row * height).long() + side // 2
+        columns = torch.arange(width, device=device) - (square_column * width).long() + side // 2
+        inside = ((rows >= 0) & (rows < side))[:, None, :, None] & ((columns >= 0) & (columns < side))[:, None, None, :]
+        images = images.masked_fill(inside, 0)
+    return images
+
+
+def normalise(images: "torch.Tensor", mean: tuple[float, ...], std: tuple[float, ...]) -> "torch.Tensor":
+    """Returns float32 (B, C, H, W), channels last: pixels / 255, less the mean, over the standard deviation."""
+    import torch
+
+    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).view(1, -1, 1, 1)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(1, -1, 1, 1)
+    return torch.addcmul(shift, images.float(), scale).contiguous(memory_format=torch.channels_last)
+
+
+def _load(dataset: Dataset, names: tuple[str, str], data_dir: Path | None) -> Labelled:
+    contents = read_files(dataset.files, names, data_dir)
+    images, labels = (parse_idx(contents[name], name) for name in names)
+    if len(images) != len(labels):
+        raise UserError(
+            f"{names[0]} and {names[1]} must hold equally many items, but got {len(images)} images "
+            f"and {len(labels)} labels. Fetch both files again."
+        )
+    n_classes = len(dataset.class_names)
+    if labels.max(initial=0) >= n_classes:
+        raise UserError(f"{names[1]} must hold labels below {n_classes}, but got {labels.max()}. Fetch the file again.")
+    if images.ndim == 3:
+        images = images[:, None]
+    return Labelled(images=np.ascontiguousarray(images), labels=labels.astype(np.int64))
+
+
+def _stratified(
+    labels: npt.NDArray[np.int64], order: npt.NDArray[np.int64], n: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Returns the first `n` of `order`, each label in its share (largest remainders get the odd ones), and the rest."""
+    classes, counts = np.unique(labels[order], return_counts=True)
+    exact = counts * (n / len(order))
+    take = np.floor(exact).astype(np.int64)
+    take[np.argsort(take - exact, kind="stable")[: n - take.sum()]] += 1
+    ordered = labels[order]
+    chosen = np.zeros(len(order), dtype=bool)
+    for label, k in zip(classes, take, strict=True):
+        chosen[np.flatnonzero(ordered == label)[:k]] = True
+    return order[chosen], order[~chosen]
+
+
+def _take(part: Labelled, index: npt.NDArray[np.int64]) -> Labelled:
+    return Labelled(images=part.images[index], labels=part.labels[index])

@@ -1,0 +1,54 @@
+"""What a user did wrong, said clearly: `UserError`, closest names, and the door that every command leaves through.
+
+Bugs keep their tracebacks; only a `UserError` is turned into `error: …` and exit code 2.
+"""
+
+import difflib
+import errno
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import typer
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; its text names the value and the next step."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """Returns the error for a name that is in no registry, with the closest match first.
+
+    Args:
+        kind: What the name stands for, e.g. "search space".
+        name: The name that was given.
+        known: The names that would have been right.
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return UserError(f"{kind} must be one of {', '.join(known)}, but got {name!r}.{hint}")
+
+
+def disk_full(path: Path | str, error: OSError) -> UserError | None:
+    """Returns the error for a full disk that names what was being written, or None if `error` is something else."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    return UserError(f"No space left on the disk while writing {path}. Free some space, then run the command again.")
+
+
+def run_command(main: Callable[..., None]) -> None:
+    """Runs `main` as a typer command; a `UserError` prints `error: …` to stderr and exits with code 2."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+    app.command()(main)
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        full = disk_full(error.filename or "a file", error)
+        if full is None:
+            raise
+        print(f"error: {full}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,324 @@
+"""A run folder as typed data frames, and its files written whole: `results.load("latest").trials`.
+
+    python -m tuning.results [RUN]     the best trials, a line for the run, what to do next (under 2 s)
+
+This module needs neither torch nor Ray. Rows come from the search; here they are written, read and given fixed dtypes.
+"""
+
+import csv
+import io
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+
+from tuning.config import TrainConfig
+from tuning.errors import UserError, disk_full, run_command, unknown_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RESULTS = Path("results")
+
+_INT, _FLOAT, _TEXT, _TIME = "Int64", "float64", "str", "datetime64[us, UTC]"
+
+EPOCH_COLUMNS = {
+    "trial": "int64",
+    "epoch": "int64",
+    "train_loss": _FLOAT,
+    "train_accuracy": _FLOAT,
+    "valid_loss": _FLOAT,
+    "valid_accuracy": _FLOAT,
+    "lr": _FLOAT,
+    "epoch_seconds": _FLOAT,
+    "images_per_second": _FLOAT,
+}
+
+_OUTCOME_COLUMNS = {
+    "trial": "int64",
+    "state": _TEXT,
+    "valid_accuracy": _FLOAT,
+    "valid_loss": _FLOAT,
+    "best_epoch": _INT,
+    "epochs": _INT,
+    "seconds": _FLOAT,
+    "images_per_second": _FLOAT,
+    "n_parameters": _INT,
+    "seed": _INT,
+    "attempt": _INT,
+    "device": _TEXT,
+    "precision": _TEXT,
+    "stopped_by": _TEXT,
+    "error": _TEXT,
+    "started": _TIME,
+    "ended": _TIME,
+}
+
+
+def _config_dtype(annotation: Any) -> str:
+    """Returns the frame dtype of a hyperparameter, from its annotation in `TrainConfig`."""
+    kinds = {type(value) for value in get_args(annotation)} | set(get_args(annotation)) | {annotation}
+    if bool in kinds:
+        return "boolean"
+    if float in kinds:
+        return _FLOAT
+    return _INT if int in kinds else _TEXT
+
+
+TRIAL_COLUMNS = _OUTCOME_COLUMNS | {
+    f"config/{name}": _config_dtype(field.annotation) for name, field in TrainConfig.model_fields.items()
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder. The frames are read anew each time, so that they are right while a search is running."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """How the run was made: command line, data set, seed, versions, hardware, times."""
+        return read_json(self.path / "meta.json")
+
+    @property
+    def trials(self) -> "pd.DataFrame":
+        """A row a trial; columns and dtypes as in `TRIAL_COLUMNS`."""
+        return read_frame(self.path / "trials.csv", TRIAL_COLUMNS)
+
+    @property
+    def epochs(self) -> "pd.DataFrame":
+        """A row an epoch of a trial; columns and dtypes as in `EPOCH_COLUMNS`."""
+        return read_frame(self.path / "epochs.csv", EPOCH_COLUMNS)
+
+    @property
+    def best(self) -> "pd.Series[Any]":
+        """The row of the finished trial with the best valid_accuracy.
+
+        Raises:
+            UserError: No trial has finished.
+        """
+        return rank_trials(self.trials, self.path).iloc[0]
+
+
+def rank_trials(trials: "pd.DataFrame", path: Path) -> "pd.DataFrame":
+    """Returns the complete and pruned trials, complete ones first where accuracies are equal, the best first.
+
+    Raises:
+        UserError: There is none.
+    """
+    finished = trials[trials["state"].isin(["complete", "pruned"])]
+    if finished.empty:
+        raise UserError(f"Run {path} must have a finished trial, but got {len(trials)} trials and none of them finished.")
+    return finished.sort_values(["valid_accuracy", "state", "trial"], ascending=[False, True, True], kind="stable")
+
+
+def load(name: str | Path = "latest", root: Path = RESULTS) -> Run:
+    """Returns a run by name, by path, or the newest one.
+
+    Args:
+        name: A folder's name below `root`, a path, or "latest".
+        root: Where the run folders are.
+
+    Raises:
+        UserError: There is no such run (the closest name is given), or none at all.
+    """
+    if Path(name).is_dir() and (Path(name) / "meta.json").exists():
+        return Run(Path(name))
+    names = run_names(root)
+    if not names:
+        raise UserError(f"A run folder must be below {root}/, but got none. Run `python -m tuning.search` first.")
+    if str(name) == "latest":
+        return Run(max((root / run for run in names), key=lambda path: (path / "meta.json").stat().st_mtime_ns))
+    if str(name) not in names:
+        raise unknown_name("Run", str(name), [*names, "latest"])
+    return Run(root / name)
+
+
+def run_names(root: Path = RESULTS) -> list[str]:
+    """Returns the names of the run folders below `root`, sorted."""
+    return sorted(path.parent.name for path in root.glob("*/meta.json"))
+
+
+def create_run(name: str | None, dataset: str, root: Path = RESULTS) -> Path:
+    """Returns a new, empty run folder.
+
+    Args:
+        name: Letters, digits, ".", "_" and "-"; None gives <date>-<dataset>-<number>.
+        dataset: For the name.
+        root: Where the run folders are.
+
+    Raises:
+        UserError: The name has other characters, or exists.
+    """
+    if name is None:
+        stem = f"{date.today().isoformat()}-{dataset}"
+        numbers = [int(path.name[len(stem) + 1 :]) for path in root.glob(f"{stem}-*") if path.name[len(stem) + 1 :].isdigit()]
+        name = f"{stem}-{max(numbers, default=0) + 1}"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name == "latest":
+        raise UserError(f"--run must be letters, digits, '.', '_' and '-' (and not 'latest'), but got {name!r}.")
+    path = root / name
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError as error:
+        raise UserError(f"--run must be a new name, but got {name!r}, and {path} exists. Choose another.") from error
+    except OSError as error:
+        raise (disk_full(path, error) or UserError(f"{path} must be a folder that can be made: {error}.")) from error
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all; raises UserError where the disk is full."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all, through a temporary one beside it; raises UserError where the disk is full."""
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = file.name
+            file.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise (disk_full(path, error) or error) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns a JSON object from a file; raises UserError where it is missing or damaged."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} must be a readable JSON file, but got: {error}.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object, but got {type(value).__name__}.")
+    return value
+
+
+def write_rows(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a CSV file whole or not at all; values that a row lacks are left empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def append_row(path: Path, columns: Iterable[str], row: Mapping[str, Any]) -> None:
+    """Adds a line to a CSV file in one write, with a header before the first; raises UserError where the disk is full."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), extrasaction="ignore", lineterminator="\n")
+    try:
+        with path.open("ab") as file:
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)
+            file.write(text.getvalue().encode())
+    except OSError as error:
+        raise (disk_full(path, error) or error) from error
+
+
+def read_frame(path: Path, dtypes: Mapping[str, str]) -> "pd.DataFrame":
+    """Returns a CSV file with exactly these columns and dtypes; a last line that is not yet whole is left out.
+
+    Raises:
+        UserError: A column is missing or a value is of another type. A missing file gives an empty frame.
+    """
+    import pandas as pd
+
+    text = path.read_text() if path.exists() else ",".join(dtypes) + "\n"
+    text = text[: text.rfind("\n") + 1] or ",".join(dtypes) + "\n"
+    try:
+        raw = pd.read_csv(io.StringIO(text), dtype="str", keep_default_na=False, na_values=[""])
+        frame = pd.DataFrame({name: _typed(raw[name], dtype) for name, dtype in dtypes.items()})
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path} must have the columns that the README names, but reading it failed: {error}.") from error
+    return frame
+
+
+def _typed(column: "pd.Series[Any]", dtype: str) -> "pd.Series[Any]":
+    import pandas as pd
+
+    if dtype == _TIME:
+        return pd.to_datetime(column, utc=True, format="ISO8601").astype(_TIME)
+    if dtype == "boolean":
+        return column.map({"True": True, "False": False}).astype("boolean")
+    if dtype == _INT:  # By way of Python's integers: seeds do not fit a float.
+        return pd.Series([pd.NA if pd.isna(v) else int(v) for v in column], index=column.index, dtype=_INT)
+    return column.astype(dtype)
+
+
+def summary_line(run: Run) -> str:
+    """Returns one line on the run: data set, trials by state, how long it has taken."""
+    trials, meta = run.trials, run.meta
+    counts = ", ".join(f"{n} {state}" for state, n in trials["state"].value_counts().items())
+    if trials.empty:
+        return f"{run.name}: {meta['dataset']}, no trials yet"
+    import pandas as pd
+
+    end = trials["ended"].max() if trials["ended"].notna().all() else pd.Timestamp.now(UTC)
+    minutes = (end - trials["started"].min()).total_seconds() / 60
+    return f"{run.name}: {meta['dataset']}, {len(trials)} trials ({counts}), {minutes:.1f} minutes"
+
+
+def print_trials(run: Run, limit: int = 10) -> None:
+    """Prints the best trials as a table: accuracy, length, cost and the hyperparameters that differ."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    best = rank_trials(run.trials, run.path).head(limit)
+    config = [name for name in best.columns if name.startswith("config/") and best[name].nunique(dropna=False) > 1]
+    config = [name for name in config if name not in ("config/epochs",)][:8]
+    table = Table(box=box.SIMPLE_HEAD, title=f"Best trials of {run.name}", title_justify="left")
+    for name in ["trial", "valid accuracy", "epochs", "minutes", *(c.removeprefix("config/") for c in config)]:
+        table.add_column(name.replace("_", " "), justify="left" if name in ("architecture", "schedule") else "right")
+    for _, row in best.iterrows():
+        epochs = f"{row['epochs']}" + ("" if row["state"] == "complete" else " (stopped)")
+        cells = [str(row["trial"]), f"{row['valid_accuracy']:.2%}", epochs, f"{row['seconds'] / 60:.1f}"]
+        table.add_row(*cells, *(_cell(row[name]) for name in config))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return str(value)
+
+
+def main(
+    run: Annotated[str, typer.Argument(help="A run's name or folder, or 'latest'.")] = "latest",
+    limit: Annotated[int, typer.Option(min=1, help="How many of the best trials to print.")] = 10,
+) -> None:
+    """Print the best trials of a run, a line on the run, and what to do next."""
+    found = load(run)
+    print(summary_line(found))
+    print_trials(found, limit)
+    print(f"Frames: {found.path}/trials.csv, {found.path}/epochs.csv. Next: python -m tuning.final --run {found.name}")
+
+
+if __name__ == "__main__":
+    run_command(main)

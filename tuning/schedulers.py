@@ -1,0 +1,129 @@
+"""`SCHEDULERS` and `SAMPLERS`: name -> builder. Every option is named, because Ray's and Optuna's defaults change.
+
+The metric that schedulers compare is the best valid_accuracy so far; time is counted in epochs.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import optuna
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+
+METRIC = "best_valid_accuracy"
+REDUCTION_FACTOR = 3
+
+
+def grace_period(epochs: int) -> int:
+    """Returns the epochs that every trial gets: a ninth of the full length, but 3 where that many make no full length.
+
+    Three epochs let a plateau schedule with patience 1 lower its learning rate once before the first decision.
+    """
+    return min(epochs, max(3, epochs // REDUCTION_FACTOR**2))
+
+
+def _halving(epochs: int, seed: int, brackets: int) -> TrialScheduler:
+    np.random.seed(seed % 2**32)  # Ray draws a trial's bracket from numpy's global state.
+    return AsyncHyperBandScheduler(
+        time_attr="epoch",
+        metric=METRIC,
+        mode="max",
+        max_t=epochs,
+        grace_period=grace_period(epochs),
+        reduction_factor=REDUCTION_FACTOR,
+        brackets=brackets,
+        stop_last_trials=True,
+    )
+
+
+def _asha(epochs: int, seed: int) -> TrialScheduler:
+    """ASHA in its stopping form (Li et al. 2020, MLSys)."""
+    return _halving(epochs, seed, brackets=1)
+
+
+def _hyperband(epochs: int, seed: int) -> TrialScheduler:
+    """Asynchronous Hyperband (Li et al. 2020, section 3.3): ASHA with several grace periods."""
+    rungs = int(np.log(epochs / grace_period(epochs)) / np.log(REDUCTION_FACTOR)) + 1
+    return _halving(epochs, seed, brackets=rungs)
+
+
+def _median(epochs: int, seed: int) -> TrialScheduler:
+    """The median stopping rule (Golovin et al. 2017, Google Vizier)."""
+    return MedianStoppingRule(
+        time_attr="epoch",
+        metric=METRIC,
+        mode="max",
+        grace_period=grace_period(epochs),
+        min_samples_required=3,
+        min_time_slice=0,
+        hard_stop=True,
+    )
+
+
+def _none(epochs: int, seed: int) -> TrialScheduler:
+    return FIFOScheduler()
+
+
+SCHEDULERS: dict[str, Callable[[int, int], TrialScheduler]] = {
+    "asha": _asha,
+    "hyperband": _hyperband,
+    "median": _median,
+    "none": _none,
+}
+
+
+def _tpe(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
+    """Tree-structured Parzen estimator (Bergstra et al. 2011); multivariate, a group a branch of the space."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            seed=seed,
+            n_startup_trials=n_startup,
+            n_ei_candidates=64,
+            multivariate=True,
+            group=True,
+            constant_liar=True,
+        )
+
+
+def _gp(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
+    """Gaussian process with log expected improvement; branches that not every trial has are drawn independently."""
+    return optuna.samplers.GPSampler(
+        seed=seed, n_startup_trials=n_startup, deterministic_objective=False, warn_independent_sampling=False
+    )
+
+
+def _random(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _qmc(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
+    """Scrambled Sobol points (Bergstra & Bengio 2012 compare them with random ones)."""
+    return optuna.samplers.QMCSampler(
+        qmc_type="sobol",
+        scramble=True,
+        seed=seed,
+        warn_asynchronous_seeding=False,
+        warn_independent_sampling=False,
+    )
+
+
+SAMPLERS: dict[str, Callable[[int, int], optuna.samplers.BaseSampler]] = {
+    "tpe": _tpe,
+    "gp": _gp,
+    "random": _random,
+    "qmc": _qmc,
+}
+
+
+def replay(scheduler: TrialScheduler, epochs: Mapping[int, Sequence[Mapping[str, Any]]]) -> None:
+    """Shows a new scheduler the epochs of trials that have ended, so that a resumed search judges by all of them."""
+    for number, rows in epochs.items():
+        trial = SimpleNamespace(trial_id=f"before-{number}", status="TERMINATED")
+        scheduler.on_trial_add(None, trial)
+        best = 0.0
+        for row in sorted(rows, key=lambda r: int(r["epoch"])):
+            best = max(best, row["valid_accuracy"])
+            scheduler.on_trial_result(None, trial, {"epoch": row["epoch"], METRIC: best})

@@ -1,0 +1,460 @@
+"""Search hyperparameters with Ray Tune and Optuna; every trial trains on the train split and is judged on the valid split.
+
+    python -m tuning.search --samples 20
+
+The run folder holds everything: the study, the frames, the checkpoints. The test split is not opened.
+"""
+
+import logging
+import os
+import re
+import shlex
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tuning import results
+from tuning.errors import UserError, run_command, unknown_name
+
+if TYPE_CHECKING:
+    from tuning.data import Splits
+    from tuning.progress import Progress
+    from tuning.spaces import Space
+    from tuning.study import RunStudy
+
+SAMPLERS = ("tpe", "gp", "random", "qmc")
+SCHEDULERS = ("asha", "hyperband", "median", "none")
+DEFAULT_EPOCHS = {"cpu": 9, "cuda": 27}
+N_STARTUP = 8
+_CPUS_FOR_A_GPU_TRIAL = 1
+_GPU_BYTES_FOR_A_TRIAL = 8 << 30
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a search was asked to do, with all defaults resolved; `meta.json` keeps it for `--resume`."""
+
+    samples: int
+    space: str
+    dataset: str
+    epochs: int
+    seed: int
+    sampler: str
+    scheduler: str
+    device: str
+    concurrency: int
+    cpus_per_trial: float
+    gpus_per_trial: float
+    train_images: int | None
+    data_dir: str | None
+    max_failures: int
+    time_budget: float | None
+
+
+def search(settings: Settings, path: Path, progress: "Progress") -> None:
+    """Runs or goes on with the search of a run folder.
+
+    Raises:
+        UserError: The data cannot be had, the space is wrong, the disk is full, or Ray cannot start.
+    """
+    import optuna
+
+    from tuning import data, schedulers, spaces
+    from tuning.study import RunStudy
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    splits = data.load_splits(
+        settings.dataset, _path(settings.data_dir), seed=settings.seed, train_images=settings.train_images
+    )
+    space = usable_space(spaces.load_space(str(path / "space.py")), settings, progress)
+    sampler = schedulers.SAMPLERS[settings.sampler](_sampler_seed(settings.seed, path), N_STARTUP)
+    study = RunStudy(path, space, sampler, epochs=settings.epochs, seed=settings.seed)
+    _update_meta(path, settings, split_hash=splits.split_hash)
+    to_run = settings.samples - study.n_finished
+    if to_run > 0:
+        stopped_by = run_trials(settings, path, splits, study, progress, to_run)
+        _update_meta(path, settings, ended=_now(), stopped_by=stopped_by)
+    draw_run(results.Run(path), study)
+
+
+def draw_run(run: results.Run, study: "RunStudy") -> None:
+    """Writes the run's pictures into its folder, where any trial has finished."""
+    from tuning import analysis, plots
+
+    trials, epochs = run.trials, run.epochs
+    if not trials["state"].isin(["complete", "pruned"]).any():
+        return
+    importances = analysis.importances(study.study, analysis.equal_budget_values(trials, epochs))
+    for name, figure in {
+        "best_so_far": plots.best_so_far(analysis.best_so_far(trials)),
+        "learning_curves": plots.learning_curves(epochs, trials),
+        "parallel_coordinates": plots.parallel_coordinates(trials),
+        "importances": plots.importances(importances),
+    }.items():
+        plots.save(figure, run.path / f"{name}.png")
+
+
+def run_trials(
+    settings: Settings, path: Path, splits: "Splits", study: "RunStudy", progress: "Progress", n_trials: int
+) -> str | None:
+    """Runs trials through Ray Tune until there are `n_trials` more; returns why it ended sooner, or None."""
+    from ray import tune
+    from ray.tune.logger import TBXLoggerCallback
+
+    from tuning import schedulers
+    from tuning.trainable import EndSearch, Proposals, Recorder, train_trial, trial_folder
+
+    stop = _Stop(settings.time_budget)
+    scheduler = schedulers.SCHEDULERS[settings.scheduler](settings.epochs, settings.seed)
+    schedulers.replay(scheduler, study.finished_epochs())
+    threads = max(1, int(settings.cpus_per_trial))
+    trainable = tune.with_parameters(
+        train_trial, splits=splits, run=str(path.absolute()), device=settings.device, threads=threads
+    )
+    resources = {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial}
+    with _started_ray(settings, path), stop.on_signals():
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, resources),
+            tune_config=tune.TuneConfig(
+                search_alg=Proposals(study, stop.on_problem),
+                scheduler=scheduler,
+                num_samples=n_trials,
+                max_concurrent_trials=settings.concurrency,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial_folder(path, trial.config["trial"]).name,
+            ),
+            run_config=tune.RunConfig(
+                name="trials",
+                storage_path=str(path.absolute()),
+                failure_config=tune.FailureConfig(max_failures=settings.max_failures),
+                callbacks=[Recorder(study, progress, stop.on_problem), TBXLoggerCallback()],
+                stop=EndSearch(stop.now),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+    for leftover in (path / "trials").glob("*"):
+        if leftover.is_file():  # Ray's own state, pickled: the study and the frames are the record to go on from.
+            leftover.unlink()
+    if stop.problem is not None:
+        study.close(stopped_by=None)
+        raise stop.problem
+    # What was interrupted stays as it is, to be gone on with; a budget that is spent is an end.
+    study.close(stopped_by=None if stop.reason == "interrupt" else stop.reason or "search")
+    return stop.reason
+
+
+def usable_space(space: "Space", settings: Settings, progress: "Progress") -> "Space":
+    """Returns the space less what this machine cannot do, each omission said in one line; checks what is left.
+
+    Raises:
+        UserError: A point of the space is no valid configuration.
+    """
+    from tuning.spaces import check_space
+
+    if settings.device == "cpu" and space.gpu_only:
+        left_out = "; ".join(f"{name} {', '.join(map(str, choices))}" for name, choices in space.gpu_only.items())
+        progress.note(f"On a CPU the space {settings.space} leaves out: {left_out}.")
+        space = space.without(space.gpu_only)
+    offered = check_space(space, settings.epochs)
+    if "pretrained=True" in offered:
+        from tuning.models import pretrained_weights
+
+        try:
+            pretrained_weights()
+        except UserError as error:
+            progress.note(f"The space leaves out pretrained=True: {error}")
+            space = space.without({"pretrained": [True]})
+            check_space(space, settings.epochs)
+    return space
+
+
+def plan_slots(
+    device: str | None, cpus_per_trial: float | None, gpus_per_trial: float | None, concurrency: int | None
+) -> dict[str, Any]:
+    """Returns device, concurrency and resources a trial, from what the machine has and what was asked for.
+
+    On a CPU: a trial a core with one thread, because one trial a core beats two cores a trial. On GPUs: as many trials
+    side by side as cores and memory (8 GiB a trial) allow, at most 4 a GPU.
+
+    Raises:
+        UserError: More CPUs or GPUs are asked for than there are, or no trial would fit.
+    """
+    n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpus = _gpu_memory()
+    if device not in (None, "cpu", "cuda"):
+        raise unknown_name("--device", device, ["cpu", "cuda"])
+    device = device or ("cuda" if gpus else "cpu")
+    wanted_gpus = gpus_per_trial or 0.0
+    if device == "cuda" and not gpus:
+        raise UserError("--device must be 'cpu' on a machine without a GPU that torch can use, but got 'cuda'.")
+    if wanted_gpus > (len(gpus) if device == "cuda" else 0):
+        raise UserError(f"--gpus-per-trial must be at most {len(gpus)}, the GPUs to be used, but got {wanted_gpus:g}.")
+    cpus = cpus_per_trial or 1.0
+    if cpus > n_cpus:
+        raise UserError(f"--cpus-per-trial must be at most {n_cpus}, the cores of this machine, but got {cpus:g}.")
+    slots = int(n_cpus / cpus)
+    if device == "cuda":
+        if gpus_per_trial is None:
+            side_by_side = min(4, max(1, n_cpus // len(gpus)), max(1, min(gpus) // _GPU_BYTES_FOR_A_TRIAL))
+            wanted_gpus = 1 / side_by_side
+        if wanted_gpus > 0:
+            slots = min(slots, int(len(gpus) / wanted_gpus + 1e-6))
+    if concurrency is not None:
+        if not 1 <= concurrency <= slots:
+            raise UserError(f"--concurrency must be between 1 and {slots} on this machine, but got {concurrency}.")
+        slots = concurrency
+    return {"device": device, "concurrency": slots, "cpus_per_trial": cpus, "gpus_per_trial": wanted_gpus}
+
+
+def parse_duration(text: str) -> float:
+    """Returns seconds from "90s", "30m", "1.5h" or "1h30m"; raises UserError for anything else, and for nothing."""
+    units = {"h": 3600, "m": 60, "s": 1}
+    parts = re.findall(r"(\d+(?:\.\d+)?)([hms])", text)
+    seconds = sum(float(number) * units[unit] for number, unit in parts)
+    if "".join(number + unit for number, unit in parts) != text or seconds <= 0:
+        raise UserError(f"--time-budget must be a duration such as 90s, 30m or 1h30m, but got {text!r}.")
+    return seconds
+
+
+class _Stop:
+    """Why and when the search should end before its samples are done: a budget, a signal or a problem of our own."""
+
+    def __init__(self, time_budget: float | None) -> None:
+        self.reason: str | None = None
+        self.problem: BaseException | None = None
+        self._deadline = None if time_budget is None else time.monotonic() + time_budget
+
+    def on_problem(self, error: BaseException) -> None:
+        self.problem = self.problem or error
+
+    def on_signals(self) -> Any:
+        """Returns a context in which SIGINT and SIGTERM end the search in good order, and a second one at once."""
+        from contextlib import contextmanager
+
+        def handle(number: int, frame: Any) -> None:
+            if self.reason == "interrupt":
+                os._exit(130)
+            self.reason = "interrupt"
+
+        @contextmanager
+        def handlers() -> Any:
+            old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+            try:
+                yield
+            finally:
+                for number, handler in old.items():
+                    signal.signal(number, handler)
+
+        return handlers()
+
+    def now(self) -> bool:
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            self.reason = self.reason or "time budget"
+        return self.reason is not None or self.problem is not None
+
+
+def _started_ray(settings: Settings, path: Path) -> Any:
+    """Returns a context with a Ray of our own, on this machine, bound to the loopback address, without a dashboard."""
+    from contextlib import contextmanager
+
+    os.environ |= {
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+    import ray
+
+    @contextmanager
+    def started() -> Any:
+        n_gpus = len(_gpu_memory()) if settings.device == "cuda" else 0
+        ray.init(
+            address="local",
+            num_cpus=max(1, round(settings.concurrency * settings.cpus_per_trial)),
+            num_gpus=n_gpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+        log = logging.FileHandler(path / "driver.log")
+        loggers = [logging.getLogger("ray"), logging.getLogger("ray.tune")]
+        for logger in loggers:
+            logger.handlers, logger.propagate = [log], False
+        try:
+            yield
+        finally:
+            ray.shutdown()
+            for logger in loggers:
+                logger.removeHandler(log)
+            log.close()
+
+    return started()
+
+
+def _gpu_memory() -> list[int]:
+    """Returns the bytes of memory of each GPU that torch can use."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+
+
+def _sampler_seed(seed: int, path: Path) -> int:
+    """Returns the sampler's seed: the run's, moved on by what the study holds, so that a resumed one draws new points."""
+    return (seed * 1_000_003 + len(results.Run(path).trials)) % 2**31
+
+
+def _update_meta(path: Path, settings: Settings, **values: Any) -> None:
+    file = path / "meta.json"
+    meta = results.read_json(file) if file.exists() else {}
+    results.write_json(file, meta | {"settings": asdict(settings)} | values)
+
+
+def _new_run(settings: Settings, name: str | None) -> Path:
+    """Returns a new run folder with `space.py` and `meta.json`."""
+    from tuning.spaces import load_space
+
+    space = load_space(settings.space)
+    path = results.create_run(name, settings.dataset)
+    results.write_text(path / "space.py", space.source)
+    _update_meta(
+        path,
+        settings,
+        dataset=settings.dataset,
+        seed=settings.seed,
+        command=shlex.join(["python", "-m", "tuning.search", *sys.argv[1:]]),
+        started=_now(),
+        versions=_versions(),
+        hardware=_hardware(),
+        git_commit=_git_commit(),
+    )
+    return path
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+    from platform import python_version
+
+    names = ("torch", "torchvision", "ray", "optuna", "numpy", "pandas")
+    return {"python": python_version()} | {name: version(name) for name in names}
+
+
+def _hardware() -> dict[str, Any]:
+    import platform
+
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).exists():
+        names = re.findall(r"model name\s*: (.*)", info.read_text())
+        cpu = names[0] if names else cpu
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"cpu": cpu, "cores": os.cpu_count(), "gpus": gpus}
+
+
+def _git_commit() -> str | None:
+    import subprocess
+
+    folder = Path(__file__).parent
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
+
+
+def main(
+    samples: Annotated[int | None, typer.Option(help="Trials to run in all.  [default: 20]")] = None,
+    space: Annotated[str, typer.Option(help="A search space: resnet, resnet8, resnet18, smoke, or FILE.py.")] = "resnet",
+    dataset: Annotated[str, typer.Option(help="The data set.")] = "fashion-mnist",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Length of a full trial.  [default: 9; on GPUs 27]")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses the valid split, the points and the trials' seeds.")] = 0,
+    run: Annotated[str | None, typer.Option(help="Name of the run folder below results/.  [default: date-dataset-n]")] = None,
+    sampler: Annotated[str, typer.Option(help="tpe, gp, random or qmc.")] = "tpe",
+    scheduler: Annotated[str, typer.Option(help="asha, hyperband, median or none: what stops trials early.")] = "asha",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.  [default: cuda where there is one]")] = None,
+    cpus_per_trial: Annotated[float | None, typer.Option(min=0.1, help="CPU cores a trial.  [default: 1]")] = None,
+    gpus_per_trial: Annotated[float | None, typer.Option(min=0, help="GPUs, or a share of one, a trial.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Trials side by side.  [default: as many as fit]")] = None,
+    time_budget: Annotated[str | None, typer.Option(help="End after e.g. 30m; what runs then counts as stopped.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="A folder that holds the data set's files.")] = None,
+    train_images: Annotated[int | None, typer.Option(help="Train on this many images only, stratified.")] = None,
+    max_failures: Annotated[int, typer.Option(min=0, help="Retries of a trial that fails, from its last epoch.")] = 2,
+    resume: Annotated[str | None, typer.Option(help="Go on with this run, or 'latest'; more --samples extend it.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only.")] = False,
+) -> None:
+    """Search architecture, learning rate, batch size and the rest; print the best configurations."""
+    from tuning.progress import Progress
+
+    if samples is not None and samples < 1:
+        raise UserError(f"--samples must be at least 1, but got {samples}.")
+    budget = None if time_budget is None else parse_duration(time_budget)
+    if resume is not None:
+        found = results.load(resume)
+        settings = replace(Settings(**found.meta["settings"]), time_budget=budget)
+        settings = replace(settings, samples=samples or settings.samples)
+        path = found.path
+    else:
+        _check_names(space, dataset, sampler, scheduler)
+        slots = plan_slots(device, cpus_per_trial, gpus_per_trial, concurrency)
+        settings = Settings(
+            samples=samples or 20,
+            space=space,
+            dataset=dataset,
+            epochs=epochs or DEFAULT_EPOCHS[slots["device"]],
+            seed=seed,
+            sampler=sampler,
+            scheduler=scheduler,
+            train_images=train_images,
+            data_dir=None if data_dir is None else str(data_dir),
+            max_failures=max_failures,
+            time_budget=budget,
+            **slots,
+        )
+        path = _new_run(settings, run)
+    n_done = len(results.Run(path).trials)
+    with Progress(settings.samples, n_done, quiet=quiet) as progress:
+        progress.note(
+            f"Run {path}: {settings.samples} samples of at most {settings.epochs} epochs, "
+            f"{settings.concurrency} side by side on {settings.device}"
+        )
+        search(settings, path, progress)
+    found = results.Run(path)
+    print(results.summary_line(found))
+    results.print_trials(found, limit=5)
+    if found.meta.get("stopped_by") == "interrupt":
+        print(f"Interrupted. Go on with: python -m tuning.search --resume {found.name}")
+        raise typer.Exit(130)
+    print(f"Run folder: {found.path}. Next: python -m tuning.final --run {found.name}")
+
+
+def _check_names(space: str, dataset: str, sampler: str, scheduler: str) -> None:
+    """Raises UserError for a name that no registry has; imports neither torch nor Ray."""
+    if sampler not in SAMPLERS:
+        raise unknown_name("--sampler", sampler, SAMPLERS)
+    if scheduler not in SCHEDULERS:
+        raise unknown_name("--scheduler", scheduler, SCHEDULERS)
+    from tuning.data import find_dataset
+    from tuning.spaces import load_space
+
+    find_dataset(dataset)
+    load_space(space)
+
+
+if __name__ == "__main__":
+    run_command(main)

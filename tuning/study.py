@@ -1,0 +1,212 @@
+"""The Optuna side of a run: what the sampler is asked, and what a finished, stopped or failed trial tells it.
+
+The study (SQLite, in the run folder) and `epochs.csv` are the record; `trials.csv` is written from them. Nothing here
+knows Ray: whoever runs trials calls `ask`, `report`, `finish`, `fail`.
+"""
+
+import hashlib
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from tuning import results
+from tuning.config import TrainConfig
+from tuning.spaces import Space
+
+OBJECTIVE = "valid_accuracy"
+_STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+}
+_SECONDS_BETWEEN_WRITES = 1.0
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A trial to run: its number in the study, its seed, and its configuration."""
+
+    number: int
+    seed: int
+    config: TrainConfig
+
+
+class RunStudy:
+    """A run's trials.
+
+    Args:
+        path: The run folder; a study that it holds already is gone on with.
+        space: Makes configurations.
+        sampler: Chooses parameters.
+        epochs: Length of a trial where the space sets none.
+        seed: The run's; a trial's seed derives from it and the trial's number.
+
+    Attributes:
+        study: The Optuna study.
+    """
+
+    def __init__(
+        self, path: Path, space: Space, sampler: optuna.samplers.BaseSampler, *, epochs: int, seed: int
+    ) -> None:
+        self._path, self._space, self._epochs, self._seed = path, space, epochs, seed
+        self.study = optuna.create_study(
+            study_name=path.name,
+            storage=f"sqlite:///{path.absolute()}/study.db",
+            sampler=sampler,
+            pruner=optuna.pruners.NopPruner(),
+            direction="maximize",
+            load_if_exists=True,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
+            self.study.set_metric_names([OBJECTIVE])
+        self._attrs: dict[int, dict[str, Any]] = {}
+        self._rows: dict[int, list[dict[str, Any]]] = {}
+        self._written = 0.0
+        for row in results.Run(path).epochs.to_dict("records"):
+            self._rows.setdefault(row["trial"], []).append({str(k): v for k, v in row.items()})
+        trials = self.study.get_trials(deepcopy=False)
+        for trial in trials:
+            self._attrs[trial.number] = dict(trial.user_attrs)
+        self._interrupted = [trial.number for trial in trials if trial.state == TrialState.RUNNING]
+        if not trials:
+            for point in space.first:
+                self.study.enqueue_trial(dict(point))
+
+    @property
+    def n_finished(self) -> int:
+        """Trials that are complete, stopped or failed for good."""
+        return sum(attrs.get("state", "running") != "running" for attrs in self._attrs.values())
+
+    @property
+    def n_interrupted(self) -> int:
+        """Trials that were running when the study was opened and have not been asked for again."""
+        return len(self._interrupted)
+
+    def finished_epochs(self) -> dict[int, list[dict[str, Any]]]:
+        """Returns the epochs of each trial that has ended, for a scheduler that has to learn them again."""
+        return {n: self._rows.get(n, []) for n, attrs in self._attrs.items() if attrs.get("state") in ("complete", "pruned")}
+
+    def ask(self) -> Proposal:
+        """Returns a trial that was interrupted, or else a new one.
+
+        Raises:
+            UserError: The space gave no valid configuration.
+        """
+        if self._interrupted:
+            number = self._interrupted.pop(0)
+            attrs = self._attrs[number]
+            if "config" in attrs:
+                attrs["attempt"] = attrs.get("attempt", 1) + 1
+                return Proposal(number, attrs["seed"], TrainConfig.model_validate(attrs["config"]))
+            self._end(number, TrialState.FAIL, error="interrupted before its configuration was known")
+            return self.ask()
+        trial = self.study.ask()
+        config = self._space.sample(trial, self._epochs)
+        seed = trial_seed(self._seed, trial.number)
+        attrs = {"config": config.model_dump(), "seed": seed, "started": _now()}
+        for name, value in attrs.items():
+            trial.set_user_attr(name, value)
+        self._attrs[trial.number] = {**attrs, "attempt": 1}
+        self._rows[trial.number] = []
+        self.write_trials()
+        return Proposal(trial.number, seed, config)
+
+    def report(self, number: int, result: Mapping[str, Any]) -> bool:
+        """Takes an epoch's result into the study and `epochs.csv`; returns False for an epoch that was known already."""
+        rows, attrs = self._rows.setdefault(number, []), self._attrs[number]
+        for name in ("n_parameters", "device", "precision", "finished"):
+            attrs[name] = result.get(name)
+        if any(row["epoch"] == result["epoch"] for row in rows):
+            return False
+        row = {"trial": number, **{name: result[name] for name in results.EPOCH_COLUMNS if name != "trial"}}
+        results.append_row(self._path / "epochs.csv", results.EPOCH_COLUMNS, row)
+        rows.append(row)
+        self._storage.set_trial_intermediate_value(self._id(number), result["epoch"], result[OBJECTIVE])
+        self.write_trials(throttled=True)
+        return True
+
+    def retry(self, number: int, error: str) -> None:
+        """Notes that a trial failed and begins another attempt."""
+        self._attrs[number]["attempt"] += 1
+        self._attrs[number]["error"] = error
+
+    def finish(self, number: int, stopped_by: str) -> None:
+        """Tells the sampler the outcome of a trial that ended without an error.
+
+        A trial that reached its length or stopped early by itself is COMPLETE with its *best* value. One that was
+        stopped from outside is PRUNED, and its values by epoch stand: it is not a bad configuration, but a short run.
+        """
+        if self._attrs[number].get("finished"):
+            self._end(number, TrialState.COMPLETE, stopped_by=self._attrs[number]["finished"])
+        elif self._rows[number]:
+            self._end(number, TrialState.PRUNED, stopped_by=stopped_by)
+        else:
+            self._end(number, TrialState.FAIL, error=f"stopped by {stopped_by} before its first epoch ended")
+
+    def fail(self, number: int, error: str) -> None:
+        """Tells the sampler that a trial failed for good, and why."""
+        self._end(number, TrialState.FAIL, error=error)
+
+    def close(self, stopped_by: str | None) -> None:
+        """Writes everything; with a reason, also ends the trials that still run. Without one they can be gone on with."""
+        for number, attrs in self._attrs.items():
+            if stopped_by is not None and attrs.get("state", "running") == "running":
+                self.finish(number, stopped_by)
+        self.write_trials()
+
+    def row(self, number: int) -> dict[str, Any]:
+        """Returns a trial's row of `trials.csv`."""
+        attrs, rows = self._attrs[number], self._rows.get(number, [])
+        row = {name: attrs.get(name) for name in results.TRIAL_COLUMNS if name in attrs}
+        row |= {"trial": number, "state": attrs.get("state", "running"), "epochs": len(rows)}
+        row |= {f"config/{name}": value for name, value in attrs.get("config", {}).items()}
+        if rows:
+            best = max(rows, key=lambda r: (r["valid_accuracy"], -r["valid_loss"]))
+            seconds = sum(r["epoch_seconds"] for r in rows)
+            row |= {"valid_accuracy": best["valid_accuracy"], "valid_loss": best["valid_loss"], "best_epoch": best["epoch"]}
+            row |= {"seconds": seconds, "images_per_second": sum(r["images_per_second"] for r in rows) / len(rows)}
+        return row
+
+    def write_trials(self, throttled: bool = False) -> None:
+        """Writes `trials.csv`; throttled, at most once a second, so that its cost stays linear in the trials."""
+        if throttled and time.monotonic() - self._written < _SECONDS_BETWEEN_WRITES:
+            return
+        results.write_rows(self._path / "trials.csv", results.TRIAL_COLUMNS, (self.row(n) for n in sorted(self._attrs)))
+        self._written = time.monotonic()
+
+    @property
+    def _storage(self) -> optuna.storages.BaseStorage:
+        return self.study._storage
+
+    def _id(self, number: int) -> int:
+        return self._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+
+    def _end(self, number: int, state: TrialState, *, stopped_by: str | None = None, error: str | None = None) -> None:
+        attrs = self._attrs.setdefault(number, {})
+        attrs |= {"state": _STATES[state], "ended": _now(), "stopped_by": stopped_by}
+        if error is not None:
+            attrs["error"] = error
+        for name in ("state", "ended", "stopped_by", "error", "attempt", "n_parameters", "device", "precision"):
+            if attrs.get(name) is not None:
+                self._storage.set_trial_user_attr(self._id(number), name, attrs[name])
+        value = self.row(number).get("valid_accuracy") if state == TrialState.COMPLETE else None
+        self.study.tell(number, value, state=state)
+        self.write_trials()
+
+
+def trial_seed(run_seed: int, number: int) -> int:
+    """Returns a trial's seed in [0, 2**31): a hash of the run's seed and the trial's number."""
+    return int.from_bytes(hashlib.sha256(f"{run_seed}/{number}".encode()).digest()[:4], "big") >> 1
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()

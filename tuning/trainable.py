@@ -1,0 +1,252 @@
+"""The Ray side of a trial: `train_trial` runs in a worker, `Recorder` and `Proposals` sit between Ray and the study.
+
+A trial's state is written to its own folder after each epoch and before the epoch is reported; whoever runs the trial
+again (a retry, a resumed search) goes on from there. Ray's own checkpoints are not used: there is one way to go on.
+"""
+
+import contextlib
+import os
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+from ray.tune.search import Searcher
+
+from tuning.config import TrainConfig
+from tuning.data import Splits
+from tuning.errors import UserError, disk_full
+from tuning.progress import Progress
+from tuning.schedulers import METRIC
+from tuning.study import RunStudy
+
+if TYPE_CHECKING:
+    from tuning.training import Training
+
+LATEST, BEST, LOG = "latest.pt", "best.pt", "trial.log"
+
+
+def train_trial(config: Mapping[str, Any], *, splits: Splits, run: str, device: str, threads: int) -> None:
+    """Trains one configuration in a Ray worker and reports each epoch; the trial's log gets what is printed meanwhile.
+
+    Args:
+        config: `trial` (its number), `seed`, and `config`, the hyperparameters.
+        splits: From the object store; its arrays are read-only and shared by all trials on a node.
+        run: The run folder; the trial's is `trials/<number>` below it.
+        device: "cpu" or "cuda".
+        threads: For torch, on a CPU.
+    """
+    from tuning.training import Training, prepare
+
+    folder = trial_folder(Path(run), config["trial"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOG).open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
+        try:
+            prepare(threads)
+            training = Training(TrainConfig.model_validate(config["config"]), splits, seed=config["seed"], device=device)
+            print(f"trial {config['trial']}, seed {config['seed']}, {device}, {training.precision}: {config['config']}")
+            _train(training, folder)
+        except Exception:
+            traceback.print_exc()
+            raise
+
+
+def _train(training: "Training", folder: Path) -> None:
+    """Goes on from the folder's checkpoint, if there is one, to the end."""
+    from tuning.training import NonFiniteLoss, fit
+
+    device, precision = training.device.type, training.precision
+    facts = {"n_parameters": training.n_parameters, "device": device, "precision": precision, "error": ""}
+    known = load_state(folder, training)
+    for result in known:  # The study knows these already, unless it was cut off; a new scheduler has to learn them.
+        tune.report({**result, **facts})
+    try:
+        for epoch in fit(training):
+            result = {**vars(epoch), METRIC: training.best["valid_accuracy"]}
+            known.append(result)
+            save_state(folder / LATEST, {"training": training.state_dict(), "results": known})
+            if epoch.best_epoch == epoch.epoch:
+                _link(folder / LATEST, folder / BEST)
+            print(epoch)
+            tune.report({**result, **facts})
+    except NonFiniteLoss as error:  # Training it again would end in the same place, so this is a result, not a failure.
+        print(error)
+        tune.report({"epoch": training.epoch, METRIC: 0.0, **facts, "error": str(error)})
+
+
+def trial_folder(run: Path, number: int) -> Path:
+    """Returns the folder of a trial's log, events and checkpoints."""
+    return run / "trials" / f"{number:04d}"
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Writes a checkpoint whole or not at all; raises UserError where the disk is full."""
+    import torch
+
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save(dict(state), file)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError.
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        cause = error if isinstance(error, OSError) else error.__context__
+        full = disk_full(path, cause) if isinstance(cause, OSError) else None
+        raise (full or error) from error
+
+
+def load_state(folder: Path, training: "Training") -> list[dict[str, Any]]:
+    """Loads the latest checkpoint that is whole into `training`; returns the results of the epochs that it has behind it.
+
+    A damaged checkpoint is said in the trial's log, and the best one is taken instead.
+    """
+    import torch
+
+    for name in (LATEST, BEST):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            training.load_state_dict(state["training"])
+        except Exception as error:  # A damaged file raises whatever the unpickler met; each means: not this one.
+            print(f"{path} cannot be used ({error!r}); passed over.")
+            continue
+        print(f"Going on after epoch {training.epoch}, from {path}.")
+        return list(state["results"])
+    return []
+
+
+class _NotRestored:
+    """What Ray pickles when it saves its own state, and gets nothing of: the run folder is the record to go on from."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class EndSearch(_NotRestored, tune.Stopper):  # type: ignore[misc]
+    """Ends all trials as soon as `now()` says so."""
+
+    def __init__(self, now: Callable[[], bool]) -> None:
+        self._now = now
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Returns False: no trial is stopped by itself."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Returns whether the search should end."""
+        return self._now()
+
+
+class Proposals(_NotRestored, Searcher):  # type: ignore[misc]
+    """Hands the study's proposals to Ray Tune. What came of them the study learns from `Recorder`, not from here."""
+
+    def __init__(self, study: RunStudy, on_problem: Callable[[BaseException], None]) -> None:
+        super().__init__(metric=METRIC, mode="max")
+        self._study = study
+        self._on_problem = on_problem
+
+    def suggest(self, trial_id: str) -> Any:
+        """Returns the next trial's configuration, or FINISHED if the study cannot give one."""
+        try:
+            proposal = self._study.ask()
+        except Exception as error:  # Ray would bury it; the search stops and shows it.
+            self._on_problem(error)
+            return Searcher.FINISHED
+        return {"trial": proposal.number, "seed": proposal.seed, "config": proposal.config.model_dump()}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Does nothing; see `Recorder`."""
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        """Accepts what Ray passes; metric and mode are this class's own."""
+        return True
+
+    def save(self, checkpoint_path: str) -> None:
+        """Does nothing: the study in the run folder is the record."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Does nothing: the study in the run folder is the record."""
+
+
+class Recorder(_NotRestored, tune.Callback):
+    """Writes what trials do into the study, the frames and the progress view.
+
+    Args:
+        study: The record.
+        progress: What a person watches.
+        on_problem: Is told the first exception that recording raises, so that the search can stop and show it.
+    """
+
+    def __init__(self, study: RunStudy, progress: Progress, on_problem: Callable[[BaseException], None]) -> None:
+        self._study = study
+        self._progress = progress
+        self._on_problem = on_problem
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Shows that a trial began."""
+        self._progress.started(self._study.row(trial.config["trial"]))
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        """Records an epoch."""
+        number = trial.config["trial"]
+        with self._guard():
+            if result["error"]:
+                self._study.fail(number, result["error"])
+                self._progress.ended(self._study.row(number))
+            elif self._study.report(number, result):
+                self._progress.epoch(self._study.row(number), result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Records that a trial ended by itself or was stopped by the scheduler."""
+        number = trial.config["trial"]
+        with self._guard():
+            if self._study.row(number)["state"] == "running":
+                self._study.finish(number, "scheduler")
+                self._progress.ended(self._study.row(number))
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Records another attempt."""
+        with self._guard():
+            self._study.retry(trial.config["trial"], _last_error(trial))
+            self._progress.note(f"trial {trial.config['trial']} failed and is tried again: {_last_error(trial)}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Records that a trial failed for good."""
+        number = trial.config["trial"]
+        with self._guard():
+            self._study.fail(number, _last_error(trial))
+            self._progress.ended(self._study.row(number))
+
+    @contextlib.contextmanager
+    def _guard(self) -> Any:
+        try:
+            yield
+        except Exception as error:  # Ray would take it for a failure of the trial.
+            self._on_problem(error)
+
+
+def _last_error(trial: Any) -> str:
+    """Returns what made a trial fail, in a line: the exception of its traceback, or what Ray says of its worker."""
+    text = Path(trial.error_file).read_text() if trial.error_file else ""
+    _, _, last = text.rpartition("Failure # ")
+    lines = [line.strip() for line in last.splitlines()[1:] if line.strip()]
+    if not lines:
+        return "unknown error"
+    return (lines[-1] if "Traceback" in last or "ray::" in lines[0] else lines[0])[:500]
+
+
+def _link(source: Path, target: Path) -> None:
+    """Makes `target` another name of the file `source`, at once; `source` is replaced, never written again."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise (disk_full(target, error) or UserError(f"{target} must be writable: {error}.")) from error

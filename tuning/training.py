@@ -1,0 +1,374 @@
+"""`fit`: a generator that yields one `EpochResult` an epoch. Early stopping and the learning-rate schedules live here.
+
+Nothing here prints, and nothing here knows Ray or Optuna. `Training` holds all that changes while a model trains; saved
+between any two epochs and loaded again, it goes on to the same numbers.
+"""
+
+import copy
+import functools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+from tuning.config import TrainConfig
+from tuning.data import Labelled, Splits, normalise, to_tensors, train_batches
+from tuning.models import build_model, count_parameters
+
+EVALUATION_BATCH = 500
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The training loss became infinite or not a number."""
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch gave.
+
+    Attributes:
+        epoch: From 1.
+        train_loss: Mean cross entropy of the epoch's augmented batches, label smoothing included.
+        train_accuracy: Share of the augmented train images that were labelled rightly while training, in [0, 1].
+        valid_loss: Mean cross entropy of the valid split after the epoch, without label smoothing.
+        valid_accuracy: In [0, 1].
+        lr: The learning rate of the epoch's last step.
+        epoch_seconds: Wall time, validation included.
+        images_per_second: Train images a second of training, validation not included.
+        best_epoch: The epoch with the best valid_accuracy so far (of equal ones, that with the lower valid_loss).
+        finished: Why training ends with this epoch: "length" or "early stopping"; "" while it goes on.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    valid_loss: float
+    valid_accuracy: float
+    lr: float
+    epoch_seconds: float
+    images_per_second: float
+    best_epoch: int
+    finished: str
+
+
+def fit(training: "Training") -> Iterator[EpochResult]:
+    """Yields one result an epoch until the training's length is reached or early stopping ends it.
+
+    Between two items `training.state_dict()` holds everything that is needed to go on; a finished training yields
+    nothing.
+
+    Raises:
+        NonFiniteLoss: Names epoch and step.
+    """
+    while not training.finished:
+        yield training.run_epoch()
+
+
+class Training:
+    """A model in training: weights, their running mean, optimizer, schedule, random state, and the best weights so far.
+
+    Args:
+        config: Every hyperparameter.
+        splits: Train and valid images.
+        seed: Of the initial weights, the order of the images and the augmentation.
+        device: Where it runs, e.g. "cpu" or "cuda".
+
+    Raises:
+        UserError: Pretrained weights were asked for and cannot be had.
+    """
+
+    def __init__(self, config: TrainConfig, splits: Splits, *, seed: int, device: str = "cpu") -> None:
+        self.config = config
+        self.device = torch.device(device)
+        self.precision = config.precision if config.precision != "auto" else faster_precision(self.device.type)
+        self.mean, self.std = splits.mean, splits.std
+        self._train = to_tensors(splits.train, self.device)
+        self._valid = to_tensors(splits.valid, self.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = build_model(config, splits.channels, splits.n_classes).to(self.device)
+        self.n_parameters = count_parameters(self.model)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._averaged = _RunningMean(self.model, config.ema_decay) if config.ema_decay else None
+        self._optimizer = make_optimizer(self.model, config)
+        self._schedule = make_schedule(self._optimizer, config, self._steps_per_epoch())
+        self.epoch = 0
+        self.best: dict[str, float] = {"epoch": 0, "valid_accuracy": -1.0, "valid_loss": math.inf}
+        self.finished = ""
+        self._lowest_loss, self._epochs_without_lower = math.inf, 0
+        self._best_weights: dict[str, Tensor] = {}
+
+    def run_epoch(self) -> EpochResult:
+        """Trains one epoch, validates, keeps the weights if they are the best, and returns the result."""
+        start = time.perf_counter()
+        self.epoch += 1
+        train_loss, train_accuracy, n_seen = self._train_epoch()
+        trained = time.perf_counter()
+        lr = float(self._last_lr)
+        logits, _ = predict(self.evaluated_model, self._valid[0], self.mean, self.std, self.precision)
+        valid_loss = functional.cross_entropy(logits, self._valid[1]).item()
+        valid_accuracy = (logits.argmax(1) == self._valid[1]).float().mean().item()
+        self._after_epoch(valid_loss, valid_accuracy)
+        return EpochResult(
+            epoch=self.epoch,
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            valid_loss=valid_loss,
+            valid_accuracy=valid_accuracy,
+            lr=lr,
+            epoch_seconds=time.perf_counter() - start,
+            images_per_second=n_seen / (trained - start),
+            best_epoch=int(self.best["epoch"]),
+            finished=self.finished,
+        )
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The model that is validated: the running mean of the weights where there is one."""
+        return self._averaged.model if self._averaged is not None else self.model
+
+    def best_model(self) -> nn.Module:
+        """Returns a copy of the model with the weights of the best epoch, ready to evaluate."""
+        model = copy.deepcopy(self.evaluated_model)
+        model.load_state_dict(self._best_weights)
+        return model.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns everything that changes in training; loads with `torch.load(..., weights_only=True)`."""
+        return {
+            "config": self.config.model_dump(),
+            "model": self.model.state_dict(),
+            "averaged": self._averaged.model.state_dict() if self._averaged is not None else None,
+            "averaged_steps": self._averaged.n_steps if self._averaged is not None else 0,
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "generator": self._generator.get_state(),
+            "epoch": self.epoch,
+            "best": dict(self.best),
+            "finished": self.finished,
+            "lowest_loss": self._lowest_loss,
+            "epochs_without_lower": self._epochs_without_lower,
+            "best_weights": self._best_weights,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes on the state that `state_dict` gave for the same configuration and splits.
+
+        Raises:
+            ValueError: It belongs to another configuration.
+        """
+        if state["config"] != self.config.model_dump():
+            raise ValueError(f"The state must belong to {self.config.model_dump()}, but got {state['config']}.")
+        self.model.load_state_dict(state["model"])
+        if self._averaged is not None:
+            self._averaged.model.load_state_dict(state["averaged"])
+            self._averaged.n_steps = state["averaged_steps"]
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._generator.set_state(state["generator"].cpu())
+        self.epoch, self.best, self.finished = state["epoch"], dict(state["best"]), state["finished"]
+        self._lowest_loss, self._epochs_without_lower = state["lowest_loss"], state["epochs_without_lower"]
+        self._best_weights = state["best_weights"]
+
+    def _train_epoch(self) -> tuple[float, float, int]:
+        """Returns mean loss, accuracy and number of images of one pass over the train split."""
+        model, optimizer = self.model.train(), self._optimizer
+        losses: list[Tensor] = []
+        n_right, n_seen = torch.zeros((), dtype=torch.int64, device=self.device), 0
+        for step, (images, labels) in enumerate(train_batches(*self._train, self.config, self._generator), start=1):
+            with _autocast(self.device, self.precision):
+                logits, _ = model(normalise(images, self.mean, self.std))
+            logits = logits.float()
+            loss = functional.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            losses.append(loss.detach())
+            if self.device.type == "cpu" and not math.isfinite(loss.item()):
+                raise self._non_finite(step, loss.item())
+            optimizer.step()
+            if isinstance(self._schedule, LambdaLR):
+                self._last_lr = optimizer.param_groups[0]["lr"]
+                self._schedule.step()
+            if self._averaged is not None:
+                self._averaged.update()
+            n_right += (logits.detach().argmax(1) == labels).sum()
+            n_seen += len(labels)
+        if not isinstance(self._schedule, LambdaLR):
+            self._last_lr = optimizer.param_groups[0]["lr"]
+        values = torch.stack(losses).tolist()
+        for step, value in enumerate(values, start=1):
+            if not math.isfinite(value):
+                raise self._non_finite(step, value)
+        return sum(values) / len(values), n_right.item() / n_seen, n_seen
+
+    def _non_finite(self, step: int, value: float) -> NonFiniteLoss:
+        return NonFiniteLoss(
+            f"Training loss must be finite, but got {value} in epoch {self.epoch}, step {step} "
+            f"(learning rate {self._optimizer.param_groups[0]['lr']:.3g}). A lower learning_rate may help."
+        )
+
+    def _after_epoch(self, valid_loss: float, valid_accuracy: float) -> None:
+        """Keeps the best weights, counts towards early stopping and lowers a plateau's learning rate."""
+        if not math.isfinite(valid_loss):
+            raise NonFiniteLoss(f"Validation loss must be finite, but got {valid_loss} after epoch {self.epoch}.")
+        if (valid_accuracy, -valid_loss) > (self.best["valid_accuracy"], -self.best["valid_loss"]):
+            self.best = {"epoch": self.epoch, "valid_accuracy": valid_accuracy, "valid_loss": valid_loss}
+            self._best_weights = {name: value.clone() for name, value in self.evaluated_model.state_dict().items()}
+        if valid_loss < self._lowest_loss - self.config.min_delta:
+            self._lowest_loss, self._epochs_without_lower = valid_loss, 0
+        else:
+            self._epochs_without_lower += 1
+        if isinstance(self._schedule, ReduceLROnPlateau):
+            self._schedule.step(valid_loss)
+        if self.epoch >= self.config.epochs:
+            self.finished = "length"
+        elif self.config.patience is not None and self._epochs_without_lower >= self.config.patience:
+            self.finished = "early stopping"
+
+    def _steps_per_epoch(self) -> int:
+        n, batch_size = len(self._train[1]), self.config.batch_size
+        return max(1, n // batch_size + (n % batch_size * 2 >= batch_size))
+
+
+def predict(
+    model: nn.Module, images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], precision: str = "fp32"
+) -> tuple[Tensor, Tensor]:
+    """Returns logits (N, n_classes) and features (N, D), float32, of images uint8 (N, C, H, W)."""
+    model.eval()
+    outputs = []
+    with torch.inference_mode(), _autocast(images.device, precision):
+        for batch in images.split(EVALUATION_BATCH):
+            logits, features = model(normalise(batch, mean, std))
+            outputs.append((logits.float(), features.float()))
+    logits, features = zip(*outputs, strict=True)
+    return torch.cat(logits), torch.cat(features)
+
+
+def evaluate(
+    model: nn.Module, part: Labelled, splits: Splits, *, device: str = "cpu", flip_averaging: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Returns float32 log-probabilities (N, n_classes) and features (N, D) of labelled images, on the CPU.
+
+    Args:
+        model: As `build_model` makes them.
+        part: The images.
+        splits: Whose mean and std normalise the images.
+        device: Where the model is.
+        flip_averaging: Take the mean probability (and mean features) of each image and its mirror image.
+    """
+    images, _ = to_tensors(part, torch.device(device))
+    logits, features = predict(model, images, splits.mean, splits.std)
+    log_probabilities = logits.log_softmax(1)
+    if flip_averaging:
+        mirrored, mirrored_features = predict(model, images.flip(3), splits.mean, splits.std)
+        log_probabilities = torch.logaddexp(log_probabilities, mirrored.log_softmax(1)) - math.log(2)
+        features = (features + mirrored_features) / 2
+    return log_probabilities.cpu(), features.cpu()
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Returns SGD or AdamW; weight decay is applied to weights of two and more dimensions only (not biases, norms)."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    nesterov = config.momentum > 0
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=True)
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int
+) -> LambdaLR | ReduceLROnPlateau:
+    """Returns the schedule: a step a batch for all but "plateau", which takes one an epoch with the valid_loss."""
+    if config.schedule == "plateau":
+        return ReduceLROnPlateau(
+            optimizer,
+            factor=config.plateau_factor,
+            patience=config.plateau_patience,
+            threshold=config.min_delta,
+            threshold_mode="abs",
+        )
+    n_steps = config.epochs * steps_per_epoch
+    n_warmup = min(config.warmup_epochs, config.epochs / 2) * steps_per_epoch
+    return LambdaLR(optimizer, functools.partial(lr_factor, schedule=config.schedule, n_steps=n_steps, n_warmup=n_warmup))
+
+
+def lr_factor(step: int, *, schedule: str, n_steps: int, n_warmup: float) -> float:
+    """Returns the share of the peak learning rate, in [0, 1], at a step counted from 0.
+
+    "onecycle" rises linearly and falls linearly to 0; "cosine" falls along half a cosine; "constant" does neither.
+    """
+    if schedule == "constant":
+        return 1.0
+    if step < n_warmup:
+        return (step + 1) / (n_warmup + 1)
+    progress = min(1.0, (step - n_warmup) / max(1.0, n_steps - n_warmup))
+    return 1 - progress if schedule == "onecycle" else (1 + math.cos(math.pi * progress)) / 2
+
+
+def prepare(threads: int) -> None:
+    """Sets what torch keeps for the whole process: threads on a CPU, and denormal numbers flushed to zero."""
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+
+
+@functools.cache
+def faster_precision(device_type: str) -> str:
+    """Returns "bf16" where a small convolution runs at least 1.15 times as fast in it as in fp32, else "fp32".
+
+    Measured once a process, about 0.1 s. Where the instruction set has bf16 the ratio is well above (1.6 for ResNet-8 on
+    two AVX512-bf16 cores), and where it has not well below 1, so that the answer does not change from run to run.
+    """
+    device = torch.device(device_type)
+    with torch.random.fork_rng(devices=[]):
+        model = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1)).to(device)
+        images = torch.rand(32, 32, 14, 14, device=device).to(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+        def seconds(precision: str) -> float:
+            times = []
+            for _ in range(8):
+                start = time.perf_counter()
+                with _autocast(device, precision):
+                    model(images).float().sum().backward()
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                times.append(time.perf_counter() - start)
+            return min(times)
+
+        return "bf16" if seconds("fp32") / seconds("bf16") > 1.15 else "fp32"
+
+
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+class _RunningMean:
+    """The exponential moving average of a model's weights and buffers; the first steps weigh more.
+
+    torch's `AveragedModel` would do, but for its step count on the device, and its averaging of integer buffers.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model)
+        self.decay = decay
+        self.n_steps = 0
+        self._pairs = [
+            (mean, value)
+            for mean, value in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True)
+            if value.is_floating_point()
+        ]
+
+    def update(self) -> None:
+        """Takes the model's present weights into the mean."""
+        self.n_steps += 1
+        weight = 1 - min(self.decay, (1 + self.n_steps) / (10 + self.n_steps))
+        means, values = zip(*self._pairs, strict=True)
+        torch._foreach_lerp_(means, values, weight)
