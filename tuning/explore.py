@@ -13,7 +13,7 @@ import numpy.typing as npt
 import typer
 
 from tuning import data
-from tuning.data import HashedTest, Labelled, Splits
+from tuning.data import HashedTest, Splits
 from tuning.errors import UserError, run_command
 
 SAMPLES = 8
@@ -28,7 +28,9 @@ class Overview:
         shapes: Split -> shape of its images (N, C, H, W); train, valid and test.
         counts: Split -> images per class, (n_classes,).
         value_ranges: Split -> least and greatest pixel.
-        duplicates: What was compared -> images that occur there again, pixel for pixel.
+        repeated: Split -> images that have been in the same split before, pixel for pixel.
+        shared: Split -> images that are also in a split before it (train, valid, test, in this order).
+        ambiguous: Distinct images of train and valid that are there under more than one label.
         samples: The first train images of each class, uint8 (n_classes, k, C, H, W); blank where a class has fewer.
         means: Each class's mean train image, float64 (n_classes, C, H, W) in [0, 255].
     """
@@ -37,7 +39,9 @@ class Overview:
     shapes: Mapping[str, tuple[int, ...]]
     counts: Mapping[str, npt.NDArray[np.int64]]
     value_ranges: Mapping[str, tuple[int, int]]
-    duplicates: Mapping[str, int]
+    repeated: Mapping[str, int]
+    shared: Mapping[str, int]
+    ambiguous: int
     samples: npt.NDArray[np.uint8]
     means: npt.NDArray[np.float64]
 
@@ -53,6 +57,8 @@ def describe(splits: Splits, test: HashedTest) -> Overview:
         samples[label, : len(images)] = images[:SAMPLES]
         if len(images):
             means[label] = images.mean(axis=0)
+    digests = {name: data.image_digests(part.images) for name, part in parts.items()} | {"test": test.digests}
+    labels = np.concatenate([part.labels for part in parts.values()])
     return Overview(
         class_names=splits.class_names,
         shapes={name: part.images.shape for name, part in parts.items()} | {"test": test.shape},
@@ -60,29 +66,28 @@ def describe(splits: Splits, test: HashedTest) -> Overview:
         | {"test": test.counts},
         value_ranges={name: (int(part.images.min()), int(part.images.max())) for name, part in parts.items()}
         | {"test": test.value_range},
-        duplicates=count_duplicates(train, valid, test),
+        repeated={name: len(values) - len(np.unique(values)) for name, values in digests.items()},
+        shared=count_shared(digests),
+        ambiguous=count_ambiguous(np.concatenate([digests["train"], digests["valid"]]), labels),
         samples=samples,
         means=means,
     )
 
 
-def count_duplicates(train: Labelled, valid: Labelled, test: HashedTest) -> dict[str, int]:
-    """Returns how many images occur again, pixel for pixel, within and across the splits.
+def count_shared(digests: Mapping[str, npt.NDArray[np.bytes_]]) -> dict[str, int]:
+    """Returns for each split how many of its images are also in one of the splits before it."""
+    shared, before = {}, np.empty(0, dtype="S1")
+    for name, values in digests.items():
+        shared[name] = int(np.isin(values, before).sum())
+        before = np.concatenate([before, values])
+    return shared
 
-    "train + valid, other label" counts the distinct images that are there under more than one label.
-    """
-    ours, theirs = data.image_digests(train.images), data.image_digests(valid.images)
-    both, labels = np.concatenate([ours, theirs]), np.concatenate([train.labels, valid.labels])
-    distinct = np.unique(both)
-    _, ids = np.unique(both, return_inverse=True)
+
+def count_ambiguous(digests: npt.NDArray[np.bytes_], labels: npt.NDArray[np.int64]) -> int:
+    """Returns how many distinct images occur under more than one label."""
+    _, ids = np.unique(digests, return_inverse=True)
     pairs = np.unique(np.stack([ids, labels]), axis=1)
-    return {
-        "train + valid": len(both) - len(distinct),
-        "train + valid, other label": int((np.bincount(pairs[0]) > 1).sum()),
-        "valid, also in train": int(np.isin(theirs, ours).sum()),
-        "test": len(test.digests) - len(np.unique(test.digests)),
-        "test, also in train + valid": int(np.isin(test.digests, distinct).sum()),
-    }
+    return int((np.bincount(pairs[0]) > 1).sum())
 
 
 def print_overview(overview: Overview) -> None:
@@ -91,7 +96,7 @@ def print_overview(overview: Overview) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(highlight=False, markup=False)
     table = Table(box=box.SIMPLE_HEAD, title="Images per class and split", title_justify="left", show_footer=True)
     table.add_column("class", "total")
     for name, counts in overview.counts.items():
@@ -99,16 +104,15 @@ def print_overview(overview: Overview) -> None:
     for row in zip(overview.class_names, *overview.counts.values(), strict=True):
         table.add_row(row[0], *(f"{count:,}" for count in row[1:]))
     console.print(table)
-    checks = Table(box=box.SIMPLE_HEAD, title="Checks", title_justify="left", show_header=False)
-    for name, shape in overview.shapes.items():
-        n_labels = int(overview.counts[name].sum())
-        agree = "as many labels" if n_labels == shape[0] else f"but {n_labels:,} labels"
+    checks = Table(box=box.SIMPLE_HEAD, title="Checks", title_justify="left")
+    for column in ("split", "images", "labels", "size", "pixels", "repeated", "in a split above"):
+        checks.add_column(column, justify="left" if column == "split" else "right")
+    for name, (n_images, *size) in overview.shapes.items():
         low, high = overview.value_ranges[name]
-        size = " x ".join(map(str, shape[1:]))
-        checks.add_row(name, f"{shape[0]:,} images of {size}, {agree}; pixels from {low} to {high}")
-    for name, count in overview.duplicates.items():
-        checks.add_row(f"duplicates: {name}", f"{count:,}")
+        cells = (f"{n_images:,}", f"{overview.counts[name].sum():,}", " x ".join(map(str, size)), f"{low} to {high}")
+        checks.add_row(name, *cells, f"{overview.repeated[name]:,}", f"{overview.shared[name]:,}")
     console.print(checks)
+    console.print(f"Equal images under different labels in train and valid: {overview.ambiguous:,}")
 
 
 def main(

@@ -365,11 +365,12 @@ def data_overview(
     """
     n_classes, k = samples.shape[:2]
     rows = np.arange(n_classes)
-    figure = Figure(figsize=(9.6, 0.6 + 0.52 * n_classes), layout="constrained")
+    figure = Figure(figsize=(3.9 + 0.54 * k, 0.65 + 0.53 * n_classes), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=[k, 1, 4.2])
     mean_images = means.round().astype(np.uint8)[:, None]
     for ax, images, title in ((left, samples, f"first {k} train images"), (middle, mean_images, "mean")):
-        ax.imshow(_mosaic(images), cmap="gray_r", vmin=0, vmax=255, aspect="auto", extent=(0, 1, n_classes - 0.5, -0.5))
+        extent = (0, images.shape[1], n_classes - 0.5, -0.5)
+        ax.imshow(_mosaic(images), cmap="gray_r", vmin=0, vmax=255, extent=extent)
         ax.set_title(title, fontsize=LABEL)
         ax.set_xticks([])
         ax.set_yticks(rows, class_names if ax is left else [""] * n_classes)

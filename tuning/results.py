@@ -268,6 +268,13 @@ def _typed(column: "pd.Series[Any]", dtype: str) -> "pd.Series[Any]":
     return column.astype(dtype)
 
 
+def plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a frame's row as Python's own values; missing ones are None."""
+    import pandas as pd
+
+    return {name: None if pd.isna(v) else v.item() if hasattr(v, "item") else v for name, v in row.items()}
+
+
 def summary_line(run: Run) -> str:
     """Returns one line on the run: data set, trials by state, how long it has taken."""
     trials, meta = run.trials, run.meta

@@ -5,8 +5,6 @@ again (a retry, a resumed search) goes on from there. Ray's own checkpoints are 
 """
 
 import contextlib
-import os
-import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
@@ -16,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 from ray.tune.search import Searcher
 
+from tuning import checkpoints
 from tuning.config import TrainConfig
 from tuning.data import Splits
-from tuning.errors import UserError, disk_full
 from tuning.progress import Progress
 from tuning.schedulers import METRIC
 from tuning.study import RunStudy
@@ -26,7 +24,7 @@ from tuning.study import RunStudy
 if TYPE_CHECKING:
     from tuning.training import Training
 
-LATEST, BEST, LOG = "latest.pt", "best.pt", "trial.log"
+LOG = "trial.log"
 
 
 def train_trial(config: Mapping[str, Any], *, splits: Splits, run: str, device: str, threads: int) -> None:
@@ -60,16 +58,14 @@ def _train(training: "Training", folder: Path) -> None:
 
     device, precision = training.device.type, training.precision
     facts = {"n_parameters": training.n_parameters, "device": device, "precision": precision, "error": ""}
-    known = load_state(folder, training)
+    known = checkpoints.load(folder, training)
     for result in known:  # The study knows these already, unless it was cut off; a new scheduler has to learn them.
         tune.report({**result, **facts})
     try:
         for epoch in fit(training):
             result = {**vars(epoch), METRIC: training.best["valid_accuracy"]}
             known.append(result)
-            save_state(folder / LATEST, {"training": training.state_dict(), "results": known})
-            if epoch.best_epoch == epoch.epoch:
-                _link(folder / LATEST, folder / BEST)
+            checkpoints.save(folder, training, known)
             print(epoch)
             tune.report({**result, **facts})
     except NonFiniteLoss as error:  # Training it again would end in the same place, so this is a result, not a failure.
@@ -80,45 +76,6 @@ def _train(training: "Training", folder: Path) -> None:
 def trial_folder(run: Path, number: int) -> Path:
     """Returns the folder of a trial's log, events and checkpoints."""
     return run / "trials" / f"{number:04d}"
-
-
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Writes a checkpoint whole or not at all; raises UserError where the disk is full."""
-    import torch
-
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            torch.save(dict(state), file)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError.
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        cause = error if isinstance(error, OSError) else error.__context__
-        full = disk_full(path, cause) if isinstance(cause, OSError) else None
-        raise (full or error) from error
-
-
-def load_state(folder: Path, training: "Training") -> list[dict[str, Any]]:
-    """Loads the latest checkpoint that is whole into `training`; returns the results of the epochs that it has behind it.
-
-    A damaged checkpoint is said in the trial's log, and the best one is taken instead.
-    """
-    import torch
-
-    for name in (LATEST, BEST):
-        path = folder / name
-        if not path.exists():
-            continue
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            training.load_state_dict(state["training"])
-        except Exception as error:  # A damaged file raises whatever the unpickler met; each means: not this one.
-            print(f"{path} cannot be used ({error!r}); passed over.")
-            continue
-        print(f"Going on after epoch {training.epoch}, from {path}.")
-        return list(state["results"])
-    return []
 
 
 class _NotRestored:
@@ -239,14 +196,3 @@ def _last_error(trial: Any) -> str:
     if not lines:
         return "unknown error"
     return (lines[-1] if "Traceback" in last or "ray::" in lines[0] else lines[0])[:500]
-
-
-def _link(source: Path, target: Path) -> None:
-    """Makes `target` another name of the file `source`, at once; `source` is replaced, never written again."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise (disk_full(target, error) or UserError(f"{target} must be writable: {error}.")) from error

@@ -88,6 +88,7 @@ class Training:
         self.device = torch.device(device)
         self.precision = config.precision if config.precision != "auto" else faster_precision(self.device.type)
         self.mean, self.std = splits.mean, splits.std
+        self._belongs_to = {"config": config.model_dump(), "seed": seed, "split_hash": splits.split_hash}
         self._train = to_tensors(splits.train, self.device)
         self._valid = to_tensors(splits.valid, self.device)
         with torch.random.fork_rng(devices=[]):
@@ -142,7 +143,7 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that changes in training; loads with `torch.load(..., weights_only=True)`."""
         return {
-            "config": self.config.model_dump(),
+            "belongs_to": self._belongs_to,
             "model": self.model.state_dict(),
             "averaged": self._averaged.model.state_dict() if self._averaged is not None else None,
             "averaged_steps": self._averaged.n_steps if self._averaged is not None else 0,
@@ -158,13 +159,13 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes on the state that `state_dict` gave for the same configuration and splits.
+        """Takes on the state that `state_dict` gave for the same configuration, seed and splits.
 
         Raises:
-            ValueError: It belongs to another configuration.
+            ValueError: It belongs to others.
         """
-        if state["config"] != self.config.model_dump():
-            raise ValueError(f"The state must belong to {self.config.model_dump()}, but got {state['config']}.")
+        if state["belongs_to"] != self._belongs_to:
+            raise ValueError(f"The state must belong to {self._belongs_to}, but got one of {state['belongs_to']}.")
         self.model.load_state_dict(state["model"])
         if self._averaged is not None:
             self._averaged.model.load_state_dict(state["averaged"])

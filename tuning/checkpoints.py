@@ -1,0 +1,71 @@
+"""A training's checkpoints in a folder, `latest.pt` and `best.pt`: written whole or not at all, damaged ones passed over.
+
+A checkpoint holds the training's state and the results of all epochs behind it; it is read with `weights_only=True`.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuning.errors import disk_full
+
+if TYPE_CHECKING:
+    from tuning.training import Training
+
+LATEST, BEST = "latest.pt", "best.pt"
+
+
+def save(folder: Path, training: "Training", results: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the latest checkpoint; after the best epoch so far it is the best one, too.
+
+    Raises:
+        UserError: The disk is full; the checkpoint before stands.
+    """
+    import torch
+
+    latest = folder / LATEST
+    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{LATEST}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save({"training": training.state_dict(), "results": [dict(result) for result in results]}, file)
+        os.replace(temporary, latest)
+        if training.best["epoch"] == training.epoch:
+            os.link(latest, temporary)  # The same file under two names: `latest` is replaced, never written again.
+            os.replace(temporary, folder / BEST)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError.
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        cause = error if isinstance(error, OSError) else error.__context__
+        full = disk_full(latest, cause) if isinstance(cause, OSError) else None
+        raise (full or error) from error
+
+
+def load(folder: Path, training: "Training") -> list[dict[str, Any]]:
+    """Loads the latest checkpoint that is whole and fits; returns the results of the epochs behind it, or none.
+
+    Prints which was taken and which was passed over, and why.
+    """
+    import torch
+
+    for path in (folder / LATEST, folder / BEST):
+        if not path.exists():
+            continue
+        try:
+            state = torch.load(path, map_location=training.device, weights_only=True)
+            training.load_state_dict(state["training"])
+        except Exception as error:  # A damaged file raises whatever the reader met; each means: not this one.
+            print(f"Checkpoint {path} cannot be used and is passed over: {error!r}")
+            continue
+        print(f"Going on after epoch {training.epoch}, from {path}")
+        return list(state["results"])
+    return []
+
+
+def remove(folder: Path) -> None:
+    """Removes the folder's checkpoints."""
+    for name in (LATEST, BEST):
+        (folder / name).unlink(missing_ok=True)
+
