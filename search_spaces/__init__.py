@@ -1,0 +1,1 @@
+"""Search spaces: one module a space, each with `space(trial) -> dict`."""

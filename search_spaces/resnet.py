@@ -1,13 +1,14 @@
 """The default space: which network, how it learns, how it is regularised and what is done to its images.
 
-On two cores 20 trials of at most 9 epochs of the 55,000 train images take about three quarters of an hour.
+On a CPU every network of it trains an epoch of 55,000 images in half a minute to a minute and a half on one core.
 """
 
 # Networks as "<architecture>-<width>"; a joint choice, because what a width costs depends on the depth.
-NETWORKS = ["resnet8-16", "resnet8-32", "resnet14-16", "resnet20-16", "resnet18", "resnet14-64", "resnet20-64"]
+CPU_NETWORKS = ["resnet8-16", "resnet14-16", "resnet20-16", "resnet18"]
+GPU_NETWORKS = ["resnet8-64", "resnet14-64", "resnet20-32", "resnet20-64"]
 
 # What a CPU cannot train in reasonable time; the search leaves it out there and says so.
-GPU_ONLY = {"network": ["resnet14-64", "resnet20-64"], "stem": ["small"]}
+GPU_ONLY = {"network": GPU_NETWORKS, "stem": ["small"]}
 
 # The original project's two configurations: tried before anything else.
 FIRST = [
@@ -22,7 +23,7 @@ FIRST = [
         "crop_padding": 0,
         "flip": False,
         "erase": 0.0,
-        "ema": False,
+        "ema_decay": 0.0,
     },
     {
         "network": "resnet18",
@@ -37,14 +38,14 @@ FIRST = [
         "crop_padding": 0,
         "flip": False,
         "erase": 0.0,
-        "ema": False,
+        "ema_decay": 0.0,
     },
 ]
 
 
 def space(trial):
     """Returns one configuration; hyperparameters that it leaves out take the defaults of `TrainConfig`."""
-    architecture, _, width = trial.suggest_categorical("network", NETWORKS).partition("-")
+    architecture, _, width = trial.suggest_categorical("network", CPU_NETWORKS + GPU_NETWORKS).partition("-")
     config = {"architecture": architecture}
     if architecture == "resnet18":
         config["pretrained"] = trial.suggest_categorical("pretrained", [True, False])
@@ -67,5 +68,5 @@ def space(trial):
     config["crop_padding"] = trial.suggest_int("crop_padding", 0, 2)
     config["flip"] = trial.suggest_categorical("flip", [True, False])
     config["erase"] = trial.suggest_float("erase", 0.0, 0.4)
-    config["ema_decay"] = 0.995 if trial.suggest_categorical("ema", [True, False]) else 0.0
+    config["ema_decay"] = trial.suggest_categorical("ema_decay", [0.0, 0.99])
     return config

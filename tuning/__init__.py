@@ -1,0 +1,1 @@
+"""A hyperparameter search for image classifiers whose winner you can trust. `python -m tuning` lists the commands."""

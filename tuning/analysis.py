@@ -48,7 +48,7 @@ def pca(features: Floats, n_components: int = 2) -> PCA2:
     Raises:
         ValueError: There are more components than images or features.
     """
-    from sklearn.decomposition import PCA  # type: ignore[import-untyped]
+    from sklearn.decomposition import PCA
 
     if not 1 <= n_components <= min(features.shape):
         raise ValueError(f"n_components must be 1 to {min(features.shape)}, but got {n_components}.")

@@ -1,4 +1,4 @@
-"""A training's checkpoints in a folder, `latest.pt` and `best.pt`: written whole or not at all, damaged ones passed over.
+"""A training's checkpoints in a folder, `latest.pt` and `best.pt`: written whole or not at all, damaged ones skipped.
 
 A checkpoint holds the training's state and the results of all epochs behind it; it is read with `weights_only=True`.
 """
@@ -68,4 +68,3 @@ def remove(folder: Path) -> None:
     """Removes the folder's checkpoints."""
     for name in (LATEST, BEST):
         (folder / name).unlink(missing_ok=True)
-

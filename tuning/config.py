@@ -38,12 +38,12 @@ class TrainConfig(BaseModel):
         plateau_patience: Epochs without a lower valid_loss before the learning rate drops, 0 to 100.
         plateau_factor: What the learning rate is multiplied by when it drops, in (0, 1).
         patience: Early stopping: epochs without a lower valid_loss before training ends, 1 to 1000; None never.
-        min_delta: By how much valid_loss must fall to count as lower, in [0, 1]; early stopping and plateau alike.
+        min_delta: By how much valid_loss must fall to count as lower, in [0, 1]; for plateau, too.
         label_smoothing: In [0, 0.5].
         crop_padding: Random crop: pixels that an image may shift by, 0 to 16.
         flip: Random horizontal flip.
-        erase: Side of a random square that is blanked (cutout, DeVries & Taylor 2017), as a share of the image's, [0, 1).
-        ema_decay: Decay a step of the running mean of the weights that is validated and kept, in [0, 1); 0 turns it off.
+        erase: Side of a random square that is blanked (cutout, DeVries & Taylor 2017), as a share of the image's.
+        ema_decay: Decay a step of the running mean of the weights that is validated and kept; 0 turns it off.
         precision: "bf16" autocast, "fp32", or "auto": bf16 where it was measured to be faster on the device.
     """
 
@@ -61,7 +61,7 @@ class TrainConfig(BaseModel):
     batch_size: Annotated[int, Field(ge=8, le=4096)] = 128
     epochs: Annotated[int, Field(ge=1, le=1000)] = 15
     schedule: Literal["plateau", "onecycle", "cosine", "constant"] = "onecycle"
-    warmup_epochs: Annotated[float, Field(ge=0, le=100)] = 3.0
+    warmup_epochs: Annotated[float, Field(ge=0, le=100)] = 1.0
     plateau_patience: Annotated[int, Field(ge=0, le=100)] = 1
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.2
     patience: Annotated[int, Field(ge=1, le=1000)] | None = 5

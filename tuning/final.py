@@ -87,7 +87,9 @@ def choose(run: str, config: Path | None, dataset: str) -> Choice:
     )
 
 
-def retrain(config: TrainConfig, splits: "Splits", seed: int, device: str, folder: Path) -> tuple["nn.Module", "pd.DataFrame"]:
+def retrain(
+    config: TrainConfig, splits: "Splits", seed: int, device: str, folder: Path
+) -> tuple["nn.Module", "pd.DataFrame"]:
     """Trains to full length, with early stopping; returns the model of the best epoch and a row an epoch.
 
     Goes on from a checkpoint in `folder` of the same configuration, seed and splits.
@@ -169,7 +171,12 @@ def times_opened(model_dir: Path) -> int:
 
 
 def write_model(
-    model_dir: Path, model: "nn.Module", choice: Choice, splits: "Splits", metrics: dict[str, Any], epochs: "pd.DataFrame"
+    model_dir: Path,
+    model: "nn.Module",
+    choice: Choice,
+    splits: "Splits",
+    metrics: dict[str, Any],
+    epochs: "pd.DataFrame",
 ) -> None:
     """Writes `model.pth`, `config.json`, `metrics.json`, `scores.txt` and `epochs.csv`, each whole or not at all."""
     import io
@@ -182,12 +189,16 @@ def write_model(
     torch.save({name: value.cpu() for name, value in model.state_dict().items()}, buffer)
     results.write_bytes(model_dir / "model.pth", buffer.getvalue())
     _, channels, height, width = splits.train.images.shape
-    described = {"dataset": splits.dataset, "class_names": splits.class_names, "flip_averaging": metrics["flip_averaging"]}
+    described = {
+        "dataset": splits.dataset,
+        "class_names": splits.class_names,
+        "flip_averaging": metrics["flip_averaging"],
+    }
     shape = {"channels": channels, "height": height, "width": width, "mean": splits.mean, "std": splits.std}
     results.write_json(model_dir / "config.json", {"config": choice.config.model_dump()} | described | shape)
     results.write_json(model_dir / "metrics.json", metrics)
     results.write_text(model_dir / "scores.txt", scores(choice, metrics))
-    results.write_rows(model_dir / "epochs.csv", epochs.columns, epochs.to_dict("records"))
+    results.write_rows(model_dir / "epochs.csv", epochs.columns, [dict(row) for _, row in epochs.iterrows()])
     checkpoints.remove(model_dir)
 
 
@@ -213,10 +224,11 @@ def scores(choice: Choice, metrics: dict[str, Any]) -> str:
     """Returns the text of `scores.txt`: what was trained, and what it scored."""
     low, high = metrics["test_interval"]
     averaged = "with" if metrics["flip_averaging"] else "without"
+    minutes = metrics["seconds"] / 60
     lines = [
         f"configuration      {choice.source} ({choice.config.hash()})",
         f"network            {choice.config.architecture}, {metrics['n_parameters']:,} parameters",
-        f"training           {metrics['epochs']} epochs, best {metrics['best_epoch']}, {metrics['seconds'] / 60:.1f} minutes",
+        f"training           {metrics['epochs']} epochs, best {metrics['best_epoch']}, {minutes:.1f} minutes",
     ]
     if choice.search_accuracy is not None:
         lines.append(f"valid, in search   {choice.search_accuracy:.2%}")
@@ -255,8 +267,12 @@ def _test_metrics(test: Outcome) -> dict[str, Any]:
 
 def main(
     run: Annotated[str, typer.Option(help="The run whose best configuration is retrained.")] = "latest",
-    config: Annotated[Path | None, typer.Option(help="Train this JSON or YAML configuration; no search is needed.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Train this long instead of the configuration's length.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Train this JSON or YAML configuration; no search is needed.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Train this long instead of the configuration's length.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights and batches.  [default: a fresh one]")] = None,
     dataset: Annotated[str, typer.Option(help="The data set, with --config.")] = "fashion-mnist",
     data_dir: Annotated[Path | None, typer.Option(help="A folder that holds the data set's files.")] = None,
@@ -281,7 +297,9 @@ def main(
     prepare(threads or os.cpu_count() or 1)
     model_dir.mkdir(parents=True, exist_ok=True)
     opened = times_opened(model_dir)
-    print(f"Retraining {choice.source}: {choice.config.architecture}, {choice.config.epochs} epochs at most", flush=True)
+    print(
+        f"Retraining {choice.source}: {choice.config.architecture}, {choice.config.epochs} epochs at most", flush=True
+    )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     seed = _fresh_seed(choice) if seed is None else seed
     metrics = final(choice, seed=seed, device=device, data_dir=data_dir, model_dir=model_dir)

@@ -1,7 +1,7 @@
-"""`ARCHITECTURES`: name -> builder. Every model returns logits (N, n_classes) and the features (N, D) before its last layer.
+"""`ARCHITECTURES`: name -> builder. Models return logits (N, n_classes) and the features (N, D) before the last layer.
 
 The small family is the CIFAR ResNet of He et al. 2016 (section 4.2) with three stages of 1, 2 or 3 blocks; resnet18 is
-torchvision's own module. To add an architecture, write a builder and name it in `ARCHITECTURES` and `config.Architecture`.
+torchvision's own module. To add one, write a builder and name it in `ARCHITECTURES` and `config.Architecture`.
 """
 
 from collections.abc import Callable
@@ -112,7 +112,7 @@ def build_model(config: TrainConfig, channels: int, n_classes: int, load_pretrai
     model = ARCHITECTURES[config.architecture](config, channels, n_classes, load_pretrained)
     if config.image_size is not None:
         model = Resized(model, config.image_size)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return model.to(memory_format=torch.channels_last)
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -132,7 +132,9 @@ def pretrained_weights() -> dict[str, Tensor]:
         weights: dict[str, Tensor] = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=False)
         if weights["conv1.weight"].shape != (64, 3, 7, 7):
             raise KeyError("conv1.weight")
-    except Exception as error:  # Whatever the hub, the network, the disk or the unpickler raises, the user's step is one.
+    except (
+        Exception
+    ) as error:  # Whatever the hub, the network, the disk or the unpickler raises, the user's step is one.
         folder = torch.hub.get_dir()
         raise UserError(
             f"Pretrained ResNet-18 weights must be in {folder}/checkpoints or be downloadable, but got {error!r}. "
@@ -173,7 +175,7 @@ def _resnet18(config: TrainConfig, channels: int, n_classes: int, load_pretraine
     first = network.conv1.weight.detach()
     if config.stem == "small":
         network.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
-        network.maxpool = nn.Identity()  # type: ignore[assignment]
+        network.maxpool = nn.Identity()
         # The 3x3 centre of the pretrained 7x7 filters, rescaled to the same response, is a better start than noise.
         centre = first[:, :, 2:5, 2:5]
         first = centre * (first.norm() / centre.norm())

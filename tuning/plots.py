@@ -52,7 +52,7 @@ def save(figure: Figure, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(temporary, dpi=DPI)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise disk_full(path, error) or error from error
     finally:
@@ -124,7 +124,7 @@ def learning_curves(epochs: pd.DataFrame, trials: pd.DataFrame) -> Figure:
         accuracy = rows.loc[rows["trial"] == best, "valid_accuracy"].max()
         text = f"best: trial {best}, {_per_cent(accuracy, 2)}"
         handles.insert(0, Line2D([], [], color=BEST, lw=2.4, label=text))
-    ax.set_ylim(*_accuracy_limits(rows["valid_accuracy"]))
+    ax.set_ylim(*_accuracy_limits(rows["valid_accuracy"], reach=4.0))
     _accuracy_axis(ax)
     _epoch_axis(ax)
     ax.legend(handles=handles, loc="lower right", fontsize=TICK, framealpha=0.9, edgecolor="none")
@@ -296,7 +296,7 @@ def pca(
         images: uint8 (N, C, H, W) of one or three channels; one channel is drawn as ink on paper (255 is black).
         class_names: The classes' names.
     """
-    figure = Figure(figsize=(13.6, 7.3), layout="constrained")
+    figure = Figure(figsize=(13.6, 7.15), layout="constrained")
     scatter, gallery = figure.subplots(1, 2, sharex=True, sharey=True)
     for ax in (scatter, gallery):
         _style(ax)
@@ -308,7 +308,7 @@ def pca(
         gallery.set_visible(False)
         return _nothing(figure, scatter, "There are no images.")
     plane = points[:, :2].astype(float)
-    size = float(np.clip(9000 / len(plane), 5, 36))
+    size = float(np.clip(30_000 / len(plane), 7, 40))
     for number in np.unique(labels):
         chosen = plane[labels == number]
         colour, marker = _class_style(int(number))
@@ -414,7 +414,7 @@ def _class_style(number: int) -> tuple[str, str]:
 def _nearest_to_cells(
     points: npt.NDArray[np.float64], cell: npt.NDArray[np.float64]
 ) -> list[tuple[int, tuple[float, float]]]:
-    """Returns, for each cell of a grid that holds any of the points, the index nearest to its centre, and the centre."""
+    """Returns, for each cell of a grid that holds a point, the index of that nearest to its centre, and the centre."""
     cells = np.floor(points / cell)
     offsets = np.abs(points / cell - cells - 0.5).max(axis=1)
     nearest: dict[tuple[float, float], int] = {}
@@ -469,7 +469,7 @@ def _scale(numbers: npt.NDArray[np.float64], log: bool) -> tuple[npt.NDArray[np.
 
 
 def _accuracy_limits(accuracy: "pd.Series[Any]", reach: float = 5.0) -> tuple[float, float]:
-    """Returns axis limits: down to the lowest value, but at most `reach` times as far as from the best to the median."""
+    """Returns axis limits: down to the lowest, but at most `reach` times as far as the median is below the best."""
     values = accuracy.dropna()
     high, middle, low = float(values.max()), float(values.median()), float(values.min())
     low = max(low, high - reach * max(high - middle, 0.005))
@@ -498,7 +498,7 @@ def _style(ax: Axes) -> None:
 
 
 def _accuracy_axis(ax: Axes, label: str = "validation accuracy") -> None:
-    ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    ax.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.5g} %"))
     ax.set_ylabel(label, fontsize=LABEL)
 

@@ -28,7 +28,9 @@ class Progress:
         """Begins."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Ends."""
 
     def note(self, text: str) -> None:
@@ -59,4 +61,6 @@ class Progress:
     def _line(self, row: Mapping[str, Any], text: str) -> None:
         if not self._quiet:
             seconds = time.monotonic() - self._start
-            self._console.print(f"{seconds // 60:3.0f}:{seconds % 60:02.0f}  trial {row['trial']:>3}  {text}", markup=False)
+            self._console.print(
+                f"{seconds // 60:3.0f}:{seconds % 60:02.0f}  trial {row['trial']:>3}  {text}", markup=False
+            )

@@ -121,7 +121,9 @@ def rank_trials(trials: "pd.DataFrame", path: Path) -> "pd.DataFrame":
     """
     finished = trials[trials["state"].isin(["complete", "pruned"])]
     if finished.empty:
-        raise UserError(f"Run {path} must have a finished trial, but got {len(trials)} trials and none of them finished.")
+        raise UserError(
+            f"Run {path} must have a finished trial, but got {len(trials)} trials and none of them finished."
+        )
     return finished.sort_values(["valid_accuracy", "state", "trial"], ascending=[False, True, True], kind="stable")
 
 
@@ -165,7 +167,9 @@ def create_run(name: str | None, dataset: str, root: Path = RESULTS) -> Path:
     """
     if name is None:
         stem = f"{date.today().isoformat()}-{dataset}"
-        numbers = [int(path.name[len(stem) + 1 :]) for path in root.glob(f"{stem}-*") if path.name[len(stem) + 1 :].isdigit()]
+        numbers = [
+            int(path.name[len(stem) + 1 :]) for path in root.glob(f"{stem}-*") if path.name[len(stem) + 1 :].isdigit()
+        ]
         name = f"{stem}-{max(numbers, default=0) + 1}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name == "latest":
         raise UserError(f"--run must be letters, digits, '.', '_' and '-' (and not 'latest'), but got {name!r}.")
@@ -225,7 +229,7 @@ def write_rows(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, A
 
 
 def append_row(path: Path, columns: Iterable[str], row: Mapping[str, Any]) -> None:
-    """Adds a line to a CSV file in one write, with a header before the first; raises UserError where the disk is full."""
+    """Adds a line to a CSV file in one write, after a header where it is new; a full disk raises UserError."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), extrasaction="ignore", lineterminator="\n")
     try:
@@ -252,7 +256,9 @@ def read_frame(path: Path, dtypes: Mapping[str, str]) -> "pd.DataFrame":
         raw = pd.read_csv(io.StringIO(text), dtype="str", keep_default_na=False, na_values=[""])
         frame = pd.DataFrame({name: _typed(raw[name], dtype) for name, dtype in dtypes.items()})
     except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path} must have the columns that the README names, but reading it failed: {error}.") from error
+        raise UserError(
+            f"{path} must have the columns that the README names, but reading it failed: {error}."
+        ) from error
     return frame
 
 
@@ -260,12 +266,12 @@ def _typed(column: "pd.Series[Any]", dtype: str) -> "pd.Series[Any]":
     import pandas as pd
 
     if dtype == _TIME:
-        return pd.to_datetime(column, utc=True, format="ISO8601").astype(_TIME)
+        return pd.to_datetime(column, utc=True, format="ISO8601").astype("datetime64[us, UTC]")
     if dtype == "boolean":
         return column.map({"True": True, "False": False}).astype("boolean")
     if dtype == _INT:  # By way of Python's integers: seeds do not fit a float.
         return pd.Series([pd.NA if pd.isna(v) else int(v) for v in column], index=column.index, dtype=_INT)
-    return column.astype(dtype)
+    return column.astype(pd.api.types.pandas_dtype(dtype))
 
 
 def plain(row: Mapping[str, Any]) -> dict[str, Any]:

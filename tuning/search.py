@@ -1,4 +1,4 @@
-"""Search hyperparameters with Ray Tune and Optuna; every trial trains on the train split and is judged on the valid split.
+"""Search hyperparameters with Ray Tune and Optuna; trials train on the train split and are judged on the valid split.
 
     python -m tuning.search --samples 20
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SAMPLERS = ("tpe", "gp", "random", "qmc")
 SCHEDULERS = ("asha", "hyperband", "median", "none")
-DEFAULT_EPOCHS = {"cpu": 9, "cuda": 27}
+DEFAULT_EPOCHS = {"cpu": 8, "cuda": 24}
 N_STARTUP = 8
 _CPUS_FOR_A_GPU_TRIAL = 1
 _GPU_BYTES_FOR_A_TRIAL = 8 << 30
@@ -283,7 +283,7 @@ def _started_ray(settings: Settings, path: Path) -> Any:
             num_gpus=n_gpus,
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )
         log = logging.FileHandler(path / "driver.log")
         loggers = [logging.getLogger("ray"), logging.getLogger("ray.tune")]
@@ -310,7 +310,7 @@ def _gpu_memory() -> list[int]:
 
 
 def _sampler_seed(seed: int, path: Path) -> int:
-    """Returns the sampler's seed: the run's, moved on by what the study holds, so that a resumed one draws new points."""
+    """Returns the sampler's seed: the run's, moved on by the trials there are, so that a resumed one draws anew."""
     return (seed * 1_000_003 + len(results.Run(path).trials)) % 2**31
 
 
@@ -380,22 +380,30 @@ def _now() -> str:
 
 def main(
     samples: Annotated[int | None, typer.Option(help="Trials to run in all.  [default: 20]")] = None,
-    space: Annotated[str, typer.Option(help="A search space: resnet, resnet8, resnet18, smoke, or FILE.py.")] = "resnet",
+    space: Annotated[
+        str, typer.Option(help="A search space: resnet, resnet8, resnet18, smoke, or FILE.py.")
+    ] = "resnet",
     dataset: Annotated[str, typer.Option(help="The data set.")] = "fashion-mnist",
-    epochs: Annotated[int | None, typer.Option(min=1, help="Length of a full trial.  [default: 9; on GPUs 27]")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Length of a full trial.  [default: 8; on GPUs 24]")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the valid split, the points and the trials' seeds.")] = 0,
-    run: Annotated[str | None, typer.Option(help="Name of the run folder below results/.  [default: date-dataset-n]")] = None,
+    run: Annotated[
+        str | None, typer.Option(help="Name of the run folder below results/.  [default: date-dataset-n]")
+    ] = None,
     sampler: Annotated[str, typer.Option(help="tpe, gp, random or qmc.")] = "tpe",
     scheduler: Annotated[str, typer.Option(help="asha, hyperband, median or none: what stops trials early.")] = "asha",
     device: Annotated[str | None, typer.Option(help="cpu or cuda.  [default: cuda where there is one]")] = None,
     cpus_per_trial: Annotated[float | None, typer.Option(min=0.1, help="CPU cores a trial.  [default: 1]")] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(min=0, help="GPUs, or a share of one, a trial.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Trials side by side.  [default: as many as fit]")] = None,
-    time_budget: Annotated[str | None, typer.Option(help="End after e.g. 30m; what runs then counts as stopped.")] = None,
+    time_budget: Annotated[
+        str | None, typer.Option(help="End after e.g. 30m; what runs then counts as stopped.")
+    ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="A folder that holds the data set's files.")] = None,
     train_images: Annotated[int | None, typer.Option(help="Train on this many images only, stratified.")] = None,
     max_failures: Annotated[int, typer.Option(min=0, help="Retries of a trial that fails, from its last epoch.")] = 2,
-    resume: Annotated[str | None, typer.Option(help="Go on with this run, or 'latest'; more --samples extend it.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with this run, or 'latest'; more --samples extend it.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only.")] = False,
 ) -> None:
     """Search architecture, learning rate, batch size and the rest; print the best configurations."""

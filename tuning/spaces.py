@@ -1,10 +1,9 @@
 """Search spaces: found by name or file, checked before the first trial, limited to what this machine can do.
 
-A space is a module with `space(trial) -> dict`; it may have `FIRST`, a list of points to try first, and `GPU_ONLY`, which
-maps names of categorical parameters to the choices that a search on CPUs leaves out.
+A space is a module with `space(trial) -> dict`; it may have `FIRST`, a list of points to try first, and `GPU_ONLY`, a
+mapping from names of categorical parameters to the choices that a search on CPUs leaves out.
 """
 
-import importlib.util
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -85,7 +84,7 @@ def load_space(name: str) -> Space:
     """Returns a space by name, or by the path of a .py file.
 
     Raises:
-        UserError: The name is unknown (the closest is given), or the file is missing, fails to import or has no `space`.
+        UserError: The name is unknown (the closest is given); the file is missing, fails to import or has no `space`.
     """
     if name.endswith(".py"):
         path = Path(name)

@@ -93,7 +93,9 @@ class RunStudy:
 
     def finished_epochs(self) -> dict[int, list[dict[str, Any]]]:
         """Returns the epochs of each trial that has ended, for a scheduler that has to learn them again."""
-        return {n: self._rows.get(n, []) for n, attrs in self._attrs.items() if attrs.get("state") in ("complete", "pruned")}
+        return {
+            n: self._rows.get(n, []) for n, attrs in self._attrs.items() if attrs.get("state") in ("complete", "pruned")
+        }
 
     def ask(self) -> Proposal:
         """Returns a trial that was interrupted, or else a new one.
@@ -121,7 +123,7 @@ class RunStudy:
         return Proposal(trial.number, seed, config)
 
     def report(self, number: int, result: Mapping[str, Any]) -> bool:
-        """Takes an epoch's result into the study and `epochs.csv`; returns False for an epoch that was known already."""
+        """Takes an epoch's result into the study and `epochs.csv`; returns False for an epoch that was known."""
         rows, attrs = self._rows.setdefault(number, []), self._attrs[number]
         for name in ("n_parameters", "device", "precision", "finished"):
             attrs[name] = result.get(name)
@@ -157,7 +159,7 @@ class RunStudy:
         self._end(number, TrialState.FAIL, error=error)
 
     def close(self, stopped_by: str | None) -> None:
-        """Writes everything; with a reason, also ends the trials that still run. Without one they can be gone on with."""
+        """Writes everything; with a reason, ends the trials that still run. Without one they can be gone on with."""
         for number, attrs in self._attrs.items():
             if stopped_by is not None and attrs.get("state", "running") == "running":
                 self.finish(number, stopped_by)
@@ -172,7 +174,11 @@ class RunStudy:
         if rows:
             best = max(rows, key=lambda r: (r["valid_accuracy"], -r["valid_loss"]))
             seconds = sum(r["epoch_seconds"] for r in rows)
-            row |= {"valid_accuracy": best["valid_accuracy"], "valid_loss": best["valid_loss"], "best_epoch": best["epoch"]}
+            row |= {
+                "valid_accuracy": best["valid_accuracy"],
+                "valid_loss": best["valid_loss"],
+                "best_epoch": best["epoch"],
+            }
             row |= {"seconds": seconds, "images_per_second": sum(r["images_per_second"] for r in rows) / len(rows)}
         return row
 

@@ -44,7 +44,9 @@ def train_trial(config: Mapping[str, Any], *, splits: Splits, run: str, device: 
     with (folder / LOG).open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
         try:
             prepare(threads)
-            training = Training(TrainConfig.model_validate(config["config"]), splits, seed=config["seed"], device=device)
+            training = Training(
+                TrainConfig.model_validate(config["config"]), splits, seed=config["seed"], device=device
+            )
             print(f"trial {config['trial']}, seed {config['seed']}, {device}, {training.precision}: {config['config']}")
             _train(training, folder)
         except Exception:
@@ -54,7 +56,7 @@ def train_trial(config: Mapping[str, Any], *, splits: Splits, run: str, device: 
 
 def _train(training: "Training", folder: Path) -> None:
     """Goes on from the folder's checkpoint, if there is one, to the end."""
-    from tuning.training import NonFiniteLoss, fit
+    from tuning.training import NonFiniteLossError, fit
 
     device, precision = training.device.type, training.precision
     facts = {"n_parameters": training.n_parameters, "device": device, "precision": precision, "error": ""}
@@ -68,7 +70,9 @@ def _train(training: "Training", folder: Path) -> None:
             checkpoints.save(folder, training, known)
             print(epoch)
             tune.report({**result, **facts})
-    except NonFiniteLoss as error:  # Training it again would end in the same place, so this is a result, not a failure.
+    except (
+        NonFiniteLossError
+    ) as error:  # Training it again would end in the same place, so this is a result, not a failure.
         print(error)
         tune.report({"epoch": training.epoch, METRIC: 0.0, **facts, "error": str(error)})
 
@@ -85,7 +89,7 @@ class _NotRestored:
         return {}
 
 
-class EndSearch(_NotRestored, tune.Stopper):  # type: ignore[misc]
+class EndSearch(_NotRestored, tune.Stopper):
     """Ends all trials as soon as `now()` says so."""
 
     def __init__(self, now: Callable[[], bool]) -> None:
@@ -100,7 +104,7 @@ class EndSearch(_NotRestored, tune.Stopper):  # type: ignore[misc]
         return self._now()
 
 
-class Proposals(_NotRestored, Searcher):  # type: ignore[misc]
+class Proposals(_NotRestored, Searcher):
     """Hands the study's proposals to Ray Tune. What came of them the study learns from `Recorder`, not from here."""
 
     def __init__(self, study: RunStudy, on_problem: Callable[[BaseException], None]) -> None:
@@ -149,7 +153,9 @@ class Recorder(_NotRestored, tune.Callback):
         """Shows that a trial began."""
         self._progress.started(self._study.row(trial.config["trial"]))
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         """Records an epoch."""
         number = trial.config["trial"]
         with self._guard():

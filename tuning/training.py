@@ -24,7 +24,7 @@ from tuning.models import build_model, count_parameters
 EVALUATION_BATCH = 500
 
 
-class NonFiniteLoss(ArithmeticError):
+class NonFiniteLossError(ArithmeticError):
     """The training loss became infinite or not a number."""
 
 
@@ -64,7 +64,7 @@ def fit(training: "Training") -> Iterator[EpochResult]:
     nothing.
 
     Raises:
-        NonFiniteLoss: Names epoch and step.
+        NonFiniteLossError: Names epoch and step.
     """
     while not training.finished:
         yield training.run_epoch()
@@ -208,8 +208,8 @@ class Training:
                 raise self._non_finite(step, value)
         return sum(values) / len(values), n_right.item() / n_seen, n_seen
 
-    def _non_finite(self, step: int, value: float) -> NonFiniteLoss:
-        return NonFiniteLoss(
+    def _non_finite(self, step: int, value: float) -> NonFiniteLossError:
+        return NonFiniteLossError(
             f"Training loss must be finite, but got {value} in epoch {self.epoch}, step {step} "
             f"(learning rate {self._optimizer.param_groups[0]['lr']:.3g}). A lower learning_rate may help."
         )
@@ -217,7 +217,7 @@ class Training:
     def _after_epoch(self, valid_loss: float, valid_accuracy: float) -> None:
         """Keeps the best weights, counts towards early stopping and lowers a plateau's learning rate."""
         if not math.isfinite(valid_loss):
-            raise NonFiniteLoss(f"Validation loss must be finite, but got {valid_loss} after epoch {self.epoch}.")
+            raise NonFiniteLossError(f"Validation loss must be finite, but got {valid_loss} after epoch {self.epoch}.")
         if (valid_accuracy, -valid_loss) > (self.best["valid_accuracy"], -self.best["valid_loss"]):
             self.best = {"epoch": self.epoch, "valid_accuracy": valid_accuracy, "valid_loss": valid_loss}
             self._best_weights = {name: value.clone() for name, value in self.evaluated_model.state_dict().items()}
@@ -298,7 +298,9 @@ def make_schedule(
         )
     n_steps = config.epochs * steps_per_epoch
     n_warmup = min(config.warmup_epochs, config.epochs / 2) * steps_per_epoch
-    return LambdaLR(optimizer, functools.partial(lr_factor, schedule=config.schedule, n_steps=n_steps, n_warmup=n_warmup))
+    return LambdaLR(
+        optimizer, functools.partial(lr_factor, schedule=config.schedule, n_steps=n_steps, n_warmup=n_warmup)
+    )
 
 
 def lr_factor(step: int, *, schedule: str, n_steps: int, n_warmup: float) -> float:
@@ -324,14 +326,14 @@ def prepare(threads: int) -> None:
 def faster_precision(device_type: str) -> str:
     """Returns "bf16" where a small convolution runs at least 1.15 times as fast in it as in fp32, else "fp32".
 
-    Measured once a process, about 0.1 s. Where the instruction set has bf16 the ratio is well above (1.6 for ResNet-8 on
-    two AVX512-bf16 cores), and where it has not well below 1, so that the answer does not change from run to run.
+    Measured once a process, about 0.1 s. Where the instruction set has bf16 the ratio is well above (1.6 for ResNet-8
+    on two AVX512-bf16 cores), and where it has not well below 1: the answer does not change from run to run.
     """
     device = torch.device(device_type)
     with torch.random.fork_rng(devices=[]):
         model = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1)).to(device)
         images = torch.rand(32, 32, 14, 14, device=device).to(memory_format=torch.channels_last)
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
 
         def seconds(precision: str) -> float:
             times = []

@@ -1,0 +1,301 @@
+"""`tuning.predict` with an untrained model in a folder like best_model/, and with every way to damage one."""
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+
+from tuning.config import TrainConfig
+from tuning.data import normalise
+from tuning.errors import UserError
+from tuning.models import build_model
+from tuning.predict import (
+    BestModel,
+    Prediction,
+    load_best_model,
+    looks_inverted,
+    predict_files,
+    print_predictions,
+    probabilities,
+    read_image,
+)
+
+CLASSES = ("Shirt", "Bag", "Boot")
+
+
+def write_model(folder: Path, channels: int = 1, **values: Any) -> Path:
+    """Returns the folder, which now holds a tiny model; `values` replace those of config.json."""
+    folder.mkdir(exist_ok=True)
+    config = TrainConfig(width=4)
+    torch.manual_seed(0)
+    torch.save(build_model(config, channels, len(CLASSES)).state_dict(), folder / "model.pth")
+    description = {
+        "config": config.model_dump(),
+        "dataset": "toy",
+        "class_names": CLASSES,
+        "channels": channels,
+        "height": 10,
+        "width": 8,
+        "mean": [0.3] * channels,
+        "std": [0.4] * channels,
+        "flip_averaging": False,
+    }
+    (folder / "config.json").write_text(json.dumps(description | values))
+    return folder
+
+
+def shape_on(background: int, height: int = 10, width: int = 8) -> npt.NDArray[np.uint8]:
+    """Returns a grey image (H, W) of a bright or dark square on the background."""
+    image = np.full((height, width), background, np.uint8)
+    image[height // 4 : -(height // 4), width // 4 : -(width // 4)] = 255 - background
+    return image
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder like best_model/."""
+    return write_model(tmp_path / "best_model")
+
+
+@pytest.fixture
+def best(folder: Path) -> BestModel:
+    """What `load_best_model` makes of it."""
+    return load_best_model(folder)
+
+
+def test_model_is_ready(best: BestModel) -> None:
+    assert (best.class_names, best.mean, best.std) == (CLASSES, (0.3,), (0.4,))
+    assert (best.channels, best.height, best.width, best.model.training) == (1, 10, 8, False)
+
+
+@pytest.mark.parametrize("flip_averaging", [False, True])
+def test_probabilities_are_those_of_the_model(tmp_path: Path, flip_averaging: bool) -> None:
+    best = load_best_model(write_model(tmp_path / "m", flip_averaging=flip_averaging))
+    images = np.random.default_rng(0).integers(0, 256, (3, 1, 10, 8), dtype=np.uint8)
+    with torch.inference_mode():
+        pixels = torch.from_numpy(images)
+        both = [best.model(normalise(x, best.mean, best.std))[0].softmax(1) for x in (pixels, pixels.flip(3))]
+    expected = (both[0] + both[1]) / 2 if flip_averaging else both[0]
+    np.testing.assert_allclose(probabilities(best, images), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_files_are_predicted(tmp_path: Path, channels: int, suffix: str) -> None:
+    best = load_best_model(write_model(tmp_path / "m", channels))
+    paths = [tmp_path / f"{name}{suffix}" for name in "ab"]
+    Image.fromarray(shape_on(0)).save(paths[0])
+    Image.fromarray(shape_on(0, 40, 30)).convert("RGB").save(paths[1])
+    found = predict_files(best, paths)
+    assert [prediction.path for prediction in found] == paths
+    expected = probabilities(best, np.stack([read_image(path, channels, 10, 8) for path in paths]))
+    for prediction, row in zip(found, expected, strict=True):
+        assert prediction.class_name == CLASSES[row.argmax()] != prediction.runner_up
+        assert prediction.probability == pytest.approx(row.max())
+        assert prediction.runner_up_probability == pytest.approx(np.sort(row)[-2])
+
+
+@pytest.mark.parametrize(
+    ("background", "invert", "inverted"),
+    [(0, "auto", False), (255, "auto", True), (0, "yes", True), (255, "no", False)],
+)
+def test_inversion(best: BestModel, tmp_path: Path, background: int, invert: Any, inverted: bool) -> None:
+    Image.fromarray(shape_on(background)).save(tmp_path / "a.png")
+    (found,) = predict_files(best, [tmp_path / "a.png"], invert)
+    assert found.inverted is inverted
+    seen = shape_on(255 - background if inverted else background)
+    assert found.probability == pytest.approx(probabilities(best, seen[None, None]).max())
+
+
+def test_colour_images_are_not_taken_for_inverted() -> None:
+    assert looks_inverted(shape_on(255)[None])
+    assert not looks_inverted(np.repeat(shape_on(255)[None], 3, axis=0))
+    assert not looks_inverted(np.full((1, 2, 2), 255, np.uint8))
+    assert not looks_inverted(np.full((1, 9, 9), 7, np.uint8))
+
+
+def test_image_modes_are_brought_to_eight_bits(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.full((4, 4), 0x4080, np.uint16)).save(path)
+    assert np.unique(read_image(path, 1, 4, 4)).tolist() == [0x40]
+    Image.new("RGBA", (4, 4), (9, 9, 9, 0)).save(path)
+    assert np.unique(read_image(path, 1, 4, 4)).tolist() == [255]
+    Image.new("RGB", (4, 4), (10, 20, 30)).save(path)
+    assert read_image(path, 3, 5, 6).shape == (3, 5, 6)
+    assert read_image(path, 3, 4, 4)[:, 0, 0].tolist() == [10, 20, 30]
+
+
+def test_photographs_are_turned_upright(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 8), np.uint8)
+    pixels[:4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # Orientation: upside down.
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif)
+    image = read_image(tmp_path / "a.jpg", 1, 8, 8)
+    assert image[0, :3].max() < 50 and image[0, 5:].min() > 200
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("missing.png", None, "No such file or directory"),
+        ("text.png", b"not an image", "cannot identify image file"),
+        ("empty.jpg", b"", "cannot identify image file"),
+        ("other.gif", b"GIF89a" + bytes(30), "cannot identify image file"),
+    ],
+)
+def test_unreadable_image_is_named(tmp_path: Path, name: str, content: bytes | None, reason: str) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    match = rf"^IMAGE must be a readable PNG or JPEG file, but got '{path}': .*{reason}.*\.$"
+    with pytest.raises(UserError, match=match):
+        read_image(path, 1, 10, 8)
+
+
+def test_truncated_image_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 50), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"IMAGE must be a readable PNG or JPEG file, but got .*a\.png': .*truncated"):
+        read_image(path, 1, 10, 8)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.pth"])
+def test_missing_model_names_the_next_step(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    match = (
+        rf"^There must be a trained model in {folder}, but .*/{name} is missing\. Run `python -m tuning\.final` first"
+    )
+    with pytest.raises(UserError, match=match):
+        load_best_model(folder)
+
+
+class Payload:
+    """What a pickle with code looks like: unpickling it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_code_in_the_weights_is_refused_and_not_run(folder: Path, tmp_path: Path) -> None:
+    match = (
+        r"model\.pth must be a state dict \(tensors only, no code\), but it cannot be read as one: Weights only load"
+    )
+    for write in (torch.save, lambda payload, path: path.write_bytes(pickle.dumps(payload, 2))):
+        write({"a": Payload(tmp_path / "harm")}, folder / "model.pth")
+        with pytest.raises(UserError, match=match):
+            load_best_model(folder)
+        assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04 half a zip"])
+def test_damaged_weights_are_said(folder: Path, content: bytes) -> None:
+    (folder / "model.pth").write_bytes(content)
+    match = r"model\.pth must be a state dict .* read as one: .+\. Run `python -m tuning\.final` again\.$"
+    with pytest.raises(UserError, match=match):
+        load_best_model(folder)
+
+
+def test_truncated_weights_are_said(folder: Path) -> None:
+    whole = (folder / "model.pth").read_bytes()
+    (folder / "model.pth").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"model\.pth must be a state dict"):
+        load_best_model(folder)
+
+
+@pytest.mark.parametrize("weights", [{}, {"a": torch.zeros(1)}, [torch.zeros(1)], torch.zeros(1)])
+def test_weights_of_another_model_are_said(folder: Path, weights: Any) -> None:
+    torch.save(weights, folder / "model.pth")
+    match = (
+        r"model\.pth must hold the weights of the resnet8 in config\.json, but got others: .* Run `python -m tuning\.fi"
+    )
+    with pytest.raises(UserError, match=match):
+        load_best_model(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "\x00"])
+def test_damaged_description_is_said(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    match = r"config\.json must be a JSON file, but it cannot be read: .*\. Run `python -m tuning\.final` again\.$"
+    with pytest.raises(UserError, match=match):
+        load_best_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        (
+            {"channels": 2},
+            r"config\.json: channels is wrong: Input should be 1 or 3\. Run `python -m tuning\.final` again",
+        ),
+        ({"std": [0.0]}, r"config\.json: std\.0 is wrong: Input should be greater than 0\. Run"),
+        ({"class_names": ["one"]}, r"config\.json: class_names is wrong: .*at least 2 items.*\. Run"),
+        ({"mean": [0.1, 0.2]}, r"config\.json: mean must have 1 values, one a channel, but got 2\. Run"),
+        ({"config": {"widht": 4}}, r"config\.json: Hyperparameter must be one of .*'widht'\. Did you mean 'width'\?"),
+        ({"config": {"width": 1}}, r"config\.json: width must be greater than or equal to 4, but got 1\."),
+    ],
+)
+def test_wrong_description_is_said(tmp_path: Path, values: dict[str, Any], match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        load_best_model(write_model(tmp_path / "m", **values))
+
+
+def test_description_that_is_no_mapping_is_said(folder: Path) -> None:
+    (folder / "config.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"config\.json: its content is wrong: Input should be .*\. Run"):
+        load_best_model(folder)
+
+
+def test_table_has_a_row_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path("a [bold]folder[/] " + "x" * 60) / "1.png"
+    print_predictions([Prediction(path, "Bag", 0.875, "Shirt", 0.1, inverted=True)])
+    lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    cells = [[cell.strip() for cell in line if cell.strip()] for line in lines]
+    assert ["file", "class", "probability", "runner-up", "inverted"] in cells
+    assert [str(path), "Bag", "87.5%", "Shirt 10.0%", "yes"] in cells
+
+
+@pytest.mark.slow
+def test_command_prints_or_exits_with_2(folder: Path, tmp_path: Path) -> None:
+    Image.fromarray(shape_on(255)).save(tmp_path / "a.png")
+    command = [sys.executable, "-m", "tuning.predict", "--model-dir", str(folder)]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [*command, str(tmp_path / "a.png")], cwd=root, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "runner-up" in done.stdout and done.stderr == ""
+    done = subprocess.run([*command, "none.png"], cwd=root, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: IMAGE must be a readable PNG or JPEG file, but got 'none.png'")
+
+
+def test_importing_it_is_light() -> None:
+    code = (
+        "import sys, tuning.predict; print([name for name in ('ray', 'optuna', 'torch', 'PIL') if name in sys.modules])"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.slow
+def test_fashion_mnist_is_seldom_taken_for_inverted() -> None:
+    from tuning.data import load_train
+
+    images = load_train("fashion-mnist").images[:10_000]
+    assert np.mean([looks_inverted(image) for image in images]) < 0.001
+    assert np.mean([looks_inverted(255 - image) for image in images]) > 0.999
