@@ -1,5 +1,6 @@
 """`tuning.analysis` against values known from elsewhere, and against the mistakes that would still give a number."""
 
+import logging
 import warnings
 
 import numpy as np
@@ -194,9 +195,8 @@ def _study(n_trials: int, *, prune_every: int = 0) -> tuple[optuna.Study, "pd.Se
     return study, pd.Series(values)
 
 
-def test_importances_find_what_matters_and_count_pruned_trials(capfd: pytest.CaptureFixture[str]) -> None:
+def test_importances_find_what_matters_and_count_pruned_trials() -> None:
     study, values = _study(60, prune_every=2)
-    capfd.readouterr()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         frame = analysis.importances(study, values)
@@ -207,7 +207,6 @@ def test_importances_find_what_matters_and_count_pruned_trials(capfd: pytest.Cap
     assert frame["importance"].iloc[0] > 0.6
     only_complete = analysis.importances(study, values[values.index % 2 == 1])
     assert not np.allclose(only_complete["importance"], frame["importance"])
-    assert capfd.readouterr() == ("", "")
     assert len(study.trials) == 60
 
 
@@ -215,6 +214,31 @@ def test_importances_follow_the_values_not_the_study() -> None:
     study, _ = _study(60)
     noise = pd.Series({trial.number: trial.params["noise"] for trial in study.trials})
     assert analysis.importances(study, noise)["parameter"].iloc[0] == "noise"
+
+
+def test_importances_are_about_the_best_not_the_worst() -> None:
+    study, _ = _study(120)
+    params = pd.DataFrame([trial.params for trial in study.trials])
+    values = (params["noise"] - 0.7).clip(lower=0) - (0.3 - params["matters"]).clip(lower=0)
+    assert analysis.importances(study, values)["parameter"].iloc[0] == "noise"
+
+
+def test_importances_log_nothing_and_leave_the_log_as_it_was() -> None:
+    study, values = _study(12)
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger = logging.getLogger("optuna")
+    before = logger.level
+    logger.addHandler(handler)
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    try:
+        analysis.importances(study, values)
+        assert records == []
+        assert optuna.logging.get_verbosity() == optuna.logging.INFO
+    finally:
+        optuna.logging.set_verbosity(before)
+        logger.removeHandler(handler)
 
 
 def test_importances_do_not_warn_of_a_parameter_that_one_trial_has() -> None:

@@ -22,7 +22,7 @@ def make_splits(channels: int = 1) -> tuple[Splits, HashedTest]:
     images[3] = images[1]  # Again in train, under another label.
     images[4] = images[2]  # Again in train, under the same label.
     images[12] = images[0]  # In valid and in train.
-    images[16], images[17] = images[0], images[13]  # In test and in train, in test and in valid.
+    images[16], images[17] = images[6], images[13]  # In test and in train, in test and in valid.
     images[5, 0, 0, 0] = 255
     labels = np.array([0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 1], dtype=np.int64)
     mean, std = (0.5,) * channels, (0.5,) * channels

@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -237,8 +238,10 @@ def test_silent_mirror_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "CONNECT_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        start = time.monotonic()
         with pytest.raises(UserError, match=rf"mirror {url}: images\.gz: timed out"):
             read_files(replace(FILES, mirrors=(url,)), NAMES)
+        assert time.monotonic() - start < 4
 
 
 def test_cache_that_cannot_be_written_is_said(mirror: Mirror, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from tuning.data import Splits
 
 MODEL_DIR = Path("best_model")
+# A search compares many configurations at a short length; the one that is kept earns a longer one. Its schedule is
+# stretched to it. On two cores ResNet-14 reached 94.2 % on valid in 15 epochs where 9 gave 93.5 %.
+LENGTHENING = 2
 
 
 @dataclass(frozen=True)
@@ -271,21 +274,21 @@ def main(
         Path | None, typer.Option(help="Train this JSON or YAML configuration; no search is needed.")
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Train this long instead of the configuration's length.")
+        int | None, typer.Option(min=1, help="Full length (default: twice the search's; with --config its own).")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of weights and batches.  [default: a fresh one]")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of weights and batches (default: a fresh one).")] = None,
     dataset: Annotated[str, typer.Option(help="The data set, with --config.")] = "fashion-mnist",
     data_dir: Annotated[Path | None, typer.Option(help="A folder that holds the data set's files.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.  [default: cuda where there is one]")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: all cores]")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda where there is one).")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all cores).")] = None,
     model_dir: Annotated[Path, typer.Option(help="Where the model and its scores are written.")] = MODEL_DIR,
 ) -> None:
     """Retrain the best configuration, test it once, and write best_model/ with the PCA picture."""
     from dataclasses import replace
 
     choice = choose(run, config, dataset)
-    if epochs is not None:
-        choice = replace(choice, config=choice.config.model_copy(update={"epochs": epochs}))
+    length = epochs or choice.config.epochs * (LENGTHENING if config is None else 1)
+    choice = replace(choice, config=choice.config.model_copy(update={"epochs": length}))
     import torch
 
     from tuning.training import prepare

@@ -291,7 +291,12 @@ def summary_line(run: Run) -> str:
 
     end = trials["ended"].max() if trials["ended"].notna().all() else pd.Timestamp.now(UTC)
     minutes = (end - trials["started"].min()).total_seconds() / 60
-    return f"{run.name}: {meta['dataset']}, {len(trials)} trials ({counts}), {minutes:.1f} minutes"
+    slots = meta["settings"]["concurrency"]
+    busy = trials["seconds"].sum() / 60 / (slots * minutes)
+    return (
+        f"{run.name}: {meta['dataset']}, {len(trials)} trials ({counts}), {minutes:.1f} minutes, "
+        f"{slots} side by side, training {busy:.0%} of that time"
+    )
 
 
 def print_trials(run: Run, limit: int = 10) -> None:

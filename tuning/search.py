@@ -379,22 +379,22 @@ def _now() -> str:
 
 
 def main(
-    samples: Annotated[int | None, typer.Option(help="Trials to run in all.  [default: 20]")] = None,
+    samples: Annotated[int | None, typer.Option(help="Trials to run in all (default: 20).")] = None,
     space: Annotated[
         str, typer.Option(help="A search space: resnet, resnet8, resnet18, smoke, or FILE.py.")
     ] = "resnet",
     dataset: Annotated[str, typer.Option(help="The data set.")] = "fashion-mnist",
-    epochs: Annotated[int | None, typer.Option(min=1, help="Length of a full trial.  [default: 8; on GPUs 24]")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Length of a full trial (default: 8; on GPUs 24).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the valid split, the points and the trials' seeds.")] = 0,
     run: Annotated[
-        str | None, typer.Option(help="Name of the run folder below results/.  [default: date-dataset-n]")
+        str | None, typer.Option(help="Name of the run folder below results/ (default: date-dataset-n).")
     ] = None,
     sampler: Annotated[str, typer.Option(help="tpe, gp, random or qmc.")] = "tpe",
     scheduler: Annotated[str, typer.Option(help="asha, hyperband, median or none: what stops trials early.")] = "asha",
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.  [default: cuda where there is one]")] = None,
-    cpus_per_trial: Annotated[float | None, typer.Option(min=0.1, help="CPU cores a trial.  [default: 1]")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda where there is one).")] = None,
+    cpus_per_trial: Annotated[float | None, typer.Option(min=0.1, help="CPU cores a trial (default: 1).")] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(min=0, help="GPUs, or a share of one, a trial.")] = None,
-    concurrency: Annotated[int | None, typer.Option(help="Trials side by side.  [default: as many as fit]")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Trials side by side (default: as many as fit).")] = None,
     time_budget: Annotated[
         str | None, typer.Option(help="End after e.g. 30m; what runs then counts as stopped.")
     ] = None,
@@ -435,7 +435,7 @@ def main(
             **slots,
         )
         path = _new_run(settings, run)
-    n_done = len(results.Run(path).trials)
+    n_done = int((results.Run(path).trials["state"] != "running").sum())
     with Progress(settings.samples, n_done, quiet=quiet) as progress:
         progress.note(
             f"Run {path}: {settings.samples} samples of at most {settings.epochs} epochs, "
