@@ -281,6 +281,17 @@ def plain(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: None if pd.isna(v) else v.item() if hasattr(v, "item") else v for name, v in row.items()}
 
 
+def write_best(run: Run) -> None:
+    """Writes `best.json`: the winner's configuration and why it won."""
+    ranked = rank_trials(run.trials, run.path)
+    best = plain(dict(ranked.iloc[0].items()))
+    second = float(ranked.iloc[1]["valid_accuracy"]) if len(ranked) > 1 else None
+    why = f"the best valid_accuracy of {len(ranked)} finished trials, in its epoch {best['best_epoch']} of {best['epochs']}"
+    config = {name.removeprefix("config/"): value for name, value in best.items() if name.startswith("config/")}
+    outcome = {name: value for name, value in best.items() if not name.startswith("config/")}
+    write_json(run.path / "best.json", {"why": why, "second_valid_accuracy": second, **outcome, "config": config})
+
+
 def summary_line(run: Run) -> str:
     """Returns one line on the run: data set, trials by state, how long it has taken."""
     trials, meta = run.trials, run.meta

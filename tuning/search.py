@@ -80,16 +80,17 @@ def search(settings: Settings, path: Path, progress: "Progress") -> None:
     if to_run > 0:
         stopped_by = run_trials(settings, path, splits, study, progress, to_run)
         _update_meta(path, settings, ended=_now(), stopped_by=stopped_by)
-    draw_run(results.Run(path), study)
+    conclude(results.Run(path), study)
 
 
-def draw_run(run: results.Run, study: "RunStudy") -> None:
-    """Writes the run's pictures into its folder, where any trial has finished."""
+def conclude(run: results.Run, study: "RunStudy") -> None:
+    """Writes the run's pictures and `best.json` into its folder, where any trial has finished."""
     from tuning import analysis, plots
 
     trials, epochs = run.trials, run.epochs
     if not trials["state"].isin(["complete", "pruned"]).any():
         return
+    results.write_best(run)
     importances = analysis.importances(study.study, analysis.equal_budget_values(trials, epochs))
     for name, figure in {
         "best_so_far": plots.best_so_far(analysis.best_so_far(trials)),
