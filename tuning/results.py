@@ -154,8 +154,8 @@ def run_names(root: Path = RESULTS) -> list[str]:
     return sorted(path.parent.name for path in root.glob("*/meta.json"))
 
 
-def create_run(name: str | None, dataset: str, root: Path = RESULTS) -> Path:
-    """Returns a new, empty run folder.
+def new_path(name: str | None, dataset: str, root: Path = RESULTS) -> Path:
+    """Returns where a new run's folder is to be.
 
     Args:
         name: Letters, digits, ".", "_" and "-"; None gives <date>-<dataset>-<number>.
@@ -166,21 +166,22 @@ def create_run(name: str | None, dataset: str, root: Path = RESULTS) -> Path:
         UserError: The name has other characters, or exists.
     """
     if name is None:
-        stem = f"{date.today().isoformat()}-{dataset}"
-        numbers = [
-            int(path.name[len(stem) + 1 :]) for path in root.glob(f"{stem}-*") if path.name[len(stem) + 1 :].isdigit()
-        ]
-        name = f"{stem}-{max(numbers, default=0) + 1}"
+        stem = f"{date.today().isoformat()}-{dataset}-"
+        numbers = [path.name.removeprefix(stem) for path in root.glob(f"{stem}*")]
+        name = f"{stem}{max((int(number) for number in numbers if number.isdigit()), default=0) + 1}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name == "latest":
         raise UserError(f"--run must be letters, digits, '.', '_' and '-' (and not 'latest'), but got {name!r}.")
-    path = root / name
+    if (root / name).exists():
+        raise UserError(f"--run must be a new name, but got {name!r}, and {root / name} exists. Choose another.")
+    return root / name
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder; raises UserError where that cannot be."""
     try:
         path.mkdir(parents=True)
-    except FileExistsError as error:
-        raise UserError(f"--run must be a new name, but got {name!r}, and {path} exists. Choose another.") from error
     except OSError as error:
         raise (disk_full(path, error) or UserError(f"{path} must be a folder that can be made: {error}.")) from error
-    return path
 
 
 def write_text(path: Path, text: str) -> None:
@@ -286,7 +287,8 @@ def write_best(run: Run) -> None:
     ranked = rank_trials(run.trials, run.path)
     best = plain(dict(ranked.iloc[0].items()))
     second = float(ranked.iloc[1]["valid_accuracy"]) if len(ranked) > 1 else None
-    why = f"the best valid_accuracy of {len(ranked)} finished trials, in its epoch {best['best_epoch']} of {best['epochs']}"
+    when = f"in its epoch {best['best_epoch']} of {best['epochs']}"
+    why = f"the best valid_accuracy of {len(ranked)} finished trials, {when}"
     config = {name.removeprefix("config/"): value for name, value in best.items() if name.startswith("config/")}
     outcome = {name: value for name, value in best.items() if not name.startswith("config/")}
     write_json(run.path / "best.json", {"why": why, "second_valid_accuracy": second, **outcome, "config": config})

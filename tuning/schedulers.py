@@ -5,7 +5,7 @@ The metric that schedulers compare is the best valid_accuracy so far; time is co
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ def _median(epochs: int, seed: int) -> TrialScheduler:
         mode="max",
         grace_period=grace_period(epochs),
         min_samples_required=3,
-        min_time_slice=0,
+        min_time_slice=float("inf"),  # Never pause a trial to let others catch up: that would take it off its slot.
         hard_stop=True,
     )
 
@@ -102,13 +102,15 @@ def _random(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
 
 def _qmc(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
     """Scrambled Sobol points (Bergstra & Bengio 2012 compare them with random ones)."""
-    return optuna.samplers.QMCSampler(
-        qmc_type="sobol",
-        scramble=True,
-        seed=seed,
-        warn_asynchronous_seeding=False,
-        warn_independent_sampling=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.QMCSampler(
+            qmc_type="sobol",
+            scramble=True,
+            seed=seed,
+            warn_asynchronous_seeding=False,
+            warn_independent_sampling=False,
+        )
 
 
 SAMPLERS: dict[str, Callable[[int, int], optuna.samplers.BaseSampler]] = {
@@ -119,11 +121,17 @@ SAMPLERS: dict[str, Callable[[int, int], optuna.samplers.BaseSampler]] = {
 }
 
 
+@dataclass(frozen=True)
+class _PastTrial:
+    trial_id: str
+    status: str = "TERMINATED"
+
+
 def replay(scheduler: TrialScheduler, epochs: Mapping[int, Sequence[Mapping[str, Any]]]) -> None:
     """Shows a new scheduler the epochs of trials that have ended, so that a resumed search judges by all of them."""
     for number, rows in epochs.items():
-        # Stands in for Ray's trial and controller: these schedulers look at the trial's id and nothing else.
-        trial: Any = SimpleNamespace(trial_id=f"before-{number}", status="TERMINATED")
+        # Stand-ins for Ray's trial and controller: these schedulers look at the trial's id and nothing else.
+        trial: Any = _PastTrial(f"before-{number}")
         controller: Any = None
         scheduler.on_trial_add(controller, trial)
         best = 0.0

@@ -57,22 +57,32 @@ class Settings:
     time_budget: float | None
 
 
-def search(settings: Settings, path: Path, progress: "Progress") -> None:
-    """Runs or goes on with the search of a run folder.
+def load(settings: Settings, source: str, progress: "Progress") -> tuple["Splits", "Space"]:
+    """Returns the splits and the space of a search; `source` names the space, or is its file.
 
     Raises:
-        UserError: The data cannot be had, the space is wrong, the disk is full, or Ray cannot start.
+        UserError: The data cannot be had, or the space is wrong.
     """
     import optuna
 
-    from tuning import data, schedulers, spaces
-    from tuning.study import RunStudy
+    from tuning import data, spaces
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    splits = data.load_splits(
-        settings.dataset, _path(settings.data_dir), seed=settings.seed, train_images=settings.train_images
-    )
-    space = usable_space(spaces.load_space(str(path / "space.py")), settings, progress)
+    space = usable_space(spaces.load_space(source), settings, progress)
+    folder = None if settings.data_dir is None else Path(settings.data_dir)
+    splits = data.load_splits(settings.dataset, folder, seed=settings.seed, train_images=settings.train_images)
+    return splits, space
+
+
+def search(settings: Settings, path: Path, splits: "Splits", space: "Space", progress: "Progress") -> None:
+    """Runs or goes on with the search of a run folder.
+
+    Raises:
+        UserError: The space raised in mid-search, or the disk is full.
+    """
+    from tuning import schedulers
+    from tuning.study import RunStudy
+
     sampler = schedulers.SAMPLERS[settings.sampler](_sampler_seed(settings.seed, path), N_STARTUP)
     study = RunStudy(path, space, sampler, epochs=settings.epochs, seed=settings.seed)
     _update_meta(path, settings, split_hash=splits.split_hash)
@@ -321,12 +331,9 @@ def _update_meta(path: Path, settings: Settings, **values: Any) -> None:
     results.write_json(file, meta | {"settings": asdict(settings)} | values)
 
 
-def _new_run(settings: Settings, name: str | None) -> Path:
-    """Returns a new run folder with `space.py` and `meta.json`."""
-    from tuning.spaces import load_space
-
-    space = load_space(settings.space)
-    path = results.create_run(name, settings.dataset)
+def _begin_run(path: Path, settings: Settings, space: "Space") -> None:
+    """Makes the run folder, with `space.py` and `meta.json`."""
+    results.make_folder(path)
     results.write_text(path / "space.py", space.source)
     _update_meta(
         path,
@@ -339,7 +346,6 @@ def _new_run(settings: Settings, name: str | None) -> Path:
         hardware=_hardware(),
         git_commit=_git_commit(),
     )
-    return path
 
 
 def _versions() -> dict[str, str]:
@@ -369,10 +375,6 @@ def _git_commit() -> str | None:
     folder = Path(__file__).parent
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
 
 
 def _now() -> str:
@@ -417,9 +419,10 @@ def main(
         found = results.load(resume)
         settings = replace(Settings(**found.meta["settings"]), time_budget=budget)
         settings = replace(settings, samples=samples or settings.samples)
-        path = found.path
+        source, path = str(found.path / "space.py"), found.path
     else:
         _check_names(space, dataset, sampler, scheduler)
+        source, path = space, results.new_path(run, dataset)
         slots = plan_slots(device, cpus_per_trial, gpus_per_trial, concurrency)
         settings = Settings(
             samples=samples or 20,
@@ -435,14 +438,16 @@ def main(
             time_budget=budget,
             **slots,
         )
-        path = _new_run(settings, run)
     n_done = int((results.Run(path).trials["state"] != "running").sum())
     with Progress(settings.samples, n_done, quiet=quiet) as progress:
         progress.note(
             f"Run {path}: {settings.samples} samples of at most {settings.epochs} epochs, "
             f"{settings.concurrency} side by side on {settings.device}"
         )
-        search(settings, path, progress)
+        splits, found_space = load(settings, source, progress)
+        if resume is None:
+            _begin_run(path, settings, found_space)
+        search(settings, path, splits, found_space, progress)
     found = results.Run(path)
     print(results.summary_line(found))
     results.print_trials(found, limit=5)

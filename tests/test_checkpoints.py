@@ -1,0 +1,209 @@
+"""`tuning.checkpoints`: what is saved comes back the same, and a damaged file or a full disk costs an epoch at most."""
+
+import dataclasses
+import errno
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import CLASS_NAMES, patterned_images
+
+from tuning import checkpoints
+from tuning.config import TrainConfig
+from tuning.data import Splits, make_splits
+from tuning.errors import UserError
+from tuning.training import EpochResult, Training
+
+
+@pytest.fixture(scope="session")
+def few() -> Splits:
+    """64 train and 32 valid images: an epoch of two steps."""
+    return make_splits(patterned_images(96), "patterns", CLASS_NAMES, valid_images=32)
+
+
+@pytest.fixture
+def training(few: Splits) -> Training:
+    """A training that has not begun."""
+    return new_training(few)
+
+
+def new_training(few: Splits, **values: Any) -> Training:
+    """Returns a training of five epochs that has not begun."""
+    config = TrainConfig(width=4, batch_size=32, epochs=5, patience=None, precision="fp32", ema_decay=0.5)
+    return Training(TrainConfig(**(config.model_dump() | values)), few, seed=0)
+
+
+def train(folder: Path, training: Training, n_epochs: int, best_epoch: int) -> list[dict[str, Any]]:
+    """Trains and saves so many epochs, of which the given one is the best; returns the results."""
+    results: list[dict[str, Any]] = []
+    for epoch in range(1, n_epochs + 1):
+        result = training.run_epoch()
+        training.best["epoch"] = min(epoch, best_epoch)
+        training.best["valid_accuracy"] = 2.0 if epoch >= best_epoch else -1.0  # No later epoch beats it.
+        results.append(dataclasses.asdict(result))
+        checkpoints.save(folder, training, results)
+    return results
+
+
+def names(folder: Path) -> list[str]:
+    """Returns the names of all files in the folder, hidden ones included."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def numbers(result: EpochResult) -> dict[str, Any]:
+    """Returns the result without its times."""
+    timed = ("epoch_seconds", "images_per_second")
+    return {name: value for name, value in dataclasses.asdict(result).items() if name not in timed}
+
+
+def test_a_saved_training_goes_on_where_it_was(
+    tmp_path: Path, few: Splits, training: Training, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = train(tmp_path, training, n_epochs=2, best_epoch=1)
+    resumed = new_training(few)
+    assert checkpoints.load(tmp_path, resumed) == results
+    assert capsys.readouterr().out == f"Going on after epoch 2, from {tmp_path}/latest.pt\n"
+    assert (resumed.epoch, resumed.best) == (2, training.best)
+    assert numbers(resumed.run_epoch()) == numbers(training.run_epoch())
+    assert names(tmp_path) == ["best.pt", "latest.pt"]
+
+
+def test_the_best_checkpoint_stays_that_of_the_best_epoch(tmp_path: Path, training: Training) -> None:
+    train(tmp_path, training, n_epochs=4, best_epoch=2)
+    latest, best = (torch.load(tmp_path / name, weights_only=True) for name in ("latest.pt", "best.pt"))
+    assert (latest["training"]["epoch"], len(latest["results"])) == (4, 4)
+    assert (best["training"]["epoch"], len(best["results"])) == (2, 2)
+
+
+def test_an_empty_folder_has_no_results(tmp_path: Path, training: Training, capsys: pytest.CaptureFixture[str]) -> None:
+    assert checkpoints.load(tmp_path, training) == []
+    assert training.epoch == 0
+    assert capsys.readouterr().out == ""
+
+
+def damage(path: Path, kind: str) -> None:
+    """Replaces the file as a crash or a stranger might leave it."""
+    whole = path.read_bytes()
+    path.unlink()  # The best checkpoint may be the same file under another name.
+    if kind == "a state cut short":
+        state = torch.load(io.BytesIO(whole), weights_only=True)
+        del state["training"]["best_weights"]
+        torch.save(state, path)
+    elif kind == "code":
+        torch.save({"training": Path("x"), "results": []}, path)
+    else:
+        path.write_bytes({"cut": whole[: len(whole) // 2], "text": b"hello", "empty": b""}[kind])
+
+
+DAMAGES = ["cut", "text", "empty", "code", "a state cut short"]
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_latest_checkpoint_is_passed_over_for_the_best(
+    tmp_path: Path, few: Splits, training: Training, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    results = train(tmp_path, training, n_epochs=3, best_epoch=2)
+    damage(tmp_path / "latest.pt", kind)
+    resumed = new_training(few)
+    assert checkpoints.load(tmp_path, resumed) == results[:2]
+    assert resumed.epoch == 2
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"Checkpoint {tmp_path}/latest.pt cannot be used and is passed over: ")
+    assert printed.endswith(f"Going on after epoch 2, from {tmp_path}/best.pt\n")
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_two_damaged_checkpoints_leave_a_training_that_has_not_begun(
+    tmp_path: Path, few: Splits, training: Training, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    train(tmp_path, training, n_epochs=2, best_epoch=1)
+    for name in ("latest.pt", "best.pt"):
+        damage(tmp_path / name, kind)
+    untouched, resumed = new_training(few), new_training(few)
+    assert checkpoints.load(tmp_path, resumed) == []
+    assert resumed.epoch == 0
+    assert numbers(resumed.run_epoch()) == numbers(untouched.run_epoch())
+    printed = capsys.readouterr().out
+    for name in ("latest.pt", "best.pt"):
+        assert f"Checkpoint {tmp_path / name} cannot be used and is passed over: " in printed
+
+
+def test_a_checkpoint_of_another_configuration_is_passed_over(
+    tmp_path: Path, few: Splits, training: Training, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path, training, n_epochs=1, best_epoch=1)
+    other = new_training(few, momentum=0.5)
+    assert checkpoints.load(tmp_path, other) == []
+    assert other.epoch == 0
+    assert "cannot be used and is passed over: ValueError('The state must belong to " in capsys.readouterr().out
+
+
+def full_disk(*args: object, **options: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+FULL = r"^No space left on the disk while writing {}/latest\.pt\. Free some space, then run the command again\.$"
+
+
+@pytest.mark.parametrize("function", ["torch.save", "os.replace"])
+def test_a_full_disk_names_the_file_and_leaves_the_checkpoint_before(
+    tmp_path: Path, few: Splits, training: Training, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    results = train(tmp_path, training, n_epochs=1, best_epoch=1)
+    before = (tmp_path / "latest.pt").read_bytes()
+    training.run_epoch()
+    with monkeypatch.context() as patch:
+        patch.setattr(function, full_disk)
+        with pytest.raises(UserError, match=FULL.format(tmp_path)):
+            checkpoints.save(tmp_path, training, results)
+    assert names(tmp_path) == ["best.pt", "latest.pt"]
+    assert (tmp_path / "latest.pt").read_bytes() == before
+    assert checkpoints.load(tmp_path, new_training(few)) == results
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+def test_a_disk_that_fills_up_in_the_middle_of_writing_names_the_file(
+    tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_full(**options: object) -> tuple[int, str]:
+        (tmp_path / ".latest.pt.x").touch()
+        return os.open("/dev/full", os.O_WRONLY), str(tmp_path / ".latest.pt.x")
+
+    training.run_epoch()
+    monkeypatch.setattr("tempfile.mkstemp", make_full)
+    with pytest.raises(UserError, match=FULL.format(tmp_path)):
+        checkpoints.save(tmp_path, training, [])
+    assert names(tmp_path) == []
+
+
+def test_a_disk_without_room_for_a_new_name_names_the_file(
+    tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training.run_epoch()
+    monkeypatch.setattr("tempfile.mkstemp", full_disk)
+    with pytest.raises(UserError, match=FULL.format(tmp_path)):
+        checkpoints.save(tmp_path, training, [])
+
+
+def test_another_error_of_the_disk_keeps_its_own_name(
+    tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    training.run_epoch()
+    monkeypatch.setattr("torch.save", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        checkpoints.save(tmp_path, training, [])
+    assert names(tmp_path) == []
+
+
+def test_remove_takes_both_and_minds_none(tmp_path: Path, training: Training) -> None:
+    train(tmp_path, training, n_epochs=1, best_epoch=1)
+    (tmp_path / "log.txt").touch()
+    for _ in range(2):
+        checkpoints.remove(tmp_path)
+        assert names(tmp_path) == ["log.txt"]

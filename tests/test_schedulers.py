@@ -1,0 +1,96 @@
+"""Contracts over the names in `SCHEDULERS` and `SAMPLERS`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+import pytest
+
+from tuning import search
+from tuning.schedulers import METRIC, SAMPLERS, SCHEDULERS, grace_period, replay
+from tuning.spaces import load_space
+
+
+def decision(scheduler: Any, trial: Any, epoch: int, accuracy: float) -> str:
+    return str(scheduler.on_trial_result(None, trial, {"epoch": epoch, METRIC: accuracy}))
+
+
+@dataclass(frozen=True)
+class Trial:
+    trial_id: str
+    status: str = "RUNNING"
+
+
+def trial(scheduler: Any, name: str) -> Any:
+    one: Any = Trial(name)
+    scheduler.on_trial_add(None, one)
+    return one
+
+
+def test_the_commands_names_are_those_of_the_registries() -> None:
+    assert set(search.SAMPLERS) == set(SAMPLERS)
+    assert set(search.SCHEDULERS) == set(SCHEDULERS)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_no_scheduler_stops_a_trial_in_its_grace_period(name: str) -> None:
+    scheduler = SCHEDULERS[name](18, 0)
+    for i in range(12):
+        one = trial(scheduler, str(i))
+        for epoch in range(1, grace_period(18)):
+            assert decision(scheduler, one, epoch, 0.9 - 0.05 * i) == "CONTINUE"
+
+
+@pytest.mark.parametrize("name", ["asha", "hyperband", "median"])
+def test_a_bad_trial_after_good_ones_is_stopped(name: str) -> None:
+    scheduler = SCHEDULERS[name](18, 0)
+    for i in range(12):
+        good = trial(scheduler, f"good{i}")
+        for epoch in range(1, 18):
+            decision(scheduler, good, epoch, 0.5)
+        scheduler.on_trial_complete(None, good, {"epoch": 17, METRIC: 0.5})  # type: ignore[arg-type]
+    bad = trial(scheduler, "bad")
+    assert any(decision(scheduler, bad, epoch, 0.1) == "STOP" for epoch in range(1, 18))
+
+
+def test_none_stops_nothing() -> None:
+    scheduler = SCHEDULERS["none"](18, 0)
+    for i in range(8):
+        one = trial(scheduler, str(i))
+        assert {decision(scheduler, one, epoch, 1 - 0.1 * i) for epoch in range(1, 18)} == {"CONTINUE"}
+
+
+@pytest.mark.parametrize(("epochs", "grace"), [(1, 1), (2, 2), (8, 2), (18, 2), (27, 3), (90, 10)])
+def test_the_grace_period_is_a_ninth_and_at_least_two(epochs: int, grace: int) -> None:
+    assert grace_period(epochs) == grace
+
+
+def test_a_new_scheduler_that_is_shown_old_trials_judges_by_them() -> None:
+    scheduler = SCHEDULERS["asha"](18, 0)
+    replay(scheduler, {n: [{"epoch": e, "valid_accuracy": 0.9} for e in range(1, 19)] for n in range(6)})
+    assert decision(scheduler, trial(scheduler, "new"), 2, 0.1) == "STOP"
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_serves_the_default_space_with_trials_running_beside(name: str) -> None:
+    space = load_space("resnet")
+    study = optuna.create_study(direction="maximize", sampler=SAMPLERS[name](0, 4))
+    running = [study.ask(), study.ask()]
+    hashes = {space.sample(one, epochs=8).hash() for one in running}
+    for i in range(10):
+        one = study.ask()
+        hashes.add(space.sample(one, epochs=8).hash())
+        one.report(0.5 + 0.01 * i, 1)
+        study.tell(one, 0.5 + 0.01 * i) if i % 2 else study.tell(one, state=optuna.trial.TrialState.PRUNED)
+    assert len(hashes) == 12
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_same_seed_gives_the_same_first_point(name: str) -> None:
+    def point(seed: int) -> dict[str, Any]:
+        one = optuna.create_study(sampler=SAMPLERS[name](seed, 4)).ask()
+        load_space("smoke").sample(one, epochs=2)
+        return one.params
+
+    assert point(1) == point(1)
+    assert point(1) != point(2)

@@ -1,0 +1,276 @@
+"""The search as a user runs it: real Ray, real images, a tiny network; killed, gone on with, and given bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import pytest
+from optuna.trial import TrialState
+
+from tuning import results, search
+from tuning.errors import UserError
+
+SMOKE = ["--space", "smoke", "--train-images", "1000"]
+# Any process that opens a file of the test split ends with an error, and says so: sitecustomize runs in all of them.
+GUARD = """
+import os, sys
+def guard(event, arguments):
+    if event == "open" and "t10k" in str(arguments[0]):
+        with open(os.environ["OPENED"], "a") as log:
+            log.write(f"{arguments[0]}\\n")
+        raise PermissionError("the test split is locked")
+sys.addaudithook(guard)
+"""
+
+
+def run(folder: Path, *arguments: str, module: str = "search", **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"tuning.{module}", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(folder)} | variables
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=400, check=False
+    )
+
+
+def processes(folder: Path) -> list[str]:
+    """Returns the command lines of processes whose Ray was started for a run below `folder`."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"PYTHONPATH={folder}\0" in (process / "environ").read_text():
+                found.append((process / "cmdline").read_text())
+        except (OSError, UnicodeDecodeError):
+            continue
+    return [line for line in found if line]
+
+
+def check_record(run_path: Path, n_trials: int) -> pd.DataFrame:
+    """Asserts that study and frames agree, that nothing is running and no epoch is there twice; returns the trials."""
+    trials, epochs = results.Run(run_path).trials, results.Run(run_path).epochs
+    assert list(trials["trial"]) == list(range(n_trials))
+    assert set(trials["state"]) <= {"complete", "pruned"}
+    assert not epochs.duplicated(["trial", "epoch"]).any()
+    for number, rows in epochs.groupby("trial"):
+        assert list(rows["epoch"]) == list(range(1, len(rows) + 1)), number
+    assert list(epochs.groupby("trial").size()) == list(trials["epochs"])
+    assert list(epochs.groupby("trial")["valid_accuracy"].max()) == list(trials["valid_accuracy"])
+    study = optuna.load_study(study_name=run_path.name, storage=f"sqlite:///{run_path}/study.db")
+    for trial, row in zip(study.trials, trials.to_dict("records"), strict=True):
+        assert trial.state == {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}[row["state"]]
+        if trial.state == TrialState.COMPLETE:
+            assert trial.value == row["valid_accuracy"]
+    return trials
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("searched")
+    (folder / "sitecustomize.py").write_text(GUARD)
+    done = run(folder, "--samples", "5", "--epochs", "6", "--run", "one", *SMOKE, OPENED=str(folder / "opened"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done
+
+
+@pytest.mark.slow
+def test_a_search_writes_its_run_folder(searched: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, done = searched
+    path = folder / "results" / "one"
+    trials = check_record(path, 5)
+    names = {file.name for file in path.iterdir()}
+    assert names >= {"meta.json", "space.py", "study.db", "trials.csv", "epochs.csv", "best.json", "driver.log"}
+    pictures = {"best_so_far.png", "learning_curves.png", "parallel_coordinates.png", "importances.png"}
+    assert names >= pictures
+    assert all((path / name).stat().st_size > 5_000 for name in pictures)
+    for number in range(5):
+        files = {file.name.split(".tfevents")[0] for file in (path / "trials" / f"{number:04d}").iterdir()}
+        assert files >= {"trial.log", "latest.pt", "best.pt", "events.out"}
+    assert not list(path.rglob("*.pkl"))
+    best = json.loads((path / "best.json").read_text())
+    assert best["valid_accuracy"] == trials["valid_accuracy"].max()
+    assert best["config"]["epochs"] == 6
+    meta = json.loads((path / "meta.json").read_text())
+    assert meta["settings"]["samples"] == 5 and meta["split_hash"] and meta["versions"]["ray"]
+    assert f"{trials['valid_accuracy'].max():.2%}" in done.stdout
+    assert "Next: python -m tuning.final --run one" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_search_opens_no_file_of_the_test_split_and_the_guard_would_tell(
+    searched: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, _ = searched
+    assert not (folder / "opened").exists()
+    arguments = ("--config", str(folder / "tiny.json"), "--model-dir", str(folder / "model"))
+    (folder / "tiny.json").write_text(json.dumps({"width": 4, "epochs": 1, "batch_size": 4096}))
+    run(folder, *arguments, module="final", OPENED=str(folder / "opened"))
+    assert "t10k-images" in (folder / "opened").read_text()
+
+
+@pytest.mark.slow
+def test_more_samples_extend_a_finished_run(searched: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, _ = searched
+    path = folder / "results" / "one"
+    before = results.Run(path).trials
+    done = run(folder, "--resume", "one", "--samples", "7", OPENED=str(folder / "opened-later"))
+    assert done.returncode == 0, done.stderr
+    trials = check_record(path, 7)
+    pd.testing.assert_frame_equal(trials.head(5), before)
+    assert not trials["config/learning_rate"].duplicated().any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path, number: int) -> None:
+    command = [sys.executable, "-m", "tuning.search", "--samples", "4", "--epochs", "12", "--scheduler", "none"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    with (tmp_path / "out").open("w") as out:
+        process = subprocess.Popen([*command, "--run", "one", *SMOKE], cwd=tmp_path, env=environment, stdout=out)
+    path = tmp_path / "results" / "one"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (path / "epochs.csv").exists():
+        time.sleep(0.1)
+    time.sleep(2)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == {signal.SIGKILL: -9}.get(number, 130)
+    deadline = time.monotonic() + 30
+    while processes(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not processes(tmp_path)
+    if number != signal.SIGKILL:
+        assert "Go on with: python -m tuning.search --resume one" in (tmp_path / "out").read_text()
+
+    before = results.Run(path).epochs
+    done = run(tmp_path, "--resume", "one")
+    assert done.returncode == 0, done.stderr
+    trials = check_record(path, 4)
+    after = results.Run(path).epochs
+    pd.testing.assert_frame_equal(after.head(len(before)), before)
+    assert trials["attempt"].max() == 2
+    # Nothing was trained again but the epoch that was cut off: the log of the trial tells each that was begun.
+    first = (path / "trials" / "0000" / "trial.log").read_text()
+    assert first.count("EpochResult(epoch=1,") == 1
+
+
+@pytest.mark.slow
+def test_a_trial_whose_loss_is_not_finite_fails_and_the_search_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "wild.py").write_text(
+        "def space(trial):\n"
+        "    wild = trial.number == 0\n"
+        "    return {'width': 4, 'learning_rate': 10.0 if wild else 0.05, 'momentum': 0.99 if wild else 0.9,\n"
+        "            'weight_decay': 1.0 if wild else 0.0, 'schedule': 'constant',\n"
+        "            'batch_size': trial.suggest_categorical('batch_size', [8, 16])}\n"
+    )
+    done = run(
+        tmp_path, "--samples", "3", "--epochs", "4", "--run", "one", "--space", "wild.py", "--train-images", "800"
+    )
+    assert done.returncode == 0, done.stderr
+    trials = results.Run(tmp_path / "results" / "one").trials
+    assert list(trials["state"]) == ["failed", "complete", "complete"]
+    assert trials["error"][0].startswith("Training loss must be finite, but got nan in epoch")
+    assert trials["attempt"][0] == 1
+
+
+@pytest.mark.slow
+def test_a_spent_time_budget_ends_the_search_and_leaves_nothing_running(tmp_path: Path) -> None:
+    arguments = ["--samples", "50", "--epochs", "500", "--time-budget", "20s", "--run", "one", "--scheduler", "none"]
+    done = run(tmp_path, *arguments, *SMOKE)
+    assert done.returncode == 0, done.stderr
+    trials = results.Run(tmp_path / "results" / "one").trials
+    assert not (trials["state"] == "running").any()
+    assert "time budget" in set(trials["stopped_by"].dropna())
+
+
+def bad(**arguments: Any) -> None:
+    search.main(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"samples": 0}, "--samples must be at least 1, but got 0"),
+        ({"space": "resnt"}, "Search space must be one of .* Did you mean 'resnet'"),
+        ({"dataset": "fashion-mnst"}, "Data set must be one of .* Did you mean 'fashion-mnist'"),
+        ({"sampler": "tpee"}, "--sampler must be one of .* Did you mean 'tpe'"),
+        ({"scheduler": "ash"}, "--scheduler must be one of .* Did you mean 'asha'"),
+        ({"device": "gpu"}, "--device must be one of cpu, cuda, but got 'gpu'"),
+        ({"cpus_per_trial": 1000.0}, "--cpus-per-trial must be at most .*, but got 1000"),
+        ({"device": "cpu", "gpus_per_trial": 64.0}, "--gpus-per-trial must be at most .*, but got 64"),
+        ({"concurrency": 1000}, "--concurrency must be between 1 and .*, but got 1000"),
+        ({"concurrency": 0}, "--concurrency must be between 1 and .*, but got 0"),
+        ({"time_budget": "soon"}, "--time-budget must be a duration such as .*, but got 'soon'"),
+        ({"time_budget": "0s"}, "--time-budget must be a duration such as .*, but got '0s'"),
+        ({"run": "taken"}, "--run must be a new name, but got 'taken'"),
+        ({"run": "a/b"}, "--run must be letters, digits"),
+        ({"resume": "takn"}, "Run must be one of .* Did you mean 'taken'"),
+    ],
+)
+def test_bad_input_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    taken = tmp_path / "results" / "taken"
+    taken.mkdir(parents=True)
+    (taken / "meta.json").write_text("{}")
+    with pytest.raises(UserError, match=message):
+        bad(**arguments)
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["taken"]
+
+
+def test_a_damaged_file_in_the_data_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train-images-idx3-ubyte").write_bytes(b"not images")
+    with pytest.raises(UserError, match="train-images-idx3-ubyte"):
+        bad(data_dir=data, space="smoke")
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_space_that_gives_a_wrong_point_is_named_before_there_is_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def space(trial):\n    return {'learning_rte': 1}\n")
+    with pytest.raises(UserError, match="Did you mean 'learning_rate'"):
+        bad(space="mine.py", train_images=1000)
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5h", 5400), ("1h30m", 5400)])
+def test_durations(text: str, seconds: float) -> None:
+    assert search.parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("n_cpus", "gpus", "asked", "planned"),
+    [
+        (2, [], {}, ("cpu", 2, 1.0, 0.0)),
+        (8, [], {"cpus_per_trial": 3.0}, ("cpu", 2, 3.0, 0.0)),
+        (8, [], {"concurrency": 5}, ("cpu", 5, 1.0, 0.0)),
+        (16, [80 << 30], {}, ("cuda", 4, 1.0, 0.25)),
+        (16, [24 << 30], {}, ("cuda", 3, 1.0, 1 / 3)),
+        (4, [12 << 30, 12 << 30], {}, ("cuda", 2, 1.0, 1.0)),
+        (16, [80 << 30], {"gpus_per_trial": 1.0}, ("cuda", 1, 1.0, 1.0)),
+        (16, [80 << 30], {"device": "cpu"}, ("cpu", 16, 1.0, 0.0)),
+    ],
+)
+def test_slots_are_planned_from_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+    n_cpus: int,
+    gpus: list[int],
+    asked: dict[str, Any],
+    planned: tuple[str, int, float, float],
+) -> None:
+    monkeypatch.setattr(search.os, "sched_getaffinity", lambda pid: set(range(n_cpus)))
+    monkeypatch.setattr(search, "_gpu_memory", lambda: gpus)
+    names = ("device", "cpus_per_trial", "gpus_per_trial", "concurrency")
+    plan = search.plan_slots(**{name: asked.get(name) for name in names})
+    assert (plan["device"], plan["concurrency"], plan["cpus_per_trial"], plan["gpus_per_trial"]) == planned

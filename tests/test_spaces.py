@@ -1,0 +1,126 @@
+"""Search spaces: those that come with the project, and a user's own file with everything that can be wrong in it."""
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+from tuning.config import TrainConfig, read_config
+from tuning.errors import UserError
+from tuning.spaces import SPACES, Space, check_space, load_space, space_names
+
+
+def write(tmp_path: Path, source: str) -> str:
+    path = tmp_path / "mine.py"
+    path.write_text(source)
+    return str(path)
+
+
+def draws(space: Space, n: int = 40) -> list[TrainConfig]:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    return [space.sample(study.ask(), epochs=5) for _ in range(n)]
+
+
+@pytest.mark.parametrize("name", space_names())
+def test_every_space_gives_valid_configurations_and_offers_more_than_one(name: str) -> None:
+    space = load_space(name)
+    assert check_space(space, epochs=5)
+    assert len({config.hash() for config in draws(space)}) == 40
+    assert {config.epochs for config in draws(space)} == {5}
+
+
+def test_the_names_are_those_of_the_readme() -> None:
+    assert space_names() == ["resnet", "resnet18", "resnet8", "smoke"]
+
+
+def test_the_default_space_is_conditional() -> None:
+    for config in draws(load_space("resnet"), 200):
+        assert config.architecture == "resnet18" or not config.pretrained
+        assert config.optimizer == "sgd" or config.momentum == TrainConfig().momentum
+
+
+def test_the_default_space_tries_the_original_projects_configurations_first() -> None:
+    space = load_space("resnet")
+    first = [space.sample(optuna.trial.FixedTrial(dict(point)), epochs=8) for point in space.first]
+    assert [(c.architecture, c.pretrained) for c in first] == [("resnet8", False), ("resnet18", True)]
+    for config in first:
+        assert (config.optimizer, config.learning_rate, config.batch_size) == ("adamw", 1e-4, 64)
+        assert (config.schedule, config.erase, config.flip) == ("plateau", 0.0, False)
+
+
+@pytest.mark.parametrize("name", ["original-resnet8", "original-resnet18"])
+def test_the_original_projects_configurations_ship_as_files(name: str) -> None:
+    config = read_config(SPACES / f"{name}.yaml")
+    assert (config.schedule, config.learning_rate, config.pretrained) == ("plateau", 1e-4, name.endswith("18"))
+
+
+def test_without_leaves_out_choices_and_the_first_points_that_need_them() -> None:
+    space = load_space("resnet")
+    limited = space.without(space.gpu_only).without({"pretrained": [True]})
+    assert [point["network"] for point in limited.first] == ["resnet8-16"]
+    configs = draws(limited, 100)
+    assert {(c.architecture, c.width) for c in configs if c.architecture != "resnet18"} == {
+        ("resnet8", 16),
+        ("resnet14", 16),
+        ("resnet20", 16),
+    }
+    assert not any(c.pretrained or c.stem == "small" for c in configs)
+    assert any(c.width > 32 for c in draws(space, 100))
+
+
+def test_an_unknown_space_names_the_closest() -> None:
+    with pytest.raises(UserError, match=r"Search space must be one of .* but got 'resnt'\. Did you mean 'resnet'\?"):
+        load_space("resnt")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--space must be a readable \.py file, but got '.*nowhere\.py'"):
+        load_space(str(tmp_path / "nowhere.py"))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("import nonsense_module", r"mine\.py must import without an error, but raised ModuleNotFoundError"),
+        ("def space(trial:", r"mine\.py must import without an error, but raised SyntaxError"),
+        ("x = 1", r"mine\.py must define space\(trial\) -> dict, but has no such function"),
+    ],
+)
+def test_a_file_that_is_no_space_is_refused(tmp_path: Path, source: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_space(write(tmp_path, source))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            "return {'learning_rte': 0.1}",
+            r"Hyperparameter must be one of .* 'learning_rte'\. Did you mean 'learning_rate'",
+        ),
+        ("return {'learning_rate': -1}", r"mine: learning_rate must be greater than 0, but got -1"),
+        ("return {'architecture': 'resnet9'}", r"architecture must be 'resnet8', .* but got 'resnet9'"),
+        ("return 3", r"mine must return a dict, but got int"),
+        (
+            "return {'width': trial.suggest_flot('w', 1, 2)}",
+            r"mine must return hyperparameters, but raised AttributeError",
+        ),
+        (
+            "return {'learning_rate': trial.suggest_float('lr', -1, 1)}",
+            r"learning_rate must be greater than 0, but got",
+        ),
+        ("return {'pretrained': True}", r"pretrained must be false unless architecture is resnet18, but got 'resnet8'"),
+    ],
+)
+def test_a_space_that_gives_wrong_points_is_refused_before_any_trial(tmp_path: Path, body: str, message: str) -> None:
+    space = load_space(write(tmp_path, f"def space(trial):\n    {body}\n"))
+    with pytest.raises(UserError, match=message):
+        check_space(space, epochs=2)
+
+
+def test_a_first_point_out_of_the_spaces_range_is_refused(tmp_path: Path) -> None:
+    source = (
+        "FIRST = [{'lr': 5.0}]\ndef space(trial):\n    return {'learning_rate': trial.suggest_float('lr', 0.1, 1)}\n"
+    )
+    with pytest.raises(UserError, match="mine must return hyperparameters, but raised"):
+        check_space(load_space(write(tmp_path, source)), epochs=2)

@@ -1,0 +1,514 @@
+"""`tuning.training`: `fit` learns, repeats itself, goes on from any epoch to the same numbers, and ends for its reasons."""
+
+import dataclasses
+import io
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASS_NAMES, patterned_images
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tuning import training as training_module
+from tuning.config import TrainConfig
+from tuning.data import Splits, make_splits, normalise, to_tensors, train_batches
+from tuning.models import build_model, count_parameters
+from tuning.training import (
+    EpochResult,
+    NonFiniteLossError,
+    Training,
+    evaluate,
+    faster_precision,
+    fit,
+    lr_factor,
+    make_optimizer,
+    make_schedule,
+    predict,
+    prepare,
+)
+
+# A configuration under which valid_loss cannot become lower by min_delta after the first epoch.
+STUCK: dict[str, Any] = {"learning_rate": 1e-4, "schedule": "constant", "min_delta": 1.0}
+CPU = torch.device("cpu")
+
+
+def changed(config: TrainConfig, **values: Any) -> TrainConfig:
+    """Returns the configuration with other values, checked."""
+    return TrainConfig(**(config.model_dump() | values))
+
+
+def numbers(result: EpochResult) -> dict[str, Any]:
+    """Returns what a repeated epoch must repeat: all but the times."""
+    values = dataclasses.asdict(result)
+    assert values.pop("epoch_seconds") > 0
+    assert values.pop("images_per_second") > 0
+    return values
+
+
+def run(config: TrainConfig, splits: Splits, seed: int = 0) -> list[dict[str, Any]]:
+    """Returns the numbers of all epochs."""
+    return [numbers(result) for result in fit(Training(config, splits, seed=seed))]
+
+
+def equal_weights(first: nn.Module, second: nn.Module) -> bool:
+    """Returns whether two modules hold the same weights and buffers, to the bit."""
+    one, other = first.state_dict(), second.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def script_validation(
+    patch: pytest.MonkeyPatch, labels: Sequence[int], epochs: Sequence[tuple[float, float]]
+) -> list[float]:
+    """Makes each epoch's validation label a given share of the images rightly; returns the losses it will give.
+
+    Args:
+        patch: Undoes it.
+        labels: Of the valid split.
+        epochs: The share of images labelled rightly and the logit of the label given; the others' are 0.
+    """
+    wanted, scripts = torch.tensor(labels), []
+    for share, logit in epochs:
+        right = torch.arange(len(wanted)) < round(share * len(wanted))
+        given = torch.where(right, wanted, (wanted + 1) % len(CLASS_NAMES))
+        scripts.append(functional.one_hot(given, len(CLASS_NAMES)).float() * logit)
+    remaining = iter(scripts)
+    patch.setattr(training_module, "predict", lambda *args: (next(remaining), torch.zeros(len(wanted), 1)))
+    return [functional.cross_entropy(script, wanted).item() for script in scripts]
+
+
+def test_fit_yields_a_frozen_result_an_epoch_and_then_nothing(splits: Splits, tiny: TrainConfig) -> None:
+    training = Training(tiny, splits, seed=0)
+    results = list(fit(training))
+    assert [result.epoch for result in results] == [1, 2, 3]
+    assert [result.finished for result in results] == ["", "", "length"]
+    assert list(fit(training)) == []
+    with pytest.raises(dataclasses.FrozenInstanceError, match="valid_accuracy"):
+        results[0].valid_accuracy = 1.0  # type: ignore[misc]
+    for result in results:
+        assert 0 <= result.train_accuracy <= 1
+        assert 0 <= result.valid_accuracy <= 1
+        # 480 images in the part of the epoch that trains.
+        assert 480 / result.images_per_second < result.epoch_seconds
+    assert all(type(value) in (int, float, str) for value in dataclasses.asdict(results[0]).values())
+
+
+def test_fit_learns(splits: Splits, tiny: TrainConfig) -> None:
+    results = run(tiny, splits)
+    assert results[-1]["valid_accuracy"] > 0.9
+    assert results[-1]["train_accuracy"] > 0.9
+    assert results[-1]["train_loss"] < results[0]["train_loss"]
+    assert results[-1]["best_epoch"] > 1
+
+
+@pytest.mark.parametrize("optimizer", [{"optimizer": "adamw", "learning_rate": 0.01}, {"momentum": 0.0}])
+def test_fit_learns_with_each_optimizer_and_three_channels(tiny: TrainConfig, optimizer: dict[str, Any]) -> None:
+    parts = make_splits(patterned_images(600, channels=3), "colour", CLASS_NAMES, valid_images=120)
+    assert run(changed(tiny, **optimizer), parts)[-1]["valid_accuracy"] > 0.9
+
+
+def test_a_seed_repeats_its_numbers_and_another_gives_others(splits: Splits, tiny: TrainConfig) -> None:
+    config = changed(tiny, epochs=1, crop_padding=1, flip=True, erase=0.3)
+    first = run(config, splits)
+    torch.rand(3)  # The global generator has no say,
+    np.random.random(3)  # noqa: NPY002  nor has numpy's.
+    assert run(config, splits) == first
+    assert run(config, splits, seed=1)[0]["train_loss"] != first[0]["train_loss"]
+
+
+RESUMED: dict[str, dict[str, Any]] = {
+    "sgd, onecycle, mean of weights, augmented": {
+        "ema_decay": 0.9,
+        "crop_padding": 1,
+        "flip": True,
+        "erase": 0.25,
+    },
+    "adamw, plateau that drops each epoch": {
+        "optimizer": "adamw",
+        "learning_rate": 0.01,
+        "schedule": "plateau",
+        "plateau_patience": 0,
+        "min_delta": 1.0,
+        "epochs": 4,
+    },
+    "cosine": {"schedule": "cosine", "warmup_epochs": 1.5},
+    "label smoothing": {"schedule": "constant", "label_smoothing": 0.2},
+    "stopped early": {**STUCK, "epochs": 9, "patience": 3, "ema_decay": 0.5},
+    "best in the middle": {"learning_rate": 10.0, "schedule": "constant", "momentum": 0.0, "epochs": 4},
+    "bf16": {"precision": "bf16"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("values", RESUMED.values(), ids=RESUMED)
+def test_interrupted_after_any_epoch_it_goes_on_to_the_same_numbers(
+    splits: Splits, tiny: TrainConfig, values: dict[str, Any]
+) -> None:
+    config = changed(tiny, **values)
+    unbroken = Training(config, splits, seed=5)
+    expected, saved = [], []
+    for result in fit(unbroken):
+        expected.append(numbers(result))
+        file = io.BytesIO()
+        torch.save(unbroken.state_dict(), file)
+        saved.append(file.getvalue())
+    assert len(expected) >= 3
+    for n_done, content in enumerate(saved, start=1):
+        torch.manual_seed(n_done)
+        resumed = Training(config, splits, seed=5)
+        resumed.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
+        assert resumed.epoch == n_done
+        assert [numbers(result) for result in fit(resumed)] == expected[n_done:]
+        assert equal_weights(resumed.model, unbroken.model)
+        assert equal_weights(resumed.evaluated_model, unbroken.evaluated_model)
+        assert equal_weights(resumed.best_model(), unbroken.best_model())
+        assert (resumed.best, resumed.finished) == (unbroken.best, unbroken.finished)
+
+
+@pytest.mark.parametrize("other", ["seed", "config", "splits"])
+def test_a_state_of_another_training_is_refused_and_changes_nothing(
+    splits: Splits, tiny: TrainConfig, other: str
+) -> None:
+    training = Training(tiny, splits, seed=0)
+    before = {name: value.clone() for name, value in training.model.state_dict().items()}
+    config = changed(tiny, momentum=0.5) if other == "config" else tiny
+    parts = splits
+    if other == "splits":
+        parts = make_splits(patterned_images(600), "patterns", CLASS_NAMES, seed=1, valid_images=120)
+    state = Training(config, parts, seed=1 if other == "seed" else 0).state_dict()
+    with pytest.raises(ValueError, match=r"^The state must belong to \{.*\}, but got one of \{.*\}\.$"):
+        training.load_state_dict(state)
+    assert all(torch.equal(value, before[name]) for name, value in training.model.state_dict().items())
+
+
+def test_training_leaves_global_generator_and_threads_as_they_were(splits: Splits, tiny: TrainConfig) -> None:
+    faster_precision.cache_clear()
+    torch.set_num_threads(2)
+    torch.manual_seed(11)
+    before, before_numpy = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
+    training = Training(changed(tiny, epochs=1, precision="auto", flip=True), splits, seed=0)
+    list(fit(training))
+    evaluate(training.best_model(), splits.valid, splits)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], before_numpy)  # type: ignore[index]  # noqa: NPY002
+    assert torch.get_num_threads() == 2
+    assert torch.is_grad_enabled()
+
+
+def test_prepare_sets_the_threads() -> None:
+    prepare(2)
+    assert torch.get_num_threads() == 2
+    assert (torch.tensor([1e-38]) * 0.1).item() == 0  # Denormal numbers are flushed.
+    torch.set_flush_denormal(False)
+
+
+def test_early_stopping_ends_after_its_patience(splits: Splits, tiny: TrainConfig) -> None:
+    results = run(changed(tiny, **STUCK, epochs=9, patience=2), splits)
+    assert [result["finished"] for result in results] == ["", "", "early stopping"]
+
+
+def test_without_patience_a_stuck_training_goes_its_length(splits: Splits, tiny: TrainConfig) -> None:
+    results = run(changed(tiny, **STUCK, epochs=4, patience=None), splits)
+    assert [result["finished"] for result in results] == ["", "", "", "length"]
+
+
+def test_the_last_epoch_ends_by_length_even_where_patience_ends_too(splits: Splits, tiny: TrainConfig) -> None:
+    results = run(changed(tiny, **STUCK, epochs=3, patience=2), splits)
+    assert results[-1]["finished"] == "length"
+
+
+@pytest.mark.parametrize(("min_delta", "n_epochs"), [(0.0, 7), (0.2, 4)])
+def test_patience_counts_epochs_since_the_lowest_loss(
+    splits: Splits, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch, min_delta: float, n_epochs: int
+) -> None:
+    logits = [1.0, 2.0, 1.9, 2.1, 1.0, 2.0, 2.05, 3.0, 4.0]
+    losses = script_validation(monkeypatch, splits.valid.labels.tolist(), [(1.0, logit) for logit in logits])
+    # Lower by under 0.2 in epoch 4: that resets the count without min_delta only.
+    assert 0 < losses[1] - losses[3] < 0.2 < losses[0] - losses[1]
+    results = run(changed(tiny, epochs=9, patience=3 if min_delta == 0 else 2, min_delta=min_delta), splits)
+    assert [result["valid_loss"] for result in results] == pytest.approx(losses[:n_epochs])
+    assert results[-1]["finished"] == "early stopping"
+
+
+def test_a_loss_that_is_not_finite_names_epoch_and_step(splits: Splits, tiny: TrainConfig) -> None:
+    # Weight decay of 1 at a learning rate of 10 multiplies the weights by -9 a step: infinite after about 40.
+    config = changed(tiny, learning_rate=10.0, weight_decay=1.0, momentum=0.0, schedule="constant", epochs=20)
+    expected = (
+        r"^Training loss must be finite, but got (inf|nan) in epoch [2-9], step ([1-9]|1[0-5]) "
+        r"\(learning rate 10\)\. A lower learning_rate may help\.$"
+    )
+    with pytest.raises(NonFiniteLossError, match=expected):
+        list(fit(Training(config, splits, seed=0)))
+
+
+def test_a_training_loss_of_nan_stops_before_the_weights_are_spoilt(splits: Splits, tiny: TrainConfig) -> None:
+    training = Training(tiny, splits, seed=0)
+    before = training.model.stem[0].weight.clone()  # type: ignore[index, union-attr]
+    with torch.no_grad():
+        training.model.head.bias.fill_(math.nan)  # type: ignore[operator, union-attr]
+    with pytest.raises(NonFiniteLossError, match="but got nan in epoch 1, step 1 "):
+        training.run_epoch()
+    assert torch.equal(training.model.stem[0].weight, before)  # type: ignore[index, union-attr]
+
+
+def test_a_valid_loss_that_is_not_finite_names_the_epoch(
+    splits: Splits, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script_validation(monkeypatch, splits.valid.labels.tolist(), [(1.0, 1.0), (1.0, math.nan)])
+    with pytest.raises(NonFiniteLossError, match=r"^Validation loss must be finite, but got nan after epoch 2\.$"):
+        list(fit(Training(tiny, splits, seed=0)))
+
+
+def test_the_best_epoch_is_the_most_accurate_and_of_equals_that_of_the_lower_loss(
+    splits: Splits, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = [(0.5, 1.0), (0.6, 9.0), (0.6, 5.0), (0.6, 7.0), (0.6, 5.0), (0.4, 1.0), (0.7, 9.0)]
+    losses = script_validation(monkeypatch, splits.valid.labels.tolist(), script)
+    assert losses[1] > losses[0]
+    assert losses[3] > losses[2]
+    training = Training(changed(tiny, epochs=7, patience=None), splits, seed=0)
+    assert [result.best_epoch for result in fit(training)] == [1, 2, 3, 3, 3, 3, 7]
+    assert training.best == {"epoch": 7, "valid_accuracy": pytest.approx(0.7), "valid_loss": pytest.approx(losses[6])}
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.5])
+def test_the_best_model_has_the_weights_of_the_best_epoch(splits: Splits, tiny: TrainConfig, ema_decay: float) -> None:
+    values = {"learning_rate": 10.0, "schedule": "constant", "momentum": 0.0, "epochs": 5, "patience": None}
+    training = Training(changed(tiny, **values, ema_decay=ema_decay), splits, seed=0)
+    results = list(fit(training))
+    best = max(results, key=lambda result: (result.valid_accuracy, -result.valid_loss))
+    assert best.epoch < 5  # At this learning rate the weights wander.
+    assert [result.best_epoch for result in results][-1] == best.epoch
+    model = training.best_model()
+    log_probabilities, _ = evaluate(model, splits.valid, splits)
+    labels = torch.from_numpy(splits.valid.labels)
+    accuracy = (log_probabilities.argmax(1) == labels).float().mean().item()
+    assert accuracy == pytest.approx(best.valid_accuracy)
+    assert functional.nll_loss(log_probabilities, labels).item() == pytest.approx(best.valid_loss, rel=1e-4)
+    assert not model.training
+
+
+def test_the_best_model_is_a_copy(splits: Splits, tiny: TrainConfig) -> None:
+    training = Training(tiny, splits, seed=0)
+    training.run_epoch()
+    model = training.best_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    training.run_epoch()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("n_warmup", [0, 0.5, 1, 7.5, 10, 50])
+@pytest.mark.parametrize("schedule", ["onecycle", "cosine"])
+def test_the_learning_rate_rises_to_its_peak_and_falls_towards_0(schedule: str, n_warmup: float) -> None:
+    factors = [lr_factor(step, schedule=schedule, n_steps=100, n_warmup=n_warmup) for step in range(101)]
+    peak = math.ceil(n_warmup)
+    assert all(earlier < later for earlier, later in itertools.pairwise(factors[: peak + 1]))
+    assert all(earlier > later for earlier, later in itertools.pairwise(factors[peak:]))
+    assert factors[0] == pytest.approx(1 / (n_warmup + 1) if n_warmup else 1)
+    assert 0.98 < factors[peak] <= 1
+    assert factors[peak] == 1 or n_warmup % 1
+    assert 0 < factors[99] < 0.03
+    assert factors[100] == pytest.approx(0)
+
+
+def test_onecycle_falls_in_a_line_and_cosine_along_half_a_cosine() -> None:
+    values = {"n_steps": 110, "n_warmup": 10}
+    assert lr_factor(35, schedule="onecycle", **values) == pytest.approx(0.75)
+    assert lr_factor(35, schedule="cosine", **values) == pytest.approx((1 + math.sqrt(0.5)) / 2)
+    assert lr_factor(60, schedule="cosine", **values) == pytest.approx(0.5)
+
+
+def test_a_constant_learning_rate_stays_from_the_first_step() -> None:
+    assert {lr_factor(step, schedule="constant", n_steps=10, n_warmup=5) for step in range(12)} == {1.0}
+
+
+@pytest.mark.parametrize("schedule", ["onecycle", "cosine"])
+@pytest.mark.parametrize(("epochs", "warmup_epochs", "n_warmup"), [(4, 1.5, 15), (4, 100.0, 20), (1, 1.0, 5)])
+def test_the_warm_up_takes_its_epochs_but_at_most_half(
+    tiny: TrainConfig, schedule: str, epochs: int, warmup_epochs: float, n_warmup: int
+) -> None:
+    config = changed(tiny, schedule=schedule, epochs=epochs, warmup_epochs=warmup_epochs, learning_rate=0.5)
+    optimizer = make_optimizer(build_model(config, 1, 4), config)
+    scheduler = make_schedule(optimizer, config, steps_per_epoch=10)
+    assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
+    rates = []
+    for _ in range(epochs * 10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates.index(max(rates)) == n_warmup
+    assert max(rates) == 0.5
+
+
+@pytest.mark.parametrize("batch_size", [32, 50, 100, 320, 321, 350, 4096])
+def test_the_schedule_counts_the_steps_that_are_taken(splits: Splits, tiny: TrainConfig, batch_size: int) -> None:
+    config = changed(tiny, batch_size=batch_size, epochs=1, warmup_epochs=0)
+    n_steps = len(list(train_batches(*to_tensors(splits.train, CPU), config, torch.Generator())))
+    result = next(fit(Training(config, splits, seed=0)))
+    assert result.lr == pytest.approx(config.learning_rate / n_steps)  # One step before the line reaches 0.
+
+
+def test_a_plateau_lowers_the_learning_rate_after_its_patience(splits: Splits, tiny: TrainConfig) -> None:
+    values = STUCK | {"schedule": "plateau", "plateau_patience": 1, "plateau_factor": 0.25, "epochs": 6}
+    results = run(changed(tiny, **values, patience=None), splits)
+    # Epoch 1 is the lowest; epochs 2 and 3 are not; the drop comes after the second of them.
+    assert [result["lr"] for result in results] == pytest.approx([1e-4] * 3 + [2.5e-5] * 2 + [6.25e-6])
+
+
+def test_a_plateau_keeps_the_learning_rate_while_the_loss_falls(
+    splits: Splits, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script_validation(monkeypatch, splits.valid.labels.tolist(), [(1.0, logit) for logit in (1, 2, 3)])
+    results = run(changed(tiny, schedule="plateau", plateau_patience=0), splits)
+    assert [result["lr"] for result in results] == [0.1] * 3
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("architecture", ["resnet8", "resnet18"])
+def test_weight_decay_spares_biases_and_normalisation(optimizer: str, architecture: str) -> None:
+    config = TrainConfig(
+        architecture=architecture,  # type: ignore[arg-type]
+        width=4,
+        optimizer=optimizer,  # type: ignore[arg-type]
+        learning_rate=0.1,
+        weight_decay=0.5,
+        momentum=0.0,
+    )
+    model = build_model(config, 1, 4)
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, 2.0)
+        parameter.grad = torch.zeros_like(parameter)
+    make_optimizer(model, config).step()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    spared = {id(parameter) for module in norms for parameter in module.parameters()}
+    for name, parameter in model.named_parameters():
+        expected = 2.0 if id(parameter) in spared or name.endswith("bias") else 2.0 * 0.95
+        assert parameter.unique().tolist() == pytest.approx([expected]), name
+
+
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.9, True), (0.0, False)])
+def test_sgd_takes_its_options_from_the_configuration(tiny: TrainConfig, momentum: float, nesterov: bool) -> None:
+    config = changed(tiny, momentum=momentum, learning_rate=0.3)
+    optimizer = make_optimizer(build_model(config, 1, 4), config)
+    assert isinstance(optimizer, torch.optim.SGD)
+    for group in optimizer.param_groups:
+        assert (group["momentum"], group["nesterov"], group["lr"]) == (momentum, nesterov, 0.3)
+
+
+def test_the_mean_of_the_weights_is_what_is_validated(splits: Splits, tiny: TrainConfig) -> None:
+    training = Training(changed(tiny, ema_decay=0.9, label_smoothing=0.3), splits, seed=0)
+    result = training.run_epoch()
+    labels = torch.from_numpy(splits.valid.labels)
+
+    def valid_loss(model: nn.Module) -> float:
+        return functional.nll_loss(evaluate(model, splits.valid, splits)[0], labels).item()
+
+    assert not equal_weights(training.model, training.evaluated_model)
+    assert result.valid_loss == pytest.approx(valid_loss(training.evaluated_model), rel=1e-5)
+    assert result.valid_loss != pytest.approx(valid_loss(training.model), rel=1e-3)
+
+
+def test_the_mean_of_the_weights_follows_its_decay() -> None:
+    model = nn.BatchNorm2d(2)
+    mean = training_module._RunningMean(model, 0.5)
+    assert mean.model is not model
+    with torch.no_grad():
+        model.weight.fill_(9.0)
+        model.running_mean.fill_(4.0)  # type: ignore[union-attr]
+    distances, ratios = [8.0], []
+    for _ in range(20):
+        mean.update()
+        distances.append(9.0 - mean.model.weight[0].item())  # type: ignore[union-attr, index]
+        ratios.append(distances[-1] / distances[-2])
+    # min(decay, (1 + n) / (10 + n)): the first steps weigh more.
+    assert ratios[:3] == pytest.approx([2 / 11, 3 / 12, 4 / 13], rel=1e-3)
+    assert ratios[8:12] == pytest.approx([0.5] * 4, rel=0.05)
+    assert mean.model.running_mean[0].item() == pytest.approx(4.0, abs=1e-3)  # type: ignore[union-attr, index]
+
+
+def test_label_smoothing_is_in_the_training_loss_alone(splits: Splits, tiny: TrainConfig) -> None:
+    last = run(changed(tiny, label_smoothing=0.5), splits)[-1]
+    floor = -(0.625 * math.log(0.625) + 0.375 * math.log(0.125))  # The least smoothed loss of four classes: 1.07.
+    assert last["train_accuracy"] > 0.9
+    assert last["train_loss"] > floor
+    assert last["valid_loss"] < floor
+
+
+def test_bf16_is_close_to_fp32_but_not_the_same(splits: Splits, tiny: TrainConfig) -> None:
+    full, half = run(tiny, splits), run(changed(tiny, precision="bf16"), splits)
+    assert half[0]["train_loss"] != full[0]["train_loss"]
+    assert half[0]["train_loss"] == pytest.approx(full[0]["train_loss"], rel=0.05)
+    assert half[-1]["valid_accuracy"] == pytest.approx(full[-1]["valid_accuracy"], abs=0.1)
+
+
+@pytest.mark.parametrize("faster", ["bf16", "fp32"])
+def test_precision_auto_is_the_faster_one(
+    splits: Splits, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch, faster: str
+) -> None:
+    monkeypatch.setattr(training_module, "faster_precision", {"cpu": faster}.__getitem__)
+    assert Training(changed(tiny, precision="auto"), splits, seed=0).precision == faster
+    assert Training(tiny, splits, seed=0).precision == "fp32"
+
+
+def test_faster_precision_is_measured_once() -> None:
+    faster_precision.cache_clear()
+    assert faster_precision("cpu") in ("bf16", "fp32")
+    assert faster_precision("cpu") == faster_precision("cpu")
+    assert faster_precision.cache_info().misses == 1
+
+
+def random_model(splits: Splits) -> nn.Module:
+    """Returns a model whose answers differ from image to image, its statistics those of the train split."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = build_model(TrainConfig(width=8), splits.channels, splits.n_classes).train()
+    with torch.no_grad():
+        model(normalise(to_tensors(splits.train, CPU)[0], splits.mean, splits.std))
+    return model
+
+
+def test_evaluate_gives_log_probabilities_and_features(splits: Splits) -> None:
+    model = random_model(splits)
+    log_probabilities, features = evaluate(model, splits.valid, splits)
+    assert log_probabilities.shape == (120, 4)
+    assert features.shape == (120, 32)
+    assert log_probabilities.dtype == features.dtype == torch.float32
+    torch.testing.assert_close(log_probabilities.exp().sum(1), torch.ones(120))
+    logits, same = predict(model, to_tensors(splits.valid, CPU)[0], splits.mean, splits.std)
+    torch.testing.assert_close(log_probabilities, logits.log_softmax(1))
+    assert torch.equal(features, same)
+    assert not model.training
+
+
+def test_flip_averaging_is_the_mean_probability_of_an_image_and_its_mirror_image(splits: Splits) -> None:
+    model = random_model(splits)
+    images, _ = to_tensors(splits.valid, CPU)
+
+    def probabilities(images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, features = predict(model, images, splits.mean, splits.std)
+        return logits.softmax(1), features
+
+    (plain, features), (mirrored, mirrored_features) = probabilities(images), probabilities(images.flip(3))
+    assert not torch.allclose(plain, mirrored, atol=1e-3)
+    averaged, averaged_features = evaluate(model, splits.valid, splits, flip_averaging=True)
+    torch.testing.assert_close(averaged.exp(), (plain + mirrored) / 2)
+    torch.testing.assert_close(averaged_features, (features + mirrored_features) / 2)
+
+
+def test_predictions_do_not_depend_on_the_batches(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(splits)
+    images, _ = to_tensors(splits.valid, CPU)
+    logits, features = predict(model, images, splits.mean, splits.std)
+    monkeypatch.setattr(training_module, "EVALUATION_BATCH", 50)
+    in_parts, features_in_parts = predict(model, images, splits.mean, splits.std)
+    torch.testing.assert_close(in_parts, logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(features_in_parts, features, rtol=1e-4, atol=1e-5)
+
+
+def test_a_training_counts_its_parameters(splits: Splits, tiny: TrainConfig) -> None:
+    training = Training(tiny, splits, seed=0)
+    assert training.n_parameters == count_parameters(build_model(tiny, 1, 4))
