@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,16 @@ def test_an_empty_folder_has_no_results(tmp_path: Path, training: Training, caps
     assert capsys.readouterr().out == ""
 
 
+class Code:
+    """What makes a folder as soon as it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.makedirs, (str(self.folder), 0o777, True)
+
+
 def damage(path: Path, kind: str) -> None:
     """Replaces the file as a crash or a stranger might leave it."""
     whole = path.read_bytes()
@@ -93,7 +104,7 @@ def damage(path: Path, kind: str) -> None:
         del state["training"]["best_weights"]
         torch.save(state, path)
     elif kind == "code":
-        torch.save({"training": Path("x"), "results": []}, path)
+        torch.save({"training": Code(path.parent / "code ran"), "results": []}, path)
     else:
         path.write_bytes({"cut": whole[: len(whole) // 2], "text": b"hello", "empty": b""}[kind])
 
@@ -110,6 +121,7 @@ def test_a_damaged_latest_checkpoint_is_passed_over_for_the_best(
     resumed = new_training(few)
     assert checkpoints.load(tmp_path, resumed) == results[:2]
     assert resumed.epoch == 2
+    assert names(tmp_path) == ["best.pt", "latest.pt"]
     printed = capsys.readouterr().out
     assert printed.startswith(f"Checkpoint {tmp_path}/latest.pt cannot be used and is passed over: ")
     assert printed.endswith(f"Going on after epoch 2, from {tmp_path}/best.pt\n")
@@ -138,7 +150,7 @@ def test_a_checkpoint_of_another_configuration_is_passed_over(
     other = new_training(few, momentum=0.5)
     assert checkpoints.load(tmp_path, other) == []
     assert other.epoch == 0
-    assert "cannot be used and is passed over: ValueError('The state must belong to " in capsys.readouterr().out
+    assert 'cannot be used and is passed over: ValueError("The state must belong to ' in capsys.readouterr().out
 
 
 def full_disk(*args: object, **options: object) -> None:
@@ -148,15 +160,30 @@ def full_disk(*args: object, **options: object) -> None:
 FULL = r"^No space left on the disk while writing {}/latest\.pt\. Free some space, then run the command again\.$"
 
 
-@pytest.mark.parametrize("function", ["torch.save", "os.replace"])
+def full_disk_as_torch_says_it(*args: object, **options: object) -> None:
+    try:
+        full_disk()
+    except OSError:
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")  # noqa: B904
+
+
+@pytest.mark.parametrize(
+    ("function", "fail"),
+    [("torch.save", full_disk), ("torch.save", full_disk_as_torch_says_it), ("os.replace", full_disk)],
+)
 def test_a_full_disk_names_the_file_and_leaves_the_checkpoint_before(
-    tmp_path: Path, few: Splits, training: Training, monkeypatch: pytest.MonkeyPatch, function: str
+    tmp_path: Path,
+    few: Splits,
+    training: Training,
+    monkeypatch: pytest.MonkeyPatch,
+    function: str,
+    fail: Callable[..., None],
 ) -> None:
     results = train(tmp_path, training, n_epochs=1, best_epoch=1)
     before = (tmp_path / "latest.pt").read_bytes()
     training.run_epoch()
     with monkeypatch.context() as patch:
-        patch.setattr(function, full_disk)
+        patch.setattr(function, fail)
         with pytest.raises(UserError, match=FULL.format(tmp_path)):
             checkpoints.save(tmp_path, training, results)
     assert names(tmp_path) == ["best.pt", "latest.pt"]

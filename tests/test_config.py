@@ -112,17 +112,20 @@ def test_every_bounded_number_is_in_both_tables() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "choices"),
+    ("name", "value", "choices", "closest"),
     [
-        ("architecture", "resnet9", "'resnet8', 'resnet14', 'resnet20' or 'resnet18'"),
-        ("stem", "large", "'imagenet' or 'small'"),
-        ("optimizer", "adam", "'sgd' or 'adamw'"),
-        ("schedule", "step", "'plateau', 'onecycle', 'cosine' or 'constant'"),
-        ("precision", "fp16", "'auto', 'bf16' or 'fp32'"),
+        ("architecture", "resnet15", "resnet14, resnet18, resnet20, resnet8", "resnet18"),
+        ("stem", "smal", "imagenet, small", "small"),
+        ("optimizer", "adam", "adamw, sgd", "adamw"),
+        ("schedule", "cosin", "constant, cosine, onecycle, plateau", "cosine"),
+        ("precision", "bf_16", "auto, bf16, fp32", "bf16"),
     ],
 )
-def test_an_unknown_choice_lists_the_known_ones(name: str, value: str, choices: str) -> None:
-    with pytest.raises(UserError, match=f"^space.py: {name} must be {choices}, but got '{value}'"):
+def test_an_unknown_choice_lists_the_known_ones_and_the_closest(
+    name: str, value: str, choices: str, closest: str
+) -> None:
+    message = f"space.py: {name} must be one of {choices}, but got '{value}'. Did you mean '{closest}'?"
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         parse_config({name: value}, "space.py")
 
 

@@ -283,6 +283,13 @@ def test_a_generator_repeats_its_batches_and_goes_on_to_others() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_each_batch_of_an_epoch_has_its_own_augmentation() -> None:
+    images = random_images(1).expand(64, 1, 8, 6)
+    config = TrainConfig(batch_size=32, crop_padding=3)
+    first, second = train_batches(images, torch.arange(64), config, torch.Generator().manual_seed(0))
+    assert not torch.equal(first[0], second[0])
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_normalise_gives_mean_0_and_std_1_in_channels_last(channels: int) -> None:
     parts = make_splits(patterned_images(600, channels=channels), "p", CLASS_NAMES, valid_images=120)

@@ -120,6 +120,13 @@ def test_the_small_family_is_as_deep_as_its_name_and_halves_the_image_twice(arch
     assert sizes == [(4, 12, 16)] * per_stage + [(8, 6, 8)] * per_stage + [(16, 3, 4)] * per_stage
 
 
+def test_a_new_block_is_its_shortcut() -> None:
+    images = random_images(2, 4)
+    stages = build(architecture="resnet14", width=4).eval().stages
+    for block in (stages[0], stages[2]):  # type: ignore[index, union-attr]
+        torch.testing.assert_close(block(images), functional.relu(block.shortcut(images)))
+
+
 @pytest.mark.parametrize(
     ("stem", "kernel", "stride", "side"), [("imagenet", (7, 7), (2, 2), 1), ("small", (3, 3), (1, 1), 4)]
 )
@@ -217,6 +224,7 @@ def test_the_small_stem_is_the_filters_centre_at_the_same_size(cached: dict[str,
     torch.testing.assert_close(first / first.norm(), filters[..., 2:5, 2:5] / filters[..., 2:5, 2:5].norm())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stem", ["imagenet", "small"])
 def test_a_grey_image_gives_the_features_of_red_green_and_blue_alike(cached: dict[str, Tensor], stem: str) -> None:
     grey, colour = (build(n, architecture="resnet18", pretrained=True, stem=stem) for n in (1, 3))
@@ -257,6 +265,7 @@ def test_damaged_pretrained_weights_name_the_next_step(
         build(architecture="resnet18", pretrained=True)
 
 
+@pytest.mark.slow
 def test_a_model_that_only_takes_a_state_dict_needs_no_pretrained_weights(cached: dict[str, Tensor]) -> None:
     trained = build(1, architecture="resnet18", pretrained=True)
     with pytest.MonkeyPatch.context() as patch:

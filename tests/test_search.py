@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from optuna.trial import TrialState
 
-from tuning import results, search
+from tuning import machine, results, search
 from tuning.errors import UserError
 
 SMOKE = ["--space", "smoke", "--train-images", "1000"]
@@ -89,7 +89,8 @@ def test_a_search_writes_its_run_folder(searched: tuple[Path, subprocess.Complet
     assert all((path / name).stat().st_size > 5_000 for name in pictures)
     for number in range(5):
         files = {file.name.split(".tfevents")[0] for file in (path / "trials" / f"{number:04d}").iterdir()}
-        assert files >= {"trial.log", "latest.pt", "best.pt", "events.out"}
+        assert files >= {"trial.log", "events.out"}
+        assert ("best.pt" in files) == ("latest.pt" in files) == (number == results.Run(path).best["trial"])
     assert not list(path.rglob("*.pkl"))
     best = json.loads((path / "best.json").read_text())
     assert best["valid_accuracy"] == trials["valid_accuracy"].max()
@@ -188,6 +189,23 @@ def test_a_spent_time_budget_ends_the_search_and_leaves_nothing_running(tmp_path
     assert "time budget" in set(trials["stopped_by"].dropna())
 
 
+@pytest.mark.slow
+def test_where_the_first_trials_all_fail_the_search_stops_and_shows_it(tmp_path: Path) -> None:
+    (tmp_path / "wild.py").write_text(
+        "def space(trial):\n"
+        "    size = trial.suggest_int('image_size', 8, 60)\n"
+        "    return {'width': 4, 'image_size': size, 'batch_size': 8, 'learning_rate': 10.0, 'momentum': 0.99,\n"
+        "            'weight_decay': 1.0, 'schedule': 'constant'}\n"
+    )
+    done = run(
+        tmp_path, "--samples", "8", "--epochs", "4", "--run", "one", "--space", "wild.py", "--train-images", "800"
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("error: The first 3 trials must not all fail, but did") == 1
+    assert "Training loss must be finite" in done.stderr
+    assert len(results.Run(tmp_path / "results" / "one").trials) < 8
+
+
 def bad(**arguments: Any) -> None:
     search.main(**arguments)
 
@@ -269,8 +287,8 @@ def test_slots_are_planned_from_the_machine(
     asked: dict[str, Any],
     planned: tuple[str, int, float, float],
 ) -> None:
-    monkeypatch.setattr(search.os, "sched_getaffinity", lambda pid: set(range(n_cpus)))
-    monkeypatch.setattr(search, "_gpu_memory", lambda: gpus)
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(n_cpus)))
+    monkeypatch.setattr(machine, "gpu_memory", lambda: gpus)
     names = ("device", "cpus_per_trial", "gpus_per_trial", "concurrency")
-    plan = search.plan_slots(**{name: asked.get(name) for name in names})
+    plan = machine.plan_slots(**{name: asked.get(name) for name in names})
     assert (plan["device"], plan["concurrency"], plan["cpus_per_trial"], plan["gpus_per_trial"]) == planned

@@ -99,7 +99,7 @@ def test_a_file_that_is_no_space_is_refused(tmp_path: Path, source: str, message
             r"Hyperparameter must be one of .* 'learning_rte'\. Did you mean 'learning_rate'",
         ),
         ("return {'learning_rate': -1}", r"mine: learning_rate must be greater than 0, but got -1"),
-        ("return {'architecture': 'resnet9'}", r"architecture must be 'resnet8', .* but got 'resnet9'"),
+        ("return {'architecture': 'resnet9'}", r"architecture must be one of resnet14, .* but got 'resnet9'"),
         ("return 3", r"mine must return a dict, but got int"),
         (
             "return {'width': trial.suggest_flot('w', 1, 2)}",

@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from tuning import results
-from tuning.spaces import load_space
+from tuning.spaces import Space, load_space
 from tuning.study import Proposal, RunStudy, trial_seed
 
 
@@ -20,6 +20,12 @@ def open_study(path: Path, seed: int = 0) -> RunStudy:
 @pytest.fixture
 def study(tmp_path: Path) -> RunStudy:
     return open_study(tmp_path)
+
+
+def ask(study: RunStudy) -> Proposal:
+    proposal = study.ask()
+    assert proposal is not None
+    return proposal
 
 
 def epoch(number: int, accuracy: float, finished: str = "") -> dict[str, Any]:
@@ -39,7 +45,7 @@ def told(study: RunStudy, number: int) -> optuna.trial.FrozenTrial:
 
 @pytest.mark.parametrize("finished", ["length", "early stopping"])
 def test_a_trial_that_ended_by_itself_is_complete_with_its_best_value(study: RunStudy, finished: str) -> None:
-    proposal = study.ask()
+    proposal = ask(study)
     train(study, proposal, [0.3, 0.8, 0.7], finished)
     study.finish(proposal.number, "scheduler")
     assert (told(study, 0).state, told(study, 0).value) == (TrialState.COMPLETE, 0.8)
@@ -47,7 +53,7 @@ def test_a_trial_that_ended_by_itself_is_complete_with_its_best_value(study: Run
 
 
 def test_a_trial_that_was_stopped_is_pruned_with_its_values_by_epoch(study: RunStudy) -> None:
-    train(study, proposal := study.ask(), [0.3, 0.8, 0.7])
+    train(study, proposal := ask(study), [0.3, 0.8, 0.7])
     study.finish(proposal.number, "scheduler")
     assert told(study, 0).state == TrialState.PRUNED
     assert told(study, 0).intermediate_values == {1: 0.3, 2: 0.8, 3: 0.7}
@@ -61,28 +67,28 @@ def test_a_trial_that_was_stopped_is_pruned_with_its_values_by_epoch(study: RunS
 
 
 def test_a_trial_that_failed_is_failed_with_the_reason(study: RunStudy) -> None:
-    train(study, proposal := study.ask(), [0.3])
+    train(study, proposal := ask(study), [0.3])
     study.fail(proposal.number, "Training loss must be finite")
     assert told(study, 0).state == TrialState.FAIL
     assert told(study, 0).user_attrs["error"] == "Training loss must be finite"
 
 
 def test_a_trial_that_was_stopped_before_its_first_epoch_is_failed(study: RunStudy) -> None:
-    study.finish(study.ask().number, "time budget")
+    study.finish(ask(study).number, "time budget")
     assert told(study, 0).state == TrialState.FAIL
     assert study.row(0)["error"] == "stopped by time budget before its first epoch ended"
 
 
 def test_closing_with_a_reason_leaves_no_trial_running(study: RunStudy) -> None:
-    train(study, study.ask(), [0.3])
-    study.ask()
+    train(study, ask(study), [0.3])
+    ask(study)
     study.close("time budget")
     assert [trial.state for trial in study.study.trials] == [TrialState.PRUNED, TrialState.FAIL]
 
 
 def test_the_frames_have_their_columns_and_dtypes_while_trials_run(tmp_path: Path, study: RunStudy) -> None:
-    train(study, study.ask(), [0.3, 0.5])
-    study.ask()
+    train(study, ask(study), [0.3, 0.5])
+    ask(study)
     study.write_trials()
     run = results.Run(tmp_path)
     assert {name: str(dtype) for name, dtype in run.trials.dtypes.items()} == results.TRIAL_COLUMNS
@@ -94,26 +100,26 @@ def test_the_frames_have_their_columns_and_dtypes_while_trials_run(tmp_path: Pat
 
 
 def test_an_epoch_that_is_reported_again_is_written_once(tmp_path: Path, study: RunStudy) -> None:
-    proposal = study.ask()
+    proposal = ask(study)
     assert study.report(proposal.number, epoch(1, 0.3))
     assert not study.report(proposal.number, epoch(1, 0.3))
     assert len(results.Run(tmp_path).epochs) == 1
 
 
 def test_interrupted_trials_are_asked_for_again_as_they_were(tmp_path: Path, study: RunStudy) -> None:
-    train(study, done := study.ask(), [0.3, 0.4], "length")
+    train(study, done := ask(study), [0.3, 0.4], "length")
     study.finish(done.number, "scheduler")
-    train(study, interrupted := study.ask(), [0.3])
+    train(study, interrupted := ask(study), [0.3])
     study.write_trials()
 
     again = open_study(tmp_path, seed=1)
     assert (again.n_finished, again.n_interrupted) == (1, 1)
-    proposal = again.ask()
+    proposal = ask(again)
     assert proposal == interrupted
     assert not again.report(proposal.number, epoch(1, 0.3))
     assert again.report(proposal.number, epoch(2, 0.6, "length"))
     again.finish(proposal.number, "scheduler")
-    assert again.ask().number == 2
+    assert ask(again).number == 2
     trials = results.Run(tmp_path).trials
     assert list(trials["state"]) == ["complete", "complete", "running"]
     assert list(trials["attempt"]) == [1, 2, 1]
@@ -121,7 +127,7 @@ def test_interrupted_trials_are_asked_for_again_as_they_were(tmp_path: Path, stu
 
 
 def test_what_a_trial_told_survives_the_process(tmp_path: Path, study: RunStudy) -> None:
-    train(study, proposal := study.ask(), [0.3, 0.9, 0.4])
+    train(study, proposal := ask(study), [0.3, 0.9, 0.4])
     study.finish(proposal.number, "scheduler")
     before = study.row(proposal.number)
     assert open_study(tmp_path).row(proposal.number) == before
@@ -163,3 +169,38 @@ def test_a_stopped_trial_is_not_held_against_its_configuration(tmp_path: Path) -
 
     assert proposals(truth=True) >= proposals(truth=False)
     assert proposals(truth=True) > 0.5
+
+
+def finite_space(tmp_path: Path) -> Space:
+    path = tmp_path / "finite.py"
+    path.write_text(
+        "def space(trial):\n    return {'batch_size': trial.suggest_categorical('batch_size', [8, 16, 32])}\n"
+    )
+    return load_space(str(path))
+
+
+def test_a_configuration_is_run_once_and_its_twin_gets_its_result(tmp_path: Path) -> None:
+    sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=1)
+    study = RunStudy(tmp_path, finite_space(tmp_path), sampler, epochs=2, seed=0)
+    sizes = []
+    while (proposal := study.ask()) is not None:
+        sizes.append(proposal.config.batch_size)
+        train(study, proposal, [0.1, proposal.config.batch_size / 100], "length")
+        study.finish(proposal.number, "scheduler")
+    assert sorted(sizes) == [8, 16, 32]
+    assert study.n_finished == 3
+    trials = results.Run(tmp_path).trials
+    twins = trials[trials["stopped_by"].str.startswith("same configuration as trial")]
+    assert len(twins) == len(trials) - 3 > 0
+    assert (twins["seconds"] == 0).all()
+    for trial in study.study.trials:
+        assert trial.state == TrialState.COMPLETE
+        assert trial.value == trial.params["batch_size"] / 100
+    assert study.study.sampler is sampler
+
+
+def test_a_twin_of_a_running_trial_is_not_run_beside_it(tmp_path: Path) -> None:
+    study = RunStudy(tmp_path, finite_space(tmp_path), optuna.samplers.RandomSampler(seed=0), epochs=2, seed=0)
+    assert len({ask(study).config.batch_size for _ in range(3)}) == 3
+    assert study.ask() is None
+    assert {trial.state for trial in study.study.trials} == {TrialState.RUNNING, TrialState.FAIL}

@@ -4,7 +4,9 @@ A checkpoint holds the training's state and the results of all epochs behind it;
 """
 
 import contextlib
+import copy
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,13 +29,18 @@ def save(folder: Path, training: "Training", results: Sequence[Mapping[str, Any]
     import torch
 
     latest = folder / LATEST
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{LATEST}.")
+    temporary = ""
     try:
+        descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{LATEST}.")
         with os.fdopen(descriptor, "wb") as file:
             torch.save({"training": training.state_dict(), "results": [dict(result) for result in results]}, file)
+        os.chmod(temporary, 0o644)
         os.replace(temporary, latest)
         if training.best["epoch"] == training.epoch:
-            os.link(latest, temporary)  # The same file under two names: `latest` is replaced, never written again.
+            try:
+                os.link(latest, temporary)  # The same file under two names: `latest` is replaced, never written again.
+            except OSError:  # Not every file system has hard links.
+                shutil.copyfile(latest, temporary)
             os.replace(temporary, folder / BEST)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError.
         with contextlib.suppress(OSError):
@@ -50,14 +57,15 @@ def load(folder: Path, training: "Training") -> list[dict[str, Any]]:
     """
     import torch
 
-    for path in (folder / LATEST, folder / BEST):
-        if not path.exists():
-            continue
+    paths = [path for path in (folder / LATEST, folder / BEST) if path.exists()]
+    untouched = copy.deepcopy(training.state_dict()) if paths else {}
+    for path in paths:
         try:
             state = torch.load(path, map_location=training.device, weights_only=True)
             training.load_state_dict(state["training"])
         except Exception as error:  # A damaged file raises whatever the reader met; each means: not this one.
             print(f"Checkpoint {path} cannot be used and is passed over: {error!r}")
+            training.load_state_dict(untouched)  # It may have taken on half of the file's state.
             continue
         print(f"Going on after epoch {training.epoch}, from {path}")
         return list(state["results"])

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -104,7 +104,10 @@ def parse_config(values: Mapping[str, Any], source: str) -> TrainConfig:
         if not problem["loc"]:
             raise UserError(f"{source}: {problem['ctx']['error']}.") from error
         name = str(problem["loc"][0])
-        rule = problem["msg"].removeprefix("Input should be ").removeprefix("a ")
+        if problem["type"] == "literal_error":
+            allowed = get_args(TrainConfig.model_fields[name].annotation)
+            raise UserError(f"{source}: {unknown_name(name, str(values[name]), allowed)}") from error
+        rule = problem["msg"].removeprefix("Input should be ").split(", unable")[0].split(", got")[0]
         raise UserError(f"{source}: {name} must be {rule}, but got {values[name]!r}.") from error
 
 

@@ -126,15 +126,15 @@ def pretrained_weights() -> dict[str, Tensor]:
     Raises:
         UserError: They are in no cache and cannot be downloaded, or are damaged.
     """
-    from torchvision.models import ResNet18_Weights
+    from torchvision.models import ResNet18_Weights, resnet18
 
     try:
-        weights: dict[str, Tensor] = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=False)
-        if weights["conv1.weight"].shape != (64, 3, 7, 7):
-            raise KeyError("conv1.weight")
-    except (
-        Exception
-    ) as error:  # Whatever the hub, the network, the disk or the unpickler raises, the user's step is one.
+        weights: dict[str, Tensor] = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(
+            progress=False, check_hash=False, weights_only=True
+        )
+        with torch.random.fork_rng(devices=[]):
+            resnet18().load_state_dict(weights)  # Raises where a tensor is missing or of another shape.
+    except Exception as error:  # Whatever the hub, the network, the disk or the reader raises, the step is the same.
         folder = torch.hub.get_dir()
         raise UserError(
             f"Pretrained ResNet-18 weights must be in {folder}/checkpoints or be downloadable, but got {error!r}. "

@@ -141,11 +141,7 @@ class Progress:
         accuracy = _number(result.get("valid_accuracy"))
         before = (*old.curve, *[None] * result["epoch"])[: result["epoch"] - 1]
         seconds = _number(result.get("epoch_seconds")) or 0.0
-        self._set(
-            replace(
-                old, row=row, curve=(*before, accuracy), epoch_ended=self._clock(), epoch_seconds=seconds
-            )
-        )
+        self._set(replace(old, row=row, curve=(*before, accuracy), epoch_ended=self._clock(), epoch_seconds=seconds))
         speed = f"{seconds:.1f} s, {_number(result.get('images_per_second')) or 0:,.0f} images/s"
         self._line(row, f"epoch {result['epoch']}  valid {_percent(accuracy)}  {speed}")
 
@@ -273,11 +269,16 @@ def _sections(trials: Mapping[int, _Trial], width: int, height: int) -> list[Tex
     for name, part in shown.items():
         if not part:
             continue
-        lines += [Text(), Text.assemble((f"{name:7}", "bold " + _STATES.get(name, "green")), names if name != "failed" else "")]
+        lines += [
+            Text(),
+            Text.assemble((f"{name:7}", "bold " + _STATES.get(name, "green")), names if name != "failed" else ""),
+        ]
         names = Text()
         for i, trial in enumerate(part):
             line = Text(f"{trial.row['trial']:>7}", "bold green" if name == "best" and i == 0 else "")
-            line.append(f"  {trial.network}  {_first_line(trial.row)}") if name == "failed" else line.append_text(rows.pop(0))
+            line.append(f"  {trial.network}  {_first_line(trial.row)}") if name == "failed" else line.append_text(
+                rows.pop(0)
+            )
             lines.append(line)
         if name == "running" and hidden:
             lines.append(Text(f"{'':7}  +{hidden + 1} more", "dim"))

@@ -6,12 +6,15 @@ The run folder holds everything: the study, the frames, the checkpoints. The tes
 """
 
 import logging
+import math
 import os
 import re
 import shlex
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuning import results
+from tuning import machine, results
 from tuning.errors import UserError, run_command, unknown_name
 
 if TYPE_CHECKING:
@@ -32,8 +35,7 @@ SAMPLERS = ("tpe", "gp", "random", "qmc")
 SCHEDULERS = ("asha", "hyperband", "median", "none")
 DEFAULT_EPOCHS = {"cpu": 8, "cuda": 24}
 N_STARTUP = 8
-_CPUS_FOR_A_GPU_TRIAL = 1
-_GPU_BYTES_FOR_A_TRIAL = 8 << 30
+SECONDS_FOR_AN_EPOCH = 10.0
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,16 @@ def search(settings: Settings, path: Path, splits: "Splits", space: "Space", pro
 
 
 def conclude(run: results.Run, study: "RunStudy") -> None:
-    """Writes the run's pictures and `best.json` into its folder, where any trial has finished."""
-    from tuning import analysis, plots
+    """Writes the run's pictures and `best.json`, where a trial has finished; of the losers no checkpoint is kept."""
+    from tuning import analysis, checkpoints, plots
+    from tuning.trainable import trial_folder
 
     trials, epochs = run.trials, run.epochs
     if not trials["state"].isin(["complete", "pruned"]).any():
         return
+    for number in trials.loc[trials["state"] != "running", "trial"]:
+        if number != run.best["trial"]:
+            checkpoints.remove(trial_folder(run.path, number))
     results.write_best(run)
     importances = analysis.importances(study.study, analysis.equal_budget_values(trials, epochs))
     for name, figure in {
@@ -122,6 +128,12 @@ def run_trials(
     from tuning.trainable import EndSearch, Proposals, Recorder, train_trial, trial_folder
 
     stop = _Stop(settings.time_budget)
+    recorder = Recorder(study, progress, stop.on_problem)
+    stop.all_reported_since = recorder.all_reported_since
+
+    def exhausted() -> None:
+        progress.note(f"The space has nothing new after {study.n_finished} trials and those that run; they end it.")
+
     scheduler = schedulers.SCHEDULERS[settings.scheduler](settings.epochs, settings.seed)
     schedulers.replay(scheduler, study.finished_epochs())
     threads = max(1, int(settings.cpus_per_trial))
@@ -133,7 +145,7 @@ def run_trials(
         tuner = tune.Tuner(
             tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(
-                search_alg=Proposals(study, stop.on_problem),
+                search_alg=Proposals(study, stop.on_problem, exhausted),
                 scheduler=scheduler,
                 num_samples=n_trials,
                 max_concurrent_trials=settings.concurrency,
@@ -144,7 +156,7 @@ def run_trials(
                 name="trials",
                 storage_path=str(path.absolute()),
                 failure_config=tune.FailureConfig(max_failures=settings.max_failures),
-                callbacks=[Recorder(study, progress, stop.on_problem), TBXLoggerCallback()],
+                callbacks=[recorder, TBXLoggerCallback()],
                 stop=EndSearch(stop.now),
                 verbose=0,
             ),
@@ -186,44 +198,6 @@ def usable_space(space: "Space", settings: Settings, progress: "Progress") -> "S
     return space
 
 
-def plan_slots(
-    device: str | None, cpus_per_trial: float | None, gpus_per_trial: float | None, concurrency: int | None
-) -> dict[str, Any]:
-    """Returns device, concurrency and resources a trial, from what the machine has and what was asked for.
-
-    On a CPU: a trial a core with one thread, because one trial a core beats two cores a trial. On GPUs: as many trials
-    side by side as cores and memory (8 GiB a trial) allow, at most 4 a GPU.
-
-    Raises:
-        UserError: More CPUs or GPUs are asked for than there are, or no trial would fit.
-    """
-    n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gpus = _gpu_memory()
-    if device not in (None, "cpu", "cuda"):
-        raise unknown_name("--device", device, ["cpu", "cuda"])
-    device = device or ("cuda" if gpus else "cpu")
-    wanted_gpus = gpus_per_trial or 0.0
-    if device == "cuda" and not gpus:
-        raise UserError("--device must be 'cpu' on a machine without a GPU that torch can use, but got 'cuda'.")
-    if wanted_gpus > (len(gpus) if device == "cuda" else 0):
-        raise UserError(f"--gpus-per-trial must be at most {len(gpus)}, the GPUs to be used, but got {wanted_gpus:g}.")
-    cpus = cpus_per_trial or 1.0
-    if cpus > n_cpus:
-        raise UserError(f"--cpus-per-trial must be at most {n_cpus}, the cores of this machine, but got {cpus:g}.")
-    slots = int(n_cpus / cpus)
-    if device == "cuda":
-        if gpus_per_trial is None:
-            side_by_side = min(4, max(1, n_cpus // len(gpus)), max(1, min(gpus) // _GPU_BYTES_FOR_A_TRIAL))
-            wanted_gpus = 1 / side_by_side
-        if wanted_gpus > 0:
-            slots = min(slots, int(len(gpus) / wanted_gpus + 1e-6))
-    if concurrency is not None:
-        if not 1 <= concurrency <= slots:
-            raise UserError(f"--concurrency must be between 1 and {slots} on this machine, but got {concurrency}.")
-        slots = concurrency
-    return {"device": device, "concurrency": slots, "cpus_per_trial": cpus, "gpus_per_trial": wanted_gpus}
-
-
 def parse_duration(text: str) -> float:
     """Returns seconds from "90s", "30m", "1.5h" or "1h30m"; raises UserError for anything else, and for nothing."""
     units = {"h": 3600, "m": 60, "s": 1}
@@ -240,41 +214,43 @@ class _Stop:
     def __init__(self, time_budget: float | None) -> None:
         self.reason: str | None = None
         self.problem: BaseException | None = None
-        self._deadline = None if time_budget is None else time.monotonic() + time_budget
+        self._deadline = math.inf if time_budget is None else time.monotonic() + time_budget
+        self._interrupted_at: float | None = None
+        self.all_reported_since: Callable[[float], bool] = lambda moment: False
 
     def on_problem(self, error: BaseException) -> None:
         self.problem = self.problem or error
 
-    def on_signals(self) -> Any:
-        """Returns a context in which SIGINT and SIGTERM end the search in good order, and a second one at once."""
-        from contextlib import contextmanager
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end the search after the running epoch, or 10 s if that is less; a second one at once."""
 
         def handle(number: int, frame: Any) -> None:
-            if self.reason == "interrupt":
+            if self._interrupted_at is not None:
                 os._exit(130)
-            self.reason = "interrupt"
+            self._interrupted_at = time.monotonic()
 
-        @contextmanager
-        def handlers() -> Any:
-            old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-            try:
-                yield
-            finally:
-                for number, handler in old.items():
-                    signal.signal(number, handler)
-
-        return handlers()
+        old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
 
     def now(self) -> bool:
-        if self._deadline is not None and time.monotonic() > self._deadline:
+        """Returns whether the search should end, and sets `reason`."""
+        if self._interrupted_at is not None:
+            waited = time.monotonic() - self._interrupted_at
+            if waited > SECONDS_FOR_AN_EPOCH or self.all_reported_since(self._interrupted_at):
+                self.reason = "interrupt"
+        elif time.monotonic() > self._deadline:
             self.reason = self.reason or "time budget"
         return self.reason is not None or self.problem is not None
 
 
-def _started_ray(settings: Settings, path: Path) -> Any:
-    """Returns a context with a Ray of our own, on this machine, bound to the loopback address, without a dashboard."""
-    from contextlib import contextmanager
-
+@contextmanager
+def _started_ray(settings: Settings, path: Path) -> Iterator[None]:
+    """Starts a Ray of our own, on this machine, bound to the loopback address, without a dashboard."""
     os.environ |= {
         "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -285,39 +261,26 @@ def _started_ray(settings: Settings, path: Path) -> Any:
     }
     import ray
 
-    @contextmanager
-    def started() -> Any:
-        n_gpus = len(_gpu_memory()) if settings.device == "cuda" else 0
-        ray.init(
-            address="local",
-            num_cpus=max(1, round(settings.concurrency * settings.cpus_per_trial)),
-            num_gpus=n_gpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-        log = logging.FileHandler(path / "driver.log")
-        loggers = [logging.getLogger("ray"), logging.getLogger("ray.tune")]
+    n_gpus = len(machine.gpu_memory()) if settings.device == "cuda" else 0
+    ray.init(
+        address="local",
+        num_cpus=max(1, round(settings.concurrency * settings.cpus_per_trial)),
+        num_gpus=n_gpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    log = logging.FileHandler(path / "driver.log")
+    loggers = [logging.getLogger("ray"), logging.getLogger("ray.tune")]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [log], False
+    try:
+        yield
+    finally:
+        ray.shutdown()
         for logger in loggers:
-            logger.handlers, logger.propagate = [log], False
-        try:
-            yield
-        finally:
-            ray.shutdown()
-            for logger in loggers:
-                logger.removeHandler(log)
-            log.close()
-
-    return started()
-
-
-def _gpu_memory() -> list[int]:
-    """Returns the bytes of memory of each GPU that torch can use."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return []
-    return [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+            logger.removeHandler(log)
+        log.close()
 
 
 def _sampler_seed(seed: int, path: Path) -> int:
@@ -342,39 +305,10 @@ def _begin_run(path: Path, settings: Settings, space: "Space") -> None:
         seed=settings.seed,
         command=shlex.join(["python", "-m", "tuning.search", *sys.argv[1:]]),
         started=_now(),
-        versions=_versions(),
-        hardware=_hardware(),
-        git_commit=_git_commit(),
+        versions=machine.versions(),
+        hardware=machine.hardware(),
+        git_commit=machine.git_commit(),
     )
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-    from platform import python_version
-
-    names = ("torch", "torchvision", "ray", "optuna", "numpy", "pandas")
-    return {"python": python_version()} | {name: version(name) for name in names}
-
-
-def _hardware() -> dict[str, Any]:
-    import platform
-
-    import torch
-
-    cpu = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        names = re.findall(r"model name\s*: (.*)", info.read_text())
-        cpu = names[0] if names else cpu
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"cpu": cpu, "cores": os.cpu_count(), "gpus": gpus}
-
-
-def _git_commit() -> str | None:
-    import subprocess
-
-    folder = Path(__file__).parent
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
 
 
 def _now() -> str:
@@ -423,7 +357,7 @@ def main(
     else:
         _check_names(space, dataset, sampler, scheduler)
         source, path = space, results.new_path(run, dataset)
-        slots = plan_slots(device, cpus_per_trial, gpus_per_trial, concurrency)
+        slots = machine.plan_slots(device, cpus_per_trial, gpus_per_trial, concurrency)
         settings = Settings(
             samples=samples or 20,
             space=space,

@@ -28,6 +28,7 @@ _STATES = {
     TrialState.RUNNING: "running",
 }
 _SECONDS_BETWEEN_WRITES = 1.0
+REPEATS_BEFORE_RANDOM, REPEATS_THAT_EXHAUST = 10, 200
 
 
 @dataclass(frozen=True)
@@ -73,18 +74,29 @@ class RunStudy:
         self._written = 0.0
         for row in results.Run(path).epochs.to_dict("records"):
             self._rows.setdefault(row["trial"], []).append({str(k): v for k, v in row.items()})
-        trials = self.study.get_trials(deepcopy=False)
+        trials = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
         for trial in trials:
             self._attrs[trial.number] = dict(trial.user_attrs)
         self._interrupted = [trial.number for trial in trials if trial.state == TrialState.RUNNING]
-        if not trials:
+        for number in self._interrupted:  # Cut off while it was being told, perhaps.
+            self._attrs[number].pop("state", None)
+        if not self.study.get_trials(deepcopy=False):
             for point in space.first:
                 self.study.enqueue_trial(dict(point))
 
     @property
     def n_finished(self) -> int:
-        """Trials that are complete, stopped or failed for good."""
-        return sum(attrs.get("state", "running") != "running" for attrs in self._attrs.values())
+        """Trials that were run and are complete, stopped or failed for good."""
+        return sum("state" in attrs and "same_as" not in attrs for attrs in self._attrs.values())
+
+    @property
+    def n_failed(self) -> int:
+        """Trials that failed for good."""
+        return sum(attrs.get("state") == "failed" and "same_as" not in attrs for attrs in self._attrs.values())
+
+    def running(self) -> list[int]:
+        """Returns the numbers of the trials that have not ended."""
+        return [number for number, attrs in self._attrs.items() if "state" not in attrs]
 
     @property
     def n_interrupted(self) -> int:
@@ -94,11 +106,16 @@ class RunStudy:
     def finished_epochs(self) -> dict[int, list[dict[str, Any]]]:
         """Returns the epochs of each trial that has ended, for a scheduler that has to learn them again."""
         return {
-            n: self._rows.get(n, []) for n, attrs in self._attrs.items() if attrs.get("state") in ("complete", "pruned")
+            number: self._rows[number]
+            for number, attrs in self._attrs.items()
+            if attrs.get("state") in ("complete", "pruned") and "same_as" not in attrs
         }
 
-    def ask(self) -> Proposal:
-        """Returns a trial that was interrupted, or else a new one.
+    def ask(self) -> Proposal | None:
+        """Returns a trial that was interrupted, or else a new one; None where the space has nothing new.
+
+        A configuration that was proposed before is not run again: the sampler is told the result of its twin. After
+        some such proposals in a row points are drawn at random, and after many the space counts as exhausted.
 
         Raises:
             UserError: The space gave no valid configuration.
@@ -111,8 +128,22 @@ class RunStudy:
                 return Proposal(number, attrs["seed"], TrainConfig.model_validate(attrs["config"]))
             self._end(number, TrialState.FAIL, error="interrupted before its configuration was known")
             return self.ask()
-        trial = self.study.ask()
-        config = self._space.sample(trial, self._epochs)
+        sampler = self.study.sampler
+        try:
+            for n_repeats in range(REPEATS_THAT_EXHAUST):
+                if n_repeats == REPEATS_BEFORE_RANDOM:
+                    self.study.sampler = optuna.samplers.RandomSampler(seed=trial_seed(self._seed, len(self._attrs)))
+                trial = self.study.ask()
+                config = self._space.sample(trial, self._epochs)
+                twin = self._twin(config)
+                if twin is None:
+                    return self._propose(trial, config)
+                self._reuse(trial.number, config, twin)
+        finally:
+            self.study.sampler = sampler
+        return None
+
+    def _propose(self, trial: optuna.Trial, config: TrainConfig) -> Proposal:
         seed = trial_seed(self._seed, trial.number)
         attrs = {"config": config.model_dump(), "seed": seed, "started": _now()}
         for name, value in attrs.items():
@@ -121,6 +152,27 @@ class RunStudy:
         self._rows[trial.number] = []
         self.write_trials()
         return Proposal(trial.number, seed, config)
+
+    def _twin(self, config: TrainConfig) -> int | None:
+        """Returns the number of the trial that runs or ran this configuration and did not fail."""
+        values = config.model_dump()
+        for number, attrs in self._attrs.items():
+            if attrs.get("config") == values and attrs.get("state") != "failed" and "same_as" not in attrs:
+                return number
+        return None
+
+    def _reuse(self, number: int, config: TrainConfig, twin: int) -> None:
+        """Tells the sampler, for a trial that is not run, what its twin told; nothing yet, while that one runs."""
+        state = self._attrs[twin].get("state")
+        self._attrs[number] = {"config": config.model_dump(), "started": _now(), "attempt": 0, "same_as": twin}
+        for name, value in self._attrs[number].items():
+            self._storage.set_trial_user_attr(self._id(number), name, value)
+        if state is None:
+            self._end(number, TrialState.FAIL, error=f"same configuration as trial {twin}, which is running")
+            return
+        for row in self._rows[twin]:
+            self._storage.set_trial_intermediate_value(self._id(number), row["epoch"], row[OBJECTIVE])
+        self._end(number, TrialState.COMPLETE if state == "complete" else TrialState.PRUNED)
 
     def report(self, number: int, result: Mapping[str, Any]) -> bool:
         """Takes an epoch's result into the study and `epochs.csv`; returns False for an epoch that was known."""
@@ -160,14 +212,19 @@ class RunStudy:
 
     def close(self, stopped_by: str | None) -> None:
         """Writes everything; with a reason, ends the trials that still run. Without one they can be gone on with."""
-        for number, attrs in self._attrs.items():
-            if stopped_by is not None and attrs.get("state", "running") == "running":
+        if stopped_by is not None:
+            for number in self.running():
                 self.finish(number, stopped_by)
         self.write_trials()
 
     def row(self, number: int) -> dict[str, Any]:
         """Returns a trial's row of `trials.csv`."""
         attrs, rows = self._attrs[number], self._rows.get(number, [])
+        if "same_as" in attrs and attrs.get("state") != "failed":
+            same = {"trial": number, "seconds": 0.0, "stopped_by": f"same configuration as trial {attrs['same_as']}"}
+            return (
+                self.row(attrs["same_as"]) | same | {name: attrs.get(name) for name in ("started", "ended", "attempt")}
+            )
         row = {name: attrs.get(name) for name in results.TRIAL_COLUMNS if name in attrs}
         row |= {"trial": number, "state": attrs.get("state", "running"), "epochs": len(rows)}
         row |= {f"config/{name}": value for name, value in attrs.get("config", {}).items()}

@@ -5,6 +5,7 @@ again (a retry, a resumed search) goes on from there. Ray's own checkpoints are 
 """
 
 import contextlib
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
@@ -17,6 +18,7 @@ from ray.tune.search import Searcher
 from tuning import checkpoints
 from tuning.config import TrainConfig
 from tuning.data import Splits
+from tuning.errors import UserError
 from tuning.progress import Progress
 from tuning.schedulers import METRIC
 from tuning.study import RunStudy
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from tuning.training import Training
 
 LOG = "trial.log"
+FAILURES_THAT_STOP = 3
 
 
 def train_trial(config: Mapping[str, Any], *, splits: Splits, run: str, device: str, threads: int) -> None:
@@ -107,9 +110,12 @@ class EndSearch(_NotRestored, tune.Stopper):
 class Proposals(_NotRestored, Searcher):
     """Hands the study's proposals to Ray Tune. What came of them the study learns from `Recorder`, not from here."""
 
-    def __init__(self, study: RunStudy, on_problem: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self, study: RunStudy, on_problem: Callable[[BaseException], None], on_exhausted: Callable[[], None]
+    ) -> None:
         super().__init__(metric=METRIC, mode="max")
         self._study = study
+        self._on_exhausted = on_exhausted
         self._on_problem = on_problem
 
     def suggest(self, trial_id: str) -> Any:
@@ -118,6 +124,9 @@ class Proposals(_NotRestored, Searcher):
             proposal = self._study.ask()
         except Exception as error:  # Ray would bury it; the search stops and shows it.
             self._on_problem(error)
+            return Searcher.FINISHED
+        if proposal is None:
+            self._on_exhausted()
             return Searcher.FINISHED
         return {"trial": proposal.number, "seed": proposal.seed, "config": proposal.config.model_dump()}
 
@@ -148,6 +157,7 @@ class Recorder(_NotRestored, tune.Callback):
         self._study = study
         self._progress = progress
         self._on_problem = on_problem
+        self._last_epoch: dict[int, float] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Shows that a trial began."""
@@ -158,10 +168,10 @@ class Recorder(_NotRestored, tune.Callback):
     ) -> None:
         """Records an epoch."""
         number = trial.config["trial"]
+        self._last_epoch[number] = time.monotonic()
         with self._guard():
             if result["error"]:
-                self._study.fail(number, result["error"])
-                self._progress.ended(self._study.row(number))
+                self._fail(number, result["error"])
             elif self._study.report(number, result):
                 self._progress.epoch(self._study.row(number), result)
 
@@ -181,10 +191,24 @@ class Recorder(_NotRestored, tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Records that a trial failed for good."""
-        number = trial.config["trial"]
         with self._guard():
-            self._study.fail(number, _last_error(trial))
-            self._progress.ended(self._study.row(number))
+            self._fail(trial.config["trial"], _last_error(trial))
+
+    def all_reported_since(self, moment: float) -> bool:
+        """Returns whether every running trial has reported an epoch since a moment of `time.monotonic()`."""
+        return all(self._last_epoch.get(number, 0.0) >= moment for number in self._study.running())
+
+    def _fail(self, number: int, error: str) -> None:
+        """Records a failure; where the first trials all fail, the search is told to stop and to show it."""
+        self._study.fail(number, error)
+        self._progress.ended(self._study.row(number))
+        if self._study.n_failed == self._study.n_finished == FAILURES_THAT_STOP:
+            self._on_problem(
+                UserError(
+                    f"The first {FAILURES_THAT_STOP} trials must not all fail, but did; the last with: {error} "
+                    f"Its traceback is in trials/{number:04d}/{LOG} of the run."
+                )
+            )
 
     @contextlib.contextmanager
     def _guard(self) -> Any:

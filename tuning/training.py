@@ -91,7 +91,7 @@ class Training:
         self._belongs_to = {"config": config.model_dump(), "seed": seed, "split_hash": splits.split_hash}
         self._train = to_tensors(splits.train, self.device)
         self._valid = to_tensors(splits.valid, self.device)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
             self.model = build_model(config, splits.channels, splits.n_classes).to(self.device)
         self.n_parameters = count_parameters(self.model)
@@ -114,7 +114,7 @@ class Training:
         lr = float(self._last_lr)
         logits, _ = predict(self.evaluated_model, self._valid[0], self.mean, self.std, self.precision)
         valid_loss = functional.cross_entropy(logits, self._valid[1]).item()
-        valid_accuracy = (logits.argmax(1) == self._valid[1]).float().mean().item()
+        valid_accuracy = (logits.argmax(1) == self._valid[1]).sum().item() / len(logits)
         self._after_epoch(valid_loss, valid_accuracy)
         return EpochResult(
             epoch=self.epoch,
@@ -217,7 +217,10 @@ class Training:
     def _after_epoch(self, valid_loss: float, valid_accuracy: float) -> None:
         """Keeps the best weights, counts towards early stopping and lowers a plateau's learning rate."""
         if not math.isfinite(valid_loss):
-            raise NonFiniteLossError(f"Validation loss must be finite, but got {valid_loss} after epoch {self.epoch}.")
+            raise NonFiniteLossError(
+                f"Validation loss must be finite, but got {valid_loss} after epoch {self.epoch}. "
+                "A lower learning_rate may help."
+            )
         if (valid_accuracy, -valid_loss) > (self.best["valid_accuracy"], -self.best["valid_loss"]):
             self.best = {"epoch": self.epoch, "valid_accuracy": valid_accuracy, "valid_loss": valid_loss}
             self._best_weights = {name: value.clone() for name, value in self.evaluated_model.state_dict().items()}

@@ -1,0 +1,89 @@
+"""What this machine has: cores and GPUs, how many trials fit side by side, and what a run's `meta.json` says of it."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from tuning.errors import UserError, unknown_name
+
+GPU_BYTES_FOR_A_TRIAL = 8 << 30
+
+
+def plan_slots(
+    device: str | None, cpus_per_trial: float | None, gpus_per_trial: float | None, concurrency: int | None
+) -> dict[str, Any]:
+    """Returns device, concurrency and resources a trial, from what the machine has and what was asked for.
+
+    On a CPU: a trial a core with one thread, because one trial a core beats two cores a trial. On GPUs: as many trials
+    side by side as cores and memory (8 GiB a trial) allow, at most 4 a GPU.
+
+    Raises:
+        UserError: More CPUs or GPUs are asked for than there are, or no trial would fit.
+    """
+    n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpus = gpu_memory()
+    if device not in (None, "cpu", "cuda"):
+        raise unknown_name("--device", device, ["cpu", "cuda"])
+    device = device or ("cuda" if gpus else "cpu")
+    wanted_gpus = gpus_per_trial or 0.0
+    if device == "cuda" and not gpus:
+        raise UserError("--device must be 'cpu' on a machine without a GPU that torch can use, but got 'cuda'.")
+    if wanted_gpus > (len(gpus) if device == "cuda" else 0):
+        raise UserError(f"--gpus-per-trial must be at most {len(gpus)}, the GPUs to be used, but got {wanted_gpus:g}.")
+    cpus = cpus_per_trial or 1.0
+    if cpus > n_cpus:
+        raise UserError(f"--cpus-per-trial must be at most {n_cpus}, the cores of this machine, but got {cpus:g}.")
+    slots = int(n_cpus / cpus)
+    if device == "cuda":
+        if gpus_per_trial is None:
+            side_by_side = min(4, max(1, n_cpus // len(gpus)), max(1, min(gpus) // GPU_BYTES_FOR_A_TRIAL))
+            wanted_gpus = 1 / side_by_side
+        if wanted_gpus > 0:
+            slots = min(slots, int(len(gpus) / wanted_gpus + 1e-6))
+    if concurrency is not None:
+        if not 1 <= concurrency <= slots:
+            raise UserError(f"--concurrency must be between 1 and {slots} on this machine, but got {concurrency}.")
+        slots = concurrency
+    return {"device": device, "concurrency": slots, "cpus_per_trial": cpus, "gpus_per_trial": wanted_gpus}
+
+
+def gpu_memory() -> list[int]:
+    """Returns the bytes of memory of each GPU that torch can use."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that decide the numbers."""
+    from importlib.metadata import version
+    from platform import python_version
+
+    names = ("torch", "torchvision", "ray", "optuna", "numpy", "pandas")
+    return {"python": python_version()} | {name: version(name) for name in names}
+
+
+def hardware() -> dict[str, Any]:
+    """Returns the names of processor and GPUs, and the number of cores."""
+    import platform
+
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).exists():
+        names = re.findall(r"model name\s*: (.*)", info.read_text())
+        cpu = names[0] if names else cpu
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"cpu": cpu, "cores": os.cpu_count(), "gpus": gpus}
+
+
+def git_commit() -> str | None:
+    """Returns the commit of the project's checkout; None where it is none."""
+    import subprocess
+
+    folder = Path(__file__).parent
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
