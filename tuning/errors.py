@@ -12,6 +12,9 @@ from pathlib import Path
 import typer
 
 
+DISK_FULL = "No space left on the disk"
+
+
 class UserError(Exception):
     """A mistake that the user can mend; its text names the value and the next step."""
 
@@ -34,7 +37,7 @@ def disk_full(path: Path | str, error: OSError) -> UserError | None:
     """Returns the error for a full disk that names what was being written, or None if `error` is something else."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return None
-    return UserError(f"No space left on the disk while writing {path}. Free some space, then run the command again.")
+    return UserError(f"{DISK_FULL} while writing {path}. Free some space, then run the command again.")
 
 
 def run_command(main: Callable[..., None]) -> None:

@@ -93,6 +93,33 @@ def best_so_far(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+def best_so_far_of(curves: pd.DataFrame) -> Figure:
+    """Returns the best accuracy so far of several runs as step lines against their cost, a marker at the end of each.
+
+    A dotted line stands at the cost that all of them reached.
+
+    Args:
+        curves: run, slot_minutes and best, from `compare.curves`.
+    """
+    figure, ax = _single(7.0, 4.6)
+    known = curves[curves["best"].notna()]
+    if known.empty:
+        return _nothing(figure, ax, "No epoch has finished yet.")
+    for number, (name, curve) in enumerate(known.groupby("run", sort=False)):
+        colour, marker = _class_style(number)
+        label = f"{name}: {_per_cent(curve['best'].max(), 2)}"
+        x, y = curve["slot_minutes"], curve["best"]
+        ax.step(x, y, where="post", color=colour, lw=1.8, marker=marker, ms=7, markevery=[-1], label=label)
+    common = float(curves.groupby("run")["slot_minutes"].max().min())
+    ax.axvline(common, color=INK, lw=1.0, ls=":", zorder=1, label=f"equal cost: {common:.1f} slot minutes")
+    ax.set_ylim(*_accuracy_limits(known["best"]))
+    ax.set_xlim(left=0)
+    _accuracy_axis(ax, "best validation accuracy so far")
+    ax.set_xlabel("slot minutes (training time, summed over the trials)", fontsize=LABEL)
+    ax.legend(loc="lower right", fontsize=TICK, framealpha=0.9, edgecolor="none")
+    return figure
+
+
 def learning_curves(epochs: pd.DataFrame, trials: pd.DataFrame) -> Figure:
     """Returns the validation accuracy by epoch, a line a trial in the colour of its state, the best one on top.
 

@@ -3,60 +3,61 @@
 Nothing is decided or recorded here. All events come from one thread; the live view's own thread only reads.
 """
 
-import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from types import TracebackType
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any, Self
 
-from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from tuning import results
+
 Row = Mapping[str, Any]
 
-_STATES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
+_STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
+_ENDED = ("complete", "pruned", "failed")
 _SPARKS = "▁▂▃▄▅▆▇█"
-_CURVE_SPAN = 0.16  # At most two points of accuracy a step: a trial that diverged must not flatten all the others.
-_REFRESHES_A_SECOND = 2  # A refresh takes about 3 ms of a core (two-core AVX512 machine) that could train.
-_MAX_WIDTH = 120
-_N_BEST, _N_FAILED = 5, 2
-# What gives way first where the terminal is low: a section, and the rows that it keeps at this step.
+_POINTS_A_BLOCK = 0.02  # Of accuracy; a fixed scale, so that a trial that diverged does not flatten the others.
+_MAX_WIDTH, _N_BEST, _N_FAILED = 110, 5, 2
+_INDENT = len("running")
+_UNKNOWN = "–"  # noqa: RUF001
+# What gives way, one after the other, where the terminal is low: a part of the view, and the rows that it keeps.
 _SHRINK = [("running", 4), ("failed", 1), ("best", 3), ("running", 2), ("failed", 0), ("best", 0), ("running", 0)]
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """A trial as it was last heard of; times are the clock's, in seconds."""
+    """A trial as it was last heard of. Times are the clock's; `began` is None where this session has not run it."""
 
     row: Row
     curve: tuple[float | None, ...] = ()  # valid_accuracy by epoch; None where it is not known.
-    began: float | None = None  # None for a trial of an earlier session.
+    began: float | None = None
     ended: float | None = None
     epoch_ended: float = 0.0
     epoch_seconds: float = 0.0
 
     @property
-    def accuracy(self) -> float | None:
-        return _number(self.row.get("valid_accuracy"))
+    def state(self) -> str:
+        return "to come" if self.row["state"] == "running" and self.began is None else str(self.row["state"])
 
     @property
     def length(self) -> int:
-        return int(_number(self.row.get("config/epochs")) or 0)
+        return int(self.row.get("config/epochs") or 0)
 
     @property
     def network(self) -> str:
-        kind = _text(self.row.get("config/architecture"))
-        if kind == "resnet18":
-            return f"{kind}-pre" if self.row.get("config/pretrained") is True else kind
-        return f"{kind}-{_text(self.row.get('config/width'))}"
+        name, width = _cell(self.row.get("config/architecture")), self.row.get("config/width")
+        if name == "resnet18":
+            return f"{name}-pre" if self.row.get("config/pretrained") else name
+        return name if width is None else f"{name}-{width}"
 
-    def seconds_to_full_length(self, now: float) -> float:
-        to_come = max(0, self.length - int(self.row.get("epochs") or 0)) * self.epoch_seconds
-        return max(0.0, to_come - (now - self.epoch_ended))
+    @property
+    def error(self) -> str:
+        return _plain(next(iter(str(self.row.get("error") or "").strip().splitlines()), "unknown error"))
 
 
 class Progress:
@@ -64,12 +65,11 @@ class Progress:
 
     Args:
         n_samples: Trials that the search will run.
-        n_done: Those that have ended already; `seed` shows them, too.
+        n_done: Those that have ended already.
         quiet: Print nothing but notes.
-        verbose: In a terminal print the line an event, too, above the live view.
-        time_budget: Seconds after which the search ends anyway; None is no limit.
+        verbose: In a terminal, too, print a line an event, above the live view.
+        time_budget: Seconds after which the search ends in any case; None is no limit.
         console: Where to print; None is stdout.
-        clock: Gives seconds.
     """
 
     def __init__(
@@ -81,12 +81,10 @@ class Progress:
         *,
         time_budget: float | None = None,
         console: Console | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if console is None:  # FORCE_COLOR and the like must not bring control codes into a file.
-            terminal = None if sys.stdout.isatty() else False
-            console = Console(file=sys.stdout, highlight=False, force_terminal=terminal)
-        self._console, self._clock, self._start = console, clock, clock()
+        if console is None:  # Not even FORCE_COLOR may bring control codes into a file.
+            console = Console(file=sys.stdout, highlight=False, force_terminal=None if sys.stdout.isatty() else False)
+        self._console, self._start = console, time.monotonic()
         self._n_samples, self._n_before, self._time_budget = n_samples, n_done, time_budget
         self._slots = 1
         self._trials: dict[int, _Trial] = {}  # Replaced as a whole, never changed: the view's thread reads it.
@@ -94,30 +92,25 @@ class Progress:
         self._lines = not quiet and (verbose or not in_terminal)
         self._live: Live | None = None
         if in_terminal and not quiet:
-            self._live = Live(console=console, get_renderable=self.view, refresh_per_second=_REFRESHES_A_SECOND)
+            self._live = Live(console=console, get_renderable=self.view, refresh_per_second=4)
 
     def __enter__(self) -> Self:
-        """Begins; the live view appears with the first trial, so that downloads before it can show their own."""
+        """Begins; the live view comes with the first trial, so that a download before it can show its own."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Ends; the live view's last state stays."""
-        if self._live is not None and self._live.is_started:
+    def __exit__(self, *error: object) -> None:
+        """Ends; the last state of the live view stays."""
+        if self._live is not None:
             self._live.stop()
 
-    def seed(self, trials: Iterable[Row], epochs: Iterable[Row] = ()) -> None:
-        """Takes in what an interrupted run has done: the rows of `trials.csv` and, for the curves, `epochs.csv`."""
-        curves: dict[int, dict[int, float | None]] = {}
-        for epoch in epochs:
-            curves.setdefault(epoch["trial"], {})[epoch["epoch"]] = _number(epoch["valid_accuracy"])
-        seeded = {}
-        for row in trials:
-            curve = curves.get(row["trial"], {})
-            seeded[row["trial"]] = _Trial(row, tuple(curve.get(i + 1) for i in range(max(curve, default=0))))
-        self._trials = self._trials | seeded
-        self._n_before = max(0, self._n_before - sum(t.row["state"] != "running" for t in seeded.values()))
+    def seed(self, trials: Iterable[Mapping[Any, Any]], epochs: Iterable[Mapping[Any, Any]] = ()) -> None:
+        """Takes in the rows of the frames of a run that is gone on with; the epochs are for the curves."""
+        curves: dict[int, tuple[float | None, ...]] = {}
+        for row in epochs:
+            curves[row["trial"]] = (*curves.get(row["trial"], ()), row["valid_accuracy"])
+        for row in map(results.plain, trials):
+            self._set(_Trial(row, curves.get(row["trial"], ())))
+            self._n_before = max(0, self._n_before - (row["state"] != "running"))
 
     def note(self, text: str) -> None:
         """Prints what is no event of a trial."""
@@ -125,161 +118,182 @@ class Progress:
 
     def started(self, row: Row) -> None:
         """Shows that a trial began, or began again."""
-        old = self._trials.get(row["trial"], _Trial(row))
-        now = self._clock()
-        began = now if old.began is None else old.began
-        self._set(replace(old, row=row, began=began, epoch_ended=now))
-        self._slots = max(self._slots, len(_running(self._trials)))
-        names = ("architecture", "width", "optimizer", "learning_rate", "batch_size", "schedule")
-        self._line(row, " ".join(["started", *(_text(row.get(f"config/{name}")) for name in names)]))
-        if self._live is not None and not self._live.is_started:
+        old, now = self._trials.get(row["trial"], _Trial(row)), time.monotonic()
+        trial = replace(old, row=row, began=now if old.began is None else old.began, epoch_ended=now)
+        self._set(trial)
+        self._slots = max(self._slots, len(_in_state(self._trials, "running")))
+        names = ("optimizer", "learning_rate", "batch_size", "schedule")
+        self._line(row, " ".join(["started", trial.network, *(_cell(row.get(f"config/{name}")) for name in names)]))
+        if self._live is not None:
             self._live.start()
 
     def epoch(self, row: Row, result: Mapping[str, Any]) -> None:
         """Shows an epoch of a trial."""
-        old = self._trials.get(row["trial"], _Trial(row, began=self._clock()))
-        accuracy = _number(result.get("valid_accuracy"))
-        before = (*old.curve, *[None] * result["epoch"])[: result["epoch"] - 1]
-        seconds = _number(result.get("epoch_seconds")) or 0.0
-        self._set(replace(old, row=row, curve=(*before, accuracy), epoch_ended=self._clock(), epoch_seconds=seconds))
-        speed = f"{seconds:.1f} s, {_number(result.get('images_per_second')) or 0:,.0f} images/s"
-        self._line(row, f"epoch {result['epoch']}  valid {_percent(accuracy)}  {speed}")
+        old, now = self._trials.get(row["trial"], _Trial(row, began=time.monotonic())), time.monotonic()
+        known = (*old.curve, *[None] * result["epoch"])[: result["epoch"] - 1]
+        curve = (*known, result["valid_accuracy"])
+        self._set(replace(old, row=row, curve=curve, epoch_ended=now, epoch_seconds=result["epoch_seconds"]))
+        speed = f"{result['epoch_seconds']:.1f} s, {result['images_per_second']:,.0f} images/s"
+        self._line(row, f"epoch {result['epoch']}  valid {_cell(result['valid_accuracy'], '.2%')}  {speed}")
 
     def ended(self, row: Row) -> None:
         """Shows that a trial ended, and the best so far."""
-        old = self._trials.get(row["trial"], _Trial(row))
-        self._set(replace(old, row=row, ended=self._clock()))
-        if row["state"] == "failed":
-            self._line(row, f"failed: {_first_line(row)}")
-            return
-        best = _percent(max((t.accuracy or 0.0 for t in _finished(self._trials)), default=None))
-        n_ended = self._n_before + len(self._trials) - len(_running(self._trials))
-        done = f"{n_ended}/{self._n_samples} done, best {best}"
-        accuracy = _percent(_number(row.get("valid_accuracy")))
-        self._line(row, f"{row['state']} after {row.get('epochs')} epochs  valid {accuracy}  ({done})")
+        trial = replace(self._trials.get(row["trial"], _Trial(row)), row=row, ended=time.monotonic())
+        self._set(trial)
+        text = f"failed: {trial.error}"
+        if trial.state != "failed":
+            n_ended = self._n_before + len(_in_state(self._trials, *_ENDED))
+            best = next((t.row["valid_accuracy"] for t in _ranked(self._trials)), None)
+            text = f"{trial.state} after {row['epochs']} epochs  valid {_cell(row.get('valid_accuracy'), '.2%')}"
+            text += f"  ({n_ended}/{self._n_samples} done, best {_cell(best, '.2%')})"
+        self._line(row, text)
 
     def seconds_left(self) -> float | None:
         """Returns about how long the search will go on; None until two trials of this session have ended.
 
-        A trial to come takes the mean of those that ended, pruned ones included. A running one takes the same, or
-        where it has taken more already, all its epochs. (On simulated ASHA searches of 20 to 200 trials this was off
-        by 13 to 24 % of the whole duration; counting slot time a trial, as a bar of samples does, by 20 to 40 %.)
+        A trial to come takes the mean of those that ended, pruned ones included; a running one takes that, too, or if
+        it has taken more already, its full length. Simulated ASHA searches: off by 13 to 24 % of the whole on average.
         """
-        now, trials = self._clock(), self._trials
+        now, trials = time.monotonic(), self._trials
         seconds = [t.ended - t.began for t in trials.values() if t.ended is not None and t.began is not None]
         if len(seconds) < 2:
             return None
         mean = sum(seconds) / len(seconds)
         running = []
-        for trial in _running(trials):
-            spent = now - (trial.began if trial.began is not None else now)
-            running.append(mean - spent if spent < mean else trial.seconds_to_full_length(now))
-        to_come = max(0, self._n_samples - self._n_before - len(trials)) * mean
-        left = max([(to_come + sum(running)) / self._slots, *running])
+        for trial in _in_state(trials, "running"):
+            in_full = (trial.length - trial.row["epochs"]) * trial.epoch_seconds - (now - trial.epoch_ended)
+            spent = now - (trial.began or 0.0)
+            running.append(mean - spent if spent < mean else max(0.0, in_full))
+        n_to_come = max(0, self._n_samples - self._n_before - len(_in_state(trials, *_ENDED)) - len(running))
+        left = max([(n_to_come * mean + sum(running)) / self._slots, *running])
         return left if self._time_budget is None else min(left, max(0.0, self._start + self._time_budget - now))
 
     def view(self) -> Group:
-        """Returns what the live view shows now, no larger than the console."""
-        size = self._console.size
-        width, height = min(size.width, _MAX_WIDTH), size.height - 1  # A line for the shell, and for notes to pass.
-        trials = self._trials
-        times = f"elapsed {_clock_text(self._clock() - self._start)}  left {_about(self.seconds_left())}"
-        n_by_state = {"earlier": self._n_before} | {
-            state: sum(t.row["state"] == state for t in trials.values()) for state in _STATES
-        }
-        n_by_state["to come"] = max(0, self._n_samples - sum(n_by_state.values()))
-        n_ended = sum(n_by_state[state] for state in ("earlier", "complete", "pruned", "failed"))
-        lines = _head(f"{n_ended}/{self._n_samples} trials", times, n_by_state, width)
-        lines += _sections(trials, width, height - len(lines))
+        """Returns what the live view shows now; it leaves a line of the console free and is at most 110 wide."""
+        size, trials = self._console.size, self._trials
+        width, height = min(size.width, _MAX_WIDTH), max(1, size.height - 1)
+        counts = {"earlier": self._n_before, **{state: len(_in_state(trials, state)) for state in _STYLES}}
+        counts["to come"] = max(0, self._n_samples - sum(counts.values()))
+        bar, legend, n, n_all = Text(), [Text()], 0, max(1, sum(counts.values()))
+        for state, count in counts.items():
+            style, begin, n = _STYLES.get(state, "bright_black"), round(width * n / n_all), n + count
+            bar.append(("─" if state == "to come" else "━") * (round(width * n / n_all) - begin), style)
+            if count:
+                if legend[-1] and legend[-1].cell_len + len(f"   {count} {state}") > width:
+                    legend.append(Text())
+                legend[-1].append(f"{'   ' if legend[-1] else ''}{count} {state}", style)
+        title = f"{sum(counts[state] for state in ('earlier', *_ENDED))}/{self._n_samples} trials"
+        left = f"   left {_about(self.seconds_left())}" if counts["running"] + counts["to come"] else ""
+        times = f"elapsed {self._elapsed()}{left}"
+        if len(title) + len(times) >= width:
+            times = times.removeprefix("elapsed ")
+        lines = [*[Text()] * (height > 20), Text.assemble((title, "bold"), times.rjust(width - len(title))), bar, *legend]
+        lines += _parts(trials, width, height - len(lines))
         for line in lines:
-            line.no_wrap = True
             line.truncate(width, overflow="ellipsis")
         return Group(*lines[:height])
+
+    def _elapsed(self) -> timedelta:
+        return timedelta(seconds=int(time.monotonic() - self._start))
 
     def _set(self, trial: _Trial) -> None:
         self._trials = self._trials | {trial.row["trial"]: trial}
 
     def _line(self, row: Row, text: str) -> None:
         if self._lines:
-            minutes, seconds = divmod(int(self._clock() - self._start), 60)
-            self._print(f"{minutes:3}:{seconds:02}  trial {row['trial']:>3}  {_plain(text)}")
+            self._print(f"{self._elapsed()}  trial {row['trial']:>3}  {text}")
 
     def _print(self, text: str) -> None:
-        encoding = self._console.encoding
-        self._console.print(Text(text.encode(encoding, "replace").decode(encoding)), soft_wrap=True)
+        text = text.encode(self._console.encoding, "replace").decode(self._console.encoding)
+        self._console.print(Text(text), soft_wrap=self._live is None)
 
 
-def sparkline(values: Sequence[float | None], length: int, width: int, low: float, high: float) -> str:
-    """Returns a curve in `width` characters at most: a block an epoch, "·" for those to come, " " for unknown ones.
-
-    Args:
-        values: By epoch.
-        length: Epochs in all.
-        width: Characters; a longer curve is thinned out.
-        low: The value of the lowest block, which also stands for anything below.
-        high: The value of the highest.
-    """
-    total = max(length, len(values))
-    n_cells = min(width, total)
-    cells = ""
-    for i in range(n_cells):
-        epoch = (i + 1) * total // n_cells - 1
-        value = values[epoch] if epoch < len(values) else None
-        if value is None:
-            cells += "·" if epoch >= len(values) else " "
-        else:
-            share = (value - low) / (high - low) if high > low else 0.5
-            cells += _SPARKS[round(min(1.0, max(0.0, share)) * (len(_SPARKS) - 1))]
-    return cells
-
-
-def _head(title: str, times: str, n_by_state: Mapping[str, int], width: int) -> list[Text]:
-    """Returns title and times in a line, a bar with a piece a state, and the counts that explain its colours."""
-    times = times if cell_len(title + times) < width else times.replace("elapsed ", "")
-    first = Text.assemble((title, "bold"), " " * (width - cell_len(title + times)), times)
-    bar, counts, n, total = Text(), [Text()], 0, max(1, sum(n_by_state.values()))
-    for state, count in n_by_state.items():
-        begin, n = round(width * n / total), n + count
-        style = _STATES.get(state, "dim")
-        bar.append(("─" if state == "to come" else "━") * (round(width * n / total) - begin), style)
-        if count:
-            piece = Text.assemble((f"{count}", style), f" {state}")
-            if counts[-1] and counts[-1].cell_len + 3 + piece.cell_len > width:
-                counts.append(Text())
-            counts[-1] = Text("   ").join([counts[-1], piece]) if counts[-1] else piece
-    return [first, bar, *counts]
-
-
-def _sections(trials: Mapping[int, _Trial], width: int, height: int) -> list[Text]:
-    """Returns the trials that run, the best and the latest that failed: as many as fit, a blank line before each part."""
-    shown = {
-        "running": _running(trials),
-        "best": sorted(_finished(trials), key=lambda t: (-(t.accuracy or 0), t.row["state"], t.row["trial"]))[:_N_BEST],
-        "failed": [t for t in trials.values() if t.row["state"] == "failed"][-_N_FAILED:],
-    }
-    n_running = len(shown["running"])
+def _parts(trials: Mapping[int, _Trial], width: int, height: int) -> list[Text]:
+    """Returns the trials that run, the best and the last that failed, as many as fit; each part after a blank line."""
+    running, failed = _in_state(trials, "running"), _in_state(trials, "failed")
+    parts = {"running": running, "best": _ranked(trials)[:_N_BEST], "failed": failed[: -_N_FAILED - 1 : -1]}
+    n_running = len(running)
     for name, least in _SHRINK:
-        while sum(2 + len(part) for part in shown.values() if part) > height and len(shown[name]) > least:
-            shown[name] = shown[name][-_N_FAILED:][1:] if name == "failed" else shown[name][:-1]
-    hidden = n_running - len(shown["running"])
-    if hidden and shown["running"]:
-        del shown["running"][-1]
-    names, rows = _table([*shown["running"], *shown["best"]], width)
+        while sum(2 + len(part) for part in parts.values() if part) > height and len(parts[name]) > least:
+            parts[name].pop()
+    more = 1 < len(running) < n_running and running.pop()  # Whose line says how many are not shown.
+    header, *rows = _table([*running, *parts["best"]], width)
     lines = []
-    for name, part in shown.items():
-        if not part:
-            continue
-        lines += [
-            Text(),
-            Text.assemble((f"{name:7}", "bold " + _STATES.get(name, "green")), names if name != "failed" else ""),
-        ]
-        names = Text()
-        for i, trial in enumerate(part):
-            line = Text(f"{trial.row['trial']:>7}", "bold green" if name == "best" and i == 0 else "")
-            line.append(f"  {trial.network}  {_first_line(trial.row)}") if name == "failed" else line.append_text(
-                rows.pop(0)
-            )
-            lines.append(line)
-        if name == "running" and hidden:
-            lines.append(Text(f"{'':7}  +{hidden + 1} more", "dim"))
+    for name, part in parts.items():
+        color = _STYLES.get(name, "green")
+        if part:
+            lines += [Text(), Text.assemble((f"{name:{_INDENT}}", f"bold {color}"), (header, "dim"))]
+            header = ""
+        for trial in part:
+            rest = f"  {trial.network}  {trial.error}" if name == "failed" else rows.pop(0)
+            style = "bold" if name == "best" and trial is part[0] else ""
+            lines.append(Text(f"{trial.row['trial']:>{_INDENT}}{rest}", style))
+            lines[-1].highlight_regex(f"[{_SPARKS}]+", color)
+            lines[-1].highlight_regex("·+", "bright_black")
+        if name == "running" and more:
+            lines.append(Text(f"{'':{_INDENT}}  +{n_running - len(running)} more", "dim"))
     return lines
+
+
+def _table(trials: Sequence[_Trial], width: int) -> list[str]:
+    """Returns a line of names and one a trial, of the columns that fit; the curve has what is left of the width."""
+    config = {"optimizer": "optimizer", "lr": "learning_rate", "schedule": "schedule", "batch": "batch_size"}
+    cells = {
+        "network": [t.network for t in trials],
+        "epoch": [f"{t.row['epochs']}/{t.length or '?'}" for t in trials],
+        "valid": [_cell(t.row.get("valid_accuracy"), ".2%") for t in trials],
+        "curve": [""] * len(trials),
+        **{name: [_cell(t.row.get(f"config/{key}")) for t in trials] for name, key in config.items()},
+    }
+    names, gap = list(cells)[: 4 if width < 76 else 7 if width < 96 else 8], 1 if width < 60 else 2
+    widths = {name: max(map(len, [name, *cells[name]])) for name in names}
+    room = width - _INDENT - sum(widths.values()) - gap * len(names) + widths["curve"]
+    longest = max((max(t.length, len(t.curve)) for t in trials), default=0)
+    widths["curve"] = max(widths["curve"], min(longest, room))
+    high = max((accuracy for t in trials for accuracy in t.curve if accuracy is not None), default=1.0)
+    cells["curve"] = [sparkline(t.curve, t.length, widths["curve"], high) for t in trials]
+    lines = [""] * (1 + len(trials))
+    for name in names:
+        side = ">" if name in ("epoch", "valid", "lr", "batch") else "<"
+        for i, cell in enumerate([name, *cells[name]]):
+            lines[i] += f"{'':{gap}}{cell:{side}{widths[name]}}"
+    return lines
+
+
+def sparkline(values: Sequence[float | None], length: int, width: int, high: float) -> str:
+    """Returns a curve with a block an epoch, or at most `width` evenly chosen ones; "·" is an epoch without a value."""
+    total, blocks = max(length, len(values)), ""
+    for i in range(min(width, total)):
+        epoch = (i + 1) * total // min(width, total) - 1
+        value = values[epoch] if epoch < len(values) else None
+        blocks += "·" if value is None else _SPARKS[max(0, min(7, 7 - round((high - value) / _POINTS_A_BLOCK)))]
+    return blocks
+
+
+def _in_state(trials: Mapping[int, _Trial], *states: str) -> list[_Trial]:
+    return [trial for trial in trials.values() if trial.state in states]
+
+
+def _ranked(trials: Mapping[int, _Trial]) -> list[_Trial]:
+    """Returns the trials that ended with an accuracy, the best first, in the order of `results.rank_trials`."""
+    known = [t for t in _in_state(trials, "complete", "pruned") if t.row.get("valid_accuracy") is not None]
+    return sorted(known, key=lambda t: (-t.row["valid_accuracy"], t.state, t.row["trial"]))
+
+
+def _cell(value: Any, form: str = ".2g") -> str:
+    return _UNKNOWN if value is None else format(value, form) if isinstance(value, float) else _plain(str(value))
+
+
+def _plain(line: str) -> str:
+    """Returns the text of a line without colours and other control codes (Ray's errors have some)."""
+    return "".join(c if c.isprintable() else " " for c in Text.from_ansi(line).plain)
+
+
+def _about(seconds: float | None) -> str:
+    """Returns a duration as roughly as it is known."""
+    if seconds is None:
+        return _UNKNOWN
+    minutes, hours = seconds / 60, seconds / 3600
+    if minutes < 59.5:
+        return f"~{minutes:.0f} min" if minutes >= 1 else "<1 min"
+    return f"~{hours:.0f} h" if hours >= 9.95 else f"~{hours:.1f} h"

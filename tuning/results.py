@@ -1,6 +1,7 @@
 """A run folder as typed data frames, and its files written whole: `results.load("latest").trials`.
 
-    python -m tuning.results [RUN]     the best trials, a line for the run, what to do next (under 2 s)
+    python -m tuning.results [RUN]                      the best trials, the run in a line, what to do next (under 2 s)
+    python -m tuning.results list | compare RUN RUN...  all runs | what differs, accuracy at equal cost, a picture
 
 This module needs neither torch nor Ray. Rows come from the search; here they are written, read and given fixed dtypes.
 """
@@ -13,7 +14,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, date
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RESULTS = Path("results")
+WORDS = ("latest", "list", "compare")  # what the command understands, so that no run may be called it
 
 _INT, _FLOAT, _TEXT, _TIME = "Int64", "float64", "str", "datetime64[us, UTC]"
 
@@ -169,8 +171,8 @@ def new_path(name: str | None, dataset: str, root: Path = RESULTS) -> Path:
         stem = f"{date.today().isoformat()}-{dataset}-"
         numbers = [path.name.removeprefix(stem) for path in root.glob(f"{stem}*")]
         name = f"{stem}{max((int(number) for number in numbers if number.isdigit()), default=0) + 1}"
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name == "latest":
-        raise UserError(f"--run must be letters, digits, '.', '_' and '-' (and not 'latest'), but got {name!r}.")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in WORDS:
+        raise UserError(f"--run must be letters, digits, '.', '_' and '-' (and none of {WORDS}), but got {name!r}.")
     if (root / name).exists():
         raise UserError(f"--run must be a new name, but got {name!r}, and {root / name} exists. Choose another.")
     return root / name
@@ -300,55 +302,103 @@ def summary_line(run: Run) -> str:
     counts = ", ".join(f"{n} {state}" for state, n in trials["state"].value_counts().items())
     if trials.empty:
         return f"{run.name}: {meta['dataset']}, no trials yet"
-    import pandas as pd
-
-    end = trials["ended"].max() if trials["ended"].notna().all() else pd.Timestamp.now(UTC)
-    minutes = (end - trials["started"].min()).total_seconds() / 60
-    slots = meta["settings"]["concurrency"]
-    busy = trials["seconds"].sum() / 60 / (slots * minutes)
+    taken, slots = minutes(trials), meta["settings"]["concurrency"]
+    busy = trials["seconds"].sum() / 60 / (slots * taken)
     return (
-        f"{run.name}: {meta['dataset']}, {len(trials)} trials ({counts}), {minutes:.1f} minutes, "
+        f"{run.name}: {meta['dataset']}, {len(trials)} trials ({counts}), {taken:.1f} minutes, "
         f"{slots} side by side, training {busy:.0%} of that time"
+    )
+
+
+def minutes(trials: "pd.DataFrame") -> float:
+    """Returns the minutes from the first start to the last end of a trial, or of an epoch in one that has no end."""
+    trained = (1e6 * trials["seconds"].fillna(0.0)).astype("timedelta64[us]")
+    seen = trials["ended"].fillna(trials["started"] + trained)  # so a killed run's clock stands still
+    return float((seen.max() - trials["started"].min()).total_seconds() / 60)
+
+
+def estimate_line(run: Run) -> str:
+    """Returns how far off the dry run's estimate was."""
+    guess = {name: value / 60 for name, value in run.meta["estimate"].items()}
+    took = minutes(run.trials)
+    return (
+        f"The dry run said {guess['seconds']:.0f} minutes ({guess['seconds_low']:.0f} to {guess['seconds_high']:.0f}); "
+        f"it took {took:.0f}, {took / guess['seconds'] - 1:+.0%}"
     )
 
 
 def print_trials(run: Run, limit: int = 10) -> None:
     """Prints the best trials as a table: accuracy, length, cost and the hyperparameters that differ."""
+    best = rank_trials(run.trials, run.path).head(limit)
+    config = [c for c in best.filter(like="config/") if best[c].nunique(dropna=False) > 1 and c != "config/epochs"][:8]
+    epochs = best["epochs"].astype("str") + best["state"].map({"complete": ""}).fillna(" (stopped)")
+    shown = best[["trial", "valid_accuracy"]].assign(epochs=epochs, minutes=best["seconds"] / 60)
+    print_frame(shown.join(best[config]), f"Best trials of {run.name}")
+
+
+def print_frame(frame: "pd.DataFrame", title: str) -> None:
+    """Prints a frame as a table: accuracies in per cent, minutes to a tenth, other floats to three digits."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    best = rank_trials(run.trials, run.path).head(limit)
-    config = [name for name in best.columns if name.startswith("config/") and best[name].nunique(dropna=False) > 1]
-    config = [name for name in config if name not in ("config/epochs",)][:8]
-    table = Table(box=box.SIMPLE_HEAD, title=f"Best trials of {run.name}", title_justify="left")
-    for name in ["trial", "valid accuracy", "epochs", "minutes", *(c.removeprefix("config/") for c in config)]:
-        table.add_column(name.replace("_", " "), justify="left" if name in ("architecture", "schedule") else "right")
-    for _, row in best.iterrows():
-        epochs = f"{row['epochs']}" + ("" if row["state"] == "complete" else " (stopped)")
-        cells = [str(row["trial"]), f"{row['valid_accuracy']:.2%}", epochs, f"{row['seconds'] / 60:.1f}"]
-        table.add_row(*cells, *(_cell(row[name]) for name in config))
-    console = Console()
+    table = Table(box=box.SIMPLE_HEAD)
+    for name, column in frame.items():
+        heading = str(name).removeprefix("config/").replace("_", " ")
+        table.add_column(heading, justify="left" if column.dtype == "str" else "right")
+    for row in frame.itertuples(index=False, name=None):
+        table.add_row(*(_cell(value, str(name)) for value, name in zip(row, frame.columns, strict=True)))
+    console = Console(markup=False)
     if not console.is_terminal:
         console.width = 160
-    console.print(table)
+    console.print(f"{title}: nothing" if frame.empty else title, *([] if frame.empty else [table]))
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, column: str) -> str:
+    import pandas as pd
+
+    if pd.isna(value):
+        return "-"
     if isinstance(value, float):
-        return f"{value:.3g}"
-    return str(value)
+        return f"{value:.2%}" if "accuracy" in column else f"{value:.1f}" if "minutes" in column else f"{value:.3g}"
+    return f"{value:%Y-%m-%d %H:%M}" if isinstance(value, pd.Timestamp) else str(value)
+
+
+def _print_comparison(runs: list[Run], out: Path) -> None:
+    from tuning import compare, plots
+
+    if out.suffix not in (".png", ".pdf", ".svg"):
+        raise UserError(f"--out must end in .png, .pdf or .svg, but got {str(out)!r}.")
+    print_frame(compare.differences(runs).reset_index(), "What differs")
+    print_frame(compare.at_equal_cost(runs), "Best, and median of the trials, at the cost that all runs reached")
+    print("\n".join([*compare.caveats(runs), f"Best-so-far curves: {out}"]))
+    plots.save(plots.best_so_far_of(compare.curves(runs)), out)
 
 
 def main(
-    run: Annotated[str, typer.Argument(help="A run's name or folder, or 'latest'.")] = "latest",
-    limit: Annotated[int, typer.Option(min=1, help="How many of the best trials to print.")] = 10,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN|list|compare RUN RUN", help="RUN: a name or a folder.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many of the best trials of RUN to print.")] = 10,
+    out: Annotated[Path, typer.Option(help="The picture that compare draws.")] = RESULTS / "compare.png",
 ) -> None:
-    """Print the best trials of a run, a line on the run, and what to do next."""
-    found = load(run)
-    print(summary_line(found))
-    print_trials(found, limit)
-    print(f"Frames: {found.path}/trials.csv, {found.path}/epochs.csv. Next: python -m tuning.final --run {found.name}")
+    """Print the best trials of a run (the latest) and what to do next; or list the runs; or compare some of them."""
+    match words or ["latest"]:
+        case ["list"]:
+            from tuning.compare import list_runs
+
+            runs = list_runs()
+            print_frame(runs.loc[:, (runs != 0).any()], f"Runs below {RESULTS}/")
+        case ["compare", *names]:
+            _print_comparison([load(name) for name in names], out)
+        case [name]:
+            found = load(name)
+            print(summary_line(found))
+            print_trials(found, limit)
+            next_step = f"python -m tuning.final --run {found.name}"
+            print(f"Frames: {found.path}/trials.csv, {found.path}/epochs.csv. Next: {next_step}")
+        case several:
+            raise UserError(f"The command must be a run, list, or compare RUN RUN..., but got {' '.join(several)!r}.")
 
 
 if __name__ == "__main__":

@@ -122,16 +122,17 @@ SAMPLERS: dict[str, Callable[[int, int], optuna.samplers.BaseSampler]] = {
 
 
 @dataclass(frozen=True)
-class _PastTrial:
+class StandIn:
+    """What stands in for Ray's trial where a scheduler is asked without Ray: these look at its id and nothing else."""
+
     trial_id: str
-    status: str = "TERMINATED"
+    status: str = "RUNNING"
 
 
 def replay(scheduler: TrialScheduler, epochs: Mapping[int, Sequence[Mapping[str, Any]]]) -> None:
     """Shows a new scheduler the epochs of trials that have ended, so that a resumed search judges by all of them."""
     for number, rows in epochs.items():
-        # Stand-ins for Ray's trial and controller: these schedulers look at the trial's id and nothing else.
-        trial: Any = _PastTrial(f"before-{number}")
+        trial: Any = StandIn(f"before-{number}")
         controller: Any = None
         scheduler.on_trial_add(controller, trial)
         best = 0.0

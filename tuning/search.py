@@ -141,7 +141,7 @@ def run_trials(
         train_trial, splits=splits, run=str(path.absolute()), device=settings.device, threads=threads
     )
     resources = {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial}
-    with _started_ray(settings, path), stop.on_signals():
+    with _started_ray(settings, logging.FileHandler(path / "driver.log")), stop.on_signals():
         tuner = tune.Tuner(
             tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(
@@ -171,6 +171,17 @@ def run_trials(
     # What was interrupted stays as it is, to be gone on with; a budget that is spent is an end.
     study.close(stopped_by=None if stop.reason == "interrupt" else stop.reason or "search")
     return stop.reason
+
+
+def dry_run(settings: Settings, splits: "Splits", space: "Space") -> str:
+    """Returns what a search of these settings will take, from a few real steps; see `tuning.estimate`."""
+    from tuning import estimate
+
+    with _started_ray(settings, logging.NullHandler()):
+        costs = estimate.measure(settings, space, splits)
+    found = estimate.summarise(settings, costs)
+    estimate.keep(asdict(settings), found)
+    return estimate.text(settings, costs, found)
 
 
 def usable_space(space: "Space", settings: Settings, progress: "Progress") -> "Space":
@@ -249,7 +260,7 @@ class _Stop:
 
 
 @contextmanager
-def _started_ray(settings: Settings, path: Path) -> Iterator[None]:
+def _started_ray(settings: Settings, log: logging.Handler) -> Iterator[None]:
     """Starts a Ray of our own, on this machine, bound to the loopback address, without a dashboard."""
     os.environ |= {
         "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
@@ -270,7 +281,6 @@ def _started_ray(settings: Settings, path: Path) -> Iterator[None]:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
-    log = logging.FileHandler(path / "driver.log")
     loggers = [logging.getLogger("ray"), logging.getLogger("ray.tune")]
     for logger in loggers:
         logger.handlers, logger.propagate = [log], False
@@ -296,6 +306,8 @@ def _update_meta(path: Path, settings: Settings, **values: Any) -> None:
 
 def _begin_run(path: Path, settings: Settings, space: "Space") -> None:
     """Makes the run folder, with `space.py` and `meta.json`."""
+    from tuning import estimate
+
     results.make_folder(path)
     results.write_text(path / "space.py", space.source)
     _update_meta(
@@ -305,6 +317,7 @@ def _begin_run(path: Path, settings: Settings, space: "Space") -> None:
         seed=settings.seed,
         command=shlex.join(["python", "-m", "tuning.search", *sys.argv[1:]]),
         started=_now(),
+        estimate=estimate.recall(asdict(settings)),
         versions=machine.versions(),
         hardware=machine.hardware(),
         git_commit=machine.git_commit(),
@@ -341,7 +354,12 @@ def main(
     resume: Annotated[
         str | None, typer.Option(help="Go on with this run, or 'latest'; more --samples extend it.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only.")] = False,
+    dry_run_only: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Time a few steps of each kind of trial, say what the search takes, and end."),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print notes and the result only.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="In a terminal, print a line an event, too.")] = False,
 ) -> None:
     """Search architecture, learning rate, batch size and the rest; print the best configurations."""
     from tuning.progress import Progress
@@ -372,19 +390,26 @@ def main(
             time_budget=budget,
             **slots,
         )
-    n_done = int((results.Run(path).trials["state"] != "running").sum())
-    with Progress(settings.samples, n_done, quiet=quiet) as progress:
+    before = results.Run(path)
+    n_done = int((before.trials["state"] != "running").sum())
+    with Progress(settings.samples, n_done, quiet=quiet, verbose=verbose, time_budget=budget) as progress:
+        progress.seed(before.trials.to_dict("records"), before.epochs.to_dict("records"))
         progress.note(
             f"Run {path}: {settings.samples} samples of at most {settings.epochs} epochs, "
             f"{settings.concurrency} side by side on {settings.device}"
         )
         splits, found_space = load(settings, source, progress)
+        if dry_run_only:
+            print(dry_run(settings, splits, found_space))
+            return
         if resume is None:
             _begin_run(path, settings, found_space)
         search(settings, path, splits, found_space, progress)
     found = results.Run(path)
     print(results.summary_line(found))
     results.print_trials(found, limit=5)
+    if found.meta["estimate"]:
+        print(results.estimate_line(found))
     if found.meta.get("stopped_by") == "interrupt":
         print(f"Interrupted. Go on with: python -m tuning.search --resume {found.name}")
         raise typer.Exit(130)

@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 from tuning import checkpoints
 from tuning.config import TrainConfig
 from tuning.data import Splits
-from tuning.errors import UserError
+from tuning.errors import DISK_FULL, UserError
 from tuning.progress import Progress
 from tuning.schedulers import METRIC
 from tuning.study import RunStudy
@@ -185,9 +185,12 @@ class Recorder(_NotRestored, tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Records another attempt."""
+        number, error = trial.config["trial"], _last_error(trial)
         with self._guard():
-            self._study.retry(trial.config["trial"], _last_error(trial))
-            self._progress.note(f"trial {trial.config['trial']} failed and is tried again: {_last_error(trial)}")
+            if DISK_FULL in error:  # No trial would fare better; they stay as they are, to be gone on with.
+                raise UserError(error[error.index(DISK_FULL) :])
+            self._study.retry(number, error)
+            self._progress.note(f"trial {number} failed and is tried again: {error}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Records that a trial failed for good."""

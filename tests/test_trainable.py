@@ -1,0 +1,155 @@
+"""Between Ray and the study: what a worker's failure is called, and when it stops the search."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pytest
+
+from tuning.errors import UserError
+from tuning.progress import Progress
+from tuning.spaces import load_space
+from tuning.study import RunStudy
+from tuning.trainable import EndSearch, Proposals, Recorder
+
+FAILURE = """Failure # 1 (occurred at 2026-11-23_18-00-00)
+ray::ImplicitFunc.train() (pid=1, ip=127.0.0.1)
+  File "trainable.py", line 1, in train_trial
+{error}
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> RunStudy:
+    return RunStudy(tmp_path, load_space("smoke"), optuna.samplers.RandomSampler(seed=0), epochs=5, seed=7)
+
+
+@pytest.fixture
+def problems() -> list[BaseException]:
+    return []
+
+
+@pytest.fixture
+def recorder(study: RunStudy, problems: list[BaseException]) -> Recorder:
+    return Recorder(study, Progress(3, quiet=True), problems.append)
+
+
+@pytest.fixture
+def failed(study: RunStudy, tmp_path: Path) -> Callable[[str], Any]:
+    """Returns a function that makes a trial as Ray has it after a failure with that text."""
+
+    def make(text: str) -> Any:
+        proposal = study.ask()
+        assert proposal is not None
+        path = tmp_path / f"error-{proposal.number}.txt"
+        path.write_text(text)
+        return SimpleNamespace(config={"trial": proposal.number}, error_file=str(path))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (FAILURE.format(error="ValueError: too wide"), "ValueError: too wide"),
+        (
+            "Failure # 1 (then)\nThe actor died unexpectedly before finishing.\n\tpid: 7\n",
+            "The actor died unexpectedly",
+        ),
+        (FAILURE.format(error="KeyError: 1") + FAILURE.format(error="KeyError: 2"), "KeyError: 2"),
+    ],
+)
+def test_a_failure_is_told_in_a_line(recorder: Recorder, study: RunStudy, failed: Any, text: str, error: str) -> None:
+    trial = failed(text)
+    recorder.on_trial_recover(0, [], trial)
+    assert study.row(0)["error"].startswith(error)
+    assert (study.row(0)["attempt"], study.row(0)["state"]) == (2, "running")
+    recorder.on_trial_error(0, [], trial)
+    assert study.row(0)["state"] == "failed"
+
+
+def test_a_full_disk_stops_the_search_and_leaves_the_trial_to_be_gone_on_with(
+    recorder: Recorder, study: RunStudy, failed: Any, problems: list[BaseException]
+) -> None:
+    error = "No space left on the disk while writing trials/0000/latest.pt. Free some space."
+    recorder.on_trial_recover(0, [], failed(FAILURE.format(error=f"tuning.errors.UserError: {error}")))
+    assert [str(problem) for problem in problems] == [error]
+    assert isinstance(problems[0], UserError)
+    assert study.running() == [0]
+
+
+def test_a_problem_while_recording_is_told_and_not_raised(
+    recorder: Recorder, failed: Any, problems: list[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise UserError("No space left on the disk while writing epochs.csv.")
+
+    monkeypatch.setattr("tuning.results.append_row", full)
+    result = {"epoch": 1, "error": "", "train_loss": 1.0, "train_accuracy": 0.1, "valid_loss": 1.0, "lr": 0.1}
+    result |= {"valid_accuracy": 0.1, "epoch_seconds": 1.0, "images_per_second": 1.0}
+    recorder.on_trial_result(0, [], failed(""), result)
+    assert "epochs.csv" in str(problems[0])
+
+
+def test_where_the_first_three_trials_fail_the_search_is_stopped(
+    recorder: Recorder, failed: Any, problems: list[BaseException]
+) -> None:
+    for i in range(3):
+        assert not problems
+        recorder.on_trial_error(0, [], failed(FAILURE.format(error=f"ValueError: {i}")))
+    assert "The first 3 trials must not all fail, but did; the last with: ValueError: 2" in str(problems[0])
+    assert "trials/0002/trial.log" in str(problems[0])
+
+
+def test_later_failures_stop_nothing(
+    recorder: Recorder, study: RunStudy, failed: Any, problems: list[BaseException]
+) -> None:
+    done = study.ask()
+    assert done is not None
+    study.report(done.number, {"epoch": 1, "finished": "length", **dict.fromkeys(EPOCH, 0.5)})
+    study.finish(done.number, "scheduler")
+    for _ in range(5):
+        recorder.on_trial_error(0, [], failed(FAILURE.format(error="ValueError: x")))
+    assert not problems
+
+
+EPOCH = ("train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "lr", "epoch_seconds", "images_per_second")
+
+
+def test_all_have_reported_once_each_running_trial_has(recorder: Recorder, study: RunStudy) -> None:
+    first, second = study.ask(), study.ask()
+    assert first is not None and second is not None
+    result = {"epoch": 1, "error": "", "finished": "", **dict.fromkeys(EPOCH, 0.5)}
+    moment = time.monotonic()
+    for proposal in (first, second):
+        assert not recorder.all_reported_since(moment)
+        recorder.on_trial_result(0, [], SimpleNamespace(config={"trial": proposal.number}), result)
+    assert recorder.all_reported_since(moment)
+
+
+def test_a_search_ends_where_the_space_raises_or_is_exhausted(
+    study: RunStudy, problems: list[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exhausted: list[bool] = []
+    proposals = Proposals(study, problems.append, lambda: exhausted.append(True))
+    assert proposals.suggest("a")["trial"] == 0
+    monkeypatch.setattr(study, "ask", lambda: None)
+    assert proposals.suggest("b") == Proposals.FINISHED and exhausted == [True]
+
+    def broken() -> None:
+        raise UserError("Search space mine must return a dict")
+
+    monkeypatch.setattr(study, "ask", broken)
+    assert proposals.suggest("c") == Proposals.FINISHED
+    assert "must return a dict" in str(problems[0])
+
+
+def test_all_trials_end_when_the_search_is_to_end() -> None:
+    end = [False]
+    stopper = EndSearch(lambda: end[0])
+    assert not stopper("any", {}) and not stopper.stop_all()
+    end[0] = True
+    assert stopper.stop_all()

@@ -1,0 +1,201 @@
+"""What a search will take, from a few real steps of each kind of trial that its space can give: `search --dry-run`.
+
+Each kind (network, image size, batch size) trains a few batches with as many side by side as the search would run; then
+searches of random trials are simulated through the search's own scheduler. Nothing is written but the estimate.
+"""
+
+import heapq
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tuning import results
+from tuning.config import TrainConfig
+from tuning.data import Labelled, Splits
+from tuning.errors import UserError
+from tuning.schedulers import METRIC, SCHEDULERS, StandIn
+from tuning.spaces import Space
+
+DRAWS, SIMULATIONS, BATCHES, VALID_IMAGES = 400, 200, 5, 500
+START_SECONDS = 12.0  # From the command to the first step, two cores.
+FILE = ".estimates.json"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an epoch of one kind of trial costs.
+
+    Attributes:
+        share: Of the space's random points, in [0, 1].
+        epoch_seconds: Of the whole train and valid splits.
+        peak_bytes: Memory of the worker on a CPU, of the GPU on a GPU.
+        checkpoint_bytes: Of a checkpoint file; a running trial has two at most.
+    """
+
+    config: TrainConfig
+    share: float
+    epoch_seconds: float
+    peak_bytes: int
+    checkpoint_bytes: int
+
+
+def kinds(space: Space, epochs: int) -> list[tuple[TrainConfig, float]]:
+    """Returns a configuration of each kind that the space gives, and the kind's share of random points."""
+    import optuna
+
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = [space.sample(study.ask(), epochs) for _ in range(DRAWS)]
+    one: dict[tuple[Any, ...], TrainConfig] = {}
+    count: Counter[tuple[Any, ...]] = Counter()
+    for config in drawn:
+        kind = (config.architecture, config.width, config.stem, config.image_size, config.batch_size, config.optimizer)
+        one.setdefault(kind, config.model_copy(update={"pretrained": False}))
+        count[kind] += 1
+    return [(config, count[kind] / DRAWS) for kind, config in one.items()]
+
+
+def time_steps(config: TrainConfig, splits: Splits, device: str, threads: int) -> tuple[float, int, int]:
+    """Returns seconds an epoch, peak bytes of memory and bytes of a checkpoint, from a few batches of real images."""
+    import io
+    import resource
+
+    import torch
+
+    from tuning.training import Training, prepare
+
+    prepare(threads)
+    few = Splits(
+        **vars(splits)
+        | {
+            "train": _first(splits.train, BATCHES * config.batch_size),
+            "valid": _first(splits.valid, VALID_IMAGES),
+        }
+    )
+    training = Training(config.model_copy(update={"epochs": 3, "patience": None}), few, seed=0, device=device)
+    for _ in range(2):  # The first one warms up.
+        result = training.run_epoch()
+    valid_seconds = max(0.0, result.epoch_seconds - len(few.train) / result.images_per_second)
+    seconds = len(splits.train) / result.images_per_second + valid_seconds * len(splits.valid) / len(few.valid)
+    buffer = io.BytesIO()
+    torch.save(training.state_dict(), buffer)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if device == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    return seconds, peak, buffer.tell()
+
+
+def measure(settings: Any, space: Space, splits: Splits) -> list[Cost]:
+    """Returns the cost of each kind, timed in Ray workers with as many side by side as the search runs.
+
+    Ray must have been started.
+    """
+    import ray
+
+    shared = ray.put(splits)
+    remote = ray.remote(num_cpus=settings.cpus_per_trial, num_gpus=settings.gpus_per_trial)(time_steps)
+    threads = max(1, int(settings.cpus_per_trial))
+    costs = []
+    for config, share in kinds(space, settings.epochs):
+        beside = [remote.remote(config, shared, settings.device, threads) for _ in range(settings.concurrency)]
+        seconds, peaks, sizes = zip(*ray.get(beside), strict=True)
+        costs.append(Cost(config, share, sum(seconds) / len(seconds), max(peaks), max(sizes)))
+    return costs
+
+
+def simulate(settings: Any, costs: Sequence[Cost], n: int = SIMULATIONS) -> npt.NDArray[np.float64]:
+    """Returns the seconds that each of `n` simulated searches takes, (n,).
+
+    Trials are of random kinds, and their accuracies rise to random levels with noise; who is stopped when, the search's
+    own scheduler says. A sampler that comes to prefer large networks makes a real search longer.
+    """
+    generator = np.random.default_rng(settings.seed)
+    shares = np.array([cost.share for cost in costs])
+    times = np.empty(n)
+    for i in range(n):
+        scheduler: Any = SCHEDULERS[settings.scheduler](settings.epochs, int(generator.integers(2**31)))
+        kind = generator.choice(len(costs), size=settings.samples, p=shares / shares.sum())
+        level = generator.random(settings.samples)
+        trials = [StandIn(str(number)) for number in range(settings.samples)]
+        waiting = list(range(settings.samples))[::-1]
+        clock, events = 0.0, []
+        while events or waiting:
+            while waiting and len(events) < settings.concurrency:
+                number = waiting.pop()
+                scheduler.on_trial_add(None, trials[number])
+                heapq.heappush(events, (clock + costs[kind[number]].epoch_seconds, number, 1))
+            clock, number, epoch = heapq.heappop(events)
+            accuracy = level[number] + generator.normal(0, 0.1)
+            decision = scheduler.on_trial_result(None, trials[number], {"epoch": epoch, METRIC: accuracy})
+            if decision != "STOP" and epoch < costs[kind[number]].config.epochs:
+                heapq.heappush(events, (clock + costs[kind[number]].epoch_seconds, number, epoch + 1))
+        times[i] = clock + START_SECONDS
+    return times
+
+
+def summarise(settings: Any, costs: Sequence[Cost]) -> dict[str, float]:
+    """Returns the estimate: seconds of the search (median, 10 % and 90 % quantile), of the longest trial, bytes."""
+    low, middle, high = np.quantile(simulate(settings, costs), [0.1, 0.5, 0.9])
+    largest = max(cost.checkpoint_bytes for cost in costs)
+    return {
+        "seconds": float(middle),
+        "seconds_low": float(low),
+        "seconds_high": float(high),
+        "longest_trial_seconds": max(cost.epoch_seconds * cost.config.epochs for cost in costs),
+        "peak_bytes": float(max(cost.peak_bytes for cost in costs)),
+        # While it runs: best and latest of each slot, one of them being written, and those of the trials that ended.
+        "disk_bytes": float(largest * (3 * settings.concurrency + 2 * settings.samples)),
+    }
+
+
+def text(settings: Any, costs: Sequence[Cost], found: dict[str, float]) -> str:
+    """Returns what the dry run prints."""
+    networks: dict[str, list[Cost]] = {}
+    for cost in costs:
+        width = "" if cost.config.architecture == "resnet18" else f"-{cost.config.width}"
+        networks.setdefault(f"{cost.config.architecture}{width}", []).append(cost)
+    lines = ["One epoch, with as many trials side by side as the search runs:"]
+    for name, group in networks.items():
+        seconds = [cost.epoch_seconds for cost in group]
+        share = sum(cost.share for cost in group)
+        lines.append(f"  {name:<14} {min(seconds):6.1f} to {max(seconds):6.1f} s   {share:4.0%} of the space")
+    minutes = {name: value / 60 for name, value in found.items() if "seconds" in name}
+    return "\n".join(
+        [
+            *lines,
+            f"The search      about {minutes['seconds']:.0f} minutes (80 % of simulated ones: "
+            f"{minutes['seconds_low']:.0f} to {minutes['seconds_high']:.0f})",
+            f"One full trial  {minutes['longest_trial_seconds']:.0f} minutes at most",
+            f"Side by side    {settings.concurrency} on {settings.device}, "
+            f"{found['peak_bytes'] / 1e9:.1f} GB of memory each at most",
+            f"Disk            {found['disk_bytes'] / 1e6:.0f} MB at most while it runs",
+        ]
+    )
+
+
+def keep(settings: dict[str, Any], found: dict[str, float], root: Path = results.RESULTS) -> None:
+    """Writes an estimate down, so that the run of the same settings can say how far off it was."""
+    root.mkdir(exist_ok=True)
+    results.write_json(root / FILE, _kept(root) | {json.dumps(settings, sort_keys=True): found})
+
+
+def recall(settings: dict[str, Any], root: Path = results.RESULTS) -> dict[str, float] | None:
+    """Returns the last estimate for these settings, or None."""
+    found: dict[str, float] | None = _kept(root).get(json.dumps(settings, sort_keys=True))
+    return found
+
+
+def _kept(root: Path) -> dict[str, Any]:
+    try:
+        return results.read_json(root / FILE)
+    except UserError:  # None was kept, or a damaged file: an estimate is no loss.
+        return {}
+
+
+def _first(part: Labelled, n: int) -> Labelled:
+    return Labelled(part.images[:n], part.labels[:n])
