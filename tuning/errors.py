@@ -11,7 +11,6 @@ from pathlib import Path
 
 import typer
 
-
 DISK_FULL = "No space left on the disk"
 
 

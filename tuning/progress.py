@@ -22,8 +22,7 @@ _STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": 
 _ENDED = ("complete", "pruned", "failed")
 _SPARKS = "▁▂▃▄▅▆▇█"
 _POINTS_A_BLOCK = 0.02  # Of accuracy; a fixed scale, so that a trial that diverged does not flatten the others.
-_MAX_WIDTH, _N_BEST, _N_FAILED = 110, 5, 2
-_INDENT = len("running")
+_MAX_WIDTH, _INDENT, _N_BEST, _N_FAILED = 110, len("running"), 5, 2
 _UNKNOWN = "–"  # noqa: RUF001
 # What gives way, one after the other, where the terminal is low: a part of the view, and the rows that it keeps.
 _SHRINK = [("running", 4), ("failed", 1), ("best", 3), ("running", 2), ("failed", 0), ("best", 0), ("running", 0)]
@@ -187,7 +186,8 @@ class Progress:
         times = f"elapsed {self._elapsed()}{left}"
         if len(title) + len(times) >= width:
             times = times.removeprefix("elapsed ")
-        lines = [*[Text()] * (height > 20), Text.assemble((title, "bold"), times.rjust(width - len(title))), bar, *legend]
+        times = times.rjust(width - len(title))
+        lines = [*[Text()] * (height > 20), Text.assemble((title, "bold"), times), bar, *legend]
         lines += _parts(trials, width, height - len(lines))
         for line in lines:
             line.truncate(width, overflow="ellipsis")

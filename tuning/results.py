@@ -287,7 +287,7 @@ def plain(row: Mapping[str, Any]) -> dict[str, Any]:
 def write_best(run: Run) -> None:
     """Writes `best.json`: the winner's configuration and why it won."""
     ranked = rank_trials(run.trials, run.path)
-    best = plain(dict(ranked.iloc[0].items()))
+    best = plain({str(name): value for name, value in ranked.iloc[0].items()})
     second = float(ranked.iloc[1]["valid_accuracy"]) if len(ranked) > 1 else None
     when = f"in its epoch {best['best_epoch']} of {best['epochs']}"
     why = f"the best valid_accuracy of {len(ranked)} finished trials, {when}"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 SAMPLERS = ("tpe", "gp", "random", "qmc")
 SCHEDULERS = ("asha", "hyperband", "median", "none")
-DEFAULT_EPOCHS = {"cpu": 8, "cuda": 24}
+DEFAULT_EPOCHS = {"cpu": 6, "cuda": 18}
 N_STARTUP = 8
 SECONDS_FOR_AN_EPOCH = 10.0
 
@@ -238,6 +238,8 @@ class _Stop:
 
         def handle(number: int, frame: Any) -> None:
             if self._interrupted_at is not None:
+                if os.isatty(1):
+                    os.write(1, b"\x1b[?25h")  # The live view hides the cursor.
                 os._exit(130)
             self._interrupted_at = time.monotonic()
 
@@ -268,6 +270,8 @@ def _started_ray(settings: Settings, log: logging.Handler) -> Iterator[None]:
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
+        # Ray would run trials at niceness 15, where whatever else the machine does takes their cores from them.
+        "RAY_worker_niceness": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
     import ray
@@ -334,7 +338,7 @@ def main(
         str, typer.Option(help="A search space: resnet, resnet8, resnet18, smoke, or FILE.py.")
     ] = "resnet",
     dataset: Annotated[str, typer.Option(help="The data set.")] = "fashion-mnist",
-    epochs: Annotated[int | None, typer.Option(min=1, help="Length of a full trial (default: 8; on GPUs 24).")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Length of a full trial (default: 6; on GPUs 18).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the valid split, the points and the trials' seeds.")] = 0,
     run: Annotated[
         str | None, typer.Option(help="Name of the run folder below results/ (default: date-dataset-n).")

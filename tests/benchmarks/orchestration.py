@@ -1,0 +1,116 @@
+"""Twenty trials of a blink: what a search costs beside its training, ours against stock Ray Tune with Optuna.
+
+    python tests/benchmarks/orchestration.py [--samples 20] [--train-images 200] [--rounds 1] [--out FILE.csv]
+
+Both train the same configurations of the space `smoke` for one epoch, as many side by side as there are cores. Stock is
+Tune as it comes, with `OptunaSearch`: a new process a trial. `trials_seconds` runs from when the first trial is
+proposed to when the end of the last one is known; `first_step_seconds` from the command to when the first trial begins
+to train; `command_seconds` to its end, pictures included in ours. With rounds, medians. Takes about two minutes.
+"""
+
+import functools
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from common import CORES, parser, report, run
+
+from tuning import results
+
+
+def ours(folder: Path, samples: int, train_images: int) -> tuple[float, float, float]:
+    """Returns trials_seconds, first_step_seconds and command_seconds of our search."""
+    size = ["--samples", str(samples), "--epochs", "1", "--train-images", str(train_images)]
+    command = ["-m", "tuning.search", "--space", "smoke", *size, "--run", "ours", "--quiet"]
+    seconds, first_step = run(command, folder, appears="results/ours/trials/*/trial.log")
+    trials = results.Run(folder / "results/ours").trials
+    if (trials["state"] != "complete").any() or len(trials) != samples:
+        raise SystemExit(f"{samples} trials must be complete, but got {dict(trials['state'].value_counts())}.")
+    return (trials["ended"].max() - trials["started"].min()).total_seconds(), first_step, seconds
+
+
+def stock(folder: Path, samples: int, train_images: int) -> tuple[float, float, float]:
+    """Returns the same of stock Tune, which this script runs in a process of its own."""
+    command = [__file__, "--stock", str(folder), "--samples", str(samples), "--train-images", str(train_images)]
+    seconds, first_step = run([str(Path(command[0]).resolve()), *command[1:]], folder, appears="first_step")
+    times = json.loads((folder / "times.json").read_text())
+    return times["ended"] - times["started"], first_step, seconds
+
+
+def run_stock(folder: Path, samples: int, train_images: int) -> None:
+    """Runs the trials with stock Tune and writes when they began and ended."""
+    import ray
+    from ray import tune
+    from ray.tune.search.optuna import OptunaSearch
+
+    from search_spaces import smoke
+    from tuning.data import load_splits
+
+    times: dict[str, float] = {}
+
+    class Search(OptunaSearch):
+        def suggest(self, trial_id: str) -> Any:
+            times.setdefault("started", time.time())
+            return super().suggest(trial_id)
+
+    class Ends(tune.Callback):
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            times["ended"] = time.time()
+
+    ray.init(address="local")
+    splits = load_splits("fashion-mnist", train_images=train_images)
+    grid = tune.Tuner(
+        tune.with_parameters(functools.partial(_train, str(folder)), splits=splits),
+        tune_config=tune.TuneConfig(
+            search_alg=Search(space=smoke.space, metric="valid_accuracy", mode="max"), num_samples=samples
+        ),
+        run_config=tune.RunConfig(name="stock", storage_path=str(folder / "ray"), callbacks=[Ends()]),
+    ).fit()
+    if grid.num_errors or len(grid) != samples:
+        raise SystemExit(f"{samples} trials must be complete, but {grid.num_errors} of {len(grid)} failed.")
+    (folder / "times.json").write_text(json.dumps(times))
+
+
+def _train(folder: str, config: dict[str, Any], splits: Any) -> None:
+    from ray import tune
+
+    from tuning.config import TrainConfig
+    from tuning.training import Training, fit, prepare
+
+    prepare(1)
+    training = Training(TrainConfig(**config, epochs=1), splits, seed=0)
+    Path(folder, "first_step").write_text(str(os.getpid()))
+    for epoch in fit(training):
+        tune.report(vars(epoch))
+
+
+def main() -> None:
+    args = parser(__doc__)
+    args.add_argument("--samples", type=int, default=20, help="trials")
+    args.add_argument("--train-images", type=int, default=200, help="images that a trial trains on")
+    args.add_argument("--rounds", type=int, default=1, help="how often each is run; the median counts")
+    args.add_argument("--stock", type=Path, help="(its own use) run stock Tune in this folder")
+    given = args.parse_args()
+    if given.stock:
+        run_stock(given.stock, given.samples, given.train_images)
+        return
+    times: dict[str, list[tuple[float, float, float]]] = {"ours": [], "stock": []}
+    for _ in range(given.rounds):
+        for name, measure in (("ours", ours), ("stock", stock)):
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                times[name].append(measure(Path(folder), given.samples, given.train_images))
+            print(f"{name}: {times[name][-1][0]:.1f} s", file=sys.stderr)
+    medians = {name: [statistics.median(column) for column in zip(*each, strict=True)] for name, each in times.items()}
+    medians["ours / stock"] = [a / b for a, b in zip(medians["ours"], medians["stock"], strict=True)]
+    names = ("trials_seconds", "first_step_seconds", "command_seconds")
+    rows = [{"search": name, **dict(zip(names, each, strict=True))} for name, each in medians.items()]
+    report(f"{given.samples} trials of a blink, {CORES} side by side", rows, given.out)
+
+
+if __name__ == "__main__":
+    main()
