@@ -185,7 +185,7 @@ def test_a_configuration_is_run_once_and_its_twin_gets_its_result(tmp_path: Path
     sizes = []
     while (proposal := study.ask()) is not None:
         sizes.append(proposal.config.batch_size)
-        train(study, proposal, [0.1, proposal.config.batch_size / 100], "length")
+        train(study, proposal, [0.01, proposal.config.batch_size / 100], "length")
         study.finish(proposal.number, "scheduler")
     assert sorted(sizes) == [8, 16, 32]
     assert study.n_finished == 3

@@ -3,7 +3,7 @@
     python tests/benchmarks/cold_start.py [--rounds 3] [--out FILE.csv]
 
 Prints the median, the least and the most seconds of each. The search is of the default space, with few images and one
-epoch, so that it ends soon; it reads the whole data set all the same. About two minutes on two cores.
+epoch, so that it ends soon; it reads the whole data set all the same. Under five minutes on two cores.
 """
 
 import statistics

@@ -3,13 +3,13 @@
     python tests/benchmarks/training.py [--all] [--seconds 3] [--rounds 1] [--only TEXT] [--out FILE.csv]
 
 Prints a row a measurement. `plain`: a `DataLoader` over PIL images, Adam, fp32, no augmentation, batch 64. `fit`: ours,
-with crop, flip and erase, and an evaluation after each epoch on a valid split of a full epoch's proportion; reporting and
-checkpoints are not in it. `ceiling`: the same network and optimizer on one batch in memory, and nothing else.
+with crop, flip and erase, and an evaluation after each epoch on a valid split of a full epoch's proportion; reporting
+and checkpoints are not in it. `ceiling`: the same network and optimizer on one batch in memory, and nothing else.
 `matrix product`: torch's, 4096 x 4096. Processes that run side by side begin together and keep working until the last
 of them has its figure; their figures are added. Shares are of the time of `fit`; `times_plain` compares with the
 fastest plain row of the network; GFLOP/s count two operations a multiply-add, forward and backward, as torch's
-`FlopCounterMode` does. About four minutes on two cores by default; `--all` (every network, batch, precision and
-arrangement) takes over half an hour.
+`FlopCounterMode` does. Under five minutes on two cores by default; far longer with `--all` (every network, batch,
+precision and arrangement).
 """
 
 import functools
