@@ -46,9 +46,9 @@ def caveats(runs: Sequence[Run]) -> list[str]:
     sentences = []
     if images:
         reason = " and ".join(images)
-        sentences.append(f"These runs' accuracies are on different validation images: {reason} differ.")
+        sentences.append(f"These runs' accuracies are on different validation images: not the same {reason}.")
     if pace:
-        sentences.append(f"A slot minute is not the same amount of training in these runs: {', '.join(pace)} differ.")
+        sentences.append(f"A slot minute is not the same amount of training in these runs: see {', '.join(pace)}.")
     return sentences
 
 
@@ -94,7 +94,7 @@ def list_runs(root: Path = results.RESULTS) -> pd.DataFrame:
     """Returns a row a run below `root`, the one that was started last at the end.
 
     Returns:
-        name, started (UTC), dataset, space, sampler, scheduler, complete, pruned, failed and running (trials),
+        name, started (UTC), dataset, space, sampler, scheduler, trials (by state, e.g. "15 complete, 5 pruned"),
         best_accuracy (of a finished trial, in [0, 1]) and minutes (wall time).
 
     Raises:
@@ -106,7 +106,7 @@ def list_runs(root: Path = results.RESULTS) -> pd.DataFrame:
         meta, trials = _meta(run), run.trials
         row = {"name": name, "started": meta.get("started"), "dataset": meta["dataset"]}
         row |= {key: meta["settings"].get(key) for key in ("space", "sampler", "scheduler")}
-        row |= {state: int((trials["state"] == state).sum()) for state in (*FINISHED, "failed", "running")}
+        row["trials"] = ", ".join(f"{n} {state}" for state, n in trials["state"].value_counts().items())
         best = trials.loc[trials["state"].isin(FINISHED), "valid_accuracy"].max()
         rows.append(row | {"best_accuracy": best, "minutes": results.minutes(trials)})
     frame = pd.DataFrame(rows)

@@ -123,7 +123,8 @@ def simulate(settings: Any, costs: Sequence[Cost], n: int = SIMULATIONS) -> npt.
         level = generator.random(settings.samples)
         trials = [StandIn(str(number)) for number in range(settings.samples)]
         waiting = list(range(settings.samples))[::-1]
-        clock, events = 0.0, []
+        clock = 0.0
+        events: list[tuple[float, int, int]] = []
         while events or waiting:
             while waiting and len(events) < settings.concurrency:
                 number = waiting.pop()

@@ -303,7 +303,7 @@ def summary_line(run: Run) -> str:
     if trials.empty:
         return f"{run.name}: {meta['dataset']}, no trials yet"
     taken, slots = minutes(trials), meta["settings"]["concurrency"]
-    busy = trials["seconds"].sum() / 60 / (slots * taken)
+    busy = trials["seconds"].sum() / 60 / (slots * taken) if taken else 0.0
     return (
         f"{run.name}: {meta['dataset']}, {len(trials)} trials ({counts}), {taken:.1f} minutes, "
         f"{slots} side by side, training {busy:.0%} of that time"
@@ -342,10 +342,10 @@ def print_frame(frame: "pd.DataFrame", title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name, column in frame.items():
         heading = str(name).removeprefix("config/").replace("_", " ")
-        table.add_column(heading, justify="left" if column.dtype == "str" else "right")
+        table.add_column(heading, justify="left" if column.dtype == "str" else "right", overflow="fold")
     for row in frame.itertuples(index=False, name=None):
         table.add_row(*(_cell(value, str(name)) for value, name in zip(row, frame.columns, strict=True)))
     console = Console(markup=False)
@@ -369,10 +369,11 @@ def _print_comparison(runs: list[Run], out: Path) -> None:
 
     if out.suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"--out must end in .png, .pdf or .svg, but got {str(out)!r}.")
-    print_frame(compare.differences(runs).reset_index(), "What differs")
-    print_frame(compare.at_equal_cost(runs), "Best, and median of the trials, at the cost that all runs reached")
-    print("\n".join([*compare.caveats(runs), f"Best-so-far curves: {out}"]))
+    differences, accuracies = compare.differences(runs).reset_index(), compare.at_equal_cost(runs)
     plots.save(plots.best_so_far_of(compare.curves(runs)), out)
+    print_frame(differences, "What differs")
+    print_frame(accuracies, "Best, and median of the trials, at the cost that all runs reached")
+    print("\n".join([*compare.caveats(runs), f"Best-so-far curves: {out}"]))
 
 
 def main(
@@ -387,8 +388,7 @@ def main(
         case ["list"]:
             from tuning.compare import list_runs
 
-            runs = list_runs()
-            print_frame(runs.loc[:, (runs != 0).any()], f"Runs below {RESULTS}/")
+            print_frame(list_runs(), f"Runs below {RESULTS}/")
         case ["compare", *names]:
             _print_comparison([load(name) for name in names], out)
         case [name]:

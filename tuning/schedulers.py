@@ -58,7 +58,7 @@ def _median(epochs: int, seed: int) -> TrialScheduler:
         mode="max",
         grace_period=grace_period(epochs),
         min_samples_required=3,
-        min_time_slice=float("inf"),  # Never pause a trial to let others catch up: that would take it off its slot.
+        min_time_slice=10**9,  # Never pause a trial to let others catch up: that would take it off its slot.
         hard_stop=True,
     )
 

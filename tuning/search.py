@@ -411,12 +411,13 @@ def main(
         search(settings, path, splits, found_space, progress)
     found = results.Run(path)
     print(results.summary_line(found))
-    results.print_trials(found, limit=5)
-    if found.meta["estimate"]:
-        print(results.estimate_line(found))
+    if found.trials["state"].isin(["complete", "pruned"]).any():
+        results.print_trials(found, limit=5)
     if found.meta.get("stopped_by") == "interrupt":
         print(f"Interrupted. Go on with: python -m tuning.search --resume {found.name}")
         raise typer.Exit(130)
+    if found.meta["estimate"]:
+        print(results.estimate_line(found))
     print(f"Run folder: {found.path}. Next: python -m tuning.final --run {found.name}")
 
 
