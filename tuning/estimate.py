@@ -54,7 +54,7 @@ def kinds(space: Space, epochs: int) -> list[tuple[TrainConfig, float]]:
     one: dict[tuple[Any, ...], TrainConfig] = {}
     count: Counter[tuple[Any, ...]] = Counter()
     for config in drawn:
-        kind = (config.architecture, config.width, config.stem, config.image_size, config.batch_size, config.optimizer)
+        kind = (config.architecture, config.width, config.stem, config.image_size, config.batch_size)
         one.setdefault(kind, config.model_copy(update={"pretrained": False}))
         count[kind] += 1
     return [(config, count[kind] / DRAWS) for kind, config in one.items()]

@@ -43,7 +43,7 @@ def main() -> None:
         {"wait": what, "median_seconds": statistics.median(each), "least": min(each), "most": max(each)}
         for what, each in seconds.items()
     ]
-    report(f"From command to result, {given.rounds} rounds", rows, given.out)
+    report(f"From command to result, rounds: {given.rounds}", rows, given.out)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ class ItemByItem(VisionDataset):
 
     def __init__(self, part: Labelled) -> None:
         super().__init__("", transform=ToTensor())
-        self._images, self._labels = torch.from_numpy(part.images[:, 0]), torch.from_numpy(part.labels)
+        self._images, self._labels = torch.tensor(part.images[:, 0]), torch.tensor(part.labels)
 
     def __len__(self) -> int:
         return len(self._labels)

@@ -17,6 +17,7 @@ import multiprocessing
 import statistics
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
@@ -108,10 +109,10 @@ class Clock:
     def watch(self) -> None:
         batches = training.train_batches
         training.train_batches = lambda *args: iter(
-            self._timed("augmentation", functools.partial(next, batches(*args), None)), None
+            self._timed("augment", functools.partial(next, batches(*args), None)), None
         )
-        training.normalise = self._timed("normalisation", training.normalise)
-        training.predict = self._timed("evaluation", training.predict)
+        training.normalise = self._timed("normalise", training.normalise)
+        training.predict = self._timed("evaluate", training.predict)
 
     def _timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **options: Any) -> Any:
@@ -141,6 +142,7 @@ def matrix_product(job: Job, seconds: float, clock: Clock) -> Iterator[float]:
 
 def plain(job: Job, seconds: float, clock: Clock) -> Iterator[float]:
     torch.set_num_threads(job.threads)
+    warnings.filterwarnings("ignore", message="This DataLoader will create")  # More than cores, as many do.
     model = plain_model(job.config)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     images = ItemByItem(load_train("fashion-mnist"))
@@ -254,7 +256,7 @@ def table(measured: dict[Job, list[dict[str, float]]]) -> list[dict[str, Any]]:
         each = [one["rate"] for one in measured[job]]
         shares = {
             name: statistics.median(one[name] for one in measured[job]) if job.loop == "fit" else None
-            for name in ("augmentation", "normalisation", "evaluation")
+            for name in ("augment", "normalise", "evaluate")
         }
         rows.append(
             {
@@ -264,7 +266,7 @@ def table(measured: dict[Job, list[dict[str, float]]]) -> list[dict[str, Any]]:
                 "precision": job.precision,
                 "processes x threads": f"{job.processes} x {job.threads}",
                 "images/s": None if matrix else rate,
-                "spread": (max(each) - min(each)) / rate if len(each) > 1 else None,
+                **({"spread": (max(each) - min(each)) / rate} if len(each) > 1 else {}),
                 "times_plain": rate / max(plains) if plains else None,
                 "of_ceiling": rate / above if above else None,
                 "GFLOP/s": flop / 1e9,

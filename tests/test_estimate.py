@@ -1,0 +1,98 @@
+"""What a search will take: kinds of trials, simulated searches, and the dry run as a user runs it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tuning import estimate
+from tuning.config import TrainConfig
+from tuning.data import Splits
+from tuning.estimate import Cost
+from tuning.spaces import load_space
+
+
+def settings(**values: Any) -> Any:
+    return SimpleNamespace(**{"samples": 6, "concurrency": 2, "epochs": 4, "scheduler": "none", "seed": 0, **values})
+
+
+def cost(seconds: float, share: float = 1.0, epochs: int = 4) -> Cost:
+    return Cost(TrainConfig(epochs=epochs), share, seconds, peak_bytes=10**9, checkpoint_bytes=10**6)
+
+
+def test_without_a_scheduler_the_time_is_the_work_over_the_slots() -> None:
+    assert estimate.simulate(settings(), [cost(10.0)], n=3) == pytest.approx(6 * 4 * 10 / 2 + estimate.START_SECONDS)
+    one_slot = estimate.simulate(settings(concurrency=1), [cost(10.0)], n=1)
+    assert one_slot == pytest.approx(6 * 4 * 10 + estimate.START_SECONDS)
+
+
+def test_slots_that_wait_for_the_last_trial_are_counted() -> None:
+    assert estimate.simulate(settings(samples=3), [cost(10.0)], n=1) == pytest.approx(80 + estimate.START_SECONDS)
+
+
+def test_kinds_come_in_their_shares() -> None:
+    costs = [cost(10.0, share=0.75), cost(30.0, share=0.25)]
+    times = estimate.simulate(settings(samples=40, concurrency=1), costs, n=200) - estimate.START_SECONDS
+    assert np.mean(times) == pytest.approx(40 * 4 * 15, rel=0.05)
+
+
+def test_a_scheduler_that_stops_trials_saves_time() -> None:
+    long = settings(samples=30, epochs=18)
+    stopped = estimate.simulate(settings(**{**vars(long), "scheduler": "asha"}), [cost(10.0, epochs=18)], n=20)
+    assert stopped.mean() < 0.6 * estimate.simulate(long, [cost(10.0, epochs=18)], n=1)[0]
+    assert stopped.min() > 30 * 2 * 10 / 2
+
+
+def test_the_kinds_of_the_default_space_are_its_networks_and_batch_sizes() -> None:
+    space = load_space("resnet")
+    space = space.without(space.gpu_only)
+    found = estimate.kinds(space, epochs=6)
+    assert {config.architecture for config, _ in found} == {"resnet8", "resnet14", "resnet20", "resnet18"}
+    assert {config.batch_size for config, _ in found} == {64, 128, 256}
+    assert sum(share for _, share in found) == pytest.approx(1)
+    assert not any(config.pretrained for config, _ in found)
+
+
+def test_steps_are_timed_on_few_images_and_scaled_to_all(splits: Splits, tiny: TrainConfig) -> None:
+    seconds, peak, size = estimate.time_steps(tiny, splits, "cpu", 1)
+    assert 0.01 < seconds < 30
+    assert peak > 10**8
+    assert 10_000 < size < 10**6
+
+
+def test_the_summary_bounds_time_memory_and_disk() -> None:
+    costs = [cost(60.0, share=0.5), cost(120.0, share=0.5)]
+    found = estimate.summarise(settings(samples=20), costs)
+    assert found["seconds_low"] <= found["seconds"] <= found["seconds_high"]
+    assert found["longest_trial_seconds"] == 480
+    assert found["disk_bytes"] == 10**6 * (3 * 2 + 2 * 20)
+    said = estimate.text(settings(device="cpu"), costs, found)
+    assert "resnet8-16" in said and "One full trial  8 minutes at most" in said and "2 on cpu, 1.0 GB" in said
+
+
+def test_an_estimate_is_recalled_for_the_same_settings_only(tmp_path: Path) -> None:
+    estimate.keep({"samples": 20}, {"seconds": 60.0}, tmp_path)
+    estimate.keep({"samples": 30}, {"seconds": 90.0}, tmp_path)
+    assert estimate.recall({"samples": 20}, tmp_path) == {"seconds": 60.0}
+    assert estimate.recall({"samples": 40}, tmp_path) is None
+    (tmp_path / estimate.FILE).write_text("{")
+    assert estimate.recall({"samples": 20}, tmp_path) is None
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_what_the_search_takes_and_the_search_how_far_off_it_was(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tuning.search", "--space", "smoke", "--train-images", "1000", "--samples", "2"]
+    command += ["--epochs", "2"]
+    dry = subprocess.run([*command, "--dry-run"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert dry.returncode == 0, dry.stderr
+    assert "resnet8-4" in dry.stdout and "The search      about" in dry.stdout and "Disk" in dry.stdout
+    assert [path.name for path in (tmp_path / "results").iterdir()] == [estimate.FILE]
+    done = subprocess.run([*command, "--run", "one"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "The dry run said" in done.stdout
+    assert json.loads((tmp_path / "results" / "one" / "meta.json").read_text())["estimate"]["seconds"] > 0
