@@ -1,7 +1,10 @@
 """The search as a user runs it: real Ray, real images, a tiny network; killed, gone on with, and given bad input."""
 
+import contextlib
 import json
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
@@ -161,6 +164,39 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path, number: int)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ten_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
+    path, moments = tmp_path / "results" / "one", random.Random(0)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    finished: dict[int, dict[str, Any]] = {}
+    for kill in range(10):
+        begun = ["--resume", "one"] if (path / "meta.json").exists() else ["--run", "one", "--epochs", "20", *SMOKE]
+        command = [sys.executable, "-m", "tuning.search", "--samples", str(4 + 2 * kill), *begun]
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=moments.uniform(4, 16))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        trials = results.Run(path).trials
+        for row in trials[trials["state"].isin(["complete", "pruned"])].astype(str).to_dict("records"):
+            assert finished.setdefault(row["trial"], row) == row  # What has ended once stands.
+        known = results.Run(path).epochs
+        latest = known.groupby("trial")["epoch"].max().to_dict()
+        for log in path.glob("trials/*/trial.log"):
+            log.with_name(f"known-{kill}").write_text(f"{log.stat().st_size} {latest.get(int(log.parent.name), 0)}")
+    done = run(tmp_path, "--resume", "one", "--samples", "24")
+    assert done.returncode == 0, done.stderr
+    check_record(path, 24)
+    assert finished
+    for note in path.glob("trials/*/known-*"):
+        size, epoch = map(int, note.read_text().split())
+        later = (note.parent / "trial.log").read_bytes()[size:].decode()
+        # It went on after the last epoch that was known, or the one after it: none that was known is trained again.
+        again = re.findall(r"Going on after epoch (\d+)|EpochResult\(epoch=(\d+)", later)
+        assert all(int(one) >= epoch if one else int(two) > epoch for one, two in again), (note, later)
+
+
+@pytest.mark.slow
 def test_a_trial_whose_loss_is_not_finite_fails_and_the_search_goes_on(tmp_path: Path) -> None:
     (tmp_path / "wild.py").write_text(
         "def space(trial):\n"
@@ -177,6 +213,34 @@ def test_a_trial_whose_loss_is_not_finite_fails_and_the_search_goes_on(tmp_path:
     assert list(trials["state"]) == ["failed", "complete", "complete"]
     assert trials["error"][0].startswith("Training loss must be finite, but got nan in epoch")
     assert trials["attempt"][0] == 1
+
+
+# The first two times that trial 0 saves its third epoch, its worker is out of memory.
+NO_MEMORY = """
+import os, pathlib, sys
+def no_memory(event, arguments):
+    if event == "tempfile.mkstemp" and "trials/0000/.latest.pt" in str(arguments[0]):
+        saves = pathlib.Path(os.environ["SAVES"])
+        saves.write_text(saves.read_text() + "x" if saves.exists() else "x")
+        if len(saves.read_text()) in (3, 4):
+            raise MemoryError("no more")
+sys.addaudithook(no_memory)
+"""
+
+
+@pytest.mark.slow
+def test_a_trial_that_runs_out_of_memory_goes_on_alone_and_then_in_parts(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(NO_MEMORY)
+    size = ["--samples", "6", "--epochs", "5", "--scheduler", "none"]
+    done = run(tmp_path, "--run", "one", *size, *SMOKE, SAVES=str(tmp_path / "saves"))
+    assert done.returncode == 0, done.stderr
+    trials = check_record(tmp_path / "results" / "one", 6)
+    assert list(trials["attempt"]) == [3, 1, 1, 1, 1, 1]
+    assert list(trials["accumulation"]) == [2, 1, 1, 1, 1, 1]
+    assert trials["error"][0] == "MemoryError: no more, each batch in 2 parts"
+    assert "tried again, alone on its device: MemoryError" in done.stdout
+    log = (tmp_path / "results" / "one" / "trials" / "0000" / "trial.log").read_text()
+    assert log.count("EpochResult(epoch=1,") == 1 and log.count("Going on after epoch 2") == 2
 
 
 @pytest.mark.slow

@@ -46,7 +46,10 @@ def failed(study: RunStudy, tmp_path: Path) -> Callable[[str], Any]:
         assert proposal is not None
         path = tmp_path / f"error-{proposal.number}.txt"
         path.write_text(text)
-        return SimpleNamespace(config={"trial": proposal.number}, error_file=str(path))
+        trial = SimpleNamespace(config={"trial": proposal.number, "accumulation": 1}, error_file=str(path))
+        trial.set_config = lambda config: setattr(trial, "config", config)
+        trial.update_resources = lambda resources: setattr(trial, "resources", resources)
+        return trial
 
     return make
 
@@ -69,6 +72,37 @@ def test_a_failure_is_told_in_a_line(recorder: Recorder, study: RunStudy, failed
     assert (study.row(0)["attempt"], study.row(0)["state"]) == (2, "running")
     recorder.on_trial_error(0, [], trial)
     assert study.row(0)["state"] == "failed"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        FAILURE.format(error="torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB."),
+        FAILURE.format(error="RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        "Failure # 1 (then)\nThe actor died.\n1 worker(s) were killed due to the node running low on memory.\n",
+    ],
+)
+def test_out_of_memory_is_tried_alone_and_then_in_parts(study: RunStudy, failed: Any, text: str) -> None:
+    recorder = Recorder(study, Progress(3, quiet=True), lambda error: None, alone={"cpu": 2, "gpu": 0})
+    proposals = Proposals(study, pytest.fail, pytest.fail, recorder.holds)
+    trial = failed(text)
+    recorder.on_trial_recover(0, [], trial)
+    assert (trial.resources, trial.config["accumulation"]) == ({"cpu": 2, "gpu": 0}, 1)
+    assert study.row(0)["error"].endswith(", alone on its device")
+    assert proposals.suggest("next") is None  # it would take the slot that the trial waits for
+    recorder.on_trial_start(0, [], trial)
+    assert proposals.suggest("next")["accumulation"] == 1
+    for parts in (2, 4):
+        recorder.on_trial_recover(0, [], trial)
+        assert trial.config["accumulation"] == study.row(0)["accumulation"] == parts
+        assert study.row(0)["error"].endswith(f", each batch in {parts} parts")
+
+
+def test_another_failure_is_tried_again_as_it_was(study: RunStudy, failed: Any) -> None:
+    recorder = Recorder(study, Progress(3, quiet=True), lambda error: None, alone={"cpu": 2, "gpu": 0})
+    trial = failed(FAILURE.format(error="ValueError: too wide"))
+    recorder.on_trial_recover(0, [], trial)
+    assert not hasattr(trial, "resources") and trial.config["accumulation"] == 1 and not recorder.holds()
 
 
 def test_a_full_disk_stops_the_search_and_leaves_the_trial_to_be_gone_on_with(

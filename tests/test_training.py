@@ -81,6 +81,19 @@ def script_validation(
     return [functional.cross_entropy(script, wanted).item() for script in scripts]
 
 
+def test_batches_in_parts_give_the_gradient_of_the_whole(splits: Splits, tiny: TrainConfig) -> None:
+    config = changed(tiny, label_smoothing=0.1, batch_size=64)
+    gradients = []
+    for accumulation in (1, 3):
+        training = Training(config, splits, seed=0, accumulation=accumulation)
+        training.model.eval()  # with running statistics, so that no image depends on its neighbours
+        images, labels = next(iter(train_batches(*training._train, config, torch.Generator().manual_seed(1))))
+        loss, right = training._gradients(images, labels)
+        gradients.append([loss, right, *(p.grad for p in training.model.parameters())])
+    for whole, parts in zip(*gradients, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+
+
 def test_fit_yields_a_frozen_result_an_epoch_and_then_nothing(splits: Splits, tiny: TrainConfig) -> None:
     training = Training(tiny, splits, seed=0)
     results = list(fit(training))

@@ -15,6 +15,7 @@ import typer
 from tuning import data
 from tuning.data import HashedTest, Splits
 from tuning.errors import UserError, run_command
+from tuning.results import RESULTS
 
 SAMPLES = 8
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
@@ -118,7 +119,7 @@ def print_overview(overview: Overview) -> None:
 def main(
     dataset: Annotated[str, typer.Option(help=f"One of {', '.join(data.DATASETS)}.")] = "fashion-mnist",
     data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the data set's files.")] = None,
-    out: Annotated[Path, typer.Option(help="Where the figure goes: .png, .pdf or .svg.")] = Path("explore.png"),
+    out: Annotated[Path, typer.Option(help="Where the figure goes: .png, .pdf or .svg.")] = RESULTS / "explore.png",
     seed: Annotated[int, typer.Option(min=0, help="Chooses the valid images, as in the search.")] = 0,
 ) -> None:
     """Show what is in a data set: counts, value ranges, duplicates, samples and mean images."""

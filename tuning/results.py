@@ -55,6 +55,7 @@ _OUTCOME_COLUMNS = {
     "n_parameters": _INT,
     "seed": _INT,
     "attempt": _INT,
+    "accumulation": _INT,
     "device": _TEXT,
     "precision": _TEXT,
     "stopped_by": _TEXT,

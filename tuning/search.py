@@ -128,7 +128,8 @@ def run_trials(
     from tuning.trainable import EndSearch, Proposals, Recorder, train_trial, trial_folder
 
     stop = _Stop(settings.time_budget)
-    recorder = Recorder(study, progress, stop.on_problem)
+    resources = {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial}
+    recorder = Recorder(study, progress, stop.on_problem, alone=_whole_device(settings))
     stop.all_reported_since = recorder.all_reported_since
 
     def exhausted() -> None:
@@ -140,12 +141,11 @@ def run_trials(
     trainable = tune.with_parameters(
         train_trial, splits=splits, run=str(path.absolute()), device=settings.device, threads=threads
     )
-    resources = {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial}
     with _started_ray(settings, logging.FileHandler(path / "driver.log")), stop.on_signals():
         tuner = tune.Tuner(
             tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(
-                search_alg=Proposals(study, stop.on_problem, exhausted),
+                search_alg=Proposals(study, stop.on_problem, exhausted, recorder.holds),
                 scheduler=scheduler,
                 num_samples=n_trials,
                 max_concurrent_trials=settings.concurrency,
@@ -171,6 +171,18 @@ def run_trials(
     # What was interrupted stays as it is, to be gone on with; a budget that is spent is an end.
     study.close(stopped_by=None if stop.reason == "interrupt" else stop.reason or "search")
     return stop.reason
+
+
+def _whole_device(settings: Settings) -> dict[str, float]:
+    """Returns the resources with which a trial is alone on its device; nothing where each trial is."""
+    if settings.device == "cuda":
+        return {"cpu": settings.cpus_per_trial, "gpu": 1.0} if settings.gpus_per_trial < 1 else {}
+    alone = settings.concurrency == 1
+    return {} if alone else {"cpu": _n_cpus(settings), "gpu": 0.0}
+
+
+def _n_cpus(settings: Settings) -> int:
+    return max(1, round(settings.concurrency * settings.cpus_per_trial))
 
 
 def dry_run(settings: Settings, splits: "Splits", space: "Space") -> str:
@@ -279,7 +291,7 @@ def _started_ray(settings: Settings, log: logging.Handler) -> Iterator[None]:
     n_gpus = len(machine.gpu_memory()) if settings.device == "cuda" else 0
     ray.init(
         address="local",
-        num_cpus=max(1, round(settings.concurrency * settings.cpus_per_trial)),
+        num_cpus=_n_cpus(settings),
         num_gpus=n_gpus,
         include_dashboard=False,
         log_to_driver=False,

@@ -27,17 +27,20 @@ _STATES = {
     TrialState.FAIL: "failed",
     TrialState.RUNNING: "running",
 }
+# What the study keeps of a trial that has ended, beside its configuration.
+_KEPT = ("state", "ended", "stopped_by", "error", "attempt", "accumulation", "n_parameters", "device", "precision")
 _SECONDS_BETWEEN_WRITES = 1.0
 REPEATS_BEFORE_RANDOM, REPEATS_THAT_EXHAUST = 10, 200
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A trial to run: its number in the study, its seed, and its configuration."""
+    """A trial to run: its number in the study, its seed, its configuration, and the parts that a batch is cut into."""
 
     number: int
     seed: int
     config: TrainConfig
+    accumulation: int = 1
 
 
 class RunStudy:
@@ -125,7 +128,8 @@ class RunStudy:
             attrs = self._attrs[number]
             if "config" in attrs:
                 attrs["attempt"] = attrs.get("attempt", 1) + 1
-                return Proposal(number, attrs["seed"], TrainConfig.model_validate(attrs["config"]))
+                config = TrainConfig.model_validate(attrs["config"])
+                return Proposal(number, attrs["seed"], config, attrs.get("accumulation", 1))
             self._end(number, TrialState.FAIL, error="interrupted before its configuration was known")
             return self.ask()
         sampler = self.study.sampler
@@ -148,7 +152,7 @@ class RunStudy:
         attrs = {"config": config.model_dump(), "seed": seed, "started": _now()}
         for name, value in attrs.items():
             trial.set_user_attr(name, value)
-        self._attrs[trial.number] = {**attrs, "attempt": 1}
+        self._attrs[trial.number] = {**attrs, "attempt": 1, "accumulation": 1}
         self._rows[trial.number] = []
         self.write_trials()
         return Proposal(trial.number, seed, config)
@@ -188,10 +192,11 @@ class RunStudy:
         self.write_trials(throttled=True)
         return True
 
-    def retry(self, number: int, error: str) -> None:
-        """Notes that a trial failed and begins another attempt."""
-        self._attrs[number]["attempt"] += 1
-        self._attrs[number]["error"] = error
+    def retry(self, number: int, error: str, *, accumulation: int) -> None:
+        """Notes that a trial failed and begins another attempt, its batches cut into so many parts."""
+        self._attrs[number] |= {"attempt": self._attrs[number]["attempt"] + 1, "error": error}
+        self._attrs[number]["accumulation"] = accumulation
+        self._storage.set_trial_user_attr(self._id(number), "accumulation", accumulation)
 
     def finish(self, number: int, stopped_by: str) -> None:
         """Tells the sampler the outcome of a trial that ended without an error.
@@ -258,7 +263,7 @@ class RunStudy:
         attrs |= {"state": _STATES[state], "ended": _now(), "stopped_by": stopped_by}
         if error is not None:
             attrs["error"] = error
-        for name in ("state", "ended", "stopped_by", "error", "attempt", "n_parameters", "device", "precision"):
+        for name in _KEPT:
             if attrs.get(name) is not None:
                 self._storage.set_trial_user_attr(self._id(number), name, attrs[name])
         value = self.row(number).get("valid_accuracy") if state == TrialState.COMPLETE else None

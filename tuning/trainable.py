@@ -5,6 +5,7 @@ again (a retry, a resumed search) goes on from there. Ray's own checkpoints are 
 """
 
 import contextlib
+import re
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -28,13 +29,15 @@ if TYPE_CHECKING:
 
 LOG = "trial.log"
 FAILURES_THAT_STOP = 3
+# As torch says it of a GPU and of the host, Python of itself, and Ray of a worker that it has killed.
+_OUT_OF_MEMORY = re.compile(r"OutOfMemory|MemoryError|can't allocate memory|running low on memory")
 
 
 def train_trial(config: Mapping[str, Any], *, splits: Splits, run: str, device: str, threads: int) -> None:
     """Trains one configuration in a Ray worker and reports each epoch; the trial's log gets what is printed meanwhile.
 
     Args:
-        config: `trial` (its number), `seed`, and `config`, the hyperparameters.
+        config: `trial` (its number), `seed`, `config` (the hyperparameters), and `accumulation`, the parts of a batch.
         splits: From the object store; its arrays are read-only and shared by all trials on a node.
         run: The run folder; the trial's is `trials/<number>` below it.
         device: "cpu" or "cuda".
@@ -48,7 +51,11 @@ def train_trial(config: Mapping[str, Any], *, splits: Splits, run: str, device: 
         try:
             prepare(threads)
             training = Training(
-                TrainConfig.model_validate(config["config"]), splits, seed=config["seed"], device=device
+                TrainConfig.model_validate(config["config"]),
+                splits,
+                seed=config["seed"],
+                device=device,
+                accumulation=config["accumulation"],
             )
             print(f"trial {config['trial']}, seed {config['seed']}, {device}, {training.precision}: {config['config']}")
             _train(training, folder)
@@ -111,15 +118,22 @@ class Proposals(_NotRestored, Searcher):
     """Hands the study's proposals to Ray Tune. What came of them the study learns from `Recorder`, not from here."""
 
     def __init__(
-        self, study: RunStudy, on_problem: Callable[[BaseException], None], on_exhausted: Callable[[], None]
+        self,
+        study: RunStudy,
+        on_problem: Callable[[BaseException], None],
+        on_exhausted: Callable[[], None],
+        hold: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
         self._study = study
         self._on_exhausted = on_exhausted
         self._on_problem = on_problem
+        self._hold = hold
 
     def suggest(self, trial_id: str) -> Any:
-        """Returns the next trial's configuration, or FINISHED if the study cannot give one."""
+        """Returns the next trial's configuration, None while `hold()`, or FINISHED if the study cannot give one."""
+        if self._hold():
+            return None
         try:
             proposal = self._study.ask()
         except Exception as error:  # Ray would bury it; the search stops and shows it.
@@ -128,7 +142,12 @@ class Proposals(_NotRestored, Searcher):
         if proposal is None:
             self._on_exhausted()
             return Searcher.FINISHED
-        return {"trial": proposal.number, "seed": proposal.seed, "config": proposal.config.model_dump()}
+        return {
+            "trial": proposal.number,
+            "seed": proposal.seed,
+            "config": proposal.config.model_dump(),
+            "accumulation": proposal.accumulation,
+        }
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Does nothing; see `Recorder`."""
@@ -151,16 +170,27 @@ class Recorder(_NotRestored, tune.Callback):
         study: The record.
         progress: What a person watches.
         on_problem: Is told the first exception that recording raises, so that the search can stop and show it.
+        alone: All of a device's resources, for a trial that ran out of memory; empty where each has them anyhow.
     """
 
-    def __init__(self, study: RunStudy, progress: Progress, on_problem: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        study: RunStudy,
+        progress: Progress,
+        on_problem: Callable[[BaseException], None],
+        alone: Mapping[str, float] | None = None,
+    ) -> None:
         self._study = study
         self._progress = progress
         self._on_problem = on_problem
+        self._alone = dict(alone or {})
+        self._were_alone: set[int] = set()
+        self._waiting_alone: set[int] = set()
         self._last_epoch: dict[int, float] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Shows that a trial began."""
+        self._waiting_alone.discard(trial.config["trial"])
         self._progress.started(self._study.row(trial.config["trial"]))
 
     def on_trial_result(
@@ -189,8 +219,25 @@ class Recorder(_NotRestored, tune.Callback):
         with self._guard():
             if DISK_FULL in error:  # No trial would fare better; they stay as they are, to be gone on with.
                 raise UserError(error[error.index(DISK_FULL) :])
-            self._study.retry(number, error)
-            self._progress.note(f"trial {number} failed and is tried again: {error}")
+            room = self._give_room(trial) if _OUT_OF_MEMORY.search(_last_failure(trial)) else ""
+            self._study.retry(number, f"{error}{room}", accumulation=trial.config["accumulation"])
+            self._progress.note(f"trial {number} failed and is tried again{room}: {error}")
+
+    def holds(self) -> bool:
+        """Returns whether a trial waits for its device: until it has it, nothing new may begin."""
+        return bool(self._waiting_alone)
+
+    def _give_room(self, trial: Any) -> str:
+        """Has a trial that ran out of memory run alone on its device, then with its batches in parts; says which."""
+        number = trial.config["trial"]
+        if self._alone and number not in self._were_alone:
+            self._were_alone.add(number)
+            self._waiting_alone.add(number)
+            trial.update_resources(self._alone)
+            return ", alone on its device"
+        parts = 2 * trial.config["accumulation"]
+        trial.set_config({**trial.config, "accumulation": parts})
+        return f", each batch in {parts} parts"
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Records that a trial failed for good."""
@@ -221,11 +268,16 @@ class Recorder(_NotRestored, tune.Callback):
             self._on_problem(error)
 
 
-def _last_error(trial: Any) -> str:
-    """Returns what made a trial fail, in a line: the exception of its traceback, or what Ray says of its worker."""
+def _last_failure(trial: Any) -> str:
+    """Returns what Ray wrote when a trial failed last: a traceback, or what it knows of the worker."""
     text = Path(trial.error_file).read_text() if trial.error_file else ""
-    _, _, last = text.rpartition("Failure # ")
-    lines = [line.strip() for line in last.splitlines()[1:] if line.strip()]
+    return text.rpartition("Failure # ")[2]
+
+
+def _last_error(trial: Any) -> str:
+    """Returns the same in a line: the exception of the traceback, or the first that is said of the worker."""
+    failure = _last_failure(trial)
+    lines = [line.strip() for line in failure.splitlines()[1:] if line.strip()]
     if not lines:
         return "unknown error"
-    return (lines[-1] if "Traceback" in last or "ray::" in lines[0] else lines[0])[:500]
+    return (lines[-1] if "Traceback" in failure or "ray::" in lines[0] else lines[0])[:500]

@@ -78,13 +78,18 @@ class Training:
         splits: Train and valid images.
         seed: Of the initial weights, the order of the images and the augmentation.
         device: Where it runs, e.g. "cpu" or "cuda".
+        accumulation: Parts that a batch is cut into, one forward and backward pass each, where a whole one takes too
+            much memory. The gradient is that of the whole batch, but for batch normalisation, which sees the parts.
 
     Raises:
         UserError: Pretrained weights were asked for and cannot be had.
     """
 
-    def __init__(self, config: TrainConfig, splits: Splits, *, seed: int, device: str = "cpu") -> None:
+    def __init__(
+        self, config: TrainConfig, splits: Splits, *, seed: int, device: str = "cpu", accumulation: int = 1
+    ) -> None:
         self.config = config
+        self.accumulation = accumulation
         self.device = torch.device(device)
         self.precision = config.precision if config.precision != "auto" else faster_precision(self.device.type)
         self.mean, self.std = splits.mean, splits.std
@@ -179,17 +184,14 @@ class Training:
 
     def _train_epoch(self) -> tuple[float, float, int]:
         """Returns mean loss, accuracy and number of images of one pass over the train split."""
-        model, optimizer = self.model.train(), self._optimizer
+        self.model.train()
+        optimizer = self._optimizer
         losses: list[Tensor] = []
         n_right, n_seen = torch.zeros((), dtype=torch.int64, device=self.device), 0
         for step, (images, labels) in enumerate(train_batches(*self._train, self.config, self._generator), start=1):
-            with _autocast(self.device, self.precision):
-                logits, _ = model(normalise(images, self.mean, self.std))
-            logits = logits.float()
-            loss = functional.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            losses.append(loss.detach())
+            loss, right = self._gradients(images, labels)
+            losses.append(loss)
             if self.device.type == "cpu" and not math.isfinite(loss.item()):
                 raise self._non_finite(step, loss.item())
             optimizer.step()
@@ -198,7 +200,7 @@ class Training:
                 self._schedule.step()
             if self._averaged is not None:
                 self._averaged.update()
-            n_right += (logits.detach().argmax(1) == labels).sum()
+            n_right += right
             n_seen += len(labels)
         if not isinstance(self._schedule, LambdaLR):
             self._last_lr = optimizer.param_groups[0]["lr"]
@@ -207,6 +209,20 @@ class Training:
             if not math.isfinite(value):
                 raise self._non_finite(step, value)
         return sum(values) / len(values), n_right.item() / n_seen, n_seen
+
+    def _gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds a batch's gradients to the parameters'; returns its mean loss and how many were labelled rightly."""
+        losses, rights = [], []
+        for part, truth in zip(images.chunk(self.accumulation), labels.chunk(self.accumulation), strict=True):
+            with _autocast(self.device, self.precision):
+                logits, _ = self.model(normalise(part, self.mean, self.std))
+            logits = logits.float()
+            loss = functional.cross_entropy(logits, truth, label_smoothing=self.config.label_smoothing)
+            loss = loss * (len(part) / len(images))
+            loss.backward()
+            losses.append(loss.detach())
+            rights.append((logits.detach().argmax(1) == truth).sum())
+        return torch.stack(losses).sum(), torch.stack(rights).sum()
 
     def _non_finite(self, step: int, value: float) -> NonFiniteLossError:
         return NonFiniteLossError(
