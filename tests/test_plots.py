@@ -123,6 +123,19 @@ def test_best_so_far_is_not_squashed_by_a_poor_first_trial() -> None:
     assert np.asarray(triangles.get_offsets()).tolist() == [[0.0, ax.get_ylim()[0]]]
 
 
+def test_pareto_joins_the_front_and_shows_the_rest() -> None:
+    trials = pd.DataFrame({"trial": range(4), "state": ["complete"] * 3 + ["pruned"]})
+    trials = trials.assign(
+        valid_accuracy=[0.9, 0.8, 0.7, 0.95], n_parameters=[500, 100, 300, 1], pareto=[True, True, False, False]
+    )
+    figure = plots.pareto(trials, "n_parameters")
+    ax = figure.axes[0]
+    assert ax.get_xlabel() == "trainable parameters"
+    assert len(np.asarray(ax.collections[0].get_offsets())) == 3
+    assert list(ax.lines[0].get_xdata()) == [100, 500]
+    assert {"0", "1"} <= set(_texts(figure)) and "2" not in _texts(figure)
+
+
 def test_learning_curves_one_line_a_trial_by_state_and_the_best_in_black(
     run: tuple[pd.DataFrame, pd.DataFrame],
 ) -> None:

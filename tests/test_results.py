@@ -102,7 +102,7 @@ def test_a_last_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
     assert len(results.read_frame(path, results.EPOCH_COLUMNS)) == 1
 
 
-@pytest.mark.parametrize("text", ["trial,epoch\n1,2\n", "trial,epoch,train_loss\nx,y,z\n"])
+@pytest.mark.parametrize("text", ["epoch\n2\n", "trial,epoch,train_loss\nx,y,z\n"])
 def test_a_damaged_frame_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "epochs.csv").write_text(text)
     with pytest.raises(UserError, match=r"epochs\.csv must have the columns that the README names"):

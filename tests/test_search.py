@@ -67,7 +67,7 @@ def check_record(run_path: Path, n_trials: int) -> pd.DataFrame:
     for trial, row in zip(study.trials, trials.to_dict("records"), strict=True):
         assert trial.state == {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}[row["state"]]
         if trial.state == TrialState.COMPLETE:
-            assert trial.value == row["valid_accuracy"]
+            assert trial.values[0] == row["valid_accuracy"]  # noqa: PD011
     return trials
 
 
@@ -244,6 +244,36 @@ def test_a_trial_that_runs_out_of_memory_goes_on_alone_and_then_in_parts(tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's use of SQLAlchemy
+def test_a_search_with_two_goals_draws_its_front_and_logs_to_mlflow(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    (tmp_path / "mine.py").write_text(
+        "def space(trial):\n"
+        "    width = trial.suggest_categorical('width', [4, 8, 16])\n"
+        "    return {'width': width, 'learning_rate': trial.suggest_float('rate', 0.01, 0.1), 'batch_size': 32}\n"
+    )
+    size = ["--samples", "8", "--epochs", "2", "--train-images", "1000", "--space", "mine.py"]
+    done = run(tmp_path, "--run", "one", *size, "--minimize", "n_parameters", "--mlflow", uri)
+    assert done.returncode == 0, done.stderr
+    trials = check_record(tmp_path / "results" / "one", 8)
+    assert set(trials["state"]) == {"complete"}
+    smallest = trials.loc[trials["n_parameters"] == trials["n_parameters"].min(), "valid_accuracy"].idxmax()
+    assert trials["pareto"][trials["valid_accuracy"].idxmax()] and trials["pareto"][smallest]
+    assert (tmp_path / "results" / "one" / "pareto.png").stat().st_size > 5_000
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("one")
+    logged = client.search_runs([experiment.experiment_id])
+    assert sorted(round(one.data.metrics["best_valid_accuracy"], 6) for one in logged) == sorted(
+        round(value, 6) for value in trials["valid_accuracy"]
+    )
+    assert {one.info.status for one in logged} == {"FINISHED"}
+    assert "config/learning_rate" in logged[0].data.params
+
+
+@pytest.mark.slow
 def test_a_spent_time_budget_ends_the_search_and_leaves_nothing_running(tmp_path: Path) -> None:
     arguments = ["--samples", "50", "--epochs", "500", "--time-budget", "20s", "--run", "one", "--scheduler", "none"]
     done = run(tmp_path, *arguments, *SMOKE)
@@ -282,6 +312,9 @@ def bad(**arguments: Any) -> None:
         ({"dataset": "fashion-mnst"}, "Data set must be one of .* Did you mean 'fashion-mnist'"),
         ({"sampler": "tpee"}, "--sampler must be one of .* Did you mean 'tpe'"),
         ({"scheduler": "ash"}, "--scheduler must be one of .* Did you mean 'asha'"),
+        ({"minimize": "parameters"}, "--minimize must be one of .* Did you mean 'n_parameters'"),
+        ({"minimize": "n_parameters", "scheduler": "asha"}, "--scheduler must be none beside --minimize.*got 'asha'"),
+        ({"mlflow": "nowhere://x"}, "--mlflow must be the URI of a store that answers, but got 'nowhere://x'"),
         ({"device": "gpu"}, "--device must be one of cpu, cuda, but got 'gpu'"),
         ({"cpus_per_trial": 1000.0}, "--cpus-per-trial must be at most .*, but got 1000"),
         ({"device": "cpu", "gpus_per_trial": 64.0}, "--gpus-per-trial must be at most .*, but got 64"),

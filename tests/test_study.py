@@ -9,6 +9,8 @@ import pytest
 from optuna.trial import TrialState
 
 from tuning import results
+from tuning.errors import UserError
+from tuning.schedulers import SAMPLERS
 from tuning.spaces import Space, load_space
 from tuning.study import Proposal, RunStudy, trial_seed
 
@@ -31,7 +33,8 @@ def ask(study: RunStudy) -> Proposal:
 def epoch(number: int, accuracy: float, finished: str = "") -> dict[str, Any]:
     row = {"epoch": number, "train_loss": 1.0, "train_accuracy": 0.5, "valid_loss": 1 - accuracy, "lr": 0.1}
     row |= {"valid_accuracy": accuracy, "epoch_seconds": 2.0, "images_per_second": 100.0}
-    return row | {"n_parameters": 5142, "device": "cpu", "precision": "fp32", "finished": finished}
+    row |= {"n_parameters": 5142, "seconds_per_image": 1e-4, "device": "cpu", "precision": "fp32"}
+    return row | {"finished": finished}
 
 
 def train(study: RunStudy, proposal: Proposal, accuracies: list[float], finished: str = "") -> None:
@@ -132,6 +135,26 @@ def test_what_a_trial_told_survives_the_process(tmp_path: Path, study: RunStudy)
     before = study.row(proposal.number)
     assert open_study(tmp_path).row(proposal.number) == before
     assert [row["valid_accuracy"] for row in open_study(tmp_path).finished_epochs()[0]] == [0.3, 0.9, 0.4]
+
+
+@pytest.mark.parametrize("name", ["tpe", "nsga2"])
+def test_two_objectives_give_a_front(tmp_path: Path, name: str) -> None:
+    sampler = SAMPLERS[name](0, 4)
+    study = RunStudy(tmp_path, load_space("smoke"), sampler, epochs=5, seed=7, minimize="n_parameters")
+    outcomes = [(0.9, 500), (0.8, 100), (0.7, 300), (0.9, 600), (0.5, 50), (0.6, 100), (0.8, 200)]
+    for i, (accuracy, n_parameters) in enumerate(outcomes):
+        proposal = ask(study)
+        result = epoch(1, accuracy, "" if i == 2 else "length") | {"n_parameters": n_parameters}
+        study.report(proposal.number, result)
+        study.finish(proposal.number, "time budget")
+    trials = results.Run(tmp_path).trials
+    assert list(trials["pareto"]) == [True, True, False, False, True, False, False]
+    assert list(trials["state"]) == ["complete", "complete", "pruned", *["complete"] * 4]
+    assert told(study, 1).values == [0.8, 100]  # noqa: PD011
+    assert results.best_within(trials, tmp_path, None)["trial"] == 0
+    assert results.best_within(trials, tmp_path, 300)["trial"] == 1
+    with pytest.raises(UserError, match=r"--max-parameters must be at least 50, the fewest in .*, but got 49"):
+        results.best_within(trials, tmp_path, 49)
 
 
 def test_a_trials_seed_derives_from_the_runs_seed_and_its_number() -> None:

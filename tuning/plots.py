@@ -120,6 +120,35 @@ def best_so_far_of(curves: pd.DataFrame) -> Figure:
     return figure
 
 
+def pareto(trials: pd.DataFrame, minimized: str) -> Figure:
+    """Returns accuracy against what was minimized beside it: a dot a complete trial, and the front as a step line.
+
+    Args:
+        trials: A run's trials, with `pareto`.
+        minimized: One of `results.OBJECTIVES`.
+    """
+    figure, ax = _single(7.0, 4.6)
+    done = trials[(trials["state"] == "complete") & trials[minimized].notna()]
+    if done.empty:
+        return _nothing(figure, ax, "No trial is complete yet.")
+    front = done[done["pareto"]].sort_values(minimized)
+    ax.set_xscale("log")
+    x, y = done[minimized].astype(float), done["valid_accuracy"]
+    ax.scatter(x, y, s=26, color=STATE_COLOURS["complete"], alpha=0.8, lw=0, label="a trial", zorder=3)
+    x, y = front[minimized].astype(float), front["valid_accuracy"]
+    ax.step(x, y, where="post", color=INK, lw=1.8, marker="o", ms=6, label="not beaten in both", zorder=4)
+    for trial, at_x, at_y in zip(front["trial"], x, y, strict=True):
+        ax.annotate(f"{trial}", (at_x, at_y), (5, -11), textcoords="offset points", fontsize=TICK, color=BEST)
+    _accuracy_axis(ax)
+    names = {"n_parameters": "trainable parameters", "seconds_per_image": "seconds to label one image"}
+    ax.set_xlabel(names[minimized], fontsize=LABEL)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:.0e}"))
+    ax.xaxis.set_minor_formatter("")
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=TICK, frameon=False, borderaxespad=0.2)
+    return figure
+
+
 def learning_curves(epochs: pd.DataFrame, trials: pd.DataFrame) -> Figure:
     """Returns the validation accuracy by epoch, a line a trial in the colour of its state, the best one on top.
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RESULTS = Path("results")
+OBJECTIVES = ("n_parameters", "seconds_per_image")  # The columns that a search can minimize beside its accuracy.
 WORDS = ("latest", "list", "compare")  # what the command understands, so that no run may be called it
 
 _INT, _FLOAT, _TEXT, _TIME = "Int64", "float64", "str", "datetime64[us, UTC]"
@@ -53,6 +54,8 @@ _OUTCOME_COLUMNS = {
     "seconds": _FLOAT,
     "images_per_second": _FLOAT,
     "n_parameters": _INT,
+    "seconds_per_image": _FLOAT,
+    "pareto": "boolean",
     "seed": _INT,
     "attempt": _INT,
     "accumulation": _INT,
@@ -128,6 +131,22 @@ def rank_trials(trials: "pd.DataFrame", path: Path) -> "pd.DataFrame":
             f"Run {path} must have a finished trial, but got {len(trials)} trials and none of them finished."
         )
     return finished.sort_values(["valid_accuracy", "state", "trial"], ascending=[False, True, True], kind="stable")
+
+
+def best_within(trials: "pd.DataFrame", path: Path, max_parameters: int | None) -> "pd.Series[Any]":
+    """Returns the best finished trial whose model has at most so many parameters.
+
+    Raises:
+        UserError: There is none.
+    """
+    ranked = rank_trials(trials, path)
+    if max_parameters is None:
+        return ranked.iloc[0]
+    small = ranked[ranked["n_parameters"] <= max_parameters]
+    if small.empty:
+        least = ranked["n_parameters"].min()
+        raise UserError(f"--max-parameters must be at least {least}, the fewest in {path}, but got {max_parameters}.")
+    return small.iloc[0]
 
 
 def load(name: str | Path = "latest", root: Path = RESULTS) -> Run:
@@ -249,8 +268,10 @@ def append_row(path: Path, columns: Iterable[str], row: Mapping[str, Any]) -> No
 def read_frame(path: Path, dtypes: Mapping[str, str]) -> "pd.DataFrame":
     """Returns a CSV file with exactly these columns and dtypes; a last line that is not yet whole is left out.
 
+    A column that the file has not, because an earlier version wrote it, is empty; a missing file gives an empty frame.
+
     Raises:
-        UserError: A column is missing or a value is of another type. A missing file gives an empty frame.
+        UserError: The file has no `trial`, or a value is of another type.
     """
     import pandas as pd
 
@@ -258,6 +279,7 @@ def read_frame(path: Path, dtypes: Mapping[str, str]) -> "pd.DataFrame":
     text = text[: text.rfind("\n") + 1] or ",".join(dtypes) + "\n"
     try:
         raw = pd.read_csv(io.StringIO(text), dtype="str", keep_default_na=False, na_values=[""])
+        raw = raw.set_index("trial", drop=False).reindex(columns=list(dtypes)).reset_index(drop=True)
         frame = pd.DataFrame({name: _typed(raw[name], dtype) for name, dtype in dtypes.items()})
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(
@@ -334,6 +356,8 @@ def print_trials(run: Run, limit: int = 10) -> None:
     config = [c for c in best.filter(like="config/") if best[c].nunique(dropna=False) > 1 and c != "config/epochs"][:8]
     epochs = best["epochs"].astype("str") + best["state"].map({"complete": ""}).fillna(" (stopped)")
     shown = best[["trial", "valid_accuracy"]].assign(epochs=epochs, minutes=best["seconds"] / 60)
+    if best["pareto"].any():
+        shown = shown.join(best[[*OBJECTIVES, "pareto"]])
     print_frame(shown.join(best[config]), f"Best trials of {run.name}")
 
 

@@ -3,6 +3,7 @@
 The metric that schedulers compare is the best valid_accuracy so far; time is counted in epochs.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ def _median(epochs: int, seed: int) -> TrialScheduler:
         mode="max",
         grace_period=grace_period(epochs),
         min_samples_required=3,
-        min_time_slice=10**9,  # Never pause a trial to let others catch up: that would take it off its slot.
+        # Never pause a trial to let others catch up: that would take it off its slot.
+        min_time_slice=math.inf,  # type: ignore[arg-type]
         hard_stop=True,
     )
 
@@ -113,11 +115,17 @@ def _qmc(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
         )
 
 
+def _nsga2(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
+    """NSGA-II (Deb et al. 2002), a generation as large as the other samplers' start-up."""
+    return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(2, n_startup))
+
+
 SAMPLERS: dict[str, Callable[[int, int], optuna.samplers.BaseSampler]] = {
     "tpe": _tpe,
     "gp": _gp,
     "random": _random,
     "qmc": _qmc,
+    "nsga2": _nsga2,
 }
 
 

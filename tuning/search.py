@@ -5,6 +5,7 @@
 The run folder holds everything: the study, the frames, the checkpoints. The test split is not opened.
 """
 
+import importlib.util
 import logging
 import math
 import os
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from tuning.spaces import Space
     from tuning.study import RunStudy
 
-SAMPLERS = ("tpe", "gp", "random", "qmc")
+SAMPLERS = ("tpe", "gp", "random", "qmc", "nsga2")
 SCHEDULERS = ("asha", "hyperband", "median", "none")
 DEFAULT_EPOCHS = {"cpu": 6, "cuda": 18}
 N_STARTUP = 8
@@ -57,6 +58,8 @@ class Settings:
     data_dir: str | None
     max_failures: int
     time_budget: float | None
+    minimize: str | None = None
+    mlflow: str | None = None
 
 
 def load(settings: Settings, source: str, progress: "Progress") -> tuple["Splits", "Space"]:
@@ -86,7 +89,7 @@ def search(settings: Settings, path: Path, splits: "Splits", space: "Space", pro
     from tuning.study import RunStudy
 
     sampler = schedulers.SAMPLERS[settings.sampler](_sampler_seed(settings.seed, path), N_STARTUP)
-    study = RunStudy(path, space, sampler, epochs=settings.epochs, seed=settings.seed)
+    study = RunStudy(path, space, sampler, epochs=settings.epochs, seed=settings.seed, minimize=settings.minimize)
     _update_meta(path, settings, split_hash=splits.split_hash)
     to_run = settings.samples - study.n_finished
     if to_run > 0:
@@ -107,6 +110,8 @@ def conclude(run: results.Run, study: "RunStudy") -> None:
         if number != run.best["trial"]:
             checkpoints.remove(trial_folder(run.path, number))
     results.write_best(run)
+    if (minimized := run.meta["settings"]["minimize"]) is not None:
+        plots.save(plots.pareto(trials, minimized), run.path / "pareto.png")
     importances = analysis.importances(study.study, analysis.equal_budget_values(trials, epochs))
     for name, figure in {
         "best_so_far": plots.best_so_far(analysis.best_so_far(trials)),
@@ -156,7 +161,7 @@ def run_trials(
                 name="trials",
                 storage_path=str(path.absolute()),
                 failure_config=tune.FailureConfig(max_failures=settings.max_failures),
-                callbacks=[recorder, TBXLoggerCallback()],
+                callbacks=[recorder, TBXLoggerCallback(), *_mlflow_callbacks(settings, path)],
                 stop=EndSearch(stop.now),
                 verbose=0,
             ),
@@ -171,6 +176,29 @@ def run_trials(
     # What was interrupted stays as it is, to be gone on with; a budget that is spent is an end.
     study.close(stopped_by=None if stop.reason == "interrupt" else stop.reason or "search")
     return stop.reason
+
+
+def _mlflow_callbacks(settings: Settings, path: Path) -> list[Any]:
+    """Returns Ray's own callback for MLflow, one run a trial, in an experiment named after the run; or nothing."""
+    if settings.mlflow is None:
+        return []
+    from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+    return [MLflowLoggerCallback(tracking_uri=settings.mlflow, experiment_name=path.name)]
+
+
+def _check_mlflow(uri: str) -> None:
+    """Raises UserError where MLflow is not installed, or nothing answers at the URI within some seconds."""
+    if importlib.util.find_spec("mlflow") is None:
+        raise UserError("--mlflow must have the package mlflow, but it is missing. Run `pip install mlflow-skinny` first.")
+    os.environ |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    import mlflow
+
+    try:
+        mlflow.MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    except Exception as error:  # A library's many ways to say that it cannot.
+        reason = next(iter(str(error).splitlines()), "")
+        raise UserError(f"--mlflow must be the URI of a store that answers, but got {uri!r}: {reason}") from error
 
 
 def _whole_device(settings: Settings) -> dict[str, float]:
@@ -355,8 +383,14 @@ def main(
     run: Annotated[
         str | None, typer.Option(help="Name of the run folder below results/ (default: date-dataset-n).")
     ] = None,
-    sampler: Annotated[str, typer.Option(help="tpe, gp, random or qmc.")] = "tpe",
-    scheduler: Annotated[str, typer.Option(help="asha, hyperband, median or none: what stops trials early.")] = "asha",
+    sampler: Annotated[str, typer.Option(help="tpe, gp, random, qmc or nsga2.")] = "tpe",
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="asha, hyperband, median or none: what stops trials early (default: asha, or none)."),
+    ] = None,
+    minimize: Annotated[
+        str | None, typer.Option(help="n_parameters or seconds_per_image: beside accuracy, without a scheduler.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda where there is one).")] = None,
     cpus_per_trial: Annotated[float | None, typer.Option(min=0.1, help="CPU cores a trial (default: 1).")] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(min=0, help="GPUs, or a share of one, a trial.")] = None,
@@ -366,6 +400,7 @@ def main(
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="A folder that holds the data set's files.")] = None,
     train_images: Annotated[int | None, typer.Option(help="Train on this many images only, stratified.")] = None,
+    mlflow: Annotated[str | None, typer.Option(help="Log each trial to this MLflow tracking URI, too.")] = None,
     max_failures: Annotated[int, typer.Option(min=0, help="Retries of a trial that fails, from its last epoch.")] = 2,
     resume: Annotated[
         str | None, typer.Option(help="Go on with this run, or 'latest'; more --samples extend it.")
@@ -389,8 +424,10 @@ def main(
         settings = replace(settings, samples=samples or settings.samples)
         source, path = str(found.path / "space.py"), found.path
     else:
-        _check_names(space, dataset, sampler, scheduler)
+        scheduler = _check_names(space, dataset, sampler, scheduler, minimize)
         source, path = space, results.new_path(run, dataset)
+        if mlflow is not None:
+            _check_mlflow(mlflow)
         slots = machine.plan_slots(device, cpus_per_trial, gpus_per_trial, concurrency)
         settings = Settings(
             samples=samples or 20,
@@ -404,6 +441,8 @@ def main(
             data_dir=None if data_dir is None else str(data_dir),
             max_failures=max_failures,
             time_budget=budget,
+            minimize=minimize,
+            mlflow=mlflow,
             **slots,
         )
     before = results.Run(path)
@@ -433,17 +472,24 @@ def main(
     print(f"Run folder: {found.path}. Next: python -m tuning.final --run {found.name}")
 
 
-def _check_names(space: str, dataset: str, sampler: str, scheduler: str) -> None:
-    """Raises UserError for a name that no registry has; imports neither torch nor Ray."""
+def _check_names(space: str, dataset: str, sampler: str, scheduler: str | None, minimize: str | None) -> str:
+    """Returns the scheduler; raises UserError for a name that no registry has. Imports neither torch nor Ray."""
     if sampler not in SAMPLERS:
         raise unknown_name("--sampler", sampler, SAMPLERS)
-    if scheduler not in SCHEDULERS:
+    if scheduler is not None and scheduler not in SCHEDULERS:
         raise unknown_name("--scheduler", scheduler, SCHEDULERS)
+    if minimize is not None and minimize not in results.OBJECTIVES:
+        raise unknown_name("--minimize", minimize, results.OBJECTIVES)
+    if minimize is not None and scheduler not in (None, "none"):
+        raise UserError(
+            f"--scheduler must be none beside --minimize, which compares full trials, but got {scheduler!r}."
+        )
     from tuning.data import find_dataset
     from tuning.spaces import load_space
 
     find_dataset(dataset)
     load_space(space)
+    return scheduler or ("asha" if minimize is None else "none")
 
 
 if __name__ == "__main__":

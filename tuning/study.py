@@ -5,6 +5,7 @@ knows Ray: whoever runs trials calls `ask`, `report`, `finish`, `fail`.
 """
 
 import hashlib
+import math
 import time
 import warnings
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ _STATES = {
     TrialState.RUNNING: "running",
 }
 # What the study keeps of a trial that has ended, beside its configuration.
-_KEPT = ("state", "ended", "stopped_by", "error", "attempt", "accumulation", "n_parameters", "device", "precision")
+_KEPT = ("state", "ended", "stopped_by", "error", "attempt", "accumulation", "device", "precision", *results.OBJECTIVES)
 _SECONDS_BETWEEN_WRITES = 1.0
 REPEATS_BEFORE_RANDOM, REPEATS_THAT_EXHAUST = 10, 200
 
@@ -52,26 +53,36 @@ class RunStudy:
         sampler: Chooses parameters.
         epochs: Length of a trial where the space sets none.
         seed: The run's; a trial's seed derives from it and the trial's number.
+        minimize: A column of `trials.csv` to be minimized beside the accuracy, or None. With it the sampler gets final
+            values only: Optuna has no intermediate ones for two objectives.
 
     Attributes:
         study: The Optuna study.
     """
 
     def __init__(
-        self, path: Path, space: Space, sampler: optuna.samplers.BaseSampler, *, epochs: int, seed: int
+        self,
+        path: Path,
+        space: Space,
+        sampler: optuna.samplers.BaseSampler,
+        *,
+        epochs: int,
+        seed: int,
+        minimize: str | None = None,
     ) -> None:
+        self._minimize = minimize
         self._path, self._space, self._epochs, self._seed = path, space, epochs, seed
         self.study = optuna.create_study(
             study_name=path.name,
             storage=f"sqlite:///{path.absolute()}/study.db",
             sampler=sampler,
             pruner=optuna.pruners.NopPruner(),
-            direction="maximize",
+            directions=["maximize"] if minimize is None else ["maximize", "minimize"],
             load_if_exists=True,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
-            self.study.set_metric_names([OBJECTIVE])
+            self.study.set_metric_names([OBJECTIVE] if minimize is None else [OBJECTIVE, minimize])
         self._attrs: dict[int, dict[str, Any]] = {}
         self._rows: dict[int, list[dict[str, Any]]] = {}
         self._written = 0.0
@@ -175,7 +186,7 @@ class RunStudy:
             self._end(number, TrialState.FAIL, error=f"same configuration as trial {twin}, which is running")
             return
         for row in self._rows[twin]:
-            self._storage.set_trial_intermediate_value(self._id(number), row["epoch"], row[OBJECTIVE])
+            self._tell_epoch(number, row)
         self._end(number, TrialState.COMPLETE if state == "complete" else TrialState.PRUNED)
 
     def report(self, number: int, result: Mapping[str, Any]) -> bool:
@@ -183,14 +194,19 @@ class RunStudy:
         rows, attrs = self._rows.setdefault(number, []), self._attrs[number]
         for name in ("n_parameters", "device", "precision", "finished"):
             attrs[name] = result.get(name)
+        attrs["seconds_per_image"] = min(attrs.get("seconds_per_image", math.inf), result["seconds_per_image"])
         if any(row["epoch"] == result["epoch"] for row in rows):
             return False
         row = {"trial": number, **{name: result[name] for name in results.EPOCH_COLUMNS if name != "trial"}}
         results.append_row(self._path / "epochs.csv", results.EPOCH_COLUMNS, row)
         rows.append(row)
-        self._storage.set_trial_intermediate_value(self._id(number), result["epoch"], result[OBJECTIVE])
+        self._tell_epoch(number, row)
         self.write_trials(throttled=True)
         return True
+
+    def _tell_epoch(self, number: int, row: Mapping[str, Any]) -> None:
+        if self._minimize is None:
+            self._storage.set_trial_intermediate_value(self._id(number), row["epoch"], row[OBJECTIVE])
 
     def retry(self, number: int, error: str, *, accumulation: int) -> None:
         """Notes that a trial failed and begins another attempt, its batches cut into so many parts."""
@@ -248,7 +264,11 @@ class RunStudy:
         """Writes `trials.csv`; throttled, at most once a second, so that its cost stays linear in the trials."""
         if throttled and time.monotonic() - self._written < _SECONDS_BETWEEN_WRITES:
             return
-        results.write_rows(self._path / "trials.csv", results.TRIAL_COLUMNS, (self.row(n) for n in sorted(self._attrs)))
+        rows = [self.row(number) for number in sorted(self._attrs)]
+        if self._minimize is not None:
+            front = {trial.number for trial in self.study.best_trials}
+            rows = [row | {"pareto": row["trial"] in front} for row in rows]
+        results.write_rows(self._path / "trials.csv", results.TRIAL_COLUMNS, rows)
         self._written = time.monotonic()
 
     @property
@@ -266,8 +286,9 @@ class RunStudy:
         for name in _KEPT:
             if attrs.get(name) is not None:
                 self._storage.set_trial_user_attr(self._id(number), name, attrs[name])
-        value = self.row(number).get("valid_accuracy") if state == TrialState.COMPLETE else None
-        self.study.tell(number, value, state=state)
+        objectives = [OBJECTIVE] if self._minimize is None else [OBJECTIVE, self._minimize]
+        values = [self.row(number)[name] for name in objectives] if state == TrialState.COMPLETE else None
+        self.study.tell(number, values, state=state)
         self.write_trials()
 
 

@@ -41,6 +41,7 @@ class EpochResult:
         lr: The learning rate of the epoch's last step.
         epoch_seconds: Wall time, validation included.
         images_per_second: Train images a second of training, validation not included.
+        seconds_per_image: Seconds that it took to label one valid image, in batches of 500.
         best_epoch: The epoch with the best valid_accuracy so far (of equal ones, that with the lower valid_loss).
         finished: Why training ends with this epoch: "length" or "early stopping"; "" while it goes on.
     """
@@ -53,6 +54,7 @@ class EpochResult:
     lr: float
     epoch_seconds: float
     images_per_second: float
+    seconds_per_image: float
     best_epoch: int
     finished: str
 
@@ -119,6 +121,7 @@ class Training:
         lr = float(self._last_lr)
         logits, _ = predict(self.evaluated_model, self._valid[0], self.mean, self.std, self.precision)
         valid_loss = functional.cross_entropy(logits, self._valid[1]).item()
+        labelled = time.perf_counter()
         valid_accuracy = (logits.argmax(1) == self._valid[1]).sum().item() / len(logits)
         self._after_epoch(valid_loss, valid_accuracy)
         return EpochResult(
@@ -130,6 +133,7 @@ class Training:
             lr=lr,
             epoch_seconds=time.perf_counter() - start,
             images_per_second=n_seen / (trained - start),
+            seconds_per_image=(labelled - trained) / len(logits),
             best_epoch=int(self.best["epoch"]),
             finished=self.finished,
         )
