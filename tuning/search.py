@@ -190,7 +190,9 @@ def _mlflow_callbacks(settings: Settings, path: Path) -> list[Any]:
 def _check_mlflow(uri: str) -> None:
     """Raises UserError where MLflow is not installed, or nothing answers at the URI within some seconds."""
     if importlib.util.find_spec("mlflow") is None:
-        raise UserError("--mlflow must have the package mlflow, but it is missing. Run `pip install mlflow-skinny` first.")
+        raise UserError(
+            "--mlflow must have the package mlflow, but it is missing. Run `pip install mlflow-skinny` first."
+        )
     os.environ |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
     import mlflow
 
