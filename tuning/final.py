@@ -208,19 +208,17 @@ def write_model(
 def write_pictures(
     model_dir: Path, test: Outcome, images: Any, class_names: tuple[str, ...], epochs: "pd.DataFrame"
 ) -> None:
-    """Writes `classification_report.csv`, `confusion.png`, `pca.png` and `learning_curve.png`."""
-    from tuning import analysis, plots
+    """Writes `classification_report.csv` and the pictures of the model, `learning_curve.png` among them."""
+    import numpy as np
+
+    from tuning import analysis, pictures, plots, style
 
     report = analysis.classification_report(test.labels, test.predictions, class_names)
     results.write_text(model_dir / "classification_report.csv", report.to_csv(index=False))
-    components = analysis.pca(test.features)
-    figures = {
-        "confusion": plots.confusion(analysis.confusion(test.labels, test.predictions, class_names)),
-        "pca": plots.pca(components.points, components.explained, test.labels, images, class_names),
-        "learning_curve": plots.learning_curve(epochs),
-    }
-    for name, figure in figures.items():
-        plots.save(figure, model_dir / f"{name}.png")
+    probabilities = np.exp(test.log_probabilities)
+    figures = pictures.of_model(test.labels, probabilities, images, class_names, analysis.pca(test.features))
+    for name, figure in (figures | {"learning_curve": plots.learning_curve(epochs)}).items():
+        style.save(figure, model_dir / f"{name}.png")
 
 
 def scores(choice: Choice, metrics: dict[str, Any]) -> str:

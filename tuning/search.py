@@ -92,12 +92,12 @@ def search(settings: Settings, path: Path, splits: "Splits", space: "Space", pro
     if to_run > 0:
         stopped_by = run_trials(settings, path, splits, study, progress, to_run)
         _update_meta(path, settings, ended=_now(), stopped_by=stopped_by)
-    conclude(results.Run(path), study)
+    conclude(results.Run(path))
 
 
-def conclude(run: results.Run, study: "RunStudy") -> None:
+def conclude(run: results.Run) -> None:
     """Writes the run's pictures and `best.json`, where a trial has finished; of the losers no checkpoint is kept."""
-    from tuning import analysis, checkpoints, plots
+    from tuning import analysis, checkpoints, importances, plots, style
     from tuning.trainable import trial_folder
 
     trials, epochs = run.trials, run.epochs
@@ -107,14 +107,13 @@ def conclude(run: results.Run, study: "RunStudy") -> None:
         if number != run.best["trial"]:
             checkpoints.remove(trial_folder(run.path, number))
     results.write_best(run)
-    importances = analysis.importances(study.study, analysis.equal_budget_values(trials, epochs))
     for name, figure in {
         "best_so_far": plots.best_so_far(analysis.best_so_far(trials)),
         "learning_curves": plots.learning_curves(epochs, trials),
         "parallel_coordinates": plots.parallel_coordinates(trials),
-        "importances": plots.importances(importances),
+        "importances": plots.importances(importances.of_run(run)),
     }.items():
-        plots.save(figure, run.path / f"{name}.png")
+        style.save(figure, run.path / f"{name}.png")
 
 
 def run_trials(
