@@ -156,6 +156,7 @@ def final(choice: Choice, *, seed: int, device: str, data_dir: Path | None, mode
     log_test(model_dir, metrics | {"event": "result"})
     write_model(model_dir, model, choice, splits, metrics, epochs)
     write_pictures(model_dir, test, test_images.images, splits.class_names, epochs)
+    write_separability(model_dir, _outcome(model, _sample(splits.train), splits, device, flip_averaging), test)
     return metrics
 
 
@@ -221,6 +222,14 @@ def write_pictures(
         style.save(figure, model_dir / f"{name}.png")
 
 
+def write_separability(model_dir: Path, train: Outcome, test: Outcome) -> None:
+    """Writes `separability.csv`: how well the classes of the test split separate in the features."""
+    from tuning import analysis
+
+    frame = analysis.separability(train.features, train.labels, test.features, test.labels)
+    results.write_text(model_dir / "separability.csv", frame.to_csv(index=False))
+
+
 def scores(choice: Choice, metrics: dict[str, Any]) -> str:
     """Returns the text of `scores.txt`: what was trained, and what it scored."""
     low, high = metrics["test_interval"]
@@ -243,6 +252,16 @@ def scores(choice: Choice, metrics: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _sample(part: Any) -> Any:
+    """Returns as many images, drawn at random, as the linear probe is fitted on at most."""
+    import numpy as np
+
+    from tuning.analysis import PROBE_IMAGES
+
+    index = np.random.default_rng(0).permutation(len(part))[:PROBE_IMAGES]
+    return type(part)(images=part.images[index], labels=part.labels[index])
 
 
 def _outcome(model: "nn.Module", part: Any, splits: "Splits", device: str, flip_averaging: bool) -> Outcome:

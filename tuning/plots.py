@@ -255,8 +255,11 @@ def learning_curve(epochs: pd.DataFrame) -> Figure:
     return figure
 
 
-def _draw_coordinate(ax: Axes, x: int, values: "pd.Series[Any]") -> npt.NDArray[np.float64]:
-    """Draws one axis of the parallel coordinates with its ticks and returns the height of each trial on it, (N,)."""
+def coordinate(values: "pd.Series[Any]") -> tuple[npt.NDArray[np.float64], list[tuple[float, str]]]:
+    """Returns the height of each value on an axis of parallel coordinates, float64 (N,), and the ticks of the axis.
+
+    Heights are in [0, 1], or `MISSING_HEIGHT` for a value that the axis cannot show. A tick is a height and a text.
+    """
     below = "none"
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
         numbers = values.to_numpy(dtype=float, na_value=np.nan)
@@ -271,12 +274,18 @@ def _draw_coordinate(ax: Axes, x: int, values: "pd.Series[Any]") -> npt.NDArray[
         heights = np.array([np.nan if pd.isna(value) else place[str(value)] for value in values])
     if np.isnan(heights).any():
         ticks.append((MISSING_HEIGHT, below))
+    return np.where(np.isnan(heights), MISSING_HEIGHT, heights), ticks
+
+
+def _draw_coordinate(ax: Axes, x: int, values: "pd.Series[Any]") -> npt.NDArray[np.float64]:
+    """Draws one axis of the parallel coordinates with its ticks and returns the height of each trial on it, (N,)."""
+    heights, ticks = coordinate(values)
     ax.plot([x, x], [0, 1], color=INK, lw=0.9, zorder=3)
     halo = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
     for height, label in ticks:
         ax.plot([x - 0.03, x + 0.03], [height, height], color=INK, lw=0.9, zorder=3)
         ax.text(x - 0.06, height, label, ha="right", va="center", fontsize=TICK, color=INK, bbox=halo, zorder=5)
-    return np.where(np.isnan(heights), MISSING_HEIGHT, heights)
+    return heights
 
 
 def _scale(numbers: npt.NDArray[np.float64], log: bool) -> tuple[npt.NDArray[np.float64], list[tuple[float, str]]]:
