@@ -37,7 +37,8 @@ def of_run(run: Run) -> pd.DataFrame:
     if not path.exists():  # else Optuna would make an empty one
         raise UserError(f"{path} must be the run's study, but got no such file.")
     sampler = optuna.samplers.RandomSampler(seed=0)
-    study = optuna.load_study(study_name=None, storage=f"sqlite:///{path}", sampler=sampler, pruner=None)
+    with _silence():
+        study = optuna.load_study(study_name=None, storage=f"sqlite:///{path}", sampler=sampler, pruner=None)
     return assess(study, equal_budget_values(run.trials, run.epochs))
 
 
@@ -51,7 +52,9 @@ def assess(study: optuna.Study, values: "pd.Series[float]", *, n_bootstrap: int 
 
     fANOVA (Hutter et al. 2014) tells how much of the variance over the whole space, its bad regions included, each
     explains by itself. A conditional hyperparameter has no effect where it is inactive, so there it is drawn at random
-    (anew for each forest): Optuna would leave it out altogether.
+    (anew for each forest): Optuna would leave it out altogether. A forest of few trials overrates the strongest, which
+    the interval does not know: what has 80 % of 2a + b gets 87 % after 50 trials and 85 % after 300, and the interval
+    held the 80 % in 34 of 40 studies of 20 trials, but in 15 of 30 of 50 trials.
 
     The interval is the 95 % percentile bootstrap over trials (Efron 1979). It takes trials for independent draws,
     which those of a sampler that learns are not; and resampled noise makes what hardly matters look as if it did, so
@@ -177,7 +180,7 @@ def _shares(evaluator: BaseImportanceEvaluator, trials: Sequence[FrozenTrial]) -
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keeps Optuna from printing that a study was created, and from warning of ranges that a single trial has."""
+    """Keeps Optuna from printing which study was made or loaded, and from warning of ranges that a single trial has."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
