@@ -214,6 +214,7 @@ def test_separability_is_that_of_the_features_it_is_given_on_components_of_train
     assert (swapped["probe_accuracy"] < 0.3).all()
     turned = analysis.separability(*train, others[0][:, ::-1], others[1])
     assert (turned["probe_accuracy"] < 0.5).all()
+    assert analysis.separability(*train, others[0] ** 3, others[1])["explained"].equals(turned["explained"])
 
 
 def test_separability_does_not_depend_on_the_scale_of_the_features() -> None:

@@ -21,6 +21,7 @@ def execute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[by
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     data = [output["data"] for output in outputs if "data" in output]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
     printed = [output["text"] for output in outputs if output["output_type"] == "stream"]
     pictures = [base64.b64decode(shown["image/png"]) for shown in data if "image/png" in shown]
     return "\n".join(printed + [shown["text/plain"] for shown in data]), pictures
