@@ -1,10 +1,13 @@
 """What every test may use: small learnable splits, a tiny configuration, and one thread for torch."""
 
+import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tuning import results
 from tuning.config import TrainConfig
 from tuning.data import Labelled, Splits, make_splits
 
@@ -21,6 +24,35 @@ def patterned_images(n: int, *, channels: int = 1, side: int = 12, seed: int = 0
     labels = draw.permutation(np.arange(n) % len(CLASS_NAMES))
     images = 70 + 70 * patterns[labels][:, None] + draw.normal(0, 40, (n, channels, side, side))
     return Labelled(images=images.clip(0, 255).astype(np.uint8), labels=labels.astype(np.int64))
+
+
+def write_run(path: Path, n_trials: int, *, seed: int = 0) -> results.Run:
+    """Returns a run of the smoke space that nobody trained: a trial is good where its learning rate is near 0.03.
+
+    Every third trial was stopped after two of four epochs, though what it had so far was as good as that of the others.
+    """
+    import optuna
+
+    from tuning.spaces import load_space
+    from tuning.study import RunStudy
+
+    path.mkdir(parents=True)
+    settings = {"seed": 0, "concurrency": 1, "epochs": 4, "space": "smoke", "dataset": "fashion-mnist"}
+    started = "2026-11-23T10:00:00+00:00"
+    meta = {"settings": settings, "dataset": "fashion-mnist", "split_hash": "af0c", "started": started}
+    results.write_json(path / "meta.json", meta)
+    study = RunStudy(path, load_space("smoke"), optuna.samplers.RandomSampler(seed=seed), epochs=4, seed=seed)
+    for number in range(n_trials):
+        proposal = study.ask()
+        assert proposal is not None
+        for epoch in range(1, 3 if number % 3 == 2 else 5):
+            accuracy = 0.6 + 0.05 * epoch - 0.1 * abs(math.log10(proposal.config.learning_rate) + 1.5)
+            row = {"valid_accuracy": accuracy, "train_accuracy": accuracy + 0.02, "finished": "length" * (epoch == 4)}
+            row |= {"train_loss": 0.9 - accuracy, "valid_loss": 1 - accuracy, "lr": proposal.config.learning_rate}
+            row |= {"epoch_seconds": 20.0, "images_per_second": 2000.0}
+            study.report(number, row | {"epoch": epoch})
+        study.finish(number, "scheduler")
+    return results.Run(path)
 
 
 @pytest.fixture(scope="session")

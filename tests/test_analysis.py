@@ -1,10 +1,6 @@
 """`tuning.analysis` against values known from elsewhere, and against the mistakes that would still give a number."""
 
-import logging
-import warnings
-
 import numpy as np
-import optuna
 import pandas as pd
 import pytest
 
@@ -82,10 +78,15 @@ def test_confusion_refuses_what_is_no_class() -> None:
 def test_classification_report_by_hand() -> None:
     labels, predictions = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 0, 0])
     report = analysis.classification_report(labels, predictions, ["a", "b", "c"]).set_index("class")
-    assert report.loc["a"].tolist() == pytest.approx([2 / 4, 2 / 3, 4 / 7, 3])
-    assert report.loc["b"].tolist() == pytest.approx([1 / 2, 1 / 2, 1 / 2, 2])
-    assert report.loc["c"].tolist() == [0, 0, 0, 1]
-    assert report.loc["macro average"].tolist() == pytest.approx([1 / 3, 7 / 18, 5 / 14, 6])
+    columns = ["precision", "recall", "f1", "support"]
+    assert report.loc["a", columns].tolist() == pytest.approx([2 / 4, 2 / 3, 4 / 7, 3])
+    assert report.loc["b", columns].tolist() == pytest.approx([1 / 2, 1 / 2, 1 / 2, 2])
+    assert report.loc["c", columns].tolist() == [0, 0, 0, 1]
+    assert report.loc["macro average", columns].tolist() == pytest.approx([1 / 3, 7 / 18, 5 / 14, 6])
+    assert report.loc["a", ["recall_low", "recall_high"]].tolist() == list(analysis.wilson_interval(2, 3))
+    assert report.loc["a", ["precision_low", "precision_high"]].tolist() == list(analysis.wilson_interval(2, 4))
+    assert report.loc["c", ["precision_low", "precision_high"]].tolist() == [0, 1]  # never predicted: nothing is known
+    assert report.loc["macro average"].filter(regex="low|high").isna().all()
 
 
 def test_classification_report_agrees_with_scikit_learn() -> None:
@@ -96,6 +97,22 @@ def test_classification_report_agrees_with_scikit_learn() -> None:
     report = analysis.classification_report(labels, predictions, list("abcd"))
     expected = np.column_stack(metrics.precision_recall_fscore_support(labels, predictions))
     assert report[["precision", "recall", "f1", "support"]].to_numpy()[:4] == pytest.approx(expected)
+
+
+def test_intervals_of_precision_recall_and_f1_hold_the_truth_as_often_as_they_say() -> None:
+    generator, n, repeats = np.random.default_rng(5), 300, 300
+    joint = np.array([[0.30, 0.03, 0.02], [0.06, 0.24, 0.05], [0.01, 0.04, 0.25]])  # truth by prediction
+    right = np.diag(joint)
+    truth = {"precision": right / joint.sum(axis=0), "recall": right / joint.sum(axis=1)}
+    truth["f1"] = 2 * right / (joint.sum(axis=0) + joint.sum(axis=1))
+    held = {name: np.zeros(3) for name in truth}
+    for _ in range(repeats):
+        cells = generator.choice(9, size=n, p=joint.ravel())
+        report = analysis.classification_report(cells // 3, cells % 3, list("abc")).iloc[:3]
+        for name, true in truth.items():
+            held[name] += ((report[f"{name}_low"] <= true) & (true <= report[f"{name}_high"])).to_numpy()
+    for name, counts in held.items():  # 0.95, give or take three standard errors
+        assert np.abs(counts / repeats - 0.95).max() < 0.038, name
 
 
 def test_wilson_interval_known_values() -> None:
@@ -127,7 +144,9 @@ def test_calibration_by_hand() -> None:
     assert filled["upper"].tolist() == pytest.approx([0.6, 0.9])  # a bin holds its upper end
     assert filled["accuracy"].tolist() == [1.0, 0.5]
     assert len(bins) == 10
-    assert bins["accuracy"].isna().sum() == 8
+    assert bins[["accuracy", "accuracy_low", "accuracy_high"]].isna().all(axis=1).sum() == 8
+    for row, right in zip(filled.itertuples(), (2, 1), strict=True):
+        assert (row.accuracy_low, row.accuracy_high) == analysis.wilson_interval(right, 2)
 
 
 def test_calibration_is_zero_where_confidence_is_honest_and_not_after_a_permutation() -> None:
@@ -144,6 +163,73 @@ def test_calibration_refuses_other_lengths() -> None:
         analysis.calibration(np.array([0, 1]), np.ones((3, 2)) / 2)
     with pytest.raises(ValueError, match="but got 0 for 0 labels"):
         analysis.calibration(np.array([], dtype=int), np.ones((0, 2)))
+
+
+def test_worst_mistakes_are_the_mistakes_of_the_highest_loss() -> None:
+    truth_share = np.array([0.9, 0.05, 0.3, 0.001, 0.45, 0.2])
+    probabilities = np.column_stack([truth_share, 1 - truth_share])
+    labels = np.zeros(6, dtype=int)
+    assert analysis.worst_mistakes(labels, probabilities).tolist() == [3, 1, 5, 2, 4]
+    assert analysis.worst_mistakes(labels, probabilities, limit=2).tolist() == [3, 1]
+    assert analysis.worst_mistakes(labels[:1], probabilities[:1]).size == 0
+    # Of three classes, the one that is right may be likelier in the worse mistake of the two by confidence.
+    three = np.array([[0.0, 0.5, 0.5], [0.05, 0.05, 0.9]])
+    assert analysis.worst_mistakes(np.array([0, 0]), three).tolist() == [0, 1]
+
+
+def _clusters(n: int, seed: int, *, distance: float) -> tuple["np.ndarray", "np.ndarray"]:
+    """Returns features of four classes: the last two are at one place of a wide plane, and apart on a third axis."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 4, n)
+    centres = np.zeros((4, 12))
+    centres[:, :2] = np.array([[-1, 0], [1, 0], [0, 2], [0, 2]]) * 2 * distance
+    centres[2:, 2] = -distance / 2, distance / 2
+    return centres[labels] + generator.normal(size=(n, 12)), labels
+
+
+def test_separability_finds_the_components_that_tell_the_classes_apart() -> None:
+    frame = analysis.separability(*_clusters(2000, 0, distance=6), *_clusters(1000, 1, distance=6))
+    assert frame["components"].tolist() == [2, 10, 12]
+    plane, ten, whole = frame.to_dict("records")
+    assert plane["probe_accuracy"] == pytest.approx(0.75, abs=0.04)  # the last two classes are one in the plane
+    assert ten["probe_accuracy"] > 0.99 and whole["probe_accuracy"] > 0.99
+    assert plane["silhouette"] < 0.6 < ten["silhouette"]
+    assert whole["explained"] == pytest.approx(1.0)
+    assert 0.8 < plane["explained"] < ten["explained"] < 1
+    assert (whole["probe_accuracy_low"], whole["probe_accuracy_high"]) == analysis.wilson_interval(
+        round(1000 * whole["probe_accuracy"]), 1000
+    )
+
+
+def test_separability_of_what_has_no_classes_is_that_of_chance() -> None:
+    frame = analysis.separability(*_clusters(2000, 0, distance=0), *_clusters(1000, 1, distance=0))
+    assert ((frame["probe_accuracy"] - 0.25).abs() < 0.05).all()
+    assert (frame["silhouette"].abs() < 0.05).all()
+
+
+def test_separability_is_that_of_the_features_it_is_given_on_components_of_train() -> None:
+    """Labels learned by heart do not count, and the others' own axes are not looked for."""
+    train, others = _clusters(2000, 0, distance=6), _clusters(1000, 1, distance=6)
+    swapped = analysis.separability(*train, others[0], (others[1] + 1) % 4)
+    assert (swapped["probe_accuracy"] < 0.3).all()
+    turned = analysis.separability(*train, others[0][:, ::-1], others[1])
+    assert (turned["probe_accuracy"] < 0.5).all()
+    assert analysis.separability(*train, others[0] ** 3, others[1])["explained"].equals(turned["explained"])
+
+
+def test_separability_does_not_depend_on_the_scale_of_the_features() -> None:
+    train, others = _clusters(500, 0, distance=2), _clusters(500, 1, distance=2)
+    frame = analysis.separability(*train, *others)
+    scaled = analysis.separability(train[0] * 1e-4, train[1], others[0] * 1e-4, others[1])
+    pd.testing.assert_frame_equal(frame, scaled)
+
+
+def test_separability_refuses_a_single_class() -> None:
+    features, labels = _clusters(50, 0, distance=1)
+    with pytest.raises(ValueError, match=r"train_labels must be of two or more classes, but got 1\."):
+        analysis.separability(features, labels * 0, features, labels)
+    with pytest.raises(ValueError, match=r"labels must be of two or more classes, but got 1\."):
+        analysis.separability(features, labels, features, labels * 0)
 
 
 def test_best_so_far_orders_by_time_and_leaves_out_the_unfinished() -> None:
@@ -168,103 +254,3 @@ def test_equal_budget_values_compares_within_the_shortest_finished_trial() -> No
 def test_equal_budget_values_leaves_out_nan() -> None:
     trials = _trials(["complete", "complete"], [0.5, np.nan], [1, 2])
     assert analysis.equal_budget_values(trials, _epochs({0: [0.5], 1: [np.nan]})).to_dict() == {0: 0.5}
-
-
-def _study(n_trials: int, *, prune_every: int = 0) -> tuple[optuna.Study, "pd.Series[float]"]:
-    """Returns a study whose value depends on `matters` alone, and its values; every fifth trial lacks `momentum`."""
-    study = optuna.create_study(storage=optuna.storages.InMemoryStorage(), direction="maximize")
-    generator = np.random.default_rng(4)
-    values = {}
-    for number in range(n_trials):
-        params = {"matters": generator.uniform(), "noise": generator.uniform(), "fixed": 1.0}
-        ranges = {name: optuna.distributions.FloatDistribution(0.0, 1.0) for name in ("matters", "noise")}
-        distributions: dict[str, optuna.distributions.BaseDistribution] = {
-            **ranges, "fixed": optuna.distributions.FloatDistribution(1.0, 1.0),
-        }  # fmt: skip
-        if number % 5:
-            params["momentum"] = generator.uniform()
-            distributions["momentum"] = optuna.distributions.FloatDistribution(0.0, 1.0)
-        values[number] = float(params["matters"])
-        pruned = bool(prune_every) and number % prune_every == 0
-        state = optuna.trial.TrialState.PRUNED if pruned else optuna.trial.TrialState.COMPLETE
-        study.add_trial(
-            optuna.trial.create_trial(
-                state=state, params=params, distributions=distributions, value=None if pruned else values[number]
-            )
-        )
-    return study, pd.Series(values)
-
-
-def test_importances_find_what_matters_and_count_pruned_trials() -> None:
-    study, values = _study(60, prune_every=2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        frame = analysis.importances(study, values)
-    assert frame["parameter"].iloc[0] == "matters"
-    assert set(frame["parameter"]) == {"matters", "noise", "momentum"}
-    assert frame["importance"].sum() == pytest.approx(1.0)
-    assert frame["importance"].is_monotonic_decreasing
-    assert frame["importance"].iloc[0] > 0.6
-    only_complete = analysis.importances(study, values[values.index % 2 == 1])
-    assert not np.allclose(only_complete["importance"], frame["importance"])
-    assert len(study.trials) == 60
-
-
-def test_importances_follow_the_values_not_the_study() -> None:
-    study, _ = _study(60)
-    noise = pd.Series({trial.number: trial.params["noise"] for trial in study.trials})
-    assert analysis.importances(study, noise)["parameter"].iloc[0] == "noise"
-
-
-def test_importances_are_about_the_best_not_the_worst() -> None:
-    study, _ = _study(120)
-    params = pd.DataFrame([trial.params for trial in study.trials])
-    values = (params["noise"] - 0.7).clip(lower=0) - (0.3 - params["matters"]).clip(lower=0)
-    assert analysis.importances(study, values)["parameter"].iloc[0] == "noise"
-
-
-def test_importances_log_nothing_and_leave_the_log_as_it_was() -> None:
-    study, values = _study(12)
-    records: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = records.append  # type: ignore[method-assign]
-    logger = logging.getLogger("optuna")
-    before = logger.level
-    logger.addHandler(handler)
-    optuna.logging.set_verbosity(optuna.logging.INFO)
-    try:
-        analysis.importances(study, values)
-        assert records == []
-        assert optuna.logging.get_verbosity() == optuna.logging.INFO
-    finally:
-        optuna.logging.set_verbosity(before)
-        logger.removeHandler(handler)
-
-
-def test_importances_do_not_warn_of_a_parameter_that_one_trial_has() -> None:
-    study, values = _study(11)
-    lone = optuna.trial.create_trial(
-        params={"rare": 0.5}, distributions={"rare": optuna.distributions.FloatDistribution(0.0, 1.0)}, value=0.1
-    )
-    study.add_trial(lone)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        frame = analysis.importances(study, pd.concat([values, pd.Series({11: 0.1})])).set_index("parameter")
-    assert frame.loc["rare", "importance"] == 0
-
-
-def test_importances_survive_a_tie_of_most_trials_with_the_worst() -> None:
-    study, values = _study(20)
-    frame = analysis.importances(study, values.where(values > values.quantile(0.8), 0.1))
-    assert frame["parameter"].iloc[0] == "matters"
-    assert frame["importance"].nunique() > 1
-
-
-def test_importances_are_empty_where_nothing_can_be_said() -> None:
-    study, values = _study(12)
-    empty = [analysis.importances(study, values.head(7)), analysis.importances(study, values * 0 + 0.9)]
-    empty.append(analysis.importances(study, values * np.nan))
-    for frame in empty:
-        assert frame.empty
-        assert frame.columns.tolist() == ["parameter", "importance"]
-    assert not analysis.importances(study, values.head(8)).empty

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.patches import Rectangle
 from typer.testing import CliRunner
 
-from tuning import data, explore, plots
+from tuning import data, explore, pictures, style
 from tuning.data import HashedTest, Labelled, Splits
 from tuning.errors import UserError
 
@@ -72,19 +72,19 @@ def test_tables_hold_the_numbers(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_figure_has_a_row_a_class(tmp_path: Path, channels: int) -> None:
     overview = explore.describe(*make_splits(channels))
-    figure = plots.data_overview(overview.samples, overview.means, overview.counts, overview.class_names)
+    figure = pictures.data_overview(overview.samples, overview.means, overview.counts, overview.class_names)
     samples, mean, counts = figure.axes
     assert [label.get_text() for label in samples.get_yticklabels()] == ["cat", "dog"]
     assert (samples.get_title(), mean.get_title()) == ("first 8 train images", "mean")
     assert [bar.get_width() for bar in counts.patches if isinstance(bar, Rectangle)] == [8, 4, 2, 2, 2, 3]
     assert counts.get_ylim() == samples.get_ylim()
-    plots.save(figure, tmp_path / "overview.png")
+    style.save(figure, tmp_path / "overview.png")
     assert (tmp_path / "overview.png").stat().st_size > 1000
 
 
 def test_mosaic_keeps_images_in_place() -> None:
     images = np.arange(24, dtype=np.uint8).reshape(2, 3, 1, 2, 2)
-    mosaic = plots._mosaic(images)
+    mosaic = pictures._mosaic(images)
     assert mosaic.shape == (12, 18, 1)
     np.testing.assert_array_equal(mosaic[8:10, 14:16, 0], images[1, 2, 0])
     assert mosaic.sum() == images.sum()

@@ -50,7 +50,8 @@ def test_everything_is_written_and_agrees(tmp_path: Path, opened: list[str], spl
     files = {path.name for path in tmp_path.iterdir()}
     assert files == {
         *("model.pth", "config.json", "metrics.json", "scores.txt", "classification_report.csv", "epochs.csv"),
-        *("confusion.png", "pca.png", "learning_curve.png", "test_log.jsonl"),
+        *("confusion.png", "pca.png", "learning_curve.png", "calibration.png", "mistakes.png", "separability.csv"),
+        "test_log.jsonl",
     }
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert f"test               {metrics['test_accuracy']:.2%} (95 % interval" in (tmp_path / "scores.txt").read_text()

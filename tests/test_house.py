@@ -25,15 +25,18 @@ ORDER = [
         "checkpoints",
         "results",
         "analysis",
+        "importances",
         "compare",
+        "style",
         "plots",
+        "pictures",
     ),
     *("spaces", "study", "schedulers", "progress", "trainable", "estimate", "search", "final", "predict", "explore"),
 ]
 # What a person calls may show, imported when asked to, what the rooms below make of its frames.
-COMMAND_MAY_IMPORT = {"results": {"compare", "plots"}}
+COMMAND_MAY_IMPORT = {"results": {"compare", "plots", "style"}}
 MAY_NAME_RAY = {"trainable", "schedulers", "estimate", "search"}
-MAY_NAME_OPTUNA = {"spaces", "study", "schedulers", "estimate", "search", "analysis"}
+MAY_NAME_OPTUNA = {"spaces", "study", "schedulers", "estimate", "search", "importances"}
 
 
 def imported(path: Path) -> set[str]:
@@ -96,7 +99,7 @@ def test_retraining_needs_no_ray() -> None:
         "import sys\nclass Absent:\n    def find_spec(self, name, *args):\n"
         "        if name.split('.')[0] in ('ray', 'optuna'): raise ImportError(name)\n"
         "sys.meta_path.insert(0, Absent())\n"
-        "import tuning.final, tuning.training, tuning.models, tuning.plots, tuning.analysis, tuning.predict"
+        "import tuning.final, tuning.training, tuning.models, tuning.plots, tuning.pictures, tuning.predict"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

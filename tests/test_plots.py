@@ -1,7 +1,5 @@
 """`tuning.plots`: what is drawn is what the frames hold, and no frame is too small or too odd to be drawn."""
 
-import errno
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +8,9 @@ import pytest
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.image import imread
 
-from tuning import analysis, plots
+from tuning import analysis, plots, style
 from tuning.config import TrainConfig
-from tuning.errors import UserError
 
 START = pd.Timestamp("2026-11-23T10:00:00", tz="UTC")
 STATES = ("complete", "pruned", "failed", "running")
@@ -64,44 +60,6 @@ def run() -> tuple[pd.DataFrame, pd.DataFrame]:
     return _run(12)
 
 
-def test_pyplot_is_not_touched() -> None:
-    source = Path(plots.__file__).read_text()
-    assert "matplotlib.pyplot" not in source
-    assert "rcParams[" not in source
-
-
-def test_save_writes_a_real_picture_and_nothing_else(tmp_path: Path, run: tuple[pd.DataFrame, pd.DataFrame]) -> None:
-    path = tmp_path / "new" / "best.png"
-    plots.save(plots.best_so_far(analysis.best_so_far(run[0])), path)
-    picture = imread(path)
-    assert picture.shape[:2] == (630, 1050)  # 4.2 by 7 inches at 150 dots an inch
-    assert 0.005 < (picture[..., :3].min(axis=2) < 0.9).mean() < 0.5
-    assert [file.name for file in path.parent.iterdir()] == ["best.png"]
-
-
-def test_save_names_the_file_on_a_full_disk_and_keeps_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "figure.png"
-    path.write_bytes(b"old")
-
-    def full(self: Figure, target: Path, **_: Any) -> None:
-        target.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Figure, "savefig", full)
-    with pytest.raises(UserError, match=r"No space left on the disk while writing .*figure\.png"):
-        plots.save(Figure(), path)
-    assert path.read_bytes() == b"old"
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_save_does_not_hide_other_errors(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
-        plots.save(Figure(), tmp_path / "file" / "figure.png")
-
-
 def test_best_so_far_steps_and_dots(run: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     frame = analysis.best_so_far(run[0])
     (ax,) = plots.best_so_far(frame).axes
@@ -143,10 +101,10 @@ def test_learning_curves_one_line_a_trial_by_state_and_the_best_in_black(
     (ax,) = plots.learning_curves(epochs, trials).axes
     assert len(ax.lines) == epochs["trial"].nunique() == 9
     colours = [to_hex(line.get_color()) for line in ax.lines]
-    assert colours.count(plots.BEST) == 1
-    assert colours.count(plots.STATE_COLOURS["running"]) == 3
-    assert colours.count(plots.STATE_COLOURS["pruned"]) == 2  # the best was pruned
-    assert colours.count(plots.STATE_COLOURS["complete"]) == 3
+    assert colours.count(style.BEST) == 1
+    assert colours.count(style.STATE_COLOURS["running"]) == 3
+    assert colours.count(style.STATE_COLOURS["pruned"]) == 2  # the best was pruned
+    assert colours.count(style.STATE_COLOURS["complete"]) == 3
     legend = ax.get_legend()
     assert legend is not None
     labels = [text.get_text() for text in legend.get_texts()]
@@ -154,7 +112,7 @@ def test_learning_curves_one_line_a_trial_by_state_and_the_best_in_black(
     best = finished.iloc[int(finished["valid_accuracy"].argmax())]
     assert labels[0] == f"best: trial {best['trial']}, {100 * best['valid_accuracy']:.2f} %"
     assert labels[1:] == ["complete (3)", "pruned (3)", "running (3)"]
-    assert ax.lines[colours.index(plots.BEST)].get_ydata()[-1] == best["valid_accuracy"]
+    assert ax.lines[colours.index(style.BEST)].get_ydata()[-1] == best["valid_accuracy"]
 
 
 def test_parallel_coordinates_draw_what_varies(run: tuple[pd.DataFrame, pd.DataFrame]) -> None:
@@ -179,26 +137,24 @@ def test_parallel_coordinates_put_learning_rates_on_a_log_scale() -> None:
         assert sorted(segment[0, 1] for segment in segments) == pytest.approx([0, middle, 1])
 
 
-def test_importances_bars() -> None:
-    frame = pd.DataFrame({"parameter": ["learning_rate", "width"], "importance": [0.75, 0.25]})
+def test_importances_are_a_mark_on_its_interval_for_each_method() -> None:
+    rows = [("PED-ANOVA", "rate", 0.5, 0.1, 0.9), ("PED-ANOVA", "width", 0.5, 0.2, 0.4)]
+    rows += [("fANOVA", "width", 0.8, 0.6, 1.0), ("fANOVA", "rate", 0.2, 0.0, 0.5)]
+    frame = pd.DataFrame(rows, columns=["method", "parameter", "importance", "low", "high"])
     (ax,) = plots.importances(frame).axes
-    assert [bar.get_width() for bar in ax.patches] == [0.75, 0.25]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["learning_rate", "width"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["width", "rate"]  # by their means
     assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first on top
-    assert [text.get_text() for text in ax.texts] == ["75 %", "25 %"]
-
-
-def test_confusion_shades_by_row_and_writes_counts() -> None:
-    frame = analysis.confusion(np.array([0] * 8 + [1, 1]), np.array([0] * 6 + [1, 1, 1, 1]), ["shirt", "coat"])
-    ax = plots.confusion(frame).axes[0]
-    assert np.asarray(ax.images[0].get_array()).tolist() == [[0.75, 0.25], [0, 1]]
-    assert {(text.get_position(), text.get_text()) for text in ax.texts} == {
-        ((0, 0), "6"),
-        ((1, 0), "2"),
-        ((1, 1), "2"),
-    }
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("prediction", "truth")
-    assert ax.texts[0].get_color() == "white"
+    legend = ax.get_legend()
+    assert legend is not None and [text.get_text() for text in legend.get_texts()] == ["PED-ANOVA", "fANOVA"]
+    intervals = [c for c in ax.collections if isinstance(c, LineCollection)]
+    for marks, lines, (_, own) in zip(ax.lines, intervals, frame.groupby("method", sort=False), strict=True):
+        assert np.asarray(marks.get_xdata()).tolist() == own["importance"].tolist()
+        heights = np.asarray(marks.get_ydata())
+        assert heights.round().tolist() == [{"width": 0, "rate": 1}[name] for name in own["parameter"]]
+        ends = np.array([np.asarray(segment) for segment in lines.get_segments()])
+        assert ends[:, :, 0].tolist() == own[["low", "high"]].to_numpy().tolist()
+        assert (ends[:, :, 1] == heights[:, None]).all()
+    assert not set(np.asarray(ax.lines[0].get_ydata())) & set(np.asarray(ax.lines[1].get_ydata()))
 
 
 def test_learning_curve_marks_the_best_epoch(run: tuple[pd.DataFrame, pd.DataFrame]) -> None:
@@ -214,57 +170,10 @@ def test_learning_curve_marks_the_best_epoch(run: tuple[pd.DataFrame, pd.DataFra
     assert np.asarray(figure.axes[1].lines[1].get_ydata()).tolist() == epochs["valid_accuracy"].tolist()
 
 
-def _pca_figure(n: int, labels: "np.ndarray[Any, Any]", channels: int = 1) -> Figure:
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (n, channels, 8, 8), dtype=np.uint8)
-    names = [f"class {number}" for number in range(12)]
-    return plots.pca(generator.normal(size=(n, 2)), np.array([0.314, 0.2]), labels, images, names)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_pca_draws_all_points_and_pictures_that_do_not_overlap(channels: int, tmp_path: Path) -> None:
-    figure = _pca_figure(120, np.arange(120) % 10, channels)
-    scatter, gallery = figure.axes
-    assert scatter.get_xlabel() == "first principal component (31.4 % of the variance)"
-    assert scatter.get_ylabel() == "second principal component (20.0 % of the variance)"
-    clouds = [cloud for cloud in scatter.collections if isinstance(cloud, PathCollection)]
-    assert [len(np.asarray(cloud.get_offsets())) for cloud in clouds] == [12] * 10
-    assert len({to_hex(cloud.get_facecolor()[0]) for cloud in clouds}) == 10
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"class {number}" for number in range(10)]
-    boxes = np.array([image.get_extent() for image in gallery.images])
-    assert 60 < len(boxes) <= 120
-    left, right, bottom, top = boxes.T
-    apart = (left[:, None] >= right) | (right[:, None] <= left) | (bottom[:, None] >= top) | (top[:, None] <= bottom)
-    assert (apart | np.eye(len(boxes), dtype=bool)).all()
-    assert gallery.get_xlim()[0] < left.min()
-    assert right.max() < gallery.get_xlim()[1]
-    plots.save(figure, tmp_path / "pca.png")
-    assert (tmp_path / "pca.png").stat().st_size > 20_000
-
-
-def test_pca_picture_is_that_of_its_point() -> None:
-    points = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    images = np.stack([np.full((1, 4, 4), value, np.uint8) for value in (10, 20, 30)])
-    gallery = plots.pca(points, np.array([0.5, 0.5]), np.array([0, 1, 2]), images, ["a", "b", "c"]).axes[1]
-    frames = gallery.collections[0].get_edgecolor()
-    for picture, frame in zip(gallery.images, frames, strict=True):
-        left, right, bottom, top = picture.get_extent()
-        value = int(np.asarray(picture.get_array()).flat[0])
-        point = points[value // 10 - 1]
-        assert np.abs([(left + right) / 2, (bottom + top) / 2] - point).max() < 0.5 * 1.06 / plots.GALLERY_CELLS + 1e-9
-        assert to_hex(frame) == plots.CLASS_COLOURS[value // 10 - 1]
-
-
-def test_more_than_ten_classes_differ_in_colour_or_marker() -> None:
-    assert len({plots._class_style(number) for number in range(100)}) == 100
-
-
 def _empty_and_tiny() -> dict[str, Figure]:
     trials, epochs = _run(1)
     nothing, none = trials.iloc[:0], epochs.iloc[:0]
-    importance = pd.DataFrame({"parameter": ["width"], "importance": [1.0]})
-    counts = analysis.confusion(np.array([], dtype=int), np.array([], dtype=int), ["a", "b"])
-    point, picture = np.zeros((1, 2)), np.zeros((1, 1, 8, 8), np.uint8)
+    importance = pd.DataFrame({"method": "fANOVA", "parameter": ["width"], "importance": 1.0, "low": 1.0, "high": 1.0})
     lone = trials.assign(**{"config/width": pd.Series([pd.NA], dtype="Int64")})
     return {
         "best, empty": plots.best_so_far(analysis.best_so_far(nothing)),
@@ -278,12 +187,9 @@ def _empty_and_tiny() -> dict[str, Figure]:
         "parallel, one column": plots.parallel_coordinates(pd.concat([trials, lone])),
         "importances, empty": plots.importances(importance.iloc[:0]),
         "importances, one": plots.importances(importance),
-        "confusion, empty": plots.confusion(counts),
         "curve, empty": plots.learning_curve(none),
         "curve, one epoch": plots.learning_curve(epochs.head(1)),
         "curve, diverged": plots.learning_curve(epochs.assign(valid_accuracy=np.nan, train_accuracy=np.nan)),
-        "pca, empty": plots.pca(point[:0], np.zeros(2), np.array([], dtype=int), picture[:0], ["a"]),
-        "pca, one": plots.pca(point, np.zeros(2), np.array([0]), picture, ["a"]),
     }
 
 
@@ -291,5 +197,5 @@ def test_empty_and_tiny_frames_give_figures() -> None:
     for name, figure in _empty_and_tiny().items():
         figure.canvas.draw()
         assert figure.axes, name
-        says_so = any(text.startswith(("No ", "Too few", "There are no")) for text in _texts(figure))
+        says_so = any(text.startswith(("No ", "Too few")) for text in _texts(figure))
         assert says_so == (name.endswith(", empty") or name == "parallel, one"), name

@@ -1,25 +1,19 @@
-"""Numbers behind the figures: PCA, confusion, calibration, fair comparisons of trials, hyperparameter importances.
+"""Numbers behind the figures: what a model gets right and how sure that is, its features, fair comparisons of trials.
 
-Arrays and frames in, arrays and frames out. What must never live here: files, figures, torch and Ray. Optuna is named
-in `importances` alone and imported when it is called.
+Arrays and frames in, arrays and frames out. What must never live here: files, figures, torch, Ray and Optuna.
 """
 
-import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-if TYPE_CHECKING:
-    import optuna
-
 FINISHED = ("complete", "pruned")
-MIN_IMPORTANCE_TRIALS = 8
+PROBE_IMAGES, SILHOUETTE_IMAGES = 10_000, 2_000
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
@@ -84,24 +78,36 @@ def confusion(labels: Integers, predictions: Integers, class_names: Sequence[str
 
 
 def classification_report(labels: Integers, predictions: Integers, class_names: Sequence[str]) -> pd.DataFrame:
-    """Returns class, precision, recall, f1 (all in [0, 1]) and support, a row a class, then `macro average`.
+    """Returns precision, recall and f1 of each class, in [0, 1], with 95 % intervals; then their `macro average`.
 
-    A precision or recall of a class that was never predicted or never occurs is 0. Arguments as in `confusion`.
+    A precision or recall of a class that was never predicted or never occurs is 0. The intervals are Wilson's; that of
+    f1 is carried over from f1 / (2 - f1) (F* of Hand, Christen and Kirielle 2021), which is a share, too: of the images
+    whose truth or prediction is the class, those of which both are.
+
+    Args:
+        labels: int (N,), 0 to C - 1.
+        predictions: int (N,), 0 to C - 1.
+        class_names: The C names.
+
+    Returns:
+        class, precision, precision_low, precision_high, the same for recall and f1, support; the average has no
+        intervals (NaN).
+
+    Raises:
+        ValueError: As `confusion`.
     """
     counts = confusion(labels, predictions, class_names).to_numpy()
-    correct, support, predicted = np.diag(counts).astype(float), counts.sum(axis=1), counts.sum(axis=0)
-    scores = pd.DataFrame(
-        {
-            "class": list(class_names),
-            "precision": correct / np.maximum(predicted, 1),
-            "recall": correct / np.maximum(support, 1),
-            "f1": 2 * correct / np.maximum(support + predicted, 1),
-            "support": support,
-        }
-    )
+    correct, support, predicted = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+    scores = pd.DataFrame({"class": list(class_names)})
+    either = support + predicted - correct
+    for name, n in (("precision", predicted), ("recall", support), ("f1", either)):
+        shares = np.array([correct / np.maximum(n, 1), *_wilson(correct, n)])
+        if name == "f1":
+            shares = 2 * shares / (1 + shares)
+        scores[name], scores[f"{name}_low"], scores[f"{name}_high"] = shares
     means = scores[["precision", "recall", "f1"]].mean()
     average = pd.DataFrame([{"class": "macro average", **means, "support": int(support.sum())}])
-    return pd.concat([scores, average], ignore_index=True)
+    return pd.concat([scores.assign(support=support), average], ignore_index=True)
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -121,12 +127,16 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
         raise ValueError(f"successes must be 0 to {n}, but got {successes}.")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), but got {confidence}.")
+    low, high = _wilson(np.array([successes]), np.array([n]), confidence)
+    return float(low[0]), float(high[0])
+
+
+def _wilson(successes: Integers | Floats, n: Integers, confidence: float = 0.95) -> tuple[Floats, Floats]:
+    """Returns the ends of the intervals of several shares; of no trials, [0, 1]."""
     z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = successes / n
-    centre = share + z**2 / (2 * n)
-    half = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
-    scale = 1 + z**2 / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    centre = (successes + z**2 / 2) / (n + z**2)
+    half = z * np.sqrt(successes * (n - successes) / np.maximum(n, 1) + z**2 / 4) / (n + z**2)
+    return np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0)
 
 
 def calibration(labels: Integers, probabilities: Floats, n_bins: int = 15) -> tuple[float, pd.DataFrame]:
@@ -139,7 +149,7 @@ def calibration(labels: Integers, probabilities: Floats, n_bins: int = 15) -> tu
 
     Returns:
         The error: the mean over the images of |accuracy - confidence| of their bin. The bins: lower, upper, count,
-        confidence and accuracy (means; NaN in an empty bin).
+        confidence and accuracy (means), accuracy_low and accuracy_high (95 %, Wilson); NaN in an empty bin.
 
     Raises:
         ValueError: There are no labels, or not as many as rows of probabilities.
@@ -153,11 +163,79 @@ def calibration(labels: Integers, probabilities: Floats, n_bins: int = 15) -> tu
     counts = np.bincount(index, minlength=n_bins)
     with np.errstate(invalid="ignore"):
         confidence = np.bincount(index, weights=confidences, minlength=n_bins) / counts
-        accuracy = np.bincount(index, weights=correct, minlength=n_bins) / counts
-    bins = pd.DataFrame(
-        {"lower": edges[:-1], "upper": edges[1:], "count": counts, "confidence": confidence, "accuracy": accuracy}
-    )
+        right = np.bincount(index, weights=correct, minlength=n_bins)
+        accuracy = right / counts
+    low, high = (np.where(counts > 0, end, np.nan) for end in _wilson(right, counts))
+    means = {"confidence": confidence, "accuracy": accuracy, "accuracy_low": low, "accuracy_high": high}
+    bins = pd.DataFrame({"lower": edges[:-1], "upper": edges[1:], "count": counts, **means})
     return float(np.nansum(counts * np.abs(accuracy - confidence)) / len(labels)), bins
+
+
+def worst_mistakes(labels: Integers, probabilities: Floats, limit: int = 30) -> npt.NDArray[np.int64]:
+    """Returns the places of the wrongly labelled images with the highest losses, the worst first; at most `limit`.
+
+    Args:
+        labels: int (N,), 0 to C - 1.
+        probabilities: float (N, C); a row adds up to 1.
+        limit: At least 0.
+    """
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    order = np.argsort(probabilities[wrong, labels[wrong]], kind="stable")
+    return wrong[order][:limit]
+
+
+def separability(
+    train_features: Floats, train_labels: Integers, features: Floats, labels: Integers, *, seed: int = 0
+) -> pd.DataFrame:
+    """Returns how well the classes separate on 2, on 10 and on all principal components of the features.
+
+    Components and probe, a multinomial logistic regression, are fitted on train features; both scores are those of the
+    other ones. About 1 s of one core for 64 features, however many images there are: at most 10,000 train images are
+    fitted, and the silhouette is that of at most 2,000 images, both drawn at random.
+
+    Args:
+        train_features: float (M, D), finite.
+        train_labels: int (M,) of two or more classes.
+        features: float (N, D), finite.
+        labels: int (N,), of two or more classes.
+        seed: Of the draws.
+
+    Returns:
+        components, explained (share of the variance of the train features), silhouette (Rousseeuw 1987, in [-1, 1]),
+        probe_accuracy in [0, 1], probe_accuracy_low and probe_accuracy_high (95 %, Wilson).
+
+    Raises:
+        ValueError: All train images, or all others, are of one class.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import silhouette_score
+
+    for name, given in (("train_labels", train_labels), ("labels", labels)):
+        if len(np.unique(given)) < 2:
+            raise ValueError(f"{name} must be of two or more classes, but got {len(np.unique(given))}.")
+    draw = np.random.default_rng(seed)
+    fitted = draw.permutation(len(train_labels))[:PROBE_IMAGES]
+    judged = draw.permutation(len(labels))[:SILHOUETTE_IMAGES]
+    model = PCA(svd_solver="full").fit(train_features[fitted].astype(np.float64))
+    scale = max(float(np.sqrt(model.explained_variance_[0])), 1e-12)  # so that one penalty suits all features
+    train, others = (model.transform(part.astype(np.float64)) / scale for part in (train_features[fitted], features))
+    rows = []
+    for n in sorted({min(n, train.shape[1]) for n in (2, 10, train.shape[1])}):
+        probe = LogisticRegression(max_iter=1000).fit(train[:, :n], train_labels[fitted])
+        right = int((probe.predict(others[:, :n]) == labels).sum())
+        low, high = wilson_interval(right, len(labels))
+        rows.append(
+            {
+                "components": n,
+                "explained": float(model.explained_variance_ratio_[:n].sum()),
+                "silhouette": float(silhouette_score(others[judged, :n], labels[judged])),
+                "probe_accuracy": right / len(labels),
+                "probe_accuracy_low": low,
+                "probe_accuracy_high": high,
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def best_so_far(trials: pd.DataFrame) -> pd.DataFrame:
@@ -194,66 +272,3 @@ def equal_budget_values(trials: pd.DataFrame, epochs: pd.DataFrame) -> "pd.Serie
     budget = by_trial.size().min() if len(rows) else 0
     values: pd.Series[float] = rows[by_trial.cumcount() < budget].groupby("trial")["valid_accuracy"].max()
     return values[np.isfinite(values)].rename("valid_accuracy")
-
-
-def importances(study: "optuna.Study", values: "pd.Series[float]") -> pd.DataFrame:
-    """Returns how much each hyperparameter matters to being among the best trials, by PED-ANOVA (Watanabe et al. 2023).
-
-    "The best" are the top tenth, but at least five trials, at most half, and never one that ties with the worst. A
-    conditional hyperparameter, which not all trials have, is assessed over the trials that have it and weighted by the
-    share of them among the best (conditional PED-ANOVA, Optuna 5); ranges that a single trial has are left out.
-
-    Args:
-        study: Where the trials' hyperparameters and their ranges are read; it is not changed.
-        values: trial number -> a value to be maximised, e.g. from `equal_budget_values`; NaN is left out.
-
-    Returns:
-        parameter, importance (adds up to 1), most important first; empty if there are fewer than 8 trials, or all
-        values are equal, or nothing was searched.
-    """
-    import optuna
-
-    empty = pd.DataFrame({"parameter": pd.Series(dtype="str"), "importance": pd.Series(dtype="float64")})
-    value_of = {int(str(number)): float(value) for number, value in values.items() if math.isfinite(value)}
-    trials = [
-        optuna.trial.create_trial(
-            state=optuna.trial.TrialState.COMPLETE,
-            params=trial.params,
-            distributions=trial.distributions,
-            value=value_of[trial.number],
-        )
-        for trial in study.get_trials(deepcopy=False)
-        if trial.number in value_of and trial.state.is_finished()
-    ]
-    searched = sorted({name for trial in trials for name, d in trial.distributions.items() if not d.single()})
-    found = [trial.value for trial in trials if trial.value is not None]
-    n_above_worst = sum(value > min(found) for value in found)
-    if len(trials) < MIN_IMPORTANCE_TRIALS or n_above_worst == 0 or not searched:
-        return empty
-    n_top = min(max(5, math.ceil(len(trials) / 10)), len(trials) // 2, n_above_worst)
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator(
-        target_quantile=(n_top - 0.5) / len(trials),  # Optuna rounds up: the half keeps it from one trial too many
-        region_quantile=1.0,
-        evaluate_on_local=True,
-    )
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # else each call prints that a study was created
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns of ranges that a single trial has; the docstring says so
-            copy = optuna.create_study(
-                storage=optuna.storages.InMemoryStorage(),
-                sampler=optuna.samplers.RandomSampler(seed=0),
-                pruner=optuna.pruners.NopPruner(),
-                study_name="importances",
-                direction=optuna.study.StudyDirection.MAXIMIZE,
-                load_if_exists=False,
-            )
-            copy.add_trials(trials)
-            shares = optuna.importance.get_param_importances(
-                copy, evaluator=evaluator, params=searched, target=None, normalize=True
-            )
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-    frame = pd.DataFrame({"parameter": list(shares), "importance": list(shares.values())})
-    return frame.sort_values(["importance", "parameter"], ascending=[False, True], ignore_index=True)

@@ -128,11 +128,11 @@ def main(
     splits = data.load_splits(dataset, data_dir, seed=seed)
     overview = describe(splits, data.hash_test(dataset, data_dir))
     print_overview(overview)
-    from tuning import plots
+    from tuning import pictures, style
 
-    figure = plots.data_overview(overview.samples, overview.means, overview.counts, overview.class_names)
+    figure = pictures.data_overview(overview.samples, overview.means, overview.counts, overview.class_names)
     try:
-        plots.save(figure, out)
+        style.save(figure, out)
     except OSError as error:
         raise UserError(f"--out must be a file that can be written, but got {str(out)!r}: {error.strerror}.") from error
     print(f"Figure: {out}")

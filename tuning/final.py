@@ -156,6 +156,7 @@ def final(choice: Choice, *, seed: int, device: str, data_dir: Path | None, mode
     log_test(model_dir, metrics | {"event": "result"})
     write_model(model_dir, model, choice, splits, metrics, epochs)
     write_pictures(model_dir, test, test_images.images, splits.class_names, epochs)
+    write_separability(model_dir, _outcome(model, _sample(splits.train), splits, device, flip_averaging), test)
     return metrics
 
 
@@ -208,19 +209,25 @@ def write_model(
 def write_pictures(
     model_dir: Path, test: Outcome, images: Any, class_names: tuple[str, ...], epochs: "pd.DataFrame"
 ) -> None:
-    """Writes `classification_report.csv`, `confusion.png`, `pca.png` and `learning_curve.png`."""
-    from tuning import analysis, plots
+    """Writes `classification_report.csv` and the pictures of the model, `learning_curve.png` among them."""
+    import numpy as np
+
+    from tuning import analysis, pictures, plots, style
 
     report = analysis.classification_report(test.labels, test.predictions, class_names)
     results.write_text(model_dir / "classification_report.csv", report.to_csv(index=False))
-    components = analysis.pca(test.features)
-    figures = {
-        "confusion": plots.confusion(analysis.confusion(test.labels, test.predictions, class_names)),
-        "pca": plots.pca(components.points, components.explained, test.labels, images, class_names),
-        "learning_curve": plots.learning_curve(epochs),
-    }
-    for name, figure in figures.items():
-        plots.save(figure, model_dir / f"{name}.png")
+    probabilities = np.exp(test.log_probabilities)
+    figures = pictures.of_model(test.labels, probabilities, images, class_names, analysis.pca(test.features))
+    for name, figure in (figures | {"learning_curve": plots.learning_curve(epochs)}).items():
+        style.save(figure, model_dir / f"{name}.png")
+
+
+def write_separability(model_dir: Path, train: Outcome, test: Outcome) -> None:
+    """Writes `separability.csv`: how well the classes of the test split separate in the features."""
+    from tuning import analysis
+
+    frame = analysis.separability(train.features, train.labels, test.features, test.labels)
+    results.write_text(model_dir / "separability.csv", frame.to_csv(index=False))
 
 
 def scores(choice: Choice, metrics: dict[str, Any]) -> str:
@@ -245,6 +252,16 @@ def scores(choice: Choice, metrics: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _sample(part: Any) -> Any:
+    """Returns as many images, drawn at random, as the linear probe is fitted on at most."""
+    import numpy as np
+
+    from tuning.analysis import PROBE_IMAGES
+
+    index = np.random.default_rng(0).permutation(len(part))[:PROBE_IMAGES]
+    return type(part)(images=part.images[index], labels=part.labels[index])
 
 
 def _outcome(model: "nn.Module", part: Any, splits: "Splits", device: str, flip_averaging: bool) -> Outcome:

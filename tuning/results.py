@@ -390,12 +390,12 @@ def _cell(value: Any, column: str) -> str:
 
 
 def _print_comparison(runs: list[Run], out: Path) -> None:
-    from tuning import compare, plots
+    from tuning import compare, plots, style
 
     if out.suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"--out must end in .png, .pdf or .svg, but got {str(out)!r}.")
     differences, accuracies = compare.differences(runs).reset_index(), compare.at_equal_cost(runs)
-    plots.save(plots.best_so_far_of(compare.curves(runs)), out)
+    style.save(plots.best_so_far_of(compare.curves(runs)), out)
     print_frame(differences, "What differs")
     print_frame(accuracies, "Best, and median of the trials, at the cost that all runs reached")
     print("\n".join([*compare.caveats(runs), f"Best-so-far curves: {out}"]))

@@ -95,12 +95,12 @@ def search(settings: Settings, path: Path, splits: "Splits", space: "Space", pro
     if to_run > 0:
         stopped_by = run_trials(settings, path, splits, study, progress, to_run)
         _update_meta(path, settings, ended=_now(), stopped_by=stopped_by)
-    conclude(results.Run(path), study)
+    conclude(results.Run(path))
 
 
-def conclude(run: results.Run, study: "RunStudy") -> None:
+def conclude(run: results.Run) -> None:
     """Writes the run's pictures and `best.json`, where a trial has finished; of the losers no checkpoint is kept."""
-    from tuning import analysis, checkpoints, plots
+    from tuning import analysis, checkpoints, importances, plots, style
     from tuning.trainable import trial_folder
 
     trials, epochs = run.trials, run.epochs
@@ -110,16 +110,16 @@ def conclude(run: results.Run, study: "RunStudy") -> None:
         if number != run.best["trial"]:
             checkpoints.remove(trial_folder(run.path, number))
     results.write_best(run)
-    if (minimized := run.meta["settings"]["minimize"]) is not None:
-        plots.save(plots.pareto(trials, minimized), run.path / "pareto.png")
-    importances = analysis.importances(study.study, analysis.equal_budget_values(trials, epochs))
-    for name, figure in {
+    figures = {
         "best_so_far": plots.best_so_far(analysis.best_so_far(trials)),
         "learning_curves": plots.learning_curves(epochs, trials),
         "parallel_coordinates": plots.parallel_coordinates(trials),
-        "importances": plots.importances(importances),
-    }.items():
-        plots.save(figure, run.path / f"{name}.png")
+        "importances": plots.importances(importances.of_run(run)),
+    }
+    if (minimized := run.meta["settings"]["minimize"]) is not None:
+        figures["pareto"] = plots.pareto(trials, minimized)
+    for name, figure in figures.items():
+        style.save(figure, run.path / f"{name}.png")
 
 
 def run_trials(

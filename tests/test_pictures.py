@@ -1,0 +1,150 @@
+"""`tuning.pictures`: what is drawn is what the arrays hold, and no array is too small to be drawn."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from tuning import analysis, pictures, style
+
+NAMES = ["shirt", "coat", "bag"]
+
+
+def _texts(figure: Figure) -> list[str]:
+    return [text.get_text() for ax in figure.axes for text in ax.texts]
+
+
+def _scored(n: int) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
+    """Returns images, each of one grey that is its number, labels and probabilities of three classes."""
+    generator = np.random.default_rng(1)
+    images = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 1, 6, 6))
+    return images, generator.integers(0, 3, n), generator.dirichlet(np.full(3, 0.4), n)
+
+
+def test_confusion_shades_by_row_and_writes_counts() -> None:
+    frame = analysis.confusion(np.array([0] * 8 + [1, 1]), np.array([0] * 6 + [1, 1, 1, 1]), ["shirt", "coat"])
+    ax = pictures.confusion(frame).axes[0]
+    assert np.asarray(ax.images[0].get_array()).tolist() == [[0.75, 0.25], [0, 1]]
+    assert {(text.get_position(), text.get_text()) for text in ax.texts} == {
+        ((0, 0), "6"),
+        ((1, 0), "2"),
+        ((1, 1), "2"),
+    }
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("prediction", "truth")
+    assert ax.texts[0].get_color() == "white"
+
+
+def _pca_figure(n: int, labels: "np.ndarray[Any, Any]", channels: int = 1) -> Figure:
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (n, channels, 8, 8), dtype=np.uint8)
+    names = [f"class {number}" for number in range(12)]
+    return pictures.pca(generator.normal(size=(n, 2)), np.array([0.314, 0.2]), labels, images, names)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pca_draws_all_points_and_pictures_that_do_not_overlap(channels: int, tmp_path: Path) -> None:
+    figure = _pca_figure(120, np.arange(120) % 10, channels)
+    scatter, gallery = figure.axes
+    assert scatter.get_xlabel() == "first principal component (31.4 % of the variance)"
+    assert scatter.get_ylabel() == "second principal component (20.0 % of the variance)"
+    clouds = [cloud for cloud in scatter.collections if isinstance(cloud, PathCollection)]
+    assert [len(np.asarray(cloud.get_offsets())) for cloud in clouds] == [12] * 10
+    assert len({to_hex(cloud.get_facecolor()[0]) for cloud in clouds}) == 10
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"class {number}" for number in range(10)]
+    boxes = np.array([image.get_extent() for image in gallery.images])
+    assert 60 < len(boxes) <= 120
+    left, right, bottom, top = boxes.T
+    apart = (left[:, None] >= right) | (right[:, None] <= left) | (bottom[:, None] >= top) | (top[:, None] <= bottom)
+    assert (apart | np.eye(len(boxes), dtype=bool)).all()
+    assert gallery.get_xlim()[0] < left.min()
+    assert right.max() < gallery.get_xlim()[1]
+    style.save(figure, tmp_path / "pca.png")
+    assert (tmp_path / "pca.png").stat().st_size > 20_000
+
+
+def test_pca_picture_is_that_of_its_point() -> None:
+    points = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    images = np.stack([np.full((1, 4, 4), value, np.uint8) for value in (10, 20, 30)])
+    gallery = pictures.pca(points, np.array([0.5, 0.5]), np.array([0, 1, 2]), images, ["a", "b", "c"]).axes[1]
+    frames = gallery.collections[0].get_edgecolor()
+    for picture, frame in zip(gallery.images, frames, strict=True):
+        left, right, bottom, top = picture.get_extent()
+        value = int(np.asarray(picture.get_array()).flat[0])
+        point = points[value // 10 - 1]
+        assert (
+            np.abs([(left + right) / 2, (bottom + top) / 2] - point).max() < 0.5 * 1.06 / pictures.GALLERY_CELLS + 1e-9
+        )
+        assert to_hex(frame) == style.CLASS_COLOURS[value // 10 - 1]
+
+
+def test_calibration_draws_accuracy_against_confidence_with_intervals() -> None:
+    _, labels, probabilities = _scored(200)
+    error, bins = analysis.calibration(labels, probabilities)
+    reliability, images = pictures.calibration(error, bins).axes
+    filled = bins[bins["count"] > 0]
+    diagonal, model = reliability.lines
+    assert np.asarray(diagonal.get_xydata()).tolist() == [[0, 0], [1, 1]]
+    assert np.asarray(model.get_xydata()).tolist() == filled[["confidence", "accuracy"]].to_numpy().tolist()
+    (intervals,) = (c for c in reliability.collections if isinstance(c, LineCollection))
+    ends = np.array([np.asarray(segment)[:, 1] for segment in intervals.get_segments()])
+    assert ends.tolist() == filled[["accuracy_low", "accuracy_high"]].to_numpy().tolist()
+    assert [bar.get_height() for bar in images.patches] == filled["count"].tolist()
+    assert [bar.get_x() for bar in images.patches] == filled["lower"].tolist()
+    legend = reliability.get_legend()
+    assert legend is not None and legend.get_title().get_text() == f"calibration error {100 * error:.2f} %"
+
+
+def test_worst_mistakes_show_each_image_with_its_truth_and_prediction() -> None:
+    images, labels, probabilities = _scored(100)
+    worst = analysis.worst_mistakes(labels, probabilities)
+    figure = pictures.worst_mistakes(images, labels, probabilities, NAMES)
+    assert len(worst) == 30
+    shown = [int(np.asarray(ax.images[0].get_array()).flat[0]) for ax in figure.axes]
+    assert shown == worst.tolist()
+    truth, prediction = labels[worst[0]], probabilities[worst[0]].argmax()
+    assert truth != prediction
+    shares = 100 * probabilities[worst[0]]
+    expected = f"{NAMES[truth]} {shares[truth]:.1f} %\n→ {NAMES[prediction]} {shares[prediction]:.1f} %"
+    assert figure.axes[0].get_title() == expected
+
+
+def test_few_mistakes_leave_the_rest_of_their_row_blank() -> None:
+    images, labels, probabilities = _scored(12)
+    labels = probabilities.argmax(axis=1)
+    labels[:2] = (labels[:2] + 1) % 3
+    figure = pictures.worst_mistakes(images, labels, probabilities, NAMES)
+    assert sum(bool(ax.images) for ax in figure.axes) == 2
+    assert not any(ax.axison for ax in figure.axes)
+
+
+def test_of_model_gives_every_picture_by_the_name_of_its_file(tmp_path: Path) -> None:
+    images, labels, probabilities = _scored(60)
+    components = analysis.pca(np.random.default_rng(0).normal(size=(60, 5)))
+    figures = pictures.of_model(labels, probabilities, images, NAMES, components)
+    assert set(figures) == {"confusion", "calibration", "pca", "mistakes"}
+    for name, figure in figures.items():
+        style.save(figure, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000, name
+    counts = np.zeros((3, 3), dtype=int)
+    np.add.at(counts, (labels, probabilities.argmax(axis=1)), 1)
+    assert {int(text) for text in _texts(figures["confusion"])} == set(counts[counts > 0].tolist())
+
+
+def test_nothing_and_little_give_figures() -> None:
+    none, point = np.array([], dtype=int), np.zeros((1, 2))
+    picture, sure = np.zeros((1, 1, 8, 8), np.uint8), np.array([[1.0, 0.0]])
+    for name, figure in {
+        "confusion, empty": pictures.confusion(analysis.confusion(none, none, ["a", "b"])),
+        "pca, empty": pictures.pca(point[:0], np.zeros(2), none, picture[:0], ["a"]),
+        "pca, one": pictures.pca(point, np.zeros(2), np.array([0]), picture, ["a"]),
+        "calibration, one": pictures.calibration(*analysis.calibration(np.array([0]), sure)),
+        "mistakes, empty": pictures.worst_mistakes(picture, np.array([0]), sure, ["a", "b"]),
+        "mistakes, one": pictures.worst_mistakes(picture, np.array([1]), sure, ["a", "b"]),
+    }.items():
+        figure.canvas.draw()
+        says_so = any(text.startswith(("No ", "There are no")) for text in _texts(figure))
+        assert says_so == name.endswith(", empty"), name

@@ -1,0 +1,57 @@
+"""`tuning.style`: figures are written whole or not at all, and classes can be told apart."""
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from tuning import pictures, plots, style
+from tuning.errors import UserError
+
+
+def test_pyplot_is_not_touched() -> None:
+    for room in (style, plots, pictures):
+        source = Path(str(room.__file__)).read_text()
+        assert "matplotlib.pyplot" not in source
+        assert "rcParams[" not in source
+
+
+def test_save_writes_a_real_picture_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "best.png"
+    figure, ax = style.single(7.0, 4.2)
+    ax.plot([0, 1], [0, 1])
+    style.save(figure, path)
+    picture = imread(path)
+    assert picture.shape[:2] == (630, 1050)  # 4.2 by 7 inches at 150 dots an inch
+    assert 0.005 < (picture[..., :3].min(axis=2) < 0.9).mean() < 0.5
+    assert [file.name for file in path.parent.iterdir()] == ["best.png"]
+
+
+def test_save_names_the_file_on_a_full_disk_and_keeps_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "figure.png"
+    path.write_bytes(b"old")
+
+    def full(self: Figure, target: Path, **_: Any) -> None:
+        target.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    with pytest.raises(UserError, match=r"No space left on the disk while writing .*figure\.png"):
+        style.save(Figure(), path)
+    assert path.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_save_does_not_hide_other_errors(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        style.save(Figure(), tmp_path / "file" / "figure.png")
+
+
+def test_more_than_ten_classes_differ_in_colour_or_marker() -> None:
+    assert len({style.class_style(number) for number in range(100)}) == 100
