@@ -56,7 +56,7 @@ def names(folder: Path) -> list[str]:
 
 def numbers(result: EpochResult) -> dict[str, Any]:
     """Returns the result without its times."""
-    timed = ("epoch_seconds", "images_per_second")
+    timed = ("epoch_seconds", "images_per_second", "seconds_per_image")
     return {name: value for name, value in dataclasses.asdict(result).items() if name not in timed}
 
 

@@ -123,7 +123,7 @@ def test_a_problem_while_recording_is_told_and_not_raised(
 
     monkeypatch.setattr("tuning.results.append_row", full)
     result = {"epoch": 1, "error": "", "train_loss": 1.0, "train_accuracy": 0.1, "valid_loss": 1.0, "lr": 0.1}
-    result |= {"valid_accuracy": 0.1, "epoch_seconds": 1.0, "images_per_second": 1.0}
+    result |= {"valid_accuracy": 0.1, "epoch_seconds": 1.0, "images_per_second": 1.0, "seconds_per_image": 1.0}
     recorder.on_trial_result(0, [], failed(""), result)
     assert "epochs.csv" in str(problems[0])
 
@@ -150,7 +150,8 @@ def test_later_failures_stop_nothing(
     assert not problems
 
 
-EPOCH = ("train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "lr", "epoch_seconds", "images_per_second")
+EPOCH = ("train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "lr")
+EPOCH += ("epoch_seconds", "images_per_second", "seconds_per_image")
 
 
 def test_all_have_reported_once_each_running_trial_has(recorder: Recorder, study: RunStudy) -> None:
