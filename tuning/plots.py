@@ -71,7 +71,7 @@ def best_so_far(frame: pd.DataFrame) -> Figure:
     if frame.empty:
         return _nothing(figure, ax, "No trial has finished yet.")
     minutes, accuracy = frame["ended_seconds"] / 60, frame["valid_accuracy"]
-    low, high = _accuracy_limits(accuracy)
+    low, high = accuracy_limits(accuracy)
     shown = accuracy >= low
     ax.step(minutes, frame["best"], where="post", color=INK, lw=1.8, label="best so far")
     ax.scatter(minutes[shown], accuracy[shown], s=26, color=STATE_COLOURS["complete"], alpha=0.8, lw=0, label="a trial")
@@ -112,7 +112,7 @@ def best_so_far_of(curves: pd.DataFrame) -> Figure:
         ax.step(x, y, where="post", color=colour, lw=1.8, marker=marker, ms=7, markevery=[-1], label=label)
     common = float(curves.groupby("run")["slot_minutes"].max().min())
     ax.axvline(common, color=INK, lw=1.0, ls=":", zorder=1, label=f"equal cost: {common:.1f} slot minutes")
-    ax.set_ylim(*_accuracy_limits(known["best"]))
+    ax.set_ylim(*accuracy_limits(known["best"]))
     ax.set_xlim(left=0)
     _accuracy_axis(ax, "best validation accuracy so far")
     ax.set_xlabel("slot minutes (training time, summed over the trials)", fontsize=LABEL)
@@ -151,7 +151,7 @@ def learning_curves(epochs: pd.DataFrame, trials: pd.DataFrame) -> Figure:
         accuracy = rows.loc[rows["trial"] == best, "valid_accuracy"].max()
         text = f"best: trial {best}, {_per_cent(accuracy, 2)}"
         handles.insert(0, Line2D([], [], color=BEST, lw=2.4, label=text))
-    ax.set_ylim(*_accuracy_limits(rows["valid_accuracy"], reach=4.0))
+    ax.set_ylim(*accuracy_limits(rows["valid_accuracy"], reach=4.0))
     _accuracy_axis(ax)
     _epoch_axis(ax)
     ax.legend(handles=handles, loc="lower right", fontsize=TICK, framealpha=0.9, edgecolor="none")
@@ -180,7 +180,7 @@ def parallel_coordinates(trials: pd.DataFrame) -> Figure:
     grey = [segments[i] for i in np.flatnonzero(~known)]
     ax.add_collection(LineCollection(grey, colors=FAINT, linewidths=1.0, zorder=1))
     if known.any():
-        low, _ = _accuracy_limits(pd.Series(accuracy[known]), reach=2.5)
+        low, _ = accuracy_limits(pd.Series(accuracy[known]), reach=2.5)
         norm = Normalize(low, max(float(accuracy[known].max()), low + 1e-9))
         order = [i for i in np.argsort(accuracy, kind="stable") if known[i]]
         colours = colormaps["viridis_r"](norm(accuracy[order]))
@@ -292,7 +292,7 @@ def learning_curve(epochs: pd.DataFrame) -> Figure:
             ax.axvline(best["epoch"], color=BEST, lw=1.0, ls="--", zorder=1, label=label)
     both = pd.concat([rows["train_accuracy"], rows["valid_accuracy"]])
     if both.notna().any():
-        accuracy.set_ylim(*_accuracy_limits(both, reach=10.0))
+        accuracy.set_ylim(*accuracy_limits(both, reach=10.0))
     _accuracy_axis(accuracy, "accuracy")
     loss.set_ylabel("loss", fontsize=LABEL)
     loss.legend(*accuracy.get_legend_handles_labels(), loc="upper right", fontsize=TICK, edgecolor="none")
@@ -450,8 +450,11 @@ def _nearest_to_cells(
     return [(index, ((x + 0.5) * cell[0], (y + 0.5) * cell[1])) for (x, y), index in nearest.items()]
 
 
-def _draw_coordinate(ax: Axes, x: int, values: "pd.Series[Any]") -> npt.NDArray[np.float64]:
-    """Draws one axis of the parallel coordinates with its ticks and returns the height of each trial on it, (N,)."""
+def coordinate(values: "pd.Series[Any]") -> tuple[npt.NDArray[np.float64], list[tuple[float, str]]]:
+    """Returns the height of each value on an axis of parallel coordinates, float64 (N,), and the axis' ticks.
+
+    Heights are in [0, 1], or `MISSING_HEIGHT` for a value that the axis cannot show. A tick is a height and a text.
+    """
     below = "none"
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
         numbers = values.to_numpy(dtype=float, na_value=np.nan)
@@ -466,12 +469,18 @@ def _draw_coordinate(ax: Axes, x: int, values: "pd.Series[Any]") -> npt.NDArray[
         heights = np.array([np.nan if pd.isna(value) else place[str(value)] for value in values])
     if np.isnan(heights).any():
         ticks.append((MISSING_HEIGHT, below))
+    return np.where(np.isnan(heights), MISSING_HEIGHT, heights), ticks
+
+
+def _draw_coordinate(ax: Axes, x: int, values: "pd.Series[Any]") -> npt.NDArray[np.float64]:
+    """Draws one axis of the parallel coordinates with its ticks and returns the height of each trial on it, (N,)."""
+    heights, ticks = coordinate(values)
     ax.plot([x, x], [0, 1], color=INK, lw=0.9, zorder=3)
     halo = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
     for height, label in ticks:
         ax.plot([x - 0.03, x + 0.03], [height, height], color=INK, lw=0.9, zorder=3)
         ax.text(x - 0.06, height, label, ha="right", va="center", fontsize=TICK, color=INK, bbox=halo, zorder=5)
-    return np.where(np.isnan(heights), MISSING_HEIGHT, heights)
+    return heights
 
 
 def _scale(numbers: npt.NDArray[np.float64], log: bool) -> tuple[npt.NDArray[np.float64], list[tuple[float, str]]]:
@@ -495,7 +504,7 @@ def _scale(numbers: npt.NDArray[np.float64], log: bool) -> tuple[npt.NDArray[np.
     return height(numbers), ticks
 
 
-def _accuracy_limits(accuracy: "pd.Series[Any]", reach: float = 5.0) -> tuple[float, float]:
+def accuracy_limits(accuracy: "pd.Series[Any]", reach: float = 5.0) -> tuple[float, float]:
     """Returns axis limits: down to the lowest, but at most `reach` times as far as the median is below the best."""
     values = accuracy.dropna()
     high, middle, low = float(values.max()), float(values.median()), float(values.min())

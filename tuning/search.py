@@ -96,8 +96,8 @@ def search(settings: Settings, path: Path, splits: "Splits", space: "Space", pro
 
 
 def conclude(run: results.Run, study: "RunStudy") -> None:
-    """Writes the run's pictures and `best.json`, where a trial has finished; of the losers no checkpoint is kept."""
-    from tuning import analysis, checkpoints, plots
+    """Writes the run's pictures, page and `best.json`, where a trial has finished; of the losers no checkpoint is kept."""
+    from tuning import analysis, checkpoints, plots, report
     from tuning.trainable import trial_folder
 
     trials, epochs = run.trials, run.epochs
@@ -115,6 +115,7 @@ def conclude(run: results.Run, study: "RunStudy") -> None:
         "importances": plots.importances(importances),
     }.items():
         plots.save(figure, run.path / f"{name}.png")
+    report.write(run, importances=importances)
 
 
 def run_trials(
@@ -413,6 +414,7 @@ def main(
     print(results.summary_line(found))
     if found.trials["state"].isin(["complete", "pruned"]).any():
         results.print_trials(found, limit=5)
+        print(f"Page: {found.path}/report.html")
     if found.meta.get("stopped_by") == "interrupt":
         print(f"Interrupted. Go on with: python -m tuning.search --resume {found.name}")
         raise typer.Exit(130)

@@ -266,6 +266,12 @@ class RunStudy:
         self.write_trials()
 
 
+def stored(path: Path) -> optuna.Study:
+    """Returns the study of a run folder as it is on disk, to be read; the folder may have been renamed since."""
+    storage = optuna.storages.RDBStorage(f"sqlite:///{path.absolute()}/study.db")
+    return optuna.load_study(study_name=optuna.get_all_study_names(storage)[0], storage=storage)
+
+
 def trial_seed(run_seed: int, number: int) -> int:
     """Returns a trial's seed in [0, 2**31): a hash of the run's seed and the trial's number."""
     return int.from_bytes(hashlib.sha256(f"{run_seed}/{number}".encode()).digest()[:4], "big") >> 1
