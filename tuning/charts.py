@@ -87,8 +87,8 @@ def learning_curves(epochs: pd.DataFrame, trials: pd.DataFrame, best: int | None
             go.Scatter(
                 x=curve["epoch"],
                 y=curve["valid_accuracy"],
-                text=f"<b>trial {trial}</b> ({escape(str(states[trial]))})<br>{texts[int(str(trial))]}",
-                hovertemplate="%{text}<br>epoch %{x}: %{y:.2%}<extra></extra>",
+                meta=f"<b>trial {trial}</b> ({escape(str(states[trial]))})<br>{texts[int(str(trial))]}",
+                hovertemplate="%{meta}<br>epoch %{x}: %{y:.2%}<extra></extra>",
                 mode="lines+markers",
                 marker={"size": 6 if len(curve) == 1 else 4},
                 line={"color": INK if group == "best" else f"var(--{group})", "width": 3 if group == "best" else 1.4},
@@ -115,13 +115,16 @@ def parallel_coordinates(trials: pd.DataFrame) -> go.Figure:
     dimensions = []
     for name in varying(known):
         heights, ticks = coordinate(known[name])
+        # On an axis with ticks of its own, a brush catches ticks: so each value is one, of a text that nobody sees. The
+        # texts must differ.
+        texts = {height: "\u200b" * i for i, height in enumerate(heights, start=1)} | dict(ticks)
         dimensions.append(
             {
                 "label": "<br>".join(escape(word) for word in name.removeprefix("config/").split("_")),
                 "values": heights,
                 "range": [min(0.0, heights.min()), 1],
-                "tickvals": [height for height, _ in ticks],
-                "ticktext": [text for _, text in ticks],
+                "tickvals": sorted(texts),
+                "ticktext": [texts[height] for height in sorted(texts)],
             }
         )
     dimensions.append({"label": "valid<br>accuracy", "values": accuracy, "tickformat": ".1%"})
@@ -193,7 +196,7 @@ def seeds(final: pd.DataFrame) -> go.Figure:
         final: `final.csv`.
     """
     names = [configuration_name(row) for row in final.to_dict("records")]
-    mean, hover = final["valid_accuracy_mean"], "<br>%{x:.2%}<extra>%{fullData.name}</extra>"
+    mean, hover = final["valid_accuracy_mean"], "%{text}, %{fullData.name}: %{x:.2%}<extra></extra>"
     columns = final.filter(regex=r"^seed_\d+$")
     interval = {
         "type": "data",
@@ -204,7 +207,7 @@ def seeds(final: pd.DataFrame) -> go.Figure:
     }
     interval["arrayminus"] = mean - final["valid_accuracy_low"]
     # The search's value and the seeds lie a little beside the mean, so that neither hides the other.
-    at, marks = np.arange(len(final)), {"mode": "markers", "text": names, "hovertemplate": "%{text}" + hover}
+    at, marks = np.arange(len(final)), {"mode": "markers", "text": names, "hovertemplate": hover}
     shown = [
         go.Scatter(x=mean, y=at, marker={"color": INK, "size": 10, "symbol": "diamond"}, error_x=interval, name="mean"),
         go.Scatter(
@@ -374,6 +377,7 @@ def _figure(
         "hovermode": "closest",
         "hoverlabel": {"bgcolor": "var(--panel)", "bordercolor": GRID, "font": _font(12, INK), "align": "left"},
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": _font(12)},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": GRID, "activecolor": MUTED},
         "uirevision": 1,
         "xaxis": _axis(x, "x" in share),
         "yaxis": _axis(y, "y" in share) | ({} if limits is None else {"range": limits}),

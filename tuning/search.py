@@ -96,7 +96,7 @@ def search(settings: Settings, path: Path, splits: "Splits", space: "Space", pro
 
 
 def conclude(run: results.Run, study: "RunStudy") -> None:
-    """Writes the run's pictures, page and `best.json`, where a trial has finished; of the losers no checkpoint is kept."""
+    """Writes the run's pictures, page and `best.json`, if a trial has finished; of the losers no checkpoint is kept."""
     from tuning import analysis, checkpoints, plots, report
     from tuning.trainable import trial_folder
 

@@ -13,7 +13,7 @@ function themed(value, style) {
 function draw() {
   const style = getComputedStyle(root);
   const touch = matchMedia("(pointer: coarse)").matches; // where a drag scrolls the page
-  const config = { displaylogo: false, displayModeBar: touch ? false : "hover", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+  const config = { displaylogo: false, displayModeBar: touch ? false : "hover", modeBarButtons: [["toImage"]] };
   for (const node of document.querySelectorAll(".plot")) {
     const { data, layout } = themed(figures[node.dataset.figure], style);
     Plotly.react(node, data, { ...layout, width: node.clientWidth, dragmode: touch ? false : "zoom" }, config);
