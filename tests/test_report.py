@@ -411,7 +411,7 @@ def test_a_curve_and_a_point_say_what_they_are(opened: Any, run: results.Run, mo
     index = np.flatnonzero(outputs["labels"] == 1)[7]  # all 400 images are shown
     said = thumbnails.caption(int(index), 1, outputs["probabilities"][index], NAMES)
     assert opened.locator("#card span").inner_text() == said and NAMES[1] in said
-    columns, size = 20, 8 * round(84 / 8)
+    columns, size = 20, 8 * 11  # about 84 pixels
     place = opened.locator("#card i").evaluate("tile => tile.style.backgroundPosition")
     assert place == f"{-(index % columns) * size}px {-(index // columns) * size}px"
     opened.mouse.move(5, 5)
@@ -428,7 +428,11 @@ def test_coordinates_can_be_brushed(opened: Any, run: results.Run) -> None:
     opened.mouse.down()
     opened.mouse.move(x, axis["y"] + 0.7 * axis["height"], steps=8)
     opened.mouse.up()
-    heights, _ = plots.coordinate(run.trials["config/learning_rate"])
+    heights, ticks = plots.coordinate(run.trials["config/learning_rate"])
+    for height, text in ticks:
+        box = plot.locator(".axis").first.locator(".tick > text").get_by_text(text, exact=True).bounding_box()
+        at = axis["y"] + (1 - height) * axis["height"]
+        assert box["y"] - 3 < at < box["y"] + box["height"] + 3
     low, high = plot.evaluate("node => node.data[0].dimensions[0].constraintrange")
     inside = (heights > 0.3) & (heights < 0.7)
     assert 2 <= inside.sum() <= 10 and (inside == ((heights > low) & (heights < high))).all()
