@@ -30,19 +30,8 @@ ORDER = [
         "charts",
         "thumbnails",
     ),
-    *(
-        "spaces",
-        "study",
-        "report",
-        "schedulers",
-        "progress",
-        "trainable",
-        "estimate",
-        "search",
-        "final",
-        "predict",
-        "explore",
-    ),
+    *("spaces", "study", "report", "schedulers", "progress", "trainable", "estimate", "search", "final"),
+    *("predict", "explore"),
 ]
 # What a person calls may show, imported when asked to, what the rooms below make of its frames.
 COMMAND_MAY_IMPORT = {"results": {"compare", "plots"}}

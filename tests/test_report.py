@@ -246,6 +246,7 @@ def test_an_audit_and_a_front_are_shown_where_there_are_some(
     monkeypatch.setitem(results.TRIAL_COLUMNS, "pareto", "boolean")
     trials.to_csv(copy.path / "trials.csv", index=False)
     page = Page(report.render(copy, None))
+    assert page.says("seconds parameters learning rate batch size pareto")
     assert page.says("Early stopping, audited") and {str(0.1 / 3), str(0.5 / 3)} <= page.numbers
     assert "pareto" in page.texts
     front = charts.pareto(trials, "n_parameters").data[1]

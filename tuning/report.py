@@ -35,6 +35,7 @@ _HEADINGS = {
     **{f"valid_accuracy_{name}": name for name in ("mean", "std", "low", "high")},
     **{f"difference_{name}": name for name in ("low", "high")},
 }
+_NOTES = ("seconds_per_image", "pareto", "stopped_by", "error")
 _TRIAL_COLUMNS = ("trial", "state", "valid_accuracy", "epochs", "seconds", "n_parameters")
 
 
@@ -247,7 +248,7 @@ def _winner(run: Run, trials: "pd.DataFrame", final: Final | None) -> dict[str, 
 
 def _shown_trials(trials: "pd.DataFrame") -> "pd.DataFrame":
     """Returns the trials as the page lists them: the best first, columns that say nothing left out."""
-    notes = [name for name in ("stopped_by", "error") if trials[name].notna().any()]
+    notes = [name for name in _NOTES if name in trials and trials[name].notna().any()]
     shown = trials[[*_TRIAL_COLUMNS, *_varying(trials), *notes]]
     return shown.sort_values(["valid_accuracy", "trial"], ascending=[False, True], na_position="last")
 
@@ -270,7 +271,7 @@ def _run_figures(run: Run, trials: "pd.DataFrame", importances: "pd.DataFrame | 
         importances = analysis.importances(study.stored(run.path), analysis.equal_budget_values(trials, epochs))
     if importances is not None and len(importances):
         figures["importances"] = charts.importances(importances)
-    if "pareto" in trials:
+    if "pareto" in trials and trials["pareto"].any():
         figures["pareto"] = charts.pareto(trials, run.meta["settings"].get("minimize") or "n_parameters")
     return figures
 
