@@ -28,6 +28,7 @@ ORDER = [
         "compare",
         "plots",
         "charts",
+        "model_charts",
         "thumbnails",
     ),
     *("spaces", "study", "report", "schedulers", "progress", "trainable", "estimate", "search", "final"),

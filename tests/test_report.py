@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 
-from tuning import analysis, charts, plots, report, results, thumbnails
+from tuning import analysis, charts, model_charts, plots, report, results, thumbnails
 from tuning.config import TrainConfig
 from tuning.errors import UserError
 
@@ -214,7 +215,7 @@ def test_what_comes_from_files_is_text_and_nothing_else(tmp_path: Path) -> None:
 
 def test_texts_of_figures_are_escaped_for_plotly_which_reads_html(run: results.Run) -> None:
     counts = analysis.confusion(np.array([0, 1]), np.array([0, 0]), (HEADER, "Bag"))
-    assert "&lt;img" in charts.confusion(counts).layout.xaxis.ticktext[0]
+    assert "&lt;img" in model_charts.confusion(counts).layout.xaxis.ticktext[0]
     frame = pd.DataFrame({"parameter": [HEADER, "b"], "importance": [0.7, 0.3], "method": "<i>"})
     figure = charts.importances(frame)
     assert "<img" not in figure.to_json() and figure.data[0].name == "&lt;i&gt;"
@@ -231,6 +232,17 @@ def test_importances_have_a_colour_a_method_and_their_interval() -> None:
     one, two = charts.importances(frame).data
     assert (one.name, two.name) == ("PED-ANOVA", "fANOVA")
     assert np.allclose(one.error_x.array, [0.2, 0.6]) and np.allclose(two.error_x.arrayminus, 0.1)
+
+
+def test_importances_come_from_the_study_where_there_is_one(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "first")
+    assert "importances" not in Page(report.render(run, None)).texts and not (run.path / "study.db").exists()
+    study = optuna.create_study(study_name="of another name", storage=f"sqlite:///{run.path}/study.db")
+    space = {"learning_rate": optuna.distributions.FloatDistribution(1e-3, 1e-1, log=True)}
+    for row in run.trials.to_dict("records"):
+        params = {"learning_rate": row["config/learning_rate"]}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=row["valid_accuracy"]))
+    assert "importances" in Page(report.render(run, None)).texts
 
 
 def test_an_audit_and_a_front_are_shown_where_there_are_some(

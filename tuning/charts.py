@@ -1,38 +1,24 @@
-"""The interactive figures of the page: each function returns a Plotly `Figure` from frames and arrays.
+"""The interactive figures of a run on its page: each function returns a Plotly `Figure` from frames.
 
-Colours are names that the page's style sheet gives a value in light and in dark (`var(--ink)`). Plotly reads texts as
-HTML: whatever comes from a file goes through `escape`. The numbers are `analysis`', the files and the page `report`'s.
+`model_charts` has those of the final model. Colours are names that the page's style sheet gives a value in light and in
+dark (`var(--ink)`). Plotly reads texts as HTML: whatever comes from a file goes through `escape`. The numbers are
+`analysis`', the files and the page `report`'s.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import plotly.graph_objects as go
 
 from tuning import analysis
-from tuning.plots import CLASS_MARKERS, accuracy_limits, coordinate
+from tuning.plots import accuracy_limits, coordinate
 
 INK, MUTED, GRID, ACCENT, SECOND = (f"var(--{name})" for name in ("ink", "muted", "grid", "complete", "pruned"))
 RAMP = [[i / 4, f"var(--ramp-{i})"] for i in range(5)]
-# Plotly's names of the markers of `plots`, so that a class looks the same in both.
-SYMBOLS = dict(
-    zip(
-        CLASS_MARKERS,
-        (
-            *("circle", "square", "triangle-up", "diamond", "triangle-down"),
-            *("cross", "x", "triangle-left", "triangle-right", "pentagon"),
-        ),
-        strict=True,
-    )
-)
-
-Floats = npt.NDArray[np.floating[Any]]
-Integers = npt.NDArray[np.integer[Any]]
 
 
 def varying(trials: pd.DataFrame) -> list[str]:
@@ -73,7 +59,9 @@ def best_so_far(trials: pd.DataFrame) -> go.Figure:
     steps = {"color": INK, "width": 2, "shape": "hv"}
     line = go.Scatter(x=minutes, y=frame["best"], mode="lines", line=steps, name="best so far", hoverinfo="skip")
     limits = accuracy_limits(frame["valid_accuracy"])
-    return _figure([line, dots], x="minutes since the search began", y="validation accuracy", share="y", limits=limits)
+    return figure_of(
+        [line, dots], x="minutes since the search began", y="validation accuracy", share="y", limits=limits
+    )
 
 
 def learning_curves(epochs: pd.DataFrame, trials: pd.DataFrame, best: int | None) -> go.Figure:
@@ -101,7 +89,7 @@ def learning_curves(epochs: pd.DataFrame, trials: pd.DataFrame, best: int | None
         )
         seen.add(group)
     limits = accuracy_limits(rows["valid_accuracy"], reach=4.0)
-    figure = _figure(curves, x="epoch", y="validation accuracy", share="y", limits=limits, height=440)
+    figure = figure_of(curves, x="epoch", y="validation accuracy", share="y", limits=limits, height=440)
     return figure.update_xaxes(tickformat="d", dtick=math.ceil(rows["epoch"].max() / 12))
 
 
@@ -130,9 +118,9 @@ def parallel_coordinates(trials: pd.DataFrame) -> go.Figure:
     dimensions.append({"label": "valid<br>accuracy", "values": accuracy, "tickformat": ".1%"})
     low, _ = accuracy_limits(known["valid_accuracy"], reach=2.5)
     line = {"color": accuracy, "colorscale": RAMP, "cmin": low, "cmax": max(accuracy.max(), low + 1e-9)}
-    fonts = {"labelfont": _font(12, INK), "tickfont": _font(11), "rangefont": {"size": 1, "color": "rgba(0,0,0,0)"}}
+    fonts = {"labelfont": font(12, INK), "tickfont": font(11), "rangefont": {"size": 1, "color": "rgba(0,0,0,0)"}}
     lines = go.Parcoords(dimensions=dimensions, line=line, unselected={"line": {"opacity": 0.06}}, **fonts)
-    return _figure([lines], height=420, margin={"l": 64, "r": 44, "t": 64, "b": 24})
+    return figure_of([lines], height=420, margin={"l": 64, "r": 44, "t": 64, "b": 24})
 
 
 def importances(frame: pd.DataFrame) -> go.Figure:
@@ -154,7 +142,7 @@ def importances(frame: pd.DataFrame) -> go.Figure:
         bar = go.Bar(x=value, y=names, orientation="h", marker={"color": colour}, error_x=interval, name=name)
         bars.append(bar.update(hovertemplate=hover, showlegend="method" in frame))
     height = 120 + 34 * frame["parameter"].nunique()
-    figure = _figure(bars, x="share of the importance", share="x", height=height, hovermode="closest")
+    figure = figure_of(bars, x="share of the importance", share="x", height=height, hovermode="closest")
     order = {"autorange": "reversed", "showgrid": False, "type": "category", "ticklabelstandoff": 6}
     return figure.update_yaxes(**order).update_layout(bargap=0.35, bargroupgap=0.1)
 
@@ -185,179 +173,11 @@ def pareto(trials: pd.DataFrame, goal: str) -> go.Figure:
                 name=name,
             )
         )
-    figure = _figure(marks, x=escape(goal.replace("_", " ")), y="validation accuracy", share="y")
+    figure = figure_of(marks, x=escape(goal.replace("_", " ")), y="validation accuracy", share="y")
     return figure.update_xaxes(type="log", dtick="D2")
 
 
-def seeds(final: pd.DataFrame) -> go.Figure:
-    """Returns each configuration's fresh seeds, their mean with its interval, and what the search had said.
-
-    Args:
-        final: `final.csv`.
-    """
-    names = [configuration_name(row) for row in final.to_dict("records")]
-    mean, hover = final["valid_accuracy_mean"], "%{text}, %{fullData.name}: %{x:.2%}<extra></extra>"
-    columns = final.filter(regex=r"^seed_\d+$")
-    interval = {
-        "type": "data",
-        "array": final["valid_accuracy_high"] - mean,
-        "color": INK,
-        "thickness": 1.4,
-        "width": 5,
-    }
-    interval["arrayminus"] = mean - final["valid_accuracy_low"]
-    # The search's value and the seeds lie a little beside the mean, so that neither hides the other.
-    at, marks = np.arange(len(final)), {"mode": "markers", "text": names, "hovertemplate": hover}
-    shown = [
-        go.Scatter(x=mean, y=at, marker={"color": INK, "size": 10, "symbol": "diamond"}, error_x=interval, name="mean"),
-        go.Scatter(
-            x=final["search_valid_accuracy"],
-            y=at - 0.2,
-            marker={"color": SECOND, "size": 10, "symbol": "circle-open", "line": {"width": 2}},
-            name="in the search",
-        ),
-        *(
-            go.Scatter(
-                x=columns[name],
-                y=at + 0.2,
-                marker={"color": ACCENT, "size": 7},
-                name="a fresh seed",
-                legendgroup="seed",
-                showlegend=number == 0,
-            )
-            for number, name in enumerate(columns)
-        ),
-    ]
-    figure = _figure([trace.update(**marks) for trace in shown], x="validation accuracy", share="x")
-    figure.update_layout(height=130 + 58 * len(final))
-    ticks = {"tickvals": at, "ticktext": names, "range": [len(final) - 0.4, -0.6], "showgrid": False}
-    return figure.update_yaxes(**ticks)
-
-
-def configuration_name(row: Mapping[Any, Any]) -> str:
-    """Returns what the page calls a row of `final.csv`, escaped."""
-    if row["role"] == "default":
-        return "default"
-    name = f"trial {row['trial']}" if pd.notna(row["trial"]) else str(row["config_hash"])
-    return escape(name if row["role"] == "candidate" else f"{name} ({row['role']})")
-
-
-def confusion(counts: pd.DataFrame) -> go.Figure:
-    """Returns the confusion matrix: counts as text, shaded by the square root of their share of the true class.
-
-    Args:
-        counts: Rows truth and columns prediction, from `analysis.confusion`.
-    """
-    values = counts.to_numpy(dtype=float)
-    shares = values / np.maximum(values.sum(axis=1, keepdims=True), 1)
-    names = [escape(str(name)) for name in counts.columns]
-    places = list(range(len(names)))
-    heat = go.Heatmap(
-        x=places,
-        y=places,
-        z=np.sqrt(shares),
-        zmin=0,
-        zmax=1,
-        text=np.where(values > 0, values.astype(int).astype(str), "").tolist(),
-        texttemplate="%{text}",
-        customdata=[
-            [
-                f"{truth}, taken for {prediction}" if i != j else f"{truth}, recognised"
-                for j, prediction in enumerate(names)
-            ]
-            for i, truth in enumerate(names)
-        ],
-        hovertemplate="%{customdata}: %{text}<extra></extra>",
-        colorscale=[[0, "var(--panel)"], [1, "var(--deep)"]],
-        showscale=False,
-        xgap=1,
-        ygap=1,
-    )
-    figure = _figure([heat], x="prediction", y="truth", height=190 + 36 * len(names))
-    axis = {"tickvals": places, "ticktext": names, "showgrid": False, "showline": False, "ticks": ""}
-    return figure.update_xaxes(**axis, tickangle=-45).update_yaxes(**axis, autorange="reversed", ticklabelstandoff=4)
-
-
-def reliability(bins: pd.DataFrame) -> go.Figure:
-    """Returns accuracy against confidence, with the interval of each bin, over the count of images in it.
-
-    Args:
-        bins: From `analysis.calibration`.
-    """
-    filled = bins[bins["count"] > 0]
-    right = (filled["accuracy"] * filled["count"]).round().astype("int64")
-    ends = [analysis.wilson_interval(int(k), int(n)) for k, n in zip(right, filled["count"], strict=True)]
-    low, high = np.array(ends).T
-    perfect = {"color": MUTED, "dash": "dot", "width": 1.2}
-    traces = [
-        go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=perfect, hoverinfo="skip", name="perfect"),
-        go.Scatter(
-            x=filled["confidence"],
-            y=filled["accuracy"],
-            error_y={
-                "type": "data",
-                "array": high - filled["accuracy"],
-                "arrayminus": filled["accuracy"] - low,
-                "thickness": 1.2,
-                "width": 0,
-            },
-            customdata=filled["count"],
-            hovertemplate="confidence %{x:.1%}, accuracy %{y:.1%}, %{customdata:,} images<extra></extra>",
-            mode="lines+markers",
-            line={"color": ACCENT, "width": 1.6},
-            marker={"size": 7},
-            name="model",
-        ),
-        go.Bar(
-            x=(bins["lower"] + bins["upper"]) / 2,
-            y=bins["count"],
-            marker={"color": MUTED, "opacity": 0.6},
-            hovertemplate="%{y:,} images<extra></extra>",
-            yaxis="y2",
-            showlegend=False,
-        ),
-    ]
-    figure = _figure(traces, x="confidence", y="accuracy", share="xy", limits=(-0.02, 1.02), height=440)
-    counts = _axis("images") | {"domain": [0, 0.2], "type": "log", "nticks": 4, "rangemode": "tozero"}
-    return figure.update_layout(yaxis_domain=[0.28, 1], xaxis={"range": [0, 1.01], "anchor": "y2"}, yaxis2=counts)
-
-
-def features(
-    points: Floats, explained: Floats, labels: Integers, texts: Sequence[str], class_names: Sequence[str]
-) -> go.Figure:
-    """Returns the images on two principal components, a trace a class; a point's `customdata` is the image's number.
-
-    Args:
-        points: float (N, 2).
-        explained: float (2,), shares of the variance.
-        labels: int (N,).
-        texts: What to say of each image; the page shows it as text, so it is not escaped.
-        class_names: The classes' names.
-    """
-    classes = []
-    for number in np.unique(labels).tolist():
-        chosen = np.flatnonzero(labels == number).tolist()
-        symbol = SYMBOLS[CLASS_MARKERS[(number + number // 10) % 10]]
-        rim = {"color": "var(--rim)", "width": 0.7}
-        classes.append(
-            go.Scatter(
-                x=points[chosen, 0],
-                y=points[chosen, 1],
-                customdata=chosen,
-                text=[texts[i] for i in chosen],
-                hoverinfo="none",
-                mode="markers",
-                marker={"color": f"var(--class-{number % 10})", "symbol": symbol, "size": 7, "line": rim},
-                name=escape(class_names[number]),
-            )
-        )
-    titles = [
-        f"{name} principal component ({share:.1%})" for name, share in zip(("first", "second"), explained, strict=True)
-    ]
-    return _figure(classes, x=titles[0], y=titles[1], height=560)
-
-
-def _figure(
+def figure_of(
     traces: Sequence[Any],
     *,
     x: str = "",
@@ -373,21 +193,22 @@ def _figure(
         "margin": {"l": 56, "r": 12, "t": 12, "b": 48},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": _font(12),
+        "font": font(12),
         "hovermode": "closest",
-        "hoverlabel": {"bgcolor": "var(--panel)", "bordercolor": GRID, "font": _font(12, INK), "align": "left"},
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": _font(12)},
+        "hoverlabel": {"bgcolor": "var(--panel)", "bordercolor": GRID, "font": font(12, INK), "align": "left"},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": font(12)},
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": GRID, "activecolor": MUTED},
         "uirevision": 1,
-        "xaxis": _axis(x, "x" in share),
-        "yaxis": _axis(y, "y" in share) | ({} if limits is None else {"range": limits}),
+        "xaxis": axis(x, "x" in share),
+        "yaxis": axis(y, "y" in share) | ({} if limits is None else {"range": limits}),
     }
     return go.Figure(traces, style | layout)
 
 
-def _axis(title: str, share: bool = False) -> dict[str, Any]:
+def axis(title: str, share: bool = False) -> dict[str, Any]:
+    """Returns an axis in the house style; `share` has it in per cent."""
     return {
-        "title": {"text": title, "font": _font(12), "standoff": 10},
+        "title": {"text": title, "font": font(12), "standoff": 10},
         "tickformat": ".1~%" if share else "",
         "gridcolor": GRID,
         "linecolor": GRID,
@@ -396,5 +217,6 @@ def _axis(title: str, share: bool = False) -> dict[str, Any]:
     }
 
 
-def _font(size: int, colour: str = MUTED) -> dict[str, Any]:
+def font(size: int, colour: str = MUTED) -> dict[str, Any]:
+    """Returns a font of the page; the size is in pixels."""
     return {"family": "system-ui, sans-serif", "size": size, "color": colour}

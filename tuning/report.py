@@ -2,9 +2,9 @@
 
     python -m tuning.report [RUN] [--model-dir best_model]
 
-About 4 s for 20 trials on two CPU cores; the page is 5 to 8 MB, of which 4.8 are plotly.js. `search` and `final` write
-it at their end. It shows what the files say, and leaves out what they do not say (yet). The test images are not opened
-here: `final` kept what its model made of them. Whatever comes from a file is escaped.
+It takes some seconds; the page is 5 to 8 MB, of which 4.8 are plotly.js. `search` and `final` write it at their end. It
+shows what the files say, and leaves out what they do not say (yet). The test images are not opened here: `final` kept
+what its model made of them. Whatever comes from a file is escaped.
 """
 
 import json
@@ -277,9 +277,9 @@ def _run_figures(run: Run, trials: "pd.DataFrame", importances: "pd.DataFrame | 
 
 
 def _final_figures(final: Final) -> dict[str, Any]:
-    from tuning import analysis, charts, thumbnails
+    from tuning import analysis, model_charts, thumbnails
 
-    figures = {} if final.configurations is None else {"seeds": charts.seeds(final.configurations)}
+    figures = {} if final.configurations is None else {"seeds": model_charts.seeds(final.configurations)}
     if not final.outputs:
         return figures
     outputs, names = final.outputs, final.class_names
@@ -287,9 +287,9 @@ def _final_figures(final: Final) -> dict[str, Any]:
     shown = thumbnails.thinned(outputs["images"])
     said = [thumbnails.caption(int(i), labels[i], probabilities[i], names) for i in shown]
     return figures | {
-        "confusion": charts.confusion(analysis.confusion(labels, probabilities.argmax(axis=1), names)),
-        "reliability": charts.reliability(analysis.calibration(labels, probabilities)[1]),
-        "features": charts.features(outputs["points"][shown], outputs["explained"], labels[shown], said, names),
+        "confusion": model_charts.confusion(analysis.confusion(labels, probabilities.argmax(axis=1), names)),
+        "reliability": model_charts.reliability(analysis.calibration(labels, probabilities)[1]),
+        "features": model_charts.features(outputs["points"][shown], outputs["explained"], labels[shown], said, names),
     }
 
 
