@@ -30,8 +30,12 @@ ORDER = [
         "style",
         "plots",
         "pictures",
+        "charts",
+        "model_charts",
+        "thumbnails",
     ),
-    *("spaces", "study", "schedulers", "progress", "trainable", "estimate", "search", "final", "predict", "explore"),
+    *("spaces", "study", "report", "schedulers", "progress", "trainable", "estimate", "search", "final"),
+    *("predict", "explore"),
 ]
 # What a person calls may show, imported when asked to, what the rooms below make of its frames.
 COMMAND_MAY_IMPORT = {"results": {"compare", "plots", "style"}}
@@ -84,6 +88,7 @@ def test_search_spaces_import_nothing() -> None:
         ("tuning.results", {"ray", "torch", "optuna", "pandas"}),
         ("tuning.final", {"ray", "torch", "optuna"}),
         ("tuning.predict", {"ray", "torch", "optuna"}),
+        ("tuning.report", {"ray", "torch", "optuna", "pandas", "plotly"}),
         ("tuning.explore", {"ray", "torch", "optuna", "matplotlib"}),
         ("tuning.search", {"ray", "torch", "optuna", "pandas"}),
     ],

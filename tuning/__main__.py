@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-COMMANDS = ("search", "final", "results", "predict", "explore")
+COMMANDS = ("search", "final", "report", "results", "predict", "explore")
 
 
 def summary(command: str) -> str:

@@ -303,7 +303,10 @@ def main(
     """Retrain the best configuration, test it once, and write best_model/ with the PCA picture."""
     from dataclasses import replace
 
-    choice = choose(run, config, dataset)
+    from tuning import report
+
+    found = results.load(run) if config is None else None
+    choice = choose(run if found is None else str(found.path), config, dataset)
     length = epochs or choice.config.epochs * (LENGTHENING if config is None else 1)
     choice = replace(choice, config=choice.config.model_copy(update={"epochs": length}))
     import torch
@@ -329,6 +332,8 @@ def main(
             f"The test split was opened for the {opened + 1}. time: a model chosen by looking at these figures "
             "would be judged too well by them."
         )
+    if found is not None:
+        print(f"Page: {report.write(found, model_dir)}")
     print(f"Written: {model_dir}/. Next: python -m tuning.predict IMAGE")
 
 

@@ -99,8 +99,8 @@ def search(settings: Settings, path: Path, splits: "Splits", space: "Space", pro
 
 
 def conclude(run: results.Run) -> None:
-    """Writes the run's pictures and `best.json`, where a trial has finished; of the losers no checkpoint is kept."""
-    from tuning import analysis, checkpoints, importances, plots, style
+    """Writes the run's pictures, page and `best.json`, if a trial has finished; of the losers no checkpoint is kept."""
+    from tuning import analysis, checkpoints, importances, plots, report, style
     from tuning.trainable import trial_folder
 
     trials, epochs = run.trials, run.epochs
@@ -110,16 +110,18 @@ def conclude(run: results.Run) -> None:
         if number != run.best["trial"]:
             checkpoints.remove(trial_folder(run.path, number))
     results.write_best(run)
+    importance = importances.of_run(run)
     figures = {
         "best_so_far": plots.best_so_far(analysis.best_so_far(trials)),
         "learning_curves": plots.learning_curves(epochs, trials),
         "parallel_coordinates": plots.parallel_coordinates(trials),
-        "importances": plots.importances(importances.of_run(run)),
+        "importances": plots.importances(importance),
     }
     if (minimized := run.meta["settings"]["minimize"]) is not None:
         figures["pareto"] = plots.pareto(trials, minimized)
     for name, figure in figures.items():
         style.save(figure, run.path / f"{name}.png")
+    report.write(run, importances=importance)
 
 
 def run_trials(
@@ -466,6 +468,7 @@ def main(
     print(results.summary_line(found))
     if found.trials["state"].isin(["complete", "pruned"]).any():
         results.print_trials(found, limit=5)
+        print(f"Page: {found.path}/report.html")
     if found.meta.get("stopped_by") == "interrupt":
         print(f"Interrupted. Go on with: python -m tuning.search --resume {found.name}")
         raise typer.Exit(130)

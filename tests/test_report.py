@@ -1,0 +1,491 @@
+"""The page of a run: what it says and leaves out, that files' texts stay texts, and how it behaves in a browser."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+
+from tuning import analysis, charts, model_charts, plots, report, results, thumbnails
+from tuning.config import TrainConfig
+from tuning.errors import UserError
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NAMES = ("T-shirt/top", "Bag & <b>strap</b>", "Sandal")
+SCRIPT = "</script><script>alert(1)</script>"
+HEADER = "<img src=x onerror=alert(1)>"
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its tags, its texts, and what its <data> and <td> elements stand for."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.texts: list[str] = []
+        self.numbers: set[str] = set()
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.numbers |= {str(value) for name, value in attrs if name in ("value", "data-value")}
+        self.texts += [str(value) for name, value in attrs if name == "data-figure"]
+
+    def handle_data(self, data: str) -> None:
+        if self.lasttag not in ("script", "style"):
+            self.texts.append(data)
+
+    def says(self, text: str) -> bool:
+        return text in " ".join(" ".join(self.texts).split())
+
+
+def make_run(
+    path: Path, n_trials: int = 12, n_epochs: int = 6, *, running: bool = False, error: str = ""
+) -> results.Run:
+    """Writes a run whose trial 3 is the best, 1 failed and, if asked for, the last one is still running."""
+    draw, path = np.random.default_rng(1), path.absolute()
+    results.make_folder(path)
+    meta = {
+        "dataset": "fashion-mnist",
+        "settings": {"concurrency": 2},
+        "seed": 7,
+        "started": "2026-11-23T10:00:00+00:00",
+    }
+    results.write_json(path / "meta.json", meta | ({} if running else {"ended": "2026-11-23T11:00:00+00:00"}))
+    trials, epochs = [], []
+    for trial in range(n_trials):
+        state = {1: "failed", n_trials - 1: "running" if running else "complete"}.get(trial, "complete")
+        length = 2 if trial % 4 == 2 else n_epochs
+        state = "pruned" if state == "complete" and length == 2 else state
+        accuracy = np.sort(draw.uniform(0.5, 0.93, length)) + (0.04 if trial == 3 else 0)
+        config = TrainConfig(learning_rate=10 ** draw.uniform(-3, -1), batch_size=[64, 128][trial % 2])
+        row = {"trial": trial, "state": state, "valid_accuracy": accuracy[-1], "valid_loss": 0.3, "epochs": length}
+        times = {
+            "started": f"2026-11-23T10:{trial % 60:02}:00+00:00",
+            "ended": f"2026-11-23T11:{trial % 60:02}:30+00:00",
+        }
+        row |= times | {
+            "seconds": draw.uniform(100, 200),
+            "n_parameters": 77754,
+            "error": error if trial == 1 else None,
+        }
+        trials.append(row | {f"config/{name}": value for name, value in config.model_dump().items()})
+        for epoch in range(length):
+            epochs.append({"trial": trial, "epoch": epoch + 1, "valid_accuracy": accuracy[epoch]})
+    results.write_rows(path / "trials.csv", results.TRIAL_COLUMNS, trials)
+    results.write_rows(path / "epochs.csv", results.EPOCH_COLUMNS, epochs)
+    return results.Run(path)
+
+
+def make_final(folder: Path, run: str, *, n: int = 400, side: int = 8, names: tuple[str, ...] = NAMES) -> Path:
+    """Writes what `final` leaves behind for a run: nine in ten right, three configurations on three seeds."""
+    folder.mkdir()
+    draw = np.random.default_rng(2)
+    labels = draw.integers(0, len(names), n)
+    logits = draw.normal(0, 1, (n, len(names))) + 4 * np.eye(len(names))[labels]
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    components = analysis.pca(logits)
+    np.savez(
+        folder / "test_outputs.npz",
+        labels=labels,
+        probabilities=probabilities.astype(np.float32),
+        points=components.points,
+        explained=components.explained,
+        images=draw.integers(0, 256, (n, 1, side, side), dtype=np.uint8),
+    )
+    accuracy = float((probabilities.argmax(axis=1) == labels).mean())
+    metrics = {"run": run, "trial": 3, "seeds": [1, 2, 3], "test_accuracy": accuracy, "test_opened": 2, "ece": 0.1 / 3}
+    metrics |= {"test_interval": list(analysis.wilson_interval(round(accuracy * n), n)), "search_valid_accuracy": 0.97}
+    metrics |= {"test_accuracy_mean": 0.9123456789012345, "test_accuracy_std": 0.0012345678901234567}
+    metrics |= {"valid_accuracy": 0.95, "valid_accuracy_mean": 0.9487654321098765, "shrinkage": 0.1 + 0.2}
+    metrics |= {"shrinkage_interval": [0.1 / 7, 0.2 / 7], "default_difference": 1 / 30}
+    metrics |= {
+        "default_difference_interval": [0.02, 0.05],
+        "random_difference": None,
+        "random_difference_interval": None,
+    }
+    results.write_json(folder / "metrics.json", metrics)
+    results.write_json(folder / "config.json", {"class_names": names})
+    final_frame().to_csv(folder / "final.csv", index=False)
+    predictions = probabilities.argmax(axis=1)
+    analysis.classification_report(labels, predictions, names).to_csv(folder / "classification_report.csv", index=False)
+    lines = [{"time": "2026-11-23T12:00:00.123+00:00", "event": "opened", "seeds": [1, 2, 3]}, {"event": "result"}]
+    (folder / "test_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def final_frame() -> pd.DataFrame:
+    seeds = np.random.default_rng(3).uniform(0.9, 0.95, (3, 3))
+    seeds[1, 2] = np.nan
+    frame = pd.DataFrame({"role": ["candidate", "candidate", "default"], "rank": [1, 2, None], "trial": [3, 5, None]})
+    frame = frame.astype({"rank": "Int64", "trial": "Int64"}).assign(config_hash=["a1", "12", "c3"])
+    mean, std = np.nanmean(seeds, axis=1), np.nanstd(seeds, axis=1, ddof=1)
+    frame = frame.assign(search_valid_accuracy=[0.97, 0.96, None], valid_accuracy_mean=mean, valid_accuracy_std=std)
+    frame = frame.assign(valid_accuracy_low=mean - 0.01, valid_accuracy_high=mean + 0.01, difference=mean[0] - mean)
+    frame = frame.assign(difference_low=-0.01, difference_high=0.01, chosen=[True, False, False], seconds=1234.5)
+    return frame.assign(**{f"seed_{i + 1}": seeds[:, i] for i in range(3)})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> results.Run:
+    return make_run(tmp_path_factory.mktemp("page") / "first")
+
+
+@pytest.fixture(scope="module")
+def model_dir(run: results.Run) -> Path:
+    return make_final(run.path.parent / "best_model", run.name)
+
+
+@pytest.fixture(scope="module")
+def written(run: results.Run, model_dir: Path) -> Path:
+    return report.write(run, model_dir)
+
+
+def test_the_numbers_of_the_page_are_those_of_the_files_to_the_last_digit(written: Path, model_dir: Path) -> None:
+    page = Page(written.read_text())
+    metrics = json.loads((model_dir / "metrics.json").read_text())
+    shown = ["test_accuracy", "test_accuracy_mean", "test_accuracy_std", "valid_accuracy_mean", "shrinkage", "ece"]
+    ends = [*metrics["test_interval"], *metrics["shrinkage_interval"]]
+    assert {str(value) for value in [*ends, *(metrics[name] for name in shown)]} <= page.numbers
+    final = final_frame().drop(columns="chosen")
+    assert {str(value) for value in final.to_numpy().ravel() if pd.notna(value)} <= page.numbers
+    trials = report.results.Run(written.parent).trials
+    assert {str(value) for value in trials["valid_accuracy"]} <= page.numbers
+    assert {str(value) for value in trials["config/learning_rate"]} <= page.numbers
+    assert (
+        page.says("91.23% ± 0.12") and page.says("opened 2 times") and page.says("3.33 points better than the default")
+    )
+    assert page.says("2026-11-23 12:00 UTC") and page.says("1, 2, 3")
+
+
+def test_a_run_alone_leaves_out_what_only_final_knows(run: results.Run, model_dir: Path, tmp_path: Path) -> None:
+    sections = {"seeds", "confusion", "reliability", "features"}
+    alone = Page(report.render(run, None))
+    assert not sections & set(alone.texts)
+    assert {"best_so_far", "learning_curves", "parallel_coordinates"} <= set(alone.texts)
+    assert alone.says("Best validation accuracy") and not alone.says("Test accuracy")
+    assert not alone.says("Was the search worth it") and not alone.says("Openings of the test images")
+    assert sections <= set(Page(report.render(run, report.load_final(run, model_dir))).texts)
+    assert report.load_final(run, make_final(tmp_path / "best_model", "another")) is None
+    assert report.load_final(run, tmp_path / "nothing") is None
+
+
+def test_a_final_without_its_frames_still_has_its_answer(run: results.Run, tmp_path: Path) -> None:
+    folder = make_final(tmp_path / "best_model", run.name)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    results.write_json(folder / "metrics.json", metrics | {"test_accuracy_std": None, "test_opened": 1})
+    for name in ("final.csv", "test_outputs.npz", "classification_report.csv", "test_log.jsonl"):
+        (folder / name).unlink()
+    page = Page(report.render(run, report.load_final(run, folder)))
+    assert page.says(f"{metrics['test_accuracy']:.2%} 95% interval") and not page.says("have been opened")
+    assert not {"seeds", "confusion"} & set(page.texts)
+
+
+def test_a_run_that_is_still_going_is_shown_so_far(tmp_path: Path) -> None:
+    page = Page(report.render(make_run(tmp_path / "going", 5, running=True), None))
+    assert page.says("The search has not ended") and page.says("1 running") and "learning_curves" in page.texts
+    empty = Page(report.render(make_run(tmp_path / "new", 0, running=True), None))
+    assert empty.says("0 trials (none yet)") and not {"best_so_far", "learning_curves"} & set(empty.texts)
+    first = Page(report.render(make_run(tmp_path / "one", 1, running=True), None))
+    assert "learning_curves" in first.texts and not first.says("Winner")
+
+
+def test_what_comes_from_files_is_text_and_nothing_else(tmp_path: Path) -> None:
+    run = make_run(tmp_path / HEADER, error=SCRIPT)
+    results.write_json(run.path / "meta.json", run.meta | {"command": SCRIPT, SCRIPT: {SCRIPT: [SCRIPT]}})
+    folder = make_final(tmp_path / "best_model", run.name, names=(SCRIPT, HEADER, "Bag"))
+    html = report.render(run, report.load_final(run, folder))
+    page = Page(html)
+    assert page.tags.count("script") == 3 and "b" in page.tags
+    assert page.tags.count("img") == len(
+        thumbnails.pictures(dict(np.load(folder / "test_outputs.npz")), "abc")["mistakes"]
+    )
+    assert page.says(HEADER) and page.says(SCRIPT)
+    assert HEADER not in html and SCRIPT not in html
+
+
+def test_texts_of_figures_are_escaped_for_plotly_which_reads_html(run: results.Run) -> None:
+    counts = analysis.confusion(np.array([0, 1]), np.array([0, 0]), (HEADER, "Bag"))
+    assert "&lt;img" in model_charts.confusion(counts).layout.xaxis.ticktext[0]
+    frame = pd.DataFrame({"parameter": [HEADER, "b"], "importance": [0.7, 0.3], "method": "<i>"})
+    figure = charts.importances(frame)
+    assert "<img" not in figure.to_json() and figure.data[0].name == "&lt;i&gt;"
+    trials = run.trials.assign(**{"config/optimizer": [HEADER, *["sgd"] * 11]})
+    for drawn in (charts.best_so_far(trials), charts.learning_curves(run.epochs, trials, 3)):
+        assert "onerror" in drawn.to_json() and "\\u003cimg" not in drawn.to_json()
+
+
+def test_importances_have_a_colour_a_method_and_their_interval() -> None:
+    frame = pd.DataFrame({"parameter": ["a", "b"] * 2, "importance": [0.7, 0.3, 0.6, 0.4]})
+    (plain,) = charts.importances(frame.head(2)).data
+    assert plain.error_x.array is None and list(plain.x) == [0.7, 0.3]
+    frame = frame.assign(method=["PED-ANOVA"] * 2 + ["fANOVA"] * 2, low=frame["importance"] - 0.1, high=0.9)
+    one, two = charts.importances(frame).data
+    assert (one.name, two.name) == ("PED-ANOVA", "fANOVA")
+    assert np.allclose(one.error_x.array, [0.2, 0.6]) and np.allclose(two.error_x.arrayminus, 0.1)
+
+
+def test_importances_come_from_the_study_where_there_is_one(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "first")
+    assert "importances" not in Page(report.render(run, None)).texts and not (run.path / "study.db").exists()
+    study = optuna.create_study(study_name="of another name", storage=f"sqlite:///{run.path}/study.db")
+    space = {"learning_rate": optuna.distributions.FloatDistribution(1e-3, 1e-1, log=True)}
+    for row in run.trials.to_dict("records"):
+        params = {"learning_rate": row["config/learning_rate"]}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=row["valid_accuracy"]))
+    assert "importances" in Page(report.render(run, None)).texts
+
+
+def test_an_audit_and_a_front_are_shown_where_there_are_some(
+    run: results.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Page(report.render(run, None))
+    assert not page.says("Early stopping, audited") and "pareto" not in page.texts
+    shutil.copytree(run.path, tmp_path / "first")
+    copy = results.Run(tmp_path / "first")
+    audit = {"lost_accuracy": 0.1 / 3, "rungs": [{"epoch": 2, "rank_correlation": 0.5 / 3}]}
+    results.write_json(copy.path / "meta.json", copy.meta | {"audit": audit})
+    trials = copy.trials.assign(pareto=copy.trials["trial"].isin([3, 4]))
+    monkeypatch.setitem(results.TRIAL_COLUMNS, "pareto", "boolean")
+    trials.to_csv(copy.path / "trials.csv", index=False)
+    page = Page(report.render(copy, None))
+    assert page.says("seconds parameters learning rate batch size pareto")
+    assert page.says("Early stopping, audited") and {str(0.1 / 3), str(0.5 / 3)} <= page.numbers
+    assert "pareto" in page.texts
+    front = charts.pareto(trials, "n_parameters").data[1]
+    assert sorted(front.y) == sorted(trials.loc[trials["pareto"], "valid_accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("difference", "interval", "word", "sentence"),
+    [
+        (
+            0.0312,
+            [0.02, 0.04],
+            "Yes",
+            r"3\.12 points better than the default configuration \(95% .* \+2.00 to \+4.00\)\.$",
+        ),
+        (-0.01, [-0.02, -0.005], "No", r"1\.00 points worse than the default configuration .*-0.50\)\.$"),
+        (0.001, [-0.002, 0.004], "Not shown", r"0\.10 points better than .*, which may be chance\.$"),
+        (0.001, None, "Not shown", r"0\.10 points better than the default configuration, which may be chance\.$"),
+    ],
+)
+def test_whether_it_was_worth_it(difference: float, interval: list[float] | None, word: str, sentence: str) -> None:
+    metrics = {"default_difference": difference, "default_difference_interval": interval, "random_difference": None}
+    ((found, text),) = report.verdicts(metrics)
+    assert found == word and re.match(sentence, text)
+
+
+def test_nothing_is_said_of_what_was_not_measured() -> None:
+    assert report.verdicts({"default_difference": None}) == []
+    ((_, sentence),) = report.verdicts({"random_difference": 0.01, "random_difference_interval": [0.005, 0.015]})
+    assert "better than the best of the points drawn at random" in sentence
+
+
+@pytest.mark.parametrize("name", ["test_outputs.npz", "test_log.jsonl", "config.json"])
+def test_a_damaged_file_of_the_final_model_is_named(run: results.Run, tmp_path: Path, name: str) -> None:
+    folder = make_final(tmp_path / "best_model", run.name)
+    (folder / name).write_text("{")
+    with pytest.raises(
+        UserError, match=r"best_model(/config\.json)? must (hold what `python -m tuning\.final`|be a read)"
+    ):
+        report.load_final(run, folder)
+
+
+def test_the_command_writes_the_page_and_names_runs_it_does_not_know(run: results.Run, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "results" / "first")
+    command = [sys.executable, "-m", "tuning.report"]
+    done = subprocess.run([*command, "first"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "Written: results/first/report.html (4." in done.stdout, done.stderr
+    assert (tmp_path / "results/first/report.html").exists()
+    done = subprocess.run([*command, "frist"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "error: Run must be one of first, latest, but got 'frist'." in done.stderr
+
+
+def test_a_hundred_trials_of_thirty_epochs_and_ten_thousand_images_are_under_8_mb(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "large", 100, 30)
+    folder = make_final(tmp_path / "best_model", run.name, n=10_000, side=28)  # of noise, which PNG cannot compress
+    page = report.write(run, folder)
+    assert 6e6 < page.stat().st_size < 8e6
+
+
+def test_the_sheet_has_the_images_in_their_order() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 1, 2, 3), dtype=np.uint8)
+    sheet = thumbnails._sheet(images, 3)
+    assert sheet.shape == (1, 4, 9)
+    assert (sheet[:, 2:4, 3:6] == images[4]).all() and (sheet[:, :2, 6:9] == images[2]).all()
+
+
+def test_few_large_images_are_shown_and_many_small_ones_up_to_a_number() -> None:
+    assert len(thumbnails.thinned(np.zeros((10, 3, 512, 512), np.uint8))) == 1
+    assert len(thumbnails.thinned(np.zeros((2000, 1, 4, 4), np.uint8))) == thumbnails.MAX_POINTS
+    assert thumbnails.thinned(np.zeros((3, 1, 4, 4), np.uint8)).tolist() == [0, 1, 2]
+
+
+def test_the_worst_mistakes_come_first() -> None:
+    probabilities = np.array([[0.1, 0.9], [0.4, 0.6], [0.8, 0.2], [0.01, 0.99]])
+    images = np.zeros((4, 3, 2, 2), np.uint8)
+    found = thumbnails.pictures({"images": images, "labels": np.zeros(4, int), "probabilities": probabilities}, "ab")
+    assert [mistake["probability"] for mistake in found["mistakes"]] == [0.99, 0.9, 0.6] and found["n_wrong"] == 3
+    assert found["mistakes"][0]["caption"] == "test image 3: a, taken for b (99%)" and not found["grey"]
+
+
+def test_the_curves_are_those_of_the_frame(run: results.Run) -> None:
+    figure = charts.learning_curves(run.epochs, run.trials, 3)
+    assert figure.data[-1].name == "best: trial 3" and len(figure.data) == 12
+    expected = run.epochs.loc[run.epochs["trial"] == 3, "valid_accuracy"]
+    assert list(figure.data[-1].y) == list(expected)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("the page's behaviour needs a Chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser: Any, written: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The page in a browser; whatever it complains of or asks another host for fails the test."""
+    width, scheme = getattr(request, "param", (1280, "light"))
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    complaints: list[str] = []
+    page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: complaints.append(dialog.message))
+    page.on("request", lambda sent: sent.url.startswith(("file:", "data:", "blob:")) or complaints.append(sent.url))
+    page.goto(written.as_uri())
+    page.wait_for_function("document.querySelectorAll('.plot .main-svg').length > 6")
+    yield page
+    page.close()
+    assert not complaints
+
+
+def point_at(page: Any, figure: str, trace: int, index: int) -> None:
+    """Moves the pointer to a point of a figure."""
+    plot = page.locator(f'[data-figure="{figure}"]')
+    plot.scroll_into_view_if_needed()
+    x, y = plot.evaluate(
+        """(node, [trace, index]) => {
+            const {xaxis, yaxis} = node._fullLayout, box = node.getBoundingClientRect(), data = node._fullData[trace];
+            return [box.x + xaxis._offset + xaxis.d2p(data.x[index]), box.y + yaxis._offset + yaxis.d2p(data.y[index])];
+        }""",
+        [trace, index],
+    )
+    page.mouse.move(x - 3, y)
+    page.mouse.move(x, y)
+
+
+@pytest.mark.slow
+def test_the_table_sorts_and_filters(opened: Any, run: results.Run) -> None:
+    def column(name: str) -> list[str]:
+        rows = opened.locator("#trials tbody tr:visible")
+        place = opened.locator("#trials th button").all_inner_texts().index(name)
+        return rows.evaluate_all(f"rows => rows.map(row => row.cells[{place}].dataset.value)")
+
+    rates = run.trials["config/learning_rate"]
+    opened.locator("#trials th button", has_text="learning rate").click()
+    assert [float(value) for value in column("learning rate")] == sorted(rates, reverse=True)
+    opened.locator("#trials th button", has_text="learning rate").click()
+    assert [float(value) for value in column("learning rate")] == sorted(rates)
+    opened.locator("#trials th button", has_text="state").click()
+    assert column("state") == sorted(run.trials["state"])
+    opened.locator("#filter").fill("pruned 64")
+    assert column("trial") == ["2", "6", "10"] and opened.locator("#shown").inner_text() == "3 of 12"
+
+
+@pytest.mark.slow
+def test_a_curve_and_a_point_say_what_they_are(opened: Any, run: results.Run, model_dir: Path) -> None:
+    names = opened.locator('[data-figure="learning_curves"]').evaluate("node => node._fullData.map(d => d.meta)")
+    trace = next(i for i, text in enumerate(names) if text.startswith("<b>trial 5</b>"))
+    point_at(opened, "learning_curves", trace, 3)
+    hover = opened.locator('[data-figure="learning_curves"] .hoverlayer').text_content()
+    row = run.trials.set_index("trial").loc[5]
+    value = run.epochs.query("trial == 5 and epoch == 4")["valid_accuracy"].item()
+    assert "trial 5 (complete)" in hover and f"epoch 4: {value:.2%}" in hover
+    assert f"learning rate {row['config/learning_rate']:.3g}, batch size {row['config/batch_size']}" in hover
+
+    point_at(opened, "features", 1, 7)
+    outputs = np.load(model_dir / "test_outputs.npz")
+    index = np.flatnonzero(outputs["labels"] == 1)[7]  # all 400 images are shown
+    said = thumbnails.caption(int(index), 1, outputs["probabilities"][index], NAMES)
+    assert opened.locator("#card span").inner_text() == said and NAMES[1] in said
+    columns, size = 20, 8 * 11  # about 84 pixels
+    place = opened.locator("#card i").evaluate("tile => tile.style.backgroundPosition")
+    assert place == f"{-(index % columns) * size}px {-(index // columns) * size}px"
+    opened.mouse.move(5, 5)
+    assert not opened.locator("#card").is_visible()
+
+
+@pytest.mark.slow
+def test_coordinates_can_be_brushed(opened: Any, run: results.Run) -> None:
+    plot = opened.locator('[data-figure="parallel_coordinates"]')
+    plot.scroll_into_view_if_needed()
+    axis = plot.locator(".axis-brush .background").first.bounding_box()
+    x = axis["x"] + axis["width"] / 2
+    opened.mouse.move(x, axis["y"] + 0.3 * axis["height"])
+    opened.mouse.down()
+    opened.mouse.move(x, axis["y"] + 0.7 * axis["height"], steps=8)
+    opened.mouse.up()
+    heights, ticks = plots.coordinate(run.trials["config/learning_rate"])
+    for height, text in ticks:
+        box = plot.locator(".axis").first.locator(".tick > text").get_by_text(text, exact=True).bounding_box()
+        at = axis["y"] + (1 - height) * axis["height"]
+        assert box["y"] - 3 < at < box["y"] + box["height"] + 3
+    low, high = plot.evaluate("node => node.data[0].dimensions[0].constraintrange")
+    inside = (heights > 0.3) & (heights < 0.7)
+    assert 2 <= inside.sum() <= 10 and (inside == ((heights > low) & (heights < high))).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opened", [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")], indirect=True)
+def test_it_fits_and_has_the_colours_of_the_reader(opened: Any, request: pytest.FixtureRequest) -> None:
+    width, scheme = request.node.callspec.params["opened"]
+    assert opened.evaluate("document.documentElement.scrollWidth") == width
+    ink = "node => getComputedStyle(document.documentElement).getPropertyValue('--ink')"
+    curve = "node => node._fullData.at(-1).line.color"
+    plot = opened.locator('[data-figure="learning_curves"]')
+    assert plot.evaluate(ink) == plot.evaluate(curve) == {"light": "#16181b", "dark": "#eceef0"}[scheme]
+    assert plot.evaluate("node => node._fullLayout.width") <= width
+    opened.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert plot.evaluate(curve) == "#16181b"
+    opened.evaluate("dispatchEvent(new Event('afterprint'))")
+    other = {"light": "dark", "dark": "light"}[scheme]
+    opened.emulate_media(color_scheme=other)
+    assert plot.evaluate(curve) == {"light": "#16181b", "dark": "#eceef0"}[other]
+
+
+@pytest.mark.slow
+def test_what_comes_from_files_is_shown_as_text_in_a_browser(browser: Any, tmp_path: Path) -> None:
+    run = make_run(tmp_path / HEADER, error=SCRIPT)
+    names = ("<script>alert(1)</script>", HEADER, "Bag")
+    path = report.write(run, make_final(tmp_path / "best_model", run.name, names=names))
+    page = browser.new_page()
+    alarms: list[str] = []
+    page.on("dialog", lambda dialog: alarms.append(dialog.message))
+    page.on("pageerror", lambda error: alarms.append(str(error)))
+    page.goto(path.as_uri())
+    page.wait_for_function("document.querySelectorAll('.plot .main-svg').length > 6")
+    assert page.title() == HEADER and page.locator("h1").inner_text() == HEADER
+    assert names[0] in page.locator('[data-figure="confusion"] .ytick').first.text_content()
+    assert names[0] in page.locator('[data-figure="features"] .legendtext').first.text_content()
+    assert page.locator(".mistakes").inner_text().count("<script>alert(1)</script>") > 0
+    assert SCRIPT in page.locator("#trials").inner_text()
+    point_at(page, "features", 0, 0)
+    assert names[0] in page.locator("#card span").inner_text()
+    page.close()
+    assert not alarms
