@@ -27,8 +27,11 @@ ORDER = [
         "analysis",
         "compare",
         "plots",
+        "seeds",
+        "jobs",
     ),
-    *("spaces", "study", "schedulers", "progress", "trainable", "estimate", "search", "final", "predict", "explore"),
+    *("spaces", "study", "schedulers", "progress", "trainable", "estimate", "search", "candidates", "contest"),
+    *("predict", "export", "best_model", "final", "explore"),
 ]
 # What a person calls may show, imported when asked to, what the rooms below make of its frames.
 COMMAND_MAY_IMPORT = {"results": {"compare", "plots"}}

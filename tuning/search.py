@@ -125,7 +125,7 @@ def run_trials(
     from ray.tune.logger import TBXLoggerCallback
 
     from tuning import schedulers
-    from tuning.trainable import EndSearch, Proposals, Recorder, train_trial, trial_folder
+    from tuning.trainable import EndSearch, Proposals, Recorder, started_ray, train_trial, trial_folder
 
     stop = _Stop(settings.time_budget)
     recorder = Recorder(study, progress, stop.on_problem)
@@ -141,7 +141,7 @@ def run_trials(
         train_trial, splits=splits, run=str(path.absolute()), device=settings.device, threads=threads
     )
     resources = {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial}
-    with _started_ray(settings, logging.FileHandler(path / "driver.log")), stop.on_signals():
+    with started_ray(asdict(settings), logging.FileHandler(path / "driver.log")), stop.on_signals():
         tuner = tune.Tuner(
             tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(
@@ -176,8 +176,9 @@ def run_trials(
 def dry_run(settings: Settings, splits: "Splits", space: "Space") -> str:
     """Returns what a search of these settings will take, from a few real steps; see `tuning.estimate`."""
     from tuning import estimate
+    from tuning.trainable import started_ray
 
-    with _started_ray(settings, logging.NullHandler()):
+    with started_ray(asdict(settings), logging.NullHandler()):
         costs = estimate.measure(settings, space, splits)
     found = estimate.summarise(settings, costs)
     estimate.keep(asdict(settings), found)
@@ -259,42 +260,6 @@ class _Stop:
         elif time.monotonic() > self._deadline:
             self.reason = self.reason or "time budget"
         return self.reason is not None or self.problem is not None
-
-
-@contextmanager
-def _started_ray(settings: Settings, log: logging.Handler) -> Iterator[None]:
-    """Starts a Ray of our own, on this machine, bound to the loopback address, without a dashboard."""
-    os.environ |= {
-        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",
-        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-        "RAY_AIR_NEW_OUTPUT": "0",
-        # Ray would run trials at niceness 15, where whatever else the machine does takes their cores from them.
-        "RAY_worker_niceness": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    }
-    import ray
-
-    n_gpus = len(machine.gpu_memory()) if settings.device == "cuda" else 0
-    ray.init(
-        address="local",
-        num_cpus=max(1, round(settings.concurrency * settings.cpus_per_trial)),
-        num_gpus=n_gpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    loggers = [logging.getLogger("ray"), logging.getLogger("ray.tune")]
-    for logger in loggers:
-        logger.handlers, logger.propagate = [log], False
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        for logger in loggers:
-            logger.removeHandler(log)
-        log.close()
 
 
 def _sampler_seed(seed: int, path: Path) -> int:
