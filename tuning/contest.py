@@ -135,10 +135,11 @@ def _train(
     """Trains jobs side by side or one by one, printing each epoch; yields those that failed, and why."""
     entries = {entry.config.hash(): entry for entry in plan.entries}
     many = len(plan.entries) * len(plan.seeds) > 1
-    if many and slots["concurrency"] > 1:
+    wanted = [job for job in wanted if jobs.read(job, splits.split_hash) is None]
+    if many and slots["concurrency"] > 1 and wanted:
         from tuning.trainable import train_all
 
-        rows = train_all([job for job in wanted if jobs.read(job, splits.split_hash) is None], splits, slots)
+        rows = train_all(wanted, splits, slots)
     else:
         n_threads = threads or os.cpu_count() or 1
         rows = ((job, row) for job in wanted for row in jobs.train(job, splits, slots["device"], n_threads))

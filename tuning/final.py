@@ -88,13 +88,14 @@ def train_on_everything(chosen: Chosen, splits: "Splits", device: str, threads: 
         length=chosen.result.best_epoch,
         lrs=tuple(row["lr"] for row in chosen.result.epochs),
     )
-    print(f"Training once more, on train and valid images, for {job.length} epochs", flush=True)
+    print(f"Training once more for {job.length} epochs, on train and valid images: the latter judge no more", flush=True)
     for row in jobs.train(job, everything, device, threads):
         print(row["error"] if "error" in row else contest.epoch_line(row, job.config.epochs), flush=True)
     result = jobs.read(job, everything.split_hash)
     if result is None or result.error:
         raise UserError(f"--train-on train+valid must train to its end, but failed; see {job.path} for why.")
-    return replace(chosen, job=job, result=result, train_on="train+valid")
+    # Its own valid figures are of images that it was trained on; the epochs to show are those that validation judged.
+    return replace(chosen, job=job, result=replace(result, epochs=chosen.result.epochs), train_on="train+valid")
 
 
 def describe(held: Contest, chosen: Chosen, splits: "Splits") -> dict[str, Any]:
@@ -115,7 +116,7 @@ def describe(held: Contest, chosen: Chosen, splits: "Splits") -> dict[str, Any]:
         "best_epoch": chosen.result.best_epoch,
         "epochs": len(chosen.result.epochs),
         "seconds": chosen.result.seconds,
-        "seconds_total": held.seconds,
+        "seconds_total": held.seconds + (chosen.result.seconds if chosen.train_on != "train" else 0.0),
         "seed": chosen.job.seed,
         "seeds": list(plan.seeds),
         "split_hash": splits.split_hash,
