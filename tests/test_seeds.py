@@ -18,7 +18,7 @@ def table(rows: dict[str, list[float]]) -> pd.DataFrame:
 def contest(
     truth: "pd.Series[float]", draw: np.random.Generator, n_seeds: int = 3
 ) -> tuple["pd.Series[float]", pd.DataFrame]:
-    """Returns the search's values of the best three of many configurations, and their fresh ones, as `final` has them."""
+    """Returns the search's values of the best three configurations, and the fresh ones that `final` would have."""
     search = (truth + draw.normal(0, NOISE, len(truth))).nlargest(3)
     every = pd.DataFrame(draw.normal(0, NOISE, (3, n_seeds)), search.index, range(1, n_seeds + 1))
     every = every.add(truth[search.index], axis="index")
@@ -75,7 +75,8 @@ def test_means_and_differences_are_over_the_seeds_that_there_are() -> None:
     assert list(found["difference"].round(6))[:3] == [0.0, 0.005, 0.02]
     assert found.loc["a", ["difference_low", "difference_high"]].tolist() == [0, 0]
     assert found.loc["d"].isna().all()
-    # By hand: within, (0.005² * 2 + 0.01² * 2) / 2 on 2 degrees of freedom, t 4.303; residuals, 0.0025² * 4 on 1, t 12.706.
+    # By hand: within, (0.005² * 2 + 0.01² * 2) / 2 on 2 degrees of freedom, t 4.303; residuals, 0.0025² * 4 on 1, t
+    # 12.706.
     assert found.loc["a", "valid_accuracy_high"] - 0.945 == pytest.approx(4.3027 * math.sqrt(0.000125 / 2), rel=1e-3)
     assert found.loc["b", "difference_high"] - 0.005 == pytest.approx(12.706 * 0.005, rel=1e-3)
     assert found.loc["c", "difference_high"] - 0.02 == pytest.approx(12.706 * 0.005 * math.sqrt(2), rel=1e-3)

@@ -88,7 +88,7 @@ def train_on_everything(chosen: Chosen, splits: "Splits", device: str, threads: 
         length=chosen.result.best_epoch,
         lrs=tuple(row["lr"] for row in chosen.result.epochs),
     )
-    print(f"Training once more for {job.length} epochs, on train and valid images: the latter judge no more", flush=True)
+    print(f"Training once more for {job.length} epochs, on train and valid images: these judge no more", flush=True)
     for row in jobs.train(job, everything, device, threads):
         print(row["error"] if "error" in row else contest.epoch_line(row, job.config.epochs), flush=True)
     result = jobs.read(job, everything.split_hash)
