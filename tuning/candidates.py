@@ -45,6 +45,11 @@ class Entry:
     epoch_seconds: float | None = None
 
     @property
+    def expected_seconds(self) -> float:
+        """Of one training, at most; 0 where the search does not tell."""
+        return (self.epoch_seconds or 0.0) * self.config.epochs
+
+    @property
     def name(self) -> str:
         """For a line of output."""
         return self.role if self.trial is None else f"trial {self.trial}"

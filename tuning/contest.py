@@ -136,6 +136,8 @@ def _train(
     entries = {entry.config.hash(): entry for entry in plan.entries}
     many = len(plan.entries) * len(plan.seeds) > 1
     wanted = [job for job in wanted if jobs.read(job, splits.split_hash) is None]
+    # The longest first, so that no slot waits long for another at the end.
+    wanted.sort(key=lambda job: entries[job.config.hash()].expected_seconds, reverse=True)
     if many and slots["concurrency"] > 1 and wanted:
         from tuning.trainable import train_all
 
