@@ -1,8 +1,11 @@
 """Retraining: what is chosen, what is written, how often the test split is opened."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +15,16 @@ import pytest
 import torch
 from conftest import CLASS_NAMES, patterned_images
 
-from tuning import data, final, results
+from tuning import best_model, contest, data, final, jobs, results
+from tuning.candidates import Entry, Plan
 from tuning.config import TrainConfig
 from tuning.data import Splits
 from tuning.errors import UserError
 from tuning.models import build_model
+from tuning.training import evaluate
 
 TINY = TrainConfig(width=4, batch_size=32, epochs=3, precision="fp32", learning_rate=0.05)
+SLOTS = {"device": "cpu", "concurrency": 1, "cpus_per_trial": 1.0, "gpus_per_trial": 0.0}
 
 
 @pytest.fixture
@@ -35,34 +41,39 @@ def opened(monkeypatch: pytest.MonkeyPatch, splits: Splits) -> list[str]:
     return openings
 
 
-def choice(config: TrainConfig = TINY) -> final.Choice:
-    return final.Choice(config, "a test", 0.5, "patterns", data_seed=0, train_images=None)
+def make_plan(folder: Path, seeds: tuple[int, ...] = (1,), run: str | None = "run", n: int = 1) -> Plan:
+    """Returns a plan of `n` candidates and, where there are several, a default."""
+    configs = [TINY.model_copy(update={"batch_size": 32 + i}) for i in range(n + 1)]
+    entries = [Entry("candidate", config, i + 1, i, 0.5, 3) for i, config in enumerate(configs[:n])]
+    if n > 1:
+        entries.append(Entry("default", configs[n]))
+    return Plan("a test", run, tuple(entries), seeds, folder / "jobs", "patterns", default=configs[n].hash())
 
 
-def train(model_dir: Path, config: TrainConfig = TINY, seed: int = 1) -> dict[str, Any]:
+def train(model_dir: Path, plan: Plan | None = None, **values: Any) -> dict[str, Any]:
     model_dir.mkdir(exist_ok=True)
-    return final.final(choice(config), seed=seed, device="cpu", data_dir=None, model_dir=model_dir)
+    return final.retrain_and_test(plan or make_plan(model_dir), SLOTS, threads=1, model_dir=model_dir, **values)
 
 
 def test_everything_is_written_and_agrees(tmp_path: Path, opened: list[str], splits: Splits) -> None:
-    metrics = train(tmp_path)
+    metrics = train(tmp_path, make_plan(tmp_path, run=None))
     assert opened == ["patterns"]
     files = {path.name for path in tmp_path.iterdir()}
     assert files == {
         *("model.pth", "config.json", "metrics.json", "scores.txt", "classification_report.csv", "epochs.csv"),
         *("confusion.png", "pca.png", "learning_curve.png", "calibration.png", "mistakes.png", "separability.csv"),
-        "test_log.jsonl",
+        *("test_log.jsonl", "final.csv", "test_outputs.npz", "model_card.md"),
     }
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert f"test               {metrics['test_accuracy']:.2%} (95 % interval" in (tmp_path / "scores.txt").read_text()
     assert metrics["test_interval"][0] < metrics["test_accuracy"] <= metrics["test_interval"][1]
+    assert metrics["test_accuracy"] == metrics["test_accuracy_mean"]
+    assert metrics["test_accuracy_std"] is metrics["valid_accuracy_std"] is metrics["shrinkage_interval"] is None
 
     described = json.loads((tmp_path / "config.json").read_text())
     model = build_model(TrainConfig.model_validate(described["config"]), 1, 4)
     model.load_state_dict(torch.load(tmp_path / "model.pth", weights_only=True))
     test = patterned_images(200, seed=9)
-    from tuning.training import evaluate
-
     scores, _ = evaluate(model, test, splits, flip_averaging=metrics["flip_averaging"])
     assert (scores.argmax(1).numpy() == test.labels).mean() == metrics["test_accuracy"]
     report = pd.read_csv(tmp_path / "classification_report.csv")
@@ -71,16 +82,74 @@ def test_everything_is_written_and_agrees(tmp_path: Path, opened: list[str], spl
     assert np.isclose((support["recall"] * support["support"]).sum() / 200, metrics["test_accuracy"])
 
 
-def test_the_log_says_each_time_that_the_test_split_was_opened(tmp_path: Path, opened: list[str]) -> None:
+def test_over_seeds_metrics_and_table_agree_to_the_last_digit(
+    tmp_path: Path, opened: list[str], splits: Splits
+) -> None:
+    metrics = train(tmp_path, plan := make_plan(tmp_path, (1, 2, 3), n=2))
+    assert opened == ["patterns"]
+    table = pd.read_csv(tmp_path / "final.csv").set_index("config_hash")
+    winner = table.loc[metrics["config_hash"]]
+    assert winner["chosen"] and table["chosen"].sum() == 1
+    for name in ("valid_accuracy_mean", "valid_accuracy_std"):
+        assert metrics[name] == winner[name], name
+    assert metrics["trial"] == winner["trial"]
+    default = table[table["role"] == "default"].iloc[0]
+    assert metrics["default_difference"] == default["difference"]
+    assert metrics["default_difference_interval"] == [default["difference_low"], default["difference_high"]]
+    best = max(range(3), key=lambda i: winner[f"seed_{i + 1}"])
+    assert metrics["seed"] == (1, 2, 3)[best] and metrics["seeds"] == [1, 2, 3]
+    config = next(e.config for e in plan.entries if e.config.hash() == metrics["config_hash"])
+    accuracies = []
+    for seed in plan.seeds:
+        model = jobs.load_model(jobs.Job(config, seed, plan.folder), splits, "cpu")
+        test = patterned_images(200, seed=9)
+        scores, _ = evaluate(model, test, splits, flip_averaging=metrics["flip_averaging"])
+        accuracies.append((scores.argmax(1).numpy() == test.labels).mean())
+    assert metrics["test_accuracy"] == accuracies[best]
+    assert metrics["test_accuracy_mean"] == pytest.approx(np.mean(accuracies))
+    assert metrics["test_accuracy_std"] == pytest.approx(np.std(accuracies, ddof=1))
+    assert f"{metrics['test_accuracy_mean']:.2%} ± " in (tmp_path / "scores.txt").read_text()
+
+
+def test_the_outputs_on_the_test_images_are_kept(tmp_path: Path, opened: list[str]) -> None:
+    metrics = train(tmp_path)
+    with np.load(tmp_path / "test_outputs.npz", allow_pickle=False) as outputs:
+        found = {name: (array.dtype.name, array.shape) for name, array in outputs.items()}
+        right = outputs["probabilities"].argmax(1) == outputs["labels"]
+        assert outputs["probabilities"].sum(1) == pytest.approx(1)
+    assert found == {
+        "labels": ("int64", (200,)),
+        "probabilities": ("float32", (200, 4)),
+        "points": ("float64", (200, 2)),
+        "explained": ("float64", (2,)),
+        "images": ("uint8", (200, 1, 12, 12)),
+    }
+    assert right.mean() == metrics["test_accuracy"]
+
+
+def test_the_log_says_each_time_that_the_test_split_was_opened(
+    tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = train(tmp_path)
-    second = train(tmp_path, seed=2)
-    assert final.times_opened(tmp_path) == len(opened) == 2
+    second = train(tmp_path, make_plan(tmp_path, (2,)))
+    assert final.times_opened(tmp_path, "patterns") == len(opened) == 2
+    assert (first["test_opened"], second["test_opened"]) == (1, 2)
     lines = [json.loads(line) for line in (tmp_path / "test_log.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines] == ["opened", "result", "opened", "result"]
-    assert [line["seed"] for line in lines] == [1, 1, 2, 2]
+    assert [line["seeds"] for line in lines] == [[1], [1], [2], [2]]
     assert "test_accuracy" not in lines[0]
     assert [lines[1]["test_accuracy"], lines[3]["test_accuracy"]] == [first["test_accuracy"], second["test_accuracy"]]
     assert all(line["time"] and line["split_hash"] and line["config_hash"] == TINY.hash() for line in lines)
+    assert final.times_opened(tmp_path, "other") == 0
+    with (tmp_path / "test_log.jsonl").open("a") as log:
+        log.write('{"event": "opened"}\n')  # As it was written before there was a name.
+    assert final.times_opened(tmp_path, "other") == 1
+
+
+def test_from_the_second_opening_on_it_is_said_what_that_does(tmp_path: Path) -> None:
+    text = final.opened_again({"test_opened": 3, "test_accuracy": 0.9, "test_images": 10_000})
+    assert "has been opened 3 times" in text
+    assert "too high by up to 0.25 points on average (0.85 standard errors" in text
 
 
 def test_the_test_split_is_opened_after_training_only(
@@ -92,8 +161,17 @@ def test_the_test_split_is_opened_after_training_only(
 
     monkeypatch.setattr(final, "log_test", fail)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path)
+        train(tmp_path, train_on="train+valid")
     assert not opened
+
+
+def test_on_flip_averaging_all_seeds_decide_on_valid_images(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, (1, 2))
+    values = {1: (0.9, 0.90, 0.80), 2: (0.8, 0.80, 0.95)}
+    done = {(TINY.hash(), seed): jobs.Result("x", *found, best_epoch=1) for seed, found in values.items()}
+    table = pd.DataFrame({"chosen": [True]})
+    chosen = final.choose(contest.Contest(plan, done, {}, table, None))
+    assert (chosen.job.seed, chosen.flip_averaging, chosen.valid_accuracy) == (1, True, 0.80)
 
 
 def test_an_interrupted_retraining_goes_on_to_the_same_numbers(
@@ -117,7 +195,70 @@ def test_an_interrupted_retraining_goes_on_to_the_same_numbers(
     again = train(tmp_path / "broken")
     assert "Going on after epoch 2" in capsys.readouterr().out
     assert len(saved) == 3
-    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in whole.items() if k != "seconds"}
+    timed = {"seconds", "seconds_total"}
+    assert {k: v for k, v in again.items() if k not in timed} == {k: v for k, v in whole.items() if k not in timed}
+
+
+def test_train_and_valid_images_make_the_model_to_ship(tmp_path: Path, opened: list[str], splits: Splits) -> None:
+    plan = make_plan(tmp_path, (1, 2))
+    separate = train(tmp_path, plan)
+    metrics = train(tmp_path, plan, train_on="train+valid")
+    assert metrics["train_on"] == "train+valid"
+    for name in ("test_accuracy_mean", "valid_accuracy", "best_epoch", "seed", "config_hash"):
+        assert metrics[name] == separate[name], name
+    weights = torch.load(tmp_path / "model.pth", weights_only=True)
+    before = jobs.load_model(jobs.Job(TINY, metrics["seed"], plan.folder), splits, "cpu").state_dict()
+    assert not torch.equal(weights["head.weight"], before["head.weight"])
+    assert weights["stem.1.num_batches_tracked"] == metrics["best_epoch"] * 19  # 600 images in batches of 32
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["patience"] is None
+    assert "trained on train+valid" in (tmp_path / "model_card.md").read_text()
+
+
+def test_a_retraining_on_everything_that_fails_is_said(
+    tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_job = jobs.train
+
+    def fail_on_everything(job: jobs.Job, *args: Any) -> Any:
+        return train_job(job, *args) if job.length is None else iter([{"error": "no memory"}])
+
+    monkeypatch.setattr(jobs, "train", fail_on_everything)
+    with pytest.raises(UserError, match=r"--train-on train\+valid must train to its end, but failed; see .*-3 for why"):
+        train(tmp_path, train_on="train+valid")
+    assert not opened
+
+
+def test_exports_are_written_and_those_of_the_model_before_removed(
+    tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path, formats=["safetensors"])
+    assert "Exported: " in capsys.readouterr().out and (tmp_path / "model.safetensors").exists()
+    train(tmp_path, formats=[])
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_the_model_card_has_the_figures_and_the_weaknesses(tmp_path: Path, opened: list[str]) -> None:
+    metrics = train(tmp_path, make_plan(tmp_path, (1, 2), n=2))
+    card = (tmp_path / "model_card.md").read_text()
+    for text in (
+        f"Test accuracy of this model: {metrics['test_accuracy']:.2%}",
+        f"{metrics['test_accuracy_mean']:.2%} ± {metrics['test_accuracy_std']:.2%}",
+        f"calibration error {metrics['ece']:.4f}",
+        "images a second on",
+        "Against the default configuration, on the valid split: ",
+        "| checks | ",
+        f"{metrics['n_parameters']:,} parameters",
+        "Licence of the data: see its source.",
+    ):
+        assert text in card, text
+    assert "MIT licence" in best_model.LICENCES["fashion-mnist"]
+
+
+def test_the_most_confused_pairs_come_first_with_the_surest_mistakes() -> None:
+    labels = np.array([0, 0, 0, 1, 1])
+    scores = np.array([[0.1, 0.9], [0.4, 0.6], [0.8, 0.2], [0.7, 0.3], [0.2, 0.8]], dtype=np.float32)
+    lines = best_model.confused_pairs(labels, scores, ["Coat", "Shirt"])
+    assert lines == ["- Coat taken for Shirt: 2 of 3 (images 0, 1)", "- Shirt taken for Coat: 1 of 2 (images 3)"]
 
 
 def test_a_run_without_finished_trials_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +266,7 @@ def test_a_run_without_finished_trials_is_refused(tmp_path: Path, monkeypatch: p
     (tmp_path / "results" / "empty").mkdir(parents=True)
     results.write_json(tmp_path / "results" / "empty" / "meta.json", {"settings": {}})
     with pytest.raises(UserError, match=r"Run results/empty must have a finished trial, but got 0 trials"):
-        final.choose("latest", None, "fashion-mnist")
+        final.main(run="latest")
 
 
 @pytest.mark.parametrize(
@@ -140,16 +281,52 @@ def test_a_run_without_finished_trials_is_refused(tmp_path: Path, monkeypatch: p
 def test_a_wrong_configuration_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(UserError, match=message):
-        final.choose("latest", tmp_path / "c.json", "fashion-mnist")
+        final.main(config=tmp_path / "c.json")
 
 
-def test_a_device_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"device": "cuda"}, "--device must be 'cpu' on a machine without a GPU"),
+        ({"device": "tpu"}, "--device must be one of cpu, cuda, but got 'tpu'"),
+        ({"compare": True}, r"--compare must be used with a run, but got --config .*c\.json"),
+        ({"train_on": "test"}, r"--train-on must be one of train, train\+valid, but got 'test'"),
+        ({"formats": ["tflite"]}, "--export must be one of onnx, pt2, safetensors, but got 'tflite'"),
+    ],
+)
+def test_a_wrong_option_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], message: str
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (tmp_path / "c.json").write_text("{}")
-    with pytest.raises(UserError, match="--device must be 'cpu' on a machine without a GPU"):
-        final.main(config=tmp_path / "c.json", device="cuda", model_dir=tmp_path / "model")
-    with pytest.raises(UserError, match="--device must be 'cpu' or 'cuda', but got 'tpu'"):
-        final.main(config=tmp_path / "c.json", device="tpu", model_dir=tmp_path / "model")
+    with pytest.raises(UserError, match=message):
+        final.main(config=tmp_path / "c.json", model_dir=tmp_path / "model", **values)
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on_where_it_was_and_a_second_one_says_so(tmp_path: Path) -> None:
+    """On the real images: a search of four tiny trials, then `final` with its defaults, killed in the middle."""
+    search = ["--space", "smoke", "--samples", "4", "--epochs", "2", "--train-images", "1000", "--run", "first"]
+    subprocess.run([sys.executable, "-m", "tuning.search", *search], cwd=tmp_path, capture_output=True, check=True)
+    command = [sys.executable, "-m", "tuning.final", "--epochs", "2", "--no-compare"]
+    folder = tmp_path / "results" / "first" / "final"
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True)
+    while process.poll() is None and not list(folder.glob("*/result.json")):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
+    assert finished and not (tmp_path / "best_model" / "metrics.json").exists()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert "Valid accuracy over 3 fresh seed(s)" in done.stdout and "The test split has been" not in done.stdout
+    metrics = results.read_json(tmp_path / "best_model" / "metrics.json")
+    assert not set(metrics["seeds"]) & set(results.Run(tmp_path / "results" / "first").trials["seed"])
+    quick = [sys.executable, "-m", "tuning.final", "--top-k", "1", "--seeds", "1", "--epochs", "2"]
+    done = subprocess.run(quick, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "The test split has been opened 2 times" in done.stdout and "default" not in done.stdout
 
 
 @pytest.mark.slow

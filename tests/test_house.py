@@ -33,9 +33,11 @@ ORDER = [
         "charts",
         "model_charts",
         "thumbnails",
+        "seeds",
+        "jobs",
     ),
-    *("spaces", "study", "report", "schedulers", "progress", "trainable", "estimate", "search", "final"),
-    *("predict", "explore"),
+    *("spaces", "study", "report", "schedulers", "progress", "trainable", "estimate", "search"),
+    *("candidates", "contest", "predict", "export", "best_model", "final", "explore"),
 ]
 # What a person calls may show, imported when asked to, what the rooms below make of its frames.
 COMMAND_MAY_IMPORT = {"results": {"compare", "plots", "style"}}

@@ -64,7 +64,7 @@ def test_every_command_and_snippet_runs_in_the_order_of_the_readme(copy: Path) -
             (copy / "snippet.py").write_text(block)
             printed.append(run("python snippet.py", copy))
     assert sum("Next: python -m tuning.final" in text for text in printed) == 5
-    assert sum("Next: python -m tuning.predict" in text for text in printed) == 2
+    assert sum("Next: python -m tuning.predict" in text for text in printed) == 3
     assert (copy / "best_model" / "pca.png").stat().st_size > 20_000
     assert len(results.load("first", copy / "results").trials) == 6
 

@@ -1,267 +1,229 @@
-"""Retrain the best configuration of a run to its full length, choose on the valid split, then open the test split once.
+"""Retrain the best configurations of a run on fresh seeds, choose on the valid split, then open the test split once.
 
-    python -m tuning.final [--run RUN]
+    python -m tuning.final [--run RUN] [--top-k 3] [--seeds 3]
+    python -m tuning.final --top-k 1 --seeds 1                    the quick way: the best one, once, without comparisons
     python -m tuning.final --config FILE.json|FILE.yaml
 
-Everything lands in `best_model/`; `best_model/test_log.jsonl` says each time that the test split was opened.
+Everything lands in `best_model/`; `best_model/test_log.jsonl` says each time that the test split was opened. Killed and
+started again, it goes on from the last epochs.
 """
 
 import json
+import math
 import os
-import time
-from dataclasses import asdict, dataclass
+import shutil
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuning import results
-from tuning.config import TrainConfig, parse_config, read_config
-from tuning.errors import UserError, run_command
+from tuning import best_model, candidates, contest, export, jobs, machine, report, results
+from tuning.best_model import Outcome
+from tuning.candidates import Plan
+from tuning.contest import Contest
+from tuning.errors import UserError, run_command, unknown_name
 
 if TYPE_CHECKING:
-    import pandas as pd
     from torch import nn
 
-    from tuning.data import Splits
+    from tuning.data import Labelled, Splits
+    from tuning.seeds import Estimate
 
 MODEL_DIR = Path("best_model")
-# A search compares many configurations at a short length; the one that is kept earns a longer one. Its schedule is
-# stretched to it.
-LENGTHENING = 3
+TRAIN_ON = ("train", "train+valid")
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What is to be retrained: a configuration, and how its run chose the valid split.
+class Chosen:
+    """The model that is to be saved.
 
     Attributes:
-        source: The run and its trial, or the configuration's file.
-        search_accuracy: What the search measured on the valid split, in [0, 1]; None where there was no search.
-        data_seed: Chooses the valid split; the run's, so that no image moves from valid to train.
+        job: How it was trained.
+        result: What came of it.
+        flip_averaging: Its probabilities are the mean over an image and its mirror image.
+        valid_accuracy: Of the winner's best seed, with the flip averaging that was chosen.
+        train_on: "train" or "train+valid".
     """
 
-    config: TrainConfig
-    source: str
-    search_accuracy: float | None
-    dataset: str
-    data_seed: int
-    train_images: int | None
+    job: jobs.Job
+    result: jobs.Result
+    flip_averaging: bool
+    valid_accuracy: float
+    train_on: str
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A split's labels, log-probabilities (N, n_classes) and features (N, D) as the final model gives them."""
-
-    labels: Any
-    log_probabilities: Any
-    features: Any
-
-    @property
-    def predictions(self) -> Any:
-        """The likeliest class of each image, (N,)."""
-        return self.log_probabilities.argmax(1)
-
-    @property
-    def accuracy(self) -> float:
-        """In [0, 1]."""
-        return float((self.predictions == self.labels).mean())
-
-
-def choose(run: str, config: Path | None, dataset: str) -> Choice:
-    """Returns the best configuration of a run, or the one in a file.
-
-    Raises:
-        UserError: No trial of the run has finished, or the file holds no valid configuration.
-    """
-    if config is not None:
-        return Choice(read_config(config), str(config), None, dataset, data_seed=0, train_images=None)
-    found = results.load(run)
-    best, settings = found.best, found.meta["settings"]
-    values = {name: best[f"config/{name}"] for name in TrainConfig.model_fields}
-    return Choice(
-        config=parse_config(results.plain(values), f"{found.path}/trials.csv"),
-        source=f"{found.path}, trial {best['trial']}",
-        search_accuracy=float(best["valid_accuracy"]),
-        dataset=settings["dataset"],
-        data_seed=settings["seed"],
-        train_images=settings["train_images"],
+def choose(held: Contest) -> Chosen:
+    """Returns the winner's seed with the best valid accuracy; on flip averaging all its seeds decide."""
+    won = held.won
+    plain, mirrored = (
+        math.fsum(getattr(result, f"valid_accuracy_{name}") for result in won.values())
+        for name in ("plain", "flip_averaging")
     )
+    seed = max(won, key=lambda seed: won[seed].valid_accuracy or 0.0)
+    flip = mirrored > plain
+    accuracy = won[seed].valid_accuracy_flip_averaging if flip else won[seed].valid_accuracy_plain
+    job = jobs.Job(held.winner.config, seed, held.plan.folder)
+    return Chosen(job, won[seed], flip, float(accuracy or 0.0), "train")
 
 
-def retrain(
-    config: TrainConfig, splits: "Splits", seed: int, device: str, folder: Path
-) -> tuple["nn.Module", "pd.DataFrame"]:
-    """Trains to full length, with early stopping; returns the model of the best epoch and a row an epoch.
-
-    Goes on from a checkpoint in `folder` of the same configuration, seed and splits.
-    """
-    import pandas as pd
-
-    from tuning import checkpoints
-    from tuning.training import Training, fit
-
-    training = Training(config, splits, seed=seed, device=device)
-    rows = checkpoints.load(folder, training)
-    for epoch in fit(training):
-        rows.append(asdict(epoch))
-        checkpoints.save(folder, training, rows)
-        best = "  best so far" if epoch.best_epoch == epoch.epoch else ""
-        print(
-            f"epoch {epoch.epoch:>3}/{config.epochs}  train {epoch.train_loss:.4f} {epoch.train_accuracy:.2%}  "
-            f"valid {epoch.valid_loss:.4f} {epoch.valid_accuracy:.2%}  {epoch.epoch_seconds:.0f} s{best}",
-            flush=True,
-        )
-    return training.best_model(), pd.DataFrame(rows)
-
-
-def final(choice: Choice, *, seed: int, device: str, data_dir: Path | None, model_dir: Path) -> dict[str, Any]:
-    """Retrains, tests once, and writes `model_dir`; returns what `metrics.json` holds.
+def train_on_everything(chosen: Chosen, splits: "Splits", device: str, threads: int) -> Chosen:
+    """Trains what was chosen once more, on train and valid images, as long as its best epoch says; no early stopping.
 
     Raises:
-        UserError: The data cannot be had, or the disk is full.
+        UserError: It failed, or the disk is full.
     """
-    from tuning.data import load_splits, load_test
-    from tuning.models import count_parameters
+    import numpy as np
 
-    splits = load_splits(choice.dataset, data_dir, seed=choice.data_seed, train_images=choice.train_images)
-    start = time.perf_counter()
-    model, epochs = retrain(choice.config, splits, seed, device, model_dir)
-    seconds = time.perf_counter() - start
-    plain, mirrored = (_outcome(model, splits.valid, splits, device, flip) for flip in (False, True))
-    flip_averaging = mirrored.accuracy > plain.accuracy
-    metrics: dict[str, Any] = {
-        "source": choice.source,
-        "search_valid_accuracy": choice.search_accuracy,
-        "valid_accuracy": max(plain.accuracy, mirrored.accuracy),
-        "flip_averaging": flip_averaging,
-        "best_epoch": int(epochs["best_epoch"].iloc[-1]),
-        "epochs": len(epochs),
-        "seconds": seconds,
-        "seed": seed,
+    from tuning.data import Labelled
+
+    both = zip(vars(splits.train).values(), vars(splits.valid).values(), strict=True)
+    everything = replace(splits, train=Labelled(*map(np.concatenate, both)), split_hash=f"{splits.split_hash}+valid")
+    job = replace(
+        chosen.job,
+        config=chosen.job.config.model_copy(update={"patience": None}),
+        length=chosen.result.best_epoch,
+        lrs=tuple(row["lr"] for row in chosen.result.epochs),
+    )
+    print(f"Training once more for {job.length} epochs, on train and valid images: these judge no more", flush=True)
+    for row in jobs.train(job, everything, device, threads):
+        print(row["error"] if "error" in row else contest.epoch_line(row, job.config.epochs), flush=True)
+    result = jobs.read(job, everything.split_hash)
+    if result is None or result.error:
+        raise UserError(f"--train-on train+valid must train to its end, but failed; see {job.path} for why.")
+    # Its own valid figures are of images that it was trained on; the epochs to show are those that validation judged.
+    return replace(chosen, job=job, result=replace(result, epochs=chosen.result.epochs), train_on="train+valid")
+
+
+def describe(held: Contest, chosen: Chosen, splits: "Splits") -> dict[str, Any]:
+    """Returns what is known before the test split is opened, as in `metrics.json`."""
+    plan, winner = held.plan, held.winner
+    row = held.table.loc[held.table["chosen"]].iloc[0]
+    default, random = held.behind(plan.default), held.behind(plan.random)
+    return {
+        "source": plan.source + ("" if winner.trial is None else f", trial {winner.trial}"),
+        "run": plan.run,
+        "trial": winner.trial,
+        "search_valid_accuracy": winner.search_accuracy,
+        "valid_accuracy": chosen.valid_accuracy,
+        "valid_accuracy_mean": float(row["valid_accuracy_mean"]),
+        "valid_accuracy_std": _number(row["valid_accuracy_std"]),
+        "flip_averaging": chosen.flip_averaging,
+        "train_on": chosen.train_on,
+        "best_epoch": chosen.result.best_epoch,
+        "epochs": len(chosen.result.epochs),
+        "seconds": chosen.result.seconds,
+        "seconds_total": held.seconds + (chosen.result.seconds if chosen.train_on != "train" else 0.0),
+        "seed": chosen.job.seed,
+        "seeds": list(plan.seeds),
         "split_hash": splits.split_hash,
-        "config_hash": choice.config.hash(),
-        "n_parameters": count_parameters(model),
+        "config_hash": winner.config.hash(),
+        "n_parameters": chosen.result.n_parameters,
+        "lengthening": plan.lengthening,
+        **_estimate("shrinkage", held.shrinkage),
+        **_estimate("default_difference", default),
+        **_estimate("random_difference", random),
     }
-    # The choice is made: only now the test split is opened, and the log says so before anything is seen of it.
-    log_test(model_dir, metrics | {"event": "opened"})
-    test_images = load_test(choice.dataset, data_dir)
-    outcomes = {flip: _outcome(model, test_images, splits, device, flip) for flip in (False, True)}
-    test = outcomes[flip_averaging]
-    metrics |= _test_metrics(test) | {
-        "test_accuracy_plain": outcomes[False].accuracy,
-        "test_accuracy_flip_averaging": outcomes[True].accuracy,
-    }
-    log_test(model_dir, metrics | {"event": "result"})
-    write_model(model_dir, model, choice, splits, metrics, epochs)
-    write_pictures(model_dir, test, test_images.images, splits.class_names, epochs)
-    write_separability(model_dir, _outcome(model, _sample(splits.train), splits, device, flip_averaging), test)
+
+
+def retrain_and_test(
+    plan: Plan,
+    slots: Mapping[str, Any],
+    *,
+    model_dir: Path = MODEL_DIR,
+    data_dir: Path | None = None,
+    threads: int | None = None,
+    train_on: str = "train",
+    formats: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Holds the contest, tests the winner once, and writes and exports it; returns what `metrics.json` holds.
+
+    Raises:
+        UserError: The data cannot be had, every candidate failed, or the disk is full.
+    """
+    from tuning.data import load_splits
+
+    splits = load_splits(plan.dataset, data_dir, seed=plan.data_seed, train_images=plan.train_images)
+    held = contest.hold(plan, splits, slots, threads)
+    contest.show(held)
+    chosen = choose(held)
+    if train_on == "train+valid":
+        chosen = train_on_everything(chosen, splits, slots["device"], threads or os.cpu_count() or 1)
+    metrics, test, images = test_once(held, chosen, splits, device=slots["device"], data_dir=data_dir, log=model_dir)
+    model = jobs.load_model(chosen.job, splits, "cpu")
+    best_model.write_model(model_dir, model, chosen.job.config, splits, metrics)
+    results.write_text(model_dir / "final.csv", held.table.to_csv(index=False))
+    best_model.write_outcome(model_dir, test, images, splits.class_names, chosen.result.epochs)
+    trained_on = _outcome(model, best_model.probe_images(splits.train), splits, "cpu", chosen.flip_averaging)
+    best_model.write_separability(model_dir, trained_on, test)
+    best_model.write_card(model_dir, splits.valid.images)
+    for line in export.export(model_dir, formats, splits.valid.images):
+        print(line)
+    if plan.run is None:  # Of a run the trained models are kept: more seeds go on from them.
+        shutil.rmtree(plan.folder)
     return metrics
 
 
-def log_test(model_dir: Path, metrics: dict[str, Any]) -> None:
-    """Adds a line to `test_log.jsonl`: time, split and configuration hash, seed, and the result where there is one."""
-    names = ("event", "split_hash", "config_hash", "seed", "source", "test_accuracy", "test_accuracy_plain")
-    line = {"time": datetime.now(UTC).isoformat()} | {name: metrics[name] for name in names if name in metrics}
+def test_once(
+    held: Contest, chosen: Chosen, splits: "Splits", *, device: str, data_dir: Path | None, log: Path
+) -> tuple[dict[str, Any], Outcome, "Labelled"]:
+    """Opens the test split and writes that down; returns the metrics, the saved model's outcome, and the test images.
+
+    Raises:
+        UserError: The data cannot be had.
+    """
+    from tuning.data import load_test
+
+    metrics = describe(held, chosen, splits)
+    model = jobs.load_model(chosen.job, splits, device)
+    trained = [jobs.Job(held.winner.config, seed, held.plan.folder) for seed in held.plan.seeds]
+    models = [jobs.load_model(job, splits, device) for job in trained]
+    # The choice is made: only now the test split is opened, and the log says so before anything is seen of it.
+    log_test(log, metrics | {"event": "opened", "dataset": splits.dataset})
+    images = load_test(splits.dataset, data_dir)
+    outcomes = {flip: _outcome(model, images, splits, device, flip) for flip in (False, True)}
+    accuracies = [_outcome(each, images, splits, device, chosen.flip_averaging).accuracy for each in models]
+    metrics |= _test_metrics(outcomes[chosen.flip_averaging], accuracies) | {
+        "test_accuracy_plain": outcomes[False].accuracy,
+        "test_accuracy_flip_averaging": outcomes[True].accuracy,
+        "test_opened": times_opened(log, splits.dataset),
+    }
+    log_test(log, metrics | {"event": "result", "dataset": splits.dataset})
+    return metrics, outcomes[chosen.flip_averaging], images
+
+
+def log_test(model_dir: Path, metrics: Mapping[str, Any]) -> None:
+    """Adds a line to `test_log.jsonl`: time, data set, hashes, seeds, and the result where there is one."""
+    names = ("event", "dataset", "split_hash", "config_hash", "seed", "seeds", "train_on", "source")
+    scores = ("test_accuracy", "test_accuracy_plain", "test_accuracy_mean")
+    line = {"time": datetime.now(UTC).isoformat()}
+    line |= {name: metrics[name] for name in names + scores if name in metrics}
     with (model_dir / "test_log.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
 
 
-def times_opened(model_dir: Path) -> int:
-    """Returns how often the test split has been opened, as the log says."""
+def times_opened(model_dir: Path, dataset: str) -> int:
+    """Returns how often the data set's test split has been opened, as the log says; a line without a name counts."""
     log = model_dir / "test_log.jsonl"
-    return sum('"event": "opened"' in line for line in log.read_text().splitlines()) if log.exists() else 0
+    lines = log.read_text().splitlines() if log.exists() else []
+    of_dataset = [line for line in lines if '"dataset": ' not in line or f'"dataset": {json.dumps(dataset)}' in line]
+    return sum('"event": "opened"' in line for line in of_dataset)
 
 
-def write_model(
-    model_dir: Path,
-    model: "nn.Module",
-    choice: Choice,
-    splits: "Splits",
-    metrics: dict[str, Any],
-    epochs: "pd.DataFrame",
-) -> None:
-    """Writes `model.pth`, `config.json`, `metrics.json`, `scores.txt` and `epochs.csv`, each whole or not at all."""
-    import io
+def opened_again(metrics: Mapping[str, Any]) -> str:
+    """Returns what it does to the figure that the test split had been opened before."""
+    from tuning.seeds import best_of
 
-    import torch
-
-    from tuning import checkpoints
-
-    buffer = io.BytesIO()
-    torch.save({name: value.cpu() for name, value in model.state_dict().items()}, buffer)
-    results.write_bytes(model_dir / "model.pth", buffer.getvalue())
-    _, channels, height, width = splits.train.images.shape
-    described = {
-        "dataset": splits.dataset,
-        "class_names": splits.class_names,
-        "flip_averaging": metrics["flip_averaging"],
-    }
-    shape = {"channels": channels, "height": height, "width": width, "mean": splits.mean, "std": splits.std}
-    results.write_json(model_dir / "config.json", {"config": choice.config.model_dump()} | described | shape)
-    results.write_json(model_dir / "metrics.json", metrics)
-    results.write_text(model_dir / "scores.txt", scores(choice, metrics))
-    results.write_rows(model_dir / "epochs.csv", epochs.columns, [dict(row) for _, row in epochs.iterrows()])
-    checkpoints.remove(model_dir)
-
-
-def write_pictures(
-    model_dir: Path, test: Outcome, images: Any, class_names: tuple[str, ...], epochs: "pd.DataFrame"
-) -> None:
-    """Writes `classification_report.csv` and the pictures of the model, `learning_curve.png` among them."""
-    import numpy as np
-
-    from tuning import analysis, pictures, plots, style
-
-    report = analysis.classification_report(test.labels, test.predictions, class_names)
-    results.write_text(model_dir / "classification_report.csv", report.to_csv(index=False))
-    probabilities = np.exp(test.log_probabilities)
-    figures = pictures.of_model(test.labels, probabilities, images, class_names, analysis.pca(test.features))
-    for name, figure in (figures | {"learning_curve": plots.learning_curve(epochs)}).items():
-        style.save(figure, model_dir / f"{name}.png")
-
-
-def write_separability(model_dir: Path, train: Outcome, test: Outcome) -> None:
-    """Writes `separability.csv`: how well the classes of the test split separate in the features."""
-    from tuning import analysis
-
-    frame = analysis.separability(train.features, train.labels, test.features, test.labels)
-    results.write_text(model_dir / "separability.csv", frame.to_csv(index=False))
-
-
-def scores(choice: Choice, metrics: dict[str, Any]) -> str:
-    """Returns the text of `scores.txt`: what was trained, and what it scored."""
-    low, high = metrics["test_interval"]
-    averaged = "with" if metrics["flip_averaging"] else "without"
-    minutes = metrics["seconds"] / 60
-    lines = [
-        f"configuration      {choice.source} ({choice.config.hash()})",
-        f"network            {choice.config.architecture}, {metrics['n_parameters']:,} parameters",
-        f"training           {metrics['epochs']} epochs, best {metrics['best_epoch']}, {minutes:.1f} minutes",
-    ]
-    if choice.search_accuracy is not None:
-        lines.append(f"valid, in search   {choice.search_accuracy:.2%}")
-    return "\n".join(
-        [
-            *lines,
-            f"valid, retrained   {metrics['valid_accuracy']:.2%}",
-            f"test               {metrics['test_accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), "
-            f"{averaged} flip averaging",
-            f"test loss          {metrics['test_loss']:.4f}",
-            "",
-        ]
+    n, accuracy = metrics["test_opened"], metrics["test_accuracy"]
+    too_high = 100 * best_of(n) * math.sqrt(accuracy * (1 - accuracy) / metrics["test_images"])
+    return (
+        f"The test split has been opened {n} times for this data set. This figure is unbiased, and its interval right, "
+        f"only if nothing was changed in the light of the earlier ones. The best of {n} figures is too high by up to "
+        f"{too_high:.2f} points on average ({best_of(n):.2f} standard errors: equally good models, independent errors)."
     )
-
-
-def _sample(part: Any) -> Any:
-    """Returns as many images, drawn at random, as the linear probe is fitted on at most."""
-    import numpy as np
-
-    from tuning.analysis import PROBE_IMAGES
-
-    index = np.random.default_rng(0).permutation(len(part))[:PROBE_IMAGES]
-    return type(part)(images=part.images[index], labels=part.labels[index])
 
 
 def _outcome(model: "nn.Module", part: Any, splits: "Splits", device: str, flip_averaging: bool) -> Outcome:
@@ -271,7 +233,8 @@ def _outcome(model: "nn.Module", part: Any, splits: "Splits", device: str, flip_
     return Outcome(part.labels, log_probabilities.numpy(), features.numpy())
 
 
-def _test_metrics(test: Outcome) -> dict[str, Any]:
+def _test_metrics(test: Outcome, accuracies: Sequence[float]) -> dict[str, Any]:
+    """Returns figures of the saved model, and the mean over the winner's seeds."""
     from tuning import analysis
 
     n = len(test.labels)
@@ -280,66 +243,101 @@ def _test_metrics(test: Outcome) -> dict[str, Any]:
     return {
         "test_accuracy": right / n,
         "test_interval": list(analysis.wilson_interval(right, n)),
+        "test_accuracy_mean": statistics.mean(accuracies),
+        "test_accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         "test_loss": loss,
         "test_images": n,
+        "ece": analysis.calibration(test.labels, test.probabilities)[0],
     }
 
 
+def _summary(plan: Plan) -> str:
+    """Returns in a line what is to be trained, and for how long where the search tells."""
+    n, lengths = len(plan.entries), sorted({entry.config.epochs for entry in plan.entries})
+    names = ", ".join(f"{entry.name} ({entry.config.architecture})" for entry in plan.entries)
+    return f"{names}; {len(plan.seeds)} seed(s), {' to '.join(map(str, lengths[:: n - 1 or 1]))} epochs at most"
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _estimate(name: str, estimate: "Estimate | None") -> dict[str, Any]:
+    """Returns a figure and its interval by name; None where there is none."""
+    if estimate is None:
+        return {name: None, f"{name}_interval": None}
+    interval = None if math.isnan(estimate.low) else [estimate.low, estimate.high]
+    return {name: _number(estimate.value), f"{name}_interval": interval}
+
+
 def main(
-    run: Annotated[str, typer.Option(help="The run whose best configuration is retrained.")] = "latest",
+    run: Annotated[str, typer.Option(help="The run whose best configurations are retrained.")] = "latest",
     config: Annotated[
         Path | None, typer.Option(help="Train this JSON or YAML configuration; no search is needed.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="How many of the run's best configurations.")] = 3,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Fresh seeds for each configuration (default: 3; with --config 1).")
+    ] = None,
+    compare: Annotated[
+        bool | None,
+        typer.Option(
+            help="Retrain the default configuration and the best random point of the run, too "
+            "(default: yes; not with --top-k 1 --seeds 1)."
+        ),
+    ] = None,
+    train_on: Annotated[
+        str, typer.Option(help="train; or train+valid: train the winner once more on both, as the model to ship.")
+    ] = "train",
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--export", help="Write the model as onnx, safetensors or pt2, too; may be given again."),
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Full length (default: three times the search's; with --config its own).")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of weights and batches (default: a fresh one).")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="The first seed; the others follow it (default: derived from the run).")
+    ] = None,
     dataset: Annotated[str, typer.Option(help="The data set, with --config.")] = "fashion-mnist",
     data_dir: Annotated[Path | None, typer.Option(help="A folder that holds the data set's files.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda where there is one).")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all cores).")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Trainings side by side (default: as many as fit).")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of a training that has the machine (default: all cores).")
+    ] = None,
     model_dir: Annotated[Path, typer.Option(help="Where the model and its scores are written.")] = MODEL_DIR,
 ) -> None:
-    """Retrain the best configuration, test it once, and write best_model/ with the PCA picture."""
-    from dataclasses import replace
-
-    from tuning import report
-
-    found = results.load(run) if config is None else None
-    choice = choose(run if found is None else str(found.path), config, dataset)
-    length = epochs or choice.config.epochs * (LENGTHENING if config is None else 1)
-    choice = replace(choice, config=choice.config.model_copy(update={"epochs": length}))
-    import torch
-
-    from tuning.training import prepare
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device must be 'cpu' on a machine without a GPU that torch can use, but got 'cuda'.")
-    if device not in (None, "cpu", "cuda"):
-        raise UserError(f"--device must be 'cpu' or 'cuda', but got {device!r}.")
-    prepare(threads or os.cpu_count() or 1)
-    model_dir.mkdir(parents=True, exist_ok=True)
-    opened = times_opened(model_dir)
-    print(
-        f"Retraining {choice.source}: {choice.config.architecture}, {choice.config.epochs} epochs at most", flush=True
+    """Retrain the best configurations on fresh seeds, test the winner once, and write best_model/."""
+    if train_on not in TRAIN_ON:
+        raise unknown_name("--train-on", train_on, TRAIN_ON)
+    export.check_formats(formats or [])
+    if config is None:
+        n_seeds = 3 if seeds is None else seeds
+        wanted = top_k * n_seeds > 1 if compare is None else compare
+        plan = candidates.from_run(run, top_k=top_k, n_seeds=n_seeds, epochs=epochs, seed=seed, compare=wanted)
+    elif compare:
+        raise UserError(f"--compare must be used with a run, but got --config {config}. Leave one of them out.")
+    else:
+        plan = candidates.from_file(config, model_dir, dataset, n_seeds=seeds or 1, epochs=epochs, seed=seed)
+    slots = machine.plan_slots(device, None, None, concurrency)
+    results.make_folder(model_dir, exist_ok=True)
+    print(f"Retraining {plan.source}: {_summary(plan)}", flush=True)
+    metrics = retrain_and_test(
+        plan,
+        slots,
+        threads=threads,
+        train_on=train_on,
+        formats=formats or [],
+        data_dir=data_dir,
+        model_dir=model_dir,
     )
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    seed = _fresh_seed(choice) if seed is None else seed
-    metrics = final(choice, seed=seed, device=device, data_dir=data_dir, model_dir=model_dir)
-    print(scores(choice, metrics), end="")
-    if opened:
-        print(
-            f"The test split was opened for the {opened + 1}. time: a model chosen by looking at these figures "
-            "would be judged too well by them."
-        )
-    if found is not None:
-        print(f"Page: {report.write(found, model_dir)}")
+    print((model_dir / "scores.txt").read_text(), end="")
+    if config is None:
+        print(f"Page: {report.write(results.load(plan.source), model_dir)}")
+    if metrics["test_opened"] > 1:
+        print(opened_again(metrics))
     print(f"Written: {model_dir}/. Next: python -m tuning.predict IMAGE")
-
-
-def _fresh_seed(choice: Choice) -> int:
-    """Returns a seed that no trial of the search had: derived from the configuration, the same each time."""
-    return int(choice.config.hash(), 16) % 2**31
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,11 @@ def gpu_memory() -> list[int]:
     if not torch.cuda.is_available():
         return []
     return [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+
+
+def cpus_in_use(slots: Mapping[str, Any]) -> int:
+    """Returns the cores that all slots together take; `slots` as `plan_slots` gives them."""
+    return max(1, round(slots["concurrency"] * slots["cpus_per_trial"]))
 
 
 def versions() -> dict[str, str]:

@@ -198,10 +198,10 @@ def new_path(name: str | None, dataset: str, root: Path = RESULTS) -> Path:
     return root / name
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, *, exist_ok: bool = False) -> None:
     """Makes a folder; raises UserError where that cannot be."""
     try:
-        path.mkdir(parents=True)
+        path.mkdir(parents=True, exist_ok=exist_ok)
     except OSError as error:
         raise (disk_full(path, error) or UserError(f"{path} must be a folder that can be made: {error}.")) from error
 

@@ -132,7 +132,7 @@ def run_trials(
     from ray.tune.logger import TBXLoggerCallback
 
     from tuning import schedulers
-    from tuning.trainable import EndSearch, Proposals, Recorder, train_trial, trial_folder
+    from tuning.trainable import EndSearch, Proposals, Recorder, started_ray, train_trial, trial_folder
 
     stop = _Stop(settings.time_budget)
     resources = {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial}
@@ -148,7 +148,7 @@ def run_trials(
     trainable = tune.with_parameters(
         train_trial, splits=splits, run=str(path.absolute()), device=settings.device, threads=threads
     )
-    with _started_ray(settings, logging.FileHandler(path / "driver.log")), stop.on_signals():
+    with started_ray(asdict(settings), logging.FileHandler(path / "driver.log")), stop.on_signals():
         tuner = tune.Tuner(
             tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(
@@ -210,18 +210,15 @@ def _whole_device(settings: Settings) -> dict[str, float]:
     if settings.device == "cuda":
         return {"cpu": settings.cpus_per_trial, "gpu": 1.0} if settings.gpus_per_trial < 1 else {}
     alone = settings.concurrency == 1
-    return {} if alone else {"cpu": _n_cpus(settings), "gpu": 0.0}
-
-
-def _n_cpus(settings: Settings) -> int:
-    return max(1, round(settings.concurrency * settings.cpus_per_trial))
+    return {} if alone else {"cpu": float(machine.cpus_in_use(asdict(settings))), "gpu": 0.0}
 
 
 def dry_run(settings: Settings, splits: "Splits", space: "Space") -> str:
     """Returns what a search of these settings will take, from a few real steps; see `tuning.estimate`."""
     from tuning import estimate
+    from tuning.trainable import started_ray
 
-    with _started_ray(settings, logging.NullHandler()):
+    with started_ray(asdict(settings), logging.NullHandler()):
         costs = estimate.measure(settings, space, splits)
     found = estimate.summarise(settings, costs)
     estimate.keep(asdict(settings), found)
@@ -303,42 +300,6 @@ class _Stop:
         elif time.monotonic() > self._deadline:
             self.reason = self.reason or "time budget"
         return self.reason is not None or self.problem is not None
-
-
-@contextmanager
-def _started_ray(settings: Settings, log: logging.Handler) -> Iterator[None]:
-    """Starts a Ray of our own, on this machine, bound to the loopback address, without a dashboard."""
-    os.environ |= {
-        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",
-        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-        "RAY_AIR_NEW_OUTPUT": "0",
-        # Ray would run trials at niceness 15, where whatever else the machine does takes their cores from them.
-        "RAY_worker_niceness": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    }
-    import ray
-
-    n_gpus = len(machine.gpu_memory()) if settings.device == "cuda" else 0
-    ray.init(
-        address="local",
-        num_cpus=_n_cpus(settings),
-        num_gpus=n_gpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    loggers = [logging.getLogger("ray"), logging.getLogger("ray.tune")]
-    for logger in loggers:
-        logger.handlers, logger.propagate = [log], False
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        for logger in loggers:
-            logger.removeHandler(log)
-        log.close()
 
 
 def _sampler_seed(seed: int, path: Path) -> int:

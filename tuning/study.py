@@ -297,5 +297,21 @@ def trial_seed(run_seed: int, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{run_seed}/{number}".encode()).digest()[:4], "big") >> 1
 
 
+def drawn_at_random(path: Path, sampler: str, n_startup: int) -> set[int]:
+    """Returns the numbers of a run's trials that no model proposed, the space's first points not among them.
+
+    Those are all of the samplers "random" and "qmc"; of the others the first `n_startup`, as fewer trials were there.
+    """
+    if not (path / "study.db").exists():
+        return set()
+    storage = f"sqlite:///{path.absolute()}/study.db"
+    study = optuna.load_study(study_name=optuna.get_all_study_names(storage)[0], storage=storage)
+    return {
+        trial.number
+        for trial in study.get_trials(deepcopy=False)
+        if "fixed_params" not in trial.system_attrs and (sampler in ("random", "qmc") or trial.number < n_startup)
+    }
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat()

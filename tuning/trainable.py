@@ -1,14 +1,18 @@
 """The Ray side of a trial: `train_trial` runs in a worker, `Recorder` and `Proposals` sit between Ray and the study.
 
+`train_all` is the Ray side of `tuning.final`: several retrainings beside each other.
+
 A trial's state is written to its own folder after each epoch and before the epoch is reported; whoever runs the trial
 again (a retry, a resumed search) goes on from there. Ray's own checkpoints are not used: there is one way to go on.
 """
 
 import contextlib
+import logging
+import os
 import re
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 from ray.tune.search import Searcher
 
-from tuning import checkpoints
+from tuning import checkpoints, jobs, machine
 from tuning.config import TrainConfig
 from tuning.data import Splits
 from tuning.errors import DISK_FULL, UserError
@@ -85,6 +89,82 @@ def _train(training: "Training", folder: Path) -> None:
     ) as error:  # Training it again would end in the same place, so this is a result, not a failure.
         print(error)
         tune.report({"epoch": training.epoch, METRIC: 0.0, **facts, "error": str(error)})
+
+
+def train_all(
+    wanted: Sequence[jobs.Job], splits: Splits, slots: Mapping[str, Any]
+) -> Iterator[tuple[jobs.Job, dict[str, Any]]]:
+    """Runs `jobs.train` on all jobs side by side; yields each job's rows as they come.
+
+    Args:
+        wanted: Their folders must be absolute.
+        splits: Shared by all through the object store.
+        slots: As `machine.plan_slots` gives them.
+
+    Raises:
+        UserError: The disk is full.
+    """
+    import ray
+
+    threads = max(1, int(slots["cpus_per_trial"]))
+    remote = ray.remote(
+        num_cpus=slots["cpus_per_trial"], num_gpus=slots["gpus_per_trial"], max_retries=0, num_returns="streaming"
+    )(jobs.train)
+    with started_ray(slots, logging.NullHandler()):
+        shared = ray.put(splits)
+        running: dict[Any, jobs.Job] = {remote.remote(job, shared, slots["device"], threads): job for job in wanted}
+        while running:
+            ready: list[Any] = ray.wait(list(running), num_returns=1, fetch_local=False)[0]
+            [rows] = ready
+            try:
+                yield running[rows], ray.get(next(rows))
+            except StopIteration:
+                del running[rows]
+            except UserError:
+                raise
+            except ray.exceptions.RayError as error:  # The worker died; `jobs.train` tells of what it can catch.
+                yield running.pop(rows), {"error": str(error).strip().splitlines()[0]}
+
+
+@contextlib.contextmanager
+def started_ray(slots: Mapping[str, Any], log: logging.Handler) -> Iterator[None]:
+    """Starts a Ray of our own, on this machine, bound to the loopback address, without a dashboard.
+
+    Args:
+        slots: `device`, `concurrency` and `cpus_per_trial`, as `machine.plan_slots` gives them.
+        log: Gets what Ray has to say.
+    """
+    os.environ |= {
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        # Ray would run trials at niceness 15, where whatever else the machine does takes their cores from them.
+        "RAY_worker_niceness": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+    import ray
+
+    n_gpus = len(machine.gpu_memory()) if slots["device"] == "cuda" else 0
+    ray.init(
+        address="local",
+        num_cpus=machine.cpus_in_use(slots),
+        num_gpus=n_gpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    loggers = [logging.getLogger("ray"), logging.getLogger("ray.tune")]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [log], False
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        for logger in loggers:
+            logger.removeHandler(log)
+        log.close()
 
 
 def trial_folder(run: Path, number: int) -> Path:

@@ -8,7 +8,7 @@ import copy
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,13 +82,22 @@ class Training:
         device: Where it runs, e.g. "cpu" or "cuda".
         accumulation: Parts that a batch is cut into, one forward and backward pass each, where a whole one takes too
             much memory. The gradient is that of the whole batch, but for batch normalisation, which sees the parts.
+        lrs: Learning rate of each epoch, instead of a "plateau" schedule's: there are no fresh images to judge by where
+            the valid ones are trained on.
 
     Raises:
         UserError: Pretrained weights were asked for and cannot be had.
     """
 
     def __init__(
-        self, config: TrainConfig, splits: Splits, *, seed: int, device: str = "cpu", accumulation: int = 1
+        self,
+        config: TrainConfig,
+        splits: Splits,
+        *,
+        seed: int,
+        device: str = "cpu",
+        accumulation: int = 1,
+        lrs: Sequence[float] | None = None,
     ) -> None:
         self.config = config
         self.accumulation = accumulation
@@ -105,7 +114,7 @@ class Training:
         self._generator = torch.Generator().manual_seed(seed)
         self._averaged = _RunningMean(self.model, config.ema_decay) if config.ema_decay else None
         self._optimizer = make_optimizer(self.model, config)
-        self._schedule = make_schedule(self._optimizer, config, self._steps_per_epoch())
+        self._schedule = make_schedule(self._optimizer, config, self._steps_per_epoch(), lrs)
         self.epoch = 0
         self.best: dict[str, float] = {"epoch": 0, "valid_accuracy": -1.0, "valid_loss": math.inf}
         self.finished = ""
@@ -308,9 +317,17 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 
 
 def make_schedule(
-    optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int
+    optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int, lrs: Sequence[float] | None = None
 ) -> LambdaLR | ReduceLROnPlateau:
-    """Returns the schedule: a step a batch for all but "plateau", which takes one an epoch with the valid_loss."""
+    """Returns the schedule: a step a batch for all but "plateau", which takes one an epoch with the valid_loss.
+
+    With `lrs` a plateau's rates are these, one an epoch.
+    """
+    if config.schedule == "plateau" and lrs is not None:
+        factors = [lr / config.learning_rate for lr in lrs]
+        return LambdaLR(
+            optimizer, functools.partial(_factor_of_epoch, factors=factors, steps_per_epoch=steps_per_epoch)
+        )
     if config.schedule == "plateau":
         return ReduceLROnPlateau(
             optimizer,
@@ -337,6 +354,10 @@ def lr_factor(step: int, *, schedule: str, n_steps: int, n_warmup: float) -> flo
         return (step + 1) / (n_warmup + 1)
     progress = min(1.0, (step - n_warmup) / max(1.0, n_steps - n_warmup))
     return 1 - progress if schedule == "onecycle" else (1 + math.cos(math.pi * progress)) / 2
+
+
+def _factor_of_epoch(step: int, *, factors: Sequence[float], steps_per_epoch: int) -> float:
+    return factors[min(step // steps_per_epoch, len(factors) - 1)]
 
 
 def prepare(threads: int) -> None:

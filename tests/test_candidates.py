@@ -1,0 +1,118 @@
+"""Which configurations of a run are retrained, and on which seeds."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from tuning import candidates, results
+from tuning.config import read_config
+from tuning.errors import UserError
+from tuning.spaces import load_space
+from tuning.study import RunStudy, drawn_at_random
+
+SPACE = replace(load_space("smoke"), first=[{"learning_rate": 0.1, "momentum": 0.9}])
+SETTINGS = {"dataset": "patterns", "seed": 7, "train_images": None, "sampler": "tpe"}
+
+
+def epoch(number: int, accuracy: float, finished: str = "") -> dict[str, Any]:
+    row = {"epoch": number, "train_loss": 1.0, "train_accuracy": 0.5, "valid_loss": 1 - accuracy, "lr": 0.1}
+    row |= {"valid_accuracy": accuracy, "epoch_seconds": 2.0, "images_per_second": 100.0}
+    return row | {"n_parameters": 5142, "device": "cpu", "precision": "fp32", "finished": finished}
+
+
+def make_run(path: Path, accuracies: list[float], pruned: tuple[int, ...] = ()) -> Path:
+    """Returns a run's folder: trial i has the i-th accuracy; trial 0 is the space's first point."""
+    path.mkdir(parents=True)
+    study = RunStudy(path, SPACE, optuna.samplers.RandomSampler(seed=0), epochs=2, seed=7)
+    for number, accuracy in enumerate(accuracies):
+        proposal = study.ask()
+        assert proposal is not None and proposal.number == number
+        study.report(number, epoch(1, accuracy, "" if number in pruned else "length"))
+        study.finish(number, "scheduler")
+    results.write_json(path / "meta.json", {"settings": SETTINGS, "dataset": "patterns"})
+    return path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Ten trials; the best is 9, and 8 would be if it had not been stopped; the best of the first random ones is 3."""
+    return make_run(tmp_path / "run", [0.75, 0.5, 0.5, 0.7, 0.5, 0.5, 0.5, 0.5, 0.9, 0.8], pruned=(8,))
+
+
+def plan(run: Path, top_k: int = 3, n_seeds: int = 3, **values: Any) -> candidates.Plan:
+    return candidates.from_run(str(run), top_k=top_k, n_seeds=n_seeds, **values)
+
+
+def test_complete_trials_come_first_then_the_default_and_the_best_random_point(run: Path) -> None:
+    found = plan(run, top_k=2)
+    assert [(e.role, e.trial, e.rank) for e in found.entries] == [
+        *(("candidate", 9, 1), ("candidate", 0, 2), ("default", None, None), ("random", 3, 3))
+    ]
+    assert [e.name for e in found.entries] == ["trial 9", "trial 0", "default", "trial 3"]
+    assert found.entries[0].search_accuracy == 0.8
+    assert found.default == found.entries[2].config.hash() and found.random == found.entries[3].config.hash()
+    assert plan(run, top_k=20).entries[9].trial == 8
+
+
+def test_all_train_three_times_as_long_as_the_search_or_as_is_said(run: Path) -> None:
+    assert {e.config.epochs for e in plan(run).entries} == {6}
+    assert plan(run).lengthening == 3
+    found = plan(run, epochs=2)
+    assert {e.config.epochs for e in found.entries} == {2} and found.lengthening == 1
+    original = read_config(candidates.DEFAULT).model_dump() | {"epochs": 2}
+    assert next(e for e in found.entries if e.role == "default").config.model_dump() == original
+
+
+def test_a_random_point_that_is_a_candidate_is_trained_once(run: Path) -> None:
+    found = plan(run, top_k=3)
+    assert [(e.role, e.trial) for e in found.entries] == [
+        *(("candidate", 9), ("candidate", 0), ("candidate", 3), ("default", None))
+    ]
+    assert found.random == found.entries[2].config.hash()
+
+
+def test_without_comparisons_there_are_candidates_only(run: Path) -> None:
+    found = plan(run, top_k=1, compare=False)
+    assert [e.trial for e in found.entries] == [9]
+    assert (found.default, found.random) == (None, None)
+
+
+def test_equal_configurations_count_once(run: Path) -> None:
+    frame = results.Run(run).trials
+    config = [name for name in frame if name.startswith("config/")]
+    frame.loc[0, config] = frame.loc[9, config]
+    rows = [results.plain({str(k): v for k, v in row.items()}) for row in frame.to_dict("records")]
+    results.write_rows(run / "trials.csv", results.TRIAL_COLUMNS, rows)
+    assert [e.trial for e in plan(run, top_k=2, compare=False).entries] == [9, 3]
+
+
+def test_no_seed_of_the_search_is_used_again(run: Path) -> None:
+    used = set(results.Run(run).trials["seed"])
+    found = plan(run, n_seeds=50)
+    assert len(set(found.seeds)) == 50 and not set(found.seeds) & used
+    assert found.seeds[:3] == plan(run).seeds
+    assert plan(run, seed=5).seeds == (5, 6, 7)
+    taken = min(used)
+    with pytest.raises(UserError, match=rf"--seed must give seeds that no trial of the search had, but got {taken}"):
+        plan(run, seed=taken - 1)
+
+
+def test_a_file_is_a_candidate_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('{"width": 4, "epochs": 9}')
+    found = candidates.from_file(tmp_path / "c.json", tmp_path / "model", "patterns", n_seeds=2)
+    assert [e.config.epochs for e in found.entries] == [9] and len(found.seeds) == 2
+    assert (found.run, found.lengthening, found.folder) == (None, None, tmp_path / "model" / "final")
+
+
+@pytest.mark.parametrize(
+    ("sampler", "expected"),
+    [("tpe", {1, 2, 3}), ("gp", {1, 2, 3}), ("random", {1, 2, 3, 4, 5}), ("qmc", {1, 2, 3, 4, 5})],
+)
+def test_what_was_drawn_at_random(tmp_path: Path, sampler: str, expected: set[int]) -> None:
+    run = make_run(tmp_path / "run", [0.5] * 6)
+    assert drawn_at_random(run, sampler, 4) == expected
+    (run / "study.db").unlink()
+    assert drawn_at_random(run, sampler, 4) == set()

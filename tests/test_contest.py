@@ -1,0 +1,179 @@
+"""The contest: who is trained on which seeds, who wins, and what is said of it. Accuracies are planted."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuning import contest, jobs, results, training
+from tuning.candidates import Entry, Plan
+from tuning.config import TrainConfig
+from tuning.data import Splits
+from tuning.errors import UserError
+from tuning.jobs import Job, Result
+
+SLOTS = {"device": "cpu", "concurrency": 1, "cpus_per_trial": 1.0, "gpus_per_trial": 0.0}
+SEEDS = (11, 12, 13)
+
+
+def entry(name: int, role: Any = "candidate", search: float | None = 0.95, epochs: int = 3) -> Entry:
+    """Returns an entry whose configuration is told from others by its batch size."""
+    trial = None if role == "default" else name
+    config = TrainConfig(width=4, batch_size=32 + name, epochs=epochs, precision="fp32")
+    return Entry(role, config, trial, trial, search if trial is not None else None, 1)
+
+
+def make_plan(folder: Path, *entries: Entry, **values: Any) -> Plan:
+    return Plan("run", "run", entries, SEEDS, folder, "patterns", **values)
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[tuple[int, int], float | str], list[tuple[int, int]]]:
+    """Puts planted accuracies, or errors, by name and seed in the place of training; the list has what was trained."""
+    accuracies: dict[tuple[int, int], float | str] = {}
+    trained: list[tuple[int, int]] = []
+
+    def train(job: Job, splits: Splits, device: str, threads: int) -> Iterator[dict[str, Any]]:
+        key = (job.config.batch_size - 32, job.seed)
+        trained.append(key)
+        found = accuracies[key]
+        if isinstance(found, str):
+            yield {"error": found}
+            return
+        result = Result(splits.split_hash, found, found, found, best_epoch=1, n_parameters=1, seconds=60.0)
+        job.path.mkdir(parents=True)
+        results.write_json(job.path / jobs.RESULT, asdict(result))
+
+    monkeypatch.setattr(jobs, "train", train)
+    return accuracies, trained
+
+
+def plant(accuracies: dict[Any, Any], rows: Mapping[int, list[Any]]) -> None:
+    accuracies |= {(name, seed): value for name, row in rows.items() for seed, value in zip(SEEDS, row, strict=False)}
+
+
+def states(held: contest.Contest) -> dict[Any, str]:
+    return dict(zip(held.table["trial"].fillna(-1), held.table["state"], strict=True))
+
+
+def test_the_best_mean_wins_and_the_table_says_how(
+    tmp_path: Path, planted: Any, splits: Splits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant(planted[0], {1: [0.90, 0.90, 0.90], 2: [0.92, 0.91, 0.93], 9: [0.3]})
+    default = entry(9, "default")
+    plan = make_plan(tmp_path, entry(1), entry(2, search=0.94), default, default=default.config.hash())
+    held = contest.hold(plan, splits, SLOTS)
+    assert held.winner.trial == 2 and list(held.won) == list(SEEDS)
+    assert states(held) == {1: "complete", 2: "complete", -1: "dropped"}
+    row = held.table.set_index("trial").loc[2]
+    assert row["valid_accuracy_mean"] == pytest.approx(0.92) and row["chosen"] and row["seconds"] == 180
+    assert row[["seed_1", "seed_2", "seed_3"]].tolist() == [0.92, 0.91, 0.93]
+    assert held.shrinkage is not None and held.shrinkage.value == pytest.approx((0.05 + 0.02) / 2)
+    behind = held.behind(plan.default)
+    assert behind is not None and behind.value == pytest.approx(0.62) and behind.low < 0.62 < behind.high
+    assert held.seconds == 7 * 60
+    contest.show(held)
+    printed = capsys.readouterr().out
+    assert "chosen" in printed and "cannot be told from the winner" in printed
+    assert "dropped after its first seed" in printed and "Dropped: so far behind on the first seed" in printed
+    assert "The search's values minus the fresh means: +3.50 (" in printed
+    assert "trained 3 times as long as in the search" in printed
+    assert "Winner minus the default configuration: +62.00 (" in printed
+
+
+def test_at_equal_length_the_shrinkage_is_luck_alone(tmp_path: Path, planted: Any, splits: Splits) -> None:
+    plant(planted[0], {1: [0.9, 0.9, 0.9]})
+    [line] = contest.explain(contest.hold(make_plan(tmp_path, entry(1, epochs=1)), splits, SLOTS))
+    assert line.endswith("Lengths are equal, so this is the luck that the search's best values had.")
+
+
+def test_what_has_been_trained_is_not_trained_again(tmp_path: Path, planted: Any, splits: Splits) -> None:
+    accuracies, trained = planted
+    plant(accuracies, {1: [0.90, 0.90, 0.90], 2: [0.91, 0.91, "killed"]})
+    plan = make_plan(tmp_path, entry(1), entry(2))
+    first = contest.hold(plan, splits, SLOTS)
+    assert first.winner.trial == 1 and states(first)[2] == "failed"
+    trained.clear()
+    plant(accuracies, {2: [0.91, 0.91, 0.91]})
+    assert contest.hold(plan, splits, SLOTS).winner.trial == 2
+    assert trained == [(2, 13)]
+
+
+def test_a_failure_cannot_win_is_said_and_brings_back_whom_it_had_beaten(
+    tmp_path: Path, planted: Any, splits: Splits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant(planted[0], {1: [0.7, 0.7, 0.7], 2: [0.99, 0.99, "loss is nan"], 3: ["no memory"]})
+    plan = make_plan(tmp_path, entry(1), entry(2), entry(3))
+    held = contest.hold(plan, splits, SLOTS)
+    assert held.winner.trial == 1 and states(held) == {1: "complete", 2: "failed", 3: "failed"}
+    assert held.table.loc[1:, "valid_accuracy_mean"].isna().all()
+    contest.show(held)
+    printed = capsys.readouterr().out
+    assert "trial 2, seed 3  failed: loss is nan" in printed and "failed: no memory" in printed
+
+
+def test_where_all_candidates_fail_that_is_an_error(tmp_path: Path, planted: Any, splits: Splits) -> None:
+    plant(planted[0], {1: ["no memory"], 2: ["loss is nan"], 9: [0.9]})
+    plan = make_plan(tmp_path, entry(1), entry(2), entry(9, "default"))
+    with pytest.raises(
+        UserError, match=r"A candidate must train to its end, but all 2 failed; the last .* loss is nan"
+    ):
+        contest.hold(plan, splits, SLOTS)
+
+
+def test_a_comparison_cannot_win_and_its_failure_is_said(tmp_path: Path, planted: Any, splits: Splits) -> None:
+    plant(planted[0], {1: [0.5, 0.5, 0.5], 8: [0.9, 0.9, 0.9], 9: ["no memory"]})
+    random, default = entry(8, "random"), entry(9, "default")
+    hashes = {"random": random.config.hash(), "default": default.config.hash()}
+    held = contest.hold(make_plan(tmp_path, entry(1), random, default, **hashes), splits, SLOTS)
+    assert held.winner.trial == 1
+    *_, first, second = contest.explain(held)
+    assert first == "Winner minus the default configuration: the latter failed."
+    assert second.startswith("Winner minus the best random point: -40.00 (")
+
+
+def test_a_random_point_may_be_the_winner(tmp_path: Path, planted: Any, splits: Splits) -> None:
+    plant(planted[0], {1: [0.5, 0.5, 0.5]})
+    found = entry(1)
+    held = contest.hold(make_plan(tmp_path, found, random=found.config.hash()), splits, SLOTS)
+    assert contest.explain(held)[-1] == "The winner is the best random point."
+
+
+@pytest.mark.slow
+def test_side_by_side_the_numbers_are_those_of_one_by_one_and_a_failure_is_alone(
+    tmp_path: Path, splits: Splits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through a real Ray."""
+    training.prepare(1)
+    broken = Entry("candidate", TrainConfig(width=4, learning_rate=10.0, optimizer="sgd", precision="fp32", epochs=2))
+    entries = (entry(1), entry(2), broken)
+    beside = contest.hold(make_plan(tmp_path / "a", *entries), splits, SLOTS | {"concurrency": 2})
+    assert "trial 1, seed 1  epoch   1/3" in capsys.readouterr().out
+    alone = contest.hold(make_plan(tmp_path / "b", *entries), splits, SLOTS, threads=1)
+    kept = [name for name in beside.table if name != "seconds"]
+    assert beside.table[kept].equals(alone.table[kept])
+    assert not math.isnan(beside.table["valid_accuracy_mean"].iloc[0])
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_fails_its_job_and_no_other(tmp_path: Path, splits: Splits) -> None:
+    from tuning.trainable import train_all
+
+    here = os.getpid()
+
+    class Deadly(Job):
+        @property
+        def path(self) -> Path:
+            if os.getpid() != here:
+                os._exit(1)
+            return self.folder
+
+    good, bad = Job(entry(1).config, 1, tmp_path), Deadly(entry(2).config, 1, tmp_path)
+    rows = list(train_all([good, bad], splits, SLOTS | {"concurrency": 2}))
+    assert [row["epoch"] for job, row in rows if job is good] == [1, 2, 3]
+    [(_, row)] = [found for found in rows if found[0] is bad]
+    assert "worker" in row["error"].lower()

@@ -1,0 +1,122 @@
+"""A retraining: what it leaves, how it goes on, and what its failures leave behind."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tuning import checkpoints, jobs, training
+from tuning.config import TrainConfig
+from tuning.data import Splits
+from tuning.errors import UserError
+from tuning.jobs import Job
+
+
+@pytest.fixture
+def job(tmp_path: Path, tiny: TrainConfig) -> Job:
+    return Job(tiny, 5, tmp_path)
+
+
+def train(job: Job, splits: Splits) -> list[dict[str, Any]]:
+    return list(jobs.train(job, splits, "cpu", 1))
+
+
+def result(job: Job, splits: Splits) -> jobs.Result:
+    found = jobs.read(job, splits.split_hash)
+    assert found is not None
+    return found
+
+
+def test_a_job_leaves_its_result_and_the_best_epochs_weights_and_is_not_trained_again(job: Job, splits: Splits) -> None:
+    rows = train(job, splits)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert {path.name for path in job.path.iterdir()} == {jobs.RESULT, jobs.WEIGHTS}
+    found = result(job, splits)
+    assert found.epochs == rows
+    assert found.valid_accuracy == max(row["valid_accuracy"] for row in rows) == found.valid_accuracy_plain
+    assert train(job, splits) == []
+    scores, _ = training.evaluate(jobs.load_model(job, splits, "cpu"), splits.valid, splits, flip_averaging=True)
+    accuracy = (scores.argmax(1).numpy() == splits.valid.labels).mean()
+    assert accuracy == found.valid_accuracy_flip_averaging
+
+
+def test_a_result_of_other_images_does_not_count(job: Job, splits: Splits) -> None:
+    train(job, splits)
+    assert jobs.read(job, "another") is None
+    assert len(train(job, replace(splits, split_hash="another"))) == 3
+
+
+def test_a_killed_job_goes_on_to_the_same_weights(
+    job: Job, splits: Splits, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    train(job, splits)
+    other = replace(job, folder=tmp_path / "broken")
+    save = checkpoints.save
+
+    def save_and_stop(*args: Any) -> None:
+        save(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(other, splits)
+    monkeypatch.setattr(checkpoints, "save", save)
+    assert [row["epoch"] for row in train(other, splits)] == [2, 3]
+    one, two = (torch.load(each.path / jobs.WEIGHTS, weights_only=True) for each in (job, other))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_loss_that_is_not_finite_is_a_result(job: Job, splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(*args: Any) -> Iterator[Any]:
+        raise training.NonFiniteLossError("Training loss must be finite, but got nan")
+        yield
+
+    monkeypatch.setattr(training, "fit", fit)
+    assert train(job, splits) == [{"error": "Training loss must be finite, but got nan"}]
+    assert result(job, splits).error == "Training loss must be finite, but got nan"
+    assert train(job, splits) == []
+
+
+def test_another_failure_is_told_with_its_traceback_and_can_be_gone_on_with(
+    job: Job, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = checkpoints.save
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(checkpoints, "save", fail)
+    [row] = train(job, splits)
+    assert row["error"] == f"RuntimeError: out of memory (traceback: {job.path / jobs.ERROR})"
+    assert "Traceback" in (job.path / jobs.ERROR).read_text()
+    assert jobs.read(job, splits.split_hash) is None
+    monkeypatch.setattr(checkpoints, "save", save)
+    assert len(train(job, splits)) == 3
+
+
+def test_a_full_disk_is_no_failure_of_the_job(job: Job, splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise UserError("No space left on the disk while writing latest.pt.")
+
+    monkeypatch.setattr(checkpoints, "save", full)
+    with pytest.raises(UserError, match="No space left on the disk"):
+        train(job, splits)
+
+
+@pytest.mark.parametrize("schedule", ["onecycle", "plateau"])
+def test_a_length_ends_it_and_keeps_the_last_weights_and_the_rates_that_are_given(
+    job: Job, splits: Splits, schedule: str
+) -> None:
+    config = job.config.model_copy(update={"schedule": schedule, "patience": None, "plateau_patience": 0})
+    job = replace(job, config=config, length=2, lrs=(0.1, 0.004, 0.001))
+    rows = train(job, splits)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    found = result(job, splits)
+    assert (found.best_epoch, found.valid_accuracy) == (2, rows[1]["valid_accuracy"])
+    if schedule == "plateau":
+        assert [row["lr"] for row in rows] == pytest.approx([0.1, 0.004])
+    assert json.loads((job.path / jobs.RESULT).read_text())["epochs"] == rows

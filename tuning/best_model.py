@@ -1,0 +1,279 @@
+"""What lies in best_model/: the model, its figures, what it made of each test image, pictures and a model card.
+
+Files are written, each whole or not at all; no data set is opened here and nothing is trained.
+"""
+
+import io
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tuning import jobs, machine, results
+from tuning.config import TrainConfig
+from tuning.export import FORMATS
+from tuning.predict import load_best_model, probabilities
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import pandas as pd
+    from torch import nn
+
+    from tuning.data import Labelled, Splits
+
+IMAGES_TO_TIME = 1000
+LICENCES = {"fashion-mnist": "Fashion-MNIST: Xiao, Rasul and Vollgraf 2017, Zalando SE, MIT licence."}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A split's labels, log-probabilities (N, n_classes) and features (N, D) as the final model gives them."""
+
+    labels: Any
+    log_probabilities: Any
+    features: Any
+
+    @property
+    def predictions(self) -> Any:
+        """The likeliest class of each image, (N,)."""
+        return self.log_probabilities.argmax(1)
+
+    @property
+    def probabilities(self) -> Any:
+        """float32 (N, n_classes)."""
+        return np.exp(self.log_probabilities)
+
+    @property
+    def accuracy(self) -> float:
+        """In [0, 1]."""
+        return float((self.predictions == self.labels).mean())
+
+
+def write_model(
+    folder: Path, model: "nn.Module", config: TrainConfig, splits: "Splits", metrics: Mapping[str, Any]
+) -> None:
+    """Writes `model.pth`, `config.json`, `metrics.json` and `scores.txt`; exports of the model before are removed."""
+    for name in FORMATS:
+        (folder / f"model.{name}").unlink(missing_ok=True)
+    jobs.save_weights(folder / "model.pth", model)
+    _, channels, height, width = splits.train.images.shape
+    described = {
+        "config": config.model_dump(),
+        "dataset": splits.dataset,
+        "class_names": splits.class_names,
+        "flip_averaging": metrics["flip_averaging"],
+    }
+    shape = {"channels": channels, "height": height, "width": width, "mean": splits.mean, "std": splits.std}
+    results.write_json(folder / "config.json", described | shape)
+    results.write_json(folder / "metrics.json", metrics)
+    results.write_text(folder / "scores.txt", scores(metrics, config.architecture))
+
+
+def write_outcome(
+    folder: Path, test: Outcome, images: "Labelled", class_names: tuple[str, ...], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Writes `test_outputs.npz`, `epochs.csv`, `classification_report.csv` and the pictures."""
+    import pandas as pd
+
+    from tuning import analysis, pictures, plots, style
+
+    components, epochs = analysis.pca(test.features), pd.DataFrame([dict(row) for row in rows])
+    report = analysis.classification_report(test.labels, test.predictions, class_names)
+    results.write_text(folder / "classification_report.csv", report.to_csv(index=False))
+    results.write_text(folder / "epochs.csv", epochs.to_csv(index=False))
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        labels=test.labels,
+        probabilities=test.probabilities,
+        points=components.points,
+        explained=components.explained,
+        images=images.images,
+    )
+    results.write_bytes(folder / "test_outputs.npz", buffer.getvalue())
+    figures = pictures.of_model(test.labels, test.probabilities, images.images, class_names, components)
+    for name, figure in (figures | {"learning_curve": plots.learning_curve(epochs)}).items():
+        style.save(figure, folder / f"{name}.png")
+
+
+def probe_images(part: "Labelled") -> "Labelled":
+    """Returns as many images, drawn at random, as the linear probe is fitted on at most."""
+    from tuning.analysis import PROBE_IMAGES
+
+    index = np.random.default_rng(0).permutation(len(part))[:PROBE_IMAGES]
+    return type(part)(images=part.images[index], labels=part.labels[index])
+
+
+def write_separability(folder: Path, train: Outcome, test: Outcome) -> None:
+    """Writes `separability.csv`: how well the classes of the test split separate in the features."""
+    from tuning import analysis
+
+    frame = analysis.separability(train.features, train.labels, test.features, test.labels)
+    results.write_text(folder / "separability.csv", frame.to_csv(index=False))
+
+
+def write_card(folder: Path, images: Any) -> None:
+    """Writes `model_card.md` from what lies in the folder, and how fast `tuning.predict` labels these images."""
+    import pandas as pd
+
+    speed = images_per_second(folder, images)
+    with np.load(folder / "test_outputs.npz") as outputs:
+        text = model_card(
+            results.read_json(folder / "metrics.json"),
+            results.read_json(folder / "config.json"),
+            report=pd.read_csv(folder / "classification_report.csv"),
+            labels=outputs["labels"],
+            test_probabilities=outputs["probabilities"],
+            speed=f"`tuning.predict` labels {speed:,.0f} images a second on {machine.hardware()['cpu']}.",
+        )
+    results.write_text(folder / "model_card.md", text)
+
+
+def scores(metrics: Mapping[str, Any], architecture: str) -> str:
+    """Returns the text of `scores.txt`: what was trained, and what it scored."""
+    low, high = metrics["test_interval"]
+    n_seeds = len(metrics["seeds"])
+    lines = [
+        f"configuration      {metrics['source']} ({metrics['config_hash']})",
+        f"network            {architecture}, {metrics['n_parameters']:,} parameters",
+        f"training           {metrics['epochs']} epochs, best {metrics['best_epoch']}, on {metrics['train_on']}, "
+        f"{metrics['seconds'] / 60:.1f} minutes (of {metrics['seconds_total'] / 60:.1f} in all)",
+    ]
+    if metrics["search_valid_accuracy"] is not None:
+        lines.append(f"valid, in search   {metrics['search_valid_accuracy']:.2%}")
+    lines.append(f"valid, retrained   {metrics['valid_accuracy']:.2%}")
+    if n_seeds > 1:
+        lines += [
+            f"{split}, mean {' ' * (11 - len(split))} {metrics[f'{split}_accuracy_mean']:.2%} "
+            f"± {metrics[f'{split}_accuracy_std']:.2%} over {n_seeds} fresh seeds"
+            for split in ("valid", "test")
+        ]
+    lines += [
+        f"test               {metrics['test_accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), "
+        f"{_averaged(metrics)}",
+        f"test loss          {metrics['test_loss']:.4f}",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def images_per_second(folder: Path, images: "npt.NDArray[np.uint8]") -> float:
+    """Returns how many images `tuning.predict` labels in a second, once the model is loaded."""
+    best = load_best_model(folder)
+    images = images[:IMAGES_TO_TIME]
+    probabilities(best, images[:50])  # The first call warms up.
+    start = time.perf_counter()
+    probabilities(best, images)
+    return len(images) / (time.perf_counter() - start)
+
+
+def model_card(
+    metrics: Mapping[str, Any],
+    described: Mapping[str, Any],
+    *,
+    report: "pd.DataFrame",
+    labels: "npt.NDArray[np.int64]",
+    test_probabilities: "npt.NDArray[np.float32]",
+    speed: str,
+) -> str:
+    """Returns the text of `model_card.md`.
+
+    Args:
+        metrics: As in `metrics.json`.
+        described: As in `config.json`.
+        report: As in `classification_report.csv`.
+        labels: Of the test images, int64 (N,).
+        test_probabilities: float32 (N, n_classes).
+        speed: A sentence.
+    """
+    low, high = metrics["test_interval"]
+    mean, std = metrics["test_accuracy_mean"], metrics["test_accuracy_std"]
+    seeds = f"{mean:.2%} ± {std:.2%} (standard deviation)" if std is not None else f"{mean:.2%}"
+    config = described["config"]
+    classes = [row for row in report.to_dict("records") if row["class"] in described["class_names"]]
+    return "\n".join(
+        [
+            f"# {config['architecture']} for {described['dataset']}",
+            "",
+            f"{metrics['n_parameters']:,} parameters. {speed}",
+            "",
+            "## Figures",
+            "",
+            f"- Test accuracy of this model: {metrics['test_accuracy']:.2%} (95 % Wilson interval {low:.2%} to "
+            f"{high:.2%}; {metrics['test_images']:,} images), {_averaged(metrics)}.",
+            f"- The same configuration trained on {len(metrics['seeds'])} fresh seed(s): {seeds}.",
+            f"- Calibration: expected calibration error {metrics['ece']:.4f} (15 bins).",
+            f"- The test images had been opened {metrics['test_opened']} time(s) by then.",
+            *_comparisons(metrics),
+            "",
+            "| class | test accuracy | 95 % interval | precision |",
+            "|---|---|---|---|",
+            *[_class_row(row) for row in classes],
+            "",
+            "## Known weaknesses",
+            "",
+            "The pairs most often confused, with the numbers of the test images that it was most sure about:",
+            "",
+            *confused_pairs(labels, test_probabilities, described["class_names"]),
+            "",
+            "## Data and protocol",
+            "",
+            f"{described['dataset']}, split {metrics['split_hash']}: trained on {metrics['train_on']}; configuration, "
+            "epoch and flip averaging were chosen on the valid split; the test images were opened after that. "
+            f"Images are {described['channels']} x {described['height']} x {described['width']} uint8.",
+            f"{LICENCES.get(described['dataset'], 'Licence of the data: see its source.')}",
+            "",
+            "Configuration: " + ", ".join(f"{name} {value}" for name, value in config.items()) + ".",
+            "",
+        ]
+    )
+
+
+def confused_pairs(
+    labels: "npt.NDArray[np.int64]",
+    test_probabilities: "npt.NDArray[np.float32]",
+    class_names: Sequence[str],
+    n_pairs: int = 5,
+) -> list[str]:
+    """Returns a line for each of the pairs (truth, prediction) that are most often confused, with three examples."""
+    from tuning import analysis
+
+    predictions = test_probabilities.argmax(1)
+    counts = analysis.confusion(labels, predictions, class_names).to_numpy().copy()
+    np.fill_diagonal(counts, 0)
+    lines = []
+    for cell in np.argsort(-counts, axis=None, kind="stable")[:n_pairs]:
+        truth, predicted = divmod(int(cell), len(class_names))
+        if counts[truth, predicted] == 0:
+            break
+        images = np.flatnonzero((labels == truth) & (predictions == predicted))
+        surest = images[np.argsort(-test_probabilities[images, predicted], kind="stable")[:3]]
+        examples = ", ".join(map(str, surest))
+        names = f"{class_names[truth]} taken for {class_names[predicted]}"
+        lines.append(f"- {names}: {counts[truth, predicted]} of {(labels == truth).sum()} (images {examples})")
+    return lines
+
+
+def _averaged(metrics: Mapping[str, Any]) -> str:
+    return f"{'with' if metrics['flip_averaging'] else 'without'} flip averaging"
+
+
+def _comparisons(metrics: Mapping[str, Any]) -> list[str]:
+    """Returns lines on what the search was worth, where that was measured."""
+    names = {"default": "the default configuration", "random": "the best configuration that was drawn at random"}
+    lines = []
+    for key, name in names.items():
+        difference, interval = metrics[f"{key}_difference"], metrics[f"{key}_difference_interval"]
+        if difference is not None:
+            within = f" (95 % interval {100 * interval[0]:+.2f} to {100 * interval[1]:+.2f})" if interval else ""
+            lines.append(f"- Against {name}, on the valid split: {100 * difference:+.2f} points{within}.")
+    return lines
+
+
+def _class_row(row: Mapping[Any, Any]) -> str:
+    from tuning import analysis
+
+    low, high = analysis.wilson_interval(round(row["recall"] * row["support"]), int(row["support"]))
+    return f"| {row['class']} | {row['recall']:.2%} | {low:.2%} to {high:.2%} | {row['precision']:.2%} |"
