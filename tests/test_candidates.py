@@ -19,7 +19,7 @@ SETTINGS = {"dataset": "patterns", "seed": 7, "train_images": None, "sampler": "
 
 def epoch(number: int, accuracy: float, finished: str = "") -> dict[str, Any]:
     row = {"epoch": number, "train_loss": 1.0, "train_accuracy": 0.5, "valid_loss": 1 - accuracy, "lr": 0.1}
-    row |= {"valid_accuracy": accuracy, "epoch_seconds": 2.0, "images_per_second": 100.0}
+    row |= {"valid_accuracy": accuracy, "epoch_seconds": 2.0, "images_per_second": 100.0, "seconds_per_image": 1e-4}
     return row | {"n_parameters": 5142, "device": "cpu", "precision": "fp32", "finished": finished}
 
 
@@ -55,6 +55,15 @@ def test_complete_trials_come_first_then_the_default_and_the_best_random_point(r
     assert found.entries[0].search_accuracy == 0.8
     assert found.default == found.entries[2].config.hash() and found.random == found.entries[3].config.hash()
     assert plan(run, top_k=20).entries[9].trial == 8
+
+
+def test_the_best_of_a_size_are_taken(run: Path) -> None:
+    trials = results.Run(run).trials
+    trials["n_parameters"] = [5000 if number == 3 else 9000 for number in trials["trial"]]
+    trials.to_csv(run / "trials.csv", index=False)
+    assert [entry.trial for entry in plan(run, max_parameters=5000).entries if entry.role == "candidate"] == [3]
+    with pytest.raises(UserError, match=r"--max-parameters must be at least 5000, the fewest in .*, but got 10"):
+        plan(run, max_parameters=10)
 
 
 def test_all_train_three_times_as_long_as_the_search_or_as_is_said(run: Path) -> None:

@@ -35,6 +35,7 @@ ORDER = [
         "thumbnails",
         "seeds",
         "jobs",
+        "audit",
     ),
     *("spaces", "study", "report", "schedulers", "progress", "trainable", "estimate", "search"),
     *("candidates", "contest", "predict", "export", "best_model", "final", "explore"),

@@ -277,6 +277,28 @@ def test_a_search_with_two_goals_draws_its_front_and_logs_to_mlflow(tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_an_audit_trains_stopped_trials_to_their_end_outside_the_samplers_sight(tmp_path: Path) -> None:
+    size = ["--samples", "8", "--epochs", "5", "--audit", "2"]
+    done = run(tmp_path, "--run", "one", *size, *SMOKE)
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "results" / "one"
+    trials = check_record(path, 8)
+    stopped = trials[trials["stopped_by"] == "scheduler"]
+    audited = results.read_frame(path / "audit.csv", results.EPOCH_COLUMNS)
+    assert len(stopped) >= 2 and audited["trial"].nunique() == 2
+    assert set(audited["trial"]) <= set(stopped["trial"])
+    assert list(audited.groupby("trial")["epoch"].max()) == [5, 5]
+    shared = audited.merge(results.Run(path).epochs, on=["trial", "epoch"], suffixes=("", "_search"))
+    assert len(shared) >= 4 and (shared["valid_accuracy"] == shared["valid_accuracy_search"]).all()
+    meta = results.Run(path).meta["audit"]
+    assert meta["trials"] == sorted(audited["trial"].unique())
+    assert meta["loss"] == max(0.0, audited["valid_accuracy"].max() - trials["valid_accuracy"].max())
+    assert f"Audit: 2 of {len(stopped)} stopped trials trained to their end" in done.stdout
+    again = run(tmp_path, "--resume", "one")
+    assert again.returncode == 0 and "epoch 5" not in again.stdout  # What was trained once is not trained again.
+
+
+@pytest.mark.slow
 def test_a_spent_time_budget_ends_the_search_and_leaves_nothing_running(tmp_path: Path) -> None:
     arguments = ["--samples", "50", "--epochs", "500", "--time-budget", "20s", "--run", "one", "--scheduler", "none"]
     done = run(tmp_path, *arguments, *SMOKE)

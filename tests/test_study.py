@@ -151,10 +151,10 @@ def test_two_objectives_give_a_front(tmp_path: Path, name: str) -> None:
     assert list(trials["pareto"]) == [True, True, False, False, True, False, False]
     assert list(trials["state"]) == ["complete", "complete", "pruned", *["complete"] * 4]
     assert told(study, 1).values == [0.8, 100]  # noqa: PD011
-    assert results.best_within(trials, tmp_path, None)["trial"] == 0
-    assert results.best_within(trials, tmp_path, 300)["trial"] == 1
+    assert len(results.within(trials, tmp_path, None)) == 7
+    assert results.rank_trials(results.within(trials, tmp_path, 300), tmp_path).iloc[0]["trial"] == 1
     with pytest.raises(UserError, match=r"--max-parameters must be at least 50, the fewest in .*, but got 49"):
-        results.best_within(trials, tmp_path, 49)
+        results.within(trials, tmp_path, 49)
 
 
 def test_a_trials_seed_derives_from_the_runs_seed_and_its_number() -> None:

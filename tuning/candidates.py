@@ -88,7 +88,14 @@ class Plan:
 
 
 def from_run(
-    run: str, *, top_k: int, n_seeds: int, epochs: int | None = None, seed: int | None = None, compare: bool = True
+    run: str,
+    *,
+    top_k: int,
+    n_seeds: int,
+    epochs: int | None = None,
+    seed: int | None = None,
+    compare: bool = True,
+    max_parameters: int | None = None,
 ) -> Plan:
     """Returns the plan for the best configurations of a run.
 
@@ -99,13 +106,14 @@ def from_run(
         epochs: Full length; None is three times the search's.
         seed: The first seed, the others follow it; None derives them from the run's name.
         compare: Add the default configuration, and the best one that the search drew at random.
+        max_parameters: Of a candidate, and of the one that was drawn at random; None is any number.
 
     Raises:
-        UserError: There is no such run, no trial of it has finished, or a trial had one of the seeds.
+        UserError: There is no such run, none of its trials has finished or is small enough, or one had the seeds.
     """
     found = results.load(run)
     settings, trials = found.meta["settings"], found.trials
-    ranked = list(_ranked(trials, found.path, epochs))
+    ranked = list(_ranked(results.within(trials, found.path, max_parameters), found.path, epochs))
     entries = ranked[:top_k]
     used = {int(value) for value in trials["seed"].dropna()}
     default = random = None

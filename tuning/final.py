@@ -279,6 +279,9 @@ def main(
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Fresh seeds for each configuration (default: 3; with --config 1).")
     ] = None,
+    max_parameters: Annotated[
+        int | None, typer.Option(help="Take the best configurations of this size at most.")
+    ] = None,
     compare: Annotated[
         bool | None,
         typer.Option(
@@ -315,7 +318,15 @@ def main(
     if config is None:
         n_seeds = 3 if seeds is None else seeds
         wanted = top_k * n_seeds > 1 if compare is None else compare
-        plan = candidates.from_run(run, top_k=top_k, n_seeds=n_seeds, epochs=epochs, seed=seed, compare=wanted)
+        plan = candidates.from_run(
+            run,
+            top_k=top_k,
+            n_seeds=n_seeds,
+            epochs=epochs,
+            seed=seed,
+            compare=wanted,
+            max_parameters=max_parameters,
+        )
     elif compare:
         raise UserError(f"--compare must be used with a run, but got --config {config}. Leave one of them out.")
     else:

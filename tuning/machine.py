@@ -60,7 +60,8 @@ def gpu_memory() -> list[int]:
 
 def cpus_in_use(slots: Mapping[str, Any]) -> int:
     """Returns the cores that all slots together take; `slots` as `plan_slots` gives them."""
-    return max(1, round(slots["concurrency"] * slots["cpus_per_trial"]))
+    n_cpus: int = max(1, round(slots["concurrency"] * slots["cpus_per_trial"]))
+    return n_cpus
 
 
 def versions() -> dict[str, str]:

@@ -133,20 +133,17 @@ def rank_trials(trials: "pd.DataFrame", path: Path) -> "pd.DataFrame":
     return finished.sort_values(["valid_accuracy", "state", "trial"], ascending=[False, True, True], kind="stable")
 
 
-def best_within(trials: "pd.DataFrame", path: Path, max_parameters: int | None) -> "pd.Series[Any]":
-    """Returns the best finished trial whose model has at most so many parameters.
+def within(trials: "pd.DataFrame", path: Path, max_parameters: int | None) -> "pd.DataFrame":
+    """Returns the trials whose model has at most so many parameters; None is all of them.
 
     Raises:
         UserError: There is none.
     """
-    ranked = rank_trials(trials, path)
-    if max_parameters is None:
-        return ranked.iloc[0]
-    small = ranked[ranked["n_parameters"] <= max_parameters]
-    if small.empty:
-        least = ranked["n_parameters"].min()
+    small = trials if max_parameters is None else trials[trials["n_parameters"] <= max_parameters]
+    if small.empty and len(trials):
+        least = trials["n_parameters"].min()
         raise UserError(f"--max-parameters must be at least {least}, the fewest in {path}, but got {max_parameters}.")
-    return small.iloc[0]
+    return small
 
 
 def load(name: str | Path = "latest", root: Path = RESULTS) -> Run:

@@ -14,7 +14,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -28,6 +28,7 @@ from tuning.errors import UserError, run_command, unknown_name
 
 if TYPE_CHECKING:
     from tuning.data import Splits
+    from tuning.jobs import Job
     from tuning.progress import Progress
     from tuning.spaces import Space
     from tuning.study import RunStudy
@@ -60,6 +61,7 @@ class Settings:
     time_budget: float | None
     minimize: str | None = None
     mlflow: str | None = None
+    audit: int = 0
 
 
 def load(settings: Settings, source: str, progress: "Progress") -> tuple["Splits", "Space"]:
@@ -95,7 +97,27 @@ def search(settings: Settings, path: Path, splits: "Splits", space: "Space", pro
     if to_run > 0:
         stopped_by = run_trials(settings, path, splits, study, progress, to_run)
         _update_meta(path, settings, ended=_now(), stopped_by=stopped_by)
+        if stopped_by == "interrupt":
+            conclude(results.Run(path))
+            return
+    if settings.audit:
+        hold_audit(settings, path, splits, progress)
     conclude(results.Run(path))
+
+
+def hold_audit(settings: Settings, path: Path, splits: "Splits", progress: "Progress") -> None:
+    """Trains some trials that the scheduler stopped to their end, and writes what came of it into `meta.json`."""
+    from tuning import audit
+    from tuning.trainable import train_all
+
+    run = results.Run(path)
+    chosen = audit.wanted(run, settings.audit, settings.seed)
+
+    def train(wanted: Sequence["Job"]) -> Iterator[tuple["Job", dict[str, Any]]]:
+        return train_all(wanted, splits, asdict(settings))
+
+    found = audit.hold(run, chosen, splits.split_hash, train, progress.note)
+    _update_meta(path, settings, audit=found)
 
 
 def conclude(run: results.Run) -> None:
@@ -366,6 +388,10 @@ def main(
     data_dir: Annotated[Path | None, typer.Option(help="A folder that holds the data set's files.")] = None,
     train_images: Annotated[int | None, typer.Option(help="Train on this many images only, stratified.")] = None,
     mlflow: Annotated[str | None, typer.Option(help="Log each trial to this MLflow tracking URI, too.")] = None,
+    audit: Annotated[
+        int,
+        typer.Option(min=0, help="Train so many stopped trials to their end afterwards, to see what stopping lost."),
+    ] = 0,
     max_failures: Annotated[int, typer.Option(min=0, help="Retries of a trial that fails, from its last epoch.")] = 2,
     resume: Annotated[
         str | None, typer.Option(help="Go on with this run, or 'latest'; more --samples extend it.")
@@ -386,7 +412,7 @@ def main(
     if resume is not None:
         found = results.load(resume)
         settings = replace(Settings(**found.meta["settings"]), time_budget=budget)
-        settings = replace(settings, samples=samples or settings.samples)
+        settings = replace(settings, samples=samples or settings.samples, audit=audit or settings.audit)
         source, path = str(found.path / "space.py"), found.path
     else:
         scheduler = _check_names(space, dataset, sampler, scheduler, minimize)
@@ -408,6 +434,7 @@ def main(
             time_budget=budget,
             minimize=minimize,
             mlflow=mlflow,
+            audit=audit,
             **slots,
         )
     before = results.Run(path)
@@ -435,6 +462,10 @@ def main(
         raise typer.Exit(130)
     if found.meta["estimate"]:
         print(results.estimate_line(found))
+    if found.meta.get("audit"):
+        from tuning.audit import text
+
+        print(text(found.meta["audit"]))
     print(f"Run folder: {found.path}. Next: python -m tuning.final --run {found.name}")
 
 

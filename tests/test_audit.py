@@ -1,0 +1,60 @@
+"""What an audit says: rank correlations by rung and the estimated loss, on curves whose truth is known."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tuning import audit, results
+from tuning.config import TrainConfig
+
+# Trial -> its curve; 0 to 3 are complete, 4 and 5 were stopped after two epochs. After epoch 1 the order is reversed.
+CURVES = {
+    0: [0.50, 0.60, 0.80],
+    1: [0.51, 0.59, 0.79],
+    2: [0.52, 0.58, 0.78],
+    3: [0.53, 0.57, 0.77],
+    4: [0.1, 0.2],
+    5: [0.1, 0.3],
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> results.Run:
+    rows = [
+        {"trial": trial, "epoch": epoch, "valid_accuracy": accuracy}
+        for trial, curve in CURVES.items()
+        for epoch, accuracy in enumerate(curve, start=1)
+    ]
+    trials = [
+        {"trial": trial, "state": "complete" if len(curve) == 3 else "pruned", "valid_accuracy": max(curve)}
+        | {"epochs": len(curve), "stopped_by": "length" if len(curve) == 3 else "scheduler", "seed": trial}
+        for trial, curve in CURVES.items()
+    ]
+    results.write_rows(tmp_path / "epochs.csv", results.EPOCH_COLUMNS, rows)
+    results.write_rows(tmp_path / "trials.csv", results.TRIAL_COLUMNS, trials)
+    return results.Run(tmp_path)
+
+
+@pytest.mark.parametrize(("end", "loss"), [(0.9, 0.1), (0.7, 0.0)])
+def test_the_loss_is_what_the_best_audited_trial_has_more(run: results.Run, end: float, loss: float) -> None:
+    audited = pd.DataFrame({"trial": 4, "epoch": [1, 2, 3], "valid_accuracy": [0.1, 0.2, end]})
+    found = audit.summarise(run, audited)
+    assert found["loss"] == pytest.approx(loss)
+    assert (found["trials"], found["n_stopped"], found["best_audited"]) == ([4], 2, end)
+    [rung] = found["rungs"]
+    assert (rung["epoch"], rung["n"]) == (2, 5)
+    # The four complete ones are in order after epoch 2; the audited one is last there, and first or last in the end.
+    assert rung["rank_correlation"] == pytest.approx(0.0 if end > 0.8 else 1.0)
+    assert f"lost {100 * loss:.2f} points" in audit.text(found)
+    assert f"{rung['rank_correlation']:+.2f} after epoch 2 (5 trials)" in audit.text(found)
+
+
+def test_the_trials_to_audit_are_drawn_from_the_stopped_ones(run: results.Run) -> None:
+    trials = pd.read_csv(run.path / "trials.csv")
+    trials.loc[trials["trial"] == 5, "stopped_by"] = "time budget"
+    for name, value in TrainConfig().model_dump().items():
+        trials[f"config/{name}"] = value
+    trials.to_csv(run.path / "trials.csv", index=False)
+    [(number, job)] = audit.wanted(run, 5, seed=0).items()
+    assert (number, job.seed, job.config) == (4, 4, TrainConfig())
