@@ -209,7 +209,19 @@ def test_a_trial_whose_loss_is_not_finite_fails_and_the_search_goes_on(tmp_path:
         "            'batch_size': trial.suggest_categorical('batch_size', [8, 16])}\n"
     )
     done = run(
-        tmp_path, "--samples", "3", "--epochs", "4", "--run", "one", "--space", "wild.py", "--train-images", "800"
+        tmp_path,
+        "--samples",
+        "3",
+        "--epochs",
+        "4",
+        "--scheduler",
+        "none",
+        "--run",
+        "one",
+        "--space",
+        "wild.py",
+        "--train-images",
+        "800",
     )
     assert done.returncode == 0, done.stderr
     trials = results.Run(tmp_path / "results" / "one").trials

@@ -21,7 +21,7 @@ MIN_TRIALS = 3  # for a rank correlation
 
 
 def wanted(run: results.Run, n: int, seed: int) -> dict[int, jobs.Job]:
-    """Returns `n` of the trials that the scheduler stopped, drawn at random, as jobs that go on from their last epoch."""
+    """Returns `n` trials that the scheduler stopped, drawn at random, as jobs that go on from their last epoch."""
     trials = run.trials
     stopped = trials[(trials["state"] == "pruned") & (trials["stopped_by"] == "scheduler")]
     drawn = np.random.default_rng(seed).permutation(stopped["trial"])[:n]
