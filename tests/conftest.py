@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tuning import results
+from tuning import files, results
 from tuning.config import TrainConfig
 from tuning.data import Labelled, Splits, make_splits
 
@@ -40,7 +40,7 @@ def write_run(path: Path, n_trials: int, *, seed: int = 0) -> results.Run:
     settings = {"seed": 0, "concurrency": 1, "epochs": 4, "space": "smoke", "dataset": "fashion-mnist"}
     started = "2026-11-23T10:00:00+00:00"
     meta = {"settings": settings, "dataset": "fashion-mnist", "split_hash": "af0c", "started": started}
-    results.write_json(path / "meta.json", meta)
+    files.write_json(path / "meta.json", meta)
     study = RunStudy(path, load_space("smoke"), optuna.samplers.RandomSampler(seed=seed), epochs=4, seed=seed)
     for number in range(n_trials):
         proposal = study.ask()

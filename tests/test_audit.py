@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tuning import audit, results
+from tuning import audit, files, results
 from tuning.config import TrainConfig
 
 # Trial -> its curve; 0 to 3 are complete, 4 and 5 were stopped after two epochs. After epoch 1 the order is reversed.
@@ -31,8 +31,8 @@ def run(tmp_path: Path) -> results.Run:
         | {"epochs": len(curve), "stopped_by": "length" if len(curve) == 3 else "scheduler", "seed": trial}
         for trial, curve in CURVES.items()
     ]
-    results.write_rows(tmp_path / "epochs.csv", results.EPOCH_COLUMNS, rows)
-    results.write_rows(tmp_path / "trials.csv", results.TRIAL_COLUMNS, trials)
+    files.write_rows(tmp_path / "epochs.csv", results.EPOCH_COLUMNS, rows)
+    files.write_rows(tmp_path / "trials.csv", results.TRIAL_COLUMNS, trials)
     return results.Run(tmp_path)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import optuna
 import pytest
 
-from tuning import candidates, results
+from tuning import candidates, files, results
 from tuning.config import read_config
 from tuning.errors import UserError
 from tuning.spaces import load_space
@@ -32,7 +32,7 @@ def make_run(path: Path, accuracies: list[float], pruned: tuple[int, ...] = ()) 
         assert proposal is not None and proposal.number == number
         study.report(number, epoch(1, accuracy, "" if number in pruned else "length"))
         study.finish(number, "scheduler")
-    results.write_json(path / "meta.json", {"settings": SETTINGS, "dataset": "patterns"})
+    files.write_json(path / "meta.json", {"settings": SETTINGS, "dataset": "patterns"})
     return path
 
 
@@ -94,7 +94,7 @@ def test_equal_configurations_count_once(run: Path) -> None:
     config = [name for name in frame if name.startswith("config/")]
     frame.loc[0, config] = frame.loc[9, config]
     rows = [results.plain({str(k): v for k, v in row.items()}) for row in frame.to_dict("records")]
-    results.write_rows(run / "trials.csv", results.TRIAL_COLUMNS, rows)
+    files.write_rows(run / "trials.csv", results.TRIAL_COLUMNS, rows)
     assert [e.trial for e in plan(run, top_k=2, compare=False).entries] == [9, 3]
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-from tuning import compare, plots, results
+from tuning import compare, files, plots, results
 from tuning.config import TrainConfig
 from tuning.errors import UserError
 from tuning.results import Run
@@ -41,16 +41,16 @@ def make_run(
     **meta: Any,
 ) -> Run:
     """Writes a run folder; values of `meta` that are objects are merged into those of `META`."""
-    results.make_folder(path)
+    files.make_folder(path)
     merged = {name: value | meta.get(name, {}) if isinstance(value, dict) else value for name, value in META.items()}
     plain = {name: value for name, value in meta.items() if not isinstance(value, dict)}
-    results.write_json(path / "meta.json", merged | plain)
-    results.write_text(path / "space.py", space)
+    files.write_json(path / "meta.json", merged | plain)
+    files.write_text(path / "space.py", space)
     rows = [
         dict.fromkeys(results.EPOCH_COLUMNS, 1) | {"trial": t, "epoch_seconds": s, "valid_accuracy": a}
         for t, s, a in epochs
     ]
-    results.write_rows(path / "epochs.csv", results.EPOCH_COLUMNS, rows)
+    files.write_rows(path / "epochs.csv", results.EPOCH_COLUMNS, rows)
     config = {f"config/{name}": value for name, value in TrainConfig().model_dump().items()}
     trials = []
     for number in sorted({trial for trial, _, _ in epochs}):
@@ -59,7 +59,7 @@ def make_run(
         row = {"trial": number, "state": states[number], "started": META["started"], "ended": ended, "epochs": len(own)}
         row |= {"seconds": sum(seconds for seconds, _ in own), "valid_accuracy": max(best for _, best in own)}
         trials.append({**config, **row})
-    results.write_rows(path / "trials.csv", results.TRIAL_COLUMNS, trials)
+    files.write_rows(path / "trials.csv", results.TRIAL_COLUMNS, trials)
     return Run(path)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tuning import contest, jobs, results, training
+from tuning import contest, files, jobs, training
 from tuning.candidates import Entry, Plan
 from tuning.config import TrainConfig
 from tuning.data import Splits
@@ -46,7 +46,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[tuple[int, int], floa
             return
         result = Result(splits.split_hash, found, found, found, best_epoch=1, n_parameters=1, seconds=60.0)
         job.path.mkdir(parents=True)
-        results.write_json(job.path / jobs.RESULT, asdict(result))
+        files.write_json(job.path / jobs.RESULT, asdict(result))
 
     monkeypatch.setattr(jobs, "train", train)
     return accuracies, trained

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import CLASS_NAMES, patterned_images
 
-from tuning import best_model, contest, data, final, jobs, results
+from tuning import best_model, contest, data, files, final, jobs, results
 from tuning.candidates import Entry, Plan
 from tuning.config import TrainConfig
 from tuning.data import Splits
@@ -264,7 +264,7 @@ def test_the_most_confused_pairs_come_first_with_the_surest_mistakes() -> None:
 def test_a_run_without_finished_trials_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results" / "empty").mkdir(parents=True)
-    results.write_json(tmp_path / "results" / "empty" / "meta.json", {"settings": {}})
+    files.write_json(tmp_path / "results" / "empty" / "meta.json", {"settings": {}})
     with pytest.raises(UserError, match=r"Run results/empty must have a finished trial, but got 0 trials"):
         final.main(run="latest")
 
@@ -321,7 +321,7 @@ def test_a_killed_command_goes_on_where_it_was_and_a_second_one_says_so(tmp_path
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert "Valid accuracy over 3 fresh seed(s)" in done.stdout and "The test split has been" not in done.stdout
-    metrics = results.read_json(tmp_path / "best_model" / "metrics.json")
+    metrics = files.read_json(tmp_path / "best_model" / "metrics.json")
     assert not set(metrics["seeds"]) & set(results.Run(tmp_path / "results" / "first").trials["seed"])
     quick = [sys.executable, "-m", "tuning.final", "--top-k", "1", "--seeds", "1", "--epochs", "2"]
     done = subprocess.run(quick, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -18,6 +18,7 @@ ORDER = [
         "errors",
         "config",
         "machine",
+        "files",
         "fetch",
         "data",
         "models",

@@ -15,7 +15,7 @@ import optuna
 import pandas as pd
 import pytest
 
-from tuning import analysis, charts, model_charts, plots, report, results, thumbnails
+from tuning import analysis, charts, files, model_charts, plots, report, results, thumbnails
 from tuning.config import TrainConfig
 from tuning.errors import UserError
 
@@ -53,14 +53,14 @@ def make_run(
 ) -> results.Run:
     """Writes a run whose trial 3 is the best, 1 failed and, if asked for, the last one is still running."""
     draw, path = np.random.default_rng(1), path.absolute()
-    results.make_folder(path)
+    files.make_folder(path)
     meta = {
         "dataset": "fashion-mnist",
         "settings": {"concurrency": 2},
         "seed": 7,
         "started": "2026-11-23T10:00:00+00:00",
     }
-    results.write_json(path / "meta.json", meta | ({} if running else {"ended": "2026-11-23T11:00:00+00:00"}))
+    files.write_json(path / "meta.json", meta | ({} if running else {"ended": "2026-11-23T11:00:00+00:00"}))
     trials, epochs = [], []
     for trial in range(n_trials):
         state = {1: "failed", n_trials - 1: "running" if running else "complete"}.get(trial, "complete")
@@ -81,8 +81,8 @@ def make_run(
         trials.append(row | {f"config/{name}": value for name, value in config.model_dump().items()})
         for epoch in range(length):
             epochs.append({"trial": trial, "epoch": epoch + 1, "valid_accuracy": accuracy[epoch]})
-    results.write_rows(path / "trials.csv", results.TRIAL_COLUMNS, trials)
-    results.write_rows(path / "epochs.csv", results.EPOCH_COLUMNS, epochs)
+    files.write_rows(path / "trials.csv", results.TRIAL_COLUMNS, trials)
+    files.write_rows(path / "epochs.csv", results.EPOCH_COLUMNS, epochs)
     return results.Run(path)
 
 
@@ -113,8 +113,8 @@ def make_final(folder: Path, run: str, *, n: int = 400, side: int = 8, names: tu
         "random_difference": None,
         "random_difference_interval": None,
     }
-    results.write_json(folder / "metrics.json", metrics)
-    results.write_json(folder / "config.json", {"class_names": names})
+    files.write_json(folder / "metrics.json", metrics)
+    files.write_json(folder / "config.json", {"class_names": names})
     final_frame().to_csv(folder / "final.csv", index=False)
     predictions = probabilities.argmax(axis=1)
     analysis.classification_report(labels, predictions, names).to_csv(folder / "classification_report.csv", index=False)
@@ -182,7 +182,7 @@ def test_a_run_alone_leaves_out_what_only_final_knows(run: results.Run, model_di
 def test_a_final_without_its_frames_still_has_its_answer(run: results.Run, tmp_path: Path) -> None:
     folder = make_final(tmp_path / "best_model", run.name)
     metrics = json.loads((folder / "metrics.json").read_text())
-    results.write_json(folder / "metrics.json", metrics | {"test_accuracy_std": None, "test_opened": 1})
+    files.write_json(folder / "metrics.json", metrics | {"test_accuracy_std": None, "test_opened": 1})
     for name in ("final.csv", "test_outputs.npz", "classification_report.csv", "test_log.jsonl"):
         (folder / name).unlink()
     page = Page(report.render(run, report.load_final(run, folder)))
@@ -201,7 +201,7 @@ def test_a_run_that_is_still_going_is_shown_so_far(tmp_path: Path) -> None:
 
 def test_what_comes_from_files_is_text_and_nothing_else(tmp_path: Path) -> None:
     run = make_run(tmp_path / HEADER, error=SCRIPT)
-    results.write_json(run.path / "meta.json", run.meta | {"command": SCRIPT, SCRIPT: {SCRIPT: [SCRIPT]}})
+    files.write_json(run.path / "meta.json", run.meta | {"command": SCRIPT, SCRIPT: {SCRIPT: [SCRIPT]}})
     folder = make_final(tmp_path / "best_model", run.name, names=(SCRIPT, HEADER, "Bag"))
     html = report.render(run, report.load_final(run, folder))
     page = Page(html)
@@ -253,7 +253,7 @@ def test_an_audit_and_a_front_are_shown_where_there_are_some(
     shutil.copytree(run.path, tmp_path / "first")
     copy = results.Run(tmp_path / "first")
     audit = {"lost_accuracy": 0.1 / 3, "rungs": [{"epoch": 2, "rank_correlation": 0.5 / 3}]}
-    results.write_json(copy.path / "meta.json", copy.meta | {"audit": audit})
+    files.write_json(copy.path / "meta.json", copy.meta | {"audit": audit})
     trials = copy.trials.assign(pareto=copy.trials["trial"].isin([3, 4]))
     monkeypatch.setitem(results.TRIAL_COLUMNS, "pareto", "boolean")
     trials.to_csv(copy.path / "trials.csv", index=False)

@@ -121,7 +121,7 @@ def test_a_problem_while_recording_is_told_and_not_raised(
     def full(*args: Any) -> None:
         raise UserError("No space left on the disk while writing epochs.csv.")
 
-    monkeypatch.setattr("tuning.results.append_row", full)
+    monkeypatch.setattr("tuning.files.append_row", full)
     result = {"epoch": 1, "error": "", "train_loss": 1.0, "train_accuracy": 0.1, "valid_loss": 1.0, "lr": 0.1}
     result |= {"valid_accuracy": 0.1, "epoch_seconds": 1.0, "images_per_second": 1.0, "seconds_per_image": 1.0}
     recorder.on_trial_result(0, [], failed(""), result)

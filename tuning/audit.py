@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tuning import checkpoints, jobs, results
+from tuning import checkpoints, files, jobs, results
 from tuning.config import TrainConfig, parse_config
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def hold(
     ]
     if not rows:
         return None
-    results.write_rows(run.path / FILE, results.EPOCH_COLUMNS, rows)
+    files.write_rows(run.path / FILE, results.EPOCH_COLUMNS, rows)
     for job in chosen.values():
         (job.path / jobs.WEIGHTS).unlink(missing_ok=True)
     return summarise(run, pd.DataFrame(rows))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tuning import jobs, machine, results
+from tuning import files, jobs, machine
 from tuning.config import TrainConfig
 from tuning.export import FORMATS
 from tuning.predict import load_best_model, probabilities
@@ -67,9 +67,9 @@ def write_model(
         "flip_averaging": metrics["flip_averaging"],
     }
     shape = {"channels": channels, "height": height, "width": width, "mean": splits.mean, "std": splits.std}
-    results.write_json(folder / "config.json", described | shape)
-    results.write_json(folder / "metrics.json", metrics)
-    results.write_text(folder / "scores.txt", scores(metrics, config.architecture))
+    files.write_json(folder / "config.json", described | shape)
+    files.write_json(folder / "metrics.json", metrics)
+    files.write_text(folder / "scores.txt", scores(metrics, config.architecture))
 
 
 def write_outcome(
@@ -82,8 +82,8 @@ def write_outcome(
 
     components, epochs = analysis.pca(test.features), pd.DataFrame([dict(row) for row in rows])
     report = analysis.classification_report(test.labels, test.predictions, class_names)
-    results.write_text(folder / "classification_report.csv", report.to_csv(index=False))
-    results.write_text(folder / "epochs.csv", epochs.to_csv(index=False))
+    files.write_text(folder / "classification_report.csv", report.to_csv(index=False))
+    files.write_text(folder / "epochs.csv", epochs.to_csv(index=False))
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
@@ -93,7 +93,7 @@ def write_outcome(
         explained=components.explained,
         images=images.images,
     )
-    results.write_bytes(folder / "test_outputs.npz", buffer.getvalue())
+    files.write_bytes(folder / "test_outputs.npz", buffer.getvalue())
     figures = pictures.of_model(test.labels, test.probabilities, images.images, class_names, components)
     for name, figure in (figures | {"learning_curve": plots.learning_curve(epochs)}).items():
         style.save(figure, folder / f"{name}.png")
@@ -112,7 +112,7 @@ def write_separability(folder: Path, train: Outcome, test: Outcome) -> None:
     from tuning import analysis
 
     frame = analysis.separability(train.features, train.labels, test.features, test.labels)
-    results.write_text(folder / "separability.csv", frame.to_csv(index=False))
+    files.write_text(folder / "separability.csv", frame.to_csv(index=False))
 
 
 def write_card(folder: Path, images: Any) -> None:
@@ -122,14 +122,14 @@ def write_card(folder: Path, images: Any) -> None:
     speed = images_per_second(folder, images)
     with np.load(folder / "test_outputs.npz") as outputs:
         text = model_card(
-            results.read_json(folder / "metrics.json"),
-            results.read_json(folder / "config.json"),
+            files.read_json(folder / "metrics.json"),
+            files.read_json(folder / "config.json"),
             report=pd.read_csv(folder / "classification_report.csv"),
             labels=outputs["labels"],
             test_probabilities=outputs["probabilities"],
             speed=f"`tuning.predict` labels {speed:,.0f} images a second on {machine.hardware()['cpu']}.",
         )
-    results.write_text(folder / "model_card.md", text)
+    files.write_text(folder / "model_card.md", text)
 
 
 def scores(metrics: Mapping[str, Any], architecture: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tuning import results
+from tuning import files, results
 from tuning.config import TrainConfig
 from tuning.data import Labelled, Splits
 from tuning.errors import UserError
@@ -182,7 +182,7 @@ def text(settings: Any, costs: Sequence[Cost], found: dict[str, float]) -> str:
 def keep(settings: dict[str, Any], found: dict[str, float], root: Path = results.RESULTS) -> None:
     """Writes an estimate down, so that the run of the same settings can say how far off it was."""
     root.mkdir(exist_ok=True)
-    results.write_json(root / FILE, _kept(root) | {json.dumps(settings, sort_keys=True): found})
+    files.write_json(root / FILE, _kept(root) | {json.dumps(settings, sort_keys=True): found})
 
 
 def recall(settings: dict[str, Any], root: Path = results.RESULTS) -> dict[str, float] | None:
@@ -193,7 +193,7 @@ def recall(settings: dict[str, Any], root: Path = results.RESULTS) -> dict[str, 
 
 def _kept(root: Path) -> dict[str, Any]:
     try:
-        return results.read_json(root / FILE)
+        return files.read_json(root / FILE)
     except UserError:  # None was kept, or a damaged file: an estimate is no loss.
         return {}
 

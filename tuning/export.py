@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from tuning import results
+from tuning import files
 from tuning.errors import UserError, unknown_name
 from tuning.predict import BestModel, load_best_model, probabilities
 
@@ -41,7 +41,7 @@ def _onnx(best: BestModel, path: Path, example: Images) -> Callable[[Images], Fl
         verbose=False,
     )
     assert program is not None
-    results.write_bytes(path, program.model_proto.SerializeToString())
+    files.write_bytes(path, program.model_proto.SerializeToString())
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: np.asarray(session.run(None, {"images": images})[0])
 
@@ -56,7 +56,7 @@ def _pt2(best: BestModel, path: Path, example: Images) -> Callable[[Images], Flo
     program = torch.export.export(_whole(best), (torch.from_numpy(example),), dynamic_shapes=shapes)
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
-    results.write_bytes(path, buffer.getvalue())
+    files.write_bytes(path, buffer.getvalue())
     loaded = torch.export.load(path).module()
     return lambda images: np.asarray(loaded(torch.from_numpy(images)).detach())
 
@@ -68,8 +68,8 @@ def _safetensors(best: BestModel, path: Path, example: Images) -> Callable[[Imag
     from safetensors.torch import load_file, save
 
     weights = {name: value.contiguous() for name, value in best.model.state_dict().items()}
-    described = json.dumps(results.read_json(path.parent / "config.json"))
-    results.write_bytes(path, save(weights, {"config": described}))
+    described = json.dumps(files.read_json(path.parent / "config.json"))
+    files.write_bytes(path, save(weights, {"config": described}))
     model = load_best_model(path.parent).model
     for value in model.state_dict().values():
         value.zero_()

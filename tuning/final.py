@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuning import best_model, candidates, contest, export, jobs, machine, report, results
+from tuning import best_model, candidates, contest, export, files, jobs, machine, report, results
 from tuning.best_model import Outcome
 from tuning.candidates import Plan
 from tuning.contest import Contest
@@ -155,7 +155,7 @@ def retrain_and_test(
     metrics, test, images = test_once(held, chosen, splits, device=slots["device"], data_dir=data_dir, log=model_dir)
     model = jobs.load_model(chosen.job, splits, "cpu")
     best_model.write_model(model_dir, model, chosen.job.config, splits, metrics)
-    results.write_text(model_dir / "final.csv", held.table.to_csv(index=False))
+    files.write_text(model_dir / "final.csv", held.table.to_csv(index=False))
     best_model.write_outcome(model_dir, test, images, splits.class_names, chosen.result.epochs)
     trained_on = _outcome(model, best_model.probe_images(splits.train), splits, "cpu", chosen.flip_averaging)
     best_model.write_separability(model_dir, trained_on, test)
@@ -332,7 +332,7 @@ def main(
     else:
         plan = candidates.from_file(config, model_dir, dataset, n_seeds=seeds or 1, epochs=epochs, seed=seed)
     slots = machine.plan_slots(device, None, None, concurrency)
-    results.make_folder(model_dir, exist_ok=True)
+    files.make_folder(model_dir, exist_ok=True)
     print(f"Retraining {plan.source}: {_summary(plan)}", flush=True)
     metrics = retrain_and_test(
         plan,

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuning import results
+from tuning import files
 from tuning.config import TrainConfig
 from tuning.errors import UserError
 
@@ -74,7 +74,7 @@ class Result:
 def read(job: Job, split_hash: str) -> Result | None:
     """Returns the result of a job that has ended; None where it has not, or was trained on other images."""
     path = job.path / RESULT
-    found = Result(**results.read_json(path)) if path.exists() else None
+    found = Result(**files.read_json(path)) if path.exists() else None
     return found if found is not None and found.split_hash == split_hash else None
 
 
@@ -92,7 +92,7 @@ def train(job: Job, splits: "Splits", device: str, threads: int) -> Iterator[dic
     if read(job, splits.split_hash) is not None:
         return
     try:
-        results.make_folder(job.path, exist_ok=True)
+        files.make_folder(job.path, exist_ok=True)
         prepare(threads)
         training = Training(job.config, splits, seed=job.seed, device=device, lrs=job.lrs)
         rows = checkpoints.load(job.path, training)
@@ -105,10 +105,10 @@ def train(job: Job, splits: "Splits", device: str, threads: int) -> Iterator[dic
     except UserError:
         raise
     except NonFiniteLossError as error:
-        results.write_json(job.path / RESULT, asdict(Result(splits.split_hash, error=str(error))))
+        files.write_json(job.path / RESULT, asdict(Result(splits.split_hash, error=str(error))))
         yield {"error": str(error)}
     except Exception as error:  # One failure must not end the jobs beside it.
-        results.write_text(job.path / ERROR, traceback.format_exc())
+        files.write_text(job.path / ERROR, traceback.format_exc())
         yield {"error": f"{type(error).__name__}: {error} (traceback: {job.path / ERROR})"}
 
 
@@ -131,7 +131,7 @@ def save_weights(path: Path, model: "nn.Module") -> None:
 
     buffer = io.BytesIO()
     torch.save({name: value.cpu() for name, value in model.state_dict().items()}, buffer)
-    results.write_bytes(path, buffer.getvalue())
+    files.write_bytes(path, buffer.getvalue())
 
 
 def _finish(job: Job, training: "Training", rows: list[dict[str, Any]], splits: "Splits") -> None:
@@ -158,5 +158,5 @@ def _finish(job: Job, training: "Training", rows: list[dict[str, Any]], splits: 
         epochs=rows,
     )
     save_weights(job.path / WEIGHTS, model)
-    results.write_json(job.path / RESULT, asdict(result))
+    files.write_json(job.path / RESULT, asdict(result))
     checkpoints.remove(job.path)

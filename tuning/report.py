@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuning import results
+from tuning import files, results
 from tuning.errors import UserError, run_command
 from tuning.results import Run
 
@@ -71,7 +71,7 @@ def load_final(run: Run, model_dir: Path) -> Final | None:
 
     if not (model_dir / "metrics.json").exists():
         return None
-    metrics = results.read_json(model_dir / "metrics.json")
+    metrics = files.read_json(model_dir / "metrics.json")
     if metrics.get("run") != run.name:
         return None
     arrays, log = model_dir / "test_outputs.npz", model_dir / "test_log.jsonl"
@@ -80,7 +80,7 @@ def load_final(run: Run, model_dir: Path) -> Final | None:
         lines = log.read_text().splitlines() if log.exists() else []
         return Final(
             metrics=metrics,
-            class_names=tuple(results.read_json(model_dir / "config.json")["class_names"]),
+            class_names=tuple(files.read_json(model_dir / "config.json")["class_names"]),
             configurations=_read_csv(model_dir / "final.csv"),
             report=_read_csv(model_dir / "classification_report.csv"),
             outputs=outputs,
@@ -102,7 +102,7 @@ def write(run: Run, model_dir: Path = MODEL_DIR, importances: "pd.DataFrame | No
         UserError: A file is damaged, or the disk is full.
     """
     path = run.path / "report.html"
-    results.write_text(path, render(run, load_final(run, model_dir), importances))
+    files.write_text(path, render(run, load_final(run, model_dir), importances))
     return path
 
 

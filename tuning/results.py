@@ -1,18 +1,14 @@
-"""A run folder as typed data frames, and its files written whole: `results.load("latest").trials`.
+"""A run folder as typed data frames: `results.load("latest").trials`.
 
     python -m tuning.results [RUN]                      the best trials, the run in a line, what to do next (under 2 s)
     python -m tuning.results list | compare RUN RUN...  all runs | what differs, accuracy at equal cost, a picture
 
-This module needs neither torch nor Ray. Rows come from the search; here they are written, read and given fixed dtypes.
+This module needs neither torch nor Ray. Rows come from the search; here they are read and given fixed dtypes.
 """
 
-import csv
 import io
-import json
-import os
 import re
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -20,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from tuning import files
 from tuning.config import TrainConfig
-from tuning.errors import UserError, disk_full, run_command, unknown_name
+from tuning.errors import UserError, run_command, unknown_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +94,7 @@ class Run:
     @property
     def meta(self) -> dict[str, Any]:
         """How the run was made: command line, data set, seed, versions, hardware, times."""
-        return read_json(self.path / "meta.json")
+        return files.read_json(self.path / "meta.json")
 
     @property
     def trials(self) -> "pd.DataFrame":
@@ -195,73 +192,6 @@ def new_path(name: str | None, dataset: str, root: Path = RESULTS) -> Path:
     return root / name
 
 
-def make_folder(path: Path, *, exist_ok: bool = False) -> None:
-    """Makes a folder; raises UserError where that cannot be."""
-    try:
-        path.mkdir(parents=True, exist_ok=exist_ok)
-    except OSError as error:
-        raise (disk_full(path, error) or UserError(f"{path} must be a folder that can be made: {error}.")) from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all; raises UserError where the disk is full."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, through a temporary one beside it; raises UserError where the disk is full."""
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise (disk_full(path, error) or error) from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns a JSON object from a file; raises UserError where it is missing or damaged."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} must be a readable JSON file, but got: {error}.") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object, but got {type(value).__name__}.")
-    return value
-
-
-def write_rows(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes a CSV file whole or not at all; values that a row lacks are left empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
-
-
-def append_row(path: Path, columns: Iterable[str], row: Mapping[str, Any]) -> None:
-    """Adds a line to a CSV file in one write, after a header where it is new; a full disk raises UserError."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), extrasaction="ignore", lineterminator="\n")
-    try:
-        with path.open("ab") as file:
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerow(row)
-            file.write(text.getvalue().encode())
-    except OSError as error:
-        raise (disk_full(path, error) or error) from error
-
-
 def read_frame(path: Path, dtypes: Mapping[str, str]) -> "pd.DataFrame":
     """Returns a CSV file with exactly these columns and dtypes; a last line that is not yet whole is left out.
 
@@ -313,7 +243,7 @@ def write_best(run: Run) -> None:
     why = f"the best valid_accuracy of {len(ranked)} finished trials, {when}"
     config = {name.removeprefix("config/"): value for name, value in best.items() if name.startswith("config/")}
     outcome = {name: value for name, value in best.items() if not name.startswith("config/")}
-    write_json(run.path / "best.json", {"why": why, "second_valid_accuracy": second, **outcome, "config": config})
+    files.write_json(run.path / "best.json", {"why": why, "second_valid_accuracy": second, **outcome, "config": config})
 
 
 def summary_line(run: Run) -> str:

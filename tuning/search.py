@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuning import machine, results
+from tuning import files, machine, results
 from tuning.errors import UserError, run_command, unknown_name
 
 if TYPE_CHECKING:
@@ -331,16 +331,16 @@ def _sampler_seed(seed: int, path: Path) -> int:
 
 def _update_meta(path: Path, settings: Settings, **values: Any) -> None:
     file = path / "meta.json"
-    meta = results.read_json(file) if file.exists() else {}
-    results.write_json(file, meta | {"settings": asdict(settings)} | values)
+    meta = files.read_json(file) if file.exists() else {}
+    files.write_json(file, meta | {"settings": asdict(settings)} | values)
 
 
 def _begin_run(path: Path, settings: Settings, space: "Space") -> None:
     """Makes the run folder, with `space.py` and `meta.json`."""
     from tuning import estimate
 
-    results.make_folder(path)
-    results.write_text(path / "space.py", space.source)
+    files.make_folder(path)
+    files.write_text(path / "space.py", space.source)
     _update_meta(
         path,
         settings,

@@ -17,7 +17,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from tuning import results
+from tuning import files, results
 from tuning.config import TrainConfig
 from tuning.spaces import Space
 
@@ -198,7 +198,7 @@ class RunStudy:
         if any(row["epoch"] == result["epoch"] for row in rows):
             return False
         row = {"trial": number, **{name: result[name] for name in results.EPOCH_COLUMNS if name != "trial"}}
-        results.append_row(self._path / "epochs.csv", results.EPOCH_COLUMNS, row)
+        files.append_row(self._path / "epochs.csv", results.EPOCH_COLUMNS, row)
         rows.append(row)
         self._tell_epoch(number, row)
         self.write_trials(throttled=True)
@@ -268,7 +268,7 @@ class RunStudy:
         if self._minimize is not None:
             front = {trial.number for trial in self.study.best_trials}
             rows = [row | {"pareto": row["trial"] in front} for row in rows]
-        results.write_rows(self._path / "trials.csv", results.TRIAL_COLUMNS, rows)
+        files.write_rows(self._path / "trials.csv", results.TRIAL_COLUMNS, rows)
         self._written = time.monotonic()
 
     @property
