@@ -1,5 +1,6 @@
 """Run folders: names, and frames with fixed dtypes."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
