@@ -6,6 +6,7 @@ def space(trial):
     return {
         "architecture": "resnet8",
         "width": 4,
+        "image_size": 8,
         "batch_size": 128,
         "schedule": "constant",
         "learning_rate": trial.suggest_float("learning_rate", 1e-3, 1.0, log=True),

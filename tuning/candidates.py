@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DEFAULT = Path(__file__).parent.parent / "search_spaces" / "original-resnet8.yaml"
 # A search compares many configurations at a short length; the one that is kept earns a longer one. Its schedule is
 # stretched to it.
-LENGTHENING = 3
+LENGTHENING = 2
 JOBS = "final"
 
 

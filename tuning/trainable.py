@@ -143,6 +143,8 @@ def started_ray(slots: Mapping[str, Any], log: logging.Handler) -> Iterator[None
         # Ray would run trials at niceness 15, where whatever else the machine does takes their cores from them.
         "RAY_worker_niceness": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # Tune gives its trials an environment of their own, which the workers that Ray starts in advance do not have.
+        "RAY_prestart_worker_first_driver": "0",
     }
     import ray
 
