@@ -113,7 +113,7 @@ def render(run: Run, final: Final | None, importances: "pd.DataFrame | None" = N
     import plotly.offline
     from markupsafe import Markup
 
-    from tuning import thumbnails
+    from tuning import audit, thumbnails
     from tuning.style import CLASS_COLOURS, STATE_COLOURS
 
     trials, meta = run.trials, run.meta
@@ -139,6 +139,7 @@ def render(run: Run, final: Final | None, importances: "pd.DataFrame | None" = N
         winner=winner,
         searched=[name.removeprefix("config/") for name in _varying(trials)],
         minutes=results.minutes(trials) if len(trials) else 0.0,
+        audited=audit.text(meta["audit"]) if meta.get("audit") else None,
         verdicts=[] if final is None else verdicts(final.metrics),
         shown_trials=_shown_trials(trials),
         images=None if final is None or not final.outputs else thumbnails.pictures(final.outputs, final.class_names),

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from tuning import analysis
+
 MAX_POINTS, MAX_BYTES = 1500, 1_500_000  # images in the scatter: at most so many, and so many bytes of them
 N_MISTAKES = 30
 
@@ -29,8 +31,6 @@ def pictures(outputs: Mapping[str, npt.NDArray[Any]], class_names: Sequence[str]
     images, labels, probabilities = (outputs[name] for name in ("images", "labels", "probabilities"))
     shown = thinned(images)
     columns = math.ceil(math.sqrt(len(shown)))
-    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
-    worst = wrong[np.argsort(probabilities[wrong, labels[wrong]], kind="stable")][:N_MISTAKES]
     mistakes = [
         {
             "picture": _data_uri(images[i]),
@@ -39,10 +39,10 @@ def pictures(outputs: Mapping[str, npt.NDArray[Any]], class_names: Sequence[str]
             "prediction": class_names[probabilities[i].argmax()],
             "probability": float(probabilities[i].max()),
         }
-        for i in worst
+        for i in analysis.worst_mistakes(labels, probabilities, N_MISTAKES)
     ]
     size = {"grey": images.shape[1] == 1, "height": images.shape[2], "width": images.shape[3], "columns": columns}
-    counts = {"n": len(labels), "n_shown": len(shown), "n_wrong": len(wrong)}
+    counts = {"n": len(labels), "n_shown": len(shown), "n_wrong": int((probabilities.argmax(axis=1) != labels).sum())}
     return counts | size | {"sheet": _data_uri(_sheet(images[shown], columns)), "mistakes": mistakes}
 
 
