@@ -20,6 +20,7 @@ from tuning import machine, results, search
 from tuning.errors import UserError
 
 SMOKE = ["--space", "smoke", "--train-images", "1000"]
+SLOWER = ["--space", "smoke", "--train-images", "12000"]  # An epoch takes half a second.
 # Any process that opens a file of the test split ends with an error, and says so: sitecustomize runs in all of them.
 GUARD = """
 import os, sys
@@ -130,25 +131,24 @@ def test_more_samples_extend_a_finished_run(searched: tuple[Path, subprocess.Com
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path, number: int) -> None:
     command = [sys.executable, "-m", "tuning.search", "--samples", "4", "--epochs", "12", "--scheduler", "none"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     with (tmp_path / "out").open("w") as out:
-        process = subprocess.Popen([*command, "--run", "one", *SMOKE], cwd=tmp_path, env=environment, stdout=out)
+        process = subprocess.Popen([*command, "--run", "one", *SLOWER], cwd=tmp_path, env=environment, stdout=out)
     path = tmp_path / "results" / "one"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (path / "epochs.csv").exists():
         time.sleep(0.1)
     time.sleep(2)
     process.send_signal(number)
-    assert process.wait(timeout=60) == {signal.SIGKILL: -9}.get(number, 130)
-    if number != signal.SIGKILL:  # After which two agents of Ray's look around for some minutes before they end.
-        deadline = time.monotonic() + 30
-        while processes(tmp_path) and time.monotonic() < deadline:
-            time.sleep(0.5)
-        assert not processes(tmp_path)
-        assert "Go on with: python -m tuning.search --resume one" in (tmp_path / "out").read_text()
+    assert process.wait(timeout=60) == 130
+    deadline = time.monotonic() + 30
+    while processes(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not processes(tmp_path)
+    assert "Go on with: python -m tuning.search --resume one" in (tmp_path / "out").read_text()
 
     before = results.Run(path).epochs
     done = run(tmp_path, "--resume", "one")
@@ -169,7 +169,7 @@ def test_ten_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     finished: dict[int, dict[str, Any]] = {}
     for kill in range(10):
-        begun = ["--resume", "one"] if (path / "meta.json").exists() else ["--run", "one", "--epochs", "9", *SMOKE]
+        begun = ["--resume", "one"] if (path / "meta.json").exists() else ["--run", "one", "--epochs", "9", *SLOWER]
         command = [sys.executable, "-m", "tuning.search", "--samples", str(4 + 2 * kill), *begun]
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
         # Some while it starts, most while it trains: after a number of epochs and some part of the next one.

@@ -103,7 +103,7 @@ def from_run(
         run: Its name, or "latest".
         top_k: Candidates at most.
         n_seeds: Fresh seeds; none of them is a trial's.
-        epochs: Full length; None is three times the search's.
+        epochs: Full length; None is twice the search's.
         seed: The first seed, the others follow it; None derives them from the run's name.
         compare: Add the default configuration, and the best one that the search drew at random.
         max_parameters: Of a candidate, and of the one that was drawn at random; None is any number.

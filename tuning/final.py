@@ -297,7 +297,7 @@ def main(
         typer.Option("--export", help="Write the model as onnx, safetensors or pt2, too; may be given again."),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Full length (default: three times the search's; with --config its own).")
+        int | None, typer.Option(min=1, help="Full length (default: twice the search's; with --config its own).")
     ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="The first seed; the others follow it (default: derived from the run).")
