@@ -107,7 +107,7 @@ def make_final(folder: Path, run: str, *, n: int = 400, side: int = 8, names: tu
     metrics |= {"test_interval": list(analysis.wilson_interval(round(accuracy * n), n)), "search_valid_accuracy": 0.97}
     metrics |= {"test_accuracy_mean": 0.9123456789012345, "test_accuracy_std": 0.0012345678901234567}
     metrics |= {"valid_accuracy": 0.95, "valid_accuracy_mean": 0.9487654321098765, "shrinkage": 0.1 + 0.2}
-    metrics |= {"shrinkage_interval": [0.1 / 7, 0.2 / 7], "default_difference": 1 / 30}
+    metrics |= {"shrinkage_interval": [0.1 / 7, 0.2 / 7], "default_difference": 1 / 30, "lengthening": 2.0}
     metrics |= {
         "default_difference_interval": [0.02, 0.05],
         "random_difference": None,
@@ -164,7 +164,7 @@ def test_the_numbers_of_the_page_are_those_of_the_files_to_the_last_digit(writte
     assert (
         page.says("91.23% ± 0.12") and page.says("opened 2 times") and page.says("3.33 points better than the default")
     )
-    assert page.says("2026-11-23 12:00 UTC") and page.says("1, 2, 3")
+    assert page.says("2026-11-23 12:00 UTC") and page.says("1, 2, 3") and page.says("trained 2 times as long")
 
 
 def test_a_run_alone_leaves_out_what_only_final_knows(run: results.Run, model_dir: Path, tmp_path: Path) -> None:
