@@ -12,4 +12,5 @@ fi
 .venv/bin/ruff check .
 .venv/bin/mypy
 .venv/bin/python -c 'from tuning.data import load_train; print(len(load_train("fashion-mnist")), "images at hand")'
-.venv/bin/python -m pytest "$@"
+# Two files at a time: half of a test with Ray is waiting.
+.venv/bin/python -m pytest --numprocesses 2 --dist loadscope "$@"
