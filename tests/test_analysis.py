@@ -1,5 +1,7 @@
 """`tuning.analysis` against values known from elsewhere, and against the mistakes that would still give a number."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -235,12 +237,16 @@ def test_separability_refuses_a_single_class() -> None:
 def test_best_so_far_orders_by_time_and_leaves_out_the_unfinished() -> None:
     states = ["complete", "pruned", "failed", "running", "complete", "complete"]
     trials = _trials(states, [0.9, 0.7, 0.99, 0.98, 0.8, np.nan], [3, 1, 2, None, 4, 5])
-    frame = analysis.best_so_far(trials)
+
+    def clock(moments: "pd.Series[Any]") -> "pd.Series[float]":
+        return (moments - trials["started"].min()).dt.total_seconds()
+
+    frame = analysis.best_so_far(trials, clock)
     assert frame.columns.tolist() == ["trial", "ended_seconds", "valid_accuracy", "best"]
     assert frame["trial"].tolist() == [1, 0, 4]
     assert frame["ended_seconds"].tolist() == [60, 180, 240]
     assert frame["best"].tolist() == [0.7, 0.9, 0.9]
-    assert analysis.best_so_far(trials.iloc[:0]).empty
+    assert analysis.best_so_far(trials.iloc[:0], clock).empty
 
 
 def test_equal_budget_values_compares_within_the_shortest_finished_trial() -> None:

@@ -27,6 +27,7 @@ META = {
     "hardware": {"cpu": "one", "cores": 2, "gpus": []},
     "git_commit": "abc",
     "split_hash": "af0c",
+    "valid_hash": "fa0c",
 }
 # (trial, epoch_seconds, valid_accuracy), in the order in which the epochs ended: 6 and 3.5 slot minutes.
 LONG = [(0, 60, 0.5), (1, 60, 0.6), (0, 60, 0.75), (1, 60, 0.8), (2, 120, 0.9)]
@@ -115,7 +116,7 @@ def test_a_setting_that_an_older_version_did_not_have_is_none(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("meta", "reason"),
-    [({"split_hash": "beef"}, "split_hash"), ({"dataset": "kmnist", "split_hash": "beef"}, "dataset and split_hash")],
+    [({"valid_hash": "beef"}, "valid_hash"), ({"dataset": "kmnist", "valid_hash": "beef"}, "dataset and valid_hash")],
 )
 def test_accuracies_on_different_images_are_said_to_be(tmp_path: Path, meta: dict[str, Any], reason: str) -> None:
     runs = [make_run(tmp_path / "a", LONG), make_run(tmp_path / "b", SHORT, **meta)]
@@ -171,7 +172,7 @@ def test_where_all_trials_failed_there_is_no_accuracy(tmp_path: Path) -> None:
     runs = [failed, pair_of(failed)]
     assert compare.at_equal_cost(runs)["best_accuracy"].isna().tolist() == [True, False, True, False]
     (ax,) = plots.best_so_far_of(compare.curves(runs)).axes
-    assert [line.get_label() for line in ax.lines] == ["other: 10.00 %", "equal cost: 0.0 slot minutes"]
+    assert [line.get_label() for line in ax.lines] == ["other: 10.00 %", "equal cost: 0.0167 slot minutes"]
 
 
 def test_curves_rise_with_the_epochs_in_the_order_in_which_they_ended(tmp_path: Path) -> None:
@@ -266,8 +267,23 @@ def test_the_list_has_a_row_a_run_in_the_order_of_their_starts(tmp_path: Path) -
 
 def test_the_minutes_of_a_run_that_was_killed_end_with_its_last_epoch(tmp_path: Path) -> None:
     run = make_run(tmp_path / "killed", [(0, 60, 0.5), (1, 2400, 0.6)], ["complete", "running"])
-    assert results.minutes(run.trials) == 40.0
+    assert results.minutes(run) == 40.0
     assert "2 trials (1 complete, 1 running), 40.0 minutes" in results.summary_line(run)
+
+
+def test_the_time_between_an_end_and_a_resume_is_no_time_of_the_run(tmp_path: Path) -> None:
+    moments = [(START + pd.Timedelta(minutes=minute)).isoformat() for minute in (-5, 1, 12, 19, 99, 100)]
+    pauses = [moments[0:2], moments[2:4], moments[4:6]]
+    run = make_run(tmp_path / "resumed", [(0, 60, 0.5), (1, 60, 0.6)], pauses=pauses)
+    assert run.clock(run.trials["ended"]).tolist() == [9 * 60, 12 * 60]  # of ends after 10 and 20 minutes
+    assert results.minutes(run) == 12.0
+
+
+def test_the_picture_shows_where_each_run_ended_however_poor(tmp_path: Path) -> None:
+    good = make_run(tmp_path / "good", [(0, 60, 0.9), (0, 60, 0.91), (0, 60, 0.92)])
+    poor = make_run(tmp_path / "poor", [(0, 60, 0.3)])
+    (ax,) = plots.best_so_far_of(compare.curves([good, poor])).axes
+    assert ax.get_ylim()[0] < 0.3
 
 
 def test_a_list_of_no_runs_names_the_next_step(tmp_path: Path) -> None:
@@ -286,14 +302,14 @@ def test_the_command_compares(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     make_run(Path("results/a"), LONG)
-    make_run(Path("results/b"), SHORT, settings={"sampler": "[gp]"}, split_hash="beef")
+    make_run(Path("results/b"), SHORT, settings={"sampler": "[gp]"}, valid_hash="beef")
     results.main(["compare", "a", "b"], out=Path("new/both.png"))
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["what", "a", "b"] in lines
     assert ["settings/sampler", "tpe", "[gp]"] in lines
     assert ["equal", "cost", "a", "3.5", "2", "75.00%", "67.50%"] in lines
     assert ["whole", "run", "a", "6.0", "3", "90.00%", "80.00%"] in lines
-    assert " ".join(lines[-2]).endswith("on different validation images: not the same split_hash.")
+    assert " ".join(lines[-2]).endswith("on different validation images: not the same valid_hash.")
     assert lines[-1] == ["Best-so-far", "curves:", "new/both.png"]
     assert imread("new/both.png").shape[:2] == (690, 1050)
 
@@ -328,7 +344,7 @@ def test_the_command_lists_the_runs(
     ("words", "message"),
     [
         (["compare"], r"at least two runs, but got 0"),
-        (["compare", "a", "bb"], r"Run must be one of a, b, latest, but got 'bb'\. Did you mean 'b'\?"),
+        (["compare", "a", "bb"], r"Run below results/ must be one of a, b, latest, but got 'bb'\. Did you mean 'b'\?"),
         (["a", "b"], r"The command must be a run, list, or compare RUN RUN\.\.\., but got 'a b'"),
         (["list", "a"], r"The command must be a run, list, or compare RUN RUN\.\.\., but got 'list a'"),
     ],

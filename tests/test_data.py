@@ -175,7 +175,7 @@ def test_a_train_subset_is_stratified_and_leaves_the_valid_split_whole(splits: S
     assert class_counts(subset.train) == [25] * 4
     assert digests(subset.train) < digests(splits.train)
     assert digests(subset.valid) == digests(splits.valid)
-    assert subset.split_hash != splits.split_hash
+    assert subset.split_hash != splits.split_hash and subset.valid_hash == splits.valid_hash
 
 
 @pytest.mark.parametrize("train_images", [4, 480])

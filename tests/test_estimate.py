@@ -72,7 +72,7 @@ def test_the_summary_bounds_time_memory_and_disk() -> None:
     assert found["longest_trial_seconds"] == 480
     assert found["disk_bytes"] == 10**6 * (3 * 2 + 2 * 20)
     said = estimate.text(settings(device="cpu"), costs, found)
-    assert "resnet8-16" in said and "One full trial  8 minutes at most" in said and "2 on cpu, 1.0 GB" in said
+    assert "resnet8-16" in said and "One full trial  8.0 minutes at most" in said and "2 on cpu, 1.0 GB" in said
 
 
 def test_an_estimate_is_recalled_for_the_same_settings_only(tmp_path: Path) -> None:

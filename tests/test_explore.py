@@ -27,7 +27,7 @@ def make_splits(channels: int = 1) -> tuple[Splits, HashedTest]:
     labels = np.array([0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 1], dtype=np.int64)
     mean, std = (0.5,) * channels, (0.5,) * channels
     train, valid = Labelled(images[:12], labels[:12]), Labelled(images[12:16], labels[12:])
-    splits = Splits("toy", ("cat", "dog"), train, valid, mean, std, "0")
+    splits = Splits("toy", ("cat", "dog"), train, valid, mean, std, "0", "1")
     test = images[[16, 17, 18, 19, 19]]
     return splits, HashedTest(data.image_digests(test), np.array([2, 3]), test.shape, (1, 199))
 

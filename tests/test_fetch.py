@@ -202,6 +202,7 @@ def test_damaged_plain_file_in_cache_gives_way(mirror: Mirror, cache: Path, caps
 def test_data_dir_without_the_files_is_said_once(
     tmp_path: Path, mirror: Mirror, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "nowhere").mkdir()
     read_files(replace(FILES, mirrors=(mirror.url,)), NAMES, tmp_path / "nowhere")
     said = [line for line in capsys.readouterr().err.splitlines() if "--data-dir" in line]
     assert said == [f"--data-dir {tmp_path}/nowhere has no undamaged images, labels; looking elsewhere."]
@@ -230,8 +231,17 @@ def test_error_names_every_source(tmp_path: Path, mirror: Mirror, cache: Path, c
             "  Debian package dataset-toy: apt-get and dpkg-deb not installed",
             r"Put images, labels \(each plain or \.gz\) into a folder and pass it as --data-dir\.$",
         ]
+        (tmp_path / "given").mkdir()
         with pytest.raises(UserError, match="\n".join(lines)):
             read_files(files, NAMES, tmp_path / "given")
+
+
+def test_a_data_dir_that_is_not_there_is_refused(tmp_path: Path, mirror: Mirror) -> None:
+    with pytest.raises(
+        UserError, match=r"--data-dir must be a folder, but got '.*/none'\. Leave it out to look elsewhere"
+    ):
+        read_files(replace(FILES, mirrors=(mirror.url,)), NAMES, tmp_path / "none")
+    assert mirror.asked == []
 
 
 def test_silent_mirror_times_out(monkeypatch: pytest.MonkeyPatch) -> None:

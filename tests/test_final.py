@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -211,7 +212,7 @@ def test_train_and_valid_images_make_the_model_to_ship(tmp_path: Path, opened: l
     assert not torch.equal(weights["head.weight"], before["head.weight"])
     assert weights["stem.1.num_batches_tracked"] == metrics["best_epoch"] * 19  # 600 images in batches of 32
     assert json.loads((tmp_path / "config.json").read_text())["config"]["patience"] is None
-    assert "trained on train+valid" in (tmp_path / "model_card.md").read_text()
+    assert "trained on 600 images (train+valid)" in (tmp_path / "model_card.md").read_text()
 
 
 def test_a_retraining_on_everything_that_fails_is_said(
@@ -248,10 +249,22 @@ def test_the_model_card_has_the_figures_and_the_weaknesses(tmp_path: Path, opene
         "Against the default configuration, on the valid split: ",
         "| checks | ",
         f"{metrics['n_parameters']:,} parameters",
+        f"trained on {metrics['train_images']:,} images (train)",
         "Licence of the data: see its source.",
     ):
         assert text in card, text
     assert "MIT licence" in best_model.LICENCES["fashion-mnist"]
+
+
+def test_a_model_of_another_run_is_not_replaced_without_a_word(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path)
+    assert final.replaced(tmp_path, plan) == ""
+    metrics = {"run": "first", "source": "first, trial 3", "test_accuracy": 0.9357}
+    files.write_json(tmp_path / "metrics.json", metrics)
+    said = r"The model of first, trial 3 in .*/ \(test accuracy 93\.57%\) will be replaced; --model-dir DIR keeps it"
+    assert re.match(said, final.replaced(tmp_path, plan))
+    files.write_json(tmp_path / "metrics.json", metrics | {"run": plan.run})
+    assert final.replaced(tmp_path, plan) == ""
 
 
 def test_the_most_confused_pairs_come_first_with_the_surest_mistakes() -> None:
@@ -265,7 +278,7 @@ def test_a_run_without_finished_trials_is_refused(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results" / "empty").mkdir(parents=True)
     files.write_json(tmp_path / "results" / "empty" / "meta.json", {"settings": {}})
-    with pytest.raises(UserError, match=r"Run results/empty must have a finished trial, but got 0 trials"):
+    with pytest.raises(UserError, match=r"Run results/empty must have a finished trial, but none of its 0 trials"):
         final.main(run="latest")
 
 
@@ -320,13 +333,14 @@ def test_a_killed_command_goes_on_where_it_was_and_a_second_one_says_so(tmp_path
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
-    assert "Valid accuracy over 3 fresh seed(s)" in done.stdout and "The test split has been" not in done.stdout
+    assert "Valid accuracy over 3 fresh seeds" in done.stdout and "The test split has been" not in done.stdout
     metrics = files.read_json(tmp_path / "best_model" / "metrics.json")
     assert not set(metrics["seeds"]) & set(results.Run(tmp_path / "results" / "first").trials["seed"])
     quick = [sys.executable, "-m", "tuning.final", "--top-k", "1", "--seeds", "1", "--epochs", "2"]
     done = subprocess.run(quick, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "The test split has been opened 2 times" in done.stdout and "default" not in done.stdout
+    assert "will be replaced" not in done.stdout
 
 
 @pytest.mark.slow
@@ -342,7 +356,7 @@ def test_the_command_trains_the_original_configuration_by_name_and_predict_takes
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "best_model" / "metrics.json").read_text())
     assert 0.4 < metrics["test_accuracy"] < 0.8
-    assert f"{metrics['test_accuracy']:.2%}" in done.stdout
+    assert f"{metrics['test_accuracy']:.2%}" in done.stdout and "55,000 images (train)" in done.stdout
     Image.fromarray(load_train("fashion-mnist").images[0, 0]).save(tmp_path / "boot.png")
     command = [sys.executable, "-m", "tuning.predict", "boot.png"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -16,6 +16,10 @@ START = pd.Timestamp("2026-11-23T10:00:00", tz="UTC")
 STATES = ("complete", "pruned", "failed", "running")
 
 
+def clock(moments: "pd.Series[Any]") -> "pd.Series[float]":
+    return (moments - START).dt.total_seconds()
+
+
 def _run(n_trials: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Returns the trials and epochs of a run with all four states; failed trials have no accuracy."""
     generator = np.random.default_rng(0)
@@ -61,7 +65,7 @@ def run() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def test_best_so_far_steps_and_dots(run: tuple[pd.DataFrame, pd.DataFrame]) -> None:
-    frame = analysis.best_so_far(run[0])
+    frame = analysis.best_so_far(run[0], clock)
     (ax,) = plots.best_so_far(frame).axes
     assert "minutes" in ax.get_xlabel()
     assert ax.get_ylabel() == "validation accuracy"
@@ -176,8 +180,8 @@ def _empty_and_tiny() -> dict[str, Figure]:
     importance = pd.DataFrame({"method": "fANOVA", "parameter": ["width"], "importance": 1.0, "low": 1.0, "high": 1.0})
     lone = trials.assign(**{"config/width": pd.Series([pd.NA], dtype="Int64")})
     return {
-        "best, empty": plots.best_so_far(analysis.best_so_far(nothing)),
-        "best, one": plots.best_so_far(analysis.best_so_far(trials)),
+        "best, empty": plots.best_so_far(analysis.best_so_far(nothing, clock)),
+        "best, one": plots.best_so_far(analysis.best_so_far(trials, clock)),
         "curves, empty": plots.learning_curves(none, nothing),
         "curves, one epoch": plots.learning_curves(epochs.head(1), trials),
         "curves, no such trial": plots.learning_curves(epochs, nothing),

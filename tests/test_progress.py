@@ -332,6 +332,14 @@ def test_seed_takes_in_the_frames_of_a_run(tmp_path: Path) -> None:
     assert view(progress)[6].split()[:5] == ["2", "resnet8-16", "1/8", "80.00%", "▃·······"]
 
 
+def test_a_line_says_that_a_trial_goes_on() -> None:
+    console = make_console(300, terminal=False)
+    progress = Progress(2, console=console)
+    progress.seed([make_row(0, "running", 1, 0.8)], [make_result(1, 0.8) | {"trial": 0}])
+    progress.started(make_row(0, epochs=1, accuracy=0.8))
+    assert "trial   0  goes on after epoch 1 resnet8-16" in printed(console)
+
+
 def test_trial_that_is_tried_again_keeps_its_curve() -> None:
     progress = Progress(2, console=make_console(), quiet=True)
     progress.started(make_row(0))

@@ -220,7 +220,10 @@ def test_texts_of_figures_are_escaped_for_plotly_which_reads_html(run: results.R
     figure = charts.importances(frame)
     assert "<img" not in figure.to_json() and figure.data[0].name == "&lt;i&gt;"
     trials = run.trials.assign(**{"config/optimizer": [HEADER, *["sgd"] * 11]})
-    for drawn in (charts.best_so_far(trials), charts.learning_curves(run.epochs, trials, 3)):
+    for drawn in (
+        charts.best_so_far(analysis.best_so_far(trials, run.clock), trials),
+        charts.learning_curves(run.epochs, trials, 3),
+    ):
         assert "onerror" in drawn.to_json() and "\\u003cimg" not in drawn.to_json()
 
 

@@ -39,7 +39,9 @@ def test_latest_is_the_run_that_was_written_last(tmp_path: Path) -> None:
 
 def test_a_run_that_is_not_there_names_the_closest(tmp_path: Path) -> None:
     make_run(tmp_path, "first", [])
-    with pytest.raises(UserError, match=r"Run must be one of first, latest, but got 'frist'\. Did you mean 'first'\?"):
+    with pytest.raises(
+        UserError, match=r"Run below .* must be one of first, latest, but got 'frist'\. Did you mean 'first'\?"
+    ):
         results.load("frist", tmp_path)
 
 
@@ -66,7 +68,7 @@ def test_frames_of_a_run_without_trials_have_all_columns(tmp_path: Path) -> None
     run = results.Run(tmp_path)
     assert {k: str(v) for k, v in run.trials.dtypes.items()} == results.TRIAL_COLUMNS
     assert {k: str(v) for k, v in run.epochs.dtypes.items()} == results.EPOCH_COLUMNS
-    with pytest.raises(UserError, match="must have a finished trial, but got 0 trials"):
+    with pytest.raises(UserError, match="must have a finished trial, but none of its 0 trials has finished"):
         _ = run.best
 
 

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import pandas as pd
 import pytest
+import typer
 from optuna.trial import TrialState
 
 from tuning import machine, results, search
@@ -128,6 +129,29 @@ def test_more_samples_extend_a_finished_run(searched: tuple[Path, subprocess.Com
     trials = check_record(path, 7)
     pd.testing.assert_frame_equal(trials.head(5), before)
     assert not trials["config/learning_rate"].duplicated().any()
+    ((paused, resumed),) = json.loads((path / "meta.json").read_text())["pauses"]
+    assert before["ended"].max() < pd.Timestamp(paused) < pd.Timestamp(resumed) < trials["started"].max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--sampler", "random", "--gpus-per-trial", "0"),
+            "--resume must go on with the settings of run one, but got --sampler, --gpus-per-trial. Leave that out",
+        ),
+        (("--samples", "2"), "--samples must be at least the [57] trials of one, but got 2"),
+    ],
+)
+def test_what_a_resumed_run_cannot_be_told_is_refused(
+    searched: tuple[Path, subprocess.CompletedProcess[str]], arguments: tuple[str, ...], message: str
+) -> None:
+    folder, _ = searched
+    before = (folder / "results" / "one" / "meta.json").read_text()
+    done = run(folder, "--resume", "one", *arguments)
+    assert done.returncode == 2 and re.search(message, done.stderr), done.stderr
+    assert (folder / "results" / "one" / "meta.json").read_text() == before
 
 
 @pytest.mark.slow
@@ -338,7 +362,7 @@ def test_where_the_first_trials_all_fail_the_search_stops_and_shows_it(tmp_path:
 
 
 def bad(**arguments: Any) -> None:
-    search.main(**arguments)
+    search.main(cast(typer.Context, None), **arguments)  # which is asked with --resume of a run only
 
 
 @pytest.mark.parametrize(
@@ -361,7 +385,7 @@ def bad(**arguments: Any) -> None:
         ({"time_budget": "0s"}, "--time-budget must be a duration such as .*, but got '0s'"),
         ({"run": "taken"}, "--run must be a new name, but got 'taken'"),
         ({"run": "a/b"}, "--run must be letters, digits"),
-        ({"resume": "takn"}, "Run must be one of .* Did you mean 'taken'"),
+        ({"resume": "takn"}, "Run below results/ must be one of .* Did you mean 'taken'"),
     ],
 )
 def test_bad_input_is_named(

@@ -81,8 +81,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("import nonsense_module", r"mine\.py must import without an error, but raised ModuleNotFoundError"),
-        ("def space(trial:", r"mine\.py must import without an error, but raised SyntaxError"),
+        ("import nonsense_module", r"mine\.py must import without an error, but line 1 raised ModuleNotFoundError"),
+        ("def space(trial:", r"mine\.py must import without an error, but line 1 raised SyntaxError\("),
         ("x = 1", r"mine\.py must define space\(trial\) -> dict, but has no such function"),
     ],
 )
@@ -103,7 +103,7 @@ def test_a_file_that_is_no_space_is_refused(tmp_path: Path, source: str, message
         ("return 3", r"mine must return a dict, but got int"),
         (
             "return {'width': trial.suggest_flot('w', 1, 2)}",
-            r"mine must return hyperparameters, but raised AttributeError",
+            r"mine must return hyperparameters, but line 2 raised AttributeError",
         ),
         (
             "return {'learning_rate': trial.suggest_float('lr', -1, 1)}",
@@ -122,5 +122,7 @@ def test_a_first_point_out_of_the_spaces_range_is_refused(tmp_path: Path) -> Non
     source = (
         "FIRST = [{'lr': 5.0}]\ndef space(trial):\n    return {'learning_rate': trial.suggest_float('lr', 0.1, 1)}\n"
     )
-    with pytest.raises(UserError, match="mine must return hyperparameters, but raised"):
+    with pytest.raises(
+        UserError, match=r"FIRST must hold points of the space, but got {'lr': 5\.0}\. .* but line 3 raised"
+    ):
         check_space(load_space(write(tmp_path, source)), epochs=2)

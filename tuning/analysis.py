@@ -3,7 +3,7 @@
 Arrays and frames in, arrays and frames out. What must never live here: files, figures, torch, Ray and Optuna.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -238,22 +238,22 @@ def separability(
     return pd.DataFrame(rows)
 
 
-def best_so_far(trials: pd.DataFrame) -> pd.DataFrame:
+def best_so_far(trials: pd.DataFrame, clock: Callable[["pd.Series[Any]"], "pd.Series[float]"]) -> pd.DataFrame:
     """Returns the finished trials in the order in which they ended, and the best accuracy up to each.
 
     Args:
         trials: A run's trials; those that are complete or pruned and have a `valid_accuracy` count.
+        clock: Gives the seconds that the search had taken at some moments, as `results.Run.clock` does.
 
     Returns:
-        trial, ended_seconds (since the first start of any trial of the run), valid_accuracy, best.
+        trial, ended_seconds (on the clock), valid_accuracy, best.
     """
-    start = trials["started"].min()
     ended = trials["state"].isin(FINISHED) & trials["valid_accuracy"].notna() & trials["ended"].notna()
     done = trials[ended].sort_values(["ended", "trial"])
     return pd.DataFrame(
         {
             "trial": done["trial"],
-            "ended_seconds": (done["ended"] - start).dt.total_seconds(),
+            "ended_seconds": clock(done["ended"]),
             "valid_accuracy": done["valid_accuracy"],
             "best": done["valid_accuracy"].cummax(),
         }

@@ -14,6 +14,7 @@ import numpy as np
 
 from tuning import files, jobs, machine
 from tuning.config import TrainConfig
+from tuning.errors import counted
 from tuning.export import FORMATS
 from tuning.predict import load_best_model, probabilities
 
@@ -139,12 +140,13 @@ def scores(metrics: Mapping[str, Any], architecture: str) -> str:
     lines = [
         f"configuration      {metrics['source']} ({metrics['config_hash']})",
         f"network            {architecture}, {metrics['n_parameters']:,} parameters",
-        f"training           {metrics['epochs']} epochs, best {metrics['best_epoch']}, on {metrics['train_on']}, "
+        f"training           {metrics['epochs']} epochs, best {metrics['best_epoch']}, "
+        f"on {metrics['train_images']:,} images ({metrics['train_on']}), "
         f"{metrics['seconds'] / 60:.1f} minutes (of {metrics['seconds_total'] / 60:.1f} in all)",
     ]
     if metrics["search_valid_accuracy"] is not None:
         lines.append(f"valid, in search   {metrics['search_valid_accuracy']:.2%}")
-    lines.append(f"valid, retrained   {metrics['valid_accuracy']:.2%}")
+    lines.append(f"valid, as saved    {metrics['valid_accuracy']:.2%}, in fp32, {_averaged(metrics)}")
     if n_seeds > 1:
         lines += [
             f"{split}, mean {' ' * (11 - len(split))} {metrics[f'{split}_accuracy_mean']:.2%} "
@@ -203,9 +205,9 @@ def model_card(
             "",
             f"- Test accuracy of this model: {metrics['test_accuracy']:.2%} (95 % Wilson interval {low:.2%} to "
             f"{high:.2%}; {metrics['test_images']:,} images), {_averaged(metrics)}.",
-            f"- The same configuration trained on {len(metrics['seeds'])} fresh seed(s): {seeds}.",
+            f"- The same configuration trained on {counted(len(metrics['seeds']), 'fresh seed')}: {seeds}.",
             f"- Calibration: expected calibration error {metrics['ece']:.4f} (15 bins).",
-            f"- The test images had been opened {metrics['test_opened']} time(s) by then.",
+            f"- The test images had been opened {counted(metrics['test_opened'], 'time')} by then.",
             *_comparisons(metrics),
             "",
             "| class | test accuracy | 95 % interval | precision |",
@@ -220,7 +222,8 @@ def model_card(
             "",
             "## Data and protocol",
             "",
-            f"{described['dataset']}, split {metrics['split_hash']}: trained on {metrics['train_on']}; configuration, "
+            f"{described['dataset']}, split {metrics['split_hash']}: trained on {metrics['train_images']:,} images "
+            f"({metrics['train_on']}); configuration, "
             "epoch and flip averaging were chosen on the valid split; the test images were opened after that. "
             f"Images are {described['channels']} x {described['height']} x {described['width']} uint8.",
             f"{LICENCES.get(described['dataset'], 'Licence of the data: see its source.')}",

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from tuning import analysis
 from tuning.plots import coordinate
 from tuning.style import accuracy_limits
 
@@ -44,10 +43,14 @@ def described(trials: pd.DataFrame) -> dict[int, str]:
     return texts
 
 
-def best_so_far(trials: pd.DataFrame) -> go.Figure:
-    """Returns each finished trial as a dot and the best accuracy so far as a step line, against minutes."""
-    frame, texts = analysis.best_so_far(trials), described(trials)
-    minutes = frame["ended_seconds"] / 60
+def best_so_far(frame: pd.DataFrame, trials: pd.DataFrame) -> go.Figure:
+    """Returns each finished trial as a dot and the best accuracy so far as a step line, against minutes.
+
+    Args:
+        frame: From `analysis.best_so_far`.
+        trials: A run's trials, which say what each dot is.
+    """
+    texts, minutes = described(trials), frame["ended_seconds"] / 60
     dots = go.Scatter(
         x=minutes,
         y=frame["valid_accuracy"],

@@ -18,7 +18,7 @@ from tuning.analysis import FINISHED
 from tuning.errors import UserError
 from tuning.results import Run
 
-IMAGES = ("dataset", "split_hash")
+IMAGES = ("dataset", "valid_hash")
 GROUPS = ("settings", "versions", "hardware")
 # With another of these, a slot minute buys another amount of training.
 PACE = ("settings/device", "settings/concurrency", "settings/cpus_per_trial", "settings/gpus_per_trial", "hardware/")
@@ -108,7 +108,7 @@ def list_runs(root: Path = results.RESULTS) -> pd.DataFrame:
         row |= {key: meta["settings"].get(key) for key in ("space", "sampler", "scheduler")}
         row["trials"] = ", ".join(f"{n} {state}" for state, n in trials["state"].value_counts().items())
         best = trials.loc[trials["state"].isin(FINISHED), "valid_accuracy"].max()
-        rows.append(row | {"best_accuracy": best, "minutes": results.minutes(trials)})
+        rows.append(row | {"best_accuracy": best, "minutes": results.minutes(run) if len(trials) else None})
     frame = pd.DataFrame(rows)
     started = pd.to_datetime(frame["started"], utc=True, format="ISO8601", errors="coerce")
     return frame.assign(started=started).sort_values(["started", "name"], na_position="first", ignore_index=True)
@@ -144,7 +144,7 @@ def _meta(run: Run) -> dict[str, Any]:
 def _description(run: Run) -> dict[str, Any]:
     """Returns how the run was made, flat: `settings/epochs`, `versions/torch`, ...; None is what was not recorded."""
     meta, space = _meta(run), run.path / "space.py"
-    flat = {name: meta.get(name) for name in (*IMAGES, "seed", "git_commit")}
+    flat = {name: meta.get(name) for name in (*IMAGES, "split_hash", "seed", "git_commit")}
     flat["space.py"] = hashlib.sha256(space.read_bytes()).hexdigest()[:12] if space.exists() else None
     for group in GROUPS:
         flat |= {f"{group}/{name}": value for name, value in meta.get(group, {}).items() if name not in flat}

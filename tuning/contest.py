@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuning import jobs, results, seeds
 from tuning.candidates import Entry, Plan
-from tuning.errors import UserError
+from tuning.errors import UserError, counted
 from tuning.jobs import Job, Result
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def show(contest: Contest) -> None:
         behind=table.apply(_behind, axis="columns"),
         note=table.apply(lambda row: _note(row, contest.failed), axis="columns"),
     )
-    results.print_frame(shown, f"Valid accuracy over {len(plan.seeds)} fresh seed(s)")
+    results.print_frame(shown, f"Valid accuracy over {counted(len(plan.seeds), 'fresh seed')}")
     print("\n".join(explain(contest)))
 
 

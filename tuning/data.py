@@ -61,6 +61,7 @@ class Splits:
         mean: Per channel, of the train split's pixels in [0, 1]; (C,).
         std: The same for the standard deviation.
         split_hash: 12 hexadecimal digits that are equal for equal train and valid splits.
+        valid_hash: The same for the valid split alone: accuracies of runs where it is equal can be compared.
     """
 
     dataset: str
@@ -70,6 +71,7 @@ class Splits:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     split_hash: str
+    valid_hash: str
 
     @property
     def n_classes(self) -> int:
@@ -199,10 +201,6 @@ def make_splits(
         rest, _ = _stratified(everything.labels, rest, train_images)
     train, valid = _take(everything, np.sort(rest)), _take(everything, np.sort(valid_index))
     pixels = train.images.astype(np.float32) / 255
-    digest = hashlib.sha256()
-    for part in (train, valid):
-        digest.update(part.images.tobytes())
-        digest.update(part.labels.tobytes())
     return Splits(
         dataset=dataset,
         class_names=class_names,
@@ -210,8 +208,17 @@ def make_splits(
         valid=valid,
         mean=tuple(float(value) for value in pixels.mean(axis=(0, 2, 3), dtype=np.float64)),
         std=tuple(max(float(value), 1e-3) for value in pixels.std(axis=(0, 2, 3), dtype=np.float64)),
-        split_hash=digest.hexdigest()[:12],
+        split_hash=_hash(train, valid),
+        valid_hash=_hash(valid),
     )
+
+
+def _hash(*parts: Labelled) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.images.tobytes())
+        digest.update(part.labels.tobytes())
+    return digest.hexdigest()[:12]
 
 
 def to_tensors(part: Labelled, device: "torch.device") -> tuple["torch.Tensor", "torch.Tensor"]:

@@ -32,6 +32,11 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"{kind} must be one of {', '.join(known)}, but got {name!r}.{hint}")
 
 
+def counted(n: int, noun: str) -> str:
+    """Returns a count with its noun: "1 trial", "1,000 trials"."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
 def disk_full(path: Path | str, error: OSError) -> UserError | None:
     """Returns the error for a full disk that names what was being written, or None if `error` is something else."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):

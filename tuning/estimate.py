@@ -169,9 +169,9 @@ def text(settings: Any, costs: Sequence[Cost], found: dict[str, float]) -> str:
     return "\n".join(
         [
             *lines,
-            f"The search      about {minutes['seconds']:.0f} minutes (80 % of simulated ones: "
-            f"{minutes['seconds_low']:.0f} to {minutes['seconds_high']:.0f})",
-            f"One full trial  {minutes['longest_trial_seconds']:.0f} minutes at most",
+            f"The search      about {minutes['seconds']:.1f} minutes (80 % of simulated ones: "
+            f"{minutes['seconds_low']:.1f} to {minutes['seconds_high']:.1f})",
+            f"One full trial  {minutes['longest_trial_seconds']:.1f} minutes at most",
             f"Side by side    {settings.concurrency} on {settings.device}, "
             f"{found['peak_bytes'] / 1e9:.1f} GB of memory each at most",
             f"Disk            {found['disk_bytes'] / 1e6:.0f} MB at most while it runs",

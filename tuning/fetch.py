@@ -122,6 +122,8 @@ def parse_idx(content: bytes, name: str) -> npt.NDArray[np.uint8]:
 
 def _sources(files: FileSet, data_dir: Path | None) -> Iterator[tuple[str, Callable[[Sequence[str]], Contents]]]:
     if data_dir is not None:
+        if not data_dir.is_dir():
+            raise UserError(f"--data-dir must be a folder, but got {str(data_dir)!r}. Leave it out to look elsewhere.")
         yield f"--data-dir {data_dir}", partial(_from_folder, files, data_dir, strict=True)
     cache = cache_dir(files.name)
     yield f"cache {cache}", partial(_from_folder, files, cache)

@@ -25,7 +25,7 @@ from tuning import best_model, candidates, contest, export, files, jobs, machine
 from tuning.best_model import Outcome
 from tuning.candidates import Plan
 from tuning.contest import Contest
-from tuning.errors import UserError, run_command, unknown_name
+from tuning.errors import UserError, counted, run_command, unknown_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -113,6 +113,7 @@ def describe(held: Contest, chosen: Chosen, splits: "Splits") -> dict[str, Any]:
         "valid_accuracy_std": _number(row["valid_accuracy_std"]),
         "flip_averaging": chosen.flip_averaging,
         "train_on": chosen.train_on,
+        "train_images": len(splits.train) + (len(splits.valid) if chosen.train_on != "train" else 0),
         "best_epoch": chosen.result.best_epoch,
         "epochs": len(chosen.result.epochs),
         "seconds": chosen.result.seconds,
@@ -255,7 +256,21 @@ def _summary(plan: Plan) -> str:
     """Returns in a line what is to be trained, and for how long where the search tells."""
     n, lengths = len(plan.entries), sorted({entry.config.epochs for entry in plan.entries})
     names = ", ".join(f"{entry.name} ({entry.config.architecture})" for entry in plan.entries)
-    return f"{names}; {len(plan.seeds)} seed(s), {' to '.join(map(str, lengths[:: n - 1 or 1]))} epochs at most"
+    return (
+        f"{names}; {counted(len(plan.seeds), 'seed')}, {' to '.join(map(str, lengths[:: n - 1 or 1]))} epochs at most"
+    )
+
+
+def replaced(model_dir: Path, plan: Plan) -> str:
+    """Returns a line on the model of another run that is in the folder; nothing where there is none."""
+    file = model_dir / "metrics.json"
+    old = files.read_json(file) if file.exists() else {"run": plan.run}
+    if old.get("run") == plan.run:
+        return ""
+    return (
+        f"The model of {old['source']} in {model_dir}/ (test accuracy {old['test_accuracy']:.2%}) will be replaced; "
+        "--model-dir DIR keeps it.\n"
+    )
 
 
 def _number(value: float) -> float | None:
@@ -334,6 +349,7 @@ def main(
     slots = machine.plan_slots(device, None, None, concurrency)
     files.make_folder(model_dir, exist_ok=True)
     print(f"Retraining {plan.source}: {_summary(plan)}", flush=True)
+    print(replaced(model_dir, plan), end="", flush=True)
     metrics = retrain_and_test(
         plan,
         slots,

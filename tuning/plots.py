@@ -91,8 +91,9 @@ def best_so_far_of(curves: pd.DataFrame) -> Figure:
         x, y = curve["slot_minutes"], curve["best"]
         ax.step(x, y, where="post", color=colour, lw=1.8, marker=marker, ms=7, markevery=[-1], label=label)
     common = float(curves.groupby("run")["slot_minutes"].max().min())
-    ax.axvline(common, color=INK, lw=1.0, ls=":", zorder=1, label=f"equal cost: {common:.1f} slot minutes")
-    ax.set_ylim(*accuracy_limits(known["best"]))
+    ax.axvline(common, color=INK, lw=1.0, ls=":", zorder=1, label=f"equal cost: {common:.3g} slot minutes")
+    # Where a run ended is to be seen of each, however poor.
+    ax.set_ylim(*accuracy_limits(known["best"], least=float(known.groupby("run")["best"].max().min())))
     ax.set_xlim(left=0)
     accuracy_axis(ax, "best validation accuracy so far")
     ax.set_xlabel("slot minutes (training time, summed over the trials)", fontsize=LABEL)

@@ -122,7 +122,8 @@ class Progress:
         self._set(trial)
         self._slots = max(self._slots, len(_in_state(self._trials, "running")))
         names = ("optimizer", "learning_rate", "batch_size", "schedule")
-        self._line(row, " ".join(["started", trial.network, *(_cell(row.get(f"config/{name}")) for name in names)]))
+        began = f"goes on after epoch {len(trial.curve)}" if trial.curve else "started"
+        self._line(row, " ".join([began, trial.network, *(_cell(row.get(f"config/{name}")) for name in names)]))
         if self._live is not None:
             self._live.start()
 

@@ -138,7 +138,7 @@ def render(run: Run, final: Final | None, importances: "pd.DataFrame | None" = N
         metrics=None if final is None else final.metrics,
         winner=winner,
         searched=[name.removeprefix("config/") for name in _varying(trials)],
-        minutes=results.minutes(trials) if len(trials) else 0.0,
+        minutes=results.minutes(run) if len(trials) else 0.0,
         audited=audit.text(meta["audit"]) if meta.get("audit") else None,
         verdicts=[] if final is None else verdicts(final.metrics),
         shown_trials=_shown_trials(trials),
@@ -260,7 +260,7 @@ def _run_figures(run: Run, trials: "pd.DataFrame", importance: "pd.DataFrame | N
     epochs, figures = run.epochs, {}
     finished = trials["state"].isin(analysis.FINISHED) & trials["valid_accuracy"].notna()
     if finished.any():
-        figures["best_so_far"] = charts.best_so_far(trials)
+        figures["best_so_far"] = charts.best_so_far(analysis.best_so_far(trials, run.clock), trials)
     if epochs["valid_accuracy"].notna().any():
         best = int(run.best["trial"]) if finished.any() else None
         figures["learning_curves"] = charts.learning_curves(epochs, trials, best)

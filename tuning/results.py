@@ -18,7 +18,7 @@ import typer
 
 from tuning import files
 from tuning.config import TrainConfig
-from tuning.errors import UserError, run_command, unknown_name
+from tuning.errors import UserError, counted, run_command, unknown_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,6 +106,18 @@ class Run:
         """A row an epoch of a trial; columns and dtypes as in `EPOCH_COLUMNS`."""
         return read_frame(self.path / "epochs.csv", EPOCH_COLUMNS)
 
+    def clock(self, moments: "pd.Series[Any]") -> "pd.Series[float]":
+        """Returns the seconds that the search had taken by each moment (UTC): from its first trial, less its pauses."""
+        import pandas as pd
+
+        start = self.trials["started"].min()
+        seconds: pd.Series[float] = (moments - start).dt.total_seconds()
+        for pause in self.meta.get("pauses", []):
+            began, ended = (pd.Timestamp(moment) for moment in pause)
+            rested = (moments.where(moments < ended, ended) - max(began, start)).dt.total_seconds()
+            seconds -= rested.clip(lower=0.0)
+        return seconds
+
     @property
     def best(self) -> "pd.Series[Any]":
         """The row of the finished trial with the best valid_accuracy.
@@ -125,7 +137,8 @@ def rank_trials(trials: "pd.DataFrame", path: Path) -> "pd.DataFrame":
     finished = trials[trials["state"].isin(["complete", "pruned"])]
     if finished.empty:
         raise UserError(
-            f"Run {path} must have a finished trial, but got {len(trials)} trials and none of them finished."
+            f"Run {path} must have a finished trial, but none of its {counted(len(trials), 'trial')} has finished. "
+            f"If nothing is running, go on with `python -m tuning.search --resume {path.name}`."
         )
     return finished.sort_values(["valid_accuracy", "state", "trial"], ascending=[False, True, True], kind="stable")
 
@@ -161,7 +174,7 @@ def load(name: str | Path = "latest", root: Path = RESULTS) -> Run:
     if str(name) == "latest":
         return Run(max((root / run for run in names), key=lambda path: (path / "meta.json").stat().st_mtime_ns))
     if str(name) not in names:
-        raise unknown_name("Run", str(name), [*names, "latest"])
+        raise unknown_name(f"Run below {root}/", str(name), [*names, "latest"])
     return Run(root / name)
 
 
@@ -252,28 +265,29 @@ def summary_line(run: Run) -> str:
     counts = ", ".join(f"{n} {state}" for state, n in trials["state"].value_counts().items())
     if trials.empty:
         return f"{run.name}: {meta['dataset']}, no trials yet"
-    taken, slots = minutes(trials), meta["settings"]["concurrency"]
+    taken, slots = minutes(run), meta["settings"]["concurrency"]
     busy = trials["seconds"].sum() / 60 / (slots * taken) if taken else 0.0
     return (
-        f"{run.name}: {meta['dataset']}, {len(trials)} trials ({counts}), {taken:.1f} minutes, "
+        f"{run.name}: {meta['dataset']}, {counted(len(trials), 'trial')} ({counts}), {taken:.1f} minutes, "
         f"{slots} side by side, training {busy:.0%} of that time"
     )
 
 
-def minutes(trials: "pd.DataFrame") -> float:
-    """Returns the minutes from the first start to the last end of a trial, or of an epoch in one that has no end."""
+def minutes(run: Run) -> float:
+    """Returns the minutes, on its clock, that a run with trials took until the last end of a trial or of an epoch."""
+    trials = run.trials
     trained = (1e6 * trials["seconds"].fillna(0.0)).astype("timedelta64[us]")
     seen = trials["ended"].fillna(trials["started"] + trained)  # so a killed run's clock stands still
-    return float((seen.max() - trials["started"].min()).total_seconds() / 60)
+    return float(run.clock(seen).max() / 60)
 
 
 def estimate_line(run: Run) -> str:
     """Returns how far off the dry run's estimate was."""
     guess = {name: value / 60 for name, value in run.meta["estimate"].items()}
-    took = minutes(run.trials)
+    took = minutes(run)
     return (
-        f"The dry run said {guess['seconds']:.0f} minutes ({guess['seconds_low']:.0f} to {guess['seconds_high']:.0f}); "
-        f"it took {took:.0f}, {took / guess['seconds'] - 1:+.0%}"
+        f"The dry run said {guess['seconds']:.1f} minutes ({guess['seconds_low']:.1f} to {guess['seconds_high']:.1f}); "
+        f"it took {took:.1f}, {took / guess['seconds'] - 1:+.0%}"
     )
 
 

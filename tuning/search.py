@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuning import files, machine, results
-from tuning.errors import UserError, run_command, unknown_name
+from tuning.errors import UserError, counted, run_command, unknown_name
 
 if TYPE_CHECKING:
     from tuning.data import Splits
@@ -38,6 +38,8 @@ SCHEDULERS = ("asha", "hyperband", "median", "none")
 DEFAULT_EPOCHS = {"cpu": 6, "cuda": 18}
 N_STARTUP = 8
 SECONDS_FOR_AN_EPOCH = 10.0
+# What a search that is gone on with may be told anew; all else is as it was begun.
+OF_ANY_SESSION = {"samples", "time_budget", "data_dir", "audit", "resume", "dry_run_only", "quiet", "verbose"}
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,9 @@ def load(settings: Settings, source: str, progress: "Progress") -> tuple["Splits
     from tuning import data, spaces
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = usable_space(spaces.load_space(source), settings, progress)
     folder = None if settings.data_dir is None else Path(settings.data_dir)
     splits = data.load_splits(settings.dataset, folder, seed=settings.seed, train_images=settings.train_images)
-    return splits, space
+    return splits, usable_space(spaces.load_space(source), settings, progress)
 
 
 def search(settings: Settings, path: Path, splits: "Splits", space: "Space", progress: "Progress") -> None:
@@ -92,7 +93,7 @@ def search(settings: Settings, path: Path, splits: "Splits", space: "Space", pro
 
     sampler = schedulers.SAMPLERS[settings.sampler](_sampler_seed(settings.seed, path), N_STARTUP)
     study = RunStudy(path, space, sampler, epochs=settings.epochs, seed=settings.seed, minimize=settings.minimize)
-    _update_meta(path, settings, split_hash=splits.split_hash)
+    _update_meta(path, settings, split_hash=splits.split_hash, valid_hash=splits.valid_hash)
     to_run = settings.samples - study.n_finished
     if to_run > 0:
         stopped_by = run_trials(settings, path, splits, study, progress, to_run)
@@ -134,7 +135,7 @@ def conclude(run: results.Run) -> None:
     results.write_best(run)
     importance = importances.of_run(run)
     figures = {
-        "best_so_far": plots.best_so_far(analysis.best_so_far(trials)),
+        "best_so_far": plots.best_so_far(analysis.best_so_far(trials, run.clock)),
         "learning_curves": plots.learning_curves(epochs, trials),
         "parallel_coordinates": plots.parallel_coordinates(trials),
         "importances": plots.importances(importance),
@@ -355,11 +356,21 @@ def _begin_run(path: Path, settings: Settings, space: "Space") -> None:
     )
 
 
+def _resume_run(path: Path, settings: Settings) -> None:
+    """Writes into `meta.json` for how long nothing was written to the frames: no time that the search took."""
+    last = max(
+        (path / name).stat().st_mtime for name in ("trials.csv", "epochs.csv", "meta.json") if (path / name).exists()
+    )
+    pauses = files.read_json(path / "meta.json").get("pauses", [])
+    _update_meta(path, settings, pauses=[*pauses, [datetime.fromtimestamp(last, UTC).isoformat(), _now()]])
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat()
 
 
 def main(
+    context: typer.Context,
     samples: Annotated[int | None, typer.Option(help="Trials to run in all (default: 20).")] = None,
     space: Annotated[
         str, typer.Option(help="A search space: resnet, resnet8, resnet18, smoke, or FILE.py.")
@@ -413,6 +424,9 @@ def main(
         found = results.load(resume)
         settings = replace(Settings(**found.meta["settings"]), time_budget=budget)
         settings = replace(settings, samples=samples or settings.samples, audit=audit or settings.audit)
+        _check_resumed(context, found, samples)
+        if data_dir is not None:
+            settings = replace(settings, data_dir=str(data_dir))
         source, path = str(found.path / "space.py"), found.path
     else:
         scheduler = _check_names(space, dataset, sampler, scheduler, minimize)
@@ -442,7 +456,8 @@ def main(
     with Progress(settings.samples, n_done, quiet=quiet, verbose=verbose, time_budget=budget) as progress:
         progress.seed(before.trials.to_dict("records"), before.epochs.to_dict("records"))
         progress.note(
-            f"Run {path}: {settings.samples} samples of at most {settings.epochs} epochs, "
+            f"{'Dry run of' if dry_run_only else 'Run'} {path}: {counted(settings.samples, 'sample')} "
+            f"of at most {counted(settings.epochs, 'epoch')}, "
             f"{settings.concurrency} side by side on {settings.device}"
         )
         splits, found_space = load(settings, source, progress)
@@ -451,6 +466,8 @@ def main(
             return
         if resume is None:
             _begin_run(path, settings, found_space)
+        else:
+            _resume_run(path, settings)
         search(settings, path, splits, found_space, progress)
     found = results.Run(path)
     print(results.summary_line(found))
@@ -467,6 +484,22 @@ def main(
 
         print(text(found.meta["audit"]))
     print(f"Run folder: {found.path}. Next: python -m tuning.final --run {found.name}")
+
+
+def _check_resumed(context: typer.Context, run: results.Run, samples: int | None) -> None:
+    """Raises UserError for an option that a run cannot take when it is gone on with, or fewer samples than it has."""
+    given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+    fixed = [f"--{name.replace('_', '-')}" for name in given if name not in OF_ANY_SESSION]
+    if fixed:
+        raise UserError(
+            f"--resume must go on with the settings of run {run.name}, but got {', '.join(fixed)}. Leave that out, "
+            "or begin another run."
+        )
+    n_trials = len(run.trials)
+    if samples is not None and samples < n_trials:
+        raise UserError(
+            f"--samples must be at least the {counted(n_trials, 'trial')} of {run.name}, but got {samples}."
+        )
 
 
 def _check_names(space: str, dataset: str, sampler: str, scheduler: str | None, minimize: str | None) -> str:

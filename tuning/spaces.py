@@ -4,6 +4,7 @@ A space is a module with `space(trial) -> dict`; it may have `FIRST`, a list of 
 mapping from names of categorical parameters to the choices that a search on CPUs leaves out.
 """
 
+import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ class Space:
 
     Attributes:
         name: Its name, or its file's.
+        file: Its path.
         source: The module's text; a run keeps it as `space.py`.
         define: The module's `space(trial) -> dict`.
         first: Points to try first, as parameters of the trial.
@@ -33,6 +35,7 @@ class Space:
     """
 
     name: str
+    file: str
     source: str
     define: Callable[[Any], Mapping[str, Any]]
     first: Sequence[Mapping[str, Any]]
@@ -48,7 +51,9 @@ class Space:
         try:
             values = self.define(_Limited(trial, self.left_out))
         except Exception as error:  # The space is a user's code: whatever it raises is for the user to mend.
-            raise UserError(f"Search space {self.name} must return hyperparameters, but raised {error!r}.") from error
+            raise UserError(
+                f"Search space {self.name} must return hyperparameters, but {_raised(error, self.file)}."
+            ) from error
         if not isinstance(values, Mapping):
             raise UserError(f"Search space {self.name} must return a dict, but got {type(values).__name__}.")
         return parse_config({"epochs": epochs, **values}, f"Search space {self.name}")
@@ -73,6 +78,14 @@ class _Limited:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._trial, name)
+
+
+def _raised(error: Exception, file: str) -> str:
+    """Returns what a user's code raised, and in which line of its file."""
+    if isinstance(error, SyntaxError) and error.filename == file:
+        return f"line {error.lineno} raised SyntaxError({error.msg!r})"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f"line {lines[-1]} raised {error!r}" if lines else f"raised {error!r}"
 
 
 def space_names() -> list[str]:
@@ -100,10 +113,12 @@ def load_space(name: str) -> Space:
     try:
         exec(compile(source, str(path), "exec"), module)
     except Exception as error:  # The user's code again.
-        raise UserError(f"Search space {path} must import without an error, but raised {error!r}.") from error
+        raise UserError(
+            f"Search space {path} must import without an error, but {_raised(error, str(path))}."
+        ) from error
     if not callable(module.get("space")):
         raise UserError(f"Search space {path} must define space(trial) -> dict, but has no such function.")
-    return Space(path.stem, source, module["space"], module.get("FIRST", []), module.get("GPU_ONLY", {}), {})
+    return Space(path.stem, str(path), source, module["space"], module.get("FIRST", []), module.get("GPU_ONLY", {}), {})
 
 
 def check_space(space: Space, epochs: int) -> set[str]:
@@ -121,5 +136,8 @@ def check_space(space: Space, epochs: int) -> set[str]:
             space.sample(trial, epochs)
             offered |= {f"{name}={value!r}" for name, value in trial.params.items()}
         for point in space.first:
-            space.sample(optuna.trial.FixedTrial(dict(point)), epochs)
+            try:
+                space.sample(optuna.trial.FixedTrial(dict(point)), epochs)
+            except UserError as error:
+                raise UserError(f"FIRST must hold points of the space, but got {dict(point)}. {error}") from error
     return offered

@@ -75,11 +75,17 @@ def per_cent(share: float, digits: int) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def accuracy_limits(accuracy: "pd.Series[Any]", reach: float = 5.0) -> tuple[float, float]:
-    """Returns axis limits: down to the lowest, but at most `reach` times as far as the median is below the best."""
+def accuracy_limits(
+    accuracy: "pd.Series[Any]", reach: float = 5.0, *, least: float | None = None
+) -> tuple[float, float]:
+    """Returns axis limits: down to the lowest, but at most `reach` times as far as the median is below the best.
+
+    `least` is seen in any case.
+    """
     values = accuracy.dropna()
     high, middle, low = float(values.max()), float(values.median()), float(values.min())
     low = max(low, high - reach * max(high - middle, 0.005))
+    low = low if least is None else min(low, least)
     margin = max(0.08 * (high - low), 0.002)
     return max(0.0, low - margin), min(1.0, high + 1.5 * margin)
 
