@@ -119,6 +119,15 @@ def test_learning_curves_one_line_a_trial_by_state_and_the_best_in_black(
     assert ax.lines[colours.index(style.BEST)].get_ydata()[-1] == best["valid_accuracy"]
 
 
+def test_learning_curves_say_how_many_are_too_low_to_be_seen(run: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    trials, epochs = run
+    lost = epochs["valid_accuracy"].mask(epochs["trial"] == 4, 0.2)
+    (ax,) = plots.learning_curves(epochs.assign(valid_accuracy=lost), trials).axes
+    legend = ax.get_legend()
+    assert legend is not None
+    assert legend.get_texts()[-1].get_text() == "below the axis: 1"
+
+
 def test_parallel_coordinates_draw_what_varies(run: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     figure = plots.parallel_coordinates(run[0])
     ax = figure.axes[0]

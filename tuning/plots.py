@@ -161,7 +161,10 @@ def learning_curves(epochs: pd.DataFrame, trials: pd.DataFrame) -> Figure:
         accuracy = rows.loc[rows["trial"] == best, "valid_accuracy"].max()
         text = f"best: trial {best}, {per_cent(accuracy, 2)}"
         handles.insert(0, Line2D([], [], color=BEST, lw=2.4, label=text))
-    ax.set_ylim(*accuracy_limits(rows["valid_accuracy"], reach=4.0))
+    low, high = accuracy_limits(rows["valid_accuracy"], reach=4.0)
+    ax.set_ylim(low, high)
+    if hidden := int((rows.groupby("trial")["valid_accuracy"].max() < low).sum()):
+        handles.append(Line2D([], [], ls="none", label=f"below the axis: {hidden}"))
     accuracy_axis(ax)
     epoch_axis(ax)
     ax.legend(handles=handles, loc="lower right", fontsize=TICK, framealpha=0.9, edgecolor="none")
@@ -239,7 +242,7 @@ def importances(frame: pd.DataFrame) -> Figure:
     ax.set_xlabel("importance (share of the method's sum; line: 95 % interval over trials)", fontsize=LABEL)
     ax.tick_params(axis="y", length=0, labelsize=LABEL)
     ax.spines["left"].set_visible(False)
-    ax.legend(loc="lower right", fontsize=TICK, framealpha=0.9, edgecolor="none")
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=TICK, frameon=False, borderaxespad=0.2)
     return figure
 
 
@@ -276,7 +279,15 @@ def learning_curve(epochs: pd.DataFrame) -> Figure:
         accuracy.set_ylim(*accuracy_limits(both, reach=10.0))
     accuracy_axis(accuracy, "accuracy")
     loss.set_ylabel("loss", fontsize=LABEL)
-    loss.legend(*accuracy.get_legend_handles_labels(), loc="upper right", fontsize=TICK, edgecolor="none")
+    loss.legend(
+        *accuracy.get_legend_handles_labels(),
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=3,
+        fontsize=TICK,
+        frameon=False,
+        borderaxespad=0.2,
+    )
     rate.set_ylabel("learning\nrate", fontsize=LABEL)
     rate.set_ylim(0, 1.15 * float(rows["lr"].max()))
     rate.yaxis.set_major_locator(MaxNLocator(2))
