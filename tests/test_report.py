@@ -314,7 +314,10 @@ def test_the_command_writes_the_page_and_names_runs_it_does_not_know(run: result
     assert done.returncode == 0 and "Written: results/first/report.html (4." in done.stdout, done.stderr
     assert (tmp_path / "results/first/report.html").exists()
     done = subprocess.run([*command, "frist"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and "error: Run must be one of first, latest, but got 'frist'." in done.stderr
+    assert (
+        done.returncode == 2
+        and "error: Run below results/ must be one of first, latest, but got 'frist'." in done.stderr
+    )
 
 
 def test_a_hundred_trials_of_thirty_epochs_and_ten_thousand_images_are_under_8_mb(tmp_path: Path) -> None:
@@ -472,7 +475,11 @@ def test_it_fits_and_has_the_colours_of_the_reader(opened: Any, request: pytest.
     opened.evaluate("dispatchEvent(new Event('afterprint'))")
     other = {"light": "dark", "dark": "light"}[scheme]
     opened.emulate_media(color_scheme=other)
-    assert plot.evaluate(curve) == {"light": "#16181b", "dark": "#eceef0"}[other]
+    # The browser tells the page of the change with its next frame.
+    drawn = (
+        "colour => document.querySelector('[data-figure=\"learning_curves\"]')._fullData.at(-1).line.color === colour"
+    )
+    opened.wait_for_function(drawn, arg={"light": "#16181b", "dark": "#eceef0"}[other])
 
 
 @pytest.mark.slow
