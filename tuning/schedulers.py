@@ -13,6 +13,8 @@ import numpy as np
 import optuna
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
+from tuning.curves import CurveSampler
+
 METRIC = "best_valid_accuracy"
 REDUCTION_FACTOR = 3
 
@@ -121,6 +123,7 @@ def _nsga2(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
 
 
 SAMPLERS: dict[str, Callable[[int, int], optuna.samplers.BaseSampler]] = {
+    "curves": CurveSampler,
     "tpe": _tpe,
     "gp": _gp,
     "random": _random,
