@@ -9,7 +9,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from tuning.curves import INACTIVE, Activity, Column, CurveSampler, observations, scores
+from tuning.curves import INACTIVE, Activity, Column, CurveSampler, known_best, observations, scores
 from tuning.spaces import load_space
 
 DISTRIBUTIONS = [
@@ -60,6 +60,16 @@ def test_a_failed_trial_counts_as_the_worst_at_its_end() -> None:
 def test_a_loss_is_read_upside_down() -> None:
     _, _, values = observations([trial([0.5, 0.4, 0.6])], sign=-1.0)
     assert values.tolist() == [-0.5, -0.4]
+
+
+def test_of_many_trials_the_best_and_those_that_run_are_kept_and_some_others() -> None:
+    trials = [trial([0.01 * i]) for i in range(40)] + [trial([], TrialState.RUNNING)]
+    kept = known_best(trials, 11, 1.0, np.random.default_rng(0))
+    values = [one.intermediate_values.get(1) for one in kept]
+    assert values[0] is None
+    assert values[1:6] == pytest.approx([0.39, 0.38, 0.37, 0.36, 0.35])
+    assert len(set(values)) == 11
+    assert known_best(trials, 41, 1.0, np.random.default_rng(0)) == trials
 
 
 def test_scores_are_not_moved_by_how_far_down_the_worst_is() -> None:
