@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from tuning.errors import UserError, unknown_name
 
 GPU_BYTES_FOR_A_TRIAL = 8 << 30
+# Of NVIDIA, WSL, Jetson, AMD. torch takes two seconds to say that there is no GPU; an error must not wait for that.
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvmap", "/dev/kfd")
 
 
 def plan_slots(
@@ -23,18 +26,18 @@ def plan_slots(
         UserError: More CPUs or GPUs are asked for than there are, or no trial would fit.
     """
     n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gpus = gpu_memory()
     if device not in (None, "cpu", "cuda"):
         raise unknown_name("--device", device, ["cpu", "cuda"])
+    cpus = cpus_per_trial or 1.0
+    if cpus > n_cpus:
+        raise UserError(f"--cpus-per-trial must be at most {n_cpus}, the cores of this machine, but got {cpus:g}.")
+    gpus = [] if device == "cpu" else gpu_memory()
     device = device or ("cuda" if gpus else "cpu")
     wanted_gpus = gpus_per_trial or 0.0
     if device == "cuda" and not gpus:
         raise UserError("--device must be 'cpu' on a machine without a GPU that torch can use, but got 'cuda'.")
     if wanted_gpus > (len(gpus) if device == "cuda" else 0):
         raise UserError(f"--gpus-per-trial must be at most {len(gpus)}, the GPUs to be used, but got {wanted_gpus:g}.")
-    cpus = cpus_per_trial or 1.0
-    if cpus > n_cpus:
-        raise UserError(f"--cpus-per-trial must be at most {n_cpus}, the cores of this machine, but got {cpus:g}.")
     slots = int(n_cpus / cpus)
     if device == "cuda":
         if gpus_per_trial is None:
@@ -50,7 +53,9 @@ def plan_slots(
 
 
 def gpu_memory() -> list[int]:
-    """Returns the bytes of memory of each GPU that torch can use."""
+    """Returns the bytes of memory of each GPU that torch can use; imports torch only where a driver has a device."""
+    if sys.platform != "win32" and not any(Path(device).exists() for device in GPU_DEVICES):
+        return []
     import torch
 
     if not torch.cuda.is_available():
@@ -77,13 +82,15 @@ def hardware() -> dict[str, Any]:
     """Returns the names of processor and GPUs, and the number of cores."""
     import platform
 
-    import torch
-
     cpu = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
         names = re.findall(r"model name\s*: (.*)", info.read_text())
         cpu = names[0] if names else cpu
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    gpus = []
+    if gpu_memory():
+        import torch
+
+        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"cpu": cpu, "cores": os.cpu_count(), "gpus": gpus}
 
 

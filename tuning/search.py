@@ -77,9 +77,10 @@ def load(settings: Settings, source: str, progress: "Progress") -> tuple["Splits
     from tuning import data, spaces
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    space = usable_space(spaces.load_space(source), settings, progress)
     folder = None if settings.data_dir is None else Path(settings.data_dir)
     splits = data.load_splits(settings.dataset, folder, seed=settings.seed, train_images=settings.train_images)
-    return splits, usable_space(spaces.load_space(source), settings, progress)
+    return splits, space
 
 
 def search(settings: Settings, path: Path, splits: "Splits", space: "Space", progress: "Progress") -> None:
@@ -152,10 +153,9 @@ def run_trials(
 ) -> str | None:
     """Runs trials through Ray Tune until there are `n_trials` more; returns why it ended sooner, or None."""
     from ray import tune
-    from ray.tune.logger import TBXLoggerCallback
 
     from tuning import schedulers
-    from tuning.trainable import EndSearch, Proposals, Recorder, started_ray, train_trial, trial_folder
+    from tuning.trainable import EndSearch, Proposals, Recorder, TensorBoard, started_ray, train_trial, trial_folder
 
     stop = _Stop(settings.time_budget)
     resources = {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial}
@@ -186,7 +186,7 @@ def run_trials(
                 name="trials",
                 storage_path=str(path.absolute()),
                 failure_config=tune.FailureConfig(max_failures=settings.max_failures),
-                callbacks=[recorder, TBXLoggerCallback(), *_mlflow_callbacks(settings, path)],
+                callbacks=[recorder, TensorBoard(), *_mlflow_callbacks(settings, path)],
                 stop=EndSearch(stop.now),
                 verbose=0,
             ),
@@ -262,10 +262,10 @@ def usable_space(space: "Space", settings: Settings, progress: "Progress") -> "S
         space = space.without(space.gpu_only)
     offered = check_space(space, settings.epochs)
     if "pretrained=True" in offered:
-        from tuning.models import pretrained_weights
+        from tuning.fetch import resnet18_weights
 
         try:
-            pretrained_weights()
+            resnet18_weights()
         except UserError as error:
             progress.note(f"The space leaves out pretrained=True: {error}")
             space = space.without({"pretrained": [True]})
