@@ -465,6 +465,15 @@ def test_durations(text: str, seconds: float) -> None:
     assert search.parse_duration(text) == seconds
 
 
+def test_without_a_gpus_device_torch_is_not_asked_for_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "GPU_DEVICES", (tmp_path / "none",))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert machine.gpu_memory() == [] and machine.hardware()["gpus"] == []
+    monkeypatch.setattr(machine, "GPU_DEVICES", (tmp_path / "none", tmp_path))
+    with pytest.raises(ImportError):
+        machine.gpu_memory()
+
+
 @pytest.mark.parametrize(
     ("n_cpus", "gpus", "asked", "planned"),
     [
@@ -476,6 +485,10 @@ def test_durations(text: str, seconds: float) -> None:
         (4, [12 << 30, 12 << 30], {}, ("cuda", 2, 1.0, 1.0)),
         (16, [80 << 30], {"gpus_per_trial": 1.0}, ("cuda", 1, 1.0, 1.0)),
         (16, [80 << 30], {"device": "cpu"}, ("cpu", 16, 1.0, 0.0)),
+        (16, [80 << 30], {"trials_a_gpu": 8}, ("cuda", 8, 1.0, 0.125)),
+        (8, [80 << 30, 80 << 30], {"trials_a_gpu": 8}, ("cuda", 8, 1.0, 0.25)),
+        (16, [80 << 30], {"concurrency": 6, "trials_a_gpu": 8}, ("cuda", 6, 1.0, 1 / 6)),
+        (16, [80 << 30, 80 << 30], {"concurrency": 3}, ("cuda", 3, 1.0, 0.5)),
     ],
 )
 def test_slots_are_planned_from_the_machine(
@@ -487,6 +500,6 @@ def test_slots_are_planned_from_the_machine(
 ) -> None:
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(n_cpus)))
     monkeypatch.setattr(machine, "gpu_memory", lambda: gpus)
-    names = ("device", "cpus_per_trial", "gpus_per_trial", "concurrency")
+    names = ("device", "cpus_per_trial", "gpus_per_trial", "concurrency", "trials_a_gpu")
     plan = machine.plan_slots(**{name: asked.get(name) for name in names})
     assert (plan["device"], plan["concurrency"], plan["cpus_per_trial"], plan["gpus_per_trial"]) == planned

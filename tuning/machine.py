@@ -1,5 +1,6 @@
 """What this machine has: cores and GPUs, how many trials fit side by side, and what a run's `meta.json` says of it."""
 
+import math
 import os
 import re
 import sys
@@ -10,22 +11,28 @@ from typing import Any
 from tuning.errors import UserError, unknown_name
 
 GPU_BYTES_FOR_A_TRIAL = 8 << 30
+GPU_ROOM = 0.9  # Of a GPU's memory is for tensors; the rest is for what CUDA keeps for each process.
 # Of NVIDIA, WSL, Jetson, AMD. torch takes two seconds to say that there is no GPU; an error must not wait for that.
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvmap", "/dev/kfd")
 
 
 def plan_slots(
-    device: str | None, cpus_per_trial: float | None, gpus_per_trial: float | None, concurrency: int | None
+    device: str | None,
+    cpus_per_trial: float | None,
+    gpus_per_trial: float | None,
+    concurrency: int | None,
+    trials_a_gpu: int | None = None,
 ) -> dict[str, Any]:
     """Returns device, concurrency and resources a trial, from what the machine has and what was asked for.
 
     On a CPU: a trial a core with one thread, because one trial a core beats two cores a trial. On GPUs: as many trials
-    side by side as cores and memory (8 GiB a trial) allow, at most 4 a GPU.
+    a GPU as a dry run found to pay (`trials_a_gpu`); where there was none, as many as cores and memory (8 GiB a trial)
+    allow, at most 4. With `concurrency` alone, each of so many gets an equal share of a GPU.
 
     Raises:
         UserError: More CPUs or GPUs are asked for than there are, or no trial would fit.
     """
-    n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    n_cpus = cores()
     if device not in (None, "cpu", "cuda"):
         raise unknown_name("--device", device, ["cpu", "cuda"])
     cpus = cpus_per_trial or 1.0
@@ -41,8 +48,10 @@ def plan_slots(
     slots = int(n_cpus / cpus)
     if device == "cuda":
         if gpus_per_trial is None:
-            side_by_side = min(4, max(1, n_cpus // len(gpus)), max(1, min(gpus) // GPU_BYTES_FOR_A_TRIAL))
-            wanted_gpus = 1 / side_by_side
+            side_by_side = trials_a_gpu or min(4, max(1, min(gpus) // GPU_BYTES_FOR_A_TRIAL))
+            if concurrency is not None:
+                side_by_side = math.ceil(concurrency / len(gpus))
+            wanted_gpus = 1 / max(1, min(side_by_side, slots // len(gpus)))
         if wanted_gpus > 0:
             slots = min(slots, int(len(gpus) / wanted_gpus + 1e-6))
     if concurrency is not None:
@@ -50,6 +59,11 @@ def plan_slots(
             raise UserError(f"--concurrency must be between 1 and {slots} on this machine, but got {concurrency}.")
         slots = concurrency
     return {"device": device, "concurrency": slots, "cpus_per_trial": cpus, "gpus_per_trial": wanted_gpus}
+
+
+def cores() -> int:
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpu_memory() -> list[int]:
@@ -61,6 +75,13 @@ def gpu_memory() -> list[int]:
     if not torch.cuda.is_available():
         return []
     return [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+
+
+def limit_gpu_memory(share: float) -> None:
+    """Keeps this process to its share of its GPU's memory, in (0, 1], so that it cannot starve those beside it."""
+    import torch
+
+    torch.cuda.set_per_process_memory_fraction(GPU_ROOM * share)
 
 
 def cpus_in_use(slots: Mapping[str, Any]) -> int:

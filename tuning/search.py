@@ -236,16 +236,29 @@ def _whole_device(settings: Settings) -> dict[str, float]:
     return {} if alone else {"cpu": float(machine.cpus_in_use(asdict(settings))), "gpu": 0.0}
 
 
-def dry_run(settings: Settings, splits: "Splits", space: "Space") -> str:
-    """Returns what a search of these settings will take, from a few real steps; see `tuning.estimate`."""
+def dry_run(settings: Settings, splits: "Splits", space: "Space", *, choose_slots: bool = False) -> str:
+    """Returns what a search of these settings will take, from a few real steps; see `tuning.estimate`.
+
+    With `choose_slots` it measures how many trials side by side on a GPU pay, and keeps that for later searches.
+    """
     from tuning import estimate
     from tuning.trainable import started_ray
 
-    with started_ray(asdict(settings), logging.NullHandler()):
-        costs = estimate.measure(settings, space, splits)
+    kinds = estimate.kinds(space, settings.epochs)
+    rates: dict[int, float] = {}
+    most = max(settings.concurrency, *estimate.SIDE_BY_SIDE) if choose_slots else settings.concurrency
+    with started_ray(asdict(settings) | {"concurrency": most}, logging.NullHandler()):
+        if choose_slots:
+            rates = estimate.measure_slots(settings, kinds, splits)
+            pays = estimate.slots_that_pay(rates)
+            slots = machine.plan_slots(settings.device, settings.cpus_per_trial, None, None, pays)
+            settings = replace(settings, **slots)
+        costs = estimate.measure(settings, kinds, splits)
     found = estimate.summarise(settings, costs)
     estimate.keep(asdict(settings), found)
-    return estimate.text(settings, costs, found)
+    if rates:
+        estimate.keep_slots(space.source, settings.dataset, rates)
+    return estimate.text(settings, costs, found, rates)
 
 
 def usable_space(space: "Space", settings: Settings, progress: "Progress") -> "Space":
@@ -415,11 +428,14 @@ def main(
     verbose: Annotated[bool, typer.Option("--verbose", help="In a terminal, print a line an event, too.")] = False,
 ) -> None:
     """Search architecture, learning rate, batch size and the rest; print the best configurations."""
+    from tuning import estimate
     from tuning.progress import Progress
+    from tuning.spaces import load_space
 
     if samples is not None and samples < 1:
         raise UserError(f"--samples must be at least 1, but got {samples}.")
     budget = None if time_budget is None else parse_duration(time_budget)
+    open_slots, trials_a_gpu = False, None
     if resume is not None:
         found = results.load(resume)
         settings = replace(Settings(**found.meta["settings"]), time_budget=budget)
@@ -433,7 +449,9 @@ def main(
         source, path = space, results.new_path(run, dataset)
         if mlflow is not None:
             _check_mlflow(mlflow)
-        slots = machine.plan_slots(device, cpus_per_trial, gpus_per_trial, concurrency)
+        open_slots = concurrency is None and gpus_per_trial is None and device != "cpu"
+        trials_a_gpu = estimate.recall_slots(load_space(space).source, dataset) if open_slots else None
+        slots = machine.plan_slots(device, cpus_per_trial, gpus_per_trial, concurrency, trials_a_gpu)
         settings = Settings(
             samples=samples or 20,
             space=space,
@@ -460,9 +478,11 @@ def main(
             f"of at most {counted(settings.epochs, 'epoch')}, "
             f"{settings.concurrency} side by side on {settings.device}"
         )
+        if trials_a_gpu is not None:
+            progress.note(f"Trials on each GPU: {trials_a_gpu}, as the dry run of this space found to pay.")
         splits, found_space = load(settings, source, progress)
         if dry_run_only:
-            print(dry_run(settings, splits, found_space))
+            print(dry_run(settings, splits, found_space, choose_slots=open_slots and settings.device == "cuda"))
             return
         if resume is None:
             _begin_run(path, settings, found_space)

@@ -56,6 +56,8 @@ def train_trial(config: Mapping[str, Any], *, splits: Splits, run: str, device: 
     with (folder / LOG).open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
         try:
             prepare(threads)
+            if share := gpu_share(device):
+                machine.limit_gpu_memory(share)
             training = Training(
                 TrainConfig.model_validate(config["config"]),
                 splits,
@@ -68,6 +70,13 @@ def train_trial(config: Mapping[str, Any], *, splits: Splits, run: str, device: 
         except Exception:
             traceback.print_exc()
             raise
+
+
+def gpu_share(device: str) -> float:
+    """Returns the share of its GPU that Ray gave to this worker, in [0, 1]; it sees that GPU alone. 0 on a CPU."""
+    import ray
+
+    return ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0) if device == "cuda" else 0.0
 
 
 def _train(training: "Training", folder: Path) -> None:
