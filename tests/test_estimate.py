@@ -1,18 +1,21 @@
 """What a search will take: kinds of trials, simulated searches, and the dry run as a user runs it."""
 
+import contextlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import typer
 
-from tuning import estimate
+from tuning import estimate, machine, search
 from tuning.config import TrainConfig
 from tuning.data import Splits
+from tuning.errors import UserError
 from tuning.estimate import Cost
 from tuning.spaces import load_space
 
@@ -73,6 +76,108 @@ def test_the_summary_bounds_time_memory_and_disk() -> None:
     assert found["disk_bytes"] == 10**6 * (3 * 2 + 2 * 20)
     said = estimate.text(settings(device="cpu"), costs, found)
     assert "resnet8-16" in said and "One full trial  8.0 minutes at most" in said and "2 on cpu, 1.0 GB" in said
+
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("peak", "gpu", "cores", "fitting"),
+    [
+        (5 * GB, 80 * GB, 16, [2, 4, 8]),
+        (10 * GB, 80 * GB, 16, [2, 4]),  # Eight would take all of it, and a tenth is to be left.
+        (9 * GB, 80 * GB, 16, [2, 4, 8]),
+        (5 * GB, 80 * GB, 4, [2, 4]),
+        (13 * GB, 24 * GB, 16, []),
+    ],
+)
+def test_no_more_trials_a_gpu_than_memory_and_cores(peak: int, gpu: int, cores: int, fitting: list[int]) -> None:
+    assert estimate.slots_that_fit(peak, gpu, cores) == fitting
+
+
+@pytest.mark.parametrize(
+    ("rates", "pays"),
+    [
+        ({1: 1.0, 2: 1.9, 4: 3.5, 8: 6.1}, 8),
+        ({1: 1.0, 2: 1.9, 4: 2.6, 8: 2.7}, 4),  # It saturates: eight would gain less than 5 %.
+        ({1: 1.0, 2: 1.8, 4: 1.6, 8: 1.2}, 2),
+        ({1: 1.0, 2: 1.02, 4: 0.9}, 1),
+        ({1: 1.0}, 1),
+    ],
+)
+def test_as_many_trials_a_gpu_as_pay(rates: dict[int, float], pays: int) -> None:
+    assert estimate.slots_that_pay(rates) == pays
+
+
+def test_trials_side_by_side_are_measured_as_far_as_they_fit(
+    splits: Splits, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def planted(settings: Any, kinds: Any, splits: Splits) -> list[Cost]:
+        asked.append((settings.concurrency, settings.gpus_per_trial, len(kinds)))
+        slower = max(1.0, settings.concurrency / 2)  # The GPU does two at a time.
+        return [Cost(config, share, config.batch_size * slower, 15 * GB, 1) for config, share in kinds]
+
+    monkeypatch.setattr(estimate, "measure", planted)
+    monkeypatch.setattr(machine, "gpu_memory", lambda: [80 * GB, 80 * GB])
+    monkeypatch.setattr(machine, "cores", lambda: 16)
+    kinds = [(tiny.model_copy(update={"batch_size": size}), 0.25) for size in (32, 8, 16, 64)]
+    rates = estimate.measure_slots(gpu_settings(), kinds, splits)
+    assert rates == pytest.approx({1: 3 / (8 + 32 + 64), 2: 6 / (8 + 32 + 64), 4: 6 / (8 + 32 + 64)})
+    assert asked == [(1, 1.0, 4), (2, 0.5, 1), (2, 0.5, 3), (4, 0.25, 1), (4, 0.25, 3)]
+    said = estimate.text(settings(device="cuda"), [cost(1.0)], estimate.summarise(settings(), [cost(1.0)]), rates)
+    assert "on one GPU: 1.7 with 1, 3.5 with 2, 3.5 with 4. A search of this space here runs 2 a GPU" in said
+
+
+def gpu_settings() -> search.Settings:
+    settled = {"samples": 4, "epochs": 3, "seed": 0, "sampler": "random", "scheduler": "none", "train_images": None}
+    slots = machine.plan_slots(None, None, None, None)
+    return search.Settings(
+        space="smoke", dataset="x", data_dir=None, max_failures=0, time_budget=None, **settled, **slots
+    )
+
+
+def test_what_pays_is_recalled_for_the_same_space_data_set_and_gpus_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "gpu_memory", lambda: [80 * GB])
+    estimate.keep({"samples": 20}, {"seconds": 60.0}, tmp_path)
+    estimate.keep_slots("def space", "digits", {1: 1.0, 2: 1.9}, tmp_path)
+    assert estimate.recall_slots("def space", "digits", tmp_path) == 2
+    assert estimate.recall_slots("def space2", "digits", tmp_path) is None
+    assert estimate.recall_slots("def space", "letters", tmp_path) is None
+    assert estimate.recall({"samples": 20}, tmp_path) == {"seconds": 60.0}
+    monkeypatch.setattr(machine, "gpu_memory", lambda: [24 * GB])
+    assert estimate.recall_slots("def space", "digits", tmp_path) is None
+
+
+def test_a_dry_run_chooses_the_slots_and_a_later_search_takes_them_and_says_so(
+    tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(machine, "gpu_memory", lambda: [80 * GB])
+    monkeypatch.setattr(machine, "cores", lambda: 16)
+    monkeypatch.setattr("tuning.trainable.started_ray", lambda slots, log: contextlib.nullcontext())
+    monkeypatch.setattr(estimate, "measure_slots", lambda settings, kinds, splits: {1: 1.0, 2: 1.9, 4: 2.0, 8: 3.9})
+    monkeypatch.setattr(estimate, "measure", lambda settings, kinds, splits: [cost(settings.concurrency)])
+    asked = []
+
+    def load(settings: search.Settings, source: str, progress: Any) -> tuple[Splits, Any]:
+        asked.append((settings.concurrency, settings.gpus_per_trial))
+        if len(asked) > 1:
+            raise UserError("far enough")
+        return splits, load_space(source)
+
+    monkeypatch.setattr(search, "load", load)
+    with contextlib.suppress(UserError):
+        search.main(cast(typer.Context, None), space="smoke", dry_run_only=True)
+    assert "runs 8 a GPU from now on" in capsys.readouterr().out
+    for arguments in ({}, {"concurrency": 2}, {"gpus_per_trial": 0.5}):
+        with pytest.raises(UserError, match="far enough"):
+            search.main(cast(typer.Context, None), space="smoke", **arguments)
+        assert ("Trials on each GPU: 8, as the dry run" in capsys.readouterr().out) == (not arguments)
+    assert asked == [(4, 0.25), (8, 0.125), (2, 0.5), (2, 0.5)]
 
 
 def test_an_estimate_is_recalled_for_the_same_settings_only(tmp_path: Path) -> None:

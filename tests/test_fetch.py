@@ -18,7 +18,7 @@ import pytest
 
 from tuning import fetch
 from tuning.errors import UserError
-from tuning.fetch import FASHION_MNIST, FileSet, cache_dir, parse_idx, read_files
+from tuning.fetch import FASHION_MNIST, FileSet, cache_dir, parse_idx, read_files, resnet18_weights
 
 CONTENTS = {"images": b"the images " * 2000, "labels": b"the labels " * 20}
 NAMES = tuple(CONTENTS)
@@ -317,6 +317,60 @@ class TestDebian:
             monkeypatch.setattr(fetch, "COMMAND_SECONDS", 0.2)
         with pytest.raises(UserError, match=f"Debian package dataset-toy: {reason}"):
             read_files(self.FILES, NAMES)
+
+
+@pytest.fixture
+def pretrained(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where torch would have weights that the mirror serves; their name has their hash, as torchvision's names do."""
+    content = b"weights " * 100
+    name = f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    mirror.bodies[name] = content
+    monkeypatch.setattr(fetch, "RESNET18", name)
+    monkeypatch.setattr(fetch, "RESNET18_MIRROR", mirror.url)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "torch/hub/checkpoints" / name
+
+
+def test_pretrained_weights_are_downloaded_once_to_where_torch_looks_for_them(mirror: Mirror, pretrained: Path) -> None:
+    assert resnet18_weights() == resnet18_weights() == pretrained
+    assert pretrained.read_bytes() == mirror.bodies[pretrained.name] and mirror.asked == [pretrained.name]
+
+
+@pytest.mark.parametrize("damage", ["download", "cache", "none"])
+def test_pretrained_weights_that_cannot_be_had_are_said(mirror: Mirror, pretrained: Path, damage: str) -> None:
+    if damage == "cache":
+        pretrained.parent.mkdir(parents=True)
+        pretrained.write_bytes(b"weigh")
+    elif damage == "download":
+        mirror.bodies[pretrained.name] = b"weigh"
+    else:
+        mirror.bodies.clear()
+    said = "HTTP Error 404: Not Found" if damage == "none" else r"a damaged file \(5 bytes\)"
+    with pytest.raises(
+        UserError,
+        match=rf"^Pretrained ResNet-18 weights must be in {pretrained.parent} or be downloadable, but got {said}\. "
+        rf"Choose pretrained: false, or put torchvision's {pretrained.name} there\.$",
+    ):
+        resnet18_weights()
+    assert pretrained.exists() == (damage == "cache")
+
+
+def test_pretrained_weights_are_torchvisions_and_where_torch_looks_for_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import torch.hub
+    from torchvision.models import ResNet18_Weights
+
+    assert ResNet18_Weights.IMAGENET1K_V1.url == fetch.RESNET18_MIRROR + fetch.RESNET18
+    monkeypatch.setattr("torch.hub._hub_dir", None)
+    monkeypatch.setattr(fetch, "_download", lambda url: pytest.fail("is to be looked for first"))
+    monkeypatch.delenv("TORCH_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = Path(torch.hub.get_dir(), "checkpoints", fetch.RESNET18)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=rf"must be in {path.parent} or be downloadable, but got a damaged file"):
+        resnet18_weights()
 
 
 def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,10 @@ SLOWER = ["--space", "smoke", "--train-images", "12000"]  # An epoch takes half 
 GUARD = """
 import os, sys
 def guard(event, arguments):
+    torch = event == "import" and arguments[0] == "torch" and sys.modules.get("torch", "") is not None
+    if torch and "tuning.search" in sys.orig_argv:  # The search's own process, not its workers.
+        with open(os.environ["OPENED"] + "-torch", "a") as log:
+            log.write(f"{sys.argv}\\n")
     if event == "open" and "t10k" in str(arguments[0]):
         with open(os.environ["OPENED"], "a") as log:
             log.write(f"{arguments[0]}\\n")
@@ -34,9 +38,14 @@ sys.addaudithook(guard)
 """
 
 
+def python_path(folder: Path) -> str:
+    """Returns a PYTHONPATH of a folder, for its `sitecustomize`, and of this checkout, wherever the package is from."""
+    return f"{folder}{os.pathsep}{Path(__file__).parent.parent}"
+
+
 def run(folder: Path, *arguments: str, module: str = "search", **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", f"tuning.{module}", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(folder)} | variables
+    environment = os.environ | {"PYTHONPATH": python_path(folder)} | variables
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=400, check=False
     )
@@ -47,7 +56,7 @@ def processes(folder: Path) -> list[str]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if f"PYTHONPATH={folder}\0" in (process / "environ").read_text():
+            if f"PYTHONPATH={python_path(folder)}\0" in (process / "environ").read_text():
                 found.append((process / "cmdline").read_text())
         except (OSError, UnicodeDecodeError):
             continue
@@ -114,9 +123,24 @@ def test_a_search_opens_no_file_of_the_test_split_and_the_guard_would_tell(
     folder, _ = searched
     assert not (folder / "opened").exists()
     arguments = ("--config", str(folder / "tiny.json"), "--model-dir", str(folder / "model"))
-    (folder / "tiny.json").write_text(json.dumps({"width": 4, "epochs": 1, "batch_size": 4096}))
+    (folder / "tiny.json").write_text(json.dumps({"width": 4, "image_size": 8, "epochs": 1, "batch_size": 4096}))
     run(folder, *arguments, module="final", OPENED=str(folder / "opened"))
     assert "t10k-images" in (folder / "opened").read_text()
+
+
+@pytest.mark.slow
+def test_a_search_imports_no_torch_in_its_own_process_and_its_events_can_be_read(
+    searched: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, _ = searched
+    assert not (folder / "opened-torch").exists()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    epochs = results.Run(folder / "results" / "one").epochs
+    events = EventAccumulator(str(folder / "results" / "one" / "trials" / "0000"))
+    events.Reload()
+    logged = [event.value for event in events.Scalars("ray/tune/valid_accuracy")]
+    assert logged == pytest.approx(list(epochs.loc[epochs["trial"] == 0, "valid_accuracy"]))
 
 
 @pytest.mark.slow
@@ -158,7 +182,7 @@ def test_what_a_resumed_run_cannot_be_told_is_refused(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path, number: int) -> None:
     command = [sys.executable, "-m", "tuning.search", "--samples", "4", "--epochs", "12", "--scheduler", "none"]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    environment = os.environ | {"PYTHONPATH": python_path(tmp_path)}
     with (tmp_path / "out").open("w") as out:
         process = subprocess.Popen([*command, "--run", "one", *SLOWER], cwd=tmp_path, env=environment, stdout=out)
     path = tmp_path / "results" / "one"
@@ -190,7 +214,7 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path, number: int)
 @pytest.mark.timeout(900)
 def test_ten_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
     path, moments = tmp_path / "results" / "one", random.Random(0)
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    environment = os.environ | {"PYTHONPATH": python_path(tmp_path)}
     finished: dict[int, dict[str, Any]] = {}
     for kill in range(10):
         begun = ["--resume", "one"] if (path / "meta.json").exists() else ["--run", "one", "--epochs", "9", *SLOWER]
@@ -400,6 +424,22 @@ def test_bad_input_is_named(
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["taken"]
 
 
+def test_bad_input_is_said_before_torch_or_ray_is_imported(tmp_path: Path) -> None:
+    errors = [["--samples", "0"], ["--sampler", "tp"], ["--space", "resnt"], ["--concurrency", "99"], ["--run", "a/b"]]
+    errors += [["--cpus-per-trial", "999"], ["--device", "cuda"], ["--resume", "one"], ["--data-dir", "none"]]
+    program = (
+        "import json, sys\nfrom tuning import errors, search\n"
+        f"for arguments in {errors!r}:\n"
+        "    sys.argv[1:] = arguments\n"
+        "    try: errors.run_command(search.main)\n"
+        "    except SystemExit as end: print(end.code, *{'torch', 'ray'} & set(sys.modules))\n"
+    )
+    if any(Path(device).exists() for device in machine.GPU_DEVICES):
+        pytest.skip("torch is asked where there is a GPU")
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [line for line in done.stdout.splitlines() if line[:1].isdigit()] == ["2"] * len(errors), done.stderr
+
+
 def test_a_damaged_file_in_the_data_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     data = tmp_path / "data"
@@ -425,6 +465,15 @@ def test_durations(text: str, seconds: float) -> None:
     assert search.parse_duration(text) == seconds
 
 
+def test_without_a_gpus_device_torch_is_not_asked_for_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "GPU_DEVICES", (tmp_path / "none",))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert machine.gpu_memory() == [] and machine.hardware()["gpus"] == []
+    monkeypatch.setattr(machine, "GPU_DEVICES", (tmp_path / "none", tmp_path))
+    with pytest.raises(ImportError):
+        machine.gpu_memory()
+
+
 @pytest.mark.parametrize(
     ("n_cpus", "gpus", "asked", "planned"),
     [
@@ -436,6 +485,10 @@ def test_durations(text: str, seconds: float) -> None:
         (4, [12 << 30, 12 << 30], {}, ("cuda", 2, 1.0, 1.0)),
         (16, [80 << 30], {"gpus_per_trial": 1.0}, ("cuda", 1, 1.0, 1.0)),
         (16, [80 << 30], {"device": "cpu"}, ("cpu", 16, 1.0, 0.0)),
+        (16, [80 << 30], {"trials_a_gpu": 8}, ("cuda", 8, 1.0, 0.125)),
+        (8, [80 << 30, 80 << 30], {"trials_a_gpu": 8}, ("cuda", 8, 1.0, 0.25)),
+        (16, [80 << 30], {"concurrency": 6, "trials_a_gpu": 8}, ("cuda", 6, 1.0, 1 / 6)),
+        (16, [80 << 30, 80 << 30], {"concurrency": 3}, ("cuda", 3, 1.0, 0.5)),
     ],
 )
 def test_slots_are_planned_from_the_machine(
@@ -447,6 +500,6 @@ def test_slots_are_planned_from_the_machine(
 ) -> None:
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(n_cpus)))
     monkeypatch.setattr(machine, "gpu_memory", lambda: gpus)
-    names = ("device", "cpus_per_trial", "gpus_per_trial", "concurrency")
+    names = ("device", "cpus_per_trial", "gpus_per_trial", "concurrency", "trials_a_gpu")
     plan = machine.plan_slots(**{name: asked.get(name) for name in names})
     assert (plan["device"], plan["concurrency"], plan["cpus_per_trial"], plan["gpus_per_trial"]) == planned

@@ -1,19 +1,24 @@
 """Between Ray and the study: what a worker's failure is called, and when it stops the search."""
 
+import logging
+import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 
+from tuning.data import Labelled, Splits, to_tensors
 from tuning.errors import UserError
 from tuning.progress import Progress
 from tuning.spaces import load_space
 from tuning.study import RunStudy
-from tuning.trainable import EndSearch, Proposals, Recorder
+from tuning.trainable import EndSearch, Proposals, Recorder, started_ray
 
 FAILURE = """Failure # 1 (occurred at 2026-11-23_18-00-00)
 ray::ImplicitFunc.train() (pid=1, ip=127.0.0.1)
@@ -180,6 +185,35 @@ def test_a_search_ends_where_the_space_raises_or_is_exhausted(
     monkeypatch.setattr(study, "ask", broken)
     assert proposals.suggest("c") == Proposals.FINISHED
     assert "must return a dict" in str(problems[0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read from Linux's /proc")
+def test_the_images_are_in_memory_once_for_all_workers(splits: Splits) -> None:
+    import ray
+
+    def look_at(splits: Splits) -> tuple[bool, bool, float]:
+        """Returns, in a worker: may it write to the images, are its tensors over them, MB that reading them took."""
+        import torch
+
+        def private() -> int:
+            text = Path("/proc/self/smaps_rollup").read_text()
+            return sum(int(kb) for kb in re.findall(r"^Private_\w+: +(\d+) kB", text, re.MULTILINE))
+
+        images, _ = to_tensors(splits.valid, torch.device("cpu"))
+        images.sum()  # Now torch has what it takes for itself.
+        before = private()
+        images, _ = to_tensors(splits.train, torch.device("cpu"))
+        images.sum()
+        shared = images.data_ptr() == splits.train.images.ctypes.data
+        return splits.train.images.flags.writeable, shared, (private() - before) / 1e3
+
+    images = np.random.default_rng(0).integers(256, size=(60_000, 1, 28, 28), dtype=np.uint8)
+    large = replace(splits, train=Labelled(images, np.zeros(60_000, np.int64)))
+    with started_ray({"device": "cpu", "concurrency": 1, "cpus_per_trial": 1.0}, logging.NullHandler()):
+        writeable, shared, megabytes = ray.get(ray.remote(look_at).remote(ray.put(large)))
+    assert not writeable and shared
+    assert megabytes < 5  # Of 47.
 
 
 def test_all_trials_end_when_the_search_is_to_end() -> None:

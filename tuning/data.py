@@ -200,24 +200,32 @@ def make_splits(
             raise UserError(f"--train-images must be {rule}, but got {train_images}.")
         rest, _ = _stratified(everything.labels, rest, train_images)
     train, valid = _take(everything, np.sort(rest)), _take(everything, np.sort(valid_index))
-    pixels = train.images.astype(np.float32) / 255
+    mean, std = _mean_and_std(train.images)
     return Splits(
         dataset=dataset,
         class_names=class_names,
         train=train,
         valid=valid,
-        mean=tuple(float(value) for value in pixels.mean(axis=(0, 2, 3), dtype=np.float64)),
-        std=tuple(max(float(value), 1e-3) for value in pixels.std(axis=(0, 2, 3), dtype=np.float64)),
+        mean=mean,
+        std=tuple(max(value, 1e-3) for value in std),
         split_hash=_hash(train, valid),
         valid_hash=_hash(valid),
     )
 
 
+def _mean_and_std(images: npt.NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns both per channel, of pixels in [0, 1]; sums of integers take 0.1 s (floats: 1.5 s, 350 MB)."""
+    n = images.size / images.shape[1]
+    mean = images.sum(axis=(0, 2, 3), dtype=np.int64) / n
+    square = np.square(images, dtype=np.uint16).sum(axis=(0, 2, 3), dtype=np.int64) / n
+    return tuple((mean / 255).tolist()), tuple((np.sqrt(square - mean**2) / 255).tolist())
+
+
 def _hash(*parts: Labelled) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part.images.tobytes())
-        digest.update(part.labels.tobytes())
+        digest.update(part.images.data)
+        digest.update(part.labels.data)
     return digest.hexdigest()[:12]
 
 

@@ -9,8 +9,6 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import typer
-
 DISK_FULL = "No space left on the disk"
 
 
@@ -46,6 +44,8 @@ def disk_full(path: Path | str, error: OSError) -> UserError | None:
 
 def run_command(main: Callable[..., None]) -> None:
     """Runs `main` as a typer command; a `UserError` prints `error: …` to stderr and exits with code 2."""
+    import typer  # Here, so that training needs nothing but torch, numpy and pydantic.
+
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
     app.command()(main)
     try:

@@ -24,8 +24,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from tuning import files
 from tuning.errors import UserError, disk_full
 
+# torchvision's IMAGENET1K_V1; the name ends with the first digits of the SHA-256.
+RESNET18_MIRROR, RESNET18 = "https://download.pytorch.org/models/", "resnet18-f37072fd.pth"
 CONNECT_SECONDS = 5.0  # Also the longest that a mirror may stall.
 COMMAND_SECONDS = 300.0
 
@@ -101,6 +104,31 @@ def read_files(files: FileSet, names: Sequence[str], data_dir: Path | None = Non
         f"Data set {files.name} must be in a folder or downloadable, but no source has {', '.join(missing)}:\n{reasons}"
         f"Put {', '.join(files.sha256)} (each plain or .gz) into a folder and pass it as --data-dir."
     )
+
+
+def resnet18_weights() -> Path:
+    """Returns the file of ResNet-18's ImageNet weights in torch's cache; they are downloaded where they are not there.
+
+    `models.pretrained_weights` reads them; whoever has to know only whether they can be had need not import torch.
+
+    Raises:
+        UserError: They are in no cache and cannot be downloaded, or are damaged.
+    """
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
+    path = Path(home).expanduser() / "hub/checkpoints" / RESNET18
+    try:
+        raw = path.read_bytes() if path.exists() else _download(RESNET18_MIRROR + RESNET18)
+        if not hashlib.sha256(raw).hexdigest().startswith(RESNET18[-12:-4]):
+            raise _SourceError(f"a damaged file ({len(raw)} bytes)")
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_bytes(path, raw)
+    except (OSError, http.client.HTTPException, _SourceError) as error:
+        raise UserError(
+            f"Pretrained ResNet-18 weights must be in {path.parent} or be downloadable, but got {error}. "
+            f"Choose pretrained: false, or put torchvision's {RESNET18} there."
+        ) from error
+    return path
 
 
 def parse_idx(content: bytes, name: str) -> npt.NDArray[np.uint8]:

@@ -77,9 +77,10 @@ def load(settings: Settings, source: str, progress: "Progress") -> tuple["Splits
     from tuning import data, spaces
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    space = usable_space(spaces.load_space(source), settings, progress)
     folder = None if settings.data_dir is None else Path(settings.data_dir)
     splits = data.load_splits(settings.dataset, folder, seed=settings.seed, train_images=settings.train_images)
-    return splits, usable_space(spaces.load_space(source), settings, progress)
+    return splits, space
 
 
 def search(settings: Settings, path: Path, splits: "Splits", space: "Space", progress: "Progress") -> None:
@@ -152,10 +153,9 @@ def run_trials(
 ) -> str | None:
     """Runs trials through Ray Tune until there are `n_trials` more; returns why it ended sooner, or None."""
     from ray import tune
-    from ray.tune.logger import TBXLoggerCallback
 
     from tuning import schedulers
-    from tuning.trainable import EndSearch, Proposals, Recorder, started_ray, train_trial, trial_folder
+    from tuning.trainable import EndSearch, Proposals, Recorder, TensorBoard, started_ray, train_trial, trial_folder
 
     stop = _Stop(settings.time_budget)
     resources = {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial}
@@ -186,7 +186,7 @@ def run_trials(
                 name="trials",
                 storage_path=str(path.absolute()),
                 failure_config=tune.FailureConfig(max_failures=settings.max_failures),
-                callbacks=[recorder, TBXLoggerCallback(), *_mlflow_callbacks(settings, path)],
+                callbacks=[recorder, TensorBoard(), *_mlflow_callbacks(settings, path)],
                 stop=EndSearch(stop.now),
                 verbose=0,
             ),
@@ -236,16 +236,29 @@ def _whole_device(settings: Settings) -> dict[str, float]:
     return {} if alone else {"cpu": float(machine.cpus_in_use(asdict(settings))), "gpu": 0.0}
 
 
-def dry_run(settings: Settings, splits: "Splits", space: "Space") -> str:
-    """Returns what a search of these settings will take, from a few real steps; see `tuning.estimate`."""
+def dry_run(settings: Settings, splits: "Splits", space: "Space", *, choose_slots: bool = False) -> str:
+    """Returns what a search of these settings will take, from a few real steps; see `tuning.estimate`.
+
+    With `choose_slots` it measures how many trials side by side on a GPU pay, and keeps that for later searches.
+    """
     from tuning import estimate
     from tuning.trainable import started_ray
 
-    with started_ray(asdict(settings), logging.NullHandler()):
-        costs = estimate.measure(settings, space, splits)
+    kinds = estimate.kinds(space, settings.epochs)
+    rates: dict[int, float] = {}
+    most = max(settings.concurrency, *estimate.SIDE_BY_SIDE) if choose_slots else settings.concurrency
+    with started_ray(asdict(settings) | {"concurrency": most}, logging.NullHandler()):
+        if choose_slots:
+            rates = estimate.measure_slots(settings, kinds, splits)
+            pays = estimate.slots_that_pay(rates)
+            slots = machine.plan_slots(settings.device, settings.cpus_per_trial, None, None, pays)
+            settings = replace(settings, **slots)
+        costs = estimate.measure(settings, kinds, splits)
     found = estimate.summarise(settings, costs)
     estimate.keep(asdict(settings), found)
-    return estimate.text(settings, costs, found)
+    if rates:
+        estimate.keep_slots(space.source, settings.dataset, rates)
+    return estimate.text(settings, costs, found, rates)
 
 
 def usable_space(space: "Space", settings: Settings, progress: "Progress") -> "Space":
@@ -262,10 +275,10 @@ def usable_space(space: "Space", settings: Settings, progress: "Progress") -> "S
         space = space.without(space.gpu_only)
     offered = check_space(space, settings.epochs)
     if "pretrained=True" in offered:
-        from tuning.models import pretrained_weights
+        from tuning.fetch import resnet18_weights
 
         try:
-            pretrained_weights()
+            resnet18_weights()
         except UserError as error:
             progress.note(f"The space leaves out pretrained=True: {error}")
             space = space.without({"pretrained": [True]})
@@ -418,11 +431,14 @@ def main(
     verbose: Annotated[bool, typer.Option("--verbose", help="In a terminal, print a line an event, too.")] = False,
 ) -> None:
     """Search architecture, learning rate, batch size and the rest; print the best configurations."""
+    from tuning import estimate
     from tuning.progress import Progress
+    from tuning.spaces import load_space
 
     if samples is not None and samples < 1:
         raise UserError(f"--samples must be at least 1, but got {samples}.")
     budget = None if time_budget is None else parse_duration(time_budget)
+    open_slots, trials_a_gpu = False, None
     if resume is not None:
         found = results.load(resume)
         settings = replace(Settings(**found.meta["settings"]), time_budget=budget)
@@ -436,7 +452,9 @@ def main(
         source, path = space, results.new_path(run, dataset)
         if mlflow is not None:
             _check_mlflow(mlflow)
-        slots = machine.plan_slots(device, cpus_per_trial, gpus_per_trial, concurrency)
+        open_slots = concurrency is None and gpus_per_trial is None and device != "cpu"
+        trials_a_gpu = estimate.recall_slots(load_space(space).source, dataset) if open_slots else None
+        slots = machine.plan_slots(device, cpus_per_trial, gpus_per_trial, concurrency, trials_a_gpu)
         settings = Settings(
             samples=samples or 20,
             space=space,
@@ -463,9 +481,11 @@ def main(
             f"of at most {counted(settings.epochs, 'epoch')}, "
             f"{settings.concurrency} side by side on {settings.device}"
         )
+        if trials_a_gpu is not None:
+            progress.note(f"Trials on each GPU: {trials_a_gpu}, as the dry run of this space found to pay.")
         splits, found_space = load(settings, source, progress)
         if dry_run_only:
-            print(dry_run(settings, splits, found_space))
+            print(dry_run(settings, splits, found_space, choose_slots=open_slots and settings.device == "cuda"))
             return
         if resume is None:
             _begin_run(path, settings, found_space)

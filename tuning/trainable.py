@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import re
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
+from ray.tune.logger import TBXLoggerCallback
 from ray.tune.search import Searcher
 
 from tuning import checkpoints, jobs, machine
@@ -54,6 +56,8 @@ def train_trial(config: Mapping[str, Any], *, splits: Splits, run: str, device: 
     with (folder / LOG).open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
         try:
             prepare(threads)
+            if share := gpu_share(device):
+                machine.limit_gpu_memory(share)
             training = Training(
                 TrainConfig.model_validate(config["config"]),
                 splits,
@@ -66,6 +70,13 @@ def train_trial(config: Mapping[str, Any], *, splits: Splits, run: str, device: 
         except Exception:
             traceback.print_exc()
             raise
+
+
+def gpu_share(device: str) -> float:
+    """Returns the share of its GPU that Ray gave to this worker, in [0, 1]; it sees that GPU alone. 0 on a CPU."""
+    import ray
+
+    return ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0) if device == "cuda" else 0.0
 
 
 def _train(training: "Training", folder: Path) -> None:
@@ -243,6 +254,31 @@ class Proposals(_NotRestored, Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Does nothing: the study in the run folder is the record."""
+
+
+class TensorBoard(TBXLoggerCallback):
+    """Ray's own callback, with its library imported at the first epoch, and without the torch that this takes along.
+
+    While the workers start, the import would take a core from them; in the search's own process nothing needs torch.
+    """
+
+    def __init__(self) -> None:
+        self._trial_writer, self._trial_result = {}, {}
+
+    @property
+    def _summary_writer_cls(self) -> Any:
+        known = sys.modules.get("torch")
+        if known is None:
+            sys.modules["torch"] = None  # type: ignore[assignment]  # An import of it raises ImportError.
+        try:
+            from tensorboardX import SummaryWriter
+        finally:
+            if known is None:
+                del sys.modules["torch"]
+        return SummaryWriter
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Does nothing: the first result makes a trial's writer."""
 
 
 class Recorder(_NotRestored, tune.Callback):
