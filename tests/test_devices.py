@@ -132,7 +132,7 @@ def test_the_gpu_benchmark_runs_with_torch_alone(tmp_path: Path) -> None:
     size += ["--side-by-side", "2", "--recipe", str(tmp_path / "recipe.json"), "--target", "0.99", "0.01"]
     done = bench(tmp_path, *size, "--out", str(tmp_path / "gpu.csv"))
     assert done.returncode == 0, done.stderr
-    rows = list(csv.DictReader((tmp_path / "gpu.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "gpu.csv").read_text().splitlines()))
     assert [row["what"].split(",")[0] for row in rows] == ["resnet8-16", "1.00% valid accuracy", "99.00% not reached"]
     assert rows[0]["processes"] == "2" and float(rows[0]["images_per_second"]) > 50
     assert [row["epochs"] for row in rows] == ["", "1", "2"]
