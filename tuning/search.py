@@ -431,9 +431,7 @@ def main(
     verbose: Annotated[bool, typer.Option("--verbose", help="In a terminal, print a line an event, too.")] = False,
 ) -> None:
     """Search architecture, learning rate, batch size and the rest; print the best configurations."""
-    from tuning import estimate
     from tuning.progress import Progress
-    from tuning.spaces import load_space
 
     if samples is not None and samples < 1:
         raise UserError(f"--samples must be at least 1, but got {samples}.")
@@ -452,6 +450,9 @@ def main(
         source, path = space, results.new_path(run, dataset)
         if mlflow is not None:
             _check_mlflow(mlflow)
+        from tuning import estimate
+        from tuning.spaces import load_space
+
         open_slots = concurrency is None and gpus_per_trial is None and device != "cpu"
         trials_a_gpu = estimate.recall_slots(load_space(space).source, dataset) if open_slots else None
         slots = machine.plan_slots(device, cpus_per_trial, gpus_per_trial, concurrency, trials_a_gpu)
