@@ -118,7 +118,7 @@ def test_it_finds_a_better_point_than_chance() -> None:
 
     ours = [best(CurveSampler(seed, 5)) for seed in range(3)]
     chance = [best(optuna.samplers.RandomSampler(seed=seed)) for seed in range(3)]
-    assert np.mean(ours) > 0.88 > 0.85 > np.mean(chance)
+    assert np.mean(ours) > np.mean(chance) + 0.03
 
 
 def test_configurations_that_start_slowly_are_not_taken_for_bad_ones() -> None:
