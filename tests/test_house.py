@@ -38,12 +38,12 @@ ORDER = [
         "jobs",
         "audit",
     ),
-    *("spaces", "study", "report", "schedulers", "progress", "trainable", "estimate", "search"),
+    *("spaces", "study", "report", "schedulers", "progress", "cluster", "trainable", "estimate", "search"),
     *("candidates", "contest", "predict", "export", "best_model", "final", "explore"),
 ]
 # What a person calls may show, imported when asked to, what the rooms below make of its frames.
 COMMAND_MAY_IMPORT = {"results": {"compare", "plots", "style"}}
-MAY_NAME_RAY = {"trainable", "schedulers", "estimate", "search"}
+MAY_NAME_RAY = {"cluster", "trainable", "schedulers", "estimate", "search"}
 MAY_NAME_OPTUNA = {"spaces", "study", "schedulers", "estimate", "search", "importances"}
 
 

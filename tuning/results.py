@@ -58,6 +58,7 @@ _OUTCOME_COLUMNS = {
     "accumulation": _INT,
     "device": _TEXT,
     "precision": _TEXT,
+    "node": _TEXT,
     "stopped_by": _TEXT,
     "error": _TEXT,
     "started": _TIME,

@@ -40,6 +40,7 @@ N_STARTUP = 8
 SECONDS_FOR_AN_EPOCH = 10.0
 # What a search that is gone on with may be told anew; all else is as it was begun.
 OF_ANY_SESSION = {"samples", "time_budget", "data_dir", "audit", "resume", "dry_run_only", "quiet", "verbose"}
+OF_ANY_SESSION |= {"address", "dashboard"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,9 @@ class Settings:
     minimize: str | None = None
     mlflow: str | None = None
     audit: int = 0
+    address: str | None = None
+    limit: int | None = None
+    dashboard: bool = False
 
 
 def load(settings: Settings, source: str, progress: "Progress") -> tuple["Splits", "Space"]:
@@ -154,11 +158,11 @@ def run_trials(
     from ray import tune
     from ray.tune.logger import TBXLoggerCallback
 
-    from tuning import schedulers
-    from tuning.trainable import EndSearch, Proposals, Recorder, started_ray, train_trial, trial_folder
+    from tuning import cluster, schedulers
+    from tuning.trainable import EndSearch, Proposals, Recorder, train_trial, trial_folder
 
     stop = _Stop(settings.time_budget)
-    resources = {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial}
+    slots = cluster.Slots(asdict(settings), study.is_running, progress.note)
     recorder = Recorder(study, progress, stop.on_problem, alone=_whole_device(settings))
     stop.all_reported_since = recorder.all_reported_since
 
@@ -168,17 +172,18 @@ def run_trials(
     scheduler = schedulers.SCHEDULERS[settings.scheduler](settings.epochs, settings.seed)
     schedulers.replay(scheduler, study.finished_epochs())
     threads = max(1, int(settings.cpus_per_trial))
-    trainable = tune.with_parameters(
-        train_trial, splits=splits, run=str(path.absolute()), device=settings.device, threads=threads
-    )
-    with started_ray(asdict(settings), logging.FileHandler(path / "driver.log")), stop.on_signals():
+    trainable = tune.with_parameters(train_trial, splits=splits, run=str(path.absolute()), threads=threads)
+
+    def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        return tune.PlacementGroupFactory([cluster.resources(asdict(settings), config["device"])])
+
+    with cluster.started(asdict(settings), logging.FileHandler(path / "driver.log")), stop.on_signals():
         tuner = tune.Tuner(
             tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(
-                search_alg=Proposals(study, stop.on_problem, exhausted, recorder.holds),
+                search_alg=Proposals(study, stop.on_problem, exhausted, slots, recorder.holds),
                 scheduler=scheduler,
                 num_samples=n_trials,
-                max_concurrent_trials=settings.concurrency,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial_folder(path, trial.config["trial"]).name,
             ),
@@ -229,7 +234,12 @@ def _check_mlflow(uri: str) -> None:
 
 
 def _whole_device(settings: Settings) -> dict[str, float]:
-    """Returns the resources with which a trial is alone on its device; nothing where each trial is."""
+    """Returns the resources with which a trial is alone on its device; nothing where each is, and on a cluster.
+
+    There one trial would keep all nodes waiting until a device is free of others.
+    """
+    if settings.address is not None:
+        return {}
     if settings.device == "cuda":
         return {"cpu": settings.cpus_per_trial, "gpu": 1.0} if settings.gpus_per_trial < 1 else {}
     alone = settings.concurrency == 1
@@ -238,10 +248,9 @@ def _whole_device(settings: Settings) -> dict[str, float]:
 
 def dry_run(settings: Settings, splits: "Splits", space: "Space") -> str:
     """Returns what a search of these settings will take, from a few real steps; see `tuning.estimate`."""
-    from tuning import estimate
-    from tuning.trainable import started_ray
+    from tuning import cluster, estimate
 
-    with started_ray(asdict(settings), logging.NullHandler()):
+    with cluster.started(asdict(settings), logging.NullHandler()):
         costs = estimate.measure(settings, space, splits)
     found = estimate.summarise(settings, costs)
     estimate.keep(asdict(settings), found)
@@ -256,7 +265,7 @@ def usable_space(space: "Space", settings: Settings, progress: "Progress") -> "S
     """
     from tuning.spaces import check_space
 
-    if settings.device == "cpu" and space.gpu_only:
+    if settings.device != "cuda" and space.gpu_only:
         left_out = "; ".join(f"{name} {', '.join(map(str, choices))}" for name, choices in space.gpu_only.items())
         progress.note(f"On a CPU the space {settings.space} leaves out: {left_out}.")
         space = space.without(space.gpu_only)
@@ -389,7 +398,15 @@ def main(
     minimize: Annotated[
         str | None, typer.Option(help="n_parameters or seconds_per_image: beside accuracy, without a scheduler.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda where there is one).")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Run on this Ray cluster: auto or HOST:PORT, from a node of it; with --storage.")
+    ] = None,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Serve Ray's dashboard, to this machine only.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda (default: cuda where there is one); on a cluster also any.")
+    ] = None,
     cpus_per_trial: Annotated[float | None, typer.Option(min=0.1, help="CPU cores a trial (default: 1).")] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(min=0, help="GPUs, or a share of one, a trial.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Trials side by side (default: as many as fit).")] = None,
@@ -424,7 +441,10 @@ def main(
         found = results.load(resume)
         settings = replace(Settings(**found.meta["settings"]), time_budget=budget)
         settings = replace(settings, samples=samples or settings.samples, audit=audit or settings.audit)
+        settings = replace(settings, dashboard=dashboard)
         _check_resumed(context, found, samples)
+        if address is not None or settings.address is not None:
+            settings = _placed(settings, address or settings.address)
         if data_dir is not None:
             settings = replace(settings, data_dir=str(data_dir))
         source, path = str(found.path / "space.py"), found.path
@@ -433,12 +453,12 @@ def main(
         source, path = space, results.new_path(run, dataset)
         if mlflow is not None:
             _check_mlflow(mlflow)
-        slots = machine.plan_slots(device, cpus_per_trial, gpus_per_trial, concurrency)
+        slots = _plan_slots(address, device, cpus_per_trial, gpus_per_trial, concurrency)
         settings = Settings(
             samples=samples or 20,
             space=space,
             dataset=dataset,
-            epochs=epochs or DEFAULT_EPOCHS[slots["device"]],
+            epochs=epochs or DEFAULT_EPOCHS["cuda" if slots["device"] == "cuda" else "cpu"],
             seed=seed,
             sampler=sampler,
             scheduler=scheduler,
@@ -449,6 +469,7 @@ def main(
             minimize=minimize,
             mlflow=mlflow,
             audit=audit,
+            dashboard=dashboard,
             **slots,
         )
     before = results.Run(path)
@@ -484,6 +505,23 @@ def main(
 
         print(text(found.meta["audit"]))
     print(f"Run folder: {found.path}. Next: python -m tuning.final --run {found.name}")
+
+
+def _plan_slots(address: str | None, *asked: Any) -> dict[str, Any]:
+    """Returns what `machine.plan_slots` or, with an address, `cluster.plan_slots` does."""
+    if address is None:
+        return machine.plan_slots(*asked)
+    from tuning import cluster
+
+    return cluster.plan_slots(address, *asked)
+
+
+def _placed(settings: Settings, address: str | None) -> Settings:
+    """Returns the settings of a run that is gone on with on a cluster, or on this machine after all ("local")."""
+    asked = (settings.device, settings.cpus_per_trial, settings.gpus_per_trial, settings.limit)
+    if address != "local":
+        return replace(settings, **_plan_slots(address, *asked))
+    return replace(settings, address=None, **machine.plan_slots(None, settings.cpus_per_trial, None, settings.limit))
 
 
 def _check_resumed(context: typer.Context, run: results.Run, samples: int | None) -> None:

@@ -29,7 +29,18 @@ _STATES = {
     TrialState.RUNNING: "running",
 }
 # What the study keeps of a trial that has ended, beside its configuration.
-_KEPT = ("state", "ended", "stopped_by", "error", "attempt", "accumulation", "device", "precision", *results.OBJECTIVES)
+_KEPT = (
+    "state",
+    "ended",
+    "stopped_by",
+    "error",
+    "attempt",
+    "accumulation",
+    "device",
+    "precision",
+    "node",
+    *results.OBJECTIVES,
+)
 _SECONDS_BETWEEN_WRITES = 1.0
 REPEATS_BEFORE_RANDOM, REPEATS_THAT_EXHAUST = 10, 200
 
@@ -117,6 +128,10 @@ class RunStudy:
         """Trials that were running when the study was opened and have not been asked for again."""
         return len(self._interrupted)
 
+    def is_running(self, number: int) -> bool:
+        """Returns whether a trial has not ended."""
+        return "state" not in self._attrs[number]
+
     def finished_epochs(self) -> dict[int, list[dict[str, Any]]]:
         """Returns the epochs of each trial that has ended, for a scheduler that has to learn them again."""
         return {
@@ -203,6 +218,10 @@ class RunStudy:
         self._tell_epoch(number, row)
         self.write_trials(throttled=True)
         return True
+
+    def ran_on(self, number: int, node: str | None) -> None:
+        """Notes the host that a trial's last result came from."""
+        self._attrs[number]["node"] = node
 
     def _tell_epoch(self, number: int, row: Mapping[str, Any]) -> None:
         if self._minimize is None:
