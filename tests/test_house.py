@@ -19,6 +19,7 @@ ORDER = [
         "config",
         "machine",
         "files",
+        "storage",
         "fetch",
         "data",
         "models",

@@ -8,7 +8,7 @@ This module needs neither torch nor Ray. Rows come from the search; here they ar
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -184,25 +184,29 @@ def run_names(root: Path = RESULTS) -> list[str]:
     return sorted(path.parent.name for path in root.glob("*/meta.json"))
 
 
-def new_path(name: str | None, dataset: str, root: Path = RESULTS) -> Path:
+def new_path(name: str | None, dataset: str, root: Path = RESULTS, *, taken: Collection[str] = ()) -> Path:
     """Returns where a new run's folder is to be.
 
     Args:
         name: Letters, digits, ".", "_" and "-"; None gives <date>-<dataset>-<number>.
         dataset: For the name.
         root: Where the run folders are.
+        taken: Names that are taken elsewhere.
 
     Raises:
         UserError: The name has other characters, or exists.
     """
     if name is None:
         stem = f"{date.today().isoformat()}-{dataset}-"
-        numbers = [path.name.removeprefix(stem) for path in root.glob(f"{stem}*")]
+        names = [*(path.name for path in root.glob(f"{stem}*")), *taken]
+        numbers = [name.removeprefix(stem) for name in names if name.startswith(stem)]
         name = f"{stem}{max((int(number) for number in numbers if number.isdigit()), default=0) + 1}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in WORDS:
         raise UserError(f"--run must be letters, digits, '.', '_' and '-' (and none of {WORDS}), but got {name!r}.")
     if (root / name).exists():
         raise UserError(f"--run must be a new name, but got {name!r}, and {root / name} exists. Choose another.")
+    if name in taken:
+        raise UserError(f"--run must be a new name, but got {name!r}, and the storage has it. Choose another.")
     return root / name
 
 

@@ -10,11 +10,13 @@ import logging
 import math
 import os
 import re
+import secrets
 import shlex
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -23,7 +25,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuning import files, machine, results
+from tuning import cluster, files, machine, results
+from tuning import storage as storages
 from tuning.errors import UserError, counted, run_command, unknown_name
 
 if TYPE_CHECKING:
@@ -65,6 +68,7 @@ class Settings:
     minimize: str | None = None
     mlflow: str | None = None
     audit: int = 0
+    storage: str | None = None
     address: str | None = None
     limit: int | None = None
     dashboard: bool = False
@@ -102,12 +106,11 @@ def search(settings: Settings, path: Path, splits: "Splits", space: "Space", pro
     if to_run > 0:
         stopped_by = run_trials(settings, path, splits, study, progress, to_run)
         _update_meta(path, settings, ended=_now(), stopped_by=stopped_by)
-        if stopped_by == "interrupt":
-            conclude(results.Run(path))
-            return
-    if settings.audit:
+    if settings.audit and not (to_run > 0 and stopped_by == "interrupt"):
         hold_audit(settings, path, splits, progress)
     conclude(results.Run(path))
+    if settings.storage is not None:
+        conclude_stored(results.Run(path), _stored_at(settings, path), progress)
 
 
 def hold_audit(settings: Settings, path: Path, splits: "Splits", progress: "Progress") -> None:
@@ -151,6 +154,55 @@ def conclude(run: results.Run) -> None:
     report.write(run, importances=importance)
 
 
+def conclude_stored(run: results.Run, uri: str, progress: "Progress") -> None:
+    """Removes the losers' checkpoints from the storage, and brings the winner's best one into the run folder."""
+    from tuning import checkpoints
+    from tuning.trainable import trial_folder
+
+    trials = run.trials
+    if not trials["state"].isin(["complete", "pruned"]).any():
+        return
+    store, best = storages.Store(uri), run.best["trial"]
+    losers = {f"{number:04d}" for number in trials.loc[trials["state"] != "running", "trial"] if number != best}
+    try:
+        stored = [name.split("/") for name in store.names("trials")]
+        lost = ["/".join(name) for name in stored if name[1] in losers and name[-1] in checkpoints.NAMES]
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(store.remove, lost))
+        folder = trial_folder(run.path, best)
+        if checkpoint := store.read(f"trials/{folder.name}/{checkpoints.BEST}"):
+            files.write_bytes(folder / checkpoints.BEST, checkpoint)
+    except UserError as error:
+        progress.note(f"The losers' checkpoints stay in the storage: {error}. {_sent_by(run.path)}")
+
+
+@contextmanager
+def mirrored(settings: Settings, path: Path, progress: "Progress") -> Iterator[None]:
+    """Sends the run folder to its storage, if it has one, while something is going on in it."""
+    from tuning import checkpoints
+
+    if settings.storage is None:
+        yield
+        return
+    with storages.Mirror(path, _stored_at(settings, path), progress.note, skip=checkpoints.NAMES) as mirror:
+        try:
+            yield
+        finally:
+            missing = mirror.finish()
+            if missing:
+                progress.note(
+                    f"Not in the storage yet: {', '.join(missing[:5])}{', …' * (len(missing) > 5)}. {_sent_by(path)}"
+                )
+
+
+def _stored_at(settings: Settings, path: Path) -> str:
+    return storages.joined(settings.storage or "", path.name)
+
+
+def _sent_by(path: Path) -> str:
+    return f"Once the storage is back, `python -m tuning.search --resume {path.name}` sends it."
+
+
 def run_trials(
     settings: Settings, path: Path, splits: "Splits", study: "RunStudy", progress: "Progress", n_trials: int
 ) -> str | None:
@@ -158,8 +210,8 @@ def run_trials(
     from ray import tune
     from ray.tune.logger import TBXLoggerCallback
 
-    from tuning import cluster, schedulers
-    from tuning.trainable import EndSearch, Proposals, Recorder, train_trial, trial_folder
+    from tuning import schedulers
+    from tuning.trainable import EndSearch, Proposals, Recorder, sweep_nodes, train_trial, trial_folder
 
     stop = _Stop(settings.time_budget)
     slots = cluster.Slots(asdict(settings), study.is_running, progress.note)
@@ -171,8 +223,16 @@ def run_trials(
 
     scheduler = schedulers.SCHEDULERS[settings.scheduler](settings.epochs, settings.seed)
     schedulers.replay(scheduler, study.finished_epochs())
-    threads = max(1, int(settings.cpus_per_trial))
-    trainable = tune.with_parameters(train_trial, splits=splits, run=str(path.absolute()), threads=threads)
+    stored = None
+    if settings.storage is not None:
+        stored = (_stored_at(settings, path), files.read_json(path / "meta.json")["id"])
+    trainable = tune.with_parameters(
+        train_trial,
+        splits=splits,
+        run=str(path.absolute()),
+        threads=max(1, int(settings.cpus_per_trial)),
+        stored=stored,
+    )
 
     def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
         return tune.PlacementGroupFactory([cluster.resources(asdict(settings), config["device"])])
@@ -197,6 +257,9 @@ def run_trials(
             ),
         )
         tuner.fit()
+        left = [] if stored is None else sweep_nodes(stored[1], stored[0])
+        if left:
+            progress.note(f"Not in the storage yet: {'; '.join(left)}. {_sent_by(path)}")
     for leftover in (path / "trials").glob("*"):
         if leftover.is_file():  # Ray's own state, pickled: the study and the frames are the record to go on from.
             leftover.unlink()
@@ -248,7 +311,7 @@ def _whole_device(settings: Settings) -> dict[str, float]:
 
 def dry_run(settings: Settings, splits: "Splits", space: "Space") -> str:
     """Returns what a search of these settings will take, from a few real steps; see `tuning.estimate`."""
-    from tuning import cluster, estimate
+    from tuning import estimate
 
     with cluster.started(asdict(settings), logging.NullHandler()):
         costs = estimate.measure(settings, space, splits)
@@ -354,9 +417,10 @@ def _begin_run(path: Path, settings: Settings, space: "Space") -> None:
     _update_meta(
         path,
         settings,
+        id=secrets.token_hex(6),
         dataset=settings.dataset,
         seed=settings.seed,
-        command=shlex.join(["python", "-m", "tuning.search", *sys.argv[1:]]),
+        command=storages.masked(shlex.join(["python", "-m", "tuning.search", *sys.argv[1:]])),
         started=_now(),
         estimate=estimate.recall(asdict(settings)),
         versions=machine.versions(),
@@ -415,6 +479,9 @@ def main(
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="A folder that holds the data set's files.")] = None,
     train_images: Annotated[int | None, typer.Option(help="Train on this many images only, stratified.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Keep the run in this place, too: s3://BUCKET/FOLDER, gs://… or a shared folder.")
+    ] = None,
     mlflow: Annotated[str | None, typer.Option(help="Log each trial to this MLflow tracking URI, too.")] = None,
     audit: Annotated[
         int,
@@ -444,16 +511,22 @@ def main(
         settings = replace(settings, dashboard=dashboard)
         _check_resumed(context, found, samples)
         if address is not None or settings.address is not None:
-            settings = _placed(settings, address or settings.address)
+            settings = _placed(settings, address or str(settings.address))
         if data_dir is not None:
             settings = replace(settings, data_dir=str(data_dir))
         source, path = str(found.path / "space.py"), found.path
     else:
         scheduler = _check_names(space, dataset, sampler, scheduler, minimize)
-        source, path = space, results.new_path(run, dataset)
+        taken = []
+        if storage is not None:
+            storage = storages.usable(storage)
+            taken = storages.Store(storage).folders()
+        source, path = space, results.new_path(run, dataset, taken=taken)
         if mlflow is not None:
             _check_mlflow(mlflow)
-        slots = _plan_slots(address, device, cpus_per_trial, gpus_per_trial, concurrency)
+        if dashboard:
+            cluster.check_dashboard(address)
+        slots = _plan_slots(address, storage, device, cpus_per_trial, gpus_per_trial, concurrency)
         settings = Settings(
             samples=samples or 20,
             space=space,
@@ -470,6 +543,7 @@ def main(
             mlflow=mlflow,
             audit=audit,
             dashboard=dashboard,
+            storage=storage,
             **slots,
         )
     before = results.Run(path)
@@ -489,7 +563,8 @@ def main(
             _begin_run(path, settings, found_space)
         else:
             _resume_run(path, settings)
-        search(settings, path, splits, found_space, progress)
+        with mirrored(settings, path, progress):
+            search(settings, path, splits, found_space, progress)
     found = results.Run(path)
     print(results.summary_line(found))
     if found.trials["state"].isin(["complete", "pruned"]).any():
@@ -507,20 +582,23 @@ def main(
     print(f"Run folder: {found.path}. Next: python -m tuning.final --run {found.name}")
 
 
-def _plan_slots(address: str | None, *asked: Any) -> dict[str, Any]:
-    """Returns what `machine.plan_slots` or, with an address, `cluster.plan_slots` does."""
+def _plan_slots(address: str | None, storage: str | None, *asked: Any) -> dict[str, Any]:
+    """Returns what `machine.plan_slots` or, with an address, `cluster.plan_slots` does; a cluster needs a storage."""
     if address is None:
         return machine.plan_slots(*asked)
-    from tuning import cluster
-
+    if storage is None:
+        raise UserError(
+            f"--storage must be given with --address, because checkpoints must outlive a node, but got --address "
+            f"{address} alone. Add --storage s3://BUCKET/FOLDER, or a folder that all nodes share."
+        )
     return cluster.plan_slots(address, *asked)
 
 
-def _placed(settings: Settings, address: str | None) -> Settings:
+def _placed(settings: Settings, address: str) -> Settings:
     """Returns the settings of a run that is gone on with on a cluster, or on this machine after all ("local")."""
     asked = (settings.device, settings.cpus_per_trial, settings.gpus_per_trial, settings.limit)
     if address != "local":
-        return replace(settings, **_plan_slots(address, *asked))
+        return replace(settings, **_plan_slots(address, settings.storage, *asked))
     return replace(settings, address=None, **machine.plan_slots(None, settings.cpus_per_trial, None, settings.limit))
 
 

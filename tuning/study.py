@@ -47,12 +47,16 @@ REPEATS_BEFORE_RANDOM, REPEATS_THAT_EXHAUST = 10, 200
 
 @dataclass(frozen=True)
 class Proposal:
-    """A trial to run: its number in the study, its seed, its configuration, and the parts that a batch is cut into."""
+    """A trial to run: its number in the study, its seed, its configuration, and the parts that a batch is cut into.
+
+    `epochs` are those that the study knows of it already: more than none for a trial that was interrupted.
+    """
 
     number: int
     seed: int
     config: TrainConfig
     accumulation: int = 1
+    epochs: int = 0
 
 
 class RunStudy:
@@ -155,7 +159,8 @@ class RunStudy:
             if "config" in attrs:
                 attrs["attempt"] = attrs.get("attempt", 1) + 1
                 config = TrainConfig.model_validate(attrs["config"])
-                return Proposal(number, attrs["seed"], config, attrs.get("accumulation", 1))
+                n_known = len(self._rows.get(number, []))
+                return Proposal(number, attrs["seed"], config, attrs.get("accumulation", 1), n_known)
             self._end(number, TrialState.FAIL, error="interrupted before its configuration was known")
             return self.ask()
         sampler = self.study.sampler

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 from ray.tune.search import Searcher
 
-from tuning import checkpoints, cluster, jobs
+from tuning import checkpoints, cluster, files, jobs, storage
 from tuning.config import TrainConfig
 from tuning.data import Splits
 from tuning.errors import DISK_FULL, UserError
@@ -32,28 +32,47 @@ if TYPE_CHECKING:
 
 LOG = "trial.log"
 FAILURES_THAT_STOP = 3
+SECONDS_FOR_A_CHECKPOINT = 600.0  # A storage that is away for longer costs a trial that moved its epochs.
 # As torch says it of a GPU and of the host, Python of itself, and Ray of a worker that it has killed.
 _LOST_NODE = re.compile(r"its node has died|is unavailable: ")
 _OUT_OF_MEMORY = re.compile(r"OutOfMemory|MemoryError|can't allocate memory|running low on memory")
 
 
-def train_trial(config: Mapping[str, Any], *, splits: Splits, run: str, threads: int) -> None:
+def train_trial(
+    config: Mapping[str, Any],
+    *,
+    splits: Splits,
+    run: str,
+    threads: int,
+    stored: tuple[str, str] | None = None,
+) -> None:
     """Trains one configuration in a Ray worker and reports each epoch; the trial's log gets what is printed meanwhile.
 
     Args:
         config: `trial` (its number), `seed`, `config` (the hyperparameters), `accumulation`, the parts of a batch, and
-            `device`, that of its slot: a "cuda" that torch does not find where the trial runs gives way to "cpu".
+            `epochs`, how many the study knows of it, and `device`, that of its slot: a "cuda" that torch does not find
+            where the trial runs gives way to "cpu".
         splits: From the object store; its arrays are read-only and shared by all trials on a node.
         run: The run folder; the trial's is `trials/<number>` below it.
         threads: For torch, on a CPU.
+        stored: The run's URI in a storage, and its id. The run folder may then be on another machine: the trial's is a
+            scratch folder of this node, and sent from there.
     """
     import torch
 
     from tuning.training import Training, prepare
 
-    folder = trial_folder(Path(run), config["trial"])
+    root = Path(run) if stored is None else storage.scratch(stored[1])
+    folder = trial_folder(root, config["trial"])
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOG).open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
+    with contextlib.ExitStack() as stack:
+        if stored is not None:
+            _fetch(stored[0], folder, config["epochs"])
+            part = folder.relative_to(root).as_posix()
+            stack.enter_context(storage.Mirror(root, stored[0], print, part=part, every=1.0))
+        log = stack.enter_context((folder / LOG).open("a", buffering=1))
+        stack.enter_context(redirect_stdout(log))
+        stack.enter_context(redirect_stderr(log))
         try:
             prepare(threads)
             device = "cuda" if config["device"] == "cuda" and torch.cuda.is_available() else "cpu"
@@ -69,6 +88,26 @@ def train_trial(config: Mapping[str, Any], *, splits: Splits, run: str, threads:
         except Exception:
             traceback.print_exc()
             raise
+
+
+def _fetch(uri: str, folder: Path, epochs: int) -> None:
+    """Fetches checkpoint and log of a trial that has run elsewhere: more epochs of it are known than are here.
+
+    Where the storage is away for long, the trial goes on from what is here, if only from its beginning.
+    """
+    latest, log = folder / checkpoints.LATEST, folder / LOG
+    if epochs == 0 or checkpoints.n_epochs(latest) >= epochs:
+        return
+    store, fetched = storage.Store(uri, SECONDS_FOR_A_CHECKPOINT), folder / ".fetched"
+    try:
+        for path, length in ((latest, checkpoints.n_epochs), (log, lambda path: path.exists() and path.stat().st_size)):
+            files.write_bytes(fetched, store.read(f"trials/{folder.name}/{path.name}") or b"")
+            if length(fetched) > length(path):
+                fetched.replace(path)
+    except UserError as error:
+        with log.open("a") as file:
+            print(error, file=file)
+    fetched.unlink(missing_ok=True)
 
 
 def _train(training: "Training", folder: Path) -> None:
@@ -127,6 +166,28 @@ def train_all(
                 raise
             except ray.exceptions.RayError as error:  # The worker died; `jobs.train` tells of what it can catch.
                 yield running.pop(rows), {"error": str(error).strip().splitlines()[0]}
+
+
+def sweep_nodes(run_id: str, uri: str) -> list[str]:
+    """Has each node send what its trials have not, and clear it away; returns what is left, and where."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    remote, here = ray.remote(num_cpus=0, max_retries=0)(storage.sweep), ray.get_runtime_context().get_node_id()
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    swept = {
+        node["NodeManagerHostname"]: remote.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(run_id, uri)
+        for node in others
+    }
+    left = {"this machine": storage.sweep(run_id, uri)}
+    for name, answer in swept.items():
+        try:
+            left[name] = ray.get(answer)
+        except ray.exceptions.RayError as error:  # The node is gone, and what was only there with it.
+            left[name] = f"what was only there: {next(iter(str(error).splitlines()), 'it is gone')}"
+    return [f"{what} of {name}" for name, what in left.items() if what]
 
 
 def trial_folder(run: Path, number: int) -> Path:
@@ -193,6 +254,7 @@ class Proposals(_NotRestored, Searcher):
             "seed": proposal.seed,
             "config": proposal.config.model_dump(),
             "accumulation": proposal.accumulation,
+            "epochs": proposal.epochs,
         }
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -269,6 +331,7 @@ class Recorder(_NotRestored, tune.Callback):
             room = self._give_room(trial) if _OUT_OF_MEMORY.search(_last_failure(trial)) else ""
             if _LOST_NODE.search(_last_failure(trial)):
                 error = f"its node {self._study.row(number).get('node') or ''} was lost: {error}"
+            trial.set_config({**trial.config, "epochs": self._study.row(number)["epochs"]})
             self._study.retry(number, f"{error}{room}", accumulation=trial.config["accumulation"])
             self._progress.note(f"trial {number} failed and is tried again{room}: {error}")
 
