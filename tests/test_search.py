@@ -380,6 +380,7 @@ def bad(**arguments: Any) -> None:
         ({"cpus_per_trial": 1000.0}, "--cpus-per-trial must be at most .*, but got 1000"),
         ({"device": "cpu", "gpus_per_trial": 64.0}, "--gpus-per-trial must be at most .*, but got 64"),
         ({"concurrency": 1000}, "--concurrency must be between 1 and .*, but got 1000"),
+        ({"address": "auto"}, "--storage must be given with --address, .*, but got --address auto alone"),
         ({"concurrency": 0}, "--concurrency must be between 1 and .*, but got 0"),
         ({"time_budget": "soon"}, "--time-budget must be a duration such as .*, but got 'soon'"),
         ({"time_budget": "0s"}, "--time-budget must be a duration such as .*, but got '0s'"),

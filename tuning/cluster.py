@@ -245,7 +245,11 @@ def started(slots: Mapping[str, Any], log: logging.Handler) -> Iterator[None]:
         "RAY_prestart_worker_first_driver": "0",
     }
     import ray
+    from ray._private import ray_constants
 
+    # Where it is false, Ray takes the loopback address for that of the machine; else its ports are open to the world,
+    # whatever `_node_ip_address` says (ray 2.60: "127.0.0.1" is replaced by an address that others can reach).
+    ray_constants.ENABLE_RAY_CLUSTER = slots.get("address") is not None
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if slots.get("address") is not None:
         from ray._private.authentication import authentication_token_setup as tokens
@@ -260,7 +264,6 @@ def started(slots: Mapping[str, Any], log: logging.Handler) -> Iterator[None]:
             num_gpus=len(machine.gpu_memory()) if slots["device"] == "cuda" else 0,
             include_dashboard=slots.get("dashboard", False),
             dashboard_host="127.0.0.1",
-            _node_ip_address="127.0.0.1",
             **quiet,
         )
         if slots.get("dashboard", False):

@@ -330,7 +330,7 @@ class Recorder(_NotRestored, tune.Callback):
                 raise UserError(error[error.index(DISK_FULL) :])
             room = self._give_room(trial) if _OUT_OF_MEMORY.search(_last_failure(trial)) else ""
             if _LOST_NODE.search(_last_failure(trial)):
-                error = f"its node {self._study.row(number).get('node') or ''} was lost: {error}"
+                error = f"its node {self._study.row(number).get('node') or ''} was lost: {error.partition('. ')[0]}"
             trial.set_config({**trial.config, "epochs": self._study.row(number)["epochs"]})
             self._study.retry(number, f"{error}{room}", accumulation=trial.config["accumulation"])
             self._progress.note(f"trial {number} failed and is tried again{room}: {error}")
