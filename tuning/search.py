@@ -136,8 +136,9 @@ def conclude(run: results.Run) -> None:
     trials, epochs = run.trials, run.epochs
     if not trials["state"].isin(["complete", "pruned"]).any():
         return
+    best = run.best["trial"]
     for number in trials.loc[trials["state"] != "running", "trial"]:
-        if number != run.best["trial"]:
+        if number != best:
             checkpoints.remove(trial_folder(run.path, number))
     results.write_best(run)
     importance = importances.of_run(run)
