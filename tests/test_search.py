@@ -381,6 +381,8 @@ def bad(**arguments: Any) -> None:
         ({"device": "cpu", "gpus_per_trial": 64.0}, "--gpus-per-trial must be at most .*, but got 64"),
         ({"concurrency": 1000}, "--concurrency must be between 1 and .*, but got 1000"),
         ({"address": "auto"}, "--storage must be given with --address, .*, but got --address auto alone"),
+        ({"device": "any"}, "--device must be cpu or cuda on one machine, but got 'any'"),
+        ({"device": "any", "address": "auto", "dry_run_only": True}, "--device must be cpu or cuda with --dry-run"),
         ({"concurrency": 0}, "--concurrency must be between 1 and .*, but got 0"),
         ({"time_budget": "soon"}, "--time-budget must be a duration such as .*, but got 'soon'"),
         ({"time_budget": "0s"}, "--time-budget must be a duration such as .*, but got '0s'"),

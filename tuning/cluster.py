@@ -170,6 +170,9 @@ class Slots:
         slots: As `plan_slots` gives them, or `machine.plan_slots`.
         is_running: Whether a trial has not ended yet, by its number.
         note: Is told which nodes came and went.
+
+    Attributes:
+        most: So many were taken at a time.
     """
 
     def __init__(
@@ -180,6 +183,7 @@ class Slots:
         self._names: dict[str, str] = {}
         self._capacity = {slots["device"]: slots["concurrency"]}
         self._looked = -math.inf
+        self.most = 0
 
     def free(self) -> str | None:
         """Returns the device of a slot that is free, a GPU's first; None where there is none."""
@@ -192,6 +196,7 @@ class Slots:
     def take(self, number: int, device: str) -> None:
         """Gives a trial a slot until it has ended."""
         self._taken[number] = device
+        self.most = max(self.most, len(self._taken))
 
     def _look(self) -> None:
         """Asks the cluster what it has now, and says what has changed."""

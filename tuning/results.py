@@ -270,7 +270,7 @@ def summary_line(run: Run) -> str:
     counts = ", ".join(f"{n} {state}" for state, n in trials["state"].value_counts().items())
     if trials.empty:
         return f"{run.name}: {meta['dataset']}, no trials yet"
-    taken, slots = minutes(run), meta["settings"]["concurrency"]
+    taken, slots = minutes(run), max(meta["settings"]["concurrency"], meta.get("side_by_side", 1))
     busy = trials["seconds"].sum() / 60 / (slots * taken) if taken else 0.0
     return (
         f"{run.name}: {meta['dataset']}, {counted(len(trials), 'trial')} ({counts}), {taken:.1f} minutes, "

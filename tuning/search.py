@@ -120,9 +120,11 @@ def hold_audit(settings: Settings, path: Path, splits: "Splits", progress: "Prog
 
     run = results.Run(path)
     chosen = audit.wanted(run, settings.audit, settings.seed)
+    # What it trains is kept in the run folder, which a cluster's nodes may not share.
+    slots = asdict(settings) if settings.address is None else machine.plan_slots(None, None, None, None)
 
     def train(wanted: Sequence["Job"]) -> Iterator[tuple["Job", dict[str, Any]]]:
-        return train_all(wanted, splits, asdict(settings))
+        return train_all(wanted, splits, slots)
 
     found = audit.hold(run, chosen, splits.split_hash, train, progress.note)
     _update_meta(path, settings, audit=found)
@@ -258,6 +260,7 @@ def run_trials(
             ),
         )
         tuner.fit()
+        _update_meta(path, settings, side_by_side=slots.most)
         left = [] if stored is None else sweep_nodes(stored[1], stored[0])
         if left:
             progress.note(f"Not in the storage yet: {'; '.join(left)}. {_sent_by(path)}")
@@ -527,6 +530,10 @@ def main(
             _check_mlflow(mlflow)
         if dashboard:
             cluster.check_dashboard(address)
+        if device == "any" and (address is None or dry_run_only):
+            raise UserError(
+                f"--device must be cpu or cuda {'with --dry-run' if address else 'on one machine'}, but got 'any'."
+            )
         slots = _plan_slots(address, storage, device, cpus_per_trial, gpus_per_trial, concurrency)
         settings = Settings(
             samples=samples or 20,
