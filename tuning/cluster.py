@@ -122,7 +122,8 @@ def plan_slots(
         )
     now = sum(capacity(slots, alive, []).values())
     if not sum(capacity(slots, alive, to_come).values()):
-        most_cpus = max(node.get("CPU", 0.0) for node in nodes if node.get("GPU", 0.0) >= slots["gpus_per_trial"])
+        fitting = [node for node in nodes if device != "cuda" or node.get("GPU", 0.0) >= slots["gpus_per_trial"]]
+        most_cpus = max((node.get("CPU", 0.0) for node in fitting), default=0.0)
         raise UserError(
             f"--cpus-per-trial must be at most {most_cpus:g}, the cores of the largest node, "
             f"but got {slots['cpus_per_trial']:g}. Start more nodes, or ask for less."
