@@ -20,6 +20,7 @@ ORDER = [
         "machine",
         "files",
         "storage",
+        "mirror",
         "fetch",
         "data",
         "models",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from tuning import files
+from tuning import files, mirror, storage
 from tuning.config import TrainConfig
 from tuning.errors import UserError, counted, run_command, unknown_name
 
@@ -157,16 +157,19 @@ def within(trials: "pd.DataFrame", path: Path, max_parameters: int | None) -> "p
     return small
 
 
-def load(name: str | Path = "latest", root: Path = RESULTS) -> Run:
-    """Returns a run by name, by path, or the newest one.
+def load(name: str | Path = "latest", root: Path = RESULTS, *, retrained: bool = False) -> Run:
+    """Returns a run by name, by path, or the newest one; or one in a storage, whose record it fetches.
 
     Args:
-        name: A folder's name below `root`, a path, or "latest".
+        name: A folder's name below `root`, a path, a URI (`s3://bucket/runs/<run>`), or "latest".
         root: Where the run folders are.
+        retrained: Fetch what `final` has trained, too.
 
     Raises:
         UserError: There is no such run (the closest name is given), or none at all.
     """
+    if "://" in str(name):
+        return Run(mirror.fetch(str(name), root, retrained=retrained))
     if Path(name).is_dir() and (Path(name) / "meta.json").exists():
         return Run(Path(name))
     names = run_names(root)
@@ -177,6 +180,20 @@ def load(name: str | Path = "latest", root: Path = RESULTS) -> Run:
     if str(name) not in names:
         raise unknown_name(f"Run below {root}/", str(name), [*names, "latest"])
     return Run(root / name)
+
+
+def send(run: Run) -> None:
+    """Sends the page, and what `final` has trained, to the run's storage, if it has one; says what it cannot."""
+    base = run.meta["settings"].get("storage")
+    if base is None or storage.is_at(base, run.path):
+        return
+    uri = storage.joined(base, run.name)
+    with mirror.Mirror(run.path, uri, print, part="final") as sending:
+        sending.finish()
+    try:
+        storage.Store(uri).write("report.html", (run.path / "report.html").read_bytes())
+    except UserError as error:
+        print(f"Not in the storage yet: report.html. {error}. {mirror.sent_by(run.name)}")
 
 
 def run_names(root: Path = RESULTS) -> list[str]:

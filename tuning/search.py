@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuning import cluster, files, machine, results
+from tuning import cluster, files, machine, mirror, results
 from tuning import storage as storages
 from tuning.errors import UserError, counted, run_command, unknown_name
 
@@ -106,6 +106,8 @@ def search(settings: Settings, path: Path, splits: "Splits", space: "Space", pro
     if to_run > 0:
         stopped_by = run_trials(settings, path, splits, study, progress, to_run)
         _update_meta(path, settings, ended=_now(), stopped_by=stopped_by)
+    elif settings.storage is not None:  # What an earlier session could not send.
+        mirror.sweep(files.read_json(path / "meta.json")["id"], _stored_at(settings, path))
     if settings.audit and not (to_run > 0 and stopped_by == "interrupt"):
         hold_audit(settings, path, splits, progress)
     conclude(results.Run(path))
@@ -176,7 +178,7 @@ def conclude_stored(run: results.Run, uri: str, progress: "Progress") -> None:
         if checkpoint := store.read(f"trials/{folder.name}/{checkpoints.BEST}"):
             files.write_bytes(folder / checkpoints.BEST, checkpoint)
     except UserError as error:
-        progress.note(f"The losers' checkpoints stay in the storage: {error}. {_sent_by(run.path)}")
+        progress.note(f"The losers' checkpoints stay in the storage: {error}. {mirror.sent_by(run.name)}")
 
 
 @contextmanager
@@ -187,23 +189,15 @@ def mirrored(settings: Settings, path: Path, progress: "Progress") -> Iterator[N
     if settings.storage is None:
         yield
         return
-    with storages.Mirror(path, _stored_at(settings, path), progress.note, skip=checkpoints.NAMES) as mirror:
+    with mirror.Mirror(path, _stored_at(settings, path), progress.note, skip=checkpoints.NAMES) as sending:
         try:
             yield
         finally:
-            missing = mirror.finish()
-            if missing:
-                progress.note(
-                    f"Not in the storage yet: {', '.join(missing[:5])}{', …' * (len(missing) > 5)}. {_sent_by(path)}"
-                )
+            sending.finish()
 
 
 def _stored_at(settings: Settings, path: Path) -> str:
     return storages.joined(settings.storage or "", path.name)
-
-
-def _sent_by(path: Path) -> str:
-    return f"Once the storage is back, `python -m tuning.search --resume {path.name}` sends it."
 
 
 def run_trials(
@@ -263,7 +257,7 @@ def run_trials(
         _update_meta(path, settings, side_by_side=slots.most)
         left = [] if stored is None else sweep_nodes(stored[1], stored[0])
         if left:
-            progress.note(f"Not in the storage yet: {'; '.join(left)}. {_sent_by(path)}")
+            progress.note(f"Not in the storage yet: {'; '.join(left)}. {mirror.sent_by(path.name)}")
     for leftover in (path / "trials").glob("*"):
         if leftover.is_file():  # Ray's own state, pickled: the study and the frames are the record to go on from.
             leftover.unlink()
@@ -509,9 +503,11 @@ def main(
         raise UserError(f"--samples must be at least 1, but got {samples}.")
     budget = None if time_budget is None else parse_duration(time_budget)
     if resume is not None:
-        found = results.load(resume)
+        found = _newest(resume)
         settings = replace(Settings(**found.meta["settings"]), time_budget=budget)
         settings = replace(settings, samples=samples or settings.samples, audit=audit or settings.audit)
+        if "://" in resume:
+            settings = replace(settings, storage=storages.split(resume)[0])
         settings = replace(settings, dashboard=dashboard)
         _check_resumed(context, found, samples)
         if address is not None or settings.address is not None:
@@ -521,10 +517,10 @@ def main(
         source, path = str(found.path / "space.py"), found.path
     else:
         scheduler = _check_names(space, dataset, sampler, scheduler, minimize)
-        taken = []
+        taken: list[str] = []
         if storage is not None:
             storage = storages.usable(storage)
-            taken = storages.Store(storage).folders()
+            taken = [*storages.Store(storage).runs()]
         source, path = space, results.new_path(run, dataset, taken=taken)
         if mlflow is not None:
             _check_mlflow(mlflow)
@@ -608,6 +604,19 @@ def _placed(settings: Settings, address: str) -> Settings:
     if address != "local":
         return replace(settings, **_plan_slots(address, settings.storage, *asked))
     return replace(settings, address=None, **machine.plan_slots(None, settings.cpus_per_trial, None, settings.limit))
+
+
+def _newest(name: str) -> results.Run:
+    """Returns the run to go on with: as it is here, or in its storage, if it has gone on elsewhere since."""
+    uri, root = name, results.RESULTS
+    if "://" not in name:
+        found = results.load(name)
+        base = found.meta["settings"].get("storage")
+        if base is None:
+            return found
+        uri, root = storages.joined(base, found.name), root if storages.is_at(base, found.path) else found.path.parent
+    storages.usable(storages.split(uri)[0])
+    return results.Run(mirror.fetch(uri, root, retrained=True))
 
 
 def _check_resumed(context: typer.Context, run: results.Run, samples: int | None) -> None:

@@ -1,29 +1,22 @@
-"""A run's record in a place that outlives the machine: `s3://bucket/runs`, `gs://bucket/runs`, or a shared folder.
+"""A place that outlives the machine: files in `s3://bucket/runs`, `gs://bucket/runs` or a shared folder.
 
-The local run folder stays the record that is worked on (SQLite cannot live in a bucket); a `Mirror` sends what changes
-in it, and the trials' checkpoints from wherever they run. Nothing here knows Ray, Optuna or torch.
+Here is how a file gets there and back, whole, and what is tried again; never which files, and when: see `mirror`.
 """
 
-import os
 import random
 import re
-import shutil
-import sqlite3
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from tuning import files
-from tuning.errors import UserError, counted
+from tuning.errors import UserError
 
 T = TypeVar("T")
 
-PATIENCE, PAUSE = 10.0, 30.0  # Seconds: for which a failing request is tried again, and between two tries at most.
-STUDY = "study.db"
+PATIENCE, PAUSE = 10.0, 8.0  # Seconds: for which a failing request is tried again, and between two tries at most.
+META = "meta.json"
 # What does not go away by itself, as pyarrow says it of S3 and of Google's storage.
 _LASTING = re.compile(
     "NO_SUCH_BUCKET|ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|PERMISSION_DENIED|UNAUTHENTICATED"
@@ -42,6 +35,19 @@ def joined(base: str, name: str) -> str:
     """Returns the URI of a run (or a file) below a URI; what follows a "?" stays at the end."""
     place, mark, query = base.partition("?")
     return f"{place.rstrip('/')}/{name}{mark}{query}"
+
+
+def split(uri: str) -> tuple[str, str]:
+    """Returns the URI of a storage and the name of a run, from the run's URI."""
+    place, mark, query = uri.partition("?")
+    base, _, name = place.rstrip("/").rpartition("/")
+    return f"{base}{mark}{query}", name
+
+
+def is_at(base: str, path: Path) -> bool:
+    """Returns whether a run folder is itself the stored one, in a storage that is a folder of this machine."""
+    stored = Path(joined(base, path.name))
+    return stored.exists() and stored.samefile(path)
 
 
 def usable(uri: str) -> str:
@@ -99,6 +105,7 @@ class Store:
         def write(system: Any, root: str) -> None:
             if system.type_name == "local":
                 path = Path(root, name)
+                Path(root).mkdir(exist_ok=True)  # The storage itself must be there: else it is not mounted.
                 path.parent.mkdir(parents=True, exist_ok=True)
                 files.write_bytes(path, data)
             else:
@@ -131,16 +138,18 @@ class Store:
 
         return self._persist(names)
 
-    def folders(self) -> list[str]:
-        """Returns the names of the folders in this one."""
+    def runs(self) -> dict[str, float]:
+        """Returns the names of the runs in this folder, with the times of their `meta.json`."""
 
-        def folders(system: Any, root: str) -> list[str]:
+        def runs(system: Any, root: str) -> dict[str, float]:
             from pyarrow import fs
 
             found = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
-            return [info.base_name for info in found if info.type == fs.FileType.Directory]
+            folders = [info.path for info in found if info.type == fs.FileType.Directory]
+            metas = zip(folders, system.get_file_info([f"{folder}/{META}" for folder in folders]), strict=True)
+            return {folder.rpartition("/")[2]: info.mtime.timestamp() for folder, info in metas if info.mtime}
 
-        return self._persist(folders)
+        return self._persist(runs)
 
     def _persist(self, request: Callable[[Any, str], T]) -> T:
         """Returns what a request does, tried again while it fails for reasons that may go away."""
@@ -176,139 +185,3 @@ def _open(uri: str) -> tuple[Any, str]:
         retry = fs.AwsStandardS3RetryStrategy(max_attempts=1)
         system = fs.S3FileSystem(**(system.__reduce__()[1][0] | options), retry_strategy=retry)
     return system, root.rstrip("/")
-
-
-class Mirror:
-    """Sends the files of a folder to a store whenever they change, from a thread of its own.
-
-    A store that fails is tried until it answers; that is said once when it begins, and once when it is over. Files of
-    other sessions that are not newer than the stored ones count as sent.
-
-    Args:
-        folder: Of the run, or a node's scratch folder.
-        uri: Of the run in the storage.
-        note: Is told what a person should know.
-        part: Only what is in this folder below the folder.
-        skip: File names that are not sent.
-        every: Seconds between two looks.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        uri: str,
-        note: Callable[[str], None],
-        *,
-        part: str = "",
-        skip: Sequence[str] = (),
-        every: float = 3.0,
-    ) -> None:
-        self._folder, self._store, self._note = folder, Store(uri, patience=0.0), note
-        self._part, self._skip, self._every = part, skip, every
-        self._sent: dict[str, tuple[int, int]] | None = None
-        self._end, self._deadline = threading.Event(), float("inf")
-        self._thread = threading.Thread(target=self._run, daemon=True, name="mirror")
-
-    def __enter__(self) -> Self:
-        """Begins to send."""
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Lets the thread send the rest by itself, and end."""
-        self._end.set()
-
-    def finish(self, patience: float = PAUSE) -> list[str]:
-        """Waits until everything is sent, or for so many seconds; returns the names of what is not."""
-        self._deadline = time.monotonic() + patience
-        self._end.set()
-        self._thread.join()
-        sent = self._sent or {}
-        return [name for name, signature in self._files().items() if sent.get(name) != signature]
-
-    def _run(self) -> None:
-        n_failures = 0
-        while True:
-            ended = self._end.is_set()
-            try:
-                self._send()
-                if n_failures:
-                    self._note(f"Storage {masked(self._store.uri)} is back, and what was missing is sent.")
-                n_failures = 0
-            except (UserError, OSError) as error:
-                n_failures += 1
-                if n_failures == 1:
-                    reason = str(error).rpartition("but got ")[2]
-                    self._note(f"Storage cannot be reached: {reason}; training goes on, what is missing is sent later.")
-            if ended and (not n_failures or time.monotonic() > self._deadline):
-                return
-            if n_failures:
-                time.sleep(min(2.0 ** (n_failures - 1), PAUSE / 2) * random.uniform(0.5, 1.0))
-            else:
-                self._end.wait(self._every)
-
-    def _send(self) -> None:
-        """Sends what has changed."""
-        found = self._files()
-        if self._sent is None:
-            stored = self._store.names(self._part or "trials")
-            self._sent = {name: sign for name, sign in found.items() if sign[0] / 1e9 <= stored.get(name, 0.0)}
-        # The study before the epochs, so that none which it knows is missing from them; it is sent after them.
-        study = _snapshot(self._folder / STUDY) if found.get(STUDY) != self._sent.get(STUDY) else b""
-        for name, signature in found.items():
-            if self._sent.get(name) == signature:
-                continue
-            try:
-                data = study if name == STUDY else (self._folder / name).read_bytes()
-            except FileNotFoundError:
-                continue
-            self._store.write(name, data)
-            self._sent[name] = signature
-
-    def _files(self) -> dict[str, tuple[int, int]]:
-        """Returns time and size of each file that is to be sent, in the order of sending."""
-        found: dict[str, tuple[int, int]] = {}
-        for path in (self._folder / self._part).rglob("*"):
-            name = path.relative_to(self._folder).as_posix()
-            # Ray's own state is pickled beside the trials' folders; what begins with a dot is not whole yet.
-            unwanted = path.name.startswith((".", f"{STUDY}-")) or path.suffix == ".pkl" or path.name in self._skip
-            if unwanted or (name.startswith("trials/") and name.count("/") == 1):
-                continue
-            try:
-                info = path.stat()
-            except FileNotFoundError:
-                continue
-            if path.is_file():
-                found[name] = (info.st_mtime_ns, info.st_size)
-        return dict(sorted(found.items(), key=lambda item: ("/" in item[0], item[0] == STUDY, item[0])))
-
-
-def _snapshot(path: Path) -> bytes:
-    """Returns an SQLite database as it is at one moment, also while it is being written."""
-    with closing(sqlite3.connect(path)) as database, closing(sqlite3.connect(":memory:")) as copy:
-        database.backup(copy)
-        return copy.serialize()
-
-
-def scratch(run_id: str) -> Path:
-    """Makes and returns the folder of this node in which a run's trials keep their files until they are sent.
-
-    Raises:
-        PermissionError: It is somebody else's.
-    """
-    folder = Path(tempfile.gettempdir()) / f"tuning-{run_id}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"{folder} must be a folder of this user, but got one of user {folder.stat().st_uid}.")
-    return folder
-
-
-def sweep(run_id: str, uri: str, patience: float = PAUSE) -> str:
-    """Sends what a run's trials on this node have not, and removes their folder; returns what is left, or ""."""
-    folder = scratch(run_id)
-    with Mirror(folder, uri, lambda text: None, part="trials") as mirror:
-        missing = mirror.finish(patience)
-    if missing:
-        return f"{counted(len(missing), 'file')} in {folder}"
-    shutil.rmtree(folder)
-    return ""

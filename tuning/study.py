@@ -119,9 +119,16 @@ class RunStudy:
         self._rows: dict[int, list[dict[str, Any]]] = {}
         self._numbers: dict[str, list[int]] = {}
         self._opened, self._written, self._write_seconds = time.monotonic(), -math.inf, 0.0
-        for row in results.Run(path).epochs.to_dict("records"):
-            self._rows.setdefault(row["trial"], []).append({str(k): v for k, v in row.items()})
         trials = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+        numbers = {trial.number for trial in trials}
+        rows = [{str(k): v for k, v in row.items()} for row in results.Run(path).epochs.to_dict("records")]
+        known = [row for row in rows if row["trial"] in numbers]
+        if len(known) < len(
+            rows
+        ):  # The record is from a storage, which the study's last trials did not reach any more.
+            files.write_rows(path / "epochs.csv", results.EPOCH_COLUMNS, known)
+        for row in known:
+            self._rows.setdefault(row["trial"], []).append(row)
         for trial in trials:
             self._attrs[trial.number] = dict(trial.user_attrs)
             if "config" in trial.user_attrs:

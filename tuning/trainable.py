@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 from ray.tune.search import Searcher
 
-from tuning import checkpoints, cluster, files, jobs, storage
+from tuning import checkpoints, cluster, files, jobs, mirror, storage
 from tuning.config import TrainConfig
 from tuning.data import Splits
 from tuning.errors import DISK_FULL, UserError
@@ -62,14 +62,14 @@ def train_trial(
 
     from tuning.training import Training, prepare
 
-    root = Path(run) if stored is None else storage.scratch(stored[1])
+    root = Path(run) if stored is None else mirror.scratch(stored[1])
     folder = trial_folder(root, config["trial"])
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         if stored is not None:
             _fetch(stored[0], folder, config["epochs"])
             part = folder.relative_to(root).as_posix()
-            stack.enter_context(storage.Mirror(root, stored[0], print, part=part, every=1.0))
+            stack.enter_context(mirror.Mirror(root, stored[0], print, part=part, every=1.0))
         log = stack.enter_context((folder / LOG).open("a", buffering=1))
         stack.enter_context(redirect_stdout(log))
         stack.enter_context(redirect_stderr(log))
@@ -173,7 +173,7 @@ def sweep_nodes(run_id: str, uri: str) -> list[str]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    remote, here = ray.remote(num_cpus=0, max_retries=0)(storage.sweep), ray.get_runtime_context().get_node_id()
+    remote, here = ray.remote(num_cpus=0, max_retries=0)(mirror.sweep), ray.get_runtime_context().get_node_id()
     others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
     swept = {
         node["NodeManagerHostname"]: remote.options(
@@ -181,7 +181,7 @@ def sweep_nodes(run_id: str, uri: str) -> list[str]:
         ).remote(run_id, uri)
         for node in others
     }
-    left = {"this machine": storage.sweep(run_id, uri)}
+    left = {"this machine": mirror.sweep(run_id, uri)}
     for name, answer in swept.items():
         try:
             left[name] = ray.get(answer)
