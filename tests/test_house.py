@@ -19,6 +19,8 @@ ORDER = [
         "config",
         "machine",
         "files",
+        "storage",
+        "mirror",
         "fetch",
         "data",
         "models",
@@ -46,6 +48,7 @@ ORDER = [
         "curves",
         "schedulers",
         "progress",
+        "cluster",
         "trainable",
         "estimate",
         "search",
@@ -54,7 +57,7 @@ ORDER = [
 ]
 # What a person calls may show, imported when asked to, what the rooms below make of its frames.
 COMMAND_MAY_IMPORT = {"results": {"compare", "plots", "style"}}
-MAY_NAME_RAY = {"trainable", "schedulers", "estimate", "search"}
+MAY_NAME_RAY = {"cluster", "trainable", "schedulers", "estimate", "search"}
 MAY_NAME_OPTUNA = {"spaces", "study", "curves", "schedulers", "estimate", "search", "importances"}
 
 

@@ -1,5 +1,6 @@
 """The study: what the sampler is told, and what the frames and a resumed run know."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def test_interrupted_trials_are_asked_for_again_as_they_were(tmp_path: Path, stu
     again = open_study(tmp_path, seed=1)
     assert (again.n_finished, again.n_interrupted) == (1, 1)
     proposal = ask(again)
-    assert proposal == interrupted
+    assert proposal == replace(interrupted, epochs=1)
     assert not again.report(proposal.number, epoch(1, 0.3))
     assert again.report(proposal.number, epoch(2, 0.6, "length"))
     again.finish(proposal.number, "scheduler")
@@ -234,3 +235,29 @@ def test_a_twin_of_a_running_trial_is_not_run_beside_it(tmp_path: Path) -> None:
     assert len({ask(study).config.batch_size for _ in range(3)}) == 3
     assert study.ask() is None
     assert {trial.state for trial in study.study.trials} == {TrialState.RUNNING, TrialState.FAIL}
+
+
+def test_a_closed_study_is_one_file_that_waits_for_the_disk_now_and_then(study: RunStudy, tmp_path: Path) -> None:
+    proposal = study.ask()
+    assert proposal is not None
+    assert {path.name for path in tmp_path.glob("study.db*")} >= {"study.db", "study.db-wal"}
+    study.close("search")
+    assert [path.name for path in tmp_path.glob("study.db*")] == ["study.db"]
+
+
+def test_writing_the_frame_takes_a_twentieth_of_the_time_at_most(
+    study: RunStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, begun, written = [study._opened], study._opened, []
+    monkeypatch.setattr("tuning.study.time.monotonic", lambda: clock[0])
+
+    def write(*given: object) -> None:
+        written.append(clock[0] - begun)
+        clock[0] += 0.2
+
+    monkeypatch.setattr("tuning.files.write_rows", write)
+    for _ in range(100):
+        study.ask()
+        clock[0] += 0.1
+    assert written[:5] == pytest.approx([0, 0.3, 0.6, 0.9, 1.2])
+    assert 0.2 * len(written) <= 1.2 + (clock[0] - begun) / 20

@@ -13,6 +13,7 @@ import numpy as np
 import optuna
 import pytest
 
+from tuning.cluster import Slots
 from tuning.data import Labelled, Splits, to_tensors
 from tuning.errors import UserError
 from tuning.progress import Progress
@@ -30,6 +31,11 @@ ray::ImplicitFunc.train() (pid=1, ip=127.0.0.1)
 @pytest.fixture
 def study(tmp_path: Path) -> RunStudy:
     return RunStudy(tmp_path, load_space("smoke"), optuna.samplers.RandomSampler(seed=0), epochs=5, seed=7)
+
+
+@pytest.fixture
+def slots(study: RunStudy) -> Slots:
+    return Slots({"device": "cpu", "concurrency": 2}, study.is_running, pytest.fail)
 
 
 @pytest.fixture
@@ -87,9 +93,9 @@ def test_a_failure_is_told_in_a_line(recorder: Recorder, study: RunStudy, failed
         "Failure # 1 (then)\nThe actor died.\n1 worker(s) were killed due to the node running low on memory.\n",
     ],
 )
-def test_out_of_memory_is_tried_alone_and_then_in_parts(study: RunStudy, failed: Any, text: str) -> None:
+def test_out_of_memory_is_tried_alone_and_then_in_parts(study: RunStudy, slots: Slots, failed: Any, text: str) -> None:
     recorder = Recorder(study, Progress(3, quiet=True), lambda error: None, alone={"cpu": 2, "gpu": 0})
-    proposals = Proposals(study, pytest.fail, pytest.fail, recorder.holds)
+    proposals = Proposals(study, pytest.fail, pytest.fail, slots, recorder.holds)
     trial = failed(text)
     recorder.on_trial_recover(0, [], trial)
     assert (trial.resources, trial.config["accumulation"]) == ({"cpu": 2, "gpu": 0}, 1)
@@ -171,10 +177,10 @@ def test_all_have_reported_once_each_running_trial_has(recorder: Recorder, study
 
 
 def test_a_search_ends_where_the_space_raises_or_is_exhausted(
-    study: RunStudy, problems: list[BaseException], monkeypatch: pytest.MonkeyPatch
+    study: RunStudy, slots: Slots, problems: list[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exhausted: list[bool] = []
-    proposals = Proposals(study, problems.append, lambda: exhausted.append(True))
+    proposals = Proposals(study, problems.append, lambda: exhausted.append(True), slots)
     assert proposals.suggest("a")["trial"] == 0
     monkeypatch.setattr(study, "ask", lambda: None)
     assert proposals.suggest("b") == Proposals.FINISHED and exhausted == [True]

@@ -111,7 +111,7 @@ def from_run(
     Raises:
         UserError: There is no such run, none of its trials has finished or is small enough, or one had the seeds.
     """
-    found = results.load(run)
+    found = results.load(run, retrained=True)
     settings, trials = found.meta["settings"], found.trials
     ranked = list(_ranked(results.within(trials, found.path, max_parameters), found.path, epochs))
     entries = ranked[:top_k]

@@ -17,7 +17,7 @@ from tuning.errors import disk_full
 if TYPE_CHECKING:
     from tuning.training import Training
 
-LATEST, BEST = "latest.pt", "best.pt"
+NAMES = LATEST, BEST = "latest.pt", "best.pt"
 
 
 def save(folder: Path, training: "Training", results: Sequence[Mapping[str, Any]]) -> None:
@@ -70,6 +70,16 @@ def load(folder: Path, training: "Training") -> list[dict[str, Any]]:
         print(f"Going on after epoch {training.epoch}, from {path}")
         return list(state["results"])
     return []
+
+
+def n_epochs(path: Path) -> int:
+    """Returns how many epochs are behind a checkpoint; 0 for one that is missing or damaged, which is no use."""
+    import torch
+
+    try:
+        return len(torch.load(path, map_location="cpu", weights_only=True)["results"])
+    except Exception:  # As in `load`, which says what is wrong with it.
+        return 0
 
 
 def remove(folder: Path) -> None:

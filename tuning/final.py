@@ -361,7 +361,9 @@ def main(
     )
     print((model_dir / "scores.txt").read_text(), end="")
     if config is None:
-        print(f"Page: {report.write(results.load(plan.source), model_dir)}")
+        retrained = results.load(plan.source)
+        print(f"Page: {report.write(retrained, model_dir)}")
+        results.send(retrained)
     if metrics["test_opened"] > 1:
         print(opened_again(metrics))
     print(f"Written: {model_dir}/. Next: python -m tuning.predict IMAGE")

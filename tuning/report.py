@@ -301,6 +301,7 @@ def main(
     """Write a run and its final model as one page that opens offline: results/<run>/report.html."""
     found = results.load(run)
     path = write(found, model_dir)
+    results.send(found)
     print(f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB). Open it in a browser.")
 
 

@@ -8,7 +8,7 @@ This module needs neither torch nor Ray. Rows come from the search; here they ar
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from tuning import files
+from tuning import files, mirror, storage
 from tuning.config import TrainConfig
 from tuning.errors import UserError, counted, run_command, unknown_name
 
@@ -58,6 +58,7 @@ _OUTCOME_COLUMNS = {
     "accumulation": _INT,
     "device": _TEXT,
     "precision": _TEXT,
+    "node": _TEXT,
     "stopped_by": _TEXT,
     "error": _TEXT,
     "started": _TIME,
@@ -156,16 +157,19 @@ def within(trials: "pd.DataFrame", path: Path, max_parameters: int | None) -> "p
     return small
 
 
-def load(name: str | Path = "latest", root: Path = RESULTS) -> Run:
-    """Returns a run by name, by path, or the newest one.
+def load(name: str | Path = "latest", root: Path = RESULTS, *, retrained: bool = False) -> Run:
+    """Returns a run by name, by path, or the newest one; or one in a storage, whose record it fetches.
 
     Args:
-        name: A folder's name below `root`, a path, or "latest".
+        name: A folder's name below `root`, a path, a URI (`s3://bucket/runs/<run>`), or "latest".
         root: Where the run folders are.
+        retrained: Fetch what `final` has trained, too.
 
     Raises:
         UserError: There is no such run (the closest name is given), or none at all.
     """
+    if "://" in str(name):
+        return Run(mirror.fetch(str(name), root, retrained=retrained))
     if Path(name).is_dir() and (Path(name) / "meta.json").exists():
         return Run(Path(name))
     names = run_names(root)
@@ -178,30 +182,48 @@ def load(name: str | Path = "latest", root: Path = RESULTS) -> Run:
     return Run(root / name)
 
 
+def send(run: Run) -> None:
+    """Sends the page, and what `final` has trained, to the run's storage, if it has one; says what it cannot."""
+    base = run.meta["settings"].get("storage")
+    if base is None or storage.is_at(base, run.path):
+        return
+    uri = storage.joined(base, run.name)
+    with mirror.Mirror(run.path, uri, print, part="final") as sending:
+        sending.finish()
+    try:
+        storage.Store(uri).write("report.html", (run.path / "report.html").read_bytes())
+    except UserError as error:
+        print(f"Not in the storage yet: report.html. {error}. {mirror.sent_by(run.name)}")
+
+
 def run_names(root: Path = RESULTS) -> list[str]:
     """Returns the names of the run folders below `root`, sorted."""
     return sorted(path.parent.name for path in root.glob("*/meta.json"))
 
 
-def new_path(name: str | None, dataset: str, root: Path = RESULTS) -> Path:
+def new_path(name: str | None, dataset: str, root: Path = RESULTS, *, taken: Collection[str] = ()) -> Path:
     """Returns where a new run's folder is to be.
 
     Args:
         name: Letters, digits, ".", "_" and "-"; None gives <date>-<dataset>-<number>.
         dataset: For the name.
         root: Where the run folders are.
+        taken: Names that are taken elsewhere.
 
     Raises:
         UserError: The name has other characters, or exists.
     """
     if name is None:
         stem = f"{date.today().isoformat()}-{dataset}-"
-        numbers = [path.name.removeprefix(stem) for path in root.glob(f"{stem}*")]
+        names = [*(path.name for path in root.glob(f"{stem}*")), *taken]
+        numbers = [name.removeprefix(stem) for name in names if name.startswith(stem)]
         name = f"{stem}{max((int(number) for number in numbers if number.isdigit()), default=0) + 1}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in WORDS:
         raise UserError(f"--run must be letters, digits, '.', '_' and '-' (and none of {WORDS}), but got {name!r}.")
     if (root / name).exists():
         raise UserError(f"--run must be a new name, but got {name!r}, and {root / name} exists. Choose another.")
+    if name in taken:
+        raise UserError(f"--run must be a new name, but got {name!r}, and the storage has it. Choose another.")
     return root / name
 
 
@@ -265,7 +287,7 @@ def summary_line(run: Run) -> str:
     counts = ", ".join(f"{n} {state}" for state, n in trials["state"].value_counts().items())
     if trials.empty:
         return f"{run.name}: {meta['dataset']}, no trials yet"
-    taken, slots = minutes(run), meta["settings"]["concurrency"]
+    taken, slots = minutes(run), max(meta["settings"]["concurrency"], meta.get("side_by_side", 1))
     busy = trials["seconds"].sum() / 60 / (slots * taken) if taken else 0.0
     return (
         f"{run.name}: {meta['dataset']}, {counted(len(trials), 'trial')} ({counts}), {taken:.1f} minutes, "

@@ -10,11 +10,13 @@ import logging
 import math
 import os
 import re
+import secrets
 import shlex
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -23,7 +25,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuning import files, machine, results
+from tuning import cluster, files, machine, mirror, results
+from tuning import storage as storages
 from tuning.errors import UserError, counted, run_command, unknown_name
 
 if TYPE_CHECKING:
@@ -40,6 +43,8 @@ N_STARTUP = 5
 SECONDS_FOR_AN_EPOCH = 10.0
 # What a search that is gone on with may be told anew; all else is as it was begun.
 OF_ANY_SESSION = {"samples", "time_budget", "data_dir", "audit", "resume", "dry_run_only", "quiet", "verbose"}
+OF_ANY_SESSION |= {"address", "dashboard"}
+Asked = tuple[str | None, float | None, float | None, int | None]  # Device, CPUs and GPUs a trial, concurrency.
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,10 @@ class Settings:
     minimize: str | None = None
     mlflow: str | None = None
     audit: int = 0
+    storage: str | None = None
+    address: str | None = None
+    limit: int | None = None
+    dashboard: bool = False
 
 
 def load(settings: Settings, source: str, progress: "Progress") -> tuple["Splits", "Space"]:
@@ -99,12 +108,13 @@ def search(settings: Settings, path: Path, splits: "Splits", space: "Space", pro
     if to_run > 0:
         stopped_by = run_trials(settings, path, splits, study, progress, to_run)
         _update_meta(path, settings, ended=_now(), stopped_by=stopped_by)
-        if stopped_by == "interrupt":
-            conclude(results.Run(path))
-            return
-    if settings.audit:
+    elif settings.storage is not None:  # What an earlier session could not send.
+        mirror.sweep(files.read_json(path / "meta.json")["id"], _stored_at(settings, path))
+    if settings.audit and not (to_run > 0 and stopped_by == "interrupt"):
         hold_audit(settings, path, splits, progress)
     conclude(results.Run(path))
+    if settings.storage is not None:
+        conclude_stored(results.Run(path), _stored_at(settings, path), progress)
 
 
 def hold_audit(settings: Settings, path: Path, splits: "Splits", progress: "Progress") -> None:
@@ -114,9 +124,11 @@ def hold_audit(settings: Settings, path: Path, splits: "Splits", progress: "Prog
 
     run = results.Run(path)
     chosen = audit.wanted(run, settings.audit, settings.seed)
+    # What it trains is kept in the run folder, which a cluster's nodes may not share.
+    slots = asdict(settings) if settings.address is None else machine.plan_slots(None, None, None, None)
 
     def train(wanted: Sequence["Job"]) -> Iterator[tuple["Job", dict[str, Any]]]:
-        return train_all(wanted, splits, asdict(settings))
+        return train_all(wanted, splits, slots)
 
     found = audit.hold(run, chosen, splits.split_hash, train, progress.note)
     _update_meta(path, settings, audit=found)
@@ -130,8 +142,9 @@ def conclude(run: results.Run) -> None:
     trials, epochs = run.trials, run.epochs
     if not trials["state"].isin(["complete", "pruned"]).any():
         return
+    best = run.best["trial"]
     for number in trials.loc[trials["state"] != "running", "trial"]:
-        if number != run.best["trial"]:
+        if number != best:
             checkpoints.remove(trial_folder(run.path, number))
     results.write_best(run)
     importance = importances.of_run(run)
@@ -148,6 +161,47 @@ def conclude(run: results.Run) -> None:
     report.write(run, importances=importance)
 
 
+def conclude_stored(run: results.Run, uri: str, progress: "Progress") -> None:
+    """Removes the losers' checkpoints from the storage, and brings the winner's best one into the run folder."""
+    from tuning import checkpoints
+    from tuning.trainable import trial_folder
+
+    trials = run.trials
+    if not trials["state"].isin(["complete", "pruned"]).any():
+        return
+    store, best = storages.Store(uri), run.best["trial"]
+    losers = {f"{number:04d}" for number in trials.loc[trials["state"] != "running", "trial"] if number != best}
+    try:
+        stored = [name.split("/") for name in store.names("trials")]
+        lost = ["/".join(name) for name in stored if name[1] in losers and name[-1] in checkpoints.NAMES]
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(store.remove, lost))
+        folder = trial_folder(run.path, best)
+        if checkpoint := store.read(f"trials/{folder.name}/{checkpoints.BEST}"):
+            files.write_bytes(folder / checkpoints.BEST, checkpoint)
+    except UserError as error:
+        progress.note(f"The losers' checkpoints stay in the storage: {error}. {mirror.sent_by(run.name)}")
+
+
+@contextmanager
+def mirrored(settings: Settings, path: Path, progress: "Progress") -> Iterator[None]:
+    """Sends the run folder to its storage, if it has one, while something is going on in it."""
+    from tuning import checkpoints
+
+    if settings.storage is None:
+        yield
+        return
+    with mirror.Mirror(path, _stored_at(settings, path), progress.note, skip=checkpoints.NAMES) as sending:
+        try:
+            yield
+        finally:
+            sending.finish()
+
+
+def _stored_at(settings: Settings, path: Path) -> str:
+    return storages.joined(settings.storage or "", path.name)
+
+
 def run_trials(
     settings: Settings, path: Path, splits: "Splits", study: "RunStudy", progress: "Progress", n_trials: int
 ) -> str | None:
@@ -155,10 +209,10 @@ def run_trials(
     from ray import tune
 
     from tuning import schedulers
-    from tuning.trainable import EndSearch, Proposals, Recorder, TensorBoard, started_ray, train_trial, trial_folder
+    from tuning.trainable import EndSearch, Proposals, Recorder, TensorBoard, sweep_nodes, train_trial, trial_folder
 
     stop = _Stop(settings.time_budget)
-    resources = {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial}
+    slots = cluster.Slots(asdict(settings), study.is_running, progress.note)
     recorder = Recorder(study, progress, stop.on_problem, alone=_whole_device(settings))
     stop.all_reported_since = recorder.all_reported_since
 
@@ -167,18 +221,27 @@ def run_trials(
 
     scheduler = schedulers.SCHEDULERS[settings.scheduler](settings.epochs, settings.seed)
     schedulers.replay(scheduler, study.finished_epochs())
-    threads = max(1, int(settings.cpus_per_trial))
+    stored = None
+    if settings.storage is not None:
+        stored = (_stored_at(settings, path), files.read_json(path / "meta.json")["id"])
     trainable = tune.with_parameters(
-        train_trial, splits=splits, run=str(path.absolute()), device=settings.device, threads=threads
+        train_trial,
+        splits=splits,
+        run=str(path.absolute()),
+        threads=max(1, int(settings.cpus_per_trial)),
+        stored=stored,
     )
-    with started_ray(asdict(settings), logging.FileHandler(path / "driver.log")), stop.on_signals():
+
+    def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        return tune.PlacementGroupFactory([cluster.resources(asdict(settings), config["device"])])
+
+    with cluster.started(asdict(settings), logging.FileHandler(path / "driver.log")), stop.on_signals():
         tuner = tune.Tuner(
             tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(
-                search_alg=Proposals(study, stop.on_problem, exhausted, recorder.holds),
+                search_alg=Proposals(study, stop.on_problem, exhausted, slots, recorder.holds),
                 scheduler=scheduler,
                 num_samples=n_trials,
-                max_concurrent_trials=settings.concurrency,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial_folder(path, trial.config["trial"]).name,
             ),
@@ -192,6 +255,10 @@ def run_trials(
             ),
         )
         tuner.fit()
+        _update_meta(path, settings, side_by_side=slots.most)
+        left = [] if stored is None else sweep_nodes(stored[1], stored[0])
+        if left:
+            progress.note(f"Not in the storage yet: {'; '.join(left)}. {mirror.sent_by(path.name)}")
     for leftover in (path / "trials").glob("*"):
         if leftover.is_file():  # Ray's own state, pickled: the study and the frames are the record to go on from.
             leftover.unlink()
@@ -229,7 +296,12 @@ def _check_mlflow(uri: str) -> None:
 
 
 def _whole_device(settings: Settings) -> dict[str, float]:
-    """Returns the resources with which a trial is alone on its device; nothing where each trial is."""
+    """Returns the resources with which a trial is alone on its device; nothing where each is, and on a cluster.
+
+    There one trial would keep all nodes waiting until a device is free of others.
+    """
+    if settings.address is not None:
+        return {}
     if settings.device == "cuda":
         return {"cpu": settings.cpus_per_trial, "gpu": 1.0} if settings.gpus_per_trial < 1 else {}
     alone = settings.concurrency == 1
@@ -242,12 +314,11 @@ def dry_run(settings: Settings, splits: "Splits", space: "Space", *, choose_slot
     With `choose_slots` it measures how many trials side by side on a GPU pay, and keeps that for later searches.
     """
     from tuning import estimate
-    from tuning.trainable import started_ray
 
     kinds = estimate.kinds(space, settings.epochs)
     rates: dict[int, float] = {}
     most = max(settings.concurrency, *estimate.SIDE_BY_SIDE) if choose_slots else settings.concurrency
-    with started_ray(asdict(settings) | {"concurrency": most}, logging.NullHandler()):
+    with cluster.started(asdict(settings) | {"concurrency": most}, logging.NullHandler()):
         if choose_slots:
             rates = estimate.measure_slots(settings, kinds, splits)
             pays = estimate.slots_that_pay(rates)
@@ -269,7 +340,7 @@ def usable_space(space: "Space", settings: Settings, progress: "Progress") -> "S
     """
     from tuning.spaces import check_space
 
-    if settings.device == "cpu" and space.gpu_only:
+    if settings.device != "cuda" and space.gpu_only:
         left_out = "; ".join(f"{name} {', '.join(map(str, choices))}" for name, choices in space.gpu_only.items())
         progress.note(f"On a CPU the space {settings.space} leaves out: {left_out}.")
         space = space.without(space.gpu_only)
@@ -358,9 +429,10 @@ def _begin_run(path: Path, settings: Settings, space: "Space") -> None:
     _update_meta(
         path,
         settings,
+        id=secrets.token_hex(6),
         dataset=settings.dataset,
         seed=settings.seed,
-        command=shlex.join(["python", "-m", "tuning.search", *sys.argv[1:]]),
+        command=storages.masked(shlex.join(["python", "-m", "tuning.search", *sys.argv[1:]])),
         started=_now(),
         estimate=estimate.recall(asdict(settings)),
         versions=machine.versions(),
@@ -405,7 +477,15 @@ def main(
     minimize: Annotated[
         str | None, typer.Option(help="n_parameters or seconds_per_image: beside accuracy, without a scheduler.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda where there is one).")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Run on this Ray cluster: auto or HOST:PORT, from a node of it; with --storage.")
+    ] = None,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Serve Ray's dashboard, to this machine only.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda (default: cuda where there is one); on a cluster also any.")
+    ] = None,
     cpus_per_trial: Annotated[float | None, typer.Option(min=0.1, help="CPU cores a trial (default: 1).")] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(min=0, help="GPUs, or a share of one, a trial.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Trials side by side (default: as many as fit).")] = None,
@@ -414,6 +494,9 @@ def main(
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="A folder that holds the data set's files.")] = None,
     train_images: Annotated[int | None, typer.Option(help="Train on this many images only, stratified.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Keep the run in this place, too: s3://BUCKET/FOLDER, gs://… or a shared folder.")
+    ] = None,
     mlflow: Annotated[str | None, typer.Option(help="Log each trial to this MLflow tracking URI, too.")] = None,
     audit: Annotated[
         int,
@@ -438,29 +521,45 @@ def main(
     budget = None if time_budget is None else parse_duration(time_budget)
     open_slots, trials_a_gpu = False, None
     if resume is not None:
-        found = results.load(resume)
+        found = _newest(resume)
         settings = replace(Settings(**found.meta["settings"]), time_budget=budget)
         settings = replace(settings, samples=samples or settings.samples, audit=audit or settings.audit)
+        if "://" in resume:
+            settings = replace(settings, storage=storages.split(resume)[0])
+        settings = replace(settings, dashboard=dashboard)
         _check_resumed(context, found, samples)
+        if address is not None or settings.address is not None:
+            settings = _placed(settings, address or str(settings.address))
         if data_dir is not None:
             settings = replace(settings, data_dir=str(data_dir))
         source, path = str(found.path / "space.py"), found.path
     else:
         sampler, scheduler = _check_names(space, dataset, sampler, scheduler, minimize)
-        source, path = space, results.new_path(run, dataset)
+        taken: list[str] = []
+        if storage is not None:
+            storage = storages.usable(storage)
+            taken = [*storages.Store(storage).runs()]
+        source, path = space, results.new_path(run, dataset, taken=taken)
         if mlflow is not None:
             _check_mlflow(mlflow)
+        if dashboard:
+            cluster.check_dashboard(address)
+        if device == "any" and (address is None or dry_run_only):
+            raise UserError(
+                f"--device must be cpu or cuda {'with --dry-run' if address else 'on one machine'}, but got 'any'."
+            )
         from tuning import estimate
         from tuning.spaces import load_space
 
-        open_slots = concurrency is None and gpus_per_trial is None and device != "cpu"
+        open_slots = address is None and concurrency is None and gpus_per_trial is None and device != "cpu"
         trials_a_gpu = estimate.recall_slots(load_space(space).source, dataset) if open_slots else None
-        slots = machine.plan_slots(device, cpus_per_trial, gpus_per_trial, concurrency, trials_a_gpu)
+        asked = (device, cpus_per_trial, gpus_per_trial, concurrency)
+        slots = _plan_slots(address, storage, asked, trials_a_gpu)
         settings = Settings(
             samples=samples or 20,
             space=space,
             dataset=dataset,
-            epochs=epochs or DEFAULT_EPOCHS[slots["device"]],
+            epochs=epochs or DEFAULT_EPOCHS["cuda" if slots["device"] == "cuda" else "cpu"],
             seed=seed,
             sampler=sampler,
             scheduler=scheduler,
@@ -471,6 +570,8 @@ def main(
             minimize=minimize,
             mlflow=mlflow,
             audit=audit,
+            dashboard=dashboard,
+            storage=storage,
             **slots,
         )
     before = results.Run(path)
@@ -492,7 +593,8 @@ def main(
             _begin_run(path, settings, found_space)
         else:
             _resume_run(path, settings)
-        search(settings, path, splits, found_space, progress)
+        with mirrored(settings, path, progress):
+            search(settings, path, splits, found_space, progress)
     found = results.Run(path)
     print(results.summary_line(found))
     if found.trials["state"].isin(["complete", "pruned"]).any():
@@ -508,6 +610,39 @@ def main(
 
         print(text(found.meta["audit"]))
     print(f"Run folder: {found.path}. Next: python -m tuning.final --run {found.name}")
+
+
+def _plan_slots(address: str | None, storage: str | None, asked: Asked, trials_a_gpu: int | None) -> dict[str, Any]:
+    """Returns what `machine.plan_slots` or, with an address, `cluster.plan_slots` does; a cluster needs a storage."""
+    if address is None:
+        return machine.plan_slots(*asked, trials_a_gpu)
+    if storage is None:
+        raise UserError(
+            f"--storage must be given with --address, because checkpoints must outlive a node, but got --address "
+            f"{address} alone. Add --storage s3://BUCKET/FOLDER, or a folder that all nodes share."
+        )
+    return cluster.plan_slots(address, *asked)
+
+
+def _placed(settings: Settings, address: str) -> Settings:
+    """Returns the settings of a run that is gone on with on a cluster, or on this machine after all ("local")."""
+    asked = (settings.device, settings.cpus_per_trial, settings.gpus_per_trial, settings.limit)
+    if address != "local":
+        return replace(settings, **_plan_slots(address, settings.storage, asked, None))
+    return replace(settings, address=None, **machine.plan_slots(None, settings.cpus_per_trial, None, settings.limit))
+
+
+def _newest(name: str) -> results.Run:
+    """Returns the run to go on with: as it is here, or in its storage, if it has gone on elsewhere since."""
+    uri, root = name, results.RESULTS
+    if "://" not in name:
+        found = results.load(name)
+        base = found.meta["settings"].get("storage")
+        if base is None:
+            return found
+        uri, root = storages.joined(base, found.name), root if storages.is_at(base, found.path) else found.path.parent
+    storages.usable(storages.split(uri)[0])
+    return results.Run(mirror.fetch(uri, root, retrained=True))
 
 
 def _check_resumed(context: typer.Context, run: results.Run, samples: int | None) -> None:

@@ -8,7 +8,6 @@ again (a retry, a resumed search) goes on from there. Ray's own checkpoints are 
 
 import contextlib
 import logging
-import os
 import re
 import sys
 import time
@@ -22,7 +21,7 @@ from ray import tune
 from ray.tune.logger import TBXLoggerCallback
 from ray.tune.search import Searcher
 
-from tuning import checkpoints, jobs, machine
+from tuning import checkpoints, cluster, files, jobs, machine, mirror, storage
 from tuning.config import TrainConfig
 from tuning.data import Splits
 from tuning.errors import DISK_FULL, UserError
@@ -35,27 +34,50 @@ if TYPE_CHECKING:
 
 LOG = "trial.log"
 FAILURES_THAT_STOP = 3
+SECONDS_FOR_A_CHECKPOINT = 600.0  # A storage that is away for longer costs a trial that moved its epochs.
 # As torch says it of a GPU and of the host, Python of itself, and Ray of a worker that it has killed.
+_LOST_NODE = re.compile(r"its node has died|is unavailable: ")
 _OUT_OF_MEMORY = re.compile(r"OutOfMemory|MemoryError|can't allocate memory|running low on memory")
 
 
-def train_trial(config: Mapping[str, Any], *, splits: Splits, run: str, device: str, threads: int) -> None:
+def train_trial(
+    config: Mapping[str, Any],
+    *,
+    splits: Splits,
+    run: str,
+    threads: int,
+    stored: tuple[str, str] | None = None,
+) -> None:
     """Trains one configuration in a Ray worker and reports each epoch; the trial's log gets what is printed meanwhile.
 
     Args:
-        config: `trial` (its number), `seed`, `config` (the hyperparameters), and `accumulation`, the parts of a batch.
+        config: `trial` (its number), `seed`, `config` (the hyperparameters), `accumulation`, the parts of a batch, and
+            `epochs`, how many the study knows of it, and `device`, that of its slot: a "cuda" that torch does not find
+            where the trial runs gives way to "cpu".
         splits: From the object store; its arrays are read-only and shared by all trials on a node.
         run: The run folder; the trial's is `trials/<number>` below it.
-        device: "cpu" or "cuda".
         threads: For torch, on a CPU.
+        stored: The run's URI in a storage, and its id. The run folder may then be on another machine: the trial's is a
+            scratch folder of this node, and sent from there.
     """
+    import torch
+
     from tuning.training import Training, prepare
 
-    folder = trial_folder(Path(run), config["trial"])
+    root = Path(run) if stored is None else mirror.scratch(stored[1])
+    folder = trial_folder(root, config["trial"])
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOG).open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
+    with contextlib.ExitStack() as stack:
+        if stored is not None:
+            _fetch(stored[0], folder, config["epochs"])
+            part = folder.relative_to(root).as_posix()
+            stack.enter_context(mirror.Mirror(root, stored[0], print, part=part, every=1.0))
+        log = stack.enter_context((folder / LOG).open("a", buffering=1))
+        stack.enter_context(redirect_stdout(log))
+        stack.enter_context(redirect_stderr(log))
         try:
             prepare(threads)
+            device = "cuda" if config["device"] == "cuda" and torch.cuda.is_available() else "cpu"
             if share := gpu_share(device):
                 machine.limit_gpu_memory(share)
             training = Training(
@@ -77,6 +99,26 @@ def gpu_share(device: str) -> float:
     import ray
 
     return ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0) if device == "cuda" else 0.0
+
+
+def _fetch(uri: str, folder: Path, epochs: int) -> None:
+    """Fetches checkpoint and log of a trial that has run elsewhere: more epochs of it are known than are here.
+
+    Where the storage is away for long, the trial goes on from what is here, if only from its beginning.
+    """
+    latest, log = folder / checkpoints.LATEST, folder / LOG
+    if epochs == 0 or checkpoints.n_epochs(latest) >= epochs:
+        return
+    store, fetched = storage.Store(uri, SECONDS_FOR_A_CHECKPOINT), folder / ".fetched"
+    try:
+        for path, length in ((latest, checkpoints.n_epochs), (log, lambda path: path.exists() and path.stat().st_size)):
+            files.write_bytes(fetched, store.read(f"trials/{folder.name}/{path.name}") or b"")
+            if length(fetched) > length(path):
+                fetched.replace(path)
+    except UserError as error:
+        with log.open("a") as file:
+            print(error, file=file)
+    fetched.unlink(missing_ok=True)
 
 
 def _train(training: "Training", folder: Path) -> None:
@@ -121,7 +163,7 @@ def train_all(
     remote = ray.remote(
         num_cpus=slots["cpus_per_trial"], num_gpus=slots["gpus_per_trial"], max_retries=0, num_returns="streaming"
     )(jobs.train)
-    with started_ray(slots, logging.NullHandler()):
+    with cluster.started(slots, logging.NullHandler()):
         shared = ray.put(splits)
         running: dict[Any, jobs.Job] = {remote.remote(job, shared, slots["device"], threads): job for job in wanted}
         while running:
@@ -137,47 +179,26 @@ def train_all(
                 yield running.pop(rows), {"error": str(error).strip().splitlines()[0]}
 
 
-@contextlib.contextmanager
-def started_ray(slots: Mapping[str, Any], log: logging.Handler) -> Iterator[None]:
-    """Starts a Ray of our own, on this machine, bound to the loopback address, without a dashboard.
-
-    Args:
-        slots: `device`, `concurrency` and `cpus_per_trial`, as `machine.plan_slots` gives them.
-        log: Gets what Ray has to say.
-    """
-    os.environ |= {
-        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",
-        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-        "RAY_AIR_NEW_OUTPUT": "0",
-        # Ray would run trials at niceness 15, where whatever else the machine does takes their cores from them.
-        "RAY_worker_niceness": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        # Tune gives its trials an environment of their own, which the workers that Ray starts in advance do not have.
-        "RAY_prestart_worker_first_driver": "0",
-    }
+def sweep_nodes(run_id: str, uri: str) -> list[str]:
+    """Has each node send what its trials have not, and clear it away; returns what is left, and where."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    n_gpus = len(machine.gpu_memory()) if slots["device"] == "cuda" else 0
-    ray.init(
-        address="local",
-        num_cpus=machine.cpus_in_use(slots),
-        num_gpus=n_gpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    loggers = [logging.getLogger("ray"), logging.getLogger("ray.tune")]
-    for logger in loggers:
-        logger.handlers, logger.propagate = [log], False
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        for logger in loggers:
-            logger.removeHandler(log)
-        log.close()
+    remote, here = ray.remote(num_cpus=0, max_retries=0)(mirror.sweep), ray.get_runtime_context().get_node_id()
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    swept = {
+        node["NodeManagerHostname"]: remote.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(run_id, uri)
+        for node in others
+    }
+    left = {"this machine": mirror.sweep(run_id, uri)}
+    for name, answer in swept.items():
+        try:
+            left[name] = ray.get(answer)
+        except ray.exceptions.RayError as error:  # The node is gone, and what was only there with it.
+            left[name] = f"what was only there: {next(iter(str(error).splitlines()), 'it is gone')}"
+    return [f"{what} of {name}" for name, what in left.items() if what]
 
 
 def trial_folder(run: Path, number: int) -> Path:
@@ -215,17 +236,19 @@ class Proposals(_NotRestored, Searcher):
         study: RunStudy,
         on_problem: Callable[[BaseException], None],
         on_exhausted: Callable[[], None],
+        slots: cluster.Slots,
         hold: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
         self._study = study
         self._on_exhausted = on_exhausted
         self._on_problem = on_problem
-        self._hold = hold
+        self._slots, self._hold = slots, hold
 
     def suggest(self, trial_id: str) -> Any:
-        """Returns the next trial's configuration, None while `hold()`, or FINISHED if the study cannot give one."""
-        if self._hold():
+        """Returns the next trial's configuration, None while no slot is free, or FINISHED if the study has none."""
+        device = None if self._hold() else self._slots.free()
+        if device is None:
             return None
         try:
             proposal = self._study.ask()
@@ -235,11 +258,14 @@ class Proposals(_NotRestored, Searcher):
         if proposal is None:
             self._on_exhausted()
             return Searcher.FINISHED
+        self._slots.take(proposal.number, device)
         return {
+            "device": device,
             "trial": proposal.number,
             "seed": proposal.seed,
             "config": proposal.config.model_dump(),
             "accumulation": proposal.accumulation,
+            "epochs": proposal.epochs,
         }
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -318,6 +344,7 @@ class Recorder(_NotRestored, tune.Callback):
         number = trial.config["trial"]
         self._last_epoch[number] = time.monotonic()
         with self._guard():
+            self._study.ran_on(number, result.get("hostname"))
             if result["error"]:
                 self._fail(number, result["error"])
             elif self._study.report(number, result):
@@ -338,6 +365,9 @@ class Recorder(_NotRestored, tune.Callback):
             if DISK_FULL in error:  # No trial would fare better; they stay as they are, to be gone on with.
                 raise UserError(error[error.index(DISK_FULL) :])
             room = self._give_room(trial) if _OUT_OF_MEMORY.search(_last_failure(trial)) else ""
+            if _LOST_NODE.search(_last_failure(trial)):
+                error = f"its node {self._study.row(number).get('node') or ''} was lost: {error.partition('. ')[0]}"
+            trial.set_config({**trial.config, "epochs": self._study.row(number)["epochs"]})
             self._study.retry(number, f"{error}{room}", accumulation=trial.config["accumulation"])
             self._progress.note(f"trial {number} failed and is tried again{room}: {error}")
 

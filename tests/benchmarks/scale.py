@@ -1,0 +1,140 @@
+"""A thousand trials, 64 side by side: what a search itself costs, and whether that grows with the trials.
+
+    python tests/benchmarks/scale.py [--samples 250 500 1000] [--side-by-side 64] [--sampler tpe] [--out FILE.csv]
+
+Nothing is trained: a trial replays a made-up learning curve of six epochs, 20 ms each, and ASHA stops it. All else is
+the search: Ray (which is told that the machine has so many CPUs), Tune, sampler, study, frames, pictures and page.
+
+`trial_ms`: from the first epoch's report to the last trial's end, over the trials; `last_ms`: the same of the last
+tenth of them; `sampler_ms`: what the sampler takes of that; `driver_mb`: peak memory of the driver before pictures and
+page are made, which is `end_s`; `frames_ms`, `study_ms`: to open the frames and the study. About 10 minutes.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from common import ROOT, parser, report
+
+
+def replay(config: dict[str, Any], *, splits: Any, run: str, threads: int, stored: Any = None) -> None:
+    """Reports a learning curve that the configuration decides, as `train_trial` would."""
+    import math
+    import random
+    import time
+
+    from ray import tune
+
+    values, noise = config["config"], random.Random(config["seed"])
+    level = 0.94 - 0.05 * min(1.0, abs(math.log10(values["learning_rate"]) + 1.5)) - 0.01 * noise.random()
+    best = 0.0
+    for epoch in range(1, values["epochs"] + 1):
+        time.sleep(0.02)
+        accuracy = level - 0.3 * 2.0**-epoch + 0.003 * noise.gauss(0, 1)
+        best = max(best, accuracy)
+        row = {"epoch": epoch, "train_loss": 1 - accuracy, "train_accuracy": accuracy, "valid_loss": 1 - accuracy}
+        row |= {"valid_accuracy": accuracy, "lr": values["learning_rate"], "epoch_seconds": 0.02, "error": ""}
+        row |= {"images_per_second": 1e6, "seconds_per_image": 1e-6, "n_parameters": 77754, "device": "cpu"}
+        finished = "length" if epoch == values["epochs"] else ""
+        tune.report(row | {"precision": "fp32", "finished": finished, "best_valid_accuracy": best})
+
+
+class Clock:
+    """Notes when a function is called, and how long it takes."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.seconds, self.ends = 0.0, []  # type: float, list[float]
+        function = getattr(owner, name)
+
+        def timed(*given: Any, **named: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return function(*given, **named)
+            finally:
+                self.ends.append(time.perf_counter())
+                self.seconds += self.ends[-1] - begin
+
+        setattr(owner, name, timed)
+
+
+def measure(n: int, side_by_side: int, sampler: str) -> dict[str, Any]:
+    """Runs a search of `n` trials in this process and folder; returns its row of the table."""
+    import optuna
+
+    from tuning import results, search, spaces, trainable
+    from tuning.progress import Progress
+    from tuning.study import RunStudy
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    space = spaces.load_space("resnet").without({"pretrained": [True]})
+    settings = search.Settings(
+        n, "resnet", "fashion-mnist", 6, 0, sampler, "asha", "cpu", side_by_side, 1.0, 0.0, None, None, 2, None
+    )
+    trainable.train_trial = replay  # type: ignore[assignment]
+    sampled, ended = Clock(spaces.Space, "sample"), Clock(RunStudy, "_end")
+    reported, concluded = Clock(trainable.Recorder, "on_trial_result"), Clock(search, "conclude")
+    peaks: list[float] = []
+    run_trials = search.run_trials
+
+    def noted(*given: Any) -> Any:
+        reason = run_trials(*given)
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return reason
+
+    search.run_trials = noted
+    path = results.RESULTS / "one"
+    search._begin_run(path, settings, space)
+    with Progress(n, quiet=True) as progress:
+        splits: Any = SimpleNamespace(split_hash="", valid_hash="")
+        search.search(settings, path, splits, space, progress)
+    run, begin = results.Run(path), time.perf_counter()
+    n_trials, n_epochs = len(run.trials), len(run.epochs)
+    frames, begin = time.perf_counter() - begin, time.perf_counter()
+    optuna.load_study(study_name="one", storage=f"sqlite:///{path}/study.db").get_trials()
+    opened, tenth = time.perf_counter() - begin, n // 10
+    return {
+        "trials": n_trials,
+        "epochs": n_epochs,
+        "trial_ms": 1e3 * (ended.ends[-1] - reported.ends[0]) / n,
+        "last_ms": 1e3 * (ended.ends[-1] - ended.ends[-1 - tenth]) / tenth,
+        "sampler_ms": 1e3 * sampled.seconds / n,
+        "driver_mb": peaks[0],
+        "frames_mb": sum((path / name).stat().st_size for name in ("trials.csv", "epochs.csv")) / 1e6,
+        "frames_ms": 1e3 * frames,
+        "study_mb": (path / "study.db").stat().st_size / 1e6,
+        "study_ms": 1e3 * opened,
+        "end_s": concluded.seconds,
+    }
+
+
+def main() -> None:
+    args = parser(__doc__)
+    args.add_argument("--samples", type=int, nargs="+", default=[250, 500, 1000], help="trials of each search")
+    args.add_argument("--side-by-side", type=int, default=64, help="trials at a time")
+    args.add_argument("--sampler", default="tpe", help="as search's")
+    args.add_argument("--here", action="store_true", help="(its own use) run one search in this process and folder")
+    given = args.parse_args()
+    if given.here:
+        print(json.dumps(measure(given.samples[0], given.side_by_side, given.sampler)))
+        return
+    rows = []
+    for n in given.samples:
+        command = [sys.executable, str(Path(__file__).resolve()), "--here", "--samples", str(n)]
+        command += ["--side-by-side", str(given.side_by_side), "--sampler", given.sampler]
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            environment = os.environ | {"PYTHONPATH": str(ROOT)}
+            done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(rows[-1], file=sys.stderr)
+    report(f"Replayed trials, {given.side_by_side} side by side, {given.sampler}", rows, given.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,317 @@
+"""A search on a cluster of several machines, which are namespaces of this one; slots, addresses and open ports."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuning import cluster, results
+from tuning.errors import UserError
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parent.parent
+# A network, a file system's mounts, a host name and a process tree of its own, without being root outside of it.
+MACHINE = ["unshare", "--map-root-user", "--net", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
+# As the README has it for a cluster by hand: a node that says nothing for 15 s is lost.
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": "known-to-all-nodes",
+    "RAY_health_check_period_ms": "2000",
+    "RAY_health_check_timeout_ms": "3000",
+    "RAY_health_check_failure_threshold": "3",
+}
+
+
+class Machines:
+    """Machines on a network of their own: "head", which is 10.7.0.1, and others. None outlives this object's close."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._pids: dict[str, int] = {}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._rays: list[subprocess.Popen[bytes]] = []
+
+    def add(self, name: str, *ray_start: str, hidden: tuple[Path, ...] = ()) -> None:
+        """Starts a machine with a Ray node on it; it does not see what is in the hidden folders."""
+        address = f"10.7.0.{len(self._pids) + 1}"
+        outer = self.command("head") if self._pids else []
+        process = subprocess.Popen([*outer, *MACHINE, "sleep", "inf"])
+        self._processes[name] = process
+        parent = _wait_for(lambda: _child(process.pid), f"machine {name}") if outer else process.pid  # nsenter forks
+        self._pids[name] = _wait_for(lambda: _child(parent), f"machine {name}")
+        setup = f"hostname {name}; mount -t tmpfs none /dev/shm; mkdir -p /tmp/ray; mount -t tmpfs none /tmp/ray"
+        setup += "".join(f"; mount -t tmpfs none {folder}" for folder in hidden) + "; ip link set lo up"
+        if name == "head":
+            setup += "; ip link add br0 type bridge; ip link set br0 up; ip addr add 10.7.0.1/24 dev br0"
+        else:
+            with open(f"/proc/{self._pids[name]}/ns/net") as namespace:
+                link = f"ip link add v{name} type veth peer name eth0 netns /proc/self/fd/{namespace.fileno()}"
+                self.run("head", f"{link}; ip link set v{name} master br0 up", pass_fds=(namespace.fileno(),))
+            setup += f"; ip link set eth0 up; ip addr add {address}/24 dev eth0"
+        self.run(name, f"set -e; {setup}")
+        start = [
+            str(BIN / "ray"),
+            "start",
+            f"--node-ip-address={address}",
+            "--disable-usage-stats",
+            "--block",
+            *ray_start,
+        ]
+        said = self._folder / f"{name}.log"
+        with said.open("wb") as log:
+            ray = subprocess.Popen([*self.command(name), *start], env=ENVIRONMENT, stdout=log, stderr=log)
+        self._rays.append(ray)
+        if name == "head":
+            _wait_for(lambda: "Ray runtime started" in said.read_text(), "the head")
+
+    def command(self, name: str) -> list[str]:
+        """Returns the words that run a command on a machine."""
+        spaces = ["--user", "--net", "--mount", "--uts", "--pid", "--preserve-credentials"]
+        return ["nsenter", f"--target={self._pids[name]}", *spaces, f"--wdns={self._folder}"]
+
+    def run(self, name: str, script: str, **options: Any) -> None:
+        """Runs a script on a machine."""
+        subprocess.run([*self.command(name), "sh", "-c", script], check=True, timeout=30, **options)
+
+    def kill(self, name: str) -> None:
+        """Ends everything on a machine with SIGKILL at once."""
+        os.kill(self._pids[name], 9)
+        self._processes[name].wait()
+
+    def close(self) -> None:
+        for name in reversed(self._pids):
+            if self._processes[name].poll() is None:
+                self.kill(name)
+        for ray in self._rays:
+            ray.wait()
+
+
+def _child(pid: int) -> int:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(children[0]) if children else 0
+
+
+def _wait_for(found: Callable[[], Any], what: str, seconds: float = 150) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if answer := found():
+            return answer
+        time.sleep(0.1)
+    raise AssertionError(f"{what} did not come in {seconds:.0f} s")
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[Machines]:
+    if shutil.which("unshare") is None or subprocess.run([*MACHINE, "ip", "link"], capture_output=True).returncode:
+        pytest.skip("this system gives no namespaces")
+    made = Machines(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.mark.slow
+def test_a_search_uses_all_nodes_outlives_one_and_takes_in_another(machines: Machines, tmp_path: Path) -> None:
+    shared, path, said = tmp_path / "shared", tmp_path / "results" / "one", tmp_path / "said"
+    shared.mkdir()
+    path.parent.mkdir()
+    # What the nodes have of the package, of the runs and of the data is hidden from them.
+    where = [sys.executable, "-c", "import tuning; print(tuning.__path__[0])"]
+    package = subprocess.run(where, cwd="/", env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout.strip()
+    node = ("--address=10.7.0.1:6379", "--num-cpus=1")
+    hidden = (Path(package), ROOT / "tuning", path.parent)
+    machines.add("head", "--head", "--port=6379", "--num-cpus=0", "--include-dashboard=false")
+    machines.add("a", *node, hidden=hidden)
+    machines.add("b", *node, hidden=hidden)
+
+    def alive() -> int:
+        status = subprocess.run(
+            [*machines.command("head"), str(BIN / "ray"), "status"], env=ENVIRONMENT, capture_output=True
+        )
+        return status.stdout.count(b" 1 node_")
+
+    _wait_for(lambda: alive() == 3, "the third node")
+    size = ["--samples", "4", "--epochs", "12", "--train-images", "6000", "--scheduler", "none", "--space", "smoke"]
+    command = [
+        sys.executable,
+        "-m",
+        "tuning.search",
+        *size,
+        "--run",
+        "one",
+        "--address",
+        "auto",
+        "--storage",
+        str(shared),
+    ]
+    with said.open("w") as out:
+        environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
+        search = subprocess.Popen([*machines.command("head"), *command], env=environment, stdout=out, stderr=out)
+
+    def rows(node: str) -> Any:
+        trials = results.Run(path).trials
+        return trials[(trials["node"] == node) & (trials["state"] == "running") & (trials["epochs"] >= 2)]
+
+    _wait_for(lambda: len(rows("a")), "a trial in mid-training on a")
+    lost = _wait_for(lambda: rows("b").to_dict("records"), "a trial in mid-training on b")[0]
+    machines.kill("b")
+    _wait_for(
+        lambda: f"trial {lost['trial']} failed and is tried again: its node b was lost" in said.read_text(), "note", 30
+    )
+    machines.add("c", *node, hidden=hidden)
+    assert search.wait(timeout=200) == 0, said.read_text()
+
+    trials = results.Run(path).trials
+    assert list(trials["state"]) == ["complete"] * 4, said.read_text()
+    row = trials.iloc[lost["trial"]]
+    assert row["attempt"] == 2 and row["error"].startswith("its node b was lost: ") and row["node"] in ("a", "c")
+    assert (trials["node"] == "a").any() and (trials["node"] == "c").any()
+    assert not results.Run(path).epochs.duplicated(["trial", "epoch"]).any()
+    log = (shared / "one" / "trials" / f"{lost['trial']:04d}" / "trial.log").read_text()
+    assert log.count("EpochResult(epoch=1,") == 1, log
+    assert int(log.partition("Going on after epoch ")[2].split(",")[0]) >= 2
+    assert "Node c (10.7.0.4) joined; 2 trials side by side now." in said.read_text()
+
+
+def test_slots_are_planned_from_what_a_cluster_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"CPU": 8.0}, {"CPU": 16.0, "GPU": 2.0}, {"memory": 1e9}]
+    monkeypatch.setattr(cluster, "look", lambda address: (nodes, []))
+
+    def plan(*asked: Any) -> tuple[Any, ...]:
+        slots = cluster.plan_slots("auto", *asked)
+        found = cluster.capacity(slots, nodes, [])
+        return slots["device"], slots["concurrency"], found["cuda"], found["cpu"]
+
+    assert plan(None, None, None, None) == ("cuda", 2, 2, 0)
+    assert plan(None, None, 0.25, None) == ("cuda", 8, 8, 0)
+    assert plan(None, None, 0.0, None) == ("cpu", 24, 0, 24)
+    assert plan("any", 2.0, 0.5, None) == ("any", 12, 4, 8)
+    assert plan("any", 2.0, 0.5, 5) == ("any", 5, 4, 1)
+    assert plan("cpu", 9.0, None, None) == ("cpu", 1, 0, 1)
+
+
+def test_an_autoscaler_counts_for_what_it_may_add(monkeypatch: pytest.MonkeyPatch) -> None:
+    to_come = [({"CPU": 4.0}, 3), ({"CPU": 16.0, "GPU": 1.0}, 2)]
+    monkeypatch.setattr(cluster, "look", lambda address: ([{"CPU": 0.0}], to_come))
+    slots = cluster.plan_slots("auto", "cpu", 4.0, None, None)
+    assert slots["concurrency"] == 1  # None is there yet; the first are waited for.
+    assert cluster.capacity(slots, [{"CPU": 0.0}], to_come) == {"cuda": 0, "cpu": 3 + 2 * 4}
+    assert cluster.capacity(slots, [{"CPU": 4.0}] * 12, to_come) == {"cuda": 0, "cpu": 12}
+    assert cluster.plan_slots("auto", None, None, None, None)["device"] == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (("gpu", None, None, None), "--device must be one of any, cpu, cuda, but got 'gpu'"),
+        (("cuda", None, None, None), "--device must be 'cpu' on a cluster without a GPU for trials, but got 'cuda'"),
+        ((None, 9.0, None, None), "--cpus-per-trial must be at most 8, the cores of the largest node, but got 9"),
+        ((None, None, 1.0, None), "--gpus-per-trial must be at most 0, the GPUs of a node .*, but got 1"),
+        ((None, None, None, 0), "--concurrency must be at least 1, but got 0"),
+    ],
+)
+def test_what_no_node_can_hold_is_refused(
+    monkeypatch: pytest.MonkeyPatch, asked: tuple[Any, ...], message: str
+) -> None:
+    monkeypatch.setattr(cluster, "look", lambda address: ([{"CPU": 8.0}, {"CPU": 4.0}], []))
+    with pytest.raises(UserError, match=message):
+        cluster.plan_slots("auto", *asked)
+
+
+def test_a_trial_takes_a_gpu_where_one_is_free_and_gives_it_back() -> None:
+    running = {1, 2, 3}
+    slots = cluster.Slots({"device": "any", "concurrency": 3}, running.__contains__, pytest.fail)
+    slots._capacity = {"cuda": 1, "cpu": 2}
+    taken = []
+    for number in running:
+        taken.append(slots.free())
+        slots.take(number, taken[-1] or "")
+    assert taken == ["cuda", "cpu", "cpu"] and slots.free() is None
+    running.remove(1)
+    assert slots.free() == "cuda"
+    asked = {"cpus_per_trial": 2.0, "gpus_per_trial": 0.5}
+    assert cluster.resources(asked, "cuda") == {"CPU": 2.0, "GPU": 0.5}
+    assert cluster.resources(asked, "cpu") == {"CPU": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "nothing answers there .* Start one with `ray start --head`"),
+        ("head", "--address must be auto or the HOST:PORT of a Ray cluster .*, but got 'head'"),
+        ("ray://head:10001", "it cannot run through Ray's client: run it on the head node"),
+        ("127.0.0.1:99999", "nothing answers there"),
+        ("no.such.host.invalid:6379", "nothing answers there"),
+    ],
+)
+def test_an_address_without_a_cluster_is_named(address: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        cluster.look(address)
+
+
+def test_what_answers_but_is_no_cluster_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "SECONDS_TO_ANSWER", 4.0)
+    gives_up = pytest.raises(UserError, match="it gave no answer in 4 s")
+    with socket.create_server(("127.0.0.1", 0)) as server, gives_up:
+        cluster.look(f"127.0.0.1:{server.getsockname()[1]}")
+
+
+def test_a_cluster_of_other_versions_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = {"ray_version": "2.9.0", "python_version": "3.8.1"}
+    monkeypatch.setattr(
+        cluster, "_LOOK", f"from ray._private.utils import check_version_info; check_version_info({other}, 'here')"
+    )
+    with pytest.raises(UserError, match=r"it has Ray 2.9.0 and Python 3.8.1, this process Ray [\d.]+ and Python 3"):
+        cluster.look("auto")
+
+
+def test_no_cluster_at_all_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(
+        cluster,
+        "_LOOK",
+        cluster._LOOK.replace("import json", "import psutil\npsutil.process_iter = lambda *a, **k: []\nimport json"),
+    )
+    with pytest.raises(UserError, match="Could not find any running Ray instance"):
+        cluster.look("auto")
+
+
+# Prints each socket on which Ray listens beyond the loopback address, while a task is running.
+LISTENING = """
+import logging, pathlib, ray
+from tuning import cluster
+
+with cluster.started({"device": "cpu", "concurrency": 1, "cpus_per_trial": 1.0}, logging.NullHandler()):
+    ray.get(ray.remote(lambda: 1).remote())
+    inodes, processes = {}, [pathlib.Path("/proc/self")]
+    for process in processes:
+        for task in process.glob("task/*/children"):
+            processes += [pathlib.Path("/proc", child) for child in task.read_text().split()]
+        for descriptor in process.glob("fd/*"):
+            inodes[str(descriptor.readlink()) if descriptor.is_symlink() else ""] = process
+    sockets = [line.split() for kind in ("tcp", "tcp6") for line in open(f"/proc/net/{kind}").readlines()[1:]]
+    ours = [s[1].split(":")[0] for s in sockets if s[3] == "0A" and f"socket:[{s[9]}]" in inodes]
+    print(len(ours), [address for address in ours if not address.endswith("0100007F")])
+"""
+
+
+@pytest.mark.slow
+def test_on_one_machine_nothing_listens_to_the_world() -> None:
+    done = subprocess.run([sys.executable, "-c", LISTENING], capture_output=True, text=True, timeout=100, check=True)
+    n_sockets, beyond = done.stdout.split(maxsplit=1)
+    assert int(n_sockets) >= 4 and beyond.strip() == "[]"
+
+
+def test_a_dashboard_that_cannot_be_served_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="--dashboard must be left out with --address"):
+        cluster.check_dashboard("auto")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"--dashboard must have the package ray\[default\], but it is missing"):
+        cluster.check_dashboard(None)
