@@ -146,6 +146,7 @@ def started_ray(slots: Mapping[str, Any], log: logging.Handler) -> Iterator[None
         # Tune gives its trials an environment of their own, which the workers that Ray starts in advance do not have.
         "RAY_prestart_worker_first_driver": "0",
     }
+    machine.huge_pages()
     import ray
 
     n_gpus = len(machine.gpu_memory()) if slots["device"] == "cuda" else 0
