@@ -1,7 +1,10 @@
 """Between Ray and the study: what a worker's failure is called, and when it stops the search."""
 
 import logging
+import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +16,7 @@ import numpy as np
 import optuna
 import pytest
 
+from tuning import machine
 from tuning.cluster import Slots
 from tuning.data import Labelled, Splits, to_tensors
 from tuning.errors import UserError
@@ -228,3 +232,18 @@ def test_all_trials_end_when_the_search_is_to_end() -> None:
     assert not stopper("any", {}) and not stopper.stop_all()
     end[0] = True
     assert stopper.stop_all()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(None, "glibc.malloc.hugetlb=1"), ("glibc.malloc.check=0", "glibc.malloc.check=0")]
+)
+def test_processes_that_are_started_later_ask_for_huge_pages_unless_the_user_said_otherwise(
+    monkeypatch: pytest.MonkeyPatch, before: str | None, after: str
+) -> None:
+    monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"})
+    if before is not None:
+        os.environ["GLIBC_TUNABLES"] = before
+    machine.huge_pages()
+    asked = [sys.executable, "-c", "import os; print(os.environ['GLIBC_TUNABLES'])"]
+    done = subprocess.run(asked, env=dict(os.environ), capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == after

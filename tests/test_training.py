@@ -22,6 +22,7 @@ from tuning.training import (
     EpochResult,
     NonFiniteLossError,
     Training,
+    compile_pays,
     evaluate,
     faster_precision,
     fit,
@@ -93,6 +94,70 @@ def test_batches_in_parts_give_the_gradient_of_the_whole(splits: Splits, tiny: T
         gradients.append([loss, right, *(p.grad for p in training.model.parameters())])
     for whole, parts in zip(*gradients, strict=True):
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_compiled_training_gives_the_same_within_tolerance_and_compiles_once(
+    splits: Splits, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler, calls = torch.compile, []
+
+    def counting(graph: Any, images: Any) -> Any:
+        calls.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda model, **options: compiler(model, backend=counting, dynamic=False))
+    config = changed(tiny, batch_size=100, ema_decay=0.9)  # 480 images: the last batch has 80.
+    [plain, compiled] = [list(fit(Training(config, splits, seed=0, compiled=c))) for c in (False, True)]
+    assert len(calls) == 1
+    for one, other in zip(plain, compiled, strict=True):
+        for name in ("train_loss", "valid_loss", "train_accuracy", "valid_accuracy"):
+            assert numbers(other)[name] == pytest.approx(numbers(one)[name], rel=1e-3)
+
+
+def test_where_nothing_can_be_compiled_it_warns_and_gives_the_same(
+    splits: Splits, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(images: Tensor) -> None:
+        raise RuntimeError("no C++ compiler\nwas found")
+
+    expected = run(tiny, splits)
+    monkeypatch.setattr(torch, "compile", lambda model, **options: broken)
+    training = Training(tiny, splits, seed=0, compiled=True)
+    with pytest.warns(UserWarning, match=r"^The step could not be compiled and runs as it is: no C\+\+ compiler$"):
+        results = [numbers(result) for result in fit(training)]
+    assert results == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "n_images", "device", "pays"),
+    [
+        ({"epochs": 6}, 55_000, "cpu", False),
+        ({"epochs": 12}, 55_000, "cpu", True),
+        ({"epochs": 12}, 30_000, "cpu", False),
+        ({"epochs": 12, "architecture": "resnet20"}, 55_000, "cpu", False),
+        ({"epochs": 20, "architecture": "resnet20"}, 55_000, "cpu", True),
+        ({"epochs": 100, "architecture": "resnet18"}, 55_000, "cpu", False),
+        ({"epochs": 100}, 55_000, "cuda", False),
+        ({"epochs": 100, "image_size": 8}, 55_000, "cpu", False),
+    ],
+)
+def test_compiling_pays_where_it_takes_less_than_it_saves(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], n_images: int, device: str, pays: bool
+) -> None:
+    monkeypatch.setattr(training_module, "_compiler_found", lambda: True)
+    assert compile_pays(TrainConfig(**values), n_images, device) == pays
+    monkeypatch.setattr(training_module, "_compiler_found", lambda: False)
+    assert not compile_pays(TrainConfig(**values), n_images, device)
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_a_training_compiles_where_it_pays_but_not_in_parts(
+    splits: Splits, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch, pays: bool
+) -> None:
+    monkeypatch.setattr(training_module, "compile_pays", lambda *args: pays)
+    assert (Training(tiny, splits, seed=0)._forward is None) == pays
+    assert Training(tiny, splits, seed=0, accumulation=2)._forward is not None
 
 
 def test_fit_yields_a_frozen_result_an_epoch_and_then_nothing(splits: Splits, tiny: TrainConfig) -> None:

@@ -10,6 +10,7 @@ how many epochs were assumed (25: what the original recipe took); this takes und
 """
 
 import itertools
+import multiprocessing
 import statistics
 import sys
 import time
@@ -20,6 +21,7 @@ import yaml
 from common import CORES, ItemByItem, parser, plain_epoch, plain_model, report
 from torch.utils.data import DataLoader
 
+from tuning import machine
 from tuning.config import TrainConfig, parse_config
 from tuning.data import load_splits
 from tuning.training import Training, fit, prepare
@@ -40,6 +42,7 @@ WARM_STEPS = 20
 
 def ours(config: TrainConfig, seed: int, target: float, train_images: int | None) -> dict[str, Any]:
     """Returns the row of a training that ends as soon as it is there."""
+    prepare(CORES)
     start = time.perf_counter()
     splits = load_splits("fashion-mnist", seed=seed, train_images=train_images)
     for result in fit(Training(config, splits, seed=seed)):
@@ -122,14 +125,15 @@ def main() -> None:
     given = args.parse_args()
     changes = {name: yaml.safe_load(value) for name, _, value in (text.partition("=") for text in given.set)}
     config = parse_config(RECIPE | {"epochs": given.epochs} | changes, "--set")
-    # The plain loop first: `prepare` changes the process, and it would profit.
     steps = None if given.plain else given.plain_steps
     other = plain(given.target, given.train_images, steps=steps, epochs=given.plain_epochs, workers=given.workers)
-    prepare(CORES)
+    # In a process of its own, with huge pages as a trial has them; the plain loop has had none.
+    machine.huge_pages()
     rows = []
-    for seed in range(given.seeds):
-        rows.append(ours(config, seed, given.target, given.train_images))
-        print(rows[-1], file=sys.stderr)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        for seed in range(given.seeds):
+            rows.append(pool.apply(ours, (config, seed, given.target, given.train_images)))
+            print(rows[-1], file=sys.stderr)
     seconds = [one["seconds"] for one in rows]
     spread = f" +- {statistics.stdev(seconds):.1f}" if len(seconds) > 1 else ""
     for one in rows:

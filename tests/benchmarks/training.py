@@ -4,7 +4,8 @@
 
 Prints a row a measurement. `plain`: a `DataLoader` over PIL images, Adam, fp32, no augmentation, batch 64. `fit`: ours,
 with crop, flip and erase, and an evaluation after each epoch on a valid split of a full epoch's proportion; reporting
-and checkpoints are not in it. `ceiling`: the same network and optimizer on one batch in memory, and nothing else.
+and checkpoints are not in it. `fit, compiled`: the same with `torch.compile`, the time to compile left out. `ceiling`:
+the same network and optimizer on one batch in memory, and nothing else. All but `plain` have huge pages, as trials do.
 `matrix product`: torch's, 4096 x 4096. Processes that run side by side begin together and keep working until the last
 of them has its figure; their figures are added. Shares are of the time of `fit`; `times_plain` compares with the
 fastest plain row of the network; GFLOP/s count two operations a multiply-add, forward and backward, as torch's
@@ -29,7 +30,7 @@ from common import CORES, ItemByItem, parser, plain_epoch, plain_model, report
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from tuning import training
+from tuning import machine, training
 from tuning.config import TrainConfig
 from tuning.data import DATASETS, Labelled, Splits, load_train, make_splits, normalise
 from tuning.models import build_model
@@ -77,11 +78,10 @@ class Job:
 def jobs(everything: bool) -> Iterator[Job]:
     """Yields the measurements of a round."""
     arrangements = (SIDE_BY_SIDE, TOGETHER)
-    for precision, arrangement in product(PRECISIONS, arrangements):
-        yield Job("matrix product", "", MATRIX_SIDE, precision, *arrangement)
     if everything:
         for network, arrangement, workers in product(NETWORKS, arrangements, (0, 2, 4)):
             yield Job("plain", network, 64, "fp32", *arrangement, workers)
+        yield from _matrix_products(arrangements)
         for args in product(NETWORKS, BATCHES, PRECISIONS, arrangements, ("ceiling", "fit")):
             network, batch, precision, arrangement, loop = args
             yield Job(loop, network, batch, precision, *arrangement)
@@ -91,11 +91,18 @@ def jobs(everything: bool) -> Iterator[Job]:
         yield Job("plain", small, 64, "fp32", *arrangement, workers)
     for network in others:
         yield Job("plain", network, 64, "fp32", *TOGETHER, 2)
+    yield from _matrix_products(arrangements)
     ours = [(small, batch, "bf16", SIDE_BY_SIDE) for batch in BATCHES]
     ours += [(small, 128, "bf16", TOGETHER), (small, 128, "fp32", SIDE_BY_SIDE), (small, 128, "fp32", TOGETHER)]
     ours += [(network, 128, "bf16", SIDE_BY_SIDE) for network in others]
     for (network, batch, precision, arrangement), loop in product(ours, ("ceiling", "fit")):
         yield Job(loop, network, batch, precision, *arrangement)
+    yield Job("fit, compiled", small, 128, "bf16", *SIDE_BY_SIDE)
+
+
+def _matrix_products(arrangements: tuple[tuple[int, int], ...]) -> Iterator[Job]:
+    for precision, arrangement in product(PRECISIONS, arrangements):
+        yield Job("matrix product", "", MATRIX_SIDE, precision, *arrangement)
 
 
 class Clock:
@@ -155,13 +162,17 @@ def fit(job: Job, seconds: float, clock: Clock) -> Iterator[float]:
     clock.watch()
     training.prepare(job.threads)
     everything = load_train("fashion-mnist")
-    probe = training.Training(job.config.model_copy(update={"epochs": 2}), _part(everything, 2 * job.batch), seed=0)
+    part, compiled = _part(everything, 2 * job.batch), job.loop == "fit, compiled"
+    probe = training.Training(job.config.model_copy(update={"epochs": 3}), part, seed=0, compiled=compiled)
     images_per_second = list(training.fit(probe))[-1].images_per_second
     n_batches = min(max(2, round(images_per_second * seconds / 2 / job.batch)), 50_000 // job.batch)
-    trained = training.Training(job.config, _part(everything, n_batches * job.batch), seed=0)
+    trained = training.Training(job.config, _part(everything, n_batches * job.batch), seed=0, compiled=compiled)
+    epochs = training.fit(trained)
+    if compiled:
+        next(epochs)
     clock.seconds.clear()
     yield 0
-    for _ in training.fit(trained):
+    for _ in epochs:
         yield n_batches * job.batch
 
 
@@ -181,7 +192,7 @@ def ceiling(job: Job, seconds: float, clock: Clock) -> Iterator[float]:
         yield job.batch
 
 
-LOOPS = {"matrix product": matrix_product, "plain": plain, "fit": fit, "ceiling": ceiling}
+LOOPS = {"matrix product": matrix_product, "plain": plain, "fit": fit, "fit, compiled": fit, "ceiling": ceiling}
 
 
 def _part(everything: Labelled, n: int) -> Splits:
@@ -193,8 +204,12 @@ def _part(everything: Labelled, n: int) -> Splits:
 
 def measure(job: Job, seconds: float) -> dict[str, float]:
     """Returns the rate of all processes together, and the mean shares of their time."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torchvision.transforms", "tuning.training", "tuning.data"])
+    # A process has the huge pages that it was started with. The plain loops come first, without.
+    context: Any = multiprocessing.get_context("spawn")
+    if job.loop != "plain":
+        machine.huge_pages()
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torchvision.transforms", "tuning.training", "tuning.data"])
     barrier, n_ended, figures = context.Barrier(job.processes), context.Value("i", 0), context.SimpleQueue()
     args = (job, seconds, barrier, n_ended, figures)
     processes = [context.Process(target=_measure_one, args=args) for _ in range(job.processes)]
@@ -215,7 +230,7 @@ def _measure_one(job: Job, seconds: float, barrier: Any, n_ended: Any, figures: 
         ticks = LOOPS[job.loop](job, seconds, clock)
         warm = time.perf_counter() + seconds / 3
         next(ticks)
-        while job.loop != "fit" and time.perf_counter() < warm:
+        while not job.loop.startswith("fit") and time.perf_counter() < warm:
             next(ticks)
         barrier.wait()
         start = time.perf_counter()
@@ -252,10 +267,11 @@ def table(measured: dict[Job, list[dict[str, float]]]) -> list[dict[str, Any]]:
         flop = rate if matrix else rate * flop_per_image(job.network)
         peak = [r for j, r in rates.items() if j.loop == "matrix product" and j.precision == job.precision]
         plains = [r for j, r in rates.items() if j.loop == "plain" and j.network == job.network]
-        above = rates.get(Job("ceiling", *astuple(job)[1:])) if job.loop == "fit" else None
+        ours = job.loop.startswith("fit")
+        above = rates.get(Job("ceiling", *astuple(job)[1:])) if ours else None
         each = [one["rate"] for one in measured[job]]
         shares = {
-            name: statistics.median(one[name] for one in measured[job]) if job.loop == "fit" else None
+            name: statistics.median(one[name] for one in measured[job]) if ours else None
             for name in ("augment", "normalise", "evaluate")
         }
         rows.append(
