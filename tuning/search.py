@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 SAMPLERS = ("curves", "tpe", "gp", "random", "qmc", "nsga2")
 SCHEDULERS = ("asha", "hyperband", "median", "none")
 DEFAULT_EPOCHS = {"cpu": 6, "cuda": 18}
-N_STARTUP = 5
+N_STARTUP = 8
 SECONDS_FOR_AN_EPOCH = 10.0
 # What a search that is gone on with may be told anew; all else is as it was begun.
 OF_ANY_SESSION = {"samples", "time_budget", "data_dir", "audit", "resume", "dry_run_only", "quiet", "verbose"}
