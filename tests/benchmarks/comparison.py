@@ -123,11 +123,17 @@ def mean_of_medians(frame: pd.DataFrame) -> pd.DataFrame:
     return means.pivot_table(index="samples", columns="method", values="regret")
 
 
+def numbers_of_samples(frame: pd.DataFrame) -> list[int]:
+    """Returns after how many samples regrets are read: those of `READ_AT` that there are, and the last."""
+    last = int(frame["samples"].max())
+    return [*(samples for samples in READ_AT if samples < last), last]
+
+
 def table(frame: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
     """Returns what the benchmark prints: a row a method and number of slots."""
     rows = []
     for slots, group in frame.groupby("slots"):
-        read_at = [samples for samples in READ_AT if samples <= group["samples"].max()]
+        read_at = numbers_of_samples(group)
         means, last = mean_of_medians(group), read_at[-1]
         ranks = average_ranks(per_task(group, last))
         goal = means[STOCK].loc[last] if STOCK in means else float("nan")
@@ -136,7 +142,7 @@ def table(frame: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
             row |= {f"regret at {samples}": means[method].loc[samples] for samples in read_at}
             row[f"rank at {last}"] = ranks[method]
             row[f"samples to stock's {last}"] = samples_to_reach(group, method, goal)
-            for samples in (read_at[0], last):
+            for samples in dict.fromkeys((read_at[0], last)):
                 row |= _behind(group, method, samples)
             row["trainings"] = group[(group["method"] == method) & (group["samples"] == last)]["cost"].mean()
             rows.append(row)

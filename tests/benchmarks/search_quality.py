@@ -140,12 +140,13 @@ def report(trials: Any, methods: list[str], out: Path) -> None:
     found.to_csv(out / "table.csv", index=False)
     n_tasks, n_seeds = trials["task"].nunique(), trials["seed"].nunique()
     results.print_frame(found, f"Regret: median over {n_seeds} seeds, mean over {n_tasks} tasks")
-    last = int(frame["samples"].max())
-    read_at = sorted({min(comparison.READ_AT[0], last), last})
+    first, *_, last = 2 * comparison.numbers_of_samples(frame)
     style.save(quality_figures.regret(frame, comparison.regret_by_cost(trials), methods), out / "regret.png")
     style.save(quality_figures.ranks(frame, methods), out / "ranks.png")
     if len(methods) > 1:
-        style.save(quality_figures.critical_differences(frame, methods, read_at), out / "critical_difference.png")
+        style.save(
+            quality_figures.critical_differences(frame, methods, sorted({first, last})), out / "critical_difference.png"
+        )
     print(f"Frame, table and figures: {out}")
 
 
