@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,9 +34,9 @@ def planted(curve: Callable[[dict[str, Any]], Curve]) -> Task:
 
 def rising(config: dict[str, Any]) -> Curve:
     epochs = np.arange(1.0, EPOCHS + 1)
-    end = 0.9 - abs(config["momentum"] - 0.6)
-    dips = 0.3 * config["momentum"] * (epochs % 2 == 0)  # so that the best value is not the latest
-    return Curve(end * (1 - 0.5**epochs) - dips, epochs)
+    momentum = config["momentum"]
+    dips = 0.1 * (1 + np.sin(40 * momentum)) * (epochs % 2 == 0)  # so that the best value is not the latest
+    return Curve((0.9 - abs(momentum - 0.6)) * (1 - 0.5 ** (epochs * (1.2 - momentum))) - dips, epochs)
 
 
 def test_one_slot_runs_one_trial_after_the_other() -> None:
@@ -273,7 +274,8 @@ def test_one_slot_is_as_ray_tune_itself_has_it(tmp_path: Path) -> None:
         best, is_stock = 0.0, "config" not in config
         momentum = config["momentum"] if is_stock else config["config"]["momentum"]
         for epoch in range(1, EPOCHS + 1):  # `rising`, which the workers cannot import
-            value = (0.9 - abs(momentum - 0.6)) * (1 - 0.5**epoch) - 0.3 * momentum * (epoch % 2 == 0)
+            value = (0.9 - abs(momentum - 0.6)) * (1 - 0.5 ** (epoch * (1.2 - momentum)))
+            value -= 0.1 * (1 + math.sin(40 * momentum)) * (epoch % 2 == 0)
             best = value if is_stock else max(best, value)
             row = dict.fromkeys(("train_loss", "train_accuracy", "valid_loss", "lr", "epoch_seconds"), 0.0)
             row |= {"valid_accuracy": value, "images_per_second": 1.0, "seconds_per_image": 1.0}

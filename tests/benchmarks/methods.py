@@ -101,6 +101,9 @@ METHODS: dict[str, Method] = {
     "tpe + asha, 20 start-up": Method(tpe(n_startup_trials=20), SCHEDULERS["asha"]),
     "tpe + asha, 24 candidates": Method(tpe(n_ei_candidates=24), SCHEDULERS["asha"]),
     "tpe + asha, 256 candidates": Method(tpe(n_ei_candidates=256), SCHEDULERS["asha"]),
+    "tpe + asha, best 20 %": Method(tpe(gamma=lambda n: max(1, n // 5)), SCHEDULERS["asha"]),
+    "tpe + asha, best 5": Method(tpe(gamma=lambda n: min(5, max(1, n // 4))), SCHEDULERS["asha"]),
+    "tpe + asha, told failures": Method(named("tpe"), SCHEDULERS["asha"], FailuresAsWorst),
     # ASHA's options: grace period in shares of the full length, reduction factor, brackets.
     "tpe, asha grace 1/9 by 2": Method(named("tpe"), asha(schedulers.grace_period, 2)),
     "tpe, asha grace 1/9 by 4": Method(named("tpe"), asha(schedulers.grace_period, 4)),
