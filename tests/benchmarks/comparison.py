@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy import stats
+from tables import WORST
 
 GROUP = ["task", "method", "slots", "seed"]
 READ_AT = (20, 60, 100)
@@ -32,19 +33,19 @@ def incumbents(trials: pd.DataFrame) -> pd.DataFrame:
     starts = (trials["trial"] == 0).to_numpy()
     frame = trials[GROUP].assign(samples=trials["trial"] + 1, cost=_running(np.maximum, trials["ended"], starts))
     chosen = _best_so_far(trials, starts)
-    return frame.assign(value=_at(trials["value"], chosen, 0.0), regret=_at(trials["regret"], chosen, 1.0))
+    return frame.assign(value=_at(trials["value"], chosen, 0.0), regret=_at(trials["regret"], chosen, WORST))
 
 
 def regret_by_cost(trials: pd.DataFrame) -> pd.DataFrame:
-    """Returns the incumbent's regret at each cost of `GRID`, a column each, a row a search; until a trial ends, 1."""
+    """Returns the incumbent's regret at each cost of `GRID`, a column each, a row a search; the worst at first."""
     trials = trials.sort_values([*GROUP, "ended", "trial"], kind="stable", ignore_index=True)
     starts = (~trials.duplicated(GROUP)).to_numpy()
-    regrets = _at(trials["regret"], _best_so_far(trials, starts), 1.0)
+    regrets = _at(trials["regret"], _best_so_far(trials, starts), WORST)
     begins = np.flatnonzero(starts)
     rows = []
     for begin, end in zip(begins, [*begins[1:], len(trials)], strict=True):
         known = np.searchsorted(trials["ended"].to_numpy()[begin:end], GRID, side="right")
-        rows.append(np.concatenate([[1.0], regrets[begin:end]])[known])
+        rows.append(np.concatenate([[WORST], regrets[begin:end]])[known])
     found = pd.DataFrame(rows, columns=GRID)
     return pd.concat([trials.loc[starts, GROUP].reset_index(drop=True), found], axis=1)
 

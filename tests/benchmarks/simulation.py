@@ -121,11 +121,16 @@ def simulate(task: Task, method: Method, *, slots: int, samples: int, seed: int)
     curves, seen, began = [], [], []
     ended: dict[int, Ended] = {}
     events: list[tuple[float, int]] = []
+    taken: set[int] = set()
     clock = 0.0
     while len(ended) < samples:
         while len(curves) < samples and len(events) < slots:
             trial = study.ask()
-            curves.append(task.curve(task.space(trial)))
+            config = task.space(trial)
+            if task.snap is not None:
+                config, parameters = task.snap(config, taken)
+                _record(study, trial, parameters)
+            curves.append(task.curve(config))
             seen.append([])
             began.append(clock)
             scheduler.on_trial_add(None, StandIn(str(trial.number)))
@@ -147,6 +152,13 @@ def simulate(task: Task, method: Method, *, slots: int, samples: int, seed: int)
         value = _or_zero(float(curve.values[-1]))
         ended[number] = Ended(number, state, len(values), clock / task.cost, observed, value, task.regret(value))
     return [ended[number] for number in range(samples)]
+
+
+def _record(study: optuna.Study, trial: optuna.Trial, parameters: dict[str, float]) -> None:
+    """Replaces the parameters that a running trial has in the study."""
+    for name, value in parameters.items():
+        distribution = trial.distributions[name]
+        study._storage.set_trial_param(trial._trial_id, name, distribution.to_internal_repr(value), distribution)
 
 
 def _or_zero(value: float) -> float:

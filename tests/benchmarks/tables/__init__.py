@@ -8,13 +8,14 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 # Folder of the format -> its reader in this package.
 TABLES = {"taskset": "taskset", "lcbench-surrogate": "lcbench"}
+WORST = 1.5  # regret, in distances from the best to the median: how far below that a value is, does not matter
 Array = npt.NDArray[np.float64]
 
 
@@ -23,12 +24,20 @@ class Curve:
     """How one configuration trains.
 
     Attributes:
-        values: What is to be maximised, in [0, 1], after each epoch, (epochs,); from where training diverged on, NaN.
+        values: What is to be maximised, in [0, 1], after each epoch, (epochs,), rising: the best so far, because a
+            training keeps the weights of its best epoch. From where it diverged on, NaN.
         costs: The cost until then, (epochs,), rising.
     """
 
     values: Array
     costs: Array
+
+
+class Snap(Protocol):
+    """Replaces a configuration by the nearest one that a table has and that is not taken, and takes it."""
+
+    def __call__(self, config: dict[str, Any], taken: set[int]) -> tuple[dict[str, Any], dict[str, float]]:
+        """Returns the configuration, and the parameters of an Optuna trial of which the space makes it."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,7 @@ class Task:
         best: The best final value of the table.
         median: The median final value of random configurations.
         cost: The median cost of a full trial of random configurations.
+        snap: For a table of few configurations; None where it answers for any.
     """
 
     name: str
@@ -52,10 +62,11 @@ class Task:
     best: float
     median: float
     cost: float
+    snap: Snap | None = None
 
     def regret(self, value: float) -> float:
-        """Returns 0 for the best of the table, 1 for the median of random configurations and for all below it."""
-        return float(np.clip((self.best - value) / (self.best - self.median), 0.0, 1.0))
+        """Returns 0 for the best of the table, 1 for the median of random configurations, at most `WORST`."""
+        return float(np.clip((self.best - value) / (self.best - self.median), 0.0, WORST))
 
 
 def names(folder: Path) -> dict[str, str]:

@@ -3,8 +3,11 @@
 A file is a list of `{"hp": {name: value}, "valid": {"loss": [51 values]}, ...}`. The first value is of the untrained
 network, so a full trial is 50 epochs; no times are recorded, so an epoch costs 1. The value is exp(-loss), the
 geometric mean of the probability that the network gives to the right label: in [0, 1], and the ranking is that of the
-loss. A loss that is not finite has diverged. The sampler proposes anything within the bounds of the table, and its
-nearest neighbour in the table answers; distances are Euclidean where each hyperparameter is in [0, 1] on its scale.
+loss. A loss that is not finite has diverged.
+
+The sampler proposes anything within the bounds of the table. The nearest configuration of the table that the search has
+not had answers, and is what the study has on record: else the distance to it would be noise, and a good one would be
+found over and over. Distances are Euclidean where each hyperparameter is in [0, 1] on its scale.
 """
 
 import json
@@ -42,24 +45,38 @@ def load(folder: Path, name: str) -> Task:
     losses = np.array([row["valid"]["loss"] for row in rows], dtype=np.float64)[:, EPOCHS_IN_TABLE_BEFORE_TRAINING:]
     values = np.exp(-losses)
     values[np.maximum.accumulate(~np.isfinite(losses), axis=1)] = np.nan
+    values = np.maximum.accumulate(values, axis=1)
     costs = np.arange(1.0, values.shape[1] + 1)
+    configs = [row["hp"] for row in rows]
+    reflected = [scales[parameter] == "log of 1 -" for parameter in parameters]
+    suggested = [f"1 - {p}" if mirror else p for p, mirror in zip(parameters, reflected, strict=True)]
+    searched = np.where(reflected, 1 - points, points)
 
     def space(trial: Any) -> dict[str, Any]:
         config = {}
-        for parameter, one, other in zip(parameters, points.min(axis=0), points.max(axis=0), strict=True):
-            if scales[parameter] == "log of 1 -":
-                config[parameter] = 1 - trial.suggest_float(f"1 - {parameter}", 1 - other, 1 - one, log=True)
-            else:
-                config[parameter] = trial.suggest_float(parameter, one, other, log=scales[parameter] == "log")
+        for i, parameter in enumerate(parameters):
+            low, high = searched[:, i].min(), searched[:, i].max()
+            value = trial.suggest_float(suggested[i], low, high, log=scales[parameter] != "linear")
+            config[parameter] = 1 - value if reflected[i] else value
         return config
 
-    def curve(config: dict[str, Any]) -> Curve:
+    def distances(config: dict[str, Any]) -> Array:
         point = np.array([float(SCALES[scales[p]](np.float64(config[p]))) for p in parameters])
-        nearest = int(np.square(scaled - (point - low) / (high - low)).sum(axis=1).argmin())
-        return Curve(values[nearest], costs)
+        squares: Array = np.square(scaled - (point - low) / (high - low)).sum(axis=1)
+        return squares
+
+    def snap(config: dict[str, Any], taken: set[int]) -> tuple[dict[str, Any], dict[str, float]]:
+        from_here = distances(config)
+        from_here[list(taken)] = np.inf
+        nearest = int(from_here.argmin())
+        taken.add(nearest)
+        return configs[nearest], dict(zip(suggested, searched[nearest].tolist(), strict=True))
+
+    def curve(config: dict[str, Any]) -> Curve:
+        return Curve(values[distances(config).argmin()], costs)
 
     final = np.nan_to_num(values[:, -1], nan=0.0)
-    return Task(name, len(costs), space, curve, float(final.max()), float(np.median(final)), float(costs[-1]))
+    return Task(name, len(costs), space, curve, float(final.max()), float(np.median(final)), float(costs[-1]), snap)
 
 
 def scale_of(values: Array) -> str:
