@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import optuna
+from outside import syne_tune
 from ray.tune.schedulers import ASHAScheduler
 from simulation import Method, Ours, Stock
 
@@ -83,6 +84,9 @@ METHODS: dict[str, Method] = {
     "tpe": Method(named("tpe"), NONE),
     "gp": Method(named("gp"), NONE),
     "hyperband": Method(named("random"), SCHEDULERS["hyperband"]),
+    # Another system, if it is installed.
+    "syne-tune asha-cqr": syne_tune("ASHACQR"),
+    "syne-tune bohb": syne_tune("BOHB"),
     # Ours with one part switched off.
     "ours, no scheduler": Method(named(SAMPLER), NONE),
     "ours, told last values": Method(named(SAMPLER), OURS, LastValues),

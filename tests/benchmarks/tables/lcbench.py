@@ -99,4 +99,5 @@ def _bounds(folder: Path) -> list[dict[str, Any]]:
 def _session(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = False  # it would keep what the largest call took
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
