@@ -12,7 +12,7 @@ GROUP = ["task", "method", "slots", "seed"]
 READ_AT = (20, 60, 100)
 BASELINE, STOCK = "random + asha", "stock"
 RESAMPLES = 2_000
-GRID = np.geomspace(0.1, 30, 120)  # costs, in full trainings, at which curves are drawn
+GRID = np.geomspace(0.1, 100, 140)  # costs, in full trainings, at which curves are drawn
 
 Array = npt.NDArray[np.float64]
 

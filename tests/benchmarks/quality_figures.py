@@ -6,15 +6,18 @@ import numpy as np
 import pandas as pd
 from comparison import GRID, average_ranks, critical_difference, per_task
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
 
 from tuning import style
 
 # The first colours of the house are for classes side by side; lines need dark ones.
 COLOURS = ("#4563de", "#8d1100", "#333333", "#d3430b", "#905c83", "#0b8a6a", "#a88b00", "#639fff", "#520047", "#e6888c")
 DASHES = ("-", "--", ":")
-BANDS = 3  # as many methods get their quartiles drawn: more would hide each other
+BANDS = 2  # as many methods get their quartiles drawn: more would hide each other
+REGRETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+TIMES = (0.3, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
 
 def colours(methods: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -26,7 +29,7 @@ def colours(methods: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def regret(frame: pd.DataFrame, by_cost: pd.DataFrame, methods: Sequence[str]) -> Figure:
-    """Returns regret against samples and against cost: medians over tasks and seeds, quartiles of the first methods."""
+    """Returns regret against samples and against cost: medians over tasks and seeds, of the first two quartiles too."""
     slots = sorted(frame["slots"].unique())
     figure = Figure(figsize=(5.2 * len(slots), 7.4), layout="constrained")
     axes = figure.subplots(2, len(slots), squeeze=False, sharey=True)
@@ -38,18 +41,22 @@ def regret(frame: pd.DataFrame, by_cost: pd.DataFrame, methods: Sequence[str]) -
         last = frame[frame["slots"] == n_slots].groupby(["method", "task", "seed"])["cost"].max()
         for i, method in enumerate(methods):
             ends = last[method].median()
-            costs_shown = costs.loc[method].loc[:, [cost for cost in GRID if cost <= ends]]
+            costs_shown = costs.loc[method].loc[:, [cost for cost in GRID if TIMES[0] <= cost <= ends]]
             _band(axes[0, column], samples.loc[method], method, methods, i < BANDS)
             _band(axes[1, column], costs_shown, method, methods, i < BANDS)
         axes[0, column].set_title(f"{n_slots} slots", fontsize=style.TITLE)
         axes[0, column].set_xlabel("samples", fontsize=style.LABEL)
         axes[1, column].set_xlabel("time, in full trainings of a typical configuration", fontsize=style.LABEL)
         axes[1, column].set_xscale("log")
+        _plain_ticks(axes[1, column].xaxis, TIMES)
+    low = min(line.get_ydata().min() for ax in axes.flat for line in ax.lines)
     for ax in axes.flat:
         style.dress(ax)
         ax.set_yscale("log")
+        ax.set_ylim(0.8 * low, 1.1)
+        _plain_ticks(ax.yaxis, REGRETS)
     for ax in axes[:, 0]:
-        ax.set_ylabel("regret (1: median of random)", fontsize=style.LABEL)
+        ax.set_ylabel("regret (0: best of the table, 1: median)", fontsize=style.LABEL)
     _legend(figure, axes[0, 0], len(methods))
     return figure
 
@@ -57,9 +64,19 @@ def regret(frame: pd.DataFrame, by_cost: pd.DataFrame, methods: Sequence[str]) -
 def _band(ax: Axes, regrets: pd.DataFrame, method: str, methods: Sequence[str], band: bool) -> None:
     x = regrets.columns.to_numpy(dtype=float)
     low, middle, high = np.quantile(regrets.to_numpy().clip(1e-3), [0.25, 0.5, 0.75], axis=0)
-    ax.plot(x, middle, label=method, lw=1.6, **colours(methods)[method])
+    look = colours(methods)[method]
+    ax.plot(x, middle, label=method, lw=1.8, **look)
     if band:
-        ax.fill_between(x, low, high, color=colours(methods)[method]["color"], alpha=0.12, lw=0)
+        ax.fill_between(x, low, high, color=look["color"], alpha=0.09, lw=0)
+        for edge in (low, high):
+            ax.plot(x, edge, color=look["color"], alpha=0.5, lw=0.6)
+
+
+def _plain_ticks(axis: Axis, ticks: Sequence[float]) -> None:
+    """Puts ticks of a logarithmic axis where they say something, as plain numbers."""
+    axis.set_major_locator(FixedLocator(list(ticks)))
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_locator(NullLocator())
 
 
 def ranks(frame: pd.DataFrame, methods: Sequence[str]) -> Figure:
@@ -139,4 +156,4 @@ def cliques(ordered: "np.ndarray[tuple[int], np.dtype[np.float64]]", difference:
 
 def _legend(figure: Figure, ax: Axes, n: int) -> None:
     handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(n, 4), frameon=False, fontsize=style.LABEL)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(n, 6), frameon=False, fontsize=style.LABEL)
