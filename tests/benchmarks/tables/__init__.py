@@ -49,7 +49,7 @@ class Task:
         epochs: Length of a full trial.
         space: Makes a configuration of an Optuna trial, as a module of `search_spaces/` does.
         curve: Says how a configuration trains.
-        best: The best final value of the table.
+        best: The best final value that is known: of a table all of it, of a surrogate the best found by a climb.
         median: The median final value of random configurations.
         cost: The median cost of a full trial of random configurations.
         snap: For a table of few configurations; None where it answers for any.
@@ -65,8 +65,8 @@ class Task:
     snap: Snap | None = None
 
     def regret(self, value: float) -> float:
-        """Returns 0 for the best of the table, 1 for the median of random configurations, at most `WORST`."""
-        return float(np.clip((self.best - value) / (self.best - self.median), 0.0, WORST))
+        """Returns 0 for the best that is known, 1 for the median of random configurations, at most `WORST`."""
+        return min((self.best - value) / (self.best - self.median), WORST)
 
 
 def names(folder: Path) -> dict[str, str]:

@@ -21,7 +21,7 @@ LEFT_OUT = {"167184"}
 # The order of the model's inputs, `epoch` first.
 INPUTS = ("batch_size", "learning_rate", "momentum", "weight_decay", "num_layers", "max_units", "max_dropout")
 SECONDS, ACCURACY = 0, 1
-RANDOM_POINTS, STEPS, EPOCHS_BETWEEN_LOOKS = 4_000, 25, 5
+RANDOM_POINTS, STEPS, EPOCHS_BETWEEN_LOOKS = 2_000, 15, 7
 
 
 def names(folder: Path) -> list[str]:
@@ -77,8 +77,8 @@ def climb(function: Any, points: Array, values: Array, generator: np.random.Gene
     for step in range(STEPS):
         best = np.argsort(values)[-20:]
         points, values = points[best], values[best]
-        moved = np.repeat(points, 20, axis=0)
-        moves = generator.normal(0, 0.3 * 0.85**step, moved.shape) * (generator.random(moved.shape) < 0.5)
+        moved = np.repeat(points, 15, axis=0)
+        moves = generator.normal(0, 0.3 * 0.8**step, moved.shape) * (generator.random(moved.shape) < 0.5)
         moved = (moved + moves).clip(0, 1)
         points, values = np.concatenate([points, moved]), np.concatenate([values, function(moved)])
     return points[np.argsort(values)[-20:]]
