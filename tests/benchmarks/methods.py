@@ -98,6 +98,21 @@ METHODS: dict[str, Method] = {
     "qmc + asha": Method(named("qmc"), SCHEDULERS["asha"]),
     # TPE's options.
     "tpe + asha, univariate": Method(tpe(multivariate=False, group=False), SCHEDULERS["asha"]),
+    "tpe + asha, univariate, no liar": Method(
+        tpe(multivariate=False, group=False, constant_liar=False), SCHEDULERS["asha"]
+    ),
+    "tpe + asha, univariate, 24 candidates": Method(
+        tpe(multivariate=False, group=False, n_ei_candidates=24), SCHEDULERS["asha"]
+    ),
+    "tpe + asha, univariate, 12 start-up": Method(
+        tpe(multivariate=False, group=False, n_startup_trials=12), SCHEDULERS["asha"]
+    ),
+    "tpe + asha, univariate, best 20 %": Method(
+        tpe(multivariate=False, group=False, gamma=lambda n: max(1, n // 5)), SCHEDULERS["asha"]
+    ),
+    "tpe + asha, univariate, told failures": Method(
+        tpe(multivariate=False, group=False), SCHEDULERS["asha"], FailuresAsWorst
+    ),
     "tpe + asha, no group": Method(tpe(group=False), SCHEDULERS["asha"]),
     "tpe + asha, no liar": Method(tpe(constant_liar=False), SCHEDULERS["asha"]),
     "tpe + asha, 4 start-up": Method(tpe(n_startup_trials=4), SCHEDULERS["asha"]),
