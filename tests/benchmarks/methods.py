@@ -24,7 +24,7 @@ def named(name: str, n_startup: int = search.N_STARTUP) -> Callable[[int], optun
 def tpe(**changes: Any) -> Callable[[int], optuna.samplers.BaseSampler]:
     """Returns a builder of the project's TPE with some options changed."""
     ours = {"n_startup_trials": search.N_STARTUP, "n_ei_candidates": 64}
-    ours |= {"multivariate": True, "group": True, "constant_liar": True}
+    ours |= {"multivariate": False, "group": False, "constant_liar": True}
     return lambda seed: optuna.samplers.TPESampler(seed=seed, **{**ours, **changes})
 
 
@@ -97,41 +97,23 @@ METHODS: dict[str, Method] = {
     "gp + asha": Method(named("gp"), SCHEDULERS["asha"]),
     "qmc + asha": Method(named("qmc"), SCHEDULERS["asha"]),
     # TPE's options.
-    "tpe + asha, univariate": Method(tpe(multivariate=False, group=False), SCHEDULERS["asha"]),
-    "tpe + asha, univariate, no liar": Method(
-        tpe(multivariate=False, group=False, constant_liar=False), SCHEDULERS["asha"]
-    ),
-    "tpe + asha, univariate, 24 candidates": Method(
-        tpe(multivariate=False, group=False, n_ei_candidates=24), SCHEDULERS["asha"]
-    ),
-    "tpe + asha, univariate, 12 start-up": Method(
-        tpe(multivariate=False, group=False, n_startup_trials=12), SCHEDULERS["asha"]
-    ),
-    "tpe + asha, univariate, best 20 %": Method(
-        tpe(multivariate=False, group=False, gamma=lambda n: max(1, n // 5)), SCHEDULERS["asha"]
-    ),
-    "tpe + asha, univariate, told failures": Method(
-        tpe(multivariate=False, group=False), SCHEDULERS["asha"], FailuresAsWorst
-    ),
-    "tpe + asha, no group": Method(tpe(group=False), SCHEDULERS["asha"]),
-    "tpe + asha, no liar": Method(tpe(constant_liar=False), SCHEDULERS["asha"]),
-    "tpe + asha, 4 start-up": Method(tpe(n_startup_trials=4), SCHEDULERS["asha"]),
-    "tpe + asha, 12 start-up": Method(tpe(n_startup_trials=12), SCHEDULERS["asha"]),
-    "tpe + asha, 20 start-up": Method(tpe(n_startup_trials=20), SCHEDULERS["asha"]),
-    "tpe + asha, 24 candidates": Method(tpe(n_ei_candidates=24), SCHEDULERS["asha"]),
-    "tpe + asha, 256 candidates": Method(tpe(n_ei_candidates=256), SCHEDULERS["asha"]),
-    "tpe + asha, best 20 %": Method(tpe(gamma=lambda n: max(1, n // 5)), SCHEDULERS["asha"]),
-    "tpe + asha, best 5": Method(tpe(gamma=lambda n: min(5, max(1, n // 4))), SCHEDULERS["asha"]),
-    "tpe + asha, told failures": Method(named("tpe"), SCHEDULERS["asha"], FailuresAsWorst),
+    "tpe + asha, multivariate, group": Method(tpe(multivariate=True, group=True), SCHEDULERS["asha"]),
+    "tpe + asha, multivariate": Method(tpe(multivariate=True), SCHEDULERS["asha"]),
+    "tpe + asha, univariate": Method(tpe(), SCHEDULERS["asha"]),
+    "tpe + asha, univariate, no liar": Method(tpe(constant_liar=False), SCHEDULERS["asha"]),
+    "tpe + asha, univariate, 24 candidates": Method(tpe(n_ei_candidates=24), SCHEDULERS["asha"]),
+    "tpe + asha, univariate, 4 start-up": Method(tpe(n_startup_trials=4), SCHEDULERS["asha"]),
+    "tpe + asha, univariate, 12 start-up": Method(tpe(n_startup_trials=12), SCHEDULERS["asha"]),
+    "tpe + asha, univariate, best 20 %": Method(tpe(gamma=lambda n: max(1, n // 5)), SCHEDULERS["asha"]),
+    "tpe + asha, univariate, told failures": Method(tpe(), SCHEDULERS["asha"], FailuresAsWorst),
+    "tpe + asha, univariate, told last values": Method(tpe(), SCHEDULERS["asha"], LastValues),
     # ASHA's options: grace period in shares of the full length, reduction factor, brackets.
-    "tpe, asha grace 1/9 by 2": Method(named("tpe"), asha(schedulers.grace_period, 2)),
-    "tpe, asha grace 1/9 by 4": Method(named("tpe"), asha(schedulers.grace_period, 4)),
-    "tpe, asha grace 1/27 by 3": Method(named("tpe"), asha(lambda epochs: max(1, epochs // 27), 3)),
-    "tpe, asha grace 1/4 by 3": Method(named("tpe"), asha(lambda epochs: max(1, epochs // 4), 3)),
-    "tpe, asha grace 1/4 by 2": Method(named("tpe"), asha(lambda epochs: max(1, epochs // 4), 2)),
-    "tpe, asha grace 1/3 by 3": Method(named("tpe"), asha(lambda epochs: max(1, epochs // 3), 3)),
-    "tpe, asha grace 1/2 by 2": Method(named("tpe"), asha(lambda epochs: max(1, epochs // 2), 2)),
-    "tpe, median": Method(named("tpe"), SCHEDULERS["median"]),
-    "tpe, hyperband": Method(named("tpe"), SCHEDULERS["hyperband"]),
+    "tpe, asha grace 1/9 by 2": Method(tpe(), asha(schedulers.grace_period, 2)),
+    "tpe, asha grace 1/9 by 4": Method(tpe(), asha(schedulers.grace_period, 4)),
+    "tpe, asha grace 1/27 by 3": Method(tpe(), asha(lambda epochs: max(1, epochs // 27), 3)),
+    "tpe, asha grace 1/4 by 2": Method(tpe(), asha(lambda epochs: max(1, epochs // 4), 2)),
+    "tpe, asha grace 1/3 by 3": Method(tpe(), asha(lambda epochs: max(1, epochs // 3), 3)),
+    "tpe, median": Method(tpe(), SCHEDULERS["median"]),
+    "tpe, hyperband": Method(tpe(), SCHEDULERS["hyperband"]),
 }
 MAIN = ["ours", "stock", "random + asha", "hyperband", "tpe", "random"]
