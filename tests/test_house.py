@@ -38,13 +38,24 @@ ORDER = [
         "jobs",
         "audit",
     ),
-    *("spaces", "study", "report", "schedulers", "progress", "trainable", "estimate", "search"),
+    *(
+        "spaces",
+        "study",
+        "report",
+        "gaussian_process",
+        "curves",
+        "schedulers",
+        "progress",
+        "trainable",
+        "estimate",
+        "search",
+    ),
     *("candidates", "contest", "predict", "export", "best_model", "final", "explore"),
 ]
 # What a person calls may show, imported when asked to, what the rooms below make of its frames.
 COMMAND_MAY_IMPORT = {"results": {"compare", "plots", "style"}}
 MAY_NAME_RAY = {"trainable", "schedulers", "estimate", "search"}
-MAY_NAME_OPTUNA = {"spaces", "study", "schedulers", "estimate", "search", "importances"}
+MAY_NAME_OPTUNA = {"spaces", "study", "curves", "schedulers", "estimate", "search", "importances"}
 
 
 def imported(path: Path) -> set[str]:
@@ -133,7 +144,7 @@ def test_every_command_has_help_that_names_each_option_with_a_sentence(command: 
 
 def test_the_commands_names_of_what_can_be_chosen_are_in_the_help() -> None:
     done = subprocess.run([sys.executable, "-m", "tuning.search", "--help"], capture_output=True, text=True, check=True)
-    for name in ("tpe", "gp", "random", "qmc", "asha", "hyperband", "median", "none", "smoke"):
+    for name in ("curves", "tpe", "gp", "random", "qmc", "asha", "hyperband", "median", "none", "smoke"):
         assert name in done.stdout
 
 

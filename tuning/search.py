@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tuning.spaces import Space
     from tuning.study import RunStudy
 
-SAMPLERS = ("tpe", "gp", "random", "qmc", "nsga2")
+SAMPLERS = ("curves", "tpe", "gp", "random", "qmc", "nsga2")
 SCHEDULERS = ("asha", "hyperband", "median", "none")
 DEFAULT_EPOCHS = {"cpu": 6, "cuda": 18}
 N_STARTUP = 8
@@ -381,7 +381,10 @@ def main(
     run: Annotated[
         str | None, typer.Option(help="Name of the run folder below results/ (default: date-dataset-n).")
     ] = None,
-    sampler: Annotated[str, typer.Option(help="tpe, gp, random, qmc or nsga2.")] = "tpe",
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="curves, tpe, gp, random, qmc or nsga2 (default: curves; tpe with --minimize)."),
+    ] = None,
     scheduler: Annotated[
         str | None,
         typer.Option(help="asha, hyperband, median or none: what stops trials early (default: asha, or none)."),
@@ -429,7 +432,7 @@ def main(
             settings = replace(settings, data_dir=str(data_dir))
         source, path = str(found.path / "space.py"), found.path
     else:
-        scheduler = _check_names(space, dataset, sampler, scheduler, minimize)
+        sampler, scheduler = _check_names(space, dataset, sampler, scheduler, minimize)
         source, path = space, results.new_path(run, dataset)
         if mlflow is not None:
             _check_mlflow(mlflow)
@@ -502,14 +505,18 @@ def _check_resumed(context: typer.Context, run: results.Run, samples: int | None
         )
 
 
-def _check_names(space: str, dataset: str, sampler: str, scheduler: str | None, minimize: str | None) -> str:
-    """Returns the scheduler; raises UserError for a name that no registry has. Imports neither torch nor Ray."""
-    if sampler not in SAMPLERS:
+def _check_names(
+    space: str, dataset: str, sampler: str | None, scheduler: str | None, minimize: str | None
+) -> tuple[str, str]:
+    """Returns sampler and scheduler; raises UserError for an unknown name. Imports neither torch nor Ray."""
+    if sampler is not None and sampler not in SAMPLERS:
         raise unknown_name("--sampler", sampler, SAMPLERS)
     if scheduler is not None and scheduler not in SCHEDULERS:
         raise unknown_name("--scheduler", scheduler, SCHEDULERS)
     if minimize is not None and minimize not in results.OBJECTIVES:
         raise unknown_name("--minimize", minimize, results.OBJECTIVES)
+    if minimize is not None and sampler == "curves":
+        raise UserError("--sampler must be one for two objectives beside --minimize, but got 'curves'. Choose tpe.")
     if minimize is not None and scheduler not in (None, "none"):
         raise UserError(
             f"--scheduler must be none beside --minimize, which compares full trials, but got {scheduler!r}."
@@ -519,7 +526,7 @@ def _check_names(space: str, dataset: str, sampler: str, scheduler: str | None, 
 
     find_dataset(dataset)
     load_space(space)
-    return scheduler or ("asha" if minimize is None else "none")
+    return (sampler or "curves", scheduler or "asha") if minimize is None else (sampler or "tpe", "none")
 
 
 if __name__ == "__main__":

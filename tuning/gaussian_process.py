@@ -1,0 +1,166 @@
+"""A Gaussian process over learning curves: what a configuration will have reached after its last epoch, and how surely.
+
+The covariance of two observations is k_t * (s_0 + s_x k_x + s_i [same trial]) + s_n [same observation]: k_x is Matern
+5/2 over configurations with a length a hyperparameter, k_t squared exponential over the logarithm of the epoch. s_0 is
+what all curves share, s_i what is a trial's own and shows in all of its epochs: with it a trial's early epochs say
+more of its own end than of its neighbours'. Only arrays come in here; nothing knows Optuna or Ray.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import cho_solve, solve_triangular
+from scipy.optimize import minimize
+
+Floats = npt.NDArray[np.float64]
+SQRT5 = math.sqrt(5.0)
+JITTER = 1e-6
+# Log-normal priors, as mean and deviation of the logarithm. The length of a hyperparameter grows with their number
+# (Hvarfner et al. 2024); values have mean 0 and deviation 1.
+LENGTH, LENGTH_ALONG = (math.log(0.5), 1.0), (math.log(1.5), 0.7)
+SCALES = ((math.log(0.5), 1.0), (math.log(1.0), 0.7), (math.log(0.1), 1.0), (math.log(0.01), 1.0))
+
+
+@dataclass(frozen=True)
+class Points:
+    """Where the process is observed.
+
+    Attributes:
+        configs: Numbers in [0, 1] or indices of choices, (n, n_columns).
+        progress: Logarithm of the share of the full length, at most 0, (n,).
+        trials: Which trial each is of, int, (n,); -1: of one that nothing else is known of.
+    """
+
+    configs: Floats
+    progress: Floats
+    trials: npt.NDArray[np.int64]
+
+    def __add__(self, other: "Points") -> "Points":
+        """Returns both, these first."""
+        return Points(*(np.concatenate(pair) for pair in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+def distances(a: Floats, b: Floats, categorical: npt.NDArray[np.bool_]) -> Floats:
+    """Returns the squared distance in each column, (n_columns, len(a), len(b)); of two choices 0 or 1."""
+    difference = a.T[:, :, None] - b.T[:, None, :]
+    return np.where(categorical[:, None, None], difference != 0, difference**2)
+
+
+def matern(squared: Floats) -> tuple[Floats, Floats]:
+    """Returns Matern 5/2 of squared distances, and minus twice its derivative by them."""
+    distance = np.sqrt(squared)
+    decay = np.exp(-SQRT5 * distance)
+    return (1 + SQRT5 * distance + 5 / 3 * squared) * decay, 5 / 3 * (1 + SQRT5 * distance) * decay
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that has been fitted.
+
+    Attributes:
+        theta: Logarithms: a length a column, the length along the curve, s_0, s_x, s_i, s_n.
+        categorical: Which columns hold choices, (n_columns,).
+        points: Where it was observed.
+        values: What was observed there, (n,).
+        root: Cholesky factor of the observations' covariance, lower.
+        weights: The inverse covariance times the values.
+    """
+
+    theta: Floats
+    categorical: npt.NDArray[np.bool_]
+    points: Points
+    values: Floats
+    root: Floats
+    weights: Floats
+
+    def predict(self, configs: Floats, trials: npt.NDArray[np.int64] | None = None) -> tuple[Floats, Floats]:
+        """Returns mean and deviation of configurations after their last epoch; `trials` as in `Points`."""
+        n_columns = len(self.categorical)
+        own = np.full(len(configs), -1) if trials is None else trials
+        shared, along, scales = _parts(self.theta, n_columns)
+        similar, _ = matern(np.tensordot(shared, distances(configs, self.points.configs, self.categorical), 1))
+        same = (own[:, None] == self.points.trials) & (own[:, None] >= 0)
+        between = np.exp(-0.5 * along * self.points.progress**2) * (scales[0] + scales[1] * similar + scales[2] * same)
+        explained = solve_triangular(self.root, between.T, lower=True)
+        variance = scales[:3].sum() - np.einsum("ij,ij->j", explained, explained)
+        return between @ self.weights, np.sqrt(np.maximum(variance, 1e-10))
+
+    def given(self, points: Points, values: Floats) -> "Process":
+        """Returns the process with further observations, and the same hyperparameters."""
+        return _solved(self.theta, self.categorical, self.points + points, np.append(self.values, values))
+
+
+def fit(
+    points: Points, values: Floats, categorical: npt.NDArray[np.bool_], *, start: Floats | None, n_steps: int
+) -> Process:
+    """Returns the process whose hyperparameters are the most probable ones given the values (and their priors).
+
+    Args:
+        points: Where it was observed.
+        values: What was observed, of mean 0 and deviation 1, (n,).
+        categorical: Which columns hold choices, (n_columns,).
+        start: `theta` of an earlier fit to go on from; None begins at the priors' means.
+        n_steps: Of L-BFGS at most.
+    """
+    n_columns = len(categorical)
+    mean = np.array([LENGTH[0] + 0.5 * math.log(n_columns)] * n_columns + [LENGTH_ALONG[0]] + [m for m, _ in SCALES])
+    deviation = np.array([LENGTH[1]] * n_columns + [LENGTH_ALONG[1]] + [d for _, d in SCALES])
+    apart = distances(points.configs, points.configs, categorical)
+    steps = (points.progress[:, None] - points.progress) ** 2
+    same = (points.trials[:, None] == points.trials).astype(np.float64)
+    identity = np.eye(len(values))
+
+    def loss(theta: Floats) -> tuple[float, Floats]:
+        """Returns minus the logarithm of the posterior, and its gradient."""
+        shared, along, scales = _parts(theta, n_columns)
+        similar, slope = matern(np.tensordot(shared, apart, 1))
+        alike = np.exp(-0.5 * along * steps)
+        inner = scales[0] + scales[1] * similar + scales[2] * same
+        try:
+            root = np.linalg.cholesky(alike * inner + (scales[3] + JITTER) * identity)
+        except np.linalg.LinAlgError:
+            return 1e10, np.zeros_like(theta)
+        inverse = cho_solve((root, True), identity)
+        weights = inverse @ values
+        outer = 0.5 * (inverse - np.outer(weights, weights))
+        by_alike = outer * alike
+        gradient = np.concatenate(
+            [
+                np.tensordot(apart, by_alike * slope, 2) * shared * scales[1],
+                [(by_alike * inner * steps).sum() * along],
+                scales * [by_alike.sum(), (by_alike * similar).sum(), (by_alike * same).sum(), np.trace(outer)],
+            ]
+        )
+        off = (theta - mean) / deviation
+        return (
+            float(0.5 * values @ weights + np.log(np.diag(root)).sum() + 0.5 * off @ off),
+            gradient + off / deviation,
+        )
+
+    found = minimize(
+        loss,
+        mean if start is None else start,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=list(zip(mean - 4 * deviation, mean + 4 * deviation, strict=True)),
+        options={"maxiter": n_steps},
+    )
+    return _solved(found.x, categorical, points, values)
+
+
+def _solved(theta: Floats, categorical: npt.NDArray[np.bool_], points: Points, values: Floats) -> Process:
+    """Returns the process with these hyperparameters and observations."""
+    shared, along, scales = _parts(theta, len(categorical))
+    similar, _ = matern(np.tensordot(shared, distances(points.configs, points.configs, categorical), 1))
+    alike = np.exp(-0.5 * along * (points.progress[:, None] - points.progress) ** 2)
+    same = points.trials[:, None] == points.trials
+    covariance = alike * (scales[0] + scales[1] * similar + scales[2] * same)
+    root = np.linalg.cholesky(covariance + (scales[3] + JITTER) * np.eye(len(values)))
+    return Process(theta, categorical, points, values, root, cho_solve((root, True), values))
+
+
+def _parts(theta: Floats, n_columns: int) -> tuple[Floats, float, Floats]:
+    """Returns the inverse squared lengths of the columns and of the curve, and the four scales."""
+    return np.exp(-2 * theta[:n_columns]), math.exp(-2 * theta[n_columns]), np.exp(theta[n_columns + 1 :])
