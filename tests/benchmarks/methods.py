@@ -1,6 +1,5 @@
 """`METHODS`: name -> a way to search, for `search_quality.py`. To add one, add a line."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +11,7 @@ from simulation import Method, Ours, Stock
 from tuning import schedulers, search
 from tuning.schedulers import METRIC, SAMPLERS, SCHEDULERS
 
-SAMPLER = inspect.signature(search.main).parameters["sampler"].default
-SCHEDULER = search._check_names("resnet", "fashion-mnist", SAMPLER, None, None)
+SAMPLER, SCHEDULER = search._check_names("resnet", "fashion-mnist", None, None, None)
 
 
 def named(name: str, n_startup: int = search.N_STARTUP) -> Callable[[int], optuna.samplers.BaseSampler]:
@@ -87,11 +85,17 @@ METHODS: dict[str, Method] = {
     # Another system, if it is installed.
     "syne-tune asha-cqr": syne_tune("ASHACQR"),
     "syne-tune bohb": syne_tune("BOHB"),
-    # Ours with one part switched off.
+    # Ours with one part switched off, or other options.
     "ours, no scheduler": Method(named(SAMPLER), NONE),
     "ours, told last values": Method(named(SAMPLER), OURS, LastValues),
     "ours, latest to scheduler": Method(named(SAMPLER), OURS, LatestToScheduler),
     "ours, told failures": Method(named(SAMPLER), OURS, FailuresAsWorst),
+    **{f"ours, {n} start-up": Method(named(SAMPLER, n), OURS) for n in (3, 5, 8, 12)},
+    "ours, hyperband": Method(named(SAMPLER), SCHEDULERS["hyperband"]),
+    "ours, grace 1 by 4": Method(named(SAMPLER), asha(lambda epochs: 1, 4)),
+    "ours, grace 1/9 by 2": Method(named(SAMPLER), asha(schedulers.grace_period, 2)),
+    "ours, grace 1/4 by 2": Method(named(SAMPLER), asha(lambda epochs: max(1, epochs // 4), 2)),
+    "ours, grace 1/27 by 3": Method(named(SAMPLER), asha(lambda epochs: max(1, epochs // 27), 3)),
     # Other samplers beside ASHA.
     "tpe + asha": Method(named("tpe"), SCHEDULERS["asha"]),
     "gp + asha": Method(named("gp"), SCHEDULERS["asha"]),
