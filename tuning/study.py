@@ -10,7 +10,7 @@ import os
 import sqlite3
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -259,7 +259,7 @@ class RunStudy:
 
     def _tell_epoch(self, number: int, row: Mapping[str, Any]) -> None:
         if self._minimize is None:
-            self._storage.set_trial_intermediate_value(self._id(number), row["epoch"], row[OBJECTIVE])
+            tell_epoch(self.study, number, row["epoch"], row[OBJECTIVE])
 
     def retry(self, number: int, error: str, *, accumulation: int) -> None:
         """Notes that a trial failed and begins another attempt, its batches cut into so many parts."""
@@ -268,17 +268,13 @@ class RunStudy:
         self._storage.set_trial_user_attr(self._id(number), "accumulation", accumulation)
 
     def finish(self, number: int, stopped_by: str) -> None:
-        """Tells the sampler the outcome of a trial that ended without an error.
-
-        A trial that reached its length or stopped early by itself is COMPLETE with its *best* value. One that was
-        stopped from outside is PRUNED, and its values by epoch stand: it is not a bad configuration, but a short run.
-        """
-        if self._attrs[number].get("finished"):
-            self._end(number, TrialState.COMPLETE, stopped_by=self._attrs[number]["finished"])
-        elif self._rows[number]:
-            self._end(number, TrialState.PRUNED, stopped_by=stopped_by)
+        """Tells the sampler the outcome of a trial that ended without an error; see `end_state`."""
+        finished = self._attrs[number].get("finished")
+        state = end_state(bool(finished), len(self._rows[number]))
+        if state == TrialState.FAIL:
+            self._end(number, state, error=f"stopped by {stopped_by} before its first epoch ended")
         else:
-            self._end(number, TrialState.FAIL, error=f"stopped by {stopped_by} before its first epoch ended")
+            self._end(number, state, stopped_by=finished or stopped_by)
 
     def fail(self, number: int, error: str) -> None:
         """Tells the sampler that a trial failed for good, and why."""
@@ -349,9 +345,31 @@ class RunStudy:
             if attrs.get(name) is not None:
                 self._storage.set_trial_user_attr(self._id(number), name, attrs[name])
         objectives = [OBJECTIVE] if self._minimize is None else [OBJECTIVE, self._minimize]
-        values = [self.row(number)[name] for name in objectives] if state == TrialState.COMPLETE else None
-        self.study.tell(number, values, state=state)
+        tell_end(self.study, number, state, [self.row(number).get(name, math.nan) for name in objectives])
         self._write_now_and_then()
+
+
+def tell_epoch(study: optuna.Study, number: int, epoch: int, value: float) -> None:
+    """Tells the sampler what a running trial's value is after an epoch."""
+    trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    study._storage.set_trial_intermediate_value(trial_id, epoch, value)
+
+
+def end_state(finished: bool, n_epochs: int) -> TrialState:
+    """Returns as what the sampler sees a trial that ended without an error after so many epochs.
+
+    One that is `finished`, as it reached its length or stopped early by itself, is COMPLETE with its *best* value. One
+    that was stopped from outside is PRUNED, and its values by epoch stand: it is not a bad configuration, but a short
+    run. One that was stopped before its first epoch ended has failed.
+    """
+    if finished:
+        return TrialState.COMPLETE
+    return TrialState.PRUNED if n_epochs else TrialState.FAIL
+
+
+def tell_end(study: optuna.Study, number: int, state: TrialState, values: Sequence[float]) -> None:
+    """Tells the sampler that a trial ended; its best values, one an objective, count if it is COMPLETE."""
+    study.tell(number, list(values) if state == TrialState.COMPLETE else None, state=state)
 
 
 def trial_seed(run_seed: int, number: int) -> int:

@@ -1,0 +1,123 @@
+"""`METHODS`: name -> a way to search, for `search_quality.py`. To add one, add a line."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+from outside import syne_tune
+from ray.tune.schedulers import ASHAScheduler
+from simulation import Method, Ours, Stock
+
+from tuning import schedulers, search
+from tuning.schedulers import METRIC, SAMPLERS, SCHEDULERS
+
+SAMPLER, SCHEDULER = search._check_names("resnet", "fashion-mnist", None, None, None)
+
+
+def named(name: str, n_startup: int = search.N_STARTUP) -> Callable[[int], optuna.samplers.BaseSampler]:
+    """Returns a builder of one of the project's samplers."""
+    return lambda seed: SAMPLERS[name](seed, n_startup)
+
+
+def tpe(**changes: Any) -> Callable[[int], optuna.samplers.BaseSampler]:
+    """Returns a builder of the project's TPE with some options changed."""
+    ours = {"n_startup_trials": search.N_STARTUP, "n_ei_candidates": 64}
+    ours |= {"multivariate": False, "group": False, "constant_liar": True}
+    return lambda seed: optuna.samplers.TPESampler(seed=seed, **{**ours, **changes})
+
+
+def stock_asha(epochs: int, seed: int) -> Any:
+    """ASHA as Ray makes it; only the full length has to be said."""
+    return ASHAScheduler(metric=METRIC, mode="max", max_t=epochs)
+
+
+def asha(grace: Callable[[int], int], reduction: float, brackets: int = 1) -> Callable[[int, int], Any]:
+    """Returns a builder of ASHA with other options than the project's."""
+    return lambda epochs, seed: ASHAScheduler(
+        time_attr="epoch",
+        metric=METRIC,
+        mode="max",
+        max_t=epochs,
+        grace_period=grace(epochs),
+        reduction_factor=reduction,
+        brackets=brackets,
+    )
+
+
+class LastValues(Ours):
+    """As a search tells it, but a trial that was stopped is COMPLETE with its last value."""
+
+    @staticmethod
+    def end(study: optuna.Study, number: int, values: list[float], finished: bool) -> None:
+        Ours.end(study, number, values[-1:], True)
+
+
+class LatestToScheduler(Ours):
+    """As a search tells it, but the scheduler compares the latest values, not the best."""
+
+    @staticmethod
+    def result(values: list[float]) -> dict[str, float]:
+        return Ours.result([values[-1]]) | {"epoch": len(values)}
+
+
+class FailuresAsWorst(Ours):
+    """As a search tells it, but a trial that diverged is COMPLETE with 0."""
+
+    @staticmethod
+    def end(study: optuna.Study, number: int, values: list[float], finished: bool) -> None:
+        if values[-1] != values[-1]:
+            study.tell(number, 0.0)
+        else:
+            Ours.end(study, number, values, finished)
+
+
+OURS = SCHEDULERS[SCHEDULER]
+NONE = SCHEDULERS["none"]
+
+METHODS: dict[str, Method] = {
+    "stock": Method(lambda seed: optuna.samplers.TPESampler(seed=seed), stock_asha, Stock, goes_on_diverged=True),
+    "ours": Method(named(SAMPLER), OURS),
+    "random + asha": Method(named("random"), SCHEDULERS["asha"]),
+    "random": Method(named("random"), NONE),
+    "tpe": Method(named("tpe"), NONE),
+    "gp": Method(named("gp"), NONE),
+    "hyperband": Method(named("random"), SCHEDULERS["hyperband"]),
+    # Another system, if it is installed.
+    "syne-tune asha-cqr": syne_tune("ASHACQR"),
+    "syne-tune bohb": syne_tune("BOHB"),
+    # Ours with one part switched off, or other options.
+    "ours, no scheduler": Method(named(SAMPLER), NONE),
+    "ours, told last values": Method(named(SAMPLER), OURS, LastValues),
+    "ours, latest to scheduler": Method(named(SAMPLER), OURS, LatestToScheduler),
+    "ours, told failures": Method(named(SAMPLER), OURS, FailuresAsWorst),
+    **{f"ours, {n} start-up": Method(named(SAMPLER, n), OURS) for n in (3, 5, 8, 12)},
+    "ours, hyperband": Method(named(SAMPLER), SCHEDULERS["hyperband"]),
+    "ours, grace 1 by 4": Method(named(SAMPLER), asha(lambda epochs: 1, 4)),
+    "ours, grace 1/9 by 2": Method(named(SAMPLER), asha(schedulers.grace_period, 2)),
+    "ours, grace 1/4 by 2": Method(named(SAMPLER), asha(lambda epochs: max(1, epochs // 4), 2)),
+    "ours, grace 1/27 by 3": Method(named(SAMPLER), asha(lambda epochs: max(1, epochs // 27), 3)),
+    # Other samplers beside ASHA.
+    "tpe + asha": Method(named("tpe"), SCHEDULERS["asha"]),
+    "gp + asha": Method(named("gp"), SCHEDULERS["asha"]),
+    "qmc + asha": Method(named("qmc"), SCHEDULERS["asha"]),
+    # TPE's options.
+    "tpe + asha, multivariate, group": Method(tpe(multivariate=True, group=True), SCHEDULERS["asha"]),
+    "tpe + asha, multivariate": Method(tpe(multivariate=True), SCHEDULERS["asha"]),
+    "tpe + asha, univariate": Method(tpe(), SCHEDULERS["asha"]),
+    "tpe + asha, univariate, no liar": Method(tpe(constant_liar=False), SCHEDULERS["asha"]),
+    "tpe + asha, univariate, 24 candidates": Method(tpe(n_ei_candidates=24), SCHEDULERS["asha"]),
+    "tpe + asha, univariate, 4 start-up": Method(tpe(n_startup_trials=4), SCHEDULERS["asha"]),
+    "tpe + asha, univariate, 12 start-up": Method(tpe(n_startup_trials=12), SCHEDULERS["asha"]),
+    "tpe + asha, univariate, best 20 %": Method(tpe(gamma=lambda n: max(1, n // 5)), SCHEDULERS["asha"]),
+    "tpe + asha, univariate, told failures": Method(tpe(), SCHEDULERS["asha"], FailuresAsWorst),
+    "tpe + asha, univariate, told last values": Method(tpe(), SCHEDULERS["asha"], LastValues),
+    # ASHA's options: grace period in shares of the full length, reduction factor, brackets.
+    "tpe, asha grace 1/9 by 2": Method(tpe(), asha(schedulers.grace_period, 2)),
+    "tpe, asha grace 1/9 by 4": Method(tpe(), asha(schedulers.grace_period, 4)),
+    "tpe, asha grace 1/27 by 3": Method(tpe(), asha(lambda epochs: max(1, epochs // 27), 3)),
+    "tpe, asha grace 1/4 by 2": Method(tpe(), asha(lambda epochs: max(1, epochs // 4), 2)),
+    "tpe, asha grace 1/3 by 3": Method(tpe(), asha(lambda epochs: max(1, epochs // 3), 3)),
+    "tpe, median": Method(tpe(), SCHEDULERS["median"]),
+    "tpe, hyperband": Method(tpe(), SCHEDULERS["hyperband"]),
+}
+MAIN = ["ours", "stock", "random + asha", "hyperband", "tpe", "random"]

@@ -1,0 +1,340 @@
+"""The benchmark of search quality: its event loop against a plan and against Ray Tune, its readers, its statistics."""
+
+import json
+import logging
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import comparison
+import numpy as np
+import pandas as pd
+import pytest
+import quality_figures
+import search_quality
+import tables
+from methods import METHODS, named
+from simulation import Method, Ours, Stock, simulate
+from tables import Curve, Task, lcbench, taskset
+
+from tuning.schedulers import METRIC, SAMPLERS, SCHEDULERS
+
+EPOCHS = 9
+
+
+def space(trial: Any) -> dict[str, Any]:
+    return {"momentum": trial.suggest_float("momentum", 0.0, 0.9)}
+
+
+def planted(curve: Callable[[dict[str, Any]], Curve]) -> Task:
+    return Task("planted", EPOCHS, space, curve, best=0.9, median=0.5, cost=10.0)
+
+
+def rising(config: dict[str, Any]) -> Curve:
+    epochs = np.arange(1.0, EPOCHS + 1)
+    momentum = config["momentum"]
+    dips = 0.1 * (1 + np.sin(40 * momentum)) * (epochs % 2 == 0)  # so that the best value is not the latest
+    return Curve((0.9 - abs(momentum - 0.6)) * (1 - 0.5 ** (epochs * (1.2 - momentum))) - dips, epochs)
+
+
+def test_one_slot_runs_one_trial_after_the_other() -> None:
+    trials = simulate(planted(rising), Method(named("random"), SCHEDULERS["none"]), slots=1, samples=3, seed=0)
+    assert [trial.ended for trial in trials] == pytest.approx([0.9, 1.8, 2.7])
+    assert {(trial.state, trial.epochs) for trial in trials} == {("complete", EPOCHS)}
+
+
+def test_a_slot_that_is_free_asks_the_sampler_again_in_the_order_of_costs() -> None:
+    costs, told = iter([1.0, 3.0, 1.0, 1.0]), []
+
+    class Order(Stock):
+        @staticmethod
+        def end(study: Any, number: int, values: list[float], finished: bool) -> None:
+            told.append((number, len(study.trials)))
+            Stock.end(study, number, values, finished)
+
+    def curve(config: dict[str, Any]) -> Curve:
+        return Curve(np.full(EPOCHS, 0.5), next(costs) * np.arange(1.0, EPOCHS + 1))
+
+    method = Method(named("random"), SCHEDULERS["none"], Order)
+    trials = simulate(planted(curve), method, slots=2, samples=4, seed=0)
+    assert told == [(0, 2), (2, 3), (1, 4), (3, 4)]  # 1 and 3 end together: the lower number reports first
+    assert [trial.ended for trial in trials] == pytest.approx([0.9, 2.7, 1.8, 2.7])
+
+
+def test_a_trial_that_diverges_has_failed_and_is_not_chosen() -> None:
+    def curve(config: dict[str, Any]) -> Curve:
+        return Curve(np.array([0.8] * 3 + [np.nan] * 6), np.arange(1.0, EPOCHS + 1))
+
+    for method, epochs in (
+        (Method(named("tpe"), SCHEDULERS["none"]), 4),
+        (Method(named("tpe"), SCHEDULERS["none"], Stock, goes_on_diverged=True), EPOCHS),
+    ):
+        trials = simulate(planted(curve), method, slots=1, samples=2, seed=0)
+        assert {(trial.state, trial.epochs, trial.value) for trial in trials} == {("failed", epochs, 0.0)}
+        assert comparison.incumbents(frame_of(trials))["regret"].tolist() == [tables.WORST] * 2
+
+
+def frame_of(trials: list[Any], **group: Any) -> pd.DataFrame:
+    frame = pd.DataFrame([vars(trial) for trial in trials])
+    return frame.assign(**{"task": "planted", "method": "m", "slots": 2, "seed": 0} | group)
+
+
+@pytest.mark.parametrize("name", ["ours", "stock", "hyperband"])
+def test_a_search_is_the_same_each_time(name: str) -> None:
+    one, other = (simulate(planted(rising), METHODS[name], slots=2, samples=15, seed=3) for _ in range(2))
+    assert one == other
+    assert {"complete", "pruned"} <= {trial.state for trial in one}
+
+
+def test_regret_is_0_for_the_best_and_1_for_the_median() -> None:
+    task = planted(rising)
+    assert [task.regret(value) for value in (0.9, 0.7, 0.5, 0.4, 0.0)] == pytest.approx([0, 0.5, 1, 1.25, 1.5])
+
+
+def test_the_incumbent_is_the_best_observed_trial_scored_by_its_full_training() -> None:
+    rows = [
+        {"trial": 0, "state": "pruned", "ended": 3.0, "observed": 0.6, "value": 0.9, "regret": 0.0},
+        {"trial": 1, "state": "failed", "ended": 1.0, "observed": 0.9, "value": 0.0, "regret": 1.0},
+        {"trial": 2, "state": "complete", "ended": 2.0, "observed": 0.6, "value": 0.5, "regret": 0.8},
+        {"trial": 3, "state": "pruned", "ended": 4.0, "observed": 0.7, "value": 0.7, "regret": 0.4},
+    ]
+    frame = pd.DataFrame([row | {"task": "t", "method": "m", "slots": 2, "seed": 0, "epochs": 1} for row in rows])
+    found = comparison.incumbents(frame)
+    assert found["regret"].tolist() == [0.0, 0.0, 0.8, 0.4]
+    assert found["cost"].tolist() == [3.0, 3.0, 3.0, 4.0]
+    by_cost = comparison.regret_by_cost(frame)
+    at = {cost: by_cost.loc[0, min(comparison.GRID, key=lambda x: abs(x - cost))] for cost in (0.5, 1.5, 2.5, 3.5, 4.5)}
+    assert list(at.values()) == [tables.WORST, tables.WORST, 0.8, 0.8, 0.4]
+
+
+def test_ranks_and_differences_are_those_of_demsar() -> None:
+    assert comparison.critical_difference(4, 14) == pytest.approx(1.25, abs=0.01)  # section 3.2.2 of the paper
+    assert quality_figures.cliques(np.array([1.0, 1.5, 2.6, 3.0]), 1.25) == [(1.0, 1.5), (1.5, 2.6), (2.6, 3.0)]
+    regrets = pd.DataFrame({"a": [0.1, 0.2], "b": [0.3, 0.2], "c": [0.5, 0.9]})
+    assert comparison.average_ranks(regrets).to_dict() == {"a": 1.25, "b": 1.75, "c": 3.0}
+
+
+def test_a_method_is_behind_where_the_interval_over_seeds_says_so() -> None:
+    draw = np.random.default_rng(0)
+    rows = [
+        {"task": task, "seed": seed, "method": method, "samples": 20, "regret": draw.normal(level, 0.05)}
+        for task, levels in {"same": (0.5, 0.5), "worse": (0.5, 0.7)}.items()
+        for method, level in zip(("base", "other"), levels, strict=True)
+        for seed in range(10)
+    ]
+    found = comparison.against(pd.DataFrame(rows), "other", "base", 20)
+    assert found.loc["same", "low"] < 0 < found.loc["same", "high"]
+    assert 0.1 < found.loc["worse", "low"] < 0.2 < found.loc["worse", "high"] < 0.3
+
+
+def write_taskset(folder: Path, n_tasks: int = 1) -> None:
+    """Writes tables of 40 configurations, the first of which diverges; the best learning rate is 0.1."""
+    folder.mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    for task in range(n_tasks):
+        rows = []
+        for i in range(40):
+            lr, distance, plain = 10 ** draw.uniform(-4, 1), 10 ** draw.uniform(-4, 0), draw.uniform(1, 3)
+            loss = list(1 + abs(np.log10(lr) + 1) * np.linspace(0.5, 1, 51))
+            loss = [*loss[:5], float("nan"), *loss[6:]] if i == 0 else loss
+            hp = {"learning_rate": lr, "beta1": 1 - distance, "plain": plain}
+            rows.append({"hp": hp, "valid": {"loss": loss}})
+        (folder / f"task{task}.json").write_text(json.dumps(rows))
+
+
+def test_taskset_is_answered_by_the_nearest_neighbour_on_the_scale_of_each_hyperparameter(tmp_path: Path) -> None:
+    import optuna
+
+    write_taskset(tmp_path / "taskset")
+    rows = json.loads((tmp_path / "taskset" / "task0.json").read_text())
+    points = {name: np.array([row["hp"][name] for row in rows]) for name in rows[0]["hp"]}
+    scales = {name: taskset.scale_of(values) for name, values in points.items()}
+    assert scales == {"learning_rate": "log", "beta1": "log of 1 -", "plain": "linear"}
+    task = tables.load(tmp_path, "taskset", "task0")
+    for row in rows[1:]:
+        best_so_far = np.minimum.accumulate(row["valid"]["loss"][1:])
+        np.testing.assert_allclose(task.curve(row["hp"]).values, np.exp(-best_so_far))
+    assert np.isnan(task.curve(rows[0]["hp"]).values).tolist() == [False] * 4 + [True] * 46
+    assert task.epochs == 50 and task.cost == 50
+    assert task.best == pytest.approx(max(np.exp(-min(row["valid"]["loss"][1:])) for row in rows[1:]))
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+    assert all(points[name].min() <= value <= points[name].max() for name, value in task.space(trial).items())
+    assert trial.distributions["1 - beta1"].log and not trial.distributions["plain"].log  # type: ignore[attr-defined]
+
+
+def test_a_search_has_each_configuration_of_taskset_once_and_on_record(tmp_path: Path) -> None:
+    write_taskset(tmp_path / "taskset")
+    task, asked, told = tables.load(tmp_path, "taskset", "task0"), [], []
+
+    class Told(Ours):
+        @staticmethod
+        def end(study: Any, number: int, values: list[float], finished: bool) -> None:
+            told.append(study.trials[number].params)
+            Ours.end(study, number, values, finished)
+
+    def curve(config: dict[str, Any]) -> Curve:
+        asked.append(config)
+        return task.curve(config)
+
+    simulate(replace(task, curve=curve), Method(named("tpe"), SCHEDULERS["none"], Told), slots=1, samples=40, seed=0)
+    assert sorted(config["plain"] for config in asked) == sorted({config["plain"] for config in asked})
+    for config, parameters in zip(asked, told, strict=True):
+        assert parameters["plain"] == config["plain"]
+        assert 1 - parameters["1 - beta1"] == pytest.approx(config["beta1"])
+
+
+def write_lcbench(folder: Path) -> None:
+    """Writes a model whose accuracy is `epoch + 20 * dropout + code` and whose seconds are `2 * epoch`."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    folder.mkdir(parents=True)
+    weights, code = np.zeros((8, 6), np.float32), np.zeros((1, 6), np.float32)
+    weights[0, 0], weights[0, 1], weights[7, 1], code[0, 1] = 2, 1, 20, 1
+    nodes = [
+        helper.make_node("Cast", ["x_cat"], ["cat"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["cat", "code"], ["a"]),
+        helper.make_node("MatMul", ["x_cont", "weights"], ["b"]),
+        helper.make_node("Add", ["a", "b"], ["output"]),
+    ]
+    ends = [("x_cat", TensorProto.INT32, 1), ("x_cont", TensorProto.FLOAT, 8), ("output", TensorProto.FLOAT, 6)]
+    *inputs, output = [helper.make_tensor_value_info(name, kind, ["n", width]) for name, kind, width in ends]
+    constants = [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(code, "code")]
+    model = helper.make_model(
+        helper.make_graph(nodes, "planted", inputs, [output], constants),
+        opset_imports=[helper.make_opsetid("", 13)],
+        ir_version=8,
+    )
+    onnx.save(model, folder / "model.onnx")
+    bounds: list[dict[str, Any]] = [{"name": "OpenML_task_id", "choices": ["7", "167184"]}]
+    for name in ("epoch", *lcbench.INPUTS):
+        kind = "uniform_int" if name in ("epoch", "num_layers") else "uniform_float"
+        low, high = (1, 52) if name == "epoch" else (1, 5) if name == "num_layers" else (0.5, 1.0)
+        bounds.append({"name": name, "type": kind, "lower": low, "upper": high, "log": name == "learning_rate"})
+    (folder / "config_space.json").write_text(json.dumps({"hyperparameters": bounds}))
+    (folder / "encoding.json").write_text(json.dumps({"OpenML_task_id": {"7": 3, "167184": 4}}))
+
+
+def test_lcbench_begins_at_epoch_2_and_leaves_the_poor_task_out(tmp_path: Path) -> None:
+    import optuna
+
+    write_lcbench(tmp_path / "lcbench-surrogate")
+    assert tables.names(tmp_path) == {"lcbench-7": "lcbench-surrogate"}
+    task = tables.load(tmp_path, "lcbench-surrogate", "lcbench-7")
+    config = task.space(optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask())
+    curve, epochs = task.curve(config), np.arange(2, 53)
+    np.testing.assert_allclose(curve.values, (epochs + 20 * config["max_dropout"] + 3) / 100, rtol=1e-5)
+    np.testing.assert_allclose(curve.costs, 2 * epochs)
+    assert isinstance(config["num_layers"], int) and task.epochs == 51 and task.cost == 104
+    assert task.best == pytest.approx(0.75) and task.median == pytest.approx(0.70, abs=0.01)
+
+
+def test_an_empty_folder_of_tables_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--tables must be a folder that holds taskset or lcbench-surrogate, but got"):
+        tables.names(tmp_path)
+
+
+def test_halves_share_no_task_and_no_seed() -> None:
+    a, b = (search_quality.planned(["t1", "t2", "t3"], ["ours"], [2], 4, half) for half in "ab")
+    assert {(one.task, one.seed) for one in a} == {("t1", 0), ("t1", 2), ("t3", 0), ("t3", 2)}
+    assert {(one.task, one.seed) for one in b} == {("t2", 1), ("t2", 3)}
+    assert len(search_quality.planned(["t1", "t2", "t3"], ["ours"], [2], 4, "all")) == 12
+
+
+def frames(out: Path) -> pd.DataFrame:
+    frame = search_quality.read_runs(out, ["stock", "random + asha"], 6).drop(columns="seconds")
+    return frame.sort_values([*comparison.GROUP, "trial"], ignore_index=True)
+
+
+def test_a_killed_benchmark_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_taskset(tmp_path / "taskset", n_tasks=2)
+    out, ran = tmp_path / "out", []
+
+    class Here(search_quality.concurrent.futures.ThreadPoolExecutor):
+        def __init__(self, n: int, mp_context: Any) -> None:
+            super().__init__(1)
+
+        def submit(self, function: Any, *args: Any) -> Any:
+            ran.append(args[2])
+            return super().submit(function, *args)
+
+    monkeypatch.setattr(search_quality.concurrent.futures, "ProcessPoolExecutor", Here)
+    command = ["search_quality.py", "--tables", str(tmp_path), "--methods", "stock", "random + asha"]
+    command += ["--seeds", "2", "--slots", "2", "--samples", "6", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", command)
+    search_quality.main()
+    assert len(ran) == 2 * 2 * 2
+    whole = frames(out)
+    assert {file.name for file in out.glob("*.png")} == {"regret.png", "ranks.png", "critical_difference.png"}
+    stock = out / "runs" / "stock.csv"
+    stock.write_text(stock.read_text()[:-30])  # the last search is not whole, nor is its last line
+    ran.clear()
+    search_quality.main()
+    assert [one.method for one in ran] == ["stock"]
+    pd.testing.assert_frame_equal(frames(out), whole)
+    assert "random + asha" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_one_slot_is_as_ray_tune_itself_has_it(tmp_path: Path) -> None:
+    from ray import tune
+    from ray.tune.search.optuna import OptunaSearch
+
+    from tuning.progress import Progress
+    from tuning.spaces import Space
+    from tuning.study import RunStudy
+    from tuning.trainable import Proposals, Recorder, started_ray
+
+    task, samples = planted(rising), 12
+
+    def train(config: dict[str, Any]) -> None:
+        best, is_stock = 0.0, "config" not in config
+        momentum = config["momentum"] if is_stock else config["config"]["momentum"]
+        for epoch in range(1, EPOCHS + 1):  # `rising`, which the workers cannot import
+            value = (0.9 - abs(momentum - 0.6)) * (1 - 0.5 ** (epoch * (1.2 - momentum)))
+            value -= 0.1 * (1 + math.sin(40 * momentum)) * (epoch % 2 == 0)
+            best = value if is_stock else max(best, value)
+            row = dict.fromkeys(("train_loss", "train_accuracy", "valid_loss", "lr", "epoch_seconds"), 0.0)
+            row |= {"valid_accuracy": value, "images_per_second": 1.0, "seconds_per_image": 1.0}
+            row |= {"epoch": epoch, METRIC: best, "finished": "length" * (epoch == EPOCHS)}
+            tune.report({**row, "error": "", "n_parameters": 1, "device": "cpu", "precision": "fp32"})
+
+    class Latest(tune.Callback):
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
+            stock.setdefault(trial.trial_id, []).append(result[METRIC])
+
+    stock: dict[str, list[float]] = {}
+
+    def raised(error: BaseException) -> None:
+        raise error
+
+    def fit(search_alg: Any, scheduler: Any, *callbacks: Any) -> Any:
+        options: dict[str, Any] = {"num_samples": samples, "max_concurrent_trials": 1, "reuse_actors": True}
+        return tune.Tuner(
+            train,
+            tune_config=tune.TuneConfig(search_alg=search_alg, scheduler=scheduler, **options),
+            run_config=tune.RunConfig(storage_path=str(tmp_path), callbacks=list(callbacks), verbose=0),
+        ).fit()
+
+    run = tmp_path / "run"
+    run.mkdir()
+    study = RunStudy(run, Space("planted", "", "", space, [], {}, {}), SAMPLERS["tpe"](0, 4), epochs=EPOCHS, seed=0)
+    slots = {"device": "cpu", "concurrency": 1, "cpus_per_trial": 1}
+    with started_ray(slots, logging.NullHandler()), Progress(samples, 0, quiet=True) as progress:
+        recorder = Recorder(study, progress, raised)
+        fit(Proposals(study, raised, lambda: None), SCHEDULERS["asha"](EPOCHS, 0), recorder)
+        stock_asha = METHODS["stock"].scheduler(EPOCHS, 0)
+        fit(OptunaSearch(space, metric=METRIC, mode="max", seed=0), stock_asha, Latest())
+    study.close(stopped_by=None)
+    rows = [study.row(number) for number in range(samples)]
+    simulated = simulate(task, Method(named("tpe", 4), SCHEDULERS["asha"]), slots=1, samples=samples, seed=0)
+    assert [(t.state, t.epochs) for t in simulated] == [(row["state"], row["epochs"]) for row in rows]
+    assert [t.observed for t in simulated] == pytest.approx([row["valid_accuracy"] for row in rows])
+    assert len({t.epochs for t in simulated}) > 1
+    simulated = simulate(task, METHODS["stock"], slots=1, samples=samples, seed=0)
+    assert [(t.epochs, pytest.approx(t.observed)) for t in simulated] == [(len(v), max(v)) for v in stock.values()]
