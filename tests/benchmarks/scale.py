@@ -6,11 +6,10 @@ Nothing is trained: a trial replays a made-up learning curve of six epochs, 20 m
 the search: Ray (which is told that the machine has so many CPUs), Tune, sampler, study, frames, pictures and page.
 
 `trial_ms`: time between the ends of two trials, on average, once each slot has its worker and has had two trials;
-`sampler_ms`: what the sampler takes of that; `driver_mb`: peak memory of the
-driver before it makes pictures and page, which takes `end_s`; `frames_ms`, `study_ms`: to open frames and study.
-`cpu_ms` is `trial_ms` in time of the driver's CPU, which whatever else the machine does hardly changes; `last_cpu_ms` that of the
-last tenth of the trials.
-Two thirds of a minute go to starting the workers, each time. About 15 minutes.
+`cpu_ms`: of that, the driver's CPU time; `last_cpu_ms`: the same of the last tenth, to show what grows; `sampler_ms`: a
+proposal's time, in the space and the sampler; `driver_mb`: peak memory of the driver before it makes pictures and page,
+which takes `end_s`; `frames_ms`, `study_ms`: to open frames and study. Each search begins with a minute or more in which
+Ray starts its workers. About 15 minutes.
 """
 
 import json
