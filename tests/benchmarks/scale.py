@@ -8,8 +8,8 @@ the search: Ray (which is told that the machine has so many CPUs), Tune, sampler
 `trial_ms`: time between the ends of two trials, on average, once each slot has its worker and has had two trials;
 `cpu_ms`: of that, the driver's CPU time; `last_cpu_ms`: the same of the last tenth, to show what grows; `sampler_ms`: a
 proposal's time, in the space and the sampler; `driver_mb`: peak memory of the driver before it makes pictures and page,
-which takes `end_s`; `frames_ms`, `study_ms`: to open frames and study. Each search begins with a minute or more in which
-Ray starts its workers. About 15 minutes.
+which takes `end_s`; `frames_ms`, `study_ms`: to open frames and study. Each search begins with a minute in which Ray
+starts its workers. About 15 minutes.
 """
 
 import json
