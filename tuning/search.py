@@ -603,7 +603,7 @@ def _placed(settings: Settings, address: str) -> Settings:
     asked = (settings.device, settings.cpus_per_trial, settings.gpus_per_trial, settings.limit)
     if address != "local":
         return replace(settings, **_plan_slots(address, settings.storage, *asked))
-    return replace(settings, address=None, **machine.plan_slots(None, settings.cpus_per_trial, None, settings.limit))
+    return replace(settings, address=None, **machine.plan_slots(None, settings.cpus_per_trial, None, None))
 
 
 def _newest(name: str) -> results.Run:
