@@ -49,3 +49,12 @@ def test_commands_exit_with_2_for_users_and_keep_the_traceback_of_bugs(
 def test_a_user_error_is_an_exception() -> None:
     with pytest.raises(UserError, match="Mend it"):
         raise UserError("Mend it.")
+
+
+def test_what_a_command_writes_is_not_everybodys_to_change() -> None:
+    program = (
+        "import os; os.umask(0)\nfrom tuning.errors import *\n"
+        "def main() -> None:\n    'Print the umask.'\n    print(os.umask(0))\nrun_command(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "2\n"

@@ -158,7 +158,7 @@ def test_a_dry_run_chooses_the_slots_and_a_later_search_takes_them_and_says_so(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(machine, "gpu_memory", lambda: [80 * GB])
     monkeypatch.setattr(machine, "cores", lambda: 16)
-    monkeypatch.setattr("tuning.trainable.started_ray", lambda slots, log: contextlib.nullcontext())
+    monkeypatch.setattr("tuning.cluster.started", lambda slots, log: contextlib.nullcontext())
     monkeypatch.setattr(estimate, "measure_slots", lambda settings, kinds, splits: {1: 1.0, 2: 1.9, 4: 2.0, 8: 3.9})
     monkeypatch.setattr(estimate, "measure", lambda settings, kinds, splits: [cost(settings.concurrency)])
     asked = []

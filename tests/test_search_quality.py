@@ -285,10 +285,11 @@ def test_one_slot_is_as_ray_tune_itself_has_it(tmp_path: Path) -> None:
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
 
+    from tuning.cluster import Slots, started
     from tuning.progress import Progress
     from tuning.spaces import Space
     from tuning.study import RunStudy
-    from tuning.trainable import Proposals, Recorder, started_ray
+    from tuning.trainable import Proposals, Recorder
 
     task, samples = planted(rising), 12
 
@@ -325,9 +326,10 @@ def test_one_slot_is_as_ray_tune_itself_has_it(tmp_path: Path) -> None:
     run.mkdir()
     study = RunStudy(run, Space("planted", "", "", space, [], {}, {}), SAMPLERS["tpe"](0, 4), epochs=EPOCHS, seed=0)
     slots = {"device": "cpu", "concurrency": 1, "cpus_per_trial": 1}
-    with started_ray(slots, logging.NullHandler()), Progress(samples, 0, quiet=True) as progress:
+    with started(slots, logging.NullHandler()), Progress(samples, 0, quiet=True) as progress:
         recorder = Recorder(study, progress, raised)
-        fit(Proposals(study, raised, lambda: None), SCHEDULERS["asha"](EPOCHS, 0), recorder)
+        beside = Slots(slots, study.is_running, progress.note)
+        fit(Proposals(study, raised, lambda: None, beside), SCHEDULERS["asha"](EPOCHS, 0), recorder)
         stock_asha = METHODS["stock"].scheduler(EPOCHS, 0)
         fit(OptunaSearch(space, metric=METRIC, mode="max", seed=0), stock_asha, Latest())
     study.close(stopped_by=None)

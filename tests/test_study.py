@@ -131,6 +131,17 @@ def test_interrupted_trials_are_asked_for_again_as_they_were(tmp_path: Path, stu
     assert list(trials["valid_accuracy"])[:2] == [0.4, 0.6]
 
 
+def test_epochs_of_a_trial_that_the_study_does_not_know_are_left_out(tmp_path: Path, study: RunStudy) -> None:
+    train(study, ask(study), [0.3, 0.4])
+    whole = (tmp_path / "epochs.csv").read_text()
+    last = whole.splitlines()[-1].removeprefix("0,")
+    (tmp_path / "epochs.csv").write_text(f"{whole}1,{last}\n")  # As a storage has it, where the study came too late.
+    again = open_study(tmp_path, seed=1)
+    assert (tmp_path / "epochs.csv").read_text() == whole
+    ask(again)
+    assert again.report(ask(again).number, epoch(2, 0.6))
+
+
 def test_what_a_trial_told_survives_the_process(tmp_path: Path, study: RunStudy) -> None:
     train(study, proposal := ask(study), [0.3, 0.9, 0.4])
     study.finish(proposal.number, "scheduler")

@@ -15,15 +15,24 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+import torch
 
+<<<<<<< HEAD
 from tuning import machine
-from tuning.cluster import Slots
+=======
+from tuning import checkpoints
+>>>>>>> cluster
+from tuning.cluster import Slots, started
 from tuning.data import Labelled, Splits, to_tensors
 from tuning.errors import UserError
 from tuning.progress import Progress
 from tuning.spaces import load_space
 from tuning.study import RunStudy
-from tuning.trainable import EndSearch, Proposals, Recorder, started_ray
+<<<<<<< HEAD
+from tuning.trainable import EndSearch, Proposals, Recorder
+=======
+from tuning.trainable import EndSearch, Proposals, Recorder, _fetch
+>>>>>>> cluster
 
 FAILURE = """Failure # 1 (occurred at 2026-11-23_18-00-00)
 ray::ImplicitFunc.train() (pid=1, ip=127.0.0.1)
@@ -84,7 +93,7 @@ def test_a_failure_is_told_in_a_line(recorder: Recorder, study: RunStudy, failed
     trial = failed(text)
     recorder.on_trial_recover(0, [], trial)
     assert study.row(0)["error"].startswith(error)
-    assert (study.row(0)["attempt"], study.row(0)["state"]) == (2, "running")
+    assert (study.row(0)["attempt"], study.row(0)["state"], trial.config["epochs"]) == (2, "running", 0)
     recorder.on_trial_error(0, [], trial)
     assert study.row(0)["state"] == "failed"
 
@@ -141,6 +150,34 @@ def test_a_problem_while_recording_is_told_and_not_raised(
     result |= {"valid_accuracy": 0.1, "epoch_seconds": 1.0, "images_per_second": 1.0, "seconds_per_image": 1.0}
     recorder.on_trial_result(0, [], failed(""), result)
     assert "epochs.csv" in str(problems[0])
+
+
+@pytest.mark.parametrize(
+    ("known", "here", "stored", "taken"),
+    [(0, 0, 3, 0), (3, 0, 3, 3), (3, 2, 3, 3), (3, 3, 2, 3), (3, 3, 5, 3), (4, 3, 2, 3), (4, 3, 5, 5), (3, 0, 0, 0)],
+)
+def test_a_trial_takes_the_later_of_its_checkpoints_where_more_is_known_than_is_here(
+    tmp_path: Path, known: int, here: int, stored: int, taken: int
+) -> None:
+    folders = {name: tmp_path / name / "trials" / "0000" for name in ("here", "stored")}
+    for (name, folder), n_epochs in zip(folders.items(), (here, stored), strict=True):
+        folder.mkdir(parents=True)
+        if n_epochs:
+            torch.save({"results": [{}] * n_epochs}, folder / "latest.pt")
+            (folder / "trial.log").write_text(name * n_epochs)
+    _fetch(str(tmp_path / "stored"), folders["here"], known)
+    assert checkpoints.n_epochs(folders["here"] / "latest.pt") == taken
+    log = folders["here"] / "trial.log"
+    assert not log.exists() if taken == 0 else log.read_text() == ("here" if taken == here else "stored") * taken
+    assert not (folders["here"] / ".fetched").exists()
+
+
+def test_a_trial_whose_storage_is_away_for_long_begins_with_what_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuning.trainable.SECONDS_FOR_A_CHECKPOINT", 0.0)
+    _fetch("s4://away/one", tmp_path, 3)
+    assert "--storage must be a folder, or s3://" in (tmp_path / "trial.log").read_text()
 
 
 def test_where_the_first_three_trials_fail_the_search_is_stopped(
@@ -220,7 +257,7 @@ def test_the_images_are_in_memory_once_for_all_workers(splits: Splits) -> None:
 
     images = np.random.default_rng(0).integers(256, size=(60_000, 1, 28, 28), dtype=np.uint8)
     large = replace(splits, train=Labelled(images, np.zeros(60_000, np.int64)))
-    with started_ray({"device": "cpu", "concurrency": 1, "cpus_per_trial": 1.0}, logging.NullHandler()):
+    with started({"device": "cpu", "concurrency": 1, "cpus_per_trial": 1.0}, logging.NullHandler()):
         writeable, shared, megabytes = ray.get(ray.remote(look_at).remote(ray.put(large)))
     assert not writeable and shared
     assert megabytes < 5  # Of 47.

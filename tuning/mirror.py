@@ -143,7 +143,7 @@ class Mirror:
 def _snapshot(path: Path) -> bytes:
     """Returns an SQLite database as it is at one moment, also while it is being written."""
     with (
-        closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database,
+        closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as database,
         closing(sqlite3.connect(":memory:")) as copy,
     ):
         database.backup(copy)

@@ -1,0 +1,260 @@
+"""Files in a storage, a folder and a real S3 server; and a search that outlives its machine by it."""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_search import check_record, processes
+
+from tuning import results, storage
+from tuning.errors import UserError
+from tuning.storage import Store
+
+ROOT = Path(__file__).parent.parent
+
+
+class S3:
+    """An S3 server on the loopback address, that can be stopped and started again with what it holds."""
+
+    def __init__(self) -> None:
+        from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self._new, self.port = ThreadedMotoServer, 0
+        self.start()
+
+    def start(self) -> None:
+        self._server = self._new(ip_address="127.0.0.1", port=self.port, verbose=False)
+        self._server.start()
+        self.port = self._server.get_host_and_port()[1]
+
+    def stop(self) -> None:
+        self._server.stop()
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    """Returns the server, with the buckets `bucket` and `locked`, which refuses everybody; the environment names it."""
+    import boto3
+
+    server = S3()
+    names = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (names | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}"}).items():
+            patch.setenv(name, value)
+        client = boto3.client("s3")
+        for name in ("bucket", "locked"):
+            client.create_bucket(Bucket=name)
+        everything = '"Effect": "Deny", "Principal": "*", "Action": "s3:*", "Resource": "arn:aws:s3:::locked/*"'
+        client.put_bucket_policy(
+            Bucket="locked", Policy=f'{{"Version": "2012-10-17", "Statement": [{{{everything}}}]}}'
+        )
+        client.close()
+        yield server
+    server.stop()
+
+
+@pytest.mark.parametrize("place", ["folder", "S3", "S3 by its address"])
+def test_files_go_there_and_come_back(tmp_path: Path, s3: S3, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = str(tmp_path)
+    if place != "folder":
+        base = "s3://bucket/kept"
+    if place == "S3 by its address":
+        monkeypatch.delenv("AWS_ENDPOINT_URL")
+        base = f"s3://bucket/other?endpoint_override=127.0.0.1:{s3.port}&scheme=http"
+    store = Store(storage.joined(base, "one"))
+    assert store.names() == {} and store.read("meta.json") is None
+    large = os.urandom(12 << 20)  # Which S3 gets in parts.
+    for name, data in (("meta.json", b"1"), ("meta.json", b"2"), ("trials/0000/latest.pt", large), ("empty", b"")):
+        store.write(name, data)
+    assert (store.read("meta.json"), store.read("trials/0000/latest.pt"), store.read("empty")) == (b"2", large, b"")
+    assert set(store.names()) == {"meta.json", "trials/0000/latest.pt", "empty"}
+    assert all(abs(moment - time.time()) < 60 for moment in store.names().values())
+    assert set(store.names("trials")) == {"trials/0000/latest.pt"}
+    for _ in range(2):
+        store.remove("trials/0000/latest.pt")
+        assert set(store.names()) == {"meta.json", "empty"}
+    Store(storage.joined(base, "no-run")).write("x", b"")
+    assert list(Store(base).runs()) == ["one"]
+
+
+class Failing:
+    """A file system whose first requests fail."""
+
+    type_name = "s3"
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+
+    def delete_file(self, path: str) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+
+
+@pytest.fixture
+def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Returns a list of the seconds that were slept; the clock goes on by them at once."""
+    slept: list[float] = []
+    monkeypatch.setattr(storage.time, "sleep", slept.append)
+    monkeypatch.setattr(storage.time, "monotonic", lambda: sum(slept))
+    return slept
+
+
+def test_what_fails_for_a_while_is_tried_again_with_growing_pauses(
+    monkeypatch: pytest.MonkeyPatch, waited: list[float]
+) -> None:
+    away = Failing(*[OSError("AWS Error NETWORK_CONNECTION")] * 4)
+    monkeypatch.setattr(storage, "_open", lambda uri: (away, "bucket"))
+    Store("s3://bucket/runs").remove("x")
+    assert not away.errors and len(waited) == 4
+    for longest, pause in zip((0.5, 1, 2, 4), waited, strict=True):
+        assert longest / 2 <= pause <= longest
+    away.errors = [OSError("AWS Error NETWORK_CONNECTION\nmore")] * 99
+    with pytest.raises(UserError, match=r"^--storage must be a place that can be read and written, but got .*ION$"):
+        Store("s3://bucket/runs").remove("x")
+    assert len(away.errors) > 90
+
+
+def test_what_will_not_go_away_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, waited: list[float]) -> None:
+    for error in (OSError("AWS Error ACCESS_DENIED during PutObject"), PermissionError(13, "no")):
+        monkeypatch.setattr(storage, "_open", lambda uri, error=error: (Failing(error), "bucket"))
+        with pytest.raises(UserError, match=r"read and written, but got 's3://bucket/runs': .*(ACCESS_DENIED|no)"):
+            Store("s3://bucket/runs").remove("x")
+    assert waited == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("s4://bucket/runs", r"--storage must be a folder, or s3:// or gs:// .*, but got 's4://bucket/runs': Unrec"),
+        ("s3:///runs", r"--storage must be a folder, or s3:// or gs:// .*, but got 's3:///runs': Missing bucket name"),
+        ("nowhere", r"--storage must be a folder that is there, but got '/.*/nowhere'. Make it first, or mount it"),
+        ("file:///nowhere", r"--storage must be a folder that is there, but got '/nowhere'"),
+        ("s3://me:hidden@bucket/x", r"must hold no secret, for it is written down .*, but got 's3://\*\*\*@bucket/x'"),
+        ("s3://bucket/x?secret_key=hidden", r"--storage must hold no secret, .*, but got 's3://bucket/x\?\*\*\*'. Put"),
+    ],
+)
+def test_bad_places_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message) as raised:
+        storage.usable(uri)
+    assert "hidden" not in str(raised.value)
+
+
+def test_a_place_that_can_be_used_is_absolute_and_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert storage.usable("runs") == storage.usable(f"file://{tmp_path}/runs") == str(tmp_path / "runs")
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_uris_are_put_together_and_taken_apart() -> None:
+    for base in ("s3://bucket/runs", "s3://bucket/runs?endpoint_override=host:1&scheme=http", "/shared/runs"):
+        assert storage.split(storage.joined(base, "one")) == (base, "one")
+    assert storage.joined("gs://bucket/", "one") == "gs://bucket/one"
+    assert storage.split("s3://bucket/runs/one/") == ("s3://bucket/runs", "one")
+
+
+def machine(folder: Path, *arguments: str, module: str = "search") -> tuple[list[str], dict[str, Any]]:
+    """Returns command and options that run a command as on a machine of its own: nothing is there but its folder."""
+    (folder / "scratch").mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {
+        "PYTHONPATH": f"{folder}:{ROOT}",
+        "TMPDIR": str(folder / "scratch"),
+        "RAY_TMPDIR": "/tmp",
+    }
+    return [sys.executable, "-m", f"tuning.{module}", *arguments], {"cwd": folder, "env": environment, "text": True}
+
+
+def run(folder: Path, *arguments: str, module: str = "search") -> subprocess.CompletedProcess[str]:
+    command, options = machine(folder, *arguments, module=module)
+    return subprocess.run(command, capture_output=True, timeout=300, check=False, **options)
+
+
+@pytest.mark.slow
+def test_a_bucket_that_is_missing_or_refuses_ends_the_command_soon(tmp_path: Path, s3: S3) -> None:
+    for bucket, reason in (("missing", "NO_SUCH_BUCKET"), ("locked", "ACCESS_DENIED")):
+        started = time.monotonic()
+        done = run(tmp_path, "--storage", f"s3://{bucket}/runs")
+        assert done.returncode == 2 and time.monotonic() - started < 30
+        message = f"error: --storage must be a place that can be read and written, but got 's3://{bucket}/runs': "
+        assert done.stderr.startswith(message) and reason in done.stderr and done.stderr.count("\n") == 1
+        assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on_elsewhere_through_an_outage_and_is_read_from_the_storage(
+    tmp_path: Path, s3: S3
+) -> None:
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    store, uri = Store("s3://bucket/runs/one"), "s3://bucket/runs/one"
+    size = ["--samples", "4", "--epochs", "8", "--scheduler", "none", "--space", "smoke", "--train-images", "12000"]
+    command, options = machine(first, "--run", "one", "--storage", "s3://bucket/runs", *size)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, **options)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not {f"trials/000{i}/latest.pt" for i in range(2)} <= set(store.names()):
+        time.sleep(0.2)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while processes(first):
+        time.sleep(0.2)
+    shutil.rmtree(first)
+
+    command, options = machine(second, "--resume", uri)
+    with (tmp_path / "out").open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, **options)
+    while process.poll() is None and "epoch" not in (tmp_path / "out").read_text().partition("started")[2]:
+        time.sleep(0.2)
+    s3.stop()
+    time.sleep(20)
+    s3.start()
+    assert process.wait(timeout=200) == 0, (tmp_path / "out").read_text()
+    said = (tmp_path / "out").read_text()
+    assert said.startswith(f"Fetched into results/one: {uri}\n") and "goes on after epoch" in said
+    assert said.count("Storage cannot be reached: 's3://bucket/runs/one': ") == 1
+    assert said.count("Storage s3://bucket/runs/one is back, and what was missing is sent.") == 1
+    assert "Not in the storage yet" not in said
+    path = second / "results" / "one"
+    trials = check_record(path, 4)
+    assert trials["attempt"].max() == 2 and not list((second / "scratch").glob("tuning-*"))
+    winner = f"{trials['valid_accuracy'].idxmax():04d}"
+    names = set(store.names())
+    assert {name for name in names if name.endswith(".pt")} == {
+        f"trials/{winner}/{kind}.pt" for kind in ("best", "latest")
+    }
+    assert (path / "trials" / winner / "best.pt").read_bytes() == store.read(f"trials/{winner}/best.pt")
+    for name in ("meta.json", "epochs.csv", "trials.csv", "best.json", "report.html", "best_so_far.png"):
+        assert store.read(name) == (path / name).read_bytes(), name
+    for number in range(4):
+        log = (store.read(f"trials/{number:04d}/trial.log") or b"").decode()
+        # Each epoch was trained once, here or there, except one that was cut off or not sent yet.
+        assert log.count("EpochResult(") <= 8 + 2 * log.count("Going on after epoch")
+        assert ("Going on after epoch" in log) == (trials["attempt"][number] == 2) and "EpochResult(epoch=1," in log
+    assert not any(path.stat().st_mode & 0o002 for path in second.rglob("*"))
+
+    for module, arguments in {
+        "results": [uri],
+        "report": ["s3://bucket/runs/latest"],
+        "final": ["--run", uri, "--top-k", "1", "--seeds", "1", "--epochs", "1"],
+    }.items():
+        before = store.names()
+        done = run(third, *arguments, module=module)
+        assert done.returncode == 0, done.stderr
+        written = {name for name, moment in store.names().items() if before.get(name) != moment}
+        assert {name.split("/")[0] for name in written} == {
+            "results": set(),
+            "report": {"report.html"},
+            "final": {"report.html", "final"},
+        }[module]
+    assert len(results.load(third / "results" / "one").trials) == 4
