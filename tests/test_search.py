@@ -56,11 +56,7 @@ def processes(folder: Path) -> list[str]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-<<<<<<< HEAD
             if f"PYTHONPATH={python_path(folder)}\0" in (process / "environ").read_text():
-=======
-            if f"PYTHONPATH={folder}" in (process / "environ").read_text():
->>>>>>> cluster
                 found.append((process / "cmdline").read_text())
         except (OSError, UnicodeDecodeError):
             continue

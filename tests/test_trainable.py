@@ -17,22 +17,14 @@ import optuna
 import pytest
 import torch
 
-<<<<<<< HEAD
-from tuning import machine
-=======
-from tuning import checkpoints
->>>>>>> cluster
+from tuning import checkpoints, machine
 from tuning.cluster import Slots, started
 from tuning.data import Labelled, Splits, to_tensors
 from tuning.errors import UserError
 from tuning.progress import Progress
 from tuning.spaces import load_space
 from tuning.study import RunStudy
-<<<<<<< HEAD
-from tuning.trainable import EndSearch, Proposals, Recorder
-=======
 from tuning.trainable import EndSearch, Proposals, Recorder, _fetch
->>>>>>> cluster
 
 FAILURE = """Failure # 1 (occurred at 2026-11-23_18-00-00)
 ray::ImplicitFunc.train() (pid=1, ip=127.0.0.1)

@@ -628,13 +628,8 @@ def _placed(settings: Settings, address: str) -> Settings:
     """Returns the settings of a run that is gone on with on a cluster, or on this machine after all ("local")."""
     asked = (settings.device, settings.cpus_per_trial, settings.gpus_per_trial, settings.limit)
     if address != "local":
-<<<<<<< HEAD
         return replace(settings, **_plan_slots(address, settings.storage, asked, None))
-    return replace(settings, address=None, **machine.plan_slots(None, settings.cpus_per_trial, None, settings.limit))
-=======
-        return replace(settings, **_plan_slots(address, settings.storage, *asked))
     return replace(settings, address=None, **machine.plan_slots(None, settings.cpus_per_trial, None, None))
->>>>>>> cluster
 
 
 def _newest(name: str) -> results.Run:
