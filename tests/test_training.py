@@ -140,6 +140,7 @@ def test_where_nothing_can_be_compiled_it_warns_and_gives_the_same(
         ({"epochs": 100, "architecture": "resnet18"}, 55_000, "cpu", False),
         ({"epochs": 100}, 55_000, "cuda", False),
         ({"epochs": 100, "image_size": 8}, 55_000, "cpu", False),
+        ({"epochs": 100, "precision": "fp32"}, 55_000, "cpu", False),
     ],
 )
 def test_compiling_pays_where_it_takes_less_than_it_saves(

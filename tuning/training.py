@@ -319,7 +319,8 @@ def compile_pays(config: TrainConfig, n_images: int, device_type: str) -> bool:
         device_type: "cpu" or "cuda".
     """
     blocks = {"resnet8": 3, "resnet14": 6, "resnet20": 9}.get(config.architecture)
-    if blocks is None or device_type != "cpu" or config.image_size is not None or config.width < 16:
+    other = config.image_size is not None or config.width < 16 or config.precision == "fp32"
+    if blocks is None or device_type != "cpu" or other:
         return False
     saved = config.epochs * n_images * SAVED_SECONDS_AN_IMAGE
     return saved > COMPILE_SECONDS + blocks * COMPILE_SECONDS_A_BLOCK and _compiler_found()
