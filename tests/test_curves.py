@@ -87,6 +87,10 @@ def test_what_a_choice_switches_off_has_one_number() -> None:
     assert blanked.tolist() == [[0.0, 0.3], [1.0, INACTIVE]]
 
 
+def level_of(params: dict[str, Any]) -> float:
+    return float(0.9 - abs(params["x"] - 0.8) - 0.1 * abs(math.log10(params["learning_rate"]) + 2))
+
+
 def search(sampler: optuna.samplers.BaseSampler, n: int, slow: float = 0.0) -> optuna.Study:
     """Runs trials of nine epochs on a planted landscape, each stopped after three that is below the median there.
 
@@ -96,8 +100,9 @@ def search(sampler: optuna.samplers.BaseSampler, n: int, slow: float = 0.0) -> o
     at_three: list[float] = []
     for _ in range(n):
         one = study.ask()
-        x, y = one.suggest_float("x", 0, 1), one.suggest_float("learning_rate", 1e-4, 1, log=True)
-        level = 0.9 - abs(x - 0.8) - 0.1 * abs(math.log10(y) + 2)
+        x = one.suggest_float("x", 0, 1)
+        one.suggest_float("learning_rate", 1e-4, 1, log=True)
+        level = level_of(one.params)
         values = [level - (0.3 + slow * x) * (9 - epoch) / 9 for epoch in range(1, 10)]
         at_three.append(values[2])
         stopped = values[2] < np.median(at_three)
@@ -109,11 +114,11 @@ def search(sampler: optuna.samplers.BaseSampler, n: int, slow: float = 0.0) -> o
 
 def test_it_finds_a_better_point_than_chance() -> None:
     def best(sampler: optuna.samplers.BaseSampler) -> float:
-        return float(search(sampler, 25).best_value)
+        return max(level_of(one.params) for one in search(sampler, 25).trials)
 
     ours = [best(CurveSampler(seed, 5)) for seed in range(3)]
     chance = [best(optuna.samplers.RandomSampler(seed=seed)) for seed in range(3)]
-    assert np.mean(ours) > 0.88 > np.mean(chance)
+    assert np.mean(ours) > np.mean(chance) + 0.03
 
 
 def test_configurations_that_start_slowly_are_not_taken_for_bad_ones() -> None:

@@ -1,9 +1,10 @@
 """`CurveSampler`: an Optuna sampler that learns from learning curves as far as they are known.
 
 A Gaussian process over (configuration, epoch) is fitted to what all trials have reported; a new point is the one whose
-*last* epoch promises the largest expected improvement. A trial that was stopped, or that still runs, counts for what it
-has shown and no more. The idea is that of Swersky et al. 2014 (Freeze-Thaw Bayesian optimisation); here it proposes
-only, and the scheduler stops. A trial that failed counts as the worst there was.
+*last* epoch promises the largest expected improvement, but one in ten is random, so that a wrong belief is found out. A
+trial that was stopped, or that still runs, counts for what it has shown and no more; one that failed counts as the
+worst there was. The idea is that of Swersky et al. 2014 (Freeze-Thaw Bayesian optimisation); here it only proposes, and
+a scheduler stops. What it is worth, `tests/benchmarks/search_quality.py` measures.
 """
 
 import math
@@ -24,6 +25,7 @@ from tuning.gaussian_process import Floats, Points, Process, fit
 # Of a curve the process gets the last epoch and those at full length / 3, / 9, ...: as a scheduler's rungs are spaced.
 LEVEL_RATIO = 3
 FIRST_STEPS, FURTHER_STEPS = 30, 10
+RANDOM_SHARE = 0.1
 MOST_TRIALS = 150  # About 350 observations, with which a proposal takes a third of a second of one core.
 CANDIDATES, NEIGHBOURS, ROUNDS = 512, 256, (0.1, 0.05, 0.02)
 INACTIVE = 0.5
@@ -129,7 +131,8 @@ class CurveSampler(optuna.samplers.BaseSampler):
         sign = 1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1.0
         trials = known_best([t for t in others if t.number != trial.number], MOST_TRIALS, sign, self._generator)
         observed = observations(trials, sign)
-        if len(trials) < self._n_startup or len(set(observed[0])) < 2 or not search_space:
+        is_random = self._generator.random() < RANDOM_SHARE
+        if len(trials) < self._n_startup or len(set(observed[0])) < 2 or not search_space or is_random:
             return {}
         columns = [Column(name, one) for name, one in search_space.items()]
         best = self._best(columns, trials, *observed)

@@ -76,7 +76,11 @@ class Process:
     weights: Floats
 
     def predict(self, configs: Floats, trials: npt.NDArray[np.int64] | None = None) -> tuple[Floats, Floats]:
-        """Returns mean and deviation of configurations after their last epoch; `trials` as in `Points`."""
+        """Returns mean and deviation of configurations after their last epoch.
+
+        Of trials (as in `Points`) all counts that is known; without them, only what their place says: a new trial's own
+        part cannot be looked for.
+        """
         n_columns = len(self.categorical)
         own = np.full(len(configs), -1) if trials is None else trials
         shared, along, scales = _parts(self.theta, n_columns)
@@ -84,7 +88,7 @@ class Process:
         same = (own[:, None] == self.points.trials) & (own[:, None] >= 0)
         between = np.exp(-0.5 * along * self.points.progress**2) * (scales[0] + scales[1] * similar + scales[2] * same)
         explained = solve_triangular(self.root, between.T, lower=True)
-        variance = scales[:3].sum() - np.einsum("ij,ij->j", explained, explained)
+        variance = scales[: 2 if trials is None else 3].sum() - np.einsum("ij,ij->j", explained, explained)
         return between @ self.weights, np.sqrt(np.maximum(variance, 1e-10))
 
     def given(self, points: Points, values: Floats) -> "Process":
