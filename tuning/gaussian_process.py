@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cho_solve, solve_triangular
+from scipy.linalg.lapack import dpotri
 from scipy.optimize import minimize
+from scipy.spatial.distance import cdist
 
 Floats = npt.NDArray[np.float64]
 SQRT5 = math.sqrt(5.0)
@@ -46,6 +48,15 @@ def distances(a: Floats, b: Floats, categorical: npt.NDArray[np.bool_]) -> Float
     """Returns the squared distance in each column, (n_columns, len(a), len(b)); of two choices 0 or 1."""
     difference = a.T[:, :, None] - b.T[:, None, :]
     return np.where(categorical[:, None, None], difference != 0, difference**2)
+
+
+def apart_in_all(a: Floats, b: Floats, shared: Floats, categorical: npt.NDArray[np.bool_]) -> Floats:
+    """Returns the same summed over the columns, each times its `shared`, (len(a), len(b)); ten times as quick."""
+    factors = np.sqrt(np.where(categorical, 0.0, shared))
+    squared: Floats = cdist(a * factors, b * factors, "sqeuclidean")
+    for column in np.flatnonzero(categorical):
+        squared += shared[column] * (a[:, column, None] != b[:, column])
+    return squared
 
 
 def matern(squared: Floats) -> tuple[Floats, Floats]:
@@ -84,7 +95,7 @@ class Process:
         n_columns = len(self.categorical)
         own = np.full(len(configs), -1) if trials is None else trials
         shared, along, scales = _parts(self.theta, n_columns)
-        similar, _ = matern(np.tensordot(shared, distances(configs, self.points.configs, self.categorical), 1))
+        similar, _ = matern(apart_in_all(configs, self.points.configs, shared, self.categorical))
         same = (own[:, None] == self.points.trials) & (own[:, None] >= 0)
         between = np.exp(-0.5 * along * self.points.progress**2) * (scales[0] + scales[1] * similar + scales[2] * same)
         explained = solve_triangular(self.root, between.T, lower=True)
@@ -126,7 +137,8 @@ def fit(
             root = np.linalg.cholesky(alike * inner + (scales[3] + JITTER) * identity)
         except np.linalg.LinAlgError:
             return 1e10, np.zeros_like(theta)
-        inverse = cho_solve((root, True), identity)
+        inverse = dpotri(root, lower=True)[0]  # The lower half; twice as quick as solving for the identity.
+        inverse += np.tril(inverse, -1).T
         weights = inverse @ values
         outer = 0.5 * (inverse - np.outer(weights, weights))
         by_alike = outer * alike
@@ -157,7 +169,7 @@ def fit(
 def _solved(theta: Floats, categorical: npt.NDArray[np.bool_], points: Points, values: Floats) -> Process:
     """Returns the process with these hyperparameters and observations."""
     shared, along, scales = _parts(theta, len(categorical))
-    similar, _ = matern(np.tensordot(shared, distances(points.configs, points.configs, categorical), 1))
+    similar, _ = matern(apart_in_all(points.configs, points.configs, shared, categorical))
     alike = np.exp(-0.5 * along * (points.progress[:, None] - points.progress) ** 2)
     same = points.trials[:, None] == points.trials
     covariance = alike * (scales[0] + scales[1] * similar + scales[2] * same)
