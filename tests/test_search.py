@@ -56,7 +56,7 @@ def processes(folder: Path) -> list[str]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if f"PYTHONPATH={python_path(folder)}\0" in (process / "environ").read_text():
+            if f"PYTHONPATH={python_path(folder)}" in (process / "environ").read_text():
                 found.append((process / "cmdline").read_text())
         except (OSError, UnicodeDecodeError):
             continue
