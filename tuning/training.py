@@ -26,7 +26,8 @@ from tuning.models import build_model, count_parameters
 
 EVALUATION_BATCH = 500
 # Compiling took 42 s for the 3 blocks of resnet8 and 79 s for the 9 of resnet20, side by side (width 16, batch 128,
-# bf16, two cores with AMX); resnet8 then trained 2,670 images/s a core instead of 2,240, with huge pages in both.
+# bf16, two cores with AMX); resnet8 then trained 2,720 images/s a core (mean of two rounds) instead of 2,240 (of three,
+# 1,937 to 2,511: a busy machine), with huge pages in both.
 COMPILE_SECONDS, COMPILE_SECONDS_A_BLOCK = 24.0, 6.0
 SAVED_SECONDS_AN_IMAGE = 75e-6
 

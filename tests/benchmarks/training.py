@@ -170,6 +170,8 @@ def fit(job: Job, seconds: float, clock: Clock) -> Iterator[float]:
     epochs = training.fit(trained)
     if compiled:
         next(epochs)
+        if trained._forward is trained.model:
+            raise SystemExit("The step must compile for this row, but did not; see the warning above.")
     clock.seconds.clear()
     yield 0
     for _ in epochs:
@@ -226,6 +228,7 @@ def measure(job: Job, seconds: float) -> dict[str, float]:
 
 def _measure_one(job: Job, seconds: float, barrier: Any, n_ended: Any, figures: Any) -> None:
     clock, amount, elapsed = Clock(), 0.0, 0.0
+    sys.argv = sys.argv[:1]  # torch.compile writes the text behind --only into its code, quotes and all.
     try:
         ticks = LOOPS[job.loop](job, seconds, clock)
         warm = time.perf_counter() + seconds / 3
