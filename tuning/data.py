@@ -4,6 +4,7 @@ The test split is behind `load_test`, which only `tuning.final` may name (held b
 Images stay uint8, (N, C, H, W), until a batch is made; there are no loader processes.
 """
 
+import functools
 import hashlib
 import warnings
 from collections.abc import Iterator
@@ -299,9 +300,21 @@ def normalise(images: "torch.Tensor", mean: tuple[float, ...], std: tuple[float,
     """Returns float32 (B, C, H, W), channels last: pixels / 255, less the mean, over the standard deviation."""
     import torch
 
-    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).view(1, -1, 1, 1)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(1, -1, 1, 1)
+    scale, shift = _scale_and_shift(mean, std, images.device)
     return torch.addcmul(shift, images.float(), scale).contiguous(memory_format=torch.channels_last)
+
+
+@functools.lru_cache(maxsize=16)
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], device: "torch.device"
+) -> tuple["torch.Tensor", "torch.Tensor"]:
+    """Returns what pixels are multiplied by and what is added, (1, C, 1, 1); kept, as a GPU would be waited for."""
+    import torch
+
+    with torch.inference_mode(False):
+        scale = torch.tensor([1 / (255 * s) for s in std], device=device)
+        shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+        return scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)
 
 
 def _load(dataset: Dataset, names: tuple[str, str], data_dir: Path | None) -> Labelled:

@@ -8,7 +8,6 @@ import copy
 import functools
 import math
 import os
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,16 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from tuning import machine
 from tuning.config import TrainConfig
 from tuning.data import Labelled, Splits, normalise, to_tensors, train_batches
 from tuning.models import build_model, count_parameters
 
 EVALUATION_BATCH = 500
-# Compiling took 42 s for the 3 blocks of resnet8 and 79 s for the 9 of resnet20, side by side (width 16, batch 128,
-# bf16, two cores with AMX); resnet8 then trained 2,720 images/s a core (mean of two rounds) instead of 2,240 (of three,
-# 1,937 to 2,511: a busy machine), with huge pages in both.
-COMPILE_SECONDS, COMPILE_SECONDS_A_BLOCK = 24.0, 6.0
-SAVED_SECONDS_AN_IMAGE = 75e-6
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -92,7 +87,7 @@ class Training:
             much memory. The gradient is that of the whole batch, but for batch normalisation, which sees the parts.
         lrs: Learning rate of each epoch, instead of a "plateau" schedule's: there are no fresh images to judge by where
             the valid ones are trained on.
-        compiled: Whether torch.compile makes the step; None: where `compile_pays`.
+        compiled: Whether torch.compile makes the step; None: where `machine.compile_pays`.
 
     Raises:
         UserError: Pretrained weights were asked for and cannot be had.
@@ -122,7 +117,7 @@ class Training:
             self.model = build_model(config, splits.channels, splits.n_classes).to(self.device)
         self.n_parameters = count_parameters(self.model)
         if compiled is None:
-            compiled = accumulation == 1 and compile_pays(config, len(splits.train), self.device.type)
+            compiled = accumulation == 1 and machine.compile_pays(config, len(splits.train), self.device.type)
         self._forward: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None if compiled else self.model
         self._generator = torch.Generator().manual_seed(seed)
         self._averaged = _RunningMean(self.model, config.ema_decay) if config.ema_decay else None
@@ -306,29 +301,6 @@ class Training:
     def _steps_per_epoch(self) -> int:
         n, batch_size = len(self._train[1]), self.config.batch_size
         return max(1, n // batch_size + (n % batch_size * 2 >= batch_size))
-
-
-def compile_pays(config: TrainConfig, n_images: int, device_type: str) -> bool:
-    """Returns whether compiling the step takes less time than it saves in a training of full length.
-
-    It depends on the configuration and the machine alone, not on epochs left or on what is cached, so that a training
-    that was interrupted goes on to the same numbers. Only the small family was measured, on a CPU, in bf16.
-
-    Args:
-        config: Its architecture and epochs count.
-        n_images: Train images an epoch.
-        device_type: "cpu" or "cuda".
-    """
-    blocks = {"resnet8": 3, "resnet14": 6, "resnet20": 9}.get(config.architecture)
-    other = config.image_size is not None or config.width < 16 or config.precision == "fp32"
-    if blocks is None or device_type != "cpu" or other:
-        return False
-    saved = config.epochs * n_images * SAVED_SECONDS_AN_IMAGE
-    return saved > COMPILE_SECONDS + blocks * COMPILE_SECONDS_A_BLOCK and _compiler_found()
-
-
-def _compiler_found() -> bool:
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 
 def predict(
