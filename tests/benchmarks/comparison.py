@@ -11,7 +11,7 @@ from tables import WORST
 GROUP = ["task", "method", "slots", "seed"]
 READ_AT = (20, 60, 100)
 BASELINE, STOCK = "random + asha", "stock"
-RESAMPLES = 2_000
+RESAMPLES, LEAST_SEEDS = 2_000, 5  # of fewer seeds an interval says nothing
 GRID = np.geomspace(0.1, 100, 140)  # costs, in full trainings, at which curves are drawn
 
 Array = npt.NDArray[np.float64]
@@ -151,7 +151,8 @@ def table(frame: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
 
 
 def _behind(frame: pd.DataFrame, method: str, samples: int) -> dict[str, str]:
-    if method == BASELINE or BASELINE not in set(frame["method"]):
+    few = frame["seed"].nunique() < LEAST_SEEDS
+    if few or method == BASELINE or BASELINE not in set(frame["method"]):
         return {f"ahead/behind at {samples}": ""}
     found = against(frame, method, BASELINE, samples)
     ahead, behind = int((found["high"] < 0).sum()), int((found["low"] > 0).sum())
