@@ -146,8 +146,9 @@ def git_commit() -> str | None:
 def compile_pays(config: "TrainConfig", n_images: int, device_type: str) -> bool:
     """Returns whether compiling the step takes less than half of the time that it saves in a training of full length.
 
-    Half, because the saving was measured at 31 to 141 us an image on a busy machine, and trainings stop early. It depends on the configuration and the machine alone, not on epochs left or on what is cached, so that a training
-    that was interrupted goes on to the same numbers. Only the small family was measured, on a CPU, in bf16.
+    Half, because the saving was measured at 31 to 141 us an image on a busy machine, and trainings stop early. It
+    depends on the configuration and the machine alone, not on epochs left or on what is cached, so that a training that
+    was interrupted goes on to the same numbers. Only the small family was measured, on a CPU, in bf16.
 
     Args:
         config: Its architecture and epochs count.
