@@ -17,6 +17,7 @@ from tuning.config import TrainConfig
 from tuning.data import Splits
 from tuning.errors import UserError
 from tuning.estimate import Cost
+from tuning.settings import Settings
 from tuning.spaces import load_space
 
 
@@ -130,12 +131,10 @@ def test_trials_side_by_side_are_measured_as_far_as_they_fit(
     assert "on one GPU: 1.7 with 1, 3.5 with 2, 3.5 with 4. A search of this space here runs 2 a GPU" in said
 
 
-def gpu_settings() -> search.Settings:
+def gpu_settings() -> Settings:
     settled = {"samples": 4, "epochs": 3, "seed": 0, "sampler": "random", "scheduler": "none", "train_images": None}
     slots = machine.plan_slots(None, None, None, None)
-    return search.Settings(
-        space="smoke", dataset="x", data_dir=None, max_failures=0, time_budget=None, **settled, **slots
-    )
+    return Settings(space="smoke", dataset="x", data_dir=None, max_failures=0, time_budget=None, **settled, **slots)
 
 
 def test_what_pays_is_recalled_for_the_same_space_data_set_and_gpus_only(
@@ -163,7 +162,7 @@ def test_a_dry_run_chooses_the_slots_and_a_later_search_takes_them_and_says_so(
     monkeypatch.setattr(estimate, "measure", lambda settings, kinds, splits: [cost(settings.concurrency)])
     asked = []
 
-    def load(settings: search.Settings, source: str, progress: Any) -> tuple[Splits, Any]:
+    def load(settings: Settings, source: str, progress: Any) -> tuple[Splits, Any]:
         asked.append((settings.concurrency, settings.gpus_per_trial))
         if len(asked) > 1:
             raise UserError("far enough")

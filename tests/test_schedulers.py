@@ -6,7 +6,7 @@ from typing import Any
 import optuna
 import pytest
 
-from tuning import search
+from tuning import settings
 from tuning.schedulers import METRIC, SAMPLERS, SCHEDULERS, grace_period, replay
 from tuning.spaces import load_space
 
@@ -28,8 +28,8 @@ def trial(scheduler: Any, name: str) -> Any:
 
 
 def test_the_commands_names_are_those_of_the_registries() -> None:
-    assert set(search.SAMPLERS) == set(SAMPLERS)
-    assert set(search.SCHEDULERS) == set(SCHEDULERS)
+    assert set(settings.SAMPLERS) == set(SAMPLERS)
+    assert set(settings.SCHEDULERS) == set(SCHEDULERS)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

@@ -18,6 +18,7 @@ import typer
 from optuna.trial import TrialState
 
 from tuning import machine, results, search
+from tuning import settings as search_settings
 from tuning.errors import UserError
 
 SMOKE = ["--space", "smoke", "--train-images", "1000"]
@@ -465,7 +466,7 @@ def test_a_space_that_gives_a_wrong_point_is_named_before_there_is_a_run(
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5h", 5400), ("1h30m", 5400)])
 def test_durations(text: str, seconds: float) -> None:
-    assert search.parse_duration(text) == seconds
+    assert search_settings.parse_duration(text) == seconds
 
 
 def test_without_a_gpus_device_torch_is_not_asked_for_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def _ranked(trials: "pd.DataFrame", path: Path, epochs: int | None) -> Iterable[
 
 
 def _drawn_at_random(run: results.Run, sampler: str) -> set[int]:
-    from tuning.search import N_STARTUP
+    from tuning.settings import N_STARTUP
     from tuning.study import drawn_at_random
 
     return drawn_at_random(run.path, sampler, N_STARTUP)

@@ -8,20 +8,20 @@ from outside import syne_tune
 from ray.tune.schedulers import ASHAScheduler
 from simulation import Method, Ours, Stock
 
-from tuning import schedulers, search
+from tuning import schedulers, settings
 from tuning.schedulers import METRIC, SAMPLERS, SCHEDULERS
 
-SAMPLER, SCHEDULER = search._check_names("resnet", "fashion-mnist", None, None, None)
+SAMPLER, SCHEDULER = settings.check_names("resnet", "fashion-mnist", None, None, None)
 
 
-def named(name: str, n_startup: int = search.N_STARTUP) -> Callable[[int], optuna.samplers.BaseSampler]:
+def named(name: str, n_startup: int = settings.N_STARTUP) -> Callable[[int], optuna.samplers.BaseSampler]:
     """Returns a builder of one of the project's samplers."""
     return lambda seed: SAMPLERS[name](seed, n_startup)
 
 
 def tpe(**changes: Any) -> Callable[[int], optuna.samplers.BaseSampler]:
     """Returns a builder of the project's TPE with some options changed."""
-    ours = {"n_startup_trials": search.N_STARTUP, "n_ei_candidates": 64}
+    ours = {"n_startup_trials": settings.N_STARTUP, "n_ei_candidates": 64}
     ours |= {"multivariate": False, "group": False, "constant_liar": True}
     return lambda seed: optuna.samplers.TPESampler(seed=seed, **{**ours, **changes})
 

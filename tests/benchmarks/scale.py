@@ -71,13 +71,14 @@ def measure(n: int, side_by_side: int, sampler: str) -> dict[str, Any]:
     """Runs a search of `n` trials in this process and folder; returns its row of the table."""
     import optuna
 
-    from tuning import results, search, spaces, trainable
+    from tuning import record, results, search, spaces, trainable
     from tuning.progress import Progress
+    from tuning.settings import Settings
     from tuning.study import RunStudy
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = spaces.load_space("resnet").without({"pretrained": [True]})
-    settings = search.Settings(
+    settings = Settings(
         n, "resnet", "fashion-mnist", 6, 0, sampler, "asha", "cpu", side_by_side, 1.0, 0.0, None, None, 2, None
     )
     trainable.train_trial = replay  # type: ignore[assignment]
@@ -93,7 +94,7 @@ def measure(n: int, side_by_side: int, sampler: str) -> dict[str, Any]:
 
     search.run_trials = noted
     path = results.RESULTS / "one"
-    search._begin_run(path, settings, space)
+    record.begin(path, settings, space)
     with Progress(n, quiet=True) as progress:
         splits: Any = SimpleNamespace(split_hash="", valid_hash="")
         search.search(settings, path, splits, space, progress)

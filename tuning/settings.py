@@ -1,0 +1,138 @@
+"""What a search is asked to do: its settings, their defaults, and what of them is refused before anything is imported.
+
+`tuning.search` asks here before it imports torch or Ray; `tuning.schedulers` has the builders of the names.
+"""
+
+import importlib.util
+import os
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+import typer
+
+from tuning import cluster, machine, results
+from tuning.errors import UserError, counted, unknown_name
+
+SAMPLERS = ("curves", "tpe", "gp", "random", "qmc", "nsga2")
+SCHEDULERS = ("asha", "hyperband", "median", "none")
+DEFAULT_EPOCHS = {"cpu": 6, "cuda": 18}
+N_STARTUP = 8
+# What a search that is gone on with may be told anew; all else is as it was begun.
+OF_ANY_SESSION = {"samples", "time_budget", "data_dir", "audit", "resume", "dry_run_only", "quiet", "verbose"}
+OF_ANY_SESSION |= {"address", "dashboard"}
+Asked = tuple[str | None, float | None, float | None, int | None]  # Device, CPUs and GPUs a trial, concurrency.
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a search was asked to do, with all defaults resolved; `meta.json` keeps it for `--resume`."""
+
+    samples: int
+    space: str
+    dataset: str
+    epochs: int
+    seed: int
+    sampler: str
+    scheduler: str
+    device: str
+    concurrency: int
+    cpus_per_trial: float
+    gpus_per_trial: float
+    train_images: int | None
+    data_dir: str | None
+    max_failures: int
+    time_budget: float | None
+    minimize: str | None = None
+    mlflow: str | None = None
+    audit: int = 0
+    storage: str | None = None
+    address: str | None = None
+    limit: int | None = None
+    dashboard: bool = False
+
+
+def check_names(
+    space: str, dataset: str, sampler: str | None, scheduler: str | None, minimize: str | None
+) -> tuple[str, str]:
+    """Returns sampler and scheduler; raises UserError for an unknown name. Imports neither torch nor Ray."""
+    if sampler is not None and sampler not in SAMPLERS:
+        raise unknown_name("--sampler", sampler, SAMPLERS)
+    if scheduler is not None and scheduler not in SCHEDULERS:
+        raise unknown_name("--scheduler", scheduler, SCHEDULERS)
+    if minimize is not None and minimize not in results.OBJECTIVES:
+        raise unknown_name("--minimize", minimize, results.OBJECTIVES)
+    if minimize is not None and sampler == "curves":
+        raise UserError("--sampler must be one for two objectives beside --minimize, but got 'curves'. Choose tpe.")
+    if minimize is not None and scheduler not in (None, "none"):
+        raise UserError(
+            f"--scheduler must be none beside --minimize, which compares full trials, but got {scheduler!r}."
+        )
+    from tuning.data import find_dataset
+    from tuning.spaces import load_space
+
+    find_dataset(dataset)
+    load_space(space)
+    return (sampler or "curves", scheduler or "asha") if minimize is None else (sampler or "tpe", "none")
+
+
+def check_resumed(context: typer.Context, run: results.Run, samples: int | None) -> None:
+    """Raises UserError for an option that a run cannot take when it is gone on with, or fewer samples than it has."""
+    given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+    fixed = [f"--{name.replace('_', '-')}" for name in given if name not in OF_ANY_SESSION]
+    if fixed:
+        raise UserError(
+            f"--resume must go on with the settings of run {run.name}, but got {', '.join(fixed)}. Leave that out, "
+            "or begin another run."
+        )
+    n_trials = len(run.trials)
+    if samples is not None and samples < n_trials:
+        raise UserError(
+            f"--samples must be at least the {counted(n_trials, 'trial')} of {run.name}, but got {samples}."
+        )
+
+
+def parse_duration(text: str) -> float:
+    """Returns seconds from "90s", "30m", "1.5h" or "1h30m"; raises UserError for anything else, and for nothing."""
+    units = {"h": 3600, "m": 60, "s": 1}
+    parts = re.findall(r"(\d+(?:\.\d+)?)([hms])", text)
+    seconds = sum(float(number) * units[unit] for number, unit in parts)
+    if "".join(number + unit for number, unit in parts) != text or seconds <= 0:
+        raise UserError(f"--time-budget must be a duration such as 90s, 30m or 1h30m, but got {text!r}.")
+    return seconds
+
+
+def check_mlflow(uri: str) -> None:
+    """Raises UserError where MLflow is not installed, or nothing answers at the URI within some seconds."""
+    if importlib.util.find_spec("mlflow") is None:
+        raise UserError(
+            "--mlflow must have the package mlflow, but it is missing. Run `pip install mlflow-skinny` first."
+        )
+    os.environ |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    import mlflow
+
+    try:
+        mlflow.MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    except Exception as error:  # A library's many ways to say that it cannot.
+        reason = next(iter(str(error).splitlines()), "")
+        raise UserError(f"--mlflow must be the URI of a store that answers, but got {uri!r}: {reason}") from error
+
+
+def plan_slots(address: str | None, storage: str | None, asked: Asked, trials_a_gpu: int | None) -> dict[str, Any]:
+    """Returns what `machine.plan_slots` or, with an address, `cluster.plan_slots` does; a cluster needs a storage."""
+    if address is None:
+        return machine.plan_slots(*asked, trials_a_gpu)
+    if storage is None:
+        raise UserError(
+            f"--storage must be given with --address, because checkpoints must outlive a node, but got --address "
+            f"{address} alone. Add --storage s3://BUCKET/FOLDER, or a folder that all nodes share."
+        )
+    return cluster.plan_slots(address, *asked)
+
+
+def placed(settings: Settings, address: str) -> Settings:
+    """Returns the settings of a run that is gone on with on a cluster, or on this machine after all ("local")."""
+    asked = (settings.device, settings.cpus_per_trial, settings.gpus_per_trial, settings.limit)
+    if address != "local":
+        return replace(settings, **plan_slots(address, settings.storage, asked, None))
+    return replace(settings, address=None, **machine.plan_slots(None, settings.cpus_per_trial, None, None))
