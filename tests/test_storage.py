@@ -202,9 +202,13 @@ def test_a_killed_search_goes_on_elsewhere_through_an_outage_and_is_read_from_th
     command, options = machine(first, "--run", "one", "--storage", "s3://bucket/runs", *size)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, **options)
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not {f"trials/000{i}/latest.pt" for i in range(2)} <= set(store.names()):
+    checkpoints, epochs = {f"trials/000{i}/latest.pt" for i in range(2)}, b""
+    # Both trials, and the record of them, which is sent every three seconds, are in the storage.
+    while time.monotonic() < deadline and not (
+        checkpoints <= set(store.names()) and {b"0", b"1"} <= {line.split(b",")[0] for line in epochs.splitlines()}
+    ):
         time.sleep(0.2)
-    time.sleep(1.5)
+        epochs = store.read("epochs.csv") or b""
     process.send_signal(signal.SIGKILL)
     process.wait()
     while processes(first):
