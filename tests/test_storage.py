@@ -198,7 +198,7 @@ def test_a_killed_search_goes_on_elsewhere_through_an_outage_and_is_read_from_th
 ) -> None:
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
     store, uri = Store("s3://bucket/runs/one"), "s3://bucket/runs/one"
-    size = ["--samples", "4", "--epochs", "8", "--scheduler", "none", "--space", "smoke", "--train-images", "12000"]
+    size = ["--samples", "4", "--epochs", "8", "--scheduler", "none", "--space", "smoke", "--train-images", "24000"]
     command, options = machine(first, "--run", "one", "--storage", "s3://bucket/runs", *size)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, **options)
     deadline = time.monotonic() + 120
