@@ -47,9 +47,8 @@ def run_command(main: Callable[..., None]) -> None:
     """Runs `main` as a typer command; a `UserError` prints `error: …` to stderr and exits with code 2."""
     import typer  # Here, so that training needs nothing but torch, numpy and pydantic.
 
-    os.umask(
-        os.umask(0o077) | 0o002
-    )  # Whatever the shell says: nothing that a command writes is everybody's to change.
+    # Whatever the shell says: nothing that a command writes is everybody's to change.
+    os.umask(os.umask(0o077) | 0o002)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
     app.command()(main)
     try:

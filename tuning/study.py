@@ -123,9 +123,7 @@ class RunStudy:
         numbers = {trial.number for trial in trials}
         rows = [{str(k): v for k, v in row.items()} for row in results.Run(path).epochs.to_dict("records")]
         known = [row for row in rows if row["trial"] in numbers]
-        if len(known) < len(
-            rows
-        ):  # The record is from a storage, which the study's last trials did not reach any more.
+        if len(known) < len(rows):  # Of a record from a storage, which the study's last trials did not reach any more.
             files.write_rows(path / "epochs.csv", results.EPOCH_COLUMNS, known)
         for row in known:
             self._rows.setdefault(row["trial"], []).append(row)

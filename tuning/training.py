@@ -117,7 +117,8 @@ class Training:
             self.model = build_model(config, splits.channels, splits.n_classes).to(self.device)
         self.n_parameters = count_parameters(self.model)
         if compiled is None:
-            compiled = accumulation == 1 and machine.compile_pays(config, len(splits.train), self.device.type)
+            pays = self.precision == "bf16" and machine.compile_pays(config, len(splits.train), self.device.type)
+            compiled = pays and accumulation == 1
         self._forward: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None if compiled else self.model
         self._generator = torch.Generator().manual_seed(seed)
         self._averaged = _RunningMean(self.model, config.ema_decay) if config.ema_decay else None
