@@ -246,7 +246,7 @@ def test_the_model_card_has_the_figures_and_the_weaknesses(tmp_path: Path, opene
         f"{metrics['test_accuracy_mean']:.2%} ± {metrics['test_accuracy_std']:.2%}",
         f"calibration error {metrics['ece']:.4f}",
         "images a second on",
-        "Against the default configuration, on the valid split: ",
+        " the default configuration",  # How much ahead of it, or that it won: a test of its own has both sentences.
         "| checks | ",
         f"{metrics['n_parameters']:,} parameters",
         f"trained on {metrics['train_images']:,} images (train)",
@@ -362,3 +362,12 @@ def test_the_command_trains_the_original_configuration_by_name_and_predict_takes
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "boot.png" in done.stdout
+
+
+def test_the_model_card_says_where_the_winner_is_the_random_point_itself() -> None:
+    compared = {"default_difference": 0.1, "default_difference_interval": [0.05, 0.15]}
+    lines = best_model._comparisons(compared | {"random_difference": 0.0, "random_difference_interval": [0.0, 0.0]})
+    assert lines == [
+        "- Against the default configuration, on the valid split: +10.00 points (95 % interval +5.00 to +15.00).",
+        "- The winner is the best configuration that was drawn at random.",
+    ]

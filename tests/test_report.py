@@ -282,6 +282,7 @@ def test_an_audit_and_a_front_are_shown_where_there_are_some(
         ),
         (-0.01, [-0.02, -0.005], "No", r"1\.00 points worse than the default configuration .*-0.50\)\.$"),
         (0.001, [-0.002, 0.004], "Not shown", r"0\.10 points better than .*, which may be chance\.$"),
+        (0.0, [0.0, 0.0], "No", r"The winner is the default configuration itself\.$"),
         (0.001, None, "Not shown", r"0\.10 points better than the default configuration, which may be chance\.$"),
     ],
 )

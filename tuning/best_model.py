@@ -269,7 +269,9 @@ def _comparisons(metrics: Mapping[str, Any]) -> list[str]:
     lines = []
     for key, name in names.items():
         difference, interval = metrics[f"{key}_difference"], metrics[f"{key}_difference_interval"]
-        if difference is not None:
+        if difference == 0 and interval and not any(interval):
+            lines.append(f"- The winner is {name}.")
+        elif difference is not None:
             within = f" (95 % interval {100 * interval[0]:+.2f} to {100 * interval[1]:+.2f})" if interval else ""
             lines.append(f"- Against {name}, on the valid split: {100 * difference:+.2f} points{within}.")
     return lines

@@ -157,6 +157,9 @@ def verdicts(metrics: dict[str, Any]) -> list[tuple[str, str]]:
         if value is None:
             continue
         low, high = metrics.get(f"{name}_difference_interval") or (math.nan, math.nan)
+        if value == low == high == 0:  # No two configurations are as equal as that.
+            found.append(("No", f"The winner is {other} itself."))
+            continue
         side = "better" if value >= 0 else "worse"
         interval = "" if math.isnan(low) else f" (95% interval {100 * low:+.2f} to {100 * high:+.2f})"
         chance = "" if low > 0 or high < 0 else ", which may be chance"
