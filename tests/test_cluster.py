@@ -1,6 +1,7 @@
 """A search on a cluster of several machines, which are namespaces of this one; slots, addresses and open ports."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -177,7 +178,9 @@ def test_a_search_uses_all_nodes_outlives_one_and_takes_in_another(machines: Mac
     log = (shared / "one" / "trials" / f"{lost['trial']:04d}" / "trial.log").read_text()
     assert log.count("EpochResult(epoch=1,") == 1, log
     assert int(log.partition("Going on after epoch ")[2].split(",")[0]) >= 2
-    assert "Node c (10.7.0.4) joined; 2 trials side by side now." in said.read_text()
+    told = " ".join(said.read_text().split())
+    # Three, where Ray is not sure yet that b is no more.
+    assert re.search(r"Node c \(10.7.0.4\) joined; [23] trials side by side now\.", told), said.read_text()
 
 
 def test_slots_are_planned_from_what_a_cluster_has(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -327,8 +327,8 @@ def test_one_slot_is_as_ray_tune_itself_has_it(tmp_path: Path) -> None:
     study = RunStudy(run, Space("planted", "", "", space, [], {}, {}), SAMPLERS["tpe"](0, 4), epochs=EPOCHS, seed=0)
     slots = {"device": "cpu", "concurrency": 1, "cpus_per_trial": 1}
     with started(slots, logging.NullHandler()), Progress(samples, 0, quiet=True) as progress:
-        recorder = Recorder(study, progress, raised)
         beside = Slots(slots, study.is_running, progress.note)
+        recorder = Recorder(study, progress, raised, beside)
         fit(Proposals(study, raised, lambda: None, beside), SCHEDULERS["asha"](EPOCHS, 0), recorder)
         stock_asha = METHODS["stock"].scheduler(EPOCHS, 0)
         fit(OptunaSearch(space, metric=METRIC, mode="max", seed=0), stock_asha, Latest())

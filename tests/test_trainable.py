@@ -49,8 +49,8 @@ def problems() -> list[BaseException]:
 
 
 @pytest.fixture
-def recorder(study: RunStudy, problems: list[BaseException]) -> Recorder:
-    return Recorder(study, Progress(3, quiet=True), problems.append)
+def recorder(study: RunStudy, slots: Slots, problems: list[BaseException]) -> Recorder:
+    return Recorder(study, Progress(3, quiet=True), problems.append, slots)
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_a_failure_is_told_in_a_line(recorder: Recorder, study: RunStudy, failed
     ],
 )
 def test_out_of_memory_is_tried_alone_and_then_in_parts(study: RunStudy, slots: Slots, failed: Any, text: str) -> None:
-    recorder = Recorder(study, Progress(3, quiet=True), lambda error: None, alone={"cpu": 2, "gpu": 0})
+    recorder = Recorder(study, Progress(3, quiet=True), lambda error: None, slots, alone={"cpu": 2, "gpu": 0})
     proposals = Proposals(study, pytest.fail, pytest.fail, slots, recorder.holds)
     trial = failed(text)
     recorder.on_trial_recover(0, [], trial)
@@ -114,8 +114,8 @@ def test_out_of_memory_is_tried_alone_and_then_in_parts(study: RunStudy, slots: 
         assert study.row(0)["error"].endswith(f", each batch in {parts} parts")
 
 
-def test_another_failure_is_tried_again_as_it_was(study: RunStudy, failed: Any) -> None:
-    recorder = Recorder(study, Progress(3, quiet=True), lambda error: None, alone={"cpu": 2, "gpu": 0})
+def test_another_failure_is_tried_again_as_it_was(study: RunStudy, slots: Slots, failed: Any) -> None:
+    recorder = Recorder(study, Progress(3, quiet=True), lambda error: None, slots, alone={"cpu": 2, "gpu": 0})
     trial = failed(FAILURE.format(error="ValueError: too wide"))
     recorder.on_trial_recover(0, [], trial)
     assert not hasattr(trial, "resources") and trial.config["accumulation"] == 1 and not recorder.holds()

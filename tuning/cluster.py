@@ -188,8 +188,7 @@ class Slots:
 
     def free(self) -> str | None:
         """Returns the device of a slot that is free, a GPU's first; None where there is none."""
-        if self._slots.get("address") is not None and time.monotonic() - self._looked > SECONDS_BETWEEN_LOOKS:
-            self._look()
+        self.watch()
         self._taken = {number: device for number, device in self._taken.items() if self._is_running(number)}
         used = Counter(self._taken.values())
         return next((device for device, n in self._capacity.items() if used[device] < n), None)
@@ -199,8 +198,10 @@ class Slots:
         self._taken[number] = device
         self.most = max(self.most, len(self._taken))
 
-    def _look(self) -> None:
-        """Asks the cluster what it has now, and says what has changed."""
+    def watch(self) -> None:
+        """Asks the cluster what it has now, and says what has changed, if the last time is long enough ago."""
+        if self._slots.get("address") is None or time.monotonic() - self._looked < SECONDS_BETWEEN_LOOKS:
+            return
         import ray
         from ray._private import state
 

@@ -107,7 +107,7 @@ def run_trials(
 
     stop = Stop(settings.time_budget)
     slots = cluster.Slots(asdict(settings), study.is_running, progress.note)
-    recorder = Recorder(study, progress, stop.on_problem, alone=_whole_device(settings))
+    recorder = Recorder(study, progress, stop.on_problem, slots, alone=_whole_device(settings))
     stop.all_reported_since = recorder.all_reported_since
 
     def exhausted() -> None:

@@ -314,6 +314,7 @@ class Recorder(_NotRestored, tune.Callback):
         study: The record.
         progress: What a person watches.
         on_problem: Is told the first exception that recording raises, so that the search can stop and show it.
+        slots: Are watched from the first trial to the last: what a cluster has may change at any time.
         alone: All of a device's resources, for a trial that ran out of memory; empty where each has them anyhow.
     """
 
@@ -322,15 +323,22 @@ class Recorder(_NotRestored, tune.Callback):
         study: RunStudy,
         progress: Progress,
         on_problem: Callable[[BaseException], None],
+        slots: cluster.Slots,
         alone: Mapping[str, float] | None = None,
     ) -> None:
         self._study = study
         self._progress = progress
         self._on_problem = on_problem
+        self._slots = slots
         self._alone = dict(alone or {})
         self._were_alone: set[int] = set()
         self._waiting_alone: set[int] = set()
         self._last_epoch: dict[int, float] = {}
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Looks after the slots."""
+        with self._guard():
+            self._slots.watch()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Shows that a trial began."""
