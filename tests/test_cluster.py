@@ -1,5 +1,6 @@
 """A search on a cluster of several machines, which are namespaces of this one; slots, addresses and open ports."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -109,13 +110,29 @@ def _wait_for(found: Callable[[], Any], what: str, seconds: float = 150) -> Any:
     raise AssertionError(f"{what} did not come in {seconds:.0f} s")
 
 
-@pytest.fixture
-def machines(tmp_path: Path) -> Iterator[Machines]:
+def _search(machines: Machines, folder: Path, *options: str) -> subprocess.Popen[bytes]:
+    """Starts a search on the head, in a folder, where "said" gets what it prints."""
+    with (folder / "said").open("w") as out:
+        command = [*machines.command("head"), sys.executable, "-m", "tuning.search", *options]
+        environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+
+
+@contextlib.contextmanager
+def _machines(folder: Path) -> Iterator[Machines]:
     if shutil.which("unshare") is None or subprocess.run([*MACHINE, "ip", "link"], capture_output=True).returncode:
         pytest.skip("this system gives no namespaces")
-    made = Machines(tmp_path)
-    yield made
-    made.close()
+    made = Machines(folder)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[Machines]:
+    with _machines(tmp_path) as made:
+        yield made
 
 
 @pytest.mark.slow
@@ -140,21 +157,7 @@ def test_a_search_uses_all_nodes_outlives_one_and_takes_in_another(machines: Mac
 
     _wait_for(lambda: alive() == 3, "the third node")
     size = ["--samples", "4", "--epochs", "12", "--train-images", "6000", "--scheduler", "none", "--space", "smoke"]
-    command = [
-        sys.executable,
-        "-m",
-        "tuning.search",
-        *size,
-        "--run",
-        "one",
-        "--address",
-        "auto",
-        "--storage",
-        str(shared),
-    ]
-    with said.open("w") as out:
-        environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
-        search = subprocess.Popen([*machines.command("head"), *command], env=environment, stdout=out, stderr=out)
+    search = _search(machines, tmp_path, *size, "--run", "one", "--address", "auto", "--storage", str(shared))
 
     def rows(node: str) -> Any:
         trials = results.Run(path).trials
@@ -181,6 +184,37 @@ def test_a_search_uses_all_nodes_outlives_one_and_takes_in_another(machines: Mac
     told = " ".join(said.read_text().split())
     # Three, where Ray is not sure yet that b is no more.
     assert re.search(r"Node c \(10.7.0.4\) joined; [23] trials side by side now\.", told), said.read_text()
+
+
+@pytest.mark.slow
+def test_a_search_whose_head_is_lost_goes_on_from_the_storage_on_another_cluster(tmp_path: Path) -> None:
+    shared, before, after = tmp_path / "shared", tmp_path / "before", tmp_path / "after"
+    for folder in (shared, before, after):
+        folder.mkdir()
+    head = ("--head", "--port=6379", "--num-cpus=1", "--include-dashboard=false")
+    with _machines(before) as machines:
+        machines.add("head", *head)
+        size = ["--samples", "2", "--epochs", "20", "--train-images", "6000", "--scheduler", "none", "--space", "smoke"]
+        given = ["--run", "one", "--address", "auto", "--storage", str(shared), *size]
+        search = _search(machines, before, *given)
+        stored = shared / "one" / "trials.csv"
+
+        def in_mid_training() -> bool:
+            return stored.exists() and (results.Run(shared / "one").trials["epochs"] >= 2).any()
+
+        _wait_for(in_mid_training, "a stored trial in mid-training")
+        search.kill()
+        machines.kill("head")
+        search.wait()
+    shutil.rmtree(before / "results")
+    with _machines(after) as machines:
+        machines.add("head", *head)
+        search = _search(machines, after, "--resume", f"file://{shared}/one", "--address", "auto")
+        assert search.wait(timeout=200) == 0, (after / "said").read_text()
+    run = results.Run(after / "results" / "one")
+    assert list(run.trials["state"]) == ["complete"] * 2 and not run.epochs.duplicated(["trial", "epoch"]).any()
+    log = (shared / "one" / "trials" / "0000" / "trial.log").read_text()
+    assert log.count("EpochResult(epoch=1,") == 1 and "Going on after epoch " in log, log
 
 
 def test_slots_are_planned_from_what_a_cluster_has(monkeypatch: pytest.MonkeyPatch) -> None:

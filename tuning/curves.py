@@ -101,12 +101,13 @@ class CurveSampler(optuna.samplers.BaseSampler):
     Args:
         seed: Of the first, random points and of the candidates.
         n_startup: Random points before the process is asked.
+        random_share: Of the points after these that are random, too.
     """
 
-    def __init__(self, seed: int, n_startup: int) -> None:
+    def __init__(self, seed: int, n_startup: int, random_share: float = RANDOM_SHARE) -> None:
         self._generator = np.random.default_rng(seed)
         self._random = optuna.samplers.RandomSampler(seed=seed)
-        self._n_startup = n_startup
+        self._n_startup, self._random_share = n_startup, random_share
         self._theta: Floats | None = None
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -131,7 +132,7 @@ class CurveSampler(optuna.samplers.BaseSampler):
         sign = 1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1.0
         trials = known_best([t for t in others if t.number != trial.number], MOST_TRIALS, sign, self._generator)
         observed = observations(trials, sign)
-        is_random = self._generator.random() < RANDOM_SHARE
+        is_random = self._generator.random() < self._random_share
         if len(trials) < self._n_startup or len(set(observed[0])) < 2 or not search_space or is_random:
             return {}
         columns = [Column(name, one) for name, one in search_space.items()]

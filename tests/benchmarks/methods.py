@@ -9,6 +9,8 @@ from ray.tune.schedulers import ASHAScheduler
 from simulation import Method, Ours, Stock
 
 from tuning import schedulers, settings
+from tuning import study as rules
+from tuning.curves import CurveSampler
 from tuning.schedulers import METRIC, SAMPLERS, SCHEDULERS
 
 SAMPLER, SCHEDULER = settings.check_names("resnet", "fashion-mnist", None, None, None)
@@ -71,6 +73,33 @@ class FailuresAsWorst(Ours):
             Ours.end(study, number, values, finished)
 
 
+class EndsOnly(Ours):
+    """As a search tells it, but a trial is heard of only when it has ended, with its best value at its last epoch."""
+
+    @staticmethod
+    def epoch(study: optuna.Study, number: int, values: list[float], stopped: bool) -> None:
+        pass
+
+    @staticmethod
+    def end(study: optuna.Study, number: int, values: list[float], finished: bool) -> None:
+        if values[-1] == values[-1]:
+            rules.tell_epoch(study, number, len(values), max(values))
+        Ours.end(study, number, values, finished)
+
+
+class StartSpread(CurveSampler):
+    """The project's sampler with a Sobol sequence in place of random points, after the first, which gives the space."""
+
+    def __init__(self, seed: int, n_startup: int) -> None:
+        super().__init__(seed, n_startup)
+        self._spread = optuna.samplers.QMCSampler(seed=seed, scramble=True)
+
+    def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> dict[str, Any]:
+        if search_space and trial.number < self._n_startup:
+            return dict(self._spread.sample_relative(study, trial, search_space))
+        return super().sample_relative(study, trial, search_space)
+
+
 OURS = SCHEDULERS[SCHEDULER]
 NONE = SCHEDULERS["none"]
 
@@ -87,7 +116,10 @@ METHODS: dict[str, Method] = {
     "syne-tune bohb": syne_tune("BOHB"),
     # Ours with one part switched off, or other options.
     "ours, no scheduler": Method(named(SAMPLER), NONE),
-    "ours, told last values": Method(named(SAMPLER), OURS, LastValues),
+    "ours, told at ends only": Method(named(SAMPLER), OURS, EndsOnly),
+    "ours, no random tenth": Method(lambda seed: CurveSampler(seed, settings.N_STARTUP, 0.0), OURS),
+    "ours, sobol start-up": Method(lambda seed: StartSpread(seed, settings.N_STARTUP), OURS),
+    "ours, 2 brackets": Method(named(SAMPLER), asha(schedulers.grace_period, 3, brackets=2)),
     "ours, latest to scheduler": Method(named(SAMPLER), OURS, LatestToScheduler),
     "ours, told failures": Method(named(SAMPLER), OURS, FailuresAsWorst),
     **{f"ours, {n} start-up": Method(named(SAMPLER, n), OURS) for n in (3, 5, 8, 12)},

@@ -1,6 +1,6 @@
 """A thousand trials, 64 side by side: what a search itself costs, and whether that grows with the trials.
 
-    python tests/benchmarks/scale.py [--samples 250 500 1000] [--side-by-side 64] [--sampler tpe] [--out FILE.csv]
+    python tests/benchmarks/scale.py [--samples 250 500 1000] [--side-by-side 64] [--sampler curves] [--out FILE.csv]
 
 Nothing is trained: a trial replays a made-up learning curve of six epochs, 20 ms each, and ASHA stops it. All else is
 the search: Ray (which is told that the machine has so many CPUs), Tune, sampler, study, frames, pictures and page.
@@ -83,7 +83,7 @@ def measure(n: int, side_by_side: int, sampler: str) -> dict[str, Any]:
     )
     trainable.train_trial = replay  # type: ignore[assignment]
     sampled, ended = Clock(spaces.Space, "sample"), Clock(RunStudy, "_end")
-    concluded = Clock(search, "conclude")
+    concluded = Clock(record, "conclude")
     peaks: list[float] = []
     run_trials = search.run_trials
 
@@ -102,7 +102,7 @@ def measure(n: int, side_by_side: int, sampler: str) -> dict[str, Any]:
     n_trials, n_epochs = len(run.trials), len(run.epochs)
     frames, begin = time.perf_counter() - begin, time.perf_counter()
     optuna.load_study(study_name="one", storage=f"sqlite:///{path}/study.db").get_trials()
-    opened, tenth, warm = time.perf_counter() - begin, n // 10, min(2 * side_by_side, n // 2)
+    opened, tenth, warm = time.perf_counter() - begin, max(1, n // 10), min(2 * side_by_side, n // 2)
     return {
         "trials": n_trials,
         "epochs": n_epochs,
@@ -123,7 +123,7 @@ def main() -> None:
     args = parser(__doc__)
     args.add_argument("--samples", type=int, nargs="+", default=[250, 500, 1000], help="trials of each search")
     args.add_argument("--side-by-side", type=int, default=64, help="trials at a time")
-    args.add_argument("--sampler", default="tpe", help="as search's")
+    args.add_argument("--sampler", default="curves", help="as search's")
     args.add_argument("--here", action="store_true", help="(its own use) run one search in this process and folder")
     given = args.parse_args()
     if given.here:

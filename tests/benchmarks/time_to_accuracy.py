@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 import yaml
-from common import CORES, ItemByItem, parser, plain_epoch, plain_model, report
+from common import CORES, parser, report
+from plain import ItemByItem, plain_epoch, plain_model
 from torch.utils.data import DataLoader
 
 from tuning import machine

@@ -26,7 +26,8 @@ from itertools import product
 from typing import Any
 
 import torch
-from common import CORES, ItemByItem, parser, plain_epoch, plain_model, report
+from common import CORES, parser, report
+from plain import ItemByItem, plain_epoch, plain_model
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 

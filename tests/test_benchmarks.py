@@ -1,0 +1,56 @@
+"""The benchmarks still run: each in its shortest form, for the table that it prints and writes. No time is judged."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+
+
+def run(script: str, options: str, folder: Path) -> pd.DataFrame:
+    """Returns the table that a benchmark writes."""
+    command = [sys.executable, str(BENCHMARKS / script), *options.split(), "--out", str(folder / "table.csv")]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "cores of" in done.stdout and "torch" in done.stdout
+    return pd.read_csv(folder / "table.csv")
+
+
+@pytest.mark.slow
+def test_scale_replays_trials_and_measures_the_search_without_torch(tmp_path: Path) -> None:
+    row = run("scale.py", "--samples 8 --side-by-side 2", tmp_path).iloc[0]
+    assert row["trials"] == 8 and 8 <= row["epochs"] <= 48
+    assert 100 < row["driver_mb"] < 700  # With torch it would be more.
+    assert (row[["trial_ms", "cpu_ms", "sampler_ms", "frames_ms", "study_ms", "end_s"]] > 0).all()
+
+
+@pytest.mark.slow
+def test_tricks_get_the_same_seconds(tmp_path: Path) -> None:
+    options = "--epochs 2 --seeds 2 --train-images 1500 --only first"
+    table = run("tricks.py", options, tmp_path).set_index("trick")
+    assert list(table.index) == ["base", *(f"{what} at first" for what in ("14 x 14 pixels", "20 x 20 pixels")), HALF]
+    assert table.loc["base", "epochs"] == 2
+    assert table.loc["14 x 14 pixels at first", "epochs"] > 2  # Smaller images are cheaper, so there are more.
+    assert table.loc[HALF, "epochs"] == 2  # Two halves, and a whole.
+    assert table["difference"].notna().sum() == 3
+
+
+HALF = "half of the images at first"
+
+
+@pytest.mark.slow
+def test_time_to_accuracy_stops_where_the_target_is(tmp_path: Path) -> None:
+    options = "--seeds 1 --epochs 2 --train-images 1500 --target 0.3 --plain-steps 2 --plain-epochs 3"
+    ours, plain = run("time_to_accuracy.py", options, tmp_path).to_dict("records")
+    assert ours["reached"] == "yes" and ours["valid_accuracy"] >= 0.3 and ours["times_faster"] > 0
+    assert plain["reached"] == "assumed" and plain["epochs"] == 3
+
+
+@pytest.mark.slow
+def test_training_measures_each_loop(tmp_path: Path) -> None:
+    table = run("training.py", "--only resnet8 --seconds 0.2", tmp_path)
+    assert {"plain", "fit", "ceiling"} <= set(table["loop"])
+    assert (table["images_per_second"].dropna() > 0).all()
