@@ -9,7 +9,7 @@ the search: Ray (which is told that the machine has so many CPUs), Tune, sampler
 `cpu_ms`: of that, the driver's CPU time; `last_cpu_ms`: the same of the last tenth, to show what grows; `sampler_ms`: a
 proposal's time, in the space and the sampler; `driver_mb`: peak memory of the driver before it makes pictures and page,
 which takes `end_s`; `frames_ms`, `study_ms`: to open frames and study. Each search begins with a minute in which Ray
-starts its workers. About 15 minutes.
+starts its workers. About 20 minutes.
 """
 
 import json

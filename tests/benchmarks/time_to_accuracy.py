@@ -36,7 +36,7 @@ RECIPE: dict[str, Any] = {
     "batch_size": 128,
     "schedule": "onecycle",
     "warmup_epochs": 0.6,
-    "flip": True,
+    "flip": False,
 }
 WARM_STEPS = 20
 
