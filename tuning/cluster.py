@@ -251,7 +251,7 @@ def started(slots: Mapping[str, Any], log: logging.Handler) -> Iterator[None]:
         # Tune gives its trials an environment of their own, which the workers that Ray starts in advance do not have.
         "RAY_prestart_worker_first_driver": "0",
     }
-    machine.huge_pages()
+    machine.tune_malloc()
     import ray
     from ray._private import ray_constants
 

@@ -129,7 +129,7 @@ def main() -> None:
     steps = None if given.plain else given.plain_steps
     other = plain(given.target, given.train_images, steps=steps, epochs=given.plain_epochs, workers=given.workers)
     # In a process of its own, with huge pages as a trial has them; the plain loop has had none.
-    machine.huge_pages()
+    machine.tune_malloc()
     rows = []
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         for seed in range(given.seeds):

@@ -210,7 +210,7 @@ def measure(job: Job, seconds: float) -> dict[str, float]:
     # A process has the huge pages that it was started with. The plain loops come first, without.
     context: Any = multiprocessing.get_context("spawn")
     if job.loop != "plain":
-        machine.huge_pages()
+        machine.tune_malloc()
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torchvision.transforms", "tuning.training", "tuning.data"])
     barrier, n_ended, figures = context.Barrier(job.processes), context.Value("i", 0), context.SimpleQueue()

@@ -179,7 +179,7 @@ def main() -> None:
     args.add_argument("--only", default="", help="tricks whose name has this, and the base")
     args.add_argument("--train-images", type=int, help="for a quick look: train on this many images only")
     given = args.parse_args()
-    machine.huge_pages()
+    machine.tune_malloc()
     chosen = {name: trick for name, trick in TRICKS.items() if name == "base" or given.only in name}
     with multiprocessing.get_context("spawn").Pool(CORES) as pool, Progress() as progress:
         # Each core times each trick, all at once: as loaded as it will be.
