@@ -11,6 +11,8 @@ fi
 wanted=$(sha256sum pyproject.toml)
 if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
   echo "Setting up .venv (about 2 minutes, 6 GB) ..." >&2
+  # What an interrupted set-up left is not to be built on.
+  if [ -e .venv/installed ]; then rm .venv/installed; else rm -rf .venv; fi
   python3 -m venv .venv
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
   echo "$wanted" >.venv/installed

@@ -22,6 +22,7 @@ import torch
 from common import CORES, parser, report
 from rich.progress import Progress
 from scipy import stats
+from time_to_accuracy import RECIPE
 from torch import Tensor
 from torch.nn import functional
 
@@ -30,16 +31,7 @@ from tuning.config import TrainConfig, parse_config
 from tuning.data import Splits, load_splits
 from tuning.training import EpochResult, Training, make_schedule, prepare
 
-BASE: dict[str, Any] = {
-    "architecture": "resnet8",
-    "width": 16,
-    "optimizer": "sgd",
-    "learning_rate": 0.2,
-    "batch_size": 128,
-    "schedule": "onecycle",
-    "warmup_epochs": 0.6,
-    "flip": True,
-}
+BASE = RECIPE | {"flip": True}
 SIDE, TIMED_STEPS = 28, 60
 
 
@@ -117,15 +109,11 @@ def plan(trick: Trick, epochs: int, seconds: dict[int, float], budget: float) ->
         seconds: Of a whole epoch, by the side of the images.
         budget: In seconds.
     """
-    first = epochs // 2 if (trick.share, trick.side) != (1.0, SIDE) else 0
-    # As many seconds in the second half as the base has; the first gets what is left, in epochs of its own kind.
-    left, later = budget, [(1.0, SIDE)] * (epochs - first)
-    early = []
-    if first:
-        left -= len(later) * seconds[SIDE]
-        cost = trick.share * seconds[trick.side]
-        early = [(trick.share, trick.side)] * max(1, round(left / cost))
-        return early + later
+    if (trick.share, trick.side) != (1.0, SIDE):
+        # As many seconds in the second half as the base has; the first gets what is left, in epochs of its own kind.
+        later = [(1.0, SIDE)] * (epochs - epochs // 2)
+        left = budget - len(later) * seconds[SIDE]
+        return [(trick.share, trick.side)] * max(1, round(left / (trick.share * seconds[trick.side]))) + later
     whole = int(budget / seconds[SIDE] + 1e-9)
     rest = budget / seconds[SIDE] - whole
     return [(1.0, SIDE)] * whole + ([(rest, SIDE)] if rest > 0.02 else [])
