@@ -24,6 +24,7 @@ ORDER = [
         "fetch",
         "data",
         "models",
+        "acceleration",
         "training",
         "checkpoints",
         "results",

@@ -4,7 +4,7 @@ import dataclasses
 import io
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,9 @@ from conftest import CLASS_NAMES, patterned_images
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tuning import machine
+from tuning import acceleration, machine
 from tuning import training as training_module
+from tuning.acceleration import Logits, faster_precision
 from tuning.config import TrainConfig
 from tuning.data import Splits, make_splits, normalise, to_tensors, train_batches
 from tuning.models import build_model, count_parameters
@@ -24,7 +25,6 @@ from tuning.training import (
     NonFiniteLossError,
     Training,
     evaluate,
-    faster_precision,
     fit,
     lr_factor,
     make_optimizer,
@@ -96,39 +96,6 @@ def test_batches_in_parts_give_the_gradient_of_the_whole(splits: Splits, tiny: T
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.slow
-def test_a_compiled_training_gives_the_same_within_tolerance_and_compiles_once(
-    splits: Splits, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compiler, calls = torch.compile, []
-
-    def counting(graph: Any, images: Any) -> Any:
-        calls.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", lambda model, **options: compiler(model, backend=counting, dynamic=False))
-    config = changed(tiny, batch_size=100, ema_decay=0.9)  # 480 images: the last batch has 80.
-    [plain, compiled] = [list(fit(Training(config, splits, seed=0, compiled=c))) for c in (False, True)]
-    assert len(calls) == 1
-    for one, other in zip(plain, compiled, strict=True):
-        for name in ("train_loss", "valid_loss", "train_accuracy", "valid_accuracy"):
-            assert numbers(other)[name] == pytest.approx(numbers(one)[name], rel=1e-3)
-
-
-def test_where_nothing_can_be_compiled_it_warns_and_gives_the_same(
-    splits: Splits, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(images: Tensor) -> None:
-        raise RuntimeError("no C++ compiler\nwas found")
-
-    expected = run(tiny, splits)
-    monkeypatch.setattr(torch, "compile", lambda model, **options: broken)
-    training = Training(tiny, splits, seed=0, compiled=True)
-    with pytest.warns(UserWarning, match=r"^The step could not be compiled and runs as it is: no C\+\+ compiler$"):
-        results = [numbers(result) for result in fit(training)]
-    assert results == expected
-
-
 @pytest.mark.parametrize(
     ("values", "n_images", "device", "pays"),
     [
@@ -153,14 +120,41 @@ def test_compiling_pays_where_it_takes_less_than_half_of_what_it_saves(
 
 
 @pytest.mark.parametrize("pays", [True, False])
-def test_a_training_compiles_where_it_pays_but_not_in_parts(
+def test_a_training_is_accelerated_where_it_pays_but_not_in_parts(
     splits: Splits, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch, pays: bool
 ) -> None:
+    asked = []
+
+    def accelerate(logits: Logits, images: Tensor) -> Logits:
+        asked.append(images.shape)
+        return logits
+
     monkeypatch.setattr(machine, "compile_pays", lambda *args: pays)
-    in_bf16 = tiny.model_copy(update={"precision": "bf16"})
-    assert (Training(in_bf16, splits, seed=0)._forward is None) == pays
-    assert Training(in_bf16, splits, seed=0, accumulation=2)._forward is not None
-    assert Training(tiny, splits, seed=0)._forward is not None  # In fp32, which was not measured.
+    monkeypatch.setattr(acceleration, "accelerate", accelerate)
+    in_bf16 = changed(tiny, precision="bf16", batch_size=100)
+    list(fit(Training(in_bf16, splits, seed=0)))
+    assert asked == ([(100, 1, 12, 12)] if pays else [])  # Once, not once an epoch.
+    list(fit(Training(in_bf16, splits, seed=0, accumulation=2)))
+    list(fit(Training(tiny, splits, seed=0)))  # In fp32, which was not measured.
+    assert len(asked) == pays
+
+
+def test_only_whole_batches_are_accelerated(splits: Splits, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def accelerate(logits: Logits, images: Tensor) -> Callable[[Tensor], Tensor]:
+        def forward(images: Tensor) -> Tensor:
+            sizes.append(len(images))
+            result: Tensor = logits(images)
+            return result
+
+        return forward
+
+    monkeypatch.setattr(acceleration, "accelerate", accelerate)
+    config = changed(tiny, batch_size=100, epochs=1)  # 480 images: the last batch has 80.
+    accelerated = list(fit(Training(config, splits, seed=0, accelerated=True)))
+    assert sizes == [100] * 4
+    assert [numbers(result) for result in accelerated] == run(config, splits)
 
 
 def test_fit_yields_a_frozen_result_an_epoch_and_then_nothing(splits: Splits, tiny: TrainConfig) -> None:
@@ -539,13 +533,6 @@ def test_precision_auto_is_the_faster_one(
     monkeypatch.setattr(training_module, "faster_precision", {"cpu": faster}.__getitem__)
     assert Training(changed(tiny, precision="auto"), splits, seed=0).precision == faster
     assert Training(tiny, splits, seed=0).precision == "fp32"
-
-
-def test_faster_precision_is_measured_once() -> None:
-    faster_precision.cache_clear()
-    assert faster_precision("cpu") in ("bf16", "fp32")
-    assert faster_precision("cpu") == faster_precision("cpu")
-    assert faster_precision.cache_info().misses == 1
 
 
 def random_model(splits: Splits) -> nn.Module:

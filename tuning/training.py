@@ -6,10 +6,10 @@ between any two epochs and loaded again, it goes on to the same numbers.
 
 import copy
 import functools
+import gc
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from tuning import machine
+from tuning import acceleration, machine
+from tuning.acceleration import Logits, autocast, faster_precision
 from tuning.config import TrainConfig
 from tuning.data import Labelled, Splits, normalise, to_tensors, train_batches
 from tuning.models import build_model, count_parameters
@@ -87,7 +88,8 @@ class Training:
             much memory. The gradient is that of the whole batch, but for batch normalisation, which sees the parts.
         lrs: Learning rate of each epoch, instead of a "plateau" schedule's: there are no fresh images to judge by where
             the valid ones are trained on.
-        compiled: Whether torch.compile makes the step; None: where `machine.compile_pays`.
+        accelerated: Whether the step is made quicker by `acceleration.accelerate`; None: on a GPU, and on a CPU where
+            `machine.compile_pays`.
 
     Raises:
         UserError: Pretrained weights were asked for and cannot be had.
@@ -102,7 +104,7 @@ class Training:
         device: str = "cpu",
         accumulation: int = 1,
         lrs: Sequence[float] | None = None,
-        compiled: bool | None = None,
+        accelerated: bool | None = None,
     ) -> None:
         self.config = config
         self.accumulation = accumulation
@@ -116,10 +118,12 @@ class Training:
             torch.manual_seed(seed)
             self.model = build_model(config, splits.channels, splits.n_classes).to(self.device)
         self.n_parameters = count_parameters(self.model)
-        if compiled is None:
+        if accelerated is None:
             pays = self.precision == "bf16" and machine.compile_pays(config, len(splits.train), self.device.type)
-            compiled = pays and accumulation == 1
-        self._forward: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None if compiled else self.model
+            accelerated = (pays or self.device.type == "cuda") and accumulation == 1
+        self._logits = Logits(self.model, self.precision)
+        # Made in the first epoch: loading a state comes before.
+        self._whole_batch: Callable[[Tensor], Tensor] | None = None if accelerated else self._logits
         self._generator = torch.Generator().manual_seed(seed)
         self._averaged = _RunningMean(self.model, config.ema_decay) if config.ema_decay else None
         self._optimizer = make_optimizer(self.model, config)
@@ -206,9 +210,10 @@ class Training:
 
     def _train_epoch(self) -> tuple[float, float, int]:
         """Returns mean loss, accuracy and number of images of one pass over the train split."""
-        self.model.train()
-        if self._forward is None:
-            self._forward = self._compile()
+        self._logits.train()
+        if self._whole_batch is None:
+            images = normalise(self._train[0][: self.config.batch_size], self.mean, self.std)
+            self._whole_batch = acceleration.accelerate(self._logits, images)
         optimizer = self._optimizer
         losses: list[Tensor] = []
         n_right, n_seen = torch.zeros((), dtype=torch.int64, device=self.device), 0
@@ -237,40 +242,17 @@ class Training:
     def _gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Adds a batch's gradients to the parameters'; returns its mean loss and how many were labelled rightly."""
         losses, rights = [], []
-        # Another size, as the last batch may have, would be compiled anew.
+        # Another size, as the last batch may have, would have to be compiled or captured, too.
         whole = len(images) == self.config.batch_size and self.accumulation == 1
-        forward = self._forward if whole and self._forward is not None else self.model
+        forward = self._whole_batch if whole and self._whole_batch is not None else self._logits
         for part, truth in zip(images.chunk(self.accumulation), labels.chunk(self.accumulation), strict=True):
-            with _autocast(self.device, self.precision):
-                logits, _ = forward(normalise(part, self.mean, self.std))
-            logits = logits.float()
+            logits = forward(normalise(part, self.mean, self.std))
             loss = functional.cross_entropy(logits, truth, label_smoothing=self.config.label_smoothing)
             loss = loss * (len(part) / len(images))
             loss.backward()
             losses.append(loss.detach())
             rights.append((logits.detach().argmax(1) == truth).sum())
         return torch.stack(losses).sum(), torch.stack(rights).sum()
-
-    def _compile(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """Returns the compiled model, or the model itself, with a warning, where it cannot be compiled."""
-        forward = torch.compile(
-            self.model, dynamic=False, mode="reduce-overhead" if self.device.type == "cuda" else None
-        )
-        before = copy.deepcopy(self.model.state_dict())
-        size = (self.config.batch_size, *self._train[0].shape[1:])
-        try:  # Backward is compiled by the first backward pass, so it takes one to know.
-            images = torch.zeros(size, dtype=torch.uint8, device=self.device)
-            with _autocast(self.device, self.precision):
-                logits, _ = forward(normalise(images, self.mean, self.std))
-            logits.float().sum().backward()
-        except Exception as error:  # Whatever compiler, cache or disk raises: it runs as well without.
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            warnings.warn(f"The step could not be compiled and runs as it is: {reason}", stacklevel=2)
-            return self.model
-        finally:
-            self._optimizer.zero_grad(set_to_none=True)
-            self.model.load_state_dict(before)
-        return forward
 
     def _non_finite(self, step: int, value: float) -> NonFiniteLossError:
         return NonFiniteLossError(
@@ -310,7 +292,7 @@ def predict(
     """Returns logits (N, n_classes) and features (N, D), float32, of images uint8 (N, C, H, W)."""
     model.eval()
     outputs = []
-    with torch.inference_mode(), _autocast(images.device, precision):
+    with torch.inference_mode(), autocast(images.device, precision):
         for batch in images.split(EVALUATION_BATCH):
             logits, features = model(normalise(batch, mean, std))
             outputs.append((logits.float(), features.float()))
@@ -396,41 +378,13 @@ def _factor_of_epoch(step: int, *, factors: Sequence[float], steps_per_epoch: in
 
 
 def prepare(threads: int) -> None:
-    """Sets what torch keeps for the whole process: threads on a CPU, and denormal numbers flushed to zero."""
+    """Sets what torch keeps for the whole process: threads on a CPU, denormal numbers flushed to zero; frees a GPU."""
     torch.set_num_threads(threads)
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(threads))  # A trial compiles on its own cores.
     torch.set_flush_denormal(True)
-
-
-@functools.cache
-def faster_precision(device_type: str) -> str:
-    """Returns "bf16" where a small convolution runs at least 1.15 times as fast in it as in fp32, else "fp32".
-
-    Measured once a process, about 0.1 s. Where the instruction set has bf16 the ratio is well above (1.6 for ResNet-8
-    on two AVX512-bf16 cores), and where it has not well below 1: the answer does not change from run to run.
-    """
-    device = torch.device(device_type)
-    with torch.random.fork_rng(devices=[]):
-        model = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1)).to(device)
-        images = torch.rand(32, 32, 14, 14, device=device).to(memory_format=torch.channels_last)
-        model = model.to(memory_format=torch.channels_last)
-
-        def seconds(precision: str) -> float:
-            times = []
-            for _ in range(8):
-                start = time.perf_counter()
-                with _autocast(device, precision):
-                    model(images).float().sum().backward()
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                times.append(time.perf_counter() - start)
-            return min(times)
-
-        return "bf16" if seconds("fp32") / seconds("bf16") > 1.15 else "fp32"
-
-
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    if torch.cuda.is_initialized():  # By a trial before, in the same worker.
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 class _RunningMean:

@@ -3,8 +3,9 @@
     python tests/benchmarks/gpu.py [--data-dir DIR] [--recipe FILE.json] [--target 0.95 0.96] [--out FILE.csv]
 
 Needs torch, numpy and pydantic alone, and torchvision for ResNet-18: neither Ray nor Optuna. `images_per_second` is of
-all processes together, train images only; `memory_mb` is what torch reserved for one of them. Without a GPU it says so
-and ends with 2; `--device cpu` with few images is for a look at the script itself.
+all processes together, train images only; `memory_mb` is what torch reserved for one of them. A `captured` step is a
+CUDA graph, as trials on a GPU have it; the same network alone is also timed with the step as it is. Without a GPU it
+says so and ends with 2; `--device cpu` with few images is for a look at the script itself.
 """
 
 import argparse
@@ -36,12 +37,14 @@ RECIPE = {
 }
 
 
-def timed(config: TrainConfig, splits: Splits, device: str, epochs: int, start: Any = None) -> dict[str, float]:
+def timed(
+    config: TrainConfig, splits: Splits, device: str, epochs: int, *, captured: bool, start: Any = None
+) -> dict[str, float]:
     """Returns images_per_second, seconds_per_epoch and memory_mb over some epochs after the first, which warms up.
 
     With `start`, a barrier, the epochs begin when those of all processes do.
     """
-    training = Training(config, splits, seed=0, device=device)
+    training = Training(config, splits, seed=0, device=device, accelerated=captured)
     training.run_epoch()
     if start is not None:
         start.wait()
@@ -53,21 +56,21 @@ def timed(config: TrainConfig, splits: Splits, device: str, epochs: int, start: 
     return {"seconds_per_epoch": seconds, "images_per_second": rate, "memory_mb": memory}
 
 
-def _process(config: TrainConfig, given: argparse.Namespace, start: Any, found: Any) -> None:
+def _process(config: TrainConfig, given: argparse.Namespace, captured: bool, start: Any, found: Any) -> None:
     try:
         prepare(1)
         splits = load_splits("fashion-mnist", given.data_dir, train_images=given.train_images)
-        found.put(timed(config, splits, given.device, given.epochs, start))
+        found.put(timed(config, splits, given.device, given.epochs, captured=captured, start=start))
     except Exception as error:  # Out of memory, say: those beside must not wait for this one.
         start.abort()
         found.put(repr(error))
 
 
-def side_by_side(config: TrainConfig, given: argparse.Namespace, n: int) -> dict[str, float]:
+def side_by_side(config: TrainConfig, given: argparse.Namespace, n: int, captured: bool) -> dict[str, float]:
     """Returns the same of `n` processes that train at the same time; rates added up, the slowest's seconds an epoch."""
     context = multiprocessing.get_context("spawn")
     start, found = context.Barrier(n), context.Queue()
-    processes = [context.Process(target=_process, args=(config, given, start, found)) for _ in range(n)]
+    processes = [context.Process(target=_process, args=(config, given, captured, start, found)) for _ in range(n)]
     for process in processes:
         process.start()
     rows = [found.get(timeout=600) for _ in processes]
@@ -120,14 +123,15 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name in given.networks:
         config = parse_config(BASE | NETWORKS[name], name)
-        for n in given.side_by_side:
-            found = side_by_side(config, given, n)
-            rows.append({"what": name, "processes": n, **found})
+        on_gpu = given.device == "cuda"
+        for n, captured in [(1, False)] * on_gpu + [(n, on_gpu) for n in given.side_by_side]:
+            found = side_by_side(config, given, n, captured)
+            rows.append({"what": name, "step": "captured" if captured else "as it is", "processes": n, **found})
             print(rows[-1], file=sys.stderr)
     if given.target:
         rows += time_to(given.target, recipe, splits, given.device)
     gpu = torch.cuda.get_device_name() if given.device == "cuda" else machine.hardware()["cpu"]
-    columns = ["what", "processes", "seconds_per_epoch", "images_per_second", "memory_mb", "seconds", "epochs"]
+    columns = ["what", "step", "processes", "seconds_per_epoch", "images_per_second", "memory_mb", "seconds", "epochs"]
     print(f"{gpu}, torch {torch.__version__}, Python {platform.python_version()}; recipe {recipe.model_dump_json()}")
     print("".join(f"{column:>30}" if column == "what" else f"{column:>19}" for column in columns))
     for row in rows:

@@ -164,14 +164,14 @@ def fit(job: Job, seconds: float, clock: Clock) -> Iterator[float]:
     training.prepare(job.threads)
     everything = load_train("fashion-mnist")
     part, compiled = _part(everything, 2 * job.batch), job.loop == "fit, compiled"
-    probe = training.Training(job.config.model_copy(update={"epochs": 3}), part, seed=0, compiled=compiled)
+    probe = training.Training(job.config.model_copy(update={"epochs": 3}), part, seed=0, accelerated=compiled)
     images_per_second = list(training.fit(probe))[-1].images_per_second
     n_batches = min(max(2, round(images_per_second * seconds / 2 / job.batch)), 50_000 // job.batch)
-    trained = training.Training(job.config, _part(everything, n_batches * job.batch), seed=0, compiled=compiled)
+    trained = training.Training(job.config, _part(everything, n_batches * job.batch), seed=0, accelerated=compiled)
     epochs = training.fit(trained)
     if compiled:
         next(epochs)
-        if trained._forward is trained.model:
+        if trained._whole_batch is trained._logits:
             raise SystemExit("The step must compile for this row, but did not; see the warning above.")
     clock.seconds.clear()
     yield 0

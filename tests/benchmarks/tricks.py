@@ -79,7 +79,7 @@ class Paced(Training):
 
     def __init__(self, config: TrainConfig, splits: Splits, plan: Sequence[tuple[float, int]], *, seed: int) -> None:
         config = config.model_copy(update={"epochs": len(plan)})
-        super().__init__(config, splits, seed=seed, compiled=False)
+        super().__init__(config, splits, seed=seed, accelerated=False)
         self._all, self._plan, self._side = self._train, plan, SIDE
         n_steps = sum(math.ceil(share * len(splits.train) / config.batch_size) for share, _ in plan)
         if config.schedule != "plateau":

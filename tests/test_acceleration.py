@@ -1,0 +1,124 @@
+"""`tuning.acceleration`: a quicker step gives the same, or is not used; the GPU's own calls are stood in for here."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tuning import acceleration
+from tuning.acceleration import Logits, accelerate, faster_precision
+from tuning.config import TrainConfig
+from tuning.models import build_model
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+
+
+def made(precision: str = "fp32", device: str = "cpu") -> tuple[Logits, Tensor]:
+    """Returns a small network in training mode, and a batch for it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model(TrainConfig(width=8), channels=1, n_classes=4).to(device)
+        images = torch.randn(24, 1, 12, 12, device=device).contiguous(memory_format=torch.channels_last)
+    return Logits(model, precision).train(), images
+
+
+def steps(logits: Logits, forward: Callable[[Tensor], Tensor], images: Tensor, n: int = 3) -> list[Tensor]:
+    """Returns the scores of some steps of training, and all weights and buffers after them."""
+    optimizer, scores = torch.optim.SGD(logits.parameters(), lr=0.05, momentum=0.9), []
+    for _ in range(n):
+        optimizer.zero_grad(set_to_none=True)
+        scores.append(forward(images))
+        nn.functional.cross_entropy(scores[-1], torch.arange(len(images), device=images.device) % 4).backward()
+        optimizer.step()
+    return [*(each.detach() for each in scores), *(value.clone() for value in logits.state_dict().values())]
+
+
+def assert_leaves_all_as_it_was(logits: Logits, before: dict[str, Tensor]) -> None:
+    assert all(torch.equal(value, before[name]) for name, value in logits.state_dict().items())
+    assert all(p.grad is None for p in logits.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_compiled_step_gives_the_same_within_tolerance(precision: str) -> None:
+    logits, images = made(precision)
+    before = {name: value.clone() for name, value in logits.state_dict().items()}
+    forward = accelerate(logits, images)
+    assert forward is not logits
+    assert_leaves_all_as_it_was(logits, before)
+    compiled = steps(logits, forward, images)
+    for one, other in zip(steps(*made(precision)[:1] * 2, images), compiled, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4 if precision == "fp32" else 0.05)
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_captured_step_gives_the_same_within_tolerance(precision: str) -> None:
+    logits, images = made(precision, "cuda")
+    before = {name: value.clone() for name, value in logits.state_dict().items()}
+    forward = accelerate(logits, images)
+    assert forward is not logits
+    assert_leaves_all_as_it_was(logits, before)
+    captured = steps(logits, forward, images)
+    for one, other in zip(steps(*made(precision, "cuda")[:1] * 2, images), captured, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4 if precision == "fp32" else 0.05)
+
+
+def broken(reason: str) -> Callable[[Tensor], Tensor]:
+    def forward(images: Tensor) -> Tensor:
+        raise RuntimeError(reason)
+
+    return forward
+
+
+@pytest.mark.parametrize(
+    ("quicker", "message"),
+    [
+        (lambda logits: broken("no C++ compiler\nwas found"), r"no C\+\+ compiler$"),
+        (lambda logits: broken(""), "RuntimeError$"),
+        (lambda logits: lambda images: -logits(images), "its gradient differs by .* of its norm$"),
+        (lambda logits: lambda images: logits(images) * torch.nan, "its gradient differs by nan of its norm$"),
+    ],
+)
+def test_what_cannot_be_compiled_or_gives_another_gradient_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, quicker: Callable[[Logits], Any], message: str
+) -> None:
+    logits, images = made()
+    before = {name: value.clone() for name, value in logits.state_dict().items()}
+    monkeypatch.setattr(torch, "compile", lambda logits, **options: quicker(logits))
+    with pytest.warns(UserWarning, match=f"^The step could not be compiled and runs as it is: {message}"):
+        assert accelerate(logits, images) is logits
+    assert_leaves_all_as_it_was(logits, before)
+
+
+def test_what_is_captured_is_a_module_of_its_own_with_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make_graphed_callables(module: nn.Module, sample: tuple[Tensor, ...]) -> nn.Module:
+        given.append((module, *sample))
+        module.forward = lambda images: 2 * images  # type: ignore[method-assign]  # As torch does it, in place.
+        return module
+
+    given: list[Any] = []
+    logits, images = made("bf16")
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", make_graphed_callables)
+    captured = acceleration._captured(logits, images)
+    [(module, sample)] = given
+    assert module.training and module is captured and module is not logits
+    assert all(one is other for one, other in zip(module.parameters(), logits.parameters(), strict=True))
+    assert torch.equal(captured(images), 2 * images) and logits(images).shape == (24, 4)
+    assert torch.equal(sample, images) and sample.stride() == images.stride()
+    assert sample.data_ptr() != images.data_ptr()  # Each step's images are copied to where these are.
+
+
+def test_logits_are_float32_in_either_precision() -> None:
+    for precision in ("fp32", "bf16"):
+        logits, images = made(precision)
+        assert logits(images).dtype == torch.float32
+
+
+def test_faster_precision_is_measured_once() -> None:
+    faster_precision.cache_clear()
+    assert faster_precision("cpu") in ("bf16", "fp32")
+    assert faster_precision("cpu") == faster_precision("cpu")
+    assert faster_precision.cache_info().misses == 1
