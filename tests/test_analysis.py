@@ -234,6 +234,16 @@ def test_separability_refuses_a_single_class() -> None:
         analysis.separability(features, labels, features, labels * 0)
 
 
+def test_active_blanks_what_does_nothing_in_a_trial_and_leaves_the_frame() -> None:
+    trials = pd.DataFrame({"config/optimizer": ["sgd", "adamw"], "config/momentum": [0.8, 0.9]})
+    trials["config/width"] = pd.array([16, 32], dtype="Int64")  # No architecture beside it: nobody knows.
+    shown = analysis.active(trials)
+    assert shown["config/momentum"].isna().tolist() == [False, True]
+    assert shown["config/width"].tolist() == [16, 32] and shown["config/width"].dtype == "Int64"
+    assert trials["config/momentum"].tolist() == [0.8, 0.9]
+    assert analysis.varying(shown) == ["config/optimizer", "config/momentum", "config/width"]
+
+
 def test_best_so_far_orders_by_time_and_leaves_out_the_unfinished() -> None:
     states = ["complete", "pruned", "failed", "running", "complete", "complete"]
     trials = _trials(states, [0.9, 0.7, 0.99, 0.98, 0.8, np.nan], [3, 1, 2, None, 4, 5])
@@ -242,7 +252,7 @@ def test_best_so_far_orders_by_time_and_leaves_out_the_unfinished() -> None:
         return (moments - trials["started"].min()).dt.total_seconds()
 
     frame = analysis.best_so_far(trials, clock)
-    assert frame.columns.tolist() == ["trial", "ended_seconds", "valid_accuracy", "best"]
+    assert frame.columns.tolist() == ["trial", "state", "ended_seconds", "valid_accuracy", "best"]
     assert frame["trial"].tolist() == [1, 0, 4]
     assert frame["ended_seconds"].tolist() == [60, 180, 240]
     assert frame["best"].tolist() == [0.7, 0.9, 0.9]

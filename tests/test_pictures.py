@@ -1,5 +1,6 @@
 """`tuning.pictures`: what is drawn is what the arrays hold, and no array is too small to be drawn."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,9 @@ def test_pca_draws_all_points_and_pictures_that_do_not_overlap(channels: int, tm
     assert scatter.get_xlabel() == "first principal component (31.4 % of the variance)"
     assert scatter.get_ylabel() == "second principal component (20.0 % of the variance)"
     clouds = [cloud for cloud in scatter.collections if isinstance(cloud, PathCollection)]
-    assert [len(np.asarray(cloud.get_offsets())) for cloud in clouds] == [12] * 10
-    assert len({to_hex(cloud.get_facecolor()[0]) for cloud in clouds}) == 10
+    drawn = Counter(to_hex(cloud.get_facecolor()[0]) for cloud in clouds for _ in np.asarray(cloud.get_offsets()))
+    assert sorted(drawn.values()) == [12] * 10
+    assert scatter.get_aspect() == gallery.get_aspect() == 1
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"class {number}" for number in range(10)]
     boxes = np.array([image.get_extent() for image in gallery.images])
     assert 60 < len(boxes) <= 120
@@ -75,9 +77,9 @@ def test_pca_picture_is_that_of_its_point() -> None:
         left, right, bottom, top = picture.get_extent()
         value = int(np.asarray(picture.get_array()).flat[0])
         point = points[value // 10 - 1]
-        assert (
-            np.abs([(left + right) / 2, (bottom + top) / 2] - point).max() < 0.5 * 1.06 / pictures.GALLERY_CELLS + 1e-9
-        )
+        middle = np.array([left + right, bottom + top]) / 2
+        assert np.abs(middle - point).max() < 0.5 * 1.08 / pictures.GALLERY_CELLS + 1e-9
+        assert right - left == pytest.approx(top - bottom)
         assert to_hex(frame) == style.CLASS_COLOURS[value // 10 - 1]
 
 

@@ -78,10 +78,12 @@ def test_best_so_far_steps_and_dots(run: tuple[pd.DataFrame, pd.DataFrame]) -> N
 def test_best_so_far_is_not_squashed_by_a_poor_first_trial() -> None:
     accuracy = pd.Series([0.1, *np.linspace(0.9, 0.93, 19)])
     frame = pd.DataFrame({"trial": range(20), "ended_seconds": np.arange(20) * 60.0, "valid_accuracy": accuracy})
-    (ax,) = plots.best_so_far(frame.assign(best=accuracy.cummax())).axes
+    states = ["complete"] * 13 + ["pruned"] * 7
+    (ax,) = plots.best_so_far(frame.assign(best=accuracy.cummax(), state=states)).axes
     assert ax.get_ylim()[0] > 0.8
-    dots, triangles = (c for c in ax.collections if isinstance(c, PathCollection))
-    assert len(np.asarray(dots.get_offsets())) == 19
+    complete, pruned, triangles = (c for c in ax.collections if isinstance(c, PathCollection))
+    assert len(np.asarray(complete.get_offsets())) == 12 and len(complete.get_facecolor()) == 1
+    assert len(np.asarray(pruned.get_offsets())) == 7 and len(pruned.get_facecolor()) == 0  # Hollow.
     assert np.asarray(triangles.get_offsets()).tolist() == [[0.0, ax.get_ylim()[0]]]
 
 
@@ -140,6 +142,14 @@ def test_parallel_coordinates_draw_what_varies(run: tuple[pd.DataFrame, pd.DataF
     assert (heights[:, 1] == plots.MISSING_HEIGHT).sum() == 1  # weight_decay 0 is not on a log scale
     assert (heights[:, 3] == plots.MISSING_HEIGHT).sum() == 1  # patience None
     assert {"0", "none", "onecycle", "True", "0.01"} <= set(_texts(figure))
+
+
+def test_parallel_coordinates_put_what_does_nothing_below_the_axis() -> None:
+    trials = pd.DataFrame({"valid_accuracy": [0.9, 0.8, 0.7], "config/optimizer": ["sgd", "sgd", "adamw"]})
+    segments = (
+        plots.parallel_coordinates(trials.assign(**{"config/momentum": [0.8, 0.9, 0.9]})).axes[0].collections[1]
+    ).get_segments()
+    assert sorted(segment[1, 1] for segment in segments) == [plots.MISSING_HEIGHT, 0, 1]
 
 
 def test_parallel_coordinates_put_learning_rates_on_a_log_scale() -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from tuning import acceleration, machine
 from tuning import training as training_module
 from tuning.acceleration import Logits, faster_precision
-from tuning.config import TrainConfig
+from tuning.config import IDLE_WITH, TrainConfig
 from tuning.data import Splits, make_splits, normalise, to_tensors, train_batches
 from tuning.models import build_model, count_parameters
 from tuning.training import (
@@ -155,6 +155,20 @@ def test_only_whole_batches_are_accelerated(splits: Splits, tiny: TrainConfig, m
     accelerated = list(fit(Training(config, splits, seed=0, accelerated=True)))
     assert sizes == [100] * 4
     assert [numbers(result) for result in accelerated] == run(config, splits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IDLE_WITH)
+def test_what_is_called_idle_changes_nothing(splits: Splits, name: str) -> None:
+    two = {
+        **{"width": (8, 12), "stem": ("small", "imagenet"), "momentum": (0.1, 0.9), "warmup_epochs": (0.2, 0.5)},
+        **{"plateau_patience": (0, 5), "plateau_factor": (0.1, 0.9)},
+    }
+    other, choices = IDLE_WITH[name]
+    for choice in choices:
+        values: dict[str, Any] = {"width": 4, "batch_size": 120, "precision": "fp32", "epochs": 1, other: choice}
+        one, another = (run(TrainConfig(**values | {name: value}), splits) for value in two[name])
+        assert one == another
 
 
 def test_fit_yields_a_frozen_result_an_epoch_and_then_nothing(splits: Splits, tiny: TrainConfig) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from tuning.config import IDLE_WITH
+
 FINISHED = ("complete", "pruned")
 PROBE_IMAGES, SILHOUETTE_IMAGES = 10_000, 2_000
 
@@ -238,6 +240,21 @@ def separability(
     return pd.DataFrame(rows)
 
 
+def active(trials: pd.DataFrame) -> pd.DataFrame:
+    """Returns the trials with NaN in place of what does nothing in them, as momentum with AdamW."""
+    shown = trials.copy()
+    for name, (other, choices) in IDLE_WITH.items():
+        column, decider = f"config/{name}", f"config/{other}"
+        if column in shown and decider in shown:
+            shown[column] = shown[column].mask(shown[decider].isin(choices))
+    return shown
+
+
+def varying(trials: pd.DataFrame) -> list[str]:
+    """Returns the columns config/<name> in which the trials differ."""
+    return [name for name in trials.columns if name.startswith("config/") and trials[name].nunique(dropna=False) > 1]
+
+
 def best_so_far(trials: pd.DataFrame, clock: Callable[["pd.Series[Any]"], "pd.Series[float]"]) -> pd.DataFrame:
     """Returns the finished trials in the order in which they ended, and the best accuracy up to each.
 
@@ -246,13 +263,14 @@ def best_so_far(trials: pd.DataFrame, clock: Callable[["pd.Series[Any]"], "pd.Se
         clock: Gives the seconds that the search had taken at some moments, as `results.Run.clock` does.
 
     Returns:
-        trial, ended_seconds (on the clock), valid_accuracy, best.
+        trial, state, ended_seconds (on the clock), valid_accuracy, best.
     """
     ended = trials["state"].isin(FINISHED) & trials["valid_accuracy"].notna() & trials["ended"].notna()
     done = trials[ended].sort_values(["ended", "trial"])
     return pd.DataFrame(
         {
             "trial": done["trial"],
+            "state": done["state"],
             "ended_seconds": clock(done["ended"]),
             "valid_accuracy": done["valid_accuracy"],
             "best": done["valid_accuracy"].cummax(),

@@ -14,16 +14,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from tuning.analysis import varying
 from tuning.plots import coordinate
 from tuning.style import accuracy_limits
 
 INK, MUTED, GRID, ACCENT, SECOND = (f"var(--{name})" for name in ("ink", "muted", "grid", "complete", "pruned"))
 RAMP = [[i / 4, f"var(--ramp-{i})"] for i in range(5)]
-
-
-def varying(trials: pd.DataFrame) -> list[str]:
-    """Returns the columns config/<name> in which the trials differ."""
-    return [name for name in trials.columns if name.startswith("config/") and trials[name].nunique(dropna=False) > 1]
 
 
 def described(trials: pd.DataFrame) -> dict[int, str]:

@@ -84,6 +84,17 @@ class TrainConfig(BaseModel):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
 
+# Hyperparameter -> another one, and the choices of that with which it does nothing.
+IDLE_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
+    "width": ("architecture", ("resnet18",)),
+    "stem": ("architecture", ("resnet8", "resnet14", "resnet20")),
+    "momentum": ("optimizer", ("adamw",)),
+    "warmup_epochs": ("schedule", ("plateau", "constant")),
+    "plateau_patience": ("schedule", ("onecycle", "cosine", "constant")),
+    "plateau_factor": ("schedule", ("onecycle", "cosine", "constant")),
+}
+
+
 def parse_config(values: Mapping[str, Any], source: str) -> TrainConfig:
     """Returns the checked configuration.
 

@@ -31,7 +31,8 @@ from tuning.style import (
     single,
 )
 
-GALLERY_CELLS = 25  # pictures along one side of the PCA figure; each about 35 pixels wide at 150 dots an inch
+GALLERY_CELLS = 30  # pictures along the longer side of the PCA figure's panels
+PANEL, LAYERS = 7.6, 20  # inches of that side; layers that the marks are drawn in
 MISTAKES, MISTAKE_COLUMNS = 30, 6
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -182,41 +183,43 @@ def pca(
         images: uint8 (N, C, H, W) of one or three channels; one channel is drawn as ink on paper (255 is black).
         class_names: The classes' names.
     """
-    figure = Figure(figsize=(13.6, 7.15), layout="constrained")
+    if len(points) == 0:
+        return nothing(*single(6.0, 3.0), "There are no images.")
+    plane = points[:, :2].astype(float)
+    low, high = plane.min(axis=0), plane.max(axis=0)
+    span = 1.08 * np.where(high > low, high - low, 1.0)
+    span = np.maximum(span, 0.6 * span[::-1])  # Neither side of a panel is much longer than the other.
+    figure = Figure(figsize=tuple(PANEL / span.max() * span * (2, 1) + (1.6, 1.2)), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.1)
     scatter, gallery = figure.subplots(1, 2, sharex=True, sharey=True)
     for ax in (scatter, gallery):
         dress(ax)
         ax.grid(False)
         ax.spines[:].set_visible(True)
         ax.spines[:].set_color(FAINT)
-        ax.set_box_aspect(1)
-    if len(points) == 0:
-        gallery.set_visible(False)
-        return nothing(figure, scatter, "There are no images.")
-    plane = points[:, :2].astype(float)
+        ax.set_aspect("equal")
     size = float(np.clip(30_000 / len(plane), 7, 40))
-    for number in np.unique(labels):
-        chosen = plane[labels == number]
-        colour, marker = class_style(int(number))
-        scatter.scatter(
-            *chosen.T, s=size, color=colour, marker=marker, alpha=0.65, lw=0, rasterized=True, label=class_names[number]
-        )
-    low, high = plane.min(axis=0), plane.max(axis=0)
-    span = np.where(high > low, high - low, 1.0) * 1.06
-    centre = (low + high) / 2
-    cell = span / GALLERY_CELLS
+    # In layers, so that no class is on top of all others.
+    for layer in range(LAYERS):
+        for number in np.unique(labels):
+            chosen = plane[layer::LAYERS][labels[layer::LAYERS] == number]
+            colour, marker = class_style(int(number))
+            style = {"s": size, "color": colour, "marker": marker, "alpha": 0.65, "lw": 0, "rasterized": True}
+            scatter.scatter(*chosen.T, **style, label=class_names[number] if layer == 0 else None)
+    cell = span.max() / GALLERY_CELLS
+    side = 0.92 * cell
     frames, colours = [], []
-    for index, (x, y) in _nearest_to_cells(plane, cell):
-        (width, height) = 0.92 * cell
-        x, y = x - width / 2, y - height / 2
+    for index, middle in _nearest_to_cells(plane, cell):
+        x, y = np.subtract(middle, side / 2)
         picture = images[index].transpose(1, 2, 0)
-        extent = (x, x + width, y, y + height)
+        extent = (x, x + side, y, y + side)
         gallery.imshow(picture, cmap="gray_r", vmin=0, vmax=255, extent=extent, aspect="auto", zorder=2)
-        frames.append(Rectangle((x, y), width, height))
+        frames.append(Rectangle((x, y), side, side))
         colours.append(class_style(int(labels[index]))[0])
     gallery.add_collection(PatchCollection(frames, facecolor="none", edgecolor=colours, linewidth=1.3, zorder=3))
-    gallery.set_xlim(centre[0] - 0.53 * span[0], centre[0] + 0.53 * span[0])
-    gallery.set_ylim(centre[1] - 0.53 * span[1], centre[1] + 0.53 * span[1])
+    gallery.set_aspect("equal")
+    (left, bottom), (right, top) = (low + high - span) / 2, (low + high + span) / 2
+    gallery.set(xlim=(left, right), ylim=(bottom, top))
     for ax in (scatter, gallery):
         ax.set_xlabel(f"first principal component ({per_cent(explained[0], 1)} of the variance)", fontsize=LABEL)
         ax.set_ylabel(f"second principal component ({per_cent(explained[1], 1)} of the variance)", fontsize=LABEL)
@@ -292,13 +295,11 @@ def _mosaic(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return padded.transpose(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
 
 
-def _nearest_to_cells(
-    points: npt.NDArray[np.float64], cell: npt.NDArray[np.float64]
-) -> list[tuple[int, tuple[float, float]]]:
-    """Returns, for each cell of a grid that holds a point, the index of that nearest to its centre, and the centre."""
+def _nearest_to_cells(points: npt.NDArray[np.float64], cell: float) -> list[tuple[int, tuple[float, float]]]:
+    """Returns, for each square of a grid that holds a point, the index of that nearest its middle, and the middle."""
     cells = np.floor(points / cell)
     offsets = np.abs(points / cell - cells - 0.5).max(axis=1)
     nearest: dict[tuple[float, float], int] = {}
     for index in np.argsort(offsets, kind="stable"):
         nearest.setdefault((cells[index, 0], cells[index, 1]), int(index))
-    return [(index, ((x + 0.5) * cell[0], (y + 0.5) * cell[1])) for (x, y), index in nearest.items()]
+    return [(index, ((x + 0.5) * cell, (y + 0.5) * cell)) for (x, y), index in nearest.items()]

@@ -13,11 +13,12 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
+from tuning.analysis import active, varying
 from tuning.style import (
     BEST,
     FAINT,
@@ -42,10 +43,11 @@ MISSING_HEIGHT = -0.09  # where the parallel coordinates put a value that their 
 def best_so_far(frame: pd.DataFrame) -> Figure:
     """Returns each finished trial as a dot and the best accuracy so far as a step line, against minutes.
 
-    The axis leaves out trials far below the others; a triangle on its lower edge stands for each of them.
+    The dot of a trial that was stopped early is hollow. The axis leaves out trials far below the others; a triangle on
+    its lower edge stands for each of them.
 
     Args:
-        frame: trial, ended_seconds, valid_accuracy and best, from `analysis.best_so_far`.
+        frame: trial, state, ended_seconds, valid_accuracy and best, from `analysis.best_so_far`.
     """
     figure, ax = single(7.0, 4.2)
     if frame.empty:
@@ -54,11 +56,15 @@ def best_so_far(frame: pd.DataFrame) -> Figure:
     low, high = accuracy_limits(accuracy)
     shown = accuracy >= low
     ax.step(minutes, frame["best"], where="post", color=INK, lw=1.8, label="best so far")
-    ax.scatter(minutes[shown], accuracy[shown], s=26, color=STATE_COLOURS["complete"], alpha=0.8, lw=0, label="a trial")
+    for state, inside in (("complete", STATE_COLOURS["complete"]), ("pruned", "none")):
+        chosen = shown & (frame["state"] == state)
+        style = {"s": 26, "facecolors": inside, "edgecolors": STATE_COLOURS["complete"], "linewidths": 1.2}
+        if chosen.any():
+            ax.scatter(minutes[chosen], accuracy[chosen], **style, zorder=3, label=f"a {state} trial")
     if not shown.all():
         floor = np.full(int((~shown).sum()), low)
         label = "a trial below the axis"
-        ax.scatter(minutes[~shown], floor, s=34, marker="v", color=STATE_COLOURS["failed"], clip_on=False, label=label)
+        ax.scatter(minutes[~shown], floor, s=34, marker="v", color=FAINT, clip_on=False, label=label)
     last = frame.iloc[int(accuracy.argmax())]
     text = f"trial {last['trial']:.0f}: {per_cent(last['best'], 2)}"
     x = last["ended_seconds"] / 60
@@ -69,7 +75,7 @@ def best_so_far(frame: pd.DataFrame) -> Figure:
     ax.set_xlim(left=0)
     accuracy_axis(ax)
     ax.set_xlabel("minutes since the search began", fontsize=LABEL)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=TICK, frameon=False, borderaxespad=0.2)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=TICK, frameon=False, borderaxespad=0.2)
     return figure
 
 
@@ -174,13 +180,14 @@ def learning_curves(epochs: pd.DataFrame, trials: pd.DataFrame) -> Figure:
 def parallel_coordinates(trials: pd.DataFrame) -> Figure:
     """Returns a line a trial through its hyperparameters (those that vary), coloured by validation accuracy.
 
-    `learning_rate` and `weight_decay` are on a log scale. A missing value is drawn below its axis, and so is a 0 on
-    a log scale; a trial without accuracy is grey.
+    `learning_rate` and `weight_decay` are on a log scale. A missing value, or one that does nothing in its trial, is
+    drawn below its axis, and so is a 0 on a log scale; a trial without accuracy is grey.
 
     Args:
         trials: A run's trials; the columns config/<name> are its hyperparameters.
     """
-    columns = [name for name in trials.columns if name.startswith("config/") and trials[name].nunique(dropna=False) > 1]
+    trials = active(trials)
+    columns = varying(trials)
     figure, ax = single(max(6.0, 1.15 * len(columns) + 2.2), 4.6)
     if not columns:
         return nothing(figure, ax, "No hyperparameter varies yet.")
@@ -196,13 +203,14 @@ def parallel_coordinates(trials: pd.DataFrame) -> Figure:
         low, _ = accuracy_limits(pd.Series(accuracy[known]), reach=2.5)
         norm = Normalize(low, max(float(accuracy[known].max()), low + 1e-9))
         order = [i for i in np.argsort(accuracy, kind="stable") if known[i]]
-        colours = colormaps["viridis_r"](norm(accuracy[order]))
+        shades = LinearSegmentedColormap.from_list("accuracy", colormaps["viridis_r"](np.linspace(0.15, 1, 64)))
+        colours = shades(norm(accuracy[order]))  # The palest ones cannot be seen as thin lines.
         widths = 0.7 + 1.8 * np.linspace(0, 1, len(order)) ** 3  # the best stand out
         ax.add_collection(
             LineCollection([segments[i] for i in order], colors=colours, linewidths=widths, alpha=0.85, zorder=2)
         )
         extend = "min" if accuracy[known].min() < low else "neither"
-        bar = figure.colorbar(ScalarMappable(norm, "viridis_r"), ax=ax, pad=0.02, aspect=30, extend=extend)
+        bar = figure.colorbar(ScalarMappable(norm, shades), ax=ax, pad=0.02, aspect=30, extend=extend)
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: per_cent(value, 1)))
         bar.ax.tick_params(labelsize=TICK)
         bar.set_label("validation accuracy", fontsize=LABEL)
@@ -249,6 +257,7 @@ def importances(frame: pd.DataFrame) -> Figure:
 def learning_curve(epochs: pd.DataFrame) -> Figure:
     """Returns one model's loss and accuracy (train and valid) and, below them, its learning rate, by epoch.
 
+    Train is measured on augmented images, against smoothed labels and before the running mean, so valid may be better.
     The epoch of the highest validation accuracy is marked.
 
     Args:
@@ -266,8 +275,11 @@ def learning_curve(epochs: pd.DataFrame) -> Figure:
     rows = epochs.sort_values("epoch")
     marker = "o" if len(rows) <= 30 else ""
     for ax, metric in ((loss, "loss"), (accuracy, "accuracy")):
-        for split, colour in (("train", STATE_COLOURS["pruned"]), ("valid", STATE_COLOURS["complete"])):
-            ax.plot(rows["epoch"], rows[f"{split}_{metric}"], color=colour, lw=1.8, marker=marker, ms=3.5, label=split)
+        for split, colour, label in (
+            ("train", STATE_COLOURS["pruned"], "train (augmented, while it learns)"),
+            ("valid", STATE_COLOURS["complete"], "valid (after the epoch)"),
+        ):
+            ax.plot(rows["epoch"], rows[f"{split}_{metric}"], color=colour, lw=1.8, marker=marker, ms=3.5, label=label)
     rate.plot(rows["epoch"], rows["lr"], color=INK, lw=1.0, marker="o" if len(rows) == 1 else "", ms=3)
     if rows["valid_accuracy"].notna().any():
         best = rows.iloc[int(rows["valid_accuracy"].argmax())]

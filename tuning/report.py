@@ -113,10 +113,10 @@ def render(run: Run, final: Final | None, importances: "pd.DataFrame | None" = N
     import plotly.offline
     from markupsafe import Markup
 
-    from tuning import audit, thumbnails
+    from tuning import analysis, audit, thumbnails
     from tuning.style import CLASS_COLOURS, STATE_COLOURS
 
-    trials, meta = run.trials, run.meta
+    trials, meta = analysis.active(run.trials), run.meta
     winner = _winner(run, trials, final)
     figures = _run_figures(run, trials, importances) | ({} if final is None else _final_figures(final))
     page = jinja2.Environment(
@@ -137,7 +137,7 @@ def render(run: Run, final: Final | None, importances: "pd.DataFrame | None" = N
         final=final,
         metrics=None if final is None else final.metrics,
         winner=winner,
-        searched=[name.removeprefix("config/") for name in _varying(trials)],
+        searched=[name.removeprefix("config/") for name in analysis.varying(trials)],
         minutes=results.minutes(run) if len(trials) else 0.0,
         audited=audit.text(meta["audit"]) if meta.get("audit") else None,
         verdicts=[] if final is None else verdicts(final.metrics),
@@ -152,7 +152,10 @@ def render(run: Run, final: Final | None, importances: "pd.DataFrame | None" = N
 def verdicts(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns a word and a sentence for each thing that the winner was compared with: was the search worth it?"""
     found = []
-    for name, other in (("default", "the default configuration"), ("random", "the best of the points drawn at random")):
+    for name, other in (
+        ("random", "the best of the points drawn at random"),
+        ("default", "the original project's configuration, trained no longer than the winner"),
+    ):
         value = metrics.get(f"{name}_difference")
         if value is None:
             continue
@@ -234,26 +237,22 @@ def _read_csv(path: Path) -> "pd.DataFrame | None":
     return pd.read_csv(path, dtype=whole) if path.exists() else None
 
 
-def _varying(trials: "pd.DataFrame") -> list[str]:
-    from tuning import charts
-
-    return charts.varying(trials)
-
-
 def _winner(run: Run, trials: "pd.DataFrame", final: Final | None) -> dict[str, Any] | None:
     """Returns the row of the trial that `final` chose, or else of the best one so far; None where none has finished."""
     finished = trials["state"].isin(["complete", "pruned"])
     if not finished.any():
         return None
     chosen = trials[trials["trial"] == (None if final is None else final.metrics.get("trial"))]
-    row = run.best if chosen.empty else chosen.iloc[0]
-    return results.plain({str(name): value for name, value in row.items()})
+    rows = trials[trials["trial"] == run.best["trial"]] if chosen.empty else chosen
+    return results.plain({str(name): value for name, value in rows.iloc[0].items()})
 
 
 def _shown_trials(trials: "pd.DataFrame") -> "pd.DataFrame":
     """Returns the trials as the page lists them: the best first, columns that say nothing left out."""
+    from tuning import analysis
+
     notes = [name for name in _NOTES if name in trials and trials[name].notna().any()]
-    shown = trials[[*_TRIAL_COLUMNS, *_varying(trials), *notes]]
+    shown = trials[[*_TRIAL_COLUMNS, *analysis.varying(trials), *notes]]
     return shown.sort_values(["valid_accuracy", "trial"], ascending=[False, True], na_position="last")
 
 
@@ -267,7 +266,7 @@ def _run_figures(run: Run, trials: "pd.DataFrame", importance: "pd.DataFrame | N
     if epochs["valid_accuracy"].notna().any():
         best = int(run.best["trial"]) if finished.any() else None
         figures["learning_curves"] = charts.learning_curves(epochs, trials, best)
-    if trials["valid_accuracy"].notna().sum() >= MIN_TRIALS_FOR_COORDINATES and _varying(trials):
+    if trials["valid_accuracy"].notna().sum() >= MIN_TRIALS_FOR_COORDINATES and analysis.varying(trials):
         figures["parallel_coordinates"] = charts.parallel_coordinates(trials)
     if importance is None and finished.any() and (run.path / "study.db").exists():
         from tuning import importances
