@@ -237,9 +237,11 @@ def test_separability_refuses_a_single_class() -> None:
 def test_active_blanks_what_does_nothing_in_a_trial_and_leaves_the_frame() -> None:
     trials = pd.DataFrame({"config/optimizer": ["sgd", "adamw"], "config/momentum": [0.8, 0.9]})
     trials["config/width"] = pd.array([16, 32], dtype="Int64")  # No architecture beside it: nobody knows.
+    trials["config/schedule"], trials["config/plateau_factor"] = "cosine", 0.2  # The same in all: it stays.
     shown = analysis.active(trials)
     assert shown["config/momentum"].isna().tolist() == [False, True]
     assert shown["config/width"].tolist() == [16, 32] and shown["config/width"].dtype == "Int64"
+    assert shown["config/plateau_factor"].tolist() == [0.2, 0.2]
     assert trials["config/momentum"].tolist() == [0.8, 0.9]
     assert analysis.varying(shown) == ["config/optimizer", "config/momentum", "config/width"]
 

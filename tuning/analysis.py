@@ -241,11 +241,11 @@ def separability(
 
 
 def active(trials: pd.DataFrame) -> pd.DataFrame:
-    """Returns the trials with NaN in place of what does nothing in them, as momentum with AdamW."""
-    shown = trials.copy()
+    """Returns the trials with NaN in place of what varies but does nothing in them, as momentum with AdamW."""
+    shown, differs = trials.copy(), varying(trials)
     for name, (other, choices) in IDLE_WITH.items():
         column, decider = f"config/{name}", f"config/{other}"
-        if column in shown and decider in shown:
+        if column in differs and decider in shown:
             shown[column] = shown[column].mask(shown[decider].isin(choices))
     return shown
 
