@@ -298,6 +298,12 @@ def test_nothing_is_said_of_what_was_not_measured() -> None:
     assert "better than the best of the points drawn at random" in sentence
 
 
+def test_the_random_point_decides_whether_it_was_worth_it() -> None:
+    difference = {"default_difference": 0.06, "default_difference_interval": [0.05, 0.07]}
+    difference |= {"random_difference": 0.001, "random_difference_interval": [-0.01, 0.012]}
+    assert [word for word, _ in report.verdicts(difference)] == ["Not shown", "Yes"]
+
+
 @pytest.mark.parametrize("name", ["test_outputs.npz", "test_log.jsonl", "config.json"])
 def test_a_damaged_file_of_the_final_model_is_named(run: results.Run, tmp_path: Path, name: str) -> None:
     folder = make_final(tmp_path / "best_model", run.name)

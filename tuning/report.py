@@ -152,10 +152,7 @@ def render(run: Run, final: Final | None, importances: "pd.DataFrame | None" = N
 def verdicts(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns a word and a sentence for each thing that the winner was compared with: was the search worth it?"""
     found = []
-    for name, other in (
-        ("random", "the best of the points drawn at random"),
-        ("default", "the original project's configuration, trained no longer than the winner"),
-    ):
+    for name, other in (("random", "the best of the points drawn at random"), ("default", "the default configuration")):
         value = metrics.get(f"{name}_difference")
         if value is None:
             continue
