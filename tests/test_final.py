@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -255,6 +256,15 @@ def test_the_model_card_has_the_figures_and_the_weaknesses(tmp_path: Path, opene
     ):
         assert text in card, text
     assert "MIT licence" in best_model.LICENCES["fashion-mnist"]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "said"), [((6,), "6"), ((6, 6, 12), "6 to 12"), ((6, 9, 12), "6 to 12"), ((12, 6), "6 to 12")]
+)
+def test_the_summary_says_how_long_the_shortest_and_the_longest_train(lengths: tuple[int, ...], said: str) -> None:
+    entries = [SimpleNamespace(name=f"trial {n}", config=TrainConfig(epochs=n)) for n in lengths]
+    plan: Any = SimpleNamespace(entries=entries, seeds=(1, 2))
+    assert final._summary(plan).endswith(f"trial {lengths[-1]} (resnet8); 2 seeds, {said} epochs at most")
 
 
 def test_a_model_of_another_run_is_not_replaced_without_a_word(tmp_path: Path) -> None:

@@ -314,6 +314,15 @@ def test_a_damaged_file_of_the_final_model_is_named(run: results.Run, tmp_path: 
         report.load_final(run, folder)
 
 
+@pytest.mark.parametrize("length", [0, 1000])
+def test_outputs_that_were_cut_off_are_an_error_of_the_user(run: results.Run, tmp_path: Path, length: int) -> None:
+    folder = make_final(tmp_path / "best_model", run.name)
+    whole = (folder / "test_outputs.npz").read_bytes()
+    (folder / "test_outputs.npz").write_bytes(whole[:length])
+    with pytest.raises(UserError, match=r"best_model must hold what `python -m tuning\.final` writes"):
+        report.load_final(run, folder)
+
+
 def test_the_command_writes_the_page_and_names_runs_it_does_not_know(run: results.Run, tmp_path: Path) -> None:
     shutil.copytree(run.path, tmp_path / "results" / "first")
     command = [sys.executable, "-m", "tuning.report"]

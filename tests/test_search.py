@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import optuna
@@ -156,6 +157,15 @@ def test_more_samples_extend_a_finished_run(searched: tuple[Path, subprocess.Com
     assert not trials["config/learning_rate"].duplicated().any()
     ((paused, resumed),) = json.loads((path / "meta.json").read_text())["pauses"]
     assert before["ended"].max() < pd.Timestamp(paused) < pd.Timestamp(resumed) < trials["started"].max()
+
+
+def test_a_run_may_be_resumed_with_as_many_samples_as_were_run() -> None:
+    trials = pd.DataFrame({"attempt": pd.array([1, 0, 2, None], dtype="Int64")})  # The second one's result is a twin's.
+    one: Any = SimpleNamespace(name="one", trials=trials)
+    context: Any = SimpleNamespace(params={})
+    search_settings.check_resumed(context, one, 3)
+    with pytest.raises(UserError, match=r"^--samples must be at least the 3 trials of one, but got 2\.$"):
+        search_settings.check_resumed(context, one, 2)
 
 
 @pytest.mark.slow

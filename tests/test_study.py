@@ -118,7 +118,7 @@ def test_interrupted_trials_are_asked_for_again_as_they_were(tmp_path: Path, stu
     study.write_trials()
 
     again = open_study(tmp_path, seed=1)
-    assert (again.n_finished, again.n_interrupted) == (1, 1)
+    assert (again.n_finished, again.running()) == (1, [1])
     proposal = ask(again)
     assert proposal == replace(interrupted, epochs=1)
     assert not again.report(proposal.number, epoch(1, 0.3))
@@ -129,6 +129,22 @@ def test_interrupted_trials_are_asked_for_again_as_they_were(tmp_path: Path, stu
     assert list(trials["state"]) == ["complete", "complete", "running"]
     assert list(trials["attempt"]) == [1, 2, 1]
     assert list(trials["valid_accuracy"])[:2] == [0.4, 0.6]
+
+
+@pytest.mark.parametrize("known", [{"config"}, {"config", "started", "attempt", "same_as"}])
+def test_a_trial_that_was_cut_off_while_it_was_written_down_ends(
+    tmp_path: Path, study: RunStudy, known: set[str]
+) -> None:
+    train(study, ask(study), [0.3], "length")
+    study.finish(0, "scheduler")
+    trial = study.study.ask()  # As `_propose` and `_reuse` begin, one by one.
+    values = {"config": study._attrs[0]["config"], "started": "2026-11-24T00:00:00+00:00", "attempt": 0, "same_as": 0}
+    for name in known:
+        trial.set_user_attr(name, values[name])
+    again = open_study(tmp_path)
+    assert ask(again).number == 2
+    row = again.row(1)
+    assert (row["state"], row["error"], row["epochs"]) == ("failed", "interrupted before it began", 0)
 
 
 def test_epochs_of_a_trial_that_the_study_does_not_know_are_left_out(tmp_path: Path, study: RunStudy) -> None:

@@ -47,9 +47,9 @@ def test_save_names_the_file_on_a_full_disk_and_keeps_the_old_one(
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_save_does_not_hide_other_errors(tmp_path: Path) -> None:
+def test_save_names_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(UserError, match=r"/file/figure\.png must be a file that can be written, but got: [\w ]+\.$"):
         style.save(Figure(), tmp_path / "file" / "figure.png")
 
 

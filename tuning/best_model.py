@@ -278,7 +278,5 @@ def _comparisons(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _class_row(row: Mapping[Any, Any]) -> str:
-    from tuning import analysis
-
-    low, high = analysis.wilson_interval(round(row["recall"] * row["support"]), int(row["support"]))
-    return f"| {row['class']} | {row['recall']:.2%} | {low:.2%} to {high:.2%} | {row['precision']:.2%} |"
+    interval = f"{row['recall_low']:.2%} to {row['recall_high']:.2%}"
+    return f"| {row['class']} | {row['recall']:.2%} | {interval} | {row['precision']:.2%} |"

@@ -131,10 +131,7 @@ def main(
     from tuning import pictures, style
 
     figure = pictures.data_overview(overview.samples, overview.means, overview.counts, overview.class_names)
-    try:
-        style.save(figure, out)
-    except OSError as error:
-        raise UserError(f"--out must be a file that can be written, but got {str(out)!r}: {error.strerror}.") from error
+    style.save(figure, out)
     print(f"Figure: {out}")
 
 

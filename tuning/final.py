@@ -90,7 +90,7 @@ def train_on_everything(chosen: Chosen, splits: "Splits", device: str, threads: 
     )
     print(f"Training once more for {job.length} epochs, on train and valid images: these judge no more", flush=True)
     for row in jobs.train(job, everything, device, threads):
-        print(row["error"] if "error" in row else contest.epoch_line(row, job.config.epochs), flush=True)
+        print(row["error"] if "error" in row else contest.epoch_line(row, job.length or 0), flush=True)
     result = jobs.read(job, everything.split_hash)
     if result is None or result.error:
         raise UserError(f"--train-on train+valid must train to its end, but failed; see {job.path} for why.")
@@ -254,11 +254,10 @@ def _test_metrics(test: Outcome, accuracies: Sequence[float]) -> dict[str, Any]:
 
 def _summary(plan: Plan) -> str:
     """Returns in a line what is to be trained, and for how long where the search tells."""
-    n, lengths = len(plan.entries), sorted({entry.config.epochs for entry in plan.entries})
+    lengths = sorted({entry.config.epochs for entry in plan.entries})
+    epochs = " to ".join(map(str, dict.fromkeys((lengths[0], lengths[-1]))))
     names = ", ".join(f"{entry.name} ({entry.config.architecture})" for entry in plan.entries)
-    return (
-        f"{names}; {counted(len(plan.seeds), 'seed')}, {' to '.join(map(str, lengths[:: n - 1 or 1]))} epochs at most"
-    )
+    return f"{names}; {counted(len(plan.seeds), 'seed')}, {epochs} epochs at most"
 
 
 def replaced(model_dir: Path, plan: Plan) -> str:

@@ -164,14 +164,7 @@ def _everywhere(
 
 def _shares(evaluator: BaseImportanceEvaluator, trials: Sequence[FrozenTrial]) -> dict[str, float]:
     searched = sorted({name for trial in trials for name, d in trial.distributions.items() if not d.single()})
-    copy = optuna.create_study(
-        storage=optuna.storages.InMemoryStorage(),
-        sampler=optuna.samplers.RandomSampler(seed=0),
-        pruner=optuna.pruners.NopPruner(),
-        study_name="importances",
-        direction=optuna.study.StudyDirection.MAXIMIZE,
-        load_if_exists=False,
-    )
+    copy = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), direction="maximize")
     copy.add_trials(trials)
     return optuna.importance.get_param_importances(
         copy, evaluator=evaluator, params=searched, target=None, normalize=True

@@ -12,7 +12,6 @@ import numpy.typing as npt
 import pandas as pd
 import plotly.graph_objects as go
 
-from tuning import analysis
 from tuning.charts import ACCENT, INK, MUTED, SECOND, axis, figure_of
 from tuning.style import CLASS_MARKERS
 
@@ -128,9 +127,7 @@ def reliability(bins: pd.DataFrame) -> go.Figure:
         bins: From `analysis.calibration`.
     """
     filled = bins[bins["count"] > 0]
-    right = (filled["accuracy"] * filled["count"]).round().astype("int64")
-    ends = [analysis.wilson_interval(int(k), int(n)) for k, n in zip(right, filled["count"], strict=True)]
-    low, high = np.array(ends).T
+    low, high = filled["accuracy_low"], filled["accuracy_high"]
     perfect = {"color": MUTED, "dash": "dot", "width": 1.2}
     traces = [
         go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=perfect, hoverinfo="skip", name="perfect"),

@@ -104,16 +104,7 @@ def load_best_model(folder: Path) -> BestModel:
             f"{path} must hold the weights of the {config.architecture} in config.json, but got others: "
             f"{_first_line(error)} Run `python -m tuning.final` again."
         ) from error
-    return BestModel(
-        model=model.eval(),
-        class_names=description.class_names,
-        mean=description.mean,
-        std=description.std,
-        channels=description.channels,
-        height=description.height,
-        width=description.width,
-        flip_averaging=description.flip_averaging,
-    )
+    return BestModel(model.eval(), **description.model_dump(exclude={"config"}))
 
 
 def read_image(path: Path, channels: int, height: int, width: int) -> npt.NDArray[np.uint8]:

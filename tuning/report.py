@@ -11,6 +11,7 @@ import json
 import math
 import numbers
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -86,7 +87,7 @@ def load_final(run: Run, model_dir: Path) -> Final | None:
             outputs=outputs,
             log=pd.DataFrame([json.loads(line) for line in lines]),
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{model_dir} must hold what `python -m tuning.final` writes, but got: {error}.") from error
 
 

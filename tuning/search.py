@@ -318,6 +318,8 @@ def main(
             settings = placed(settings, address or str(settings.address))
         if data_dir is not None:
             settings = replace(settings, data_dir=str(data_dir))
+        if dry_run_only and settings.device == "any":
+            raise UserError(f"--dry-run must be of a run on cpu or cuda, but got {found.name}, which is on any.")
         source, path = str(found.path / "space.py"), found.path
     else:
         sampler, scheduler = check_names(space, dataset, sampler, scheduler, minimize)
@@ -361,9 +363,10 @@ def main(
             **slots,
         )
     before = results.Run(path)
-    n_done = int((before.trials["state"] != "running").sum())
+    trials = before.trials[before.trials["attempt"].fillna(1) != 0]  # Those that were run.
+    n_done = int((trials["state"] != "running").sum())
     with Progress(settings.samples, n_done, quiet=quiet, verbose=verbose, time_budget=budget) as progress:
-        progress.seed(before.trials.to_dict("records"), before.epochs.to_dict("records"))
+        progress.seed(trials.to_dict("records"), before.epochs.to_dict("records"))
         progress.note(
             f"{'Dry run of' if dry_run_only else 'Run'} {path}: {counted(settings.samples, 'sample')} "
             f"of at most {counted(settings.epochs, 'epoch')}, "

@@ -85,7 +85,7 @@ def check_resumed(context: typer.Context, run: results.Run, samples: int | None)
             f"--resume must go on with the settings of run {run.name}, but got {', '.join(fixed)}. Leave that out, "
             "or begin another run."
         )
-    n_trials = len(run.trials)
+    n_trials = int((run.trials["attempt"].fillna(1) != 0).sum())  # Not those whose result is a twin's.
     if samples is not None and samples < n_trials:
         raise UserError(
             f"--samples must be at least the {counted(n_trials, 'trial')} of {run.name}, but got {samples}."

@@ -153,11 +153,6 @@ class RunStudy:
         """Returns the numbers of the trials that have not ended."""
         return [number for number, attrs in self._attrs.items() if "state" not in attrs]
 
-    @property
-    def n_interrupted(self) -> int:
-        """Trials that were running when the study was opened and have not been asked for again."""
-        return len(self._interrupted)
-
     def is_running(self, number: int) -> bool:
         """Returns whether a trial has not ended."""
         return "state" not in self._attrs[number]
@@ -182,12 +177,12 @@ class RunStudy:
         if self._interrupted:
             number = self._interrupted.pop(0)
             attrs = self._attrs[number]
-            if "config" in attrs:
+            if "seed" in attrs:  # The last of what a proposal writes; a twin's has none.
                 attrs["attempt"] = attrs.get("attempt", 1) + 1
                 config = TrainConfig.model_validate(attrs["config"])
                 n_known = len(self._rows.get(number, []))
                 return Proposal(number, attrs["seed"], config, attrs.get("accumulation", 1), n_known)
-            self._end(number, TrialState.FAIL, error="interrupted before its configuration was known")
+            self._end(number, TrialState.FAIL, error="interrupted before it began")
             return self.ask()
         sampler = self.study.sampler
         try:
@@ -206,7 +201,7 @@ class RunStudy:
 
     def _propose(self, trial: optuna.Trial, config: TrainConfig) -> Proposal:
         seed = trial_seed(self._seed, trial.number)
-        attrs = {"config": config.model_dump(), "seed": seed, "started": _now()}
+        attrs = {"config": config.model_dump(), "started": _now(), "seed": seed}
         for name, value in attrs.items():
             trial.set_user_attr(name, value)
         self._attrs[trial.number] = {**attrs, "attempt": 1, "accumulation": 1}

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from tuning.errors import disk_full
+from tuning.errors import UserError, disk_full
 
 DPI = 150
 # Ten colours for readers with and without a colour vision deficiency: the smallest OKLab distance between two of them,
@@ -35,7 +35,7 @@ def save(figure: Figure, path: Path) -> None:
     """Writes the figure at 150 dots an inch, in the format of the path's suffix; a reader never sees half a file.
 
     Raises:
-        UserError: The disk is full.
+        UserError: It cannot be written, as on a full disk.
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -43,7 +43,8 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, dpi=DPI)
         temporary.replace(path)
     except OSError as error:
-        raise disk_full(path, error) or error from error
+        unwritable = UserError(f"{path} must be a file that can be written, but got: {error.strerror}.")
+        raise disk_full(path, error) or unwritable from error
     finally:
         temporary.unlink(missing_ok=True)
 
