@@ -31,7 +31,7 @@ from tuning.config import TrainConfig, parse_config
 from tuning.data import Splits, load_splits
 from tuning.training import EpochResult, Training, make_schedule, prepare
 
-BASE = RECIPE | {"flip": True}
+BASE = RECIPE | {"flip": True, "image_size": None}
 SIDE, TIMED_STEPS = 28, 60
 
 
