@@ -365,7 +365,8 @@ def main(
         results.send(retrained)
     if metrics["test_opened"] > 1:
         print(opened_again(metrics))
-    print(f"Written: {model_dir}/. Next: python -m tuning.predict IMAGE")
+    where = "" if model_dir == MODEL_DIR else f" --model-dir {model_dir}"
+    print(f"Written: {model_dir}/. Next: python -m tuning.predict{where} IMAGE")
 
 
 if __name__ == "__main__":

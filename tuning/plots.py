@@ -276,8 +276,8 @@ def learning_curve(epochs: pd.DataFrame) -> Figure:
     marker = "o" if len(rows) <= 30 else ""
     for ax, metric in ((loss, "loss"), (accuracy, "accuracy")):
         for split, colour, label in (
-            ("train", STATE_COLOURS["pruned"], "train (augmented, while it learns)"),
-            ("valid", STATE_COLOURS["complete"], "valid (after the epoch)"),
+            ("train", STATE_COLOURS["pruned"], "train (augmented)"),
+            ("valid", STATE_COLOURS["complete"], "valid"),
         ):
             ax.plot(rows["epoch"], rows[f"{split}_{metric}"], color=colour, lw=1.8, marker=marker, ms=3.5, label=label)
     rate.plot(rows["epoch"], rows["lr"], color=INK, lw=1.0, marker="o" if len(rows) == 1 else "", ms=3)
