@@ -189,8 +189,9 @@ def pca(
     low, high = plane.min(axis=0), plane.max(axis=0)
     span = 1.08 * np.where(high > low, high - low, 1.0)
     span = np.maximum(span, 0.6 * span[::-1])  # Neither side of a panel is much longer than the other.
-    figure = Figure(figsize=tuple(PANEL / span.max() * span * (2, 1) + (1.6, 1.2)), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.1)
+    width, height = PANEL / span.max() * span * (2, 1) + (1.6, 1.2)
+    figure = Figure(figsize=(width, height))
+    figure.set_layout_engine("constrained", h_pad=0.1)
     scatter, gallery = figure.subplots(1, 2, sharex=True, sharey=True)
     for ax in (scatter, gallery):
         dress(ax)
@@ -204,7 +205,14 @@ def pca(
         for number in np.unique(labels):
             chosen = plane[layer::LAYERS][labels[layer::LAYERS] == number]
             colour, marker = class_style(int(number))
-            style = {"s": size, "color": colour, "marker": marker, "alpha": 0.65, "lw": 0, "rasterized": True}
+            style: dict[str, Any] = {
+                "s": size,
+                "color": colour,
+                "marker": marker,
+                "alpha": 0.65,
+                "lw": 0,
+                "rasterized": True,
+            }
             scatter.scatter(*chosen.T, **style, label=class_names[number] if layer == 0 else None)
     cell = span.max() / GALLERY_CELLS
     side = 0.92 * cell
