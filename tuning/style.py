@@ -5,6 +5,7 @@ never live here: what a figure shows (`plots`, `pictures`).
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def save(figure: Figure, path: Path) -> None:
         unwritable = UserError(f"{path} must be a file that can be written, but got: {error.strerror}.")
         raise disk_full(path, error) or unwritable from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def single(width: float, height: float) -> tuple[Figure, Axes]:
