@@ -7,6 +7,7 @@ shows what the files say, and leaves out what they do not say (yet). The test im
 what its model made of them. Whatever comes from a file is escaped.
 """
 
+import io
 import json
 import math
 import numbers
@@ -77,7 +78,8 @@ def load_final(run: Run, model_dir: Path) -> Final | None:
         return None
     arrays, log = model_dir / "test_outputs.npz", model_dir / "test_log.jsonl"
     try:
-        outputs = dict(np.load(arrays, allow_pickle=False)) if arrays.exists() else {}
+        # numpy leaves a damaged file open.
+        outputs = dict(np.load(io.BytesIO(arrays.read_bytes()), allow_pickle=False)) if arrays.exists() else {}
         lines = log.read_text().splitlines() if log.exists() else []
         return Final(
             metrics=metrics,
