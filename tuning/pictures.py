@@ -225,7 +225,7 @@ def pca(
         frames.append(Rectangle((x, y), side, side))
         colours.append(class_style(int(labels[index]))[0])
     gallery.add_collection(PatchCollection(frames, facecolor="none", edgecolor=colours, linewidth=1.3, zorder=3))
-    gallery.set_aspect("equal")
+    gallery.set_aspect("equal")  # `imshow` has set it otherwise.
     (left, bottom), (right, top) = (low + high - span) / 2, (low + high + span) / 2
     gallery.set(xlim=(left, right), ylim=(bottom, top))
     for ax in (scatter, gallery):
