@@ -131,20 +131,66 @@ def test_interrupted_trials_are_asked_for_again_as_they_were(tmp_path: Path, stu
     assert list(trials["valid_accuracy"])[:2] == [0.4, 0.6]
 
 
-@pytest.mark.parametrize("known", [{"config"}, {"config", "started", "attempt", "same_as"}])
-def test_a_trial_that_was_cut_off_while_it_was_written_down_ends(
-    tmp_path: Path, study: RunStudy, known: set[str]
+class Killed(BaseException):
+    """Nobody catches it, as nobody catches SIGKILL."""
+
+
+def ask_killed_after(study: RunStudy, n_writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asks, and ends when so many parameters and attributes of the trial have reached the disk."""
+    left = [n_writes]
+
+    def counted(write: Any) -> Any:
+        def write_or_die(*given: Any, **named: Any) -> None:
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+            write(*given, **named)
+
+        return write_or_die
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        for name in ("set_trial_param", "set_trial_user_attr"):
+            patched.setattr(study._storage, name, counted(getattr(study._storage, name)))
+        study.ask()
+
+
+@pytest.mark.parametrize("n_writes", range(5))
+def test_a_trial_that_was_cut_off_while_it_was_drawn_is_drawn_to_its_end(
+    tmp_path: Path, study: RunStudy, monkeypatch: pytest.MonkeyPatch, n_writes: int
 ) -> None:
     train(study, ask(study), [0.3], "length")
     study.finish(0, "scheduler")
-    trial = study.study.ask()  # As `_propose` and `_reuse` begin, one by one.
-    values = {"config": study._attrs[0]["config"], "started": "2026-11-24T00:00:00+00:00", "attempt": 0, "same_as": 0}
-    for name in known:
-        trial.set_user_attr(name, values[name])
+    ask_killed_after(study, n_writes, monkeypatch)
+    drawn = dict(told(study, 1).params)
+    assert len(drawn) == min(n_writes, 2)
     again = open_study(tmp_path, seed=1)
-    assert ask(again).number == 2
+    proposal = ask(again)
+    assert (proposal.number, proposal.seed) == (1, trial_seed(7, 1))
+    assert drawn.items() <= told(again, 1).params.items() <= proposal.config.model_dump().items()
+    train(again, proposal, [0.4], "length")
+    again.finish(1, "scheduler")
     row = again.row(1)
-    assert (row["state"], row["error"], row["epochs"]) == ("failed", "interrupted before it began", 0)
+    assert (row["state"], row["attempt"], row["valid_accuracy"]) == ("complete", 1, 0.4)
+    assert ask(again).number == 2
+
+
+@pytest.mark.parametrize("n_writes", range(5))
+def test_a_twin_that_was_cut_off_while_it_was_written_down_is_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_writes: int
+) -> None:
+    def opened() -> RunStudy:
+        return RunStudy(tmp_path, finite_space(tmp_path), optuna.samplers.RandomSampler(seed=0), epochs=2, seed=0)
+
+    for accuracy in (0.3, 0.4, 0.5):
+        train(study := opened(), proposal := ask(study), [accuracy], "length")
+        study.finish(proposal.number, "scheduler")
+    ask_killed_after(study, n_writes, monkeypatch)
+    twin = len(study.study.trials) - 1
+    again = opened()
+    assert again.ask() is None
+    row = again.row(twin)
+    assert (row["state"], row["attempt"], row["seconds"]) == ("complete", 0, 0.0)
+    assert row["valid_accuracy"] == told(again, twin).value
 
 
 def test_epochs_of_a_trial_that_the_study_does_not_know_are_left_out(tmp_path: Path, study: RunStudy) -> None:

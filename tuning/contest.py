@@ -143,7 +143,7 @@ def _train(
 
         rows = train_all(wanted, splits, slots)
     else:
-        n_threads = threads or os.cpu_count() or 1
+        n_threads = threads or machine.cores()
         rows = ((job, row) for job in wanted for row in jobs.train(job, splits, slots["device"], n_threads))
     for job, row in rows:
         name = f"{entries[job.config.hash()].name}, seed {plan.seeds.index(job.seed) + 1}  " if many else ""

@@ -152,7 +152,7 @@ def retrain_and_test(
     contest.show(held)
     chosen = choose(held)
     if train_on == "train+valid":
-        chosen = train_on_everything(chosen, splits, slots["device"], threads or os.cpu_count() or 1)
+        chosen = train_on_everything(chosen, splits, slots["device"], threads or machine.cores())
     metrics, test, images = test_once(held, chosen, splits, device=slots["device"], data_dir=data_dir, log=model_dir)
     model = jobs.load_model(chosen.job, splits, "cpu")
     best_model.write_model(model_dir, model, chosen.job.config, splits, metrics)

@@ -71,8 +71,10 @@ def plan_slots(
 
 
 def cores() -> int:
-    """Returns the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Returns the number of cores that this process may use: its affinity and its container's quota count."""
+    from joblib import cpu_count
+
+    return int(cpu_count())
 
 
 def gpu_memory() -> list[int]:
@@ -137,7 +139,7 @@ def hardware() -> dict[str, Any]:
         import torch
 
         gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"cpu": cpu, "cores": os.cpu_count(), "gpus": gpus}
+    return {"cpu": cpu, "cores": cores(), "gpus": gpus}
 
 
 def git_commit() -> str | None:

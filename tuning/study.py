@@ -129,12 +129,14 @@ class RunStudy:
             self._rows.setdefault(row["trial"], []).append(row)
         for trial in trials:
             self._attrs[trial.number] = dict(trial.user_attrs)
-            if "config" in trial.user_attrs:
+            if "seed" in trial.user_attrs:  # The last of what a proposal writes; a twin's has none.
                 config = TrainConfig.model_validate(trial.user_attrs["config"])
                 self._numbers.setdefault(config.hash(), []).append(trial.number)
-        self._interrupted = [trial.number for trial in trials if trial.state == TrialState.RUNNING]
-        for number in self._interrupted:  # Cut off while it was being told, perhaps.
+        running = [trial.number for trial in trials if trial.state == TrialState.RUNNING]
+        for number in running:  # Cut off while it was being told, perhaps.
             self._attrs[number].pop("state", None)
+        self._interrupted = [number for number in running if "seed" in self._attrs[number]]
+        self._undrawn = [number for number in running if "seed" not in self._attrs[number]]
         if not self.study.get_trials(deepcopy=False):
             for point in space.first:
                 self.study.enqueue_trial(dict(point))
@@ -177,19 +179,18 @@ class RunStudy:
         if self._interrupted:
             number = self._interrupted.pop(0)
             attrs = self._attrs[number]
-            if "seed" in attrs:  # The last of what a proposal writes; a twin's has none.
-                attrs["attempt"] = attrs.get("attempt", 1) + 1
-                config = TrainConfig.model_validate(attrs["config"])
-                n_known = len(self._rows.get(number, []))
-                return Proposal(number, attrs["seed"], config, attrs.get("accumulation", 1), n_known)
-            self._end(number, TrialState.FAIL, error="interrupted before it began")
-            return self.ask()
+            attrs["attempt"] = attrs.get("attempt", 1) + 1
+            config = TrainConfig.model_validate(attrs["config"])
+            n_known = len(self._rows.get(number, []))
+            return Proposal(number, attrs["seed"], config, attrs.get("accumulation", 1), n_known)
         sampler = self.study.sampler
         try:
             for n_repeats in range(REPEATS_THAT_EXHAUST):
                 if n_repeats == REPEATS_BEFORE_RANDOM:
                     self.study.sampler = optuna.samplers.RandomSampler(seed=trial_seed(self._seed, len(self._attrs)))
-                trial = self.study.ask()
+                # What a trial that was cut off while it was drawn has of its point, it keeps.
+                begun = self._undrawn.pop(0) if self._undrawn else None
+                trial = self.study.ask() if begun is None else optuna.Trial(self.study, self._id(begun))
                 config = self._space.sample(trial, self._epochs)
                 twin = self._twin(config)
                 if twin is None:
