@@ -4,12 +4,11 @@ The test split has no place here. What has been trained is on disk: held again, 
 """
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tuning import jobs, results, seeds
+from tuning import jobs, machine, results, seeds
 from tuning.candidates import Entry, Plan
 from tuning.errors import UserError, counted
 from tuning.jobs import Job, Result

@@ -10,7 +10,6 @@ started again, it goes on from the last epochs.
 
 import json
 import math
-import os
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence

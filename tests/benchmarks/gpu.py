@@ -39,8 +39,8 @@ RECIPE = {
 
 def timed(
     config: TrainConfig, splits: Splits, device: str, epochs: int, *, captured: bool, start: Any = None
-) -> dict[str, float]:
-    """Returns images_per_second, seconds_per_epoch and memory_mb over some epochs after the first, which warms up.
+) -> dict[str, Any]:
+    """Returns what some epochs after the first, which warms up, took: rate, seconds, memory; and the precision.
 
     With `start`, a barrier, the epochs begin when those of all processes do.
     """
@@ -53,7 +53,12 @@ def timed(
     seconds = (time.perf_counter() - begun) / epochs
     memory = torch.cuda.max_memory_reserved() / 1e6 if device == "cuda" else 0.0
     rate = sum(result.images_per_second for result in results) / epochs
-    return {"seconds_per_epoch": seconds, "images_per_second": rate, "memory_mb": memory}
+    return {
+        "seconds_per_epoch": seconds,
+        "images_per_second": rate,
+        "memory_mb": memory,
+        "precision": training.precision,
+    }
 
 
 def _process(config: TrainConfig, given: argparse.Namespace, captured: bool, start: Any, found: Any) -> None:
@@ -66,7 +71,7 @@ def _process(config: TrainConfig, given: argparse.Namespace, captured: bool, sta
         found.put(repr(error))
 
 
-def side_by_side(config: TrainConfig, given: argparse.Namespace, n: int, captured: bool) -> dict[str, float]:
+def side_by_side(config: TrainConfig, given: argparse.Namespace, n: int, captured: bool) -> dict[str, Any]:
     """Returns the same of `n` processes that train at the same time; rates added up, the slowest's seconds an epoch."""
     context = multiprocessing.get_context("spawn")
     start, found = context.Barrier(n), context.Queue()
@@ -82,6 +87,7 @@ def side_by_side(config: TrainConfig, given: argparse.Namespace, n: int, capture
         "seconds_per_epoch": max(row["seconds_per_epoch"] for row in rows),
         "images_per_second": sum(row["images_per_second"] for row in rows),
         "memory_mb": max(row["memory_mb"] for row in rows),
+        "precision": "/".join(sorted({row["precision"] for row in rows})),
     }
 
 
@@ -131,7 +137,8 @@ def main() -> None:
     if given.target:
         rows += time_to(given.target, recipe, splits, given.device)
     gpu = torch.cuda.get_device_name() if given.device == "cuda" else machine.hardware()["cpu"]
-    columns = ["what", "step", "processes", "seconds_per_epoch", "images_per_second", "memory_mb", "seconds", "epochs"]
+    columns = ["what", "step", "precision", "processes", "seconds_per_epoch", "images_per_second", "memory_mb"]
+    columns += ["seconds", "epochs"]
     print(f"{gpu}, torch {torch.__version__}, Python {platform.python_version()}; recipe {recipe.model_dump_json()}")
     print("".join(f"{column:>30}" if column == "what" else f"{column:>19}" for column in columns))
     for row in rows:
