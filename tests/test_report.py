@@ -227,6 +227,14 @@ def test_texts_of_figures_are_escaped_for_plotly_which_reads_html(run: results.R
         assert "onerror" in drawn.to_json() and "\\u003cimg" not in drawn.to_json()
 
 
+def test_a_stopped_trial_is_hollow_in_the_best_so_far(run: results.Run) -> None:
+    _, complete, pruned = charts.best_so_far(analysis.best_so_far(run.trials, run.clock), run.trials).data
+    assert (complete.marker.symbol, pruned.marker.symbol) == ("circle", "circle-open")
+    for dots, state in ((complete, "complete"), (pruned, "pruned")):
+        assert len(dots.x) == (run.trials["state"] == state).sum() > 0
+        assert all(f"({state})" in text for text in dots.text)
+
+
 def test_importances_have_a_colour_a_method_and_their_interval() -> None:
     frame = pd.DataFrame({"parameter": ["a", "b"] * 2, "importance": [0.7, 0.3, 0.6, 0.4]})
     (plain,) = charts.importances(frame.head(2)).data

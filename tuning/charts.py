@@ -40,27 +40,40 @@ def described(trials: pd.DataFrame) -> dict[int, str]:
 
 
 def best_so_far(frame: pd.DataFrame, trials: pd.DataFrame) -> go.Figure:
-    """Returns each finished trial as a dot and the best accuracy so far as a step line, against minutes.
+    """Returns each finished trial as a dot, hollow if it was stopped, and the best so far as a step line, by minutes.
 
     Args:
         frame: From `analysis.best_so_far`.
         trials: A run's trials, which say what each dot is.
     """
-    texts, minutes = described(trials), frame["ended_seconds"] / 60
-    dots = go.Scatter(
-        x=minutes,
-        y=frame["valid_accuracy"],
-        text=[f"<b>trial {trial}</b><br>{texts[trial]}" for trial in frame["trial"]],
-        hovertemplate="%{text}<br>%{y:.2%} after %{x:.1f} minutes<extra></extra>",
-        mode="markers",
-        marker={"color": ACCENT, "size": 8, "opacity": 0.85},
-        name="a trial",
-    )
+    texts = described(trials)
+    dots = []
+    for state, symbol in (("complete", "circle"), ("pruned", "circle-open")):
+        chosen = frame[frame["state"] == state]
+        dots.append(
+            go.Scatter(
+                x=chosen["ended_seconds"] / 60,
+                y=chosen["valid_accuracy"],
+                text=[f"<b>trial {trial}</b> ({state})<br>{texts[trial]}" for trial in chosen["trial"]],
+                hovertemplate="%{text}<br>%{y:.2%} after %{x:.1f} minutes<extra></extra>",
+                mode="markers",
+                marker={
+                    "color": ACCENT,
+                    "size": 8,
+                    "opacity": 0.85,
+                    "symbol": symbol,
+                    "line": {"width": 1.4, "color": ACCENT},
+                },
+                name=f"a {state} trial",
+                visible=len(chosen) > 0,
+            )
+        )
     steps = {"color": INK, "width": 2, "shape": "hv"}
+    minutes = frame["ended_seconds"] / 60
     line = go.Scatter(x=minutes, y=frame["best"], mode="lines", line=steps, name="best so far", hoverinfo="skip")
     limits = accuracy_limits(frame["valid_accuracy"])
     return figure_of(
-        [line, dots], x="minutes since the search began", y="validation accuracy", share="y", limits=limits
+        [line, *dots], x="minutes since the search began", y="validation accuracy", share="y", limits=limits
     )
 
 
