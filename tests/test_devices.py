@@ -120,7 +120,8 @@ sys.meta_path.insert(0, Absent())
 
 def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     (folder / "sitecustomize.py").write_text(ABSENT)
-    environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{BENCHMARK.parents[2]}"}
+    paths = [str(folder), str(BENCHMARK.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, str(BENCHMARK), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
