@@ -488,6 +488,14 @@ def test_without_a_gpus_device_torch_is_not_asked_for_one(monkeypatch: pytest.Mo
         machine.gpu_memory()
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a system that keeps a process to some cores")
+def test_only_the_cores_that_this_process_may_use_count() -> None:
+    code = "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    code += "from tuning import machine\nprint(machine.cores(), machine.hardware()['cores'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "1"]
+
+
 @pytest.mark.parametrize(
     ("n_cpus", "gpus", "asked", "planned"),
     [
@@ -512,7 +520,7 @@ def test_slots_are_planned_from_the_machine(
     asked: dict[str, Any],
     planned: tuple[str, int, float, float],
 ) -> None:
-    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(n_cpus)))
+    monkeypatch.setattr(machine, "cores", lambda: n_cpus)
     monkeypatch.setattr(machine, "gpu_memory", lambda: gpus)
     names = ("device", "cpus_per_trial", "gpus_per_trial", "concurrency", "trials_a_gpu")
     plan = machine.plan_slots(**{name: asked.get(name) for name in names})
