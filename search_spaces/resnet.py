@@ -10,7 +10,7 @@ GPU_NETWORKS = ["resnet8-64", "resnet14-64", "resnet20-32", "resnet20-64"]
 # What a CPU cannot train in reasonable time; the search leaves it out there and says so.
 GPU_ONLY = {"network": GPU_NETWORKS, "stem": ["small"]}
 
-# The original project's two configurations: tried before anything else.
+# Tried before anything else: the original project's two configurations, and what `TrainConfig` has by default.
 FIRST = [
     {
         "network": "resnet8-16",
@@ -34,6 +34,20 @@ FIRST = [
         "weight_decay_adamw": 1e-6,
         "batch_size": 64,
         "schedule": "plateau",
+        "label_smoothing": 0.0,
+        "crop_padding": 0,
+        "flip": False,
+        "erase": 0.0,
+        "ema_decay": 0.0,
+    },
+    {
+        "network": "resnet14-16",
+        "optimizer": "sgd",
+        "learning_rate_sgd": 0.1,
+        "momentum": 0.9,
+        "weight_decay_sgd": 5e-4,
+        "batch_size": 128,
+        "schedule": "onecycle",
         "label_smoothing": 0.0,
         "crop_padding": 0,
         "flip": False,

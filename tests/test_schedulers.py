@@ -1,13 +1,12 @@
 """Contracts over the names in `SCHEDULERS` and `SAMPLERS`."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import optuna
 import pytest
 
 from tuning import settings
-from tuning.schedulers import METRIC, SAMPLERS, SCHEDULERS, grace_period, replay
+from tuning.schedulers import METRIC, SAMPLERS, SCHEDULERS, StandIn, grace_period, replay
 from tuning.spaces import load_space
 
 
@@ -15,14 +14,8 @@ def decision(scheduler: Any, trial: Any, epoch: int, accuracy: float) -> str:
     return str(scheduler.on_trial_result(None, trial, {"epoch": epoch, METRIC: accuracy}))
 
 
-@dataclass(frozen=True)
-class Trial:
-    trial_id: str
-    status: str = "RUNNING"
-
-
-def trial(scheduler: Any, name: str) -> Any:
-    one: Any = Trial(name)
+def trial(scheduler: Any, name: str, schedule: str = "plateau") -> Any:
+    one: Any = StandIn(name, {"config": {"schedule": schedule}})
     scheduler.on_trial_add(None, one)
     return one
 
@@ -53,6 +46,23 @@ def test_a_bad_trial_after_good_ones_is_stopped(name: str) -> None:
     assert any(decision(scheduler, bad, epoch, 0.1) == "STOP" for epoch in range(1, 18))
 
 
+@pytest.mark.parametrize("name", ["asha", "hyperband", "median"])
+def test_an_annealed_trial_is_compared_with_annealed_ones(name: str) -> None:
+    """Which are behind early on, and come to more: they must not be stopped for that."""
+    scheduler = SCHEDULERS[name](18, 0)
+    for i in range(12):
+        held = trial(scheduler, f"held{i}")
+        for epoch in range(1, 18):
+            decision(scheduler, held, epoch, 0.75)
+        scheduler.on_trial_complete(None, held, {"epoch": 17, METRIC: 0.75})
+    for i in range(6):
+        annealed = trial(scheduler, f"annealed{i}", ["onecycle", "cosine"][i % 2])
+        assert {decision(scheduler, annealed, epoch, 0.5) for epoch in range(1, 18)} == {"CONTINUE"}
+        scheduler.on_trial_complete(None, annealed, {"epoch": 17, METRIC: 0.5})
+    worse = trial(scheduler, "worse", "cosine")
+    assert any(decision(scheduler, worse, epoch, 0.1) == "STOP" for epoch in range(1, 18))
+
+
 def test_none_stops_nothing() -> None:
     scheduler = SCHEDULERS["none"](18, 0)
     for i in range(8):
@@ -67,8 +77,10 @@ def test_the_grace_period_is_a_ninth_and_at_least_two(epochs: int, grace: int) -
 
 def test_a_new_scheduler_that_is_shown_old_trials_judges_by_them() -> None:
     scheduler = SCHEDULERS["asha"](18, 0)
-    replay(scheduler, {n: [{"epoch": e, "valid_accuracy": 0.9} for e in range(1, 19)] for n in range(6)})
-    assert decision(scheduler, trial(scheduler, "new"), 2, 0.1) == "STOP"
+    rows = [{"epoch": e, "valid_accuracy": 0.9} for e in range(1, 19)]
+    replay(scheduler, {n: ({"schedule": "onecycle"}, rows) for n in range(6)})
+    assert decision(scheduler, trial(scheduler, "new", "onecycle"), 2, 0.1) == "STOP"
+    assert decision(scheduler, trial(scheduler, "other", "plateau"), 2, 0.1) == "CONTINUE"
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -42,7 +42,9 @@ def test_the_default_space_is_conditional() -> None:
 def test_the_default_space_tries_the_original_projects_configurations_first() -> None:
     space = load_space("resnet")
     first = [space.sample(optuna.trial.FixedTrial(dict(point)), epochs=8) for point in space.first]
+    *first, own = first
     assert [(c.architecture, c.pretrained) for c in first] == [("resnet8", False), ("resnet18", True)]
+    assert own == TrainConfig(architecture="resnet14", epochs=8)
     for config in first:
         assert (config.optimizer, config.learning_rate, config.batch_size) == ("adamw", 1e-4, 64)
         assert (config.schedule, config.erase, config.flip) == ("plateau", 0.0, False)
@@ -57,7 +59,7 @@ def test_the_original_projects_configurations_ship_as_files(name: str) -> None:
 def test_without_leaves_out_choices_and_the_first_points_that_need_them() -> None:
     space = load_space("resnet")
     limited = space.without(space.gpu_only).without({"pretrained": [True]})
-    assert [point["network"] for point in limited.first] == ["resnet8-16"]
+    assert [point["network"] for point in limited.first] == ["resnet8-16", "resnet14-16"]
     configs = draws(limited, 100)
     assert {(c.architecture, c.width) for c in configs if c.architecture != "resnet18"} == {
         ("resnet8", 16),

@@ -209,7 +209,7 @@ def test_what_a_trial_told_survives_the_process(tmp_path: Path, study: RunStudy)
     study.finish(proposal.number, "scheduler")
     before = study.row(proposal.number)
     assert open_study(tmp_path).row(proposal.number) == before
-    assert [row["valid_accuracy"] for row in open_study(tmp_path).finished_epochs()[0]] == [0.3, 0.9, 0.4]
+    assert [row["valid_accuracy"] for row in open_study(tmp_path).finished()[0][1]] == [0.3, 0.9, 0.4]
 
 
 @pytest.mark.parametrize("name", ["tpe", "nsga2"])

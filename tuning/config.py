@@ -84,6 +84,9 @@ class TrainConfig(BaseModel):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
 
+# Schedules whose rate falls to zero over a training's length: what they reach, they reach at its end.
+ANNEALED = ("onecycle", "cosine")
+
 # Hyperparameter -> another one, and the choices of that with which it does nothing.
 IDLE_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     "width": ("architecture", ("resnet18",)),

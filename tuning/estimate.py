@@ -179,7 +179,8 @@ def simulate(settings: Any, costs: Sequence[Cost], n: int = SIMULATIONS) -> npt.
         scheduler: Any = SCHEDULERS[settings.scheduler](settings.epochs, int(generator.integers(2**31)))
         kind = generator.choice(len(costs), size=settings.samples, p=shares / shares.sum())
         level = generator.random(settings.samples)
-        trials = [StandIn(str(number)) for number in range(settings.samples)]
+        schedules = [{"config": {"schedule": costs[k].config.schedule}} for k in kind]
+        trials = [StandIn(str(number), config) for number, config in enumerate(schedules)]
         waiting = list(range(settings.samples))[::-1]
         clock = 0.0
         events: list[tuple[float, int, int]] = []

@@ -1,22 +1,60 @@
 """`SCHEDULERS` and `SAMPLERS`: name -> builder. Every option is named, because Ray's and Optuna's defaults change.
 
-The metric that schedulers compare is the best valid_accuracy so far; time is counted in epochs.
+The metric that schedulers compare is the best valid_accuracy so far, of trials whose curves have the same form
+(`LikeWithLike`); time is counted in epochs.
 """
 
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import optuna
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
+from tuning.config import ANNEALED
 from tuning.curves import CurveSampler
 
 METRIC = "best_valid_accuracy"
 REDUCTION_FACTOR = 3
+
+
+class LikeWithLike(FIFOScheduler):
+    """Two schedulers of a kind: one for trials whose learning rate is annealed over their length, one for the others.
+
+    An annealed rate is still high where a trial may be stopped, and its accuracy behind that of a rate that is held or
+    has dropped; at the end it is ahead. Compared with these, the default search stopped its one-cycle trials after two
+    epochs and never saw what they come to.
+    """
+
+    def __init__(self, build: Callable[[], TrialScheduler]) -> None:
+        super().__init__()
+        self._schedulers = {annealed: build() for annealed in (False, True)}
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Tells the trial's scheduler; so do the others."""
+        self._of(trial).on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Returns what the trial's scheduler decides."""
+        return self._of(trial).on_trial_result(tune_controller, trial, result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Tells the trial's scheduler that it has ended."""
+        self._of(trial).on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Tells the trial's scheduler that it has failed."""
+        self._of(trial).on_trial_error(tune_controller, trial)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Tells the trial's scheduler that it is gone."""
+        self._of(trial).on_trial_remove(tune_controller, trial)
+
+    def _of(self, trial: Any) -> TrialScheduler:
+        return self._schedulers[trial.config.get("config", {}).get("schedule") in ANNEALED]
 
 
 def grace_period(epochs: int) -> int:
@@ -30,15 +68,17 @@ def grace_period(epochs: int) -> int:
 
 def _halving(epochs: int, seed: int, brackets: int) -> TrialScheduler:
     np.random.seed(seed % 2**32)  # noqa: NPY002  Ray draws a trial's bracket from numpy's global state.
-    return AsyncHyperBandScheduler(
-        time_attr="epoch",
-        metric=METRIC,
-        mode="max",
-        max_t=epochs,
-        grace_period=grace_period(epochs),
-        reduction_factor=REDUCTION_FACTOR,
-        brackets=brackets,
-        stop_last_trials=True,
+    return LikeWithLike(
+        lambda: AsyncHyperBandScheduler(
+            time_attr="epoch",
+            metric=METRIC,
+            mode="max",
+            max_t=epochs,
+            grace_period=grace_period(epochs),
+            reduction_factor=REDUCTION_FACTOR,
+            brackets=brackets,
+            stop_last_trials=True,
+        )
     )
 
 
@@ -55,15 +95,17 @@ def _hyperband(epochs: int, seed: int) -> TrialScheduler:
 
 def _median(epochs: int, seed: int) -> TrialScheduler:
     """The median stopping rule (Golovin et al. 2017, Google Vizier)."""
-    return MedianStoppingRule(
-        time_attr="epoch",
-        metric=METRIC,
-        mode="max",
-        grace_period=grace_period(epochs),
-        min_samples_required=3,
-        # Never pause a trial to let others catch up: that would take it off its slot.
-        min_time_slice=math.inf,  # type: ignore[arg-type]
-        hard_stop=True,
+    return LikeWithLike(
+        lambda: MedianStoppingRule(
+            time_attr="epoch",
+            metric=METRIC,
+            mode="max",
+            grace_period=grace_period(epochs),
+            min_samples_required=3,
+            # Never pause a trial to let others catch up: that would take it off its slot.
+            min_time_slice=math.inf,  # type: ignore[arg-type]
+            hard_stop=True,
+        )
     )
 
 
@@ -137,16 +179,28 @@ SAMPLERS: dict[str, Callable[[int, int], optuna.samplers.BaseSampler]] = {
 
 @dataclass(frozen=True)
 class StandIn:
-    """What stands in for Ray's trial where a scheduler is asked without Ray: these look at its id and nothing else."""
+    """What stands in for Ray's trial where a scheduler is asked without Ray.
+
+    Attributes:
+        config: As the search gives it to a trial: its hyperparameters are `config["config"]`.
+    """
 
     trial_id: str
+    config: Mapping[str, Any] = field(default_factory=dict, compare=False)
     status: str = "RUNNING"
 
 
-def replay(scheduler: TrialScheduler, epochs: Mapping[int, Sequence[Mapping[str, Any]]]) -> None:
-    """Shows a new scheduler the epochs of trials that have ended, so that a resumed search judges by all of them."""
-    for number, rows in epochs.items():
-        trial: Any = StandIn(f"before-{number}")
+def replay(
+    scheduler: TrialScheduler, trials: Mapping[int, tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]
+) -> None:
+    """Shows a new scheduler the trials that have ended, so that a resumed search judges by all of them.
+
+    Args:
+        scheduler: Of `SCHEDULERS`.
+        trials: Number -> hyperparameters, and a row an epoch.
+    """
+    for number, (config, rows) in trials.items():
+        trial: Any = StandIn(f"before-{number}", {"config": config})
         controller: Any = None
         scheduler.on_trial_add(controller, trial)
         best = 0.0

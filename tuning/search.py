@@ -114,7 +114,7 @@ def run_trials(
         progress.note(f"The space has nothing new after {study.n_finished} trials and those that run; they end it.")
 
     scheduler = schedulers.SCHEDULERS[settings.scheduler](settings.epochs, settings.seed)
-    schedulers.replay(scheduler, study.finished_epochs())
+    schedulers.replay(scheduler, study.finished())
     stored = None
     if settings.storage is not None:
         stored = (record.stored_at(settings, path), files.read_json(path / "meta.json")["id"])

@@ -159,10 +159,10 @@ class RunStudy:
         """Returns whether a trial has not ended."""
         return "state" not in self._attrs[number]
 
-    def finished_epochs(self) -> dict[int, list[dict[str, Any]]]:
-        """Returns the epochs of each trial that has ended, for a scheduler that has to learn them again."""
+    def finished(self) -> dict[int, tuple[dict[str, Any], list[dict[str, Any]]]]:
+        """Returns hyperparameters and epochs of each trial that has ended; a new scheduler has to learn them again."""
         return {
-            number: self._rows[number]
+            number: (attrs["config"], self._rows[number])
             for number, attrs in self._attrs.items()
             if attrs.get("state") in ("complete", "pruned") and "same_as" not in attrs
         }
