@@ -23,6 +23,7 @@ ORDER = [
         "mirror",
         "fetch",
         "data",
+        "norm",
         "models",
         "acceleration",
         "training",

@@ -14,7 +14,7 @@ from conftest import CLASS_NAMES, patterned_images
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tuning import acceleration, machine
+from tuning import acceleration
 from tuning import training as training_module
 from tuning.acceleration import Logits, faster_precision
 from tuning.config import IDLE_WITH, TrainConfig
@@ -96,32 +96,9 @@ def test_batches_in_parts_give_the_gradient_of_the_whole(splits: Splits, tiny: T
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("values", "n_images", "device", "pays"),
-    [
-        ({"epochs": 6}, 55_000, "cpu", False),
-        ({"epochs": 24}, 55_000, "cpu", True),
-        ({"epochs": 24}, 30_000, "cpu", False),
-        ({"epochs": 24, "architecture": "resnet20"}, 55_000, "cpu", False),
-        ({"epochs": 50, "architecture": "resnet20"}, 55_000, "cpu", True),
-        ({"epochs": 100, "architecture": "resnet18"}, 55_000, "cpu", False),
-        ({"epochs": 100}, 55_000, "cuda", False),
-        ({"epochs": 100, "image_size": 8}, 55_000, "cpu", False),
-        ({"epochs": 100, "precision": "fp32"}, 55_000, "cpu", False),
-    ],
-)
-def test_compiling_pays_where_it_takes_less_than_half_of_what_it_saves(
-    monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], n_images: int, device: str, pays: bool
-) -> None:
-    monkeypatch.setattr(machine, "_compiler_found", lambda: True)
-    assert machine.compile_pays(TrainConfig(**values), n_images, device) == pays
-    monkeypatch.setattr(machine, "_compiler_found", lambda: False)
-    assert not machine.compile_pays(TrainConfig(**values), n_images, device)
-
-
-@pytest.mark.parametrize("pays", [True, False])
-def test_a_training_is_accelerated_where_it_pays_but_not_in_parts(
-    splits: Splits, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch, pays: bool
+@pytest.mark.parametrize("accelerated", [True, False, None])
+def test_a_step_is_captured_once_where_it_is_asked_for_and_not_on_a_cpu(
+    splits: Splits, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch, accelerated: bool | None
 ) -> None:
     asked = []
 
@@ -129,14 +106,9 @@ def test_a_training_is_accelerated_where_it_pays_but_not_in_parts(
         asked.append(images.shape)
         return logits
 
-    monkeypatch.setattr(machine, "compile_pays", lambda *args: pays)
     monkeypatch.setattr(acceleration, "accelerate", accelerate)
-    in_bf16 = changed(tiny, precision="bf16", batch_size=100)
-    list(fit(Training(in_bf16, splits, seed=0)))
-    assert asked == ([(100, 1, 12, 12)] if pays else [])  # Once, not once an epoch.
-    list(fit(Training(in_bf16, splits, seed=0, accumulation=2)))
-    list(fit(Training(tiny, splits, seed=0)))  # In fp32, which was not measured.
-    assert len(asked) == pays
+    list(fit(Training(changed(tiny, batch_size=100), splits, seed=0, accelerated=accelerated)))
+    assert asked == ([(100, 1, 12, 12)] if accelerated else [])  # Once, not once an epoch.
 
 
 def test_only_whole_batches_are_accelerated(splits: Splits, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
-"""What makes a training step quick on a device: its precision, `torch.compile` on a CPU, a CUDA graph on a GPU.
+"""What makes a training step quick on a device: its precision and, on a GPU, a CUDA graph.
 
-`accelerate` trusts neither of the two: a step that cannot be made, or that gives other gradients than the model itself,
-is left as it is, with a warning.
+`accelerate` does not trust it: a step that cannot be captured, or that gives other gradients than the model itself, is
+left as it is, with a warning. (On a CPU `torch.compile` gave less than `tuning.norm` does, after a minute.)
 """
 
 import functools
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# Of the gradient's norm. Compiled in bf16, ResNet-8's differs by 0.011; on mirrored images it is another by 0.46.
+# Of the gradient's norm. In bf16, computed another way, ResNet-8's differs by 0.011; on mirrored images by 0.46.
 GREATEST_DEVIATION = 0.1
 
 
@@ -41,24 +41,22 @@ def accelerate(logits: Logits, images: Tensor) -> Callable[[Tensor], Tensor]:
     """Returns what gives the same logits and gradients as `logits` in training, sooner, for batches of this size.
 
     On a GPU a small network waits for its kernels to be launched, so forward and backward pass are each captured as one
-    CUDA graph, which takes a moment; each call writes its logits where those of the call before were. On a CPU they are
-    compiled, which takes a minute. Weights, buffers and torch's random state are as before.
+    CUDA graph, which takes a moment; each call writes its logits where those of the call before were. Weights, buffers
+    and torch's random state are as before.
 
     Args:
-        logits: In training mode.
+        logits: In training mode, on a GPU.
         images: Normalised, (N, C, H, W), and not all alike.
     """
-    how = "captured" if images.device.type == "cuda" else "compiled"
     before = {name: value.clone() for name, value in logits.state_dict().items()}
     try:
-        forward = _captured(logits, images) if how == "captured" else torch.compile(logits, dynamic=False)
-        # Backward is compiled by the first backward pass, so it takes one to know.
+        forward = _captured(logits, images)
         theirs, own = _gradient(logits, forward, images), _gradient(logits, logits, images)
         if not (deviation := float((theirs - own).norm() / own.norm())) <= GREATEST_DEVIATION:
             raise RuntimeError(f"its gradient differs by {deviation:.2g} of its norm")
-    except Exception as error:  # Whatever compiler, driver, cache or disk raises: it runs as well without.
+    except Exception as error:  # Whatever the driver raises: it runs as well without.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        warnings.warn(f"The step could not be {how} and runs as it is: {reason}", stacklevel=2)
+        warnings.warn(f"The step could not be captured and runs as it is: {reason}", stacklevel=2)
         forward = logits
     finally:
         logits.load_state_dict(before)

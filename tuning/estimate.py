@@ -44,7 +44,6 @@ class Cost:
         epoch_seconds: Of the whole train and valid splits.
         peak_bytes: Memory of the worker on a CPU; on a GPU what it takes of the GPU's, CUDA's own included.
         checkpoint_bytes: Of a checkpoint file; a running trial has two at most.
-        compiled: Whether its trials are long enough for torch.compile to pay; the epoch was timed without.
     """
 
     config: TrainConfig
@@ -52,7 +51,6 @@ class Cost:
     epoch_seconds: float
     peak_bytes: int
     checkpoint_bytes: int
-    compiled: bool = False
 
 
 def kinds(space: "Space", epochs: int) -> list[tuple[TrainConfig, float]]:
@@ -118,8 +116,7 @@ def measure(settings: Any, kinds: Sequence[tuple[TrainConfig, float]], splits: S
     for config, share in kinds:
         beside = [remote.remote(config, shared, settings.device, threads) for _ in range(settings.concurrency)]
         seconds, peaks, sizes = zip(*ray.get(beside), strict=True)
-        compiled = machine.compile_pays(config, len(splits.train), settings.device)
-        costs.append(Cost(config, share, sum(seconds) / len(seconds), max(peaks), max(sizes), compiled))
+        costs.append(Cost(config, share, sum(seconds) / len(seconds), max(peaks), max(sizes)))
     return costs
 
 
@@ -229,10 +226,6 @@ def text(settings: Any, costs: Sequence[Cost], found: dict[str, float], rates: M
         lines.append(
             f"Epochs a minute of all trials on one GPU: {together}. "
             f"A search of this space here runs {slots_that_pay(rates)} a GPU from now on."
-        )
-    if (compiled := sum(cost.share for cost in costs if cost.compiled)) > 0:
-        lines.append(
-            f"Compiled        {compiled:.0%} of the space: its trials are long enough, and will be a bit quicker."
         )
     minutes = {name: value / 60 for name, value in found.items() if "seconds" in name}
     return "\n".join(

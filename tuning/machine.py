@@ -3,26 +3,17 @@
 import math
 import os
 import re
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tuning.errors import UserError, unknown_name
-
-if TYPE_CHECKING:
-    from tuning.config import TrainConfig
 
 GPU_BYTES_FOR_A_TRIAL = 8 << 30
 GPU_ROOM = 0.9  # Of a GPU's memory is for tensors; the rest is for what CUDA keeps for each process.
 # Of NVIDIA, WSL, Jetson, AMD. torch takes two seconds to say that there is no GPU; an error must not wait for that.
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvmap", "/dev/kfd")
-# Compiling took 42 s for the 3 blocks of resnet8 and 79 s for the 9 of resnet20, side by side (width 16, batch 128,
-# bf16, two cores with AMX); resnet8 then trained 2,720 images/s a core (mean of two rounds) instead of 2,240 (of three,
-# 1,937 to 2,511: a busy machine), with huge pages in both.
-COMPILE_SECONDS, COMPILE_SECONDS_A_BLOCK = 24.0, 6.0
-SAVED_SECONDS_AN_IMAGE = 75e-6
 
 
 def plan_slots(
@@ -142,6 +133,15 @@ def hardware() -> dict[str, Any]:
     return {"cpu": cpu, "cores": cores(), "gpus": gpus}
 
 
+def instruction_set() -> str:
+    """Returns a text that differs where code made for this very processor may not run."""
+    import platform
+
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^(?:flags|Features)\s*: (.*)", info.read_text(), re.MULTILINE) if info.exists() else None
+    return f"{platform.machine()} {found[1] if found else platform.processor()}"
+
+
 def git_commit() -> str | None:
     """Returns the commit of the project's checkout; None where it is none."""
     import subprocess
@@ -149,27 +149,3 @@ def git_commit() -> str | None:
     folder = Path(__file__).parent
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
-
-
-def compile_pays(config: "TrainConfig", n_images: int, device_type: str) -> bool:
-    """Returns whether compiling the step takes less than half of the time that it saves in a training of full length.
-
-    Half, because the saving was measured at 31 to 141 us an image on a busy machine, and trainings stop early. It
-    depends on the configuration and the machine alone, not on epochs left or on what is cached, so that a training that
-    was interrupted goes on to the same numbers. Only the small family was measured, on a CPU, in bf16.
-
-    Args:
-        config: Its architecture and epochs count.
-        n_images: Train images an epoch.
-        device_type: "cpu" or "cuda".
-    """
-    blocks = {"resnet8": 3, "resnet14": 6, "resnet20": 9}.get(config.architecture)
-    other = config.image_size is not None or config.width < 16 or config.precision == "fp32"
-    if blocks is None or device_type != "cpu" or other:
-        return False
-    saved = config.epochs * n_images * SAVED_SECONDS_AN_IMAGE
-    return saved > 2 * (COMPILE_SECONDS + blocks * COMPILE_SECONDS_A_BLOCK) and _compiler_found()
-
-
-def _compiler_found() -> bool:
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))

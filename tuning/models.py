@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from tuning.config import TrainConfig
 from tuning.errors import UserError
+from tuning.norm import Norm
 
 Builder = Callable[[TrainConfig, int, int, bool], nn.Module]
 
@@ -22,18 +23,18 @@ class Block(nn.Module):
     def __init__(self, n_in: int, n_out: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(n_out)
+        self.norm1 = Norm(n_out)
         self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(n_out)
+        self.norm2 = Norm(n_out)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or n_in != n_out:
-            self.shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
+            self.shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), Norm(n_out))
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the block's output."""
-        y = functional.relu(self.norm1(self.conv1(x)), inplace=True)
-        y = self.norm2(self.conv2(y))
-        return functional.relu(y + self.shortcut(x), inplace=True)
+        y = self.norm1(self.conv1(x), rectified=True)
+        result: Tensor = self.norm2(self.conv2(y), self.shortcut(x), rectified=True)
+        return result
 
 
 class SmallResNet(nn.Module):
@@ -46,9 +47,7 @@ class SmallResNet(nn.Module):
 
     def __init__(self, blocks: int, width: int, channels: int, n_classes: int) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
-        )
+        self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1, bias=False), Norm(width))
         stages: list[nn.Module] = []
         n_in = width
         for stage in range(3):
@@ -62,7 +61,8 @@ class SmallResNet(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns logits (N, n_classes) and features (N, 4 * width) of images (N, C, H, W)."""
-        features = self.stages(self.stem(images)).mean(dim=(2, 3))
+        convolution, norm = self.stem
+        features = self.stages(norm(convolution(images), rectified=True)).mean(dim=(2, 3))
         return self.head(features), features
 
 

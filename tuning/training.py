@@ -8,7 +8,6 @@ import copy
 import functools
 import gc
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from tuning import acceleration, machine
+from tuning import acceleration
 from tuning.acceleration import Logits, autocast, faster_precision
 from tuning.config import TrainConfig
 from tuning.data import Labelled, Splits, normalise, to_tensors, train_batches
@@ -88,8 +87,7 @@ class Training:
             much memory. The gradient is that of the whole batch, but for batch normalisation, which sees the parts.
         lrs: Learning rate of each epoch, instead of a "plateau" schedule's: there are no fresh images to judge by where
             the valid ones are trained on.
-        accelerated: Whether the step is made quicker by `acceleration.accelerate`; None: on a GPU, and on a CPU where
-            `machine.compile_pays`.
+        accelerated: Whether the step is captured by `acceleration.accelerate`; None: on a GPU.
 
     Raises:
         UserError: Pretrained weights were asked for and cannot be had.
@@ -119,8 +117,7 @@ class Training:
             self.model = build_model(config, splits.channels, splits.n_classes).to(self.device)
         self.n_parameters = count_parameters(self.model)
         if accelerated is None:
-            pays = self.precision == "bf16" and machine.compile_pays(config, len(splits.train), self.device.type)
-            accelerated = (pays or self.device.type == "cuda") and accumulation == 1
+            accelerated = self.device.type == "cuda" and accumulation == 1
         self._logits = Logits(self.model, self.precision)
         # Made in the first epoch: loading a state comes before.
         self._whole_batch: Callable[[Tensor], Tensor] | None = None if accelerated else self._logits
@@ -242,7 +239,7 @@ class Training:
     def _gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Adds a batch's gradients to the parameters'; returns its mean loss and how many were labelled rightly."""
         losses, rights = [], []
-        # Another size, as the last batch may have, would have to be compiled or captured, too.
+        # Another size, as the last batch may have, would have to be captured, too.
         whole = len(images) == self.config.batch_size and self.accumulation == 1
         forward = self._whole_batch if whole and self._whole_batch is not None else self._logits
         for part, truth in zip(images.chunk(self.accumulation), labels.chunk(self.accumulation), strict=True):
@@ -380,7 +377,6 @@ def _factor_of_epoch(step: int, *, factors: Sequence[float], steps_per_epoch: in
 def prepare(threads: int) -> None:
     """Sets what torch keeps for the whole process: threads on a CPU, denormal numbers flushed to zero; frees a GPU."""
     torch.set_num_threads(threads)
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(threads))  # A trial compiles on its own cores.
     torch.set_flush_denormal(True)
     if torch.cuda.is_initialized():  # By a trial before, in the same worker.
         gc.collect()

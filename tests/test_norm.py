@@ -1,0 +1,180 @@
+"""`tuning.norm`: what the kernels give is what torch gives, and where they cannot be used torch does it."""
+
+import ctypes
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tuning import norm
+from tuning.config import TrainConfig
+from tuning.models import build_model
+from tuning.norm import Norm, compiled
+
+TYPES = list(norm.DEFINES)
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    compiled.cache_clear()
+    yield
+    compiled.cache_clear()
+    torch.set_num_threads(n)
+
+
+def batch(dtype: torch.dtype, *shape: int, offset: float = 0.0, seed: int = 0) -> Tensor:
+    numbers = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) + offset
+    return numbers.to(dtype).to(memory_format=torch.channels_last).requires_grad_()
+
+
+def used(layer: Norm, *given: Any, **options: Any) -> Tensor:
+    """Returns the result; it must come from the kernels."""
+    result: Tensor = layer(*given, **options)
+    assert type(result.grad_fn).__name__ == "_FusedBackward"
+    return result
+
+
+def plain(layer: nn.BatchNorm2d, x: Tensor, added: Tensor | None, rectified: bool) -> Tensor:
+    """Returns the same in float32 operations of torch."""
+    y = nn.BatchNorm2d.forward(layer, x.float())
+    y = y if added is None else y + added.float()
+    return y.relu() if rectified else y
+
+
+@needs_compiler
+@pytest.mark.parametrize("rectified", [True, False])
+@pytest.mark.parametrize("with_added", [True, False])
+@pytest.mark.parametrize("shape", [(8, 16, 6, 6), (3, 24, 5, 5), (2, 320, 2, 2), (5, 3, 1, 7), (2, 512, 1, 1)])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_values_gradients_and_running_statistics_are_those_of_torch(
+    dtype: torch.dtype, shape: tuple[int, ...], with_added: bool, rectified: bool
+) -> None:
+    found = []
+    for fused in (True, False):
+        layer = Norm(shape[1])
+        with torch.no_grad():
+            layer.weight.copy_(torch.linspace(-1, 2, shape[1]))
+            layer.bias.copy_(torch.linspace(1, -1, shape[1]))
+        x, other = batch(dtype, *shape, offset=3), batch(dtype, *shape, seed=1)
+        gradient = batch(dtype, *shape, seed=2).detach()
+        given = other if with_added else None
+        y = used(layer, x, given, rectified=rectified) if fused else plain(layer, x, given, rectified)
+        y.backward(gradient.to(y.dtype))
+        results = [y, x.grad, layer.weight.grad, layer.bias.grad, layer.running_mean, layer.running_var]
+        found.append([*results, *([other.grad] if with_added else []), layer.num_batches_tracked])
+    # A number next to zero may be let through by one ReLU and not by the other, so few numbers may differ by more.
+    for own, theirs in zip(*found, strict=True):
+        assert own is not None and theirs is not None and own.shape == theirs.shape
+        off = (own.float() - theirs.float()).abs() > norm.TOLERANCE[dtype] * theirs.float().abs().max()
+        assert off.float().mean() <= (0.01 if dtype == torch.bfloat16 and rectified else 0)
+
+
+@needs_compiler
+def test_numbers_far_from_zero_keep_their_variance() -> None:
+    x = batch(torch.float32, 64, 16, 8, 8, offset=1000)
+    y = used(Norm(16), x)
+    torch.testing.assert_close(y.var(dim=(0, 2, 3)), torch.ones(16), rtol=1e-3, atol=0)
+    torch.testing.assert_close(y.mean(dim=(0, 2, 3)), torch.zeros(16), rtol=0, atol=1e-2)
+
+
+@needs_compiler
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_what_is_not_finite_stays_so(dtype: torch.dtype, bad: float) -> None:
+    """A training that diverges must be noticed: ReLU must not make 0 of it."""
+    x = batch(dtype, 4, 16, 6, 6).detach()
+    x[1, 2, 3, 4] = bad
+    y = used(Norm(16), x.requires_grad_(), rectified=True)
+    assert not y[:, 2].isfinite().any() and y[:, [0, 1, *range(3, 16)]].isfinite().all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("architecture", ["resnet8", "resnet14"])
+def test_a_network_has_the_same_gradients_and_state_dict(
+    architecture: Any, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = batch(torch.float32, 16, 1, 12, 12).detach()
+    found = []
+    for kernels in (True, False):
+        if not kernels:
+            monkeypatch.setattr(norm, "compiled", lambda dtype: None)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = build_model(TrainConfig(architecture=architecture), channels=1, n_classes=4).train()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+            logits, _ = model(images)
+        nn.functional.cross_entropy(logits.float(), torch.arange(16) % 4).backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append((gradient, dict(model.state_dict())))
+    (own, state), (theirs, other) = found
+    assert (own - theirs).norm() <= (0.05 if precision == "bf16" else 1e-4) * theirs.norm()
+    assert state.keys() == other.keys()
+    tolerance = 0.02 if precision == "bf16" else 1e-5
+    assert all(
+        torch.allclose(state[name].float(), other[name].float(), rtol=tolerance, atol=tolerance) for name in state
+    )
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer, x: (layer.eval(), x),
+        lambda layer, x: (layer, x.contiguous()),
+        lambda layer, x: (torch.set_num_threads(2), (layer, x))[1],
+    ],
+    ids=["evaluation", "channels first", "two threads"],
+)
+def test_elsewhere_torch_does_it(change: Any) -> None:
+    layer, x = change(Norm(16), batch(torch.float32, 4, 16, 6, 6))
+    y = layer(x, x, rectified=True)
+    assert type(y.grad_fn).__name__ == "ReluBackward0"
+    assert torch.allclose(y, plain(layer, x, x, True), atol=1e-5)
+
+
+def test_without_a_compiler_torch_does_it_and_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert compiled(torch.float32) is None
+    y = Norm(16)(batch(torch.float32, 4, 16, 6, 6), rectified=True)
+    assert type(y.grad_fn).__name__ == "ReluBackward0"
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("void forward(", "says .*norm.c:1"),
+        ("void other(void) {}", "undefined symbol: forward"),
+        (Path(norm.SOURCE).read_text().replace("second * inverse[c];", "second;"), r"its results differ by \d"),
+        (Path(norm.SOURCE).read_text().replace("value < 0 ? 0", "value < 0 ? 1"), r"its results differ by \d"),
+    ],
+    ids=["does not compile", "lacks a function", "another gradient", "another value"],
+)
+def test_what_cannot_be_compiled_or_gives_other_numbers_is_not_used(
+    source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "norm.c").write_text(source)
+    monkeypatch.setattr(norm, "SOURCE", tmp_path / "norm.c")
+    monkeypatch.setenv("TUNING_CACHE", str(tmp_path))
+    with pytest.warns(UserWarning, match=f"^norm.c could not be used, and training is slower for it: .*{message}"):
+        assert compiled(torch.float32) is None
+
+
+@needs_compiler
+def test_it_is_compiled_once_a_source_and_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNING_CACHE", str(tmp_path))
+    for _ in range(2):
+        assert isinstance(compiled(torch.bfloat16), ctypes.CDLL)
+        compiled.cache_clear()
+    [made] = (tmp_path / "kernels").iterdir()
+    monkeypatch.setattr(norm.machine, "instruction_set", lambda: "another")
+    assert compiled(torch.bfloat16) is not None
+    assert {path.name for path in (tmp_path / "kernels").iterdir()} > {made.name}
