@@ -34,33 +34,40 @@ static inline number narrow(float value) { return value; }
 static inline float relu(float value) { return value < 0 ? 0 : value; }
 static inline float passed(float gradient, number output) { return wide(output) <= 0 ? 0 : gradient; }
 
-#define EACH for (long i = 0; i < n; i += width) for (long j = 0; j < width; j++)
+#define BETWEEN(from, to) for (long i = from; i < to; i += width) for (long j = 0; j < width; j++)
+#define EACH BETWEEN(0, n)
+
+/* A long sum in single precision loses digits: those of so many rounds of the outer loop are added up in double. */
+#define SUMS(first, second, body)                                                                     \
+    for (long from = 0, to; from < n; from = to) {                                                    \
+        to = from + 64 * width < n ? from + 64 * width : n;                                           \
+        for (long j = 0; j < width; j++) sum[j] = product[j] = 0;                                     \
+        BETWEEN(from, to) body                                                                        \
+        for (long j = 0; j < width; j++) {                                                            \
+            first[j % channels] += sum[j];                                                            \
+            second[j % channels] += product[j];                                                       \
+        }                                                                                             \
+    }
 
 /* y = relu(weight * (x - mean) / deviation + bias + added); without `added`, or without ReLU, where that is not wanted.
    Writes the batch's mean and inverse deviation, and takes them into the running ones. */
 void forward(const number *restrict x, const number *restrict added, number *restrict y, long n, long channels,
              long width, const float *weight, const float *bias, float *mean, float *inverse, float *running_mean,
              float *running_variance, float momentum, float epsilon, int rectified) {
-    float pivot[width], sum[width], square[width], factor[width], offset[width];
-    for (long j = 0; j < width; j++) {
+    float pivot[width], sum[width], product[width], factor[width], offset[width];
+    double first[channels], second[channels], rows = (double)n / channels;
+    for (long c = 0; c < channels; c++) first[c] = second[c] = 0;
+    for (long j = 0; j < width; j++)
         pivot[j] = wide(x[j % channels]); /* Near the mean, so that the squares do not drown what is sought. */
-        sum[j] = square[j] = 0;
-    }
-    EACH {
+    SUMS(first, second, {
         float value = wide(x[i + j]) - pivot[j];
         sum[j] += value;
-        square[j] += value * value;
-    }
-    double rows = (double)n / channels;
+        product[j] += value * value;
+    })
     for (long c = 0; c < channels; c++) {
-        double first = 0, second = 0;
-        for (long j = c; j < width; j += channels) {
-            first += sum[j] / rows;
-            second += square[j] / rows;
-        }
-        double variance = second - first * first;
+        double shift = first[c] / rows, variance = second[c] / rows - shift * shift;
         variance = variance < 0 ? 0 : variance;
-        mean[c] = pivot[c] + first;
+        mean[c] = pivot[c] + shift;
         inverse[c] = 1 / sqrt(variance + epsilon);
         running_mean[c] += momentum * (mean[c] - running_mean[c]);
         running_variance[c] += momentum * (variance * rows / (rows - 1) - running_variance[c]);
@@ -85,36 +92,29 @@ void backward(const number *restrict x, const number *restrict y, const number *
               number *restrict by_x, number *restrict by_added, long n, long channels, long width, const float *weight,
               const float *mean, const float *inverse, float *by_weight, float *by_bias) {
     float centre[width], sum[width], product[width], of_gradient[width], of_x[width], offset[width];
-    for (long j = 0; j < width; j++) {
-        centre[j] = mean[j % channels];
-        sum[j] = product[j] = 0;
-    }
+    double first[channels], second[channels], rows = (double)n / channels;
+    for (long c = 0; c < channels; c++) first[c] = second[c] = 0;
+    for (long j = 0; j < width; j++) centre[j] = mean[j % channels];
     if (y)
-        EACH {
+        SUMS(first, second, {
             float value = passed(wide(gradient[i + j]), y[i + j]);
             sum[j] += value;
             product[j] += value * (wide(x[i + j]) - centre[j]);
-        }
+        })
     else
-        EACH {
+        SUMS(first, second, {
             float value = wide(gradient[i + j]);
             sum[j] += value;
             product[j] += value * (wide(x[i + j]) - centre[j]);
-        }
-    double rows = (double)n / channels;
+        })
     for (long c = 0; c < channels; c++) {
-        double first = 0, second = 0;
-        for (long j = c; j < width; j += channels) {
-            first += sum[j];
-            second += product[j];
-        }
-        by_bias[c] = first;
-        by_weight[c] = second * inverse[c];
-        double scale = (double)weight[c] * inverse[c], slope = -scale * inverse[c] * inverse[c] * second / rows;
+        by_bias[c] = first[c];
+        by_weight[c] = second[c] * inverse[c];
+        double scale = (double)weight[c] * inverse[c], slope = -scale * inverse[c] * inverse[c] * second[c] / rows;
         for (long j = c; j < width; j += channels) {
             of_gradient[j] = scale;
             of_x[j] = slope;
-            offset[j] = -scale * first / rows - slope * mean[c];
+            offset[j] = -scale * first[c] / rows - slope * mean[c];
         }
     }
 #define BY_X(value) narrow((value) * of_gradient[j] + wide(x[i + j]) * of_x[j] + offset[j])
