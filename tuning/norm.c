@@ -44,9 +44,13 @@ static inline float passed(float gradient, number output) { return wide(output) 
         for (long j = 0; j < width; j++) sum[j] = product[j] = 0;                                     \
         BETWEEN(from, to) body                                                                        \
         for (long j = 0; j < width; j++) {                                                            \
-            first[j % channels] += sum[j];                                                            \
-            second[j % channels] += product[j];                                                       \
+            first[j] += sum[j];                                                                       \
+            second[j] += product[j];                                                                  \
         }                                                                                             \
+    }                                                                                                 \
+    for (long j = channels; j < width; j++) {                                                         \
+        first[j % channels] += first[j];                                                              \
+        second[j % channels] += second[j];                                                            \
     }
 
 /* y = relu(weight * (x - mean) / deviation + bias + added); without `added`, or without ReLU, where that is not wanted.
@@ -55,8 +59,8 @@ void forward(const number *restrict x, const number *restrict added, number *res
              long width, const float *weight, const float *bias, float *mean, float *inverse, float *running_mean,
              float *running_variance, float momentum, float epsilon, int rectified) {
     float pivot[width], sum[width], product[width], factor[width], offset[width];
-    double first[channels], second[channels], rows = (double)n / channels;
-    for (long c = 0; c < channels; c++) first[c] = second[c] = 0;
+    double first[width], second[width], rows = (double)n / channels;
+    for (long j = 0; j < width; j++) first[j] = second[j] = 0;
     for (long j = 0; j < width; j++)
         pivot[j] = wide(x[j % channels]); /* Near the mean, so that the squares do not drown what is sought. */
     SUMS(first, second, {
@@ -92,21 +96,22 @@ void backward(const number *restrict x, const number *restrict y, const number *
               number *restrict by_x, number *restrict by_added, long n, long channels, long width, const float *weight,
               const float *mean, const float *inverse, float *by_weight, float *by_bias) {
     float centre[width], sum[width], product[width], of_gradient[width], of_x[width], offset[width];
-    double first[channels], second[channels], rows = (double)n / channels;
-    for (long c = 0; c < channels; c++) first[c] = second[c] = 0;
+    double first[width], second[width], rows = (double)n / channels;
+    for (long j = 0; j < width; j++) first[j] = second[j] = 0;
     for (long j = 0; j < width; j++) centre[j] = mean[j % channels];
-    if (y)
+    if (y) {
         SUMS(first, second, {
             float value = passed(wide(gradient[i + j]), y[i + j]);
             sum[j] += value;
             product[j] += value * (wide(x[i + j]) - centre[j]);
         })
-    else
+    } else {
         SUMS(first, second, {
             float value = wide(gradient[i + j]);
             sum[j] += value;
             product[j] += value * (wide(x[i + j]) - centre[j]);
         })
+    }
     for (long c = 0; c < channels; c++) {
         by_bias[c] = first[c];
         by_weight[c] = second[c] * inverse[c];
