@@ -1,21 +1,20 @@
-"""`tuning.norm`: what the kernels give is what torch gives, and where they cannot be used torch does it."""
+"""`tuning.norm` and `tuning.shortcut`: the kernels give what torch gives, and where they cannot, it does."""
 
-import ctypes
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tuning import norm
+from tuning import kernels
 from tuning.config import TrainConfig
 from tuning.models import build_model
-from tuning.norm import Norm, compiled
+from tuning.norm import Norm
+from tuning.shortcut import convolve_both
 
-TYPES = list(norm.DEFINES)
+TYPES = list(kernels.DEFINES)
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 
 
@@ -23,9 +22,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a 
 def one_thread() -> Iterator[None]:
     n = torch.get_num_threads()
     torch.set_num_threads(1)
-    compiled.cache_clear()
     yield
-    compiled.cache_clear()
     torch.set_num_threads(n)
 
 
@@ -67,12 +64,15 @@ def test_values_gradients_and_running_statistics_are_those_of_torch(
         given = other if with_added else None
         y = used(layer, x, given, rectified=rectified) if fused else plain(layer, x, given, rectified)
         y.backward(gradient.to(y.dtype))
-        results = [y, x.grad, layer.weight.grad, layer.bias.grad, layer.running_mean, layer.running_var]
+        layer.eval()
+        with torch.no_grad():
+            evaluated = layer(x, given, rectified=rectified) if fused else plain(layer, x, given, rectified)
+        results = [y, evaluated, x.grad, layer.weight.grad, layer.bias.grad, layer.running_mean, layer.running_var]
         found.append([*results, *([other.grad] if with_added else []), layer.num_batches_tracked])
     # A number next to zero may be let through by one ReLU and not by the other, so few numbers may differ by more.
     for own, theirs in zip(*found, strict=True):
         assert own is not None and theirs is not None and own.shape == theirs.shape
-        off = (own.float() - theirs.float()).abs() > norm.TOLERANCE[dtype] * theirs.float().abs().max()
+        off = (own.float() - theirs.float()).abs() > kernels.TOLERANCE[dtype] * theirs.float().abs().max()
         assert off.float().mean() <= (0.01 if dtype == torch.bfloat16 and rectified else 0)
 
 
@@ -111,6 +111,31 @@ def test_what_is_not_finite_stays_so(dtype: torch.dtype, bad: float) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("side", [(6, 6), (5, 8), (1, 3)])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_two_convolutions_of_stride_2_are_those_of_torch(
+    dtype: torch.dtype, side: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for fused in (True, False):
+        if not fused:
+            monkeypatch.setattr(kernels, "trusted", lambda dtype, deviation: None)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            layers = nn.Conv2d(3, 8, 3, 2, padding=1, bias=False), nn.Conv2d(3, 8, 1, 2, bias=False)
+        x = batch(dtype, 4, 3, *side)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            y, short = convolve_both(x, *layers)
+        assert type(y.grad_fn).__name__ == ("_BothBackward" if fused else "ConvolutionBackward0")
+        by_y, by_short = (batch(dtype, *y.shape, seed=seed).detach() for seed in (1, 2))
+        torch.autograd.backward((y, short), (by_y, by_short))
+        found.append([y, short, x.grad, *(layer.weight.grad for layer in layers)])
+    for own, theirs in zip(*found, strict=True):
+        assert own is not None and theirs is not None and own.dtype == theirs.dtype
+        assert kernels.largest([own], [theirs]) <= (1e-2 if dtype == torch.bfloat16 else 1e-6)
+
+
+@needs_compiler
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("architecture", ["resnet8", "resnet14"])
 def test_a_network_has_the_same_gradients_and_state_dict(
@@ -118,9 +143,9 @@ def test_a_network_has_the_same_gradients_and_state_dict(
 ) -> None:
     images = batch(torch.float32, 16, 1, 12, 12).detach()
     found = []
-    for kernels in (True, False):
-        if not kernels:
-            monkeypatch.setattr(norm, "compiled", lambda dtype: None)
+    for fused in (True, False):
+        if not fused:
+            monkeypatch.setattr(kernels, "trusted", lambda dtype, deviation: None)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = build_model(TrainConfig(architecture=architecture), channels=1, n_classes=4).train()
@@ -142,7 +167,7 @@ def test_a_network_has_the_same_gradients_and_state_dict(
 @pytest.mark.parametrize(
     "change",
     [
-        lambda layer, x: (layer.eval(), x),
+        lambda layer, x: (layer.eval(), x),  # With gradients: for what is asked of a model that is trained.
         lambda layer, x: (layer, x.contiguous()),
         lambda layer, x: (torch.set_num_threads(2), (layer, x))[1],
     ],
@@ -153,43 +178,3 @@ def test_elsewhere_torch_does_it(change: Any) -> None:
     y = layer(x, x, rectified=True)
     assert type(y.grad_fn).__name__ == "ReluBackward0"
     assert torch.allclose(y, plain(layer, x, x, True), atol=1e-5)
-
-
-def test_without_a_compiler_torch_does_it_and_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert compiled(torch.float32) is None
-    y = Norm(16)(batch(torch.float32, 4, 16, 6, 6), rectified=True)
-    assert type(y.grad_fn).__name__ == "ReluBackward0"
-
-
-@needs_compiler
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("void forward(", "says .*norm.c:1"),
-        ("void other(void) {}", "undefined symbol: forward"),
-        (Path(norm.SOURCE).read_text().replace("second[c] * inverse[c];", "second[c];"), r"its results differ by \d"),
-        (Path(norm.SOURCE).read_text().replace("value < 0 ? 0", "value < 0 ? 1"), r"its results differ by \d"),
-    ],
-    ids=["does not compile", "lacks a function", "another gradient", "another value"],
-)
-def test_what_cannot_be_compiled_or_gives_other_numbers_is_not_used(
-    source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "norm.c").write_text(source)
-    monkeypatch.setattr(norm, "SOURCE", tmp_path / "norm.c")
-    monkeypatch.setenv("TUNING_CACHE", str(tmp_path))
-    with pytest.warns(UserWarning, match=f"^norm.c could not be used, and training is slower for it: .*{message}"):
-        assert compiled(torch.float32) is None
-
-
-@needs_compiler
-def test_it_is_compiled_once_a_source_and_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TUNING_CACHE", str(tmp_path))
-    for _ in range(2):
-        assert isinstance(compiled(torch.bfloat16), ctypes.CDLL)
-        compiled.cache_clear()
-    [made] = (tmp_path / "kernels").iterdir()
-    monkeypatch.setattr(norm.machine, "instruction_set", lambda: "another")
-    assert compiled(torch.bfloat16) is not None
-    assert {path.name for path in (tmp_path / "kernels").iterdir()} > {made.name}

@@ -1,7 +1,7 @@
 """What makes a training step quick on a device: its precision and, on a GPU, a CUDA graph.
 
 `accelerate` does not trust it: a step that cannot be captured, or that gives other gradients than the model itself, is
-left as it is, with a warning. (On a CPU `torch.compile` gave less than `tuning.norm` does, after a minute.)
+left as it is, with a warning. (On a CPU `torch.compile` gave less than `tuning.kernels` do, after a minute.)
 """
 
 import functools

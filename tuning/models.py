@@ -13,6 +13,7 @@ from torch.nn import functional
 from tuning.config import TrainConfig
 from tuning.errors import UserError
 from tuning.norm import Norm
+from tuning.shortcut import convolve_both
 
 Builder = Callable[[TrainConfig, int, int, bool], nn.Module]
 
@@ -26,14 +27,19 @@ class Block(nn.Module):
         self.norm1 = Norm(n_out)
         self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
         self.norm2 = Norm(n_out)
-        self.shortcut: nn.Module = nn.Identity()
+        self.shortcut = nn.Sequential()  # Empty, it gives what it is given.
         if stride != 1 or n_in != n_out:
             self.shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), Norm(n_out))
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the block's output."""
-        y = self.norm1(self.conv1(x), rectified=True)
-        result: Tensor = self.norm2(self.conv2(y), self.shortcut(x), rectified=True)
+        if self.shortcut:
+            convolution, norm = self.shortcut
+            y, short = convolve_both(x, self.conv1, convolution)
+            short = norm(short)
+        else:
+            y, short = self.conv1(x), x
+        result: Tensor = self.norm2(self.conv2(self.norm1(y, rectified=True)), short, rectified=True)
         return result
 
 
@@ -62,7 +68,8 @@ class SmallResNet(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns logits (N, n_classes) and features (N, 4 * width) of images (N, C, H, W)."""
         convolution, norm = self.stem
-        features = self.stages(norm(convolution(images), rectified=True)).mean(dim=(2, 3))
+        y = self.stages(norm(convolution(images), rectified=True))
+        features = y.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)  # As it lies in memory: its gradient is faster so.
         return self.head(features), features
 
 

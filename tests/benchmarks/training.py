@@ -4,8 +4,8 @@
 
 Prints a row a measurement. `plain`: a `DataLoader` over PIL images, Adam, fp32, no augmentation, batch 64. `fit`: ours,
 with crop, flip and erase, and an evaluation after each epoch on a valid split of a full epoch's proportion; reporting
-and checkpoints are not in it. `fit, torch`: the same without the kernels of `tuning.norm`. `ceiling`: the same network
-and optimizer on one batch in memory, and nothing else. All but `plain` have huge pages, as trials do.
+and checkpoints are not in it. `fit, torch`: the same without our kernels. `ceiling`: the same network and optimizer on
+one batch in memory, and nothing else. All but `plain` have huge pages, as trials do.
 `matrix product`: torch's, 4096 x 4096. Processes that run side by side begin together and keep working until the last
 of them has its figure; their figures are added. Shares are of the time of `fit`; `times_plain` compares with the
 fastest plain row of the network; GFLOP/s count two operations a multiply-add, forward and backward, as torch's
@@ -31,7 +31,7 @@ from plain import ItemByItem, plain_epoch, plain_model
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from tuning import machine, norm, training
+from tuning import kernels, machine, training
 from tuning.config import TrainConfig
 from tuning.data import DATASETS, Labelled, Splits, load_train, make_splits, normalise
 from tuning.models import build_model
@@ -166,7 +166,7 @@ def fit(job: Job, seconds: float, clock: Clock) -> Iterator[float]:
     everything = load_train("fashion-mnist")
     part = _part(everything, 2 * job.batch)
     if job.loop == "fit, torch":
-        norm.compiled = lambda dtype: None
+        kernels.trusted = lambda dtype, deviation: None
     probe = training.Training(job.config.model_copy(update={"epochs": 3}), part, seed=0)
     images_per_second = list(training.fit(probe))[-1].images_per_second
     n_batches = min(max(2, round(images_per_second * seconds / 2 / job.batch)), 50_000 // job.batch)

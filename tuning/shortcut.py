@@ -1,0 +1,76 @@
+"""`convolve_both`: the two convolutions of stride 2 that a block begins with where the images get smaller.
+
+The shortcut's 1x1 convolution reads one number in four. On a CPU core these are taken out first, and its gradient is
+added to the 3x3 convolution's where they were. torch goes through all of them, and adds up two whole gradients.
+"""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from tuning import kernels
+
+
+def convolve_both(x: Tensor, convolution: nn.Conv2d, shortcut: nn.Module) -> tuple[Tensor, Tensor]:
+    """Returns two convolutions of stride 2 of `x` (N, C, H, W), a 3x3 and a 1x1 one: twice (N, filters, H/2, W/2)."""
+    cast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != x.dtype
+    whole = x.requires_grad and x.is_contiguous(memory_format=torch.channels_last)
+    halving = isinstance(shortcut, nn.Conv2d) and shortcut.stride == (2, 2)
+    if whole and halving and kernels.suit(x) and not cast:
+        library = kernels.trusted(x.dtype, deviation)
+        if library is not None:
+            weights = convolution.weight.to(x.dtype), shortcut.weight.to(x.dtype)
+            results: tuple[Tensor, Tensor] = _Both.apply(library, x, *weights)
+            return results
+    return convolution(x), shortcut(x)
+
+
+class _Both(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        context: Any, library: ctypes.CDLL, x: Tensor, weight: Tensor, shortcut: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        n, channels, height, width = x.shape
+        size = (n, channels, (height + 1) // 2, (width + 1) // 2)
+        second = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+        context.library, context.sizes = library, kernels.longs(n, height, width, channels)
+        library.every_second(*kernels.pointers(x, second), *context.sizes, 0)
+        context.save_for_backward(x, second, weight, shortcut)
+        return torch.conv2d(x, weight, stride=2, padding=1), torch.conv2d(second, shortcut)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, second, weight, shortcut = context.saved_tensors
+        by_x, by_weight = _backward(gradients[0], x, weight, stride=2, padding=1)
+        by_second, by_shortcut = _backward(gradients[1], second, shortcut, stride=1, padding=0)
+        context.library.every_second(*kernels.pointers(by_x, by_second), *context.sizes, 1)
+        return None, by_x, by_weight, by_shortcut
+
+
+def _backward(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[Tensor, Tensor]:
+    """Returns the gradients of a convolution by its input, channels last, and by its weights."""
+    by_x, by_weight, _ = torch.ops.aten.convolution_backward(
+        gradient, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, [True, True, False]
+    )
+    return by_x.contiguous(memory_format=torch.channels_last), by_weight
+
+
+def deviation(library: ctypes.CDLL, dtype: torch.dtype) -> float:
+    """Returns by how much `convolve_both` differs from torch's own, with these kernels; see `kernels.trusted`."""
+    shapes = (3, 16, 5, 6), (32, 16, 3, 3), (32, 16, 1, 1), (3, 32, 3, 3), (3, 32, 3, 3)
+    found = []
+    for own in (True, False):
+        generator = torch.Generator().manual_seed(0)
+        numbers = [torch.randn(*shape, generator=generator).to(dtype) for shape in shapes]
+        x, weight, shortcut = (one.to(memory_format=torch.channels_last).requires_grad_() for one in numbers[:3])
+        if own:
+            y = _Both.apply(library, x, weight, shortcut)
+        else:
+            y = torch.conv2d(x, weight, stride=2, padding=1), torch.conv2d(x, shortcut, stride=2)
+        torch.autograd.backward(y, numbers[3:])
+        found.append([*y, x.grad, weight.grad, shortcut.grad])
+    return kernels.largest(*found)
