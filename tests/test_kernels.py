@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from tuning import kernels, norm, shortcut
+from tuning.config import TrainConfig
 from tuning.kernels import trusted
+from tuning.models import build_model
 from tuning.norm import Norm
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
@@ -40,11 +42,12 @@ def test_without_a_compiler_torch_does_it_and_nothing_is_said(monkeypatch: pytes
         (norm.deviation, "void norm_forward(", "void (", "says .*kernels.c:"),
         (norm.deviation, "void norm_forward(", "void another(", "undefined symbol: norm_forward"),
         (norm.deviation, "second[c] * inverse[c];", "second[c];", r"its results differ by \d"),
+        (norm.deviation, "by_bias[c] = first[c];", "by_bias[c] = NAN;", "its results differ by nan"),
         (norm.deviation, "value < 0 ? 0", "value < 0 ? 1", r"its results differ by \d"),
         (norm.deviation, "mean[c] = running_mean[c];", "mean[c] = 0;", r"its results differ by \d"),
         (shortcut.deviation, " + wide(half[j])", "", r"its results differ by \d"),
     ],
-    ids=["does not compile", "lacks a function", "gradient", "value", "evaluation", "shortcut"],
+    ids=["does not compile", "lacks a function", "gradient", "nan", "value", "evaluation", "shortcut"],
 )
 def test_what_cannot_be_compiled_or_gives_other_numbers_is_not_used(
     deviation: Callable[..., float],
@@ -76,10 +79,25 @@ def test_they_can_be_asked_for_first_where_nothing_is_differentiated(
 @needs_compiler
 def test_it_is_compiled_once_a_source_and_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNING_CACHE", str(tmp_path))
+    times = []
     for _ in range(2):
         assert isinstance(trusted(torch.bfloat16, norm.deviation), ctypes.CDLL)
         trusted.cache_clear()
-    [made] = (tmp_path / "kernels").iterdir()
+        [made] = (tmp_path / "kernels").iterdir()
+        times.append(made.stat().st_mtime_ns)
+    assert times[0] == times[1]
     monkeypatch.setattr(kernels.machine, "instruction_set", lambda: "another")
     assert trusted(torch.bfloat16, norm.deviation) is not None
     assert {path.name for path in (tmp_path / "kernels").iterdir()} > {made.name}
+
+
+@needs_compiler
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_a_model_is_exported_in_torchs_own_operations(with_gradients: bool) -> None:
+    model = build_model(TrainConfig(architecture="resnet8"), channels=1, n_classes=4)
+    images = torch.randn(4, 1, 12, 12)
+    with torch.set_grad_enabled(with_gradients):
+        exported = torch.export.export(model.train(with_gradients), (images,), strict=False)
+        torch.testing.assert_close(exported.module()(images)[0], model(images)[0])
+    assert trusted(torch.float32, norm.deviation) is not None
+    assert trusted(torch.float32, shortcut.deviation) is not None

@@ -1,6 +1,8 @@
 """`tuning.norm` and `tuning.shortcut`: the kernels give what torch gives, and where they cannot, it does."""
 
+import copy
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tuning import kernels
+from tuning import kernels, norm
 from tuning.config import TrainConfig
 from tuning.models import build_model
 from tuning.norm import Norm
@@ -51,9 +53,12 @@ def plain(layer: nn.BatchNorm2d, x: Tensor, added: Tensor | None, rectified: boo
 @pytest.mark.parametrize("shape", [(8, 16, 6, 6), (3, 24, 5, 5), (2, 320, 2, 2), (5, 3, 1, 7), (2, 512, 1, 1)])
 @pytest.mark.parametrize("dtype", TYPES)
 def test_values_gradients_and_running_statistics_are_those_of_torch(
-    dtype: torch.dtype, shape: tuple[int, ...], with_added: bool, rectified: bool
+    dtype: torch.dtype, shape: tuple[int, ...], with_added: bool, rectified: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
+    found, calls = [], []
+    assert kernels.trusted(dtype, norm.deviation) is not None
+    forward = norm._forward
+    monkeypatch.setattr(norm, "_forward", lambda *given: (calls.append(1), forward(*given))[1])
     for fused in (True, False):
         layer = Norm(shape[1])
         with torch.no_grad():
@@ -69,10 +74,11 @@ def test_values_gradients_and_running_statistics_are_those_of_torch(
             evaluated = layer(x, given, rectified=rectified) if fused else plain(layer, x, given, rectified)
         results = [y, evaluated, x.grad, layer.weight.grad, layer.bias.grad, layer.running_mean, layer.running_var]
         found.append([*results, *([other.grad] if with_added else []), layer.num_batches_tracked])
+    assert len(calls) == 2  # In training and in evaluation.
     # A number next to zero may be let through by one ReLU and not by the other, so few numbers may differ by more.
     for own, theirs in zip(*found, strict=True):
         assert own is not None and theirs is not None and own.shape == theirs.shape
-        off = (own.float() - theirs.float()).abs() > kernels.TOLERANCE[dtype] * theirs.float().abs().max()
+        off = ~((own.float() - theirs.float()).abs() <= kernels.TOLERANCE[dtype] * theirs.float().abs().max())
         assert off.float().mean() <= (0.01 if dtype == torch.bfloat16 and rectified else 0)
 
 
@@ -135,6 +141,18 @@ def test_two_convolutions_of_stride_2_are_those_of_torch(
         assert kernels.largest([own], [theirs]) <= (1e-2 if dtype == torch.bfloat16 else 1e-6)
 
 
+def nodes(result: Tensor) -> Counter[str]:
+    """Returns how many operations of each kind there are in the graph of a result."""
+    seen, found, rest = set(), Counter[str](), [result.grad_fn]
+    while rest:
+        node = rest.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            found[type(node).__name__] += 1
+            rest += [before for before, _ in node.next_functions]
+    return found
+
+
 @needs_compiler
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("architecture", ["resnet8", "resnet14"])
@@ -151,7 +169,11 @@ def test_a_network_has_the_same_gradients_and_state_dict(
             model = build_model(TrainConfig(architecture=architecture), channels=1, n_classes=4).train()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
             logits, _ = model(images)
-        nn.functional.cross_entropy(logits.float(), torch.arange(16) % 4).backward()
+        loss = nn.functional.cross_entropy(logits.float(), torch.arange(16) % 4)
+        made = nodes(loss)
+        blocks = {"resnet8": 3, "resnet14": 6}[architecture]
+        assert (made["_FusedBackward"], made["_BothBackward"]) == ((1 + 2 * blocks + 2, 2) if fused else (0, 0))
+        loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         found.append((gradient, dict(model.state_dict())))
     (own, state), (theirs, other) = found
@@ -163,18 +185,121 @@ def test_a_network_has_the_same_gradients_and_state_dict(
     )
 
 
+def unlike(layer: Norm, **attributes: Any) -> Norm:
+    for name, value in attributes.items():
+        setattr(layer, name, value)
+    return layer
+
+
 @needs_compiler
 @pytest.mark.parametrize(
-    "change",
+    ("layer", "change"),
     [
-        lambda layer, x: (layer.eval(), x),  # With gradients: for what is asked of a model that is trained.
-        lambda layer, x: (layer, x.contiguous()),
-        lambda layer, x: (torch.set_num_threads(2), (layer, x))[1],
+        (Norm(16), lambda x: torch.set_num_threads(2)),
+        (Norm(16).eval(), lambda x: None),
+        (Norm(16), lambda x: x.detach().contiguous()),
+        (Norm(16, affine=False), lambda x: None),
+        (Norm(16, track_running_stats=False), lambda x: None),
+        (unlike(Norm(16), momentum=None), lambda x: None),
+        (Norm(16).bfloat16(), lambda x: x.detach().bfloat16()),
+        (Norm(16).double(), lambda x: x.detach().double()),
+        (Norm(16), lambda x: x.detach()[:, :, :1].expand(4, 16, 6, 6)),
     ],
-    ids=["evaluation", "channels first", "two threads"],
+    ids=[
+        "two threads",
+        "evaluation with gradients",
+        "channels first",
+        "no weights",
+        "no running statistics",
+        "mean of all batches",
+        "bf16 weights",
+        "double",
+        "expanded",
+    ],
 )
-def test_elsewhere_torch_does_it(change: Any) -> None:
-    layer, x = change(Norm(16), batch(torch.float32, 4, 16, 6, 6))
+def test_what_the_kernels_do_not_do_torch_does(layer: Norm, change: Any) -> None:
+    x = batch(torch.float32, 4, 16, 6, 6)
+    changed = change(x)
+    x = x if changed is None else changed.requires_grad_()
+    twin = copy.deepcopy(layer)
     y = layer(x, x, rectified=True)
     assert type(y.grad_fn).__name__ == "ReluBackward0"
-    assert torch.allclose(y, plain(layer, x, x, True), atol=1e-5)
+    assert torch.equal(y, (nn.BatchNorm2d.forward(twin, x) + x).relu())
+    with torch.no_grad():  # Only here the kernels evaluate.
+        y = layer.eval()(x)
+        assert torch.allclose(y, nn.BatchNorm2d.forward(twin.eval(), x), atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("added", "x"),
+    [
+        (batch(torch.bfloat16, 4, 16, 6, 6), batch(torch.float32, 4, 16, 6, 6)),
+        (batch(torch.float32, 4, 16, 6, 6), batch(torch.bfloat16, 4, 16, 6, 6)),
+        (batch(torch.float32, 4, 16, 1, 1), batch(torch.float32, 4, 16, 6, 6)),
+        (batch(torch.float32, 4, 16, 6, 6).detach().contiguous(), batch(torch.float32, 4, 16, 6, 6)),
+    ],
+    ids=["narrower", "wider", "broadcast", "channels first"],
+)
+def test_what_is_added_may_be_of_another_kind(added: Tensor, x: Tensor) -> None:
+    y = Norm(16)(x, added)
+    assert type(y.grad_fn).__name__ == "AddBackward0"
+    assert torch.equal(y, nn.BatchNorm2d(16)(x) + added)
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(4, 32, 6, 6), (1, 16, 1, 1)], ids=["channels", "one number a channel"])
+def test_what_torch_refuses_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises((RuntimeError, ValueError), match=r"should contain 32 elements|more than 1 value per channel"):
+        Norm(16)(batch(torch.float32, *shape))
+
+
+def convolutions(**options: Any) -> tuple[nn.Conv2d, nn.Conv2d]:
+    short = {name: value for name, value in options.items() if name != "padding"}
+    both = {"stride": 2, "bias": False}
+    return nn.Conv2d(16, 16, 3, **({"padding": 1} | both | options)), nn.Conv2d(16, 16, 1, **(both | short))
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("layers", "change"),
+    [
+        (convolutions(), lambda x: torch.set_num_threads(2)),
+        (convolutions(), lambda x: x.detach().requires_grad_(False)),
+        (convolutions(), lambda x: x.detach().contiguous().requires_grad_()),
+        (tuple(layer.eval() for layer in convolutions()), lambda x: None),
+        (convolutions(bias=True), lambda x: None),
+        (convolutions(stride=1), lambda x: None),
+        (convolutions(stride=(2, 1)), lambda x: None),
+        (convolutions(padding=0), lambda x: None),
+        (convolutions(groups=2), lambda x: None),
+    ],
+    ids=[
+        "two threads",
+        "no gradients",
+        "channels first",
+        "evaluation",
+        "bias",
+        "stride 1",
+        "two strides",
+        "padding",
+        "groups",
+    ],
+)
+def test_convolutions_of_another_kind_are_torchs(layers: tuple[nn.Conv2d, nn.Conv2d], change: Any) -> None:
+    x = batch(torch.float32, 4, 16, 6, 6)
+    changed = change(x)
+    x = x if changed is None else changed
+    results = convolve_both(x, *layers)
+    assert type(results[0].grad_fn).__name__ == "ConvolutionBackward0"
+    assert all(torch.equal(result, layer(x)) for result, layer in zip(results, layers, strict=True))
+
+
+@needs_compiler
+def test_a_wider_type_than_autocasts_is_narrowed_first() -> None:
+    x, layers = batch(torch.float32, 4, 16, 6, 6), convolutions()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        results = convolve_both(x, *layers)
+    assert [result.dtype for result in results] == [torch.bfloat16] * 2
+    with pytest.raises(RuntimeError, match="type"):
+        convolve_both(batch(torch.bfloat16, 4, 16, 6, 6), *layers)

@@ -58,8 +58,8 @@ static inline float passed(float gradient, float output) { return output <= 0 ? 
     }
 
 /* y = relu(weight * (x - mean) / deviation + bias + added); without `added`, or without ReLU, where that is not wanted.
-   In training, mean and deviation are the batch's: it writes the mean and the inverse deviation, and takes both into the
-   running ones. Otherwise it uses these. */
+   In training mean and deviation are the batch's, and are taken into the running ones; otherwise they are these. It writes
+   the mean and the inverse deviation. */
 void norm_forward(const number *restrict x, const number *restrict added, number *restrict y, long n, long channels,
              long width, const float *weight, const float *bias, float *mean, float *inverse, float *running_mean,
              float *running_variance, float momentum, float epsilon, int rectified, int training) {

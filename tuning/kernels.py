@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tuning import machine
 from tuning.fetch import cache_dir
@@ -33,8 +33,10 @@ TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-4}
 
 
 def suit(x: Tensor) -> bool:
-    """Returns whether there may be kernels for this tensor, in this process."""
-    return x.device.type == "cpu" and torch.get_num_threads() == 1 and x.dtype in DEFINES
+    """Returns whether there may be kernels for a tensor, here; not where torch only records what is done to it."""
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    there = type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu" and x.dtype in DEFINES
+    return there and torch.get_num_threads() == 1 and not recorded
 
 
 @functools.cache
@@ -64,9 +66,9 @@ def trusted(dtype: torch.dtype, deviation: Callable[[ctypes.CDLL, torch.dtype], 
 
 
 def largest(own: list[Tensor], theirs: list[Tensor]) -> float:
-    """Returns the largest difference of two lists of results, as a share of the largest number of each."""
+    """Returns the largest difference of two lists of results, as a share of the largest number of each, or nan."""
     pairs = [(one.detach().float(), other.detach().float()) for one, other in zip(own, theirs, strict=True)]
-    return max(float((one - other).abs().max() / other.abs().max()) for one, other in pairs)
+    return float(torch.stack([(one - other).abs().max() / other.abs().max() for one, other in pairs]).max())
 
 
 def pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
@@ -82,7 +84,8 @@ def longs(*numbers: int) -> list[ctypes.c_long]:
 def _library(compiler: str, dtype: torch.dtype) -> Path:
     """Returns the compiled file, which is made where the cache has none for this source, compiler and processor."""
     command = [compiler, *FLAGS, *NATIVE, *DEFINES[dtype]]
-    made_of = f"{SOURCE.read_text()}{command}{machine.instruction_set()}"
+    version = Path(compiler).resolve()
+    made_of = f"{SOURCE.read_text()}{command}{version}{version.stat().st_mtime_ns}{machine.instruction_set()}"
     path = cache_dir("kernels") / f"{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,5 +100,7 @@ def _library(compiler: str, dtype: torch.dtype) -> Path:
             )
             if done.returncode:
                 raise RuntimeError(f"{compiler} says {done.stderr.strip()}")
+            with new.open("rb") as made:
+                os.fsync(made.fileno())  # What a power cut left of it would end the process that loads it.
             new.replace(path)
     return path

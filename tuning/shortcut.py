@@ -14,18 +14,30 @@ from torch.autograd.function import once_differentiable
 from tuning import kernels
 
 
-def convolve_both(x: Tensor, convolution: nn.Conv2d, shortcut: nn.Module) -> tuple[Tensor, Tensor]:
-    """Returns two convolutions of stride 2 of `x` (N, C, H, W), a 3x3 and a 1x1 one: twice (N, filters, H/2, W/2)."""
-    cast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != x.dtype
-    whole = x.requires_grad and x.is_contiguous(memory_format=torch.channels_last)
-    halving = isinstance(shortcut, nn.Conv2d) and shortcut.stride == (2, 2)
-    if whole and halving and kernels.suit(x) and not cast:
-        library = kernels.trusted(x.dtype, deviation)
+def convolve_both(x: Tensor, convolution: nn.Module, shortcut: nn.Module) -> tuple[Tensor, Tensor]:
+    """Returns two convolutions of stride 2 of `x` (N, C, H, W), a 3x3 and a 1x1 one: twice (N, filters, H/2, W/2).
+
+    Hooks of the two layers are called only where torch does it.
+    """
+    if x.requires_grad and x.is_contiguous(memory_format=torch.channels_last) and kernels.suit(x):
+        weights = [_weight(x, layer, size) for layer, size in ((convolution, 3), (shortcut, 1))]
+        library = kernels.trusted(x.dtype, deviation) if None not in weights else None
         if library is not None:
-            weights = convolution.weight.to(x.dtype), shortcut.weight.to(x.dtype)
             results: tuple[Tensor, Tensor] = _Both.apply(library, x, *weights)
             return results
     return convolution(x), shortcut(x)
+
+
+def _weight(x: Tensor, layer: nn.Module, size: int) -> Tensor | None:
+    """Returns a layer's weight in the type of `x`, or None where the layer is another than ours or not in training."""
+    if type(layer) is not nn.Conv2d or not layer.training or layer.bias is not None:
+        return None
+    ours = (size, size), (2, 2), (size // 2, size // 2), (1, 1), 1, "zeros"
+    if (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode) != ours:
+        return None
+    cast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if cast else layer.weight.dtype
+    return layer.weight.to(dtype) if dtype == x.dtype else None
 
 
 class _Both(torch.autograd.Function):
