@@ -61,8 +61,8 @@ static inline float passed(float gradient, float output) { return output <= 0 ? 
    In training mean and deviation are the batch's, and are taken into the running ones; otherwise they are these. It writes
    the mean and the inverse deviation. */
 void norm_forward(const number *restrict x, const number *restrict added, number *restrict y, long n, long channels,
-             long width, const float *weight, const float *bias, float *mean, float *inverse, float *running_mean,
-             float *running_variance, float momentum, float epsilon, int rectified, int training) {
+                  long width, const float *weight, const float *bias, float *mean, float *inverse, float *running_mean,
+                  float *running_variance, float momentum, float epsilon, int rectified, int training) {
     float pivot[width], sum[width], product[width], factor[width], offset[width];
     double first[width], second[width], rows = (double)n / channels;
     for (long j = 0; j < width; j++) first[j] = second[j] = 0;

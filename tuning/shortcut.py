@@ -20,10 +20,11 @@ def convolve_both(x: Tensor, convolution: nn.Module, shortcut: nn.Module) -> tup
     Hooks of the two layers are called only where torch does it.
     """
     if x.requires_grad and x.is_contiguous(memory_format=torch.channels_last) and kernels.suit(x):
-        weights = [_weight(x, layer, size) for layer, size in ((convolution, 3), (shortcut, 1))]
-        library = kernels.trusted(x.dtype, deviation) if None not in weights else None
+        weight, short = _weight(x, convolution, 3), _weight(x, shortcut, 1)
+        ours = weight is not None and short is not None
+        library = kernels.trusted(x.dtype, deviation) if ours else None
         if library is not None:
-            results: tuple[Tensor, Tensor] = _Both.apply(library, x, *weights)
+            results: tuple[Tensor, Tensor] = _Both.apply(library, x, weight, short)
             return results
     return convolution(x), shortcut(x)
 
