@@ -27,13 +27,11 @@ class Norm(nn.BatchNorm2d):
     def forward(self, x: Tensor, added: Tensor | None = None, *, rectified: bool = False) -> Tensor:
         """Returns relu(normalised x + added), without the addition or the ReLU where that is not asked for."""
         library = self._library(x, added)
-        if library is not None and self.training:
-            if self.num_batches_tracked is not None:
+        if library is not None:
+            if self.training and self.num_batches_tracked is not None:
                 self.num_batches_tracked.add_(1)
             result: Tensor = _Fused.apply(library, self, x, added, self.weight, self.bias, rectified)
             return result
-        if library is not None:
-            return _forward(library, self, x, added, self.weight, self.bias, rectified)[0]
         y = super().forward(x)
         y = y if added is None else y + added
         return functional.relu(y, inplace=True) if rectified else y
@@ -64,7 +62,16 @@ class _Fused(torch.autograd.Function):
         bias: Tensor,
         rectified: bool,
     ) -> Tensor:
-        y, mean, inverse = _forward(library, norm, x, added, weight, bias, rectified)
+        y, mean, inverse = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+        library.norm_forward(
+            *kernels.pointers(x, added, y),
+            *_sizes(x),
+            *kernels.pointers(weight, bias, mean, inverse, norm.running_mean, norm.running_var),
+            ctypes.c_float(norm.momentum),  # type: ignore[arg-type]  # None is for torch.
+            ctypes.c_float(norm.eps),
+            int(rectified),
+            int(norm.training),
+        )
         context.library, context.rectified, context.added = library, rectified, added is not None
         context.save_for_backward(x, y if rectified and context.added else None, weight, bias, mean, inverse)
         return y
@@ -85,29 +92,6 @@ class _Fused(torch.autograd.Function):
         if context.added and by_added is None:
             by_added = gradient
         return None, None, by_x, by_added, by_weight, by_bias, None
-
-
-def _forward(
-    library: ctypes.CDLL,
-    norm: nn.BatchNorm2d,
-    x: Tensor,
-    added: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    rectified: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns y, and the mean and the inverse deviation that it comes from, (C,)."""
-    y, mean, inverse = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
-    library.norm_forward(
-        *kernels.pointers(x, added, y),
-        *_sizes(x),
-        *kernels.pointers(weight, bias, mean, inverse, norm.running_mean, norm.running_var),
-        ctypes.c_float(norm.momentum),  # type: ignore[arg-type]  # None is for torch.
-        ctypes.c_float(norm.eps),
-        int(rectified),
-        int(norm.training),
-    )
-    return y, mean, inverse
 
 
 def _for_each_channel(channels: int, one: Tensor | None) -> bool:
