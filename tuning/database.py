@@ -205,11 +205,12 @@ def problem(error: BaseException, folder: Path) -> UserError | None:
     while cause is not None:
         text = str(cause)
         if "database or disk is full" in text:
-            return UserError(f"{DISK_FULL} while writing {folder / FILE}. Free some space, then run the command again.")
+            file = folder / FILE
+            return UserError(f"{DISK_FULL} while writing {file}. Free some space, then run the command again.")
         if "disk I/O error" in text or "readonly database" in text or "unable to open database file" in text:
             return UserError(
-                f"{folder / FILE} cannot be written any more ({text.splitlines()[0]}). What was written before is kept: "
-                "look after the disk, then resume the run."
+                f"{folder / FILE} cannot be written any more ({text.splitlines()[0]}). What was written before is "
+                "kept: look after the disk, then resume the run."
             )
         cause = cause.__cause__ or getattr(cause, "orig", None)
     return None

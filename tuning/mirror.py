@@ -289,7 +289,8 @@ class Known:
     @staticmethod
     def of(study: bytes, epochs: bytes, trials: bytes) -> "Known":
         """Returns what the study knows, and of its trials the frames, too; a line that is cut off is none."""
-        values, states = {}, {}
+        values: dict[tuple[int, int], float] = {}
+        states: dict[int, tuple[str, str]] = {}
         with contextlib.suppress(sqlite3.DatabaseError, KeyError):
             values, states = facts(study)
         known, ended = set(values), {(n, start) for n, (state, start) in states.items() if state != "RUNNING"}

@@ -298,7 +298,7 @@ def whole_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def mend(run: Run, note: Callable[[str], None]) -> None:
-    """Makes the frames of a run readable before it is resumed: what is damaged is kept, and written anew from the study.
+    """Makes the frames of a run readable before it is resumed: what is damaged is kept, and written anew.
 
     Args:
         run: Nothing else may write to it.

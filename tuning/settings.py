@@ -66,8 +66,8 @@ def of_run(run: results.Run) -> Settings:
         problem = error.errors()[0]
         name = ".".join(["settings", *(str(part) for part in problem["loc"])])
         raise UserError(
-            f"{run.path / 'meta.json'} is damaged, or of another version (schema {meta.get('schema', 'none')}): {name}: "
-            f"{problem['msg'].lower()}. Put back a copy of it; the frames can be read without it."
+            f"{run.path / 'meta.json'} is damaged, or of another version (schema {meta.get('schema', 'none')}): "
+            f"{name}: {problem['msg'].lower()}. Put back a copy of it; the frames can be read without it."
         ) from error
 
 

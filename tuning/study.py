@@ -516,4 +516,4 @@ def _is_whole(path: Path, n_rows: int) -> bool:
 
 
 def _total(rows: Sequence[Mapping[str, Any]], name: str) -> float:
-    return sum(row[name] for row in rows if not math.isnan(row[name]))
+    return math.fsum(row[name] for row in rows if not math.isnan(row[name]))
