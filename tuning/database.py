@@ -53,14 +53,28 @@ class Connection(sqlite3.Connection):
 
 def storage(folder: Path) -> "optuna.storages.RDBStorage":
     """Returns Optuna's storage over the study of a run folder; any path will do, as it is never made a URL."""
-    import optuna
-
     path = folder.absolute() / FILE
 
     def connect() -> sqlite3.Connection:
         return sqlite3.connect(path, timeout=SECONDS_FOR_A_LOCK, factory=Connection, check_same_thread=False)
 
-    return optuna.storages.RDBStorage(f"sqlite:///{FILE}", engine_kwargs={"creator": connect})
+    return _opened(folder, {"creator": connect})
+
+
+def _opened(folder: Path, engine: dict[str, Any]) -> "optuna.storages.RDBStorage":
+    """Returns Optuna's storage; the URL only says of which kind it is.
+
+    Raises:
+        UserError: Another version of Optuna wrote its tables.
+    """
+    import optuna
+
+    try:
+        return optuna.storages.RDBStorage(f"sqlite:///{FILE}", engine_kwargs=engine)
+    except RuntimeError as error:
+        if "table schema" not in str(error):
+            raise
+        raise UserError(f"{folder / FILE} was written by another version of Optuna: {error}") from error
 
 
 def studies(folder: Path) -> dict[str, int]:
@@ -112,7 +126,7 @@ def load(folder: Path) -> "optuna.Study":
     with damaged(folder), _quiet():
         return optuna.load_study(
             study_name=next(iter(names)),
-            storage=optuna.storages.RDBStorage(f"sqlite:///{FILE}", engine_kwargs=kept),
+            storage=_opened(folder, kept),
             sampler=optuna.samplers.RandomSampler(seed=0),
             pruner=optuna.pruners.NopPruner(),
         )
@@ -214,6 +228,15 @@ def problem(error: BaseException, folder: Path) -> UserError | None:
             )
         cause = cause.__cause__ or getattr(cause, "orig", None)
     return None
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns what SQLite says of a disk that takes no more into a UserError; see `problem`."""
+    try:
+        yield
+    except Exception as error:
+        raise problem(error, folder) or error from error
 
 
 @contextlib.contextmanager

@@ -99,12 +99,13 @@ class Lease:
         self.lost, self._end = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
 
-    def take(self, note: Callable[[str], None], patience: float = LEASE_SECONDS) -> None:
+    def take(self, note: Callable[[str], None], patience: float | None = None) -> None:
         """Takes the lease and renews it from now on; waits until that of a process that may be dead has run out.
 
         Raises:
             UserError: Another process holds it, or the storage cannot be reached.
         """
+        patience = LEASE_SECONDS if patience is None else patience
         found = self._store.read(self._name)
         holder = _parsed(found)
         if found and not (is_here(holder) and not is_alive(holder)):
@@ -117,7 +118,7 @@ class Lease:
                     f"{masked(self._uri)} is in use: {described(_parsed(now))} works on it. Wait until that has ended, "
                     "or end it, then run the command again."
                 )
-        self._write()
+        self._store.write(self._name, json.dumps(self._own).encode())
         self._thread.start()
 
     def release(self) -> None:
@@ -132,24 +133,25 @@ class Lease:
     def _renew(self) -> None:
         quick = Store(self._uri, patience=0.0)
         while not self._end.wait(BEAT_SECONDS):
-            try:
-                found = _parsed(quick.read(self._name))
-                if found and found.get("lease") != self._own["lease"]:
-                    self.lost.set()
-                    self._on_lost(
-                        UserError(
-                            f"{described(found)} has taken over {masked(self._uri)}, because this process could not "
-                            f"reach the storage for {LEASE_SECONDS:.0f} s. What is there is left to it."
-                        )
-                    )
-                    return
-                self._own["beat"] += 1
-                quick.write(self._name, json.dumps(self._own).encode())
-            except UserError:  # The storage is away; the mirror says so.
-                continue
+            if not self.beat(quick):
+                return
 
-    def _write(self) -> None:
-        self._store.write(self._name, json.dumps(self._own).encode())
+    def beat(self, store: Store) -> bool:
+        """Renews the lease, once; returns False where another process has it."""
+        with contextlib.suppress(UserError):  # The storage is away; the mirror says so.
+            found = _parsed(store.read(self._name))
+            if found and found.get("lease") != self._own["lease"]:
+                self.lost.set()
+                self._on_lost(
+                    UserError(
+                        f"{described(found)} has taken over {masked(self._uri)}, because this process could not "
+                        f"reach the storage for {LEASE_SECONDS:.0f} s. What is there is left to it."
+                    )
+                )
+                return False
+            self._own["beat"] += 1
+            store.write(self._name, json.dumps(self._own).encode())
+        return True
 
 
 def myself(what: str) -> dict[str, Any]:

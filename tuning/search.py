@@ -31,6 +31,8 @@ from tuning.settings import (
 from tuning.stopping import Stop
 
 if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
+
     from tuning.data import Splits
     from tuning.jobs import Job
     from tuning.progress import Progress
@@ -65,7 +67,6 @@ def search(
             or another process has the run in its storage.
     """
     from tuning import schedulers
-    from tuning.study import RunStudy
 
     before = files.read_json(path / "meta.json").get("split_hash")
     if resumed and before not in (None, splits.split_hash):
@@ -74,6 +75,23 @@ def search(
             "Its trials could not be compared with new ones. Name the folder of the former ones with --data-dir."
         )
     sampler = schedulers.SAMPLERS[settings.sampler](_sampler_seed(settings.seed, path), N_STARTUP)
+    with database.writing(path):
+        _search(settings, path, splits, space, progress, sampler, resumed=resumed)
+
+
+def _search(
+    settings: Settings,
+    path: Path,
+    splits: "Splits",
+    space: "Space",
+    progress: "Progress",
+    sampler: "BaseSampler",
+    *,
+    resumed: bool,
+) -> None:
+    """Does what `search` says, with its sampler."""
+    from tuning.study import RunStudy
+
     study = RunStudy(path, space, sampler, epochs=settings.epochs, seed=settings.seed, minimize=settings.minimize)
     if resumed:
         record.go_on(path, settings, study.last_moment, study.now())
@@ -185,21 +203,26 @@ def run_trials(
     for leftover in (path / "trials").glob("*"):
         if leftover.is_file():  # Ray's own state, pickled: the study and the frames are the record to go on from.
             leftover.unlink()
-    if stop.problem is not None:
-        _close_after(stop.problem, study)
-        raise database.problem(stop.problem, path) or stop.problem
-    # What was interrupted stays as it is, to be gone on with; a budget that is spent is an end.
-    study.close(stopped_by=None if stop.reason == "interrupt" else stop.reason or "search")
-    return stop.reason
+    return end_trials(stop, study, path)
 
 
-def _close_after(problem: BaseException, study: "RunStudy") -> None:
-    """Closes a study that could not be written to, perhaps, so that it can be resumed."""
+def end_trials(stop: Stop, study: "RunStudy", path: Path) -> str | None:
+    """Ends what still runs, closes the study, and returns why the search ended before its samples were done, or None.
+
+    Trials that were interrupted stay as they are, to be resumed; a budget that is spent is an end.
+
+    Raises:
+        UserError: A problem ended the search that the user can mend; any other exception is raised as it is.
+    """
+    if stop.problem is None:
+        study.close(stopped_by=None if stop.reason == "interrupt" else stop.reason or "search")
+        return stop.reason
     try:
         study.close(stopped_by=None)
     except Exception as error:  # The first problem is the one to show.
-        problem.add_note(f"Closing the study failed, too: {error}")
+        stop.problem.add_note(f"Closing the study failed, too: {error}")
         study.abandon()
+    raise stop.problem
 
 
 def _mlflow_callbacks(settings: Settings, path: Path) -> list[Any]:
@@ -275,7 +298,7 @@ def usable_space(space: "Space", settings: Settings, progress: "Progress") -> "S
 
 def _sampler_seed(seed: int, path: Path) -> int:
     """Returns the sampler's seed: the run's, moved on by the trials there are, so that a resumed one draws anew."""
-    return (seed * 1_000_003 + len(results.Run(path).trials)) % 2**31
+    return (seed * 1_000_003 + max(database.studies(path).values(), default=0)) % 2**31
 
 
 def main(

@@ -1,0 +1,569 @@
+"""A machine that plays the user: searches, kills, full disks, other machines, in any order; nothing that ended is lost.
+
+    python tests/test_nothing_lost.py --sequences 10000      (a quarter of a second a sequence; the tests run 200)
+
+Trials are replayed, not trained: what a worker would report, the test makes up. All else is the search's own code. A
+process that is killed writes nothing more; its open files are what it had written by then.
+"""
+
+import argparse
+import contextlib
+import errno
+import random
+import shutil
+import sqlite3
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import optuna
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from tuning import checkpoints, database, files, locks, mirror, record, results, search, storage, study
+from tuning.errors import DISK_FULL, UserError
+from tuning.settings import Settings
+from tuning.spaces import Space, load_space
+from tuning.stopping import Stop
+
+SPACE = """
+GPU_ONLY = {"width": [32, 64]}
+FIRST = [{"width": 64, "lr": 0.1, "pretrained": False}, {"width": 8, "lr": 0.2, "pretrained": False}]
+def space(trial):
+    return {
+        "width": trial.suggest_categorical("width", [8, 16, 32, 64]),
+        "learning_rate": trial.suggest_float("lr", 1e-3, 1.0, log=True),
+        "flip": trial.suggest_categorical("pretrained", [True, False]),
+    }
+"""
+EPOCHS = 3
+HEAD: dict[str, str] = {}  # What Optuna says is its newest revision of its tables.
+SPLITS: Any = SimpleNamespace(split_hash="s", valid_hash="v")
+
+
+class Killed(BaseException):
+    """Nobody catches it, as nobody catches SIGKILL."""
+
+
+class Disk:
+    """Every write of the process goes through here: it may be cut in the middle, fail, or be the last one.
+
+    Attributes:
+        fault: "kill", "cut" (killed in the middle of a write), "full" or "".
+        left: Writes until it happens.
+        dead: The process was killed, and writes no more.
+    """
+
+    def __init__(self) -> None:
+        self.fault, self.left, self.dead, self.happened = "", 0, False, False
+        self.storages: list[optuna.storages.RDBStorage] = []
+
+    def plan(self, fault: str, left: int) -> None:
+        self.fault, self.left, self.dead, self.happened = fault, left, False, False
+        self.storages.clear()
+
+    def before_a_write(self, write_half: Callable[[], object] = lambda: None, *, full: Exception | None = None) -> None:
+        if self.dead:
+            raise Killed
+        self.left -= 1
+        if self.left >= 0 or not self.fault:
+            return
+        self.happened = True
+        if self.fault == "full":
+            write_half()
+            raise full or OSError(errno.ENOSPC, "No space left on device")
+        self.dead = True
+        if self.fault == "cut":
+            write_half()
+        raise Killed
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        disk, write, swap, unlink, stored = self, files.write, files.replace, Path.unlink, database.storage
+
+        def writes(file: Any, content: bytes) -> None:
+            def half() -> None:
+                file.write(content[: len(content) // 2])
+                file.flush()
+
+            disk.before_a_write(half)
+            write(file, content)
+
+        def replaces(temporary: str, path: Path) -> None:
+            disk.before_a_write()
+            swap(temporary, path)
+
+        def unlinks(path: Path, missing_ok: bool = False) -> None:
+            if disk.dead:
+                raise Killed
+            unlink(path, missing_ok)
+
+        class Connection(database.Connection):
+            def commit(self) -> None:
+                disk.before_a_write(full=sqlite3.OperationalError("database or disk is full"))
+                super().commit()
+
+        def opened(folder: Path) -> optuna.storages.RDBStorage:
+            disk.storages.append(stored(folder))
+            return disk.storages[-1]
+
+        patch.setattr(files, "write", writes)
+        patch.setattr(files, "replace", replaces)
+        patch.setattr(Path, "unlink", unlinks)
+        patch.setattr(database, "Connection", Connection)
+        patch.setattr(database, "storage", opened)
+
+    def bury(self, folders: list[Path]) -> None:
+        """Closes what a dead process had open, with its files as it left them: SQLite would tidy them up."""
+        was_dead, self.dead, self.fault = self.dead, False, ""
+        left = {path: path.read_bytes() for folder in folders for path in folder.glob("study.db*")}
+        for each in self.storages:
+            each.remove_session()
+            each.engine.dispose()
+        if was_dead:
+            for folder in folders:
+                for path in [*folder.glob("study.db*")]:
+                    path.unlink()
+            for path, content in left.items():
+                if not path.name.endswith("-shm"):
+                    path.write_bytes(content)
+
+
+class AtOnce(mirror.Mirror):
+    """A mirror without a thread: it sends when it is told to, so that a sequence can be played again."""
+
+    living: ClassVar[list["AtOnce"]] = []
+
+    def __enter__(self) -> "AtOnce":
+        AtOnce.living.append(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        AtOnce.living.remove(self)
+
+    def look(self) -> list[str]:
+        try:
+            if not self._lost.is_set():
+                self._send()
+        except (UserError, OSError, sqlite3.Error) as error:
+            return [str(error)]
+        return []
+
+    def finish(self, patience: float = 0.0) -> list[str]:
+        return self.look()
+
+
+class StillLease(locks.Lease):
+    """A lease without a thread: `time.sleep` of whoever waits for it renews it, if its process lives."""
+
+    living: ClassVar[list["StillLease"]] = []
+
+    def take(self, note: Callable[[str], None], patience: float | None = None) -> None:
+        self._thread = SimpleNamespace(start=lambda: StillLease.living.append(self), ident=None)  # type: ignore[assignment]
+        super().take(note, patience)
+
+    def release(self) -> None:
+        if self in StillLease.living:
+            StillLease.living.remove(self)
+        super().release()
+
+
+class User(RuleBasedStateMachine):
+    """What a user does with a run, on two machines with one storage between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = Path(tempfile.mkdtemp(prefix="user-"))
+        self.patch = pytest.MonkeyPatch()
+        self.disk = Disk()
+        self.random = random.Random(0)
+        self.steps: list[str] = []
+        self.folder: dict[str, Path] = {}
+        self.samples, self.able, self.offset = 3, {"gpu", "weights"}, 0.0
+        self.known: dict[Path, dict[int, tuple[Any, ...]]] = {}
+        self.checked: dict[Path, list[tuple[Path, int, int]]] = {}
+
+    @initialize(stored=st.booleans(), seed=st.integers(0, 2**16), able=st.sets(st.sampled_from(["gpu", "weights"])))
+    def begin(self, stored: bool, seed: int, able: set[str]) -> None:
+        self.random, self.able = random.Random(seed), able
+        self.storage = self.root / "storage" if stored else None
+        (self.root / "storage").mkdir()
+        (self.root / "space.py").write_text(SPACE)
+        for name in ("a", "b"):
+            (self.root / name / "results").mkdir(parents=True)
+        self._install()
+
+    def _install(self) -> None:
+        patch, user = self.patch, self
+
+        class Clock(datetime):
+            @classmethod
+            def now(cls, tz: Any = None) -> Any:
+                return datetime.now(tz) + timedelta(seconds=user.offset)
+
+        def sleep(seconds: float) -> None:
+            for lease in StillLease.living:
+                lease.beat(storage.Store(lease._uri, patience=0.0))
+
+        # Optuna reads its own tables' history at each opening: twice the time of all else.
+        manager: Any = optuna.storages._rdb.storage._VersionManager
+        head = manager.get_head_version
+        patch.setattr(manager, "get_head_version", lambda each: HEAD.get("is") or HEAD.setdefault("is", head(each)))
+        patch.setattr(manager, "check_table_schema_compatibility", lambda each: None)
+        patch.setattr(study, "datetime", Clock)
+        patch.setattr(record, "datetime", Clock)
+        patch.setattr(storage, "PATIENCE", 0.0)
+        patch.setattr(storage.Store.__init__, "__defaults__", (0.0,))
+        patch.setattr(mirror, "Mirror", AtOnce)
+        patch.setattr(locks, "Lease", StillLease)
+        patch.setattr(locks, "LEASE_SECONDS", 0.001)
+        patch.setattr("tuning.locks.time.sleep", sleep)
+        patch.setattr(search, "run_trials", self.replay)
+        patch.setattr(record, "conclude", lambda run: results.write_best(run) if finished(run.path) else None)
+        patch.setattr(mirror, "scratch", lambda run_id: self._scratch(run_id))
+        self.disk.install(patch)
+
+    def _scratch(self, run_id: str) -> Path:
+        folder = self.root / self.here / f"tuning-{run_id}"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def teardown(self) -> None:
+        self.patch.undo()
+        AtOnce.living.clear()
+        StillLease.living.clear()
+        shutil.rmtree(self.root)
+
+    # What the search's workers would do.
+
+    def replay(
+        self, settings: Settings, path: Path, splits: Any, run: study.RunStudy, progress: Any, stop: Stop, n_trials: int
+    ) -> str | None:
+        """Stands in for `search.run_trials`: two slots, epochs in any order, the checkpoint before the report."""
+        running: dict[int, tuple[study.Proposal, int, Path]] = {}
+        begun, run_id = 0, files.read_json(path / "meta.json")["id"]
+        interrupt_at = self.random.choice([None, None, self.random.randrange(12)])
+        try:
+            for step in range(1000):
+                if interrupt_at == step:
+                    stop.reason = "interrupt"
+                if stop.now():
+                    break
+                while len(running) < 2 and begun < n_trials and (proposal := run.ask()) is not None:
+                    folder = (self._scratch(run_id) if settings.storage else path) / "trials" / f"{proposal.number:04d}"
+                    folder.mkdir(parents=True, exist_ok=True)
+                    running[proposal.number], begun = (
+                        (proposal, self._behind(settings, path, proposal, folder), folder),
+                        begun + 1,
+                    )
+                if not running:
+                    break
+                number = self.random.choice(sorted(running))
+                self._train(settings, path, run, running, number)
+                if self.random.random() < 0.4:
+                    for each in list(AtOnce.living):
+                        each.look()
+                if self.random.random() < 0.1:
+                    self.two_at_once(path)
+        except Exception as error:
+            stop.on_problem(error)
+        return search.end_trials(stop, run, path)
+
+    def _behind(self, settings: Settings, path: Path, proposal: study.Proposal, folder: Path) -> int:
+        """Returns the epochs that the trial's checkpoint holds, fetched from the storage where it has more."""
+        own = mirror._epochs(_read(folder / mirror.PROGRESS))
+        if settings.storage and proposal.epochs > max(own, 0):
+            with contextlib.suppress(UserError):
+                store = storage.Store(record.stored_at(settings.storage, path))
+                own = max(own, mirror._epochs(store.read(f"trials/{folder.name}/{mirror.PROGRESS}")))
+        return max(own, 0)
+
+    def _train(
+        self,
+        settings: Settings,
+        path: Path,
+        run: study.RunStudy,
+        running: dict[int, tuple[study.Proposal, int, Path]],
+        number: int,
+    ) -> None:
+        proposal, behind, folder = running[number]
+        for epoch in range(1, behind + 1):  # What the checkpoint holds is told first.
+            run.report(number, result(proposal, epoch))
+        length = 1 + proposal.seed % EPOCHS
+        if behind < length:
+            files.write_bytes(folder / checkpoints.LATEST, f"{number} {behind + 1}".encode())
+            files.write_json(folder / mirror.PROGRESS, {"epochs": behind + 1})
+            behind += 1
+            run.report(number, result(proposal, behind))
+            running[number] = (proposal, behind, folder)
+            if settings.storage and self.random.random() < 0.5:
+                root = folder.parent.parent
+                part = folder.relative_to(root).as_posix()
+                AtOnce(root, record.stored_at(settings.storage, path), print, part=part).look()
+        if behind >= length:
+            if proposal.seed % 11 == 0:
+                run.fail(number, "made up")
+            else:
+                run.finish(number, "scheduler")
+            del running[number]
+
+    def two_at_once(self, path: Path) -> None:
+        """Resumes what is being searched, on this machine and, from the storage, on another one: neither may work."""
+        with pytest.raises(UserError, match="is in use"), locks.hold(path, "search"):
+            pass
+        if self.storage is not None and self.storage.exists() and StillLease.living:
+            uri = record.stored_at(str(self.storage), path)
+            with pytest.raises(UserError, match="is in use"):
+                StillLease(uri, "search", print).take(lambda text: None)
+
+    # What a user does.
+
+    def _space(self) -> Space:
+        space = load_space(str(self.root / "space.py"))
+        if "gpu" not in self.able:
+            space = space.without(space.gpu_only)
+        return space if "weights" in self.able else space.without({"pretrained": [True]})
+
+    def _settings(self) -> Settings:
+        place = None if self.storage is None else str(self.storage)
+        return Settings(
+            samples=self.samples, space="x", dataset="d", epochs=EPOCHS, seed=0, sampler="random", scheduler="none",
+            device="cpu", concurrency=2, cpus_per_trial=1.0, gpus_per_trial=0.0, train_images=None, data_dir=None,
+            max_failures=0, time_budget=None, storage=place,
+        )  # fmt: skip
+
+    @rule(
+        here=st.sampled_from(["a", "a", "b"]),
+        fault=st.sampled_from(["", "", "kill", "kill", "kill", "cut", "cut", "full"]),
+        left=st.integers(0, 150),
+    )
+    def work(self, here: str, fault: str, left: int) -> None:
+        """Begins the run, or resumes it on a machine; on the other one only from the storage."""
+        if here == "b" and (self.storage is None or not self.known):
+            here = "a"
+        self.here = here
+        before = {path: set(known) for path, known in self.known.items()}
+        notes: list[str] = []
+        progress: Any = SimpleNamespace(note=notes.append)
+        self.disk.plan(fault, left)
+        said = ""
+        try:
+            with contextlib.ExitStack() as stack:
+                path, resumed = self._open(here, stack)
+                search.search(self._resumed(path, resumed), path, SPLITS, self._space(), progress, resumed=resumed)
+        except Killed:
+            said = "killed"
+        except UserError as error:
+            said = str(error)
+        finally:
+            folders = [*self.folder.values(), *(self.root / here / "results").glob("*")]
+            self.disk.bury([folder for folder in set(folders) if folder.is_dir()])
+            AtOnce.living.clear()
+            StillLease.living.clear()
+        for path in (self.root / here / "results").glob("*/meta.json"):
+            self.folder[here] = path.parent
+        self.steps.append(f"{here} {fault}@{left}: {said or 'ended'}")
+        self._judge(here, said, before)
+
+    def _open(self, here: str, stack: contextlib.ExitStack) -> tuple[Path, bool]:
+        """Does what `search.main` does before it loads the data."""
+        root = self.root / here / "results"
+        self.patch.setattr(results, "RESULTS", root)
+        if not self.known:
+            self.patch.chdir(self.root / here)
+            path = stack.enter_context(record.claimed(None, "d", None if self.storage is None else str(self.storage)))
+            path = self.root / here / path
+            stack.enter_context(locks.hold(path, "search"))
+            record.begin(path, self._settings(), self._space())
+            return path, False
+        name = str(self.folder[here]) if here in self.folder else self._uri()
+        if "://" in name or here not in self.folder:
+            found = results.Run(mirror.fetch(name, root, retrained=True))
+        else:
+            found = record.newest(name)
+        self.folder[here] = found.path
+        stack.enter_context(locks.hold(found.path, "search"))
+        results.mend(found, lambda text: None)
+        return found.path, True
+
+    def _uri(self) -> str:
+        return str(next((self.storage or self.root).glob("*/meta.json"), self.root / "storage" / "none").parent)
+
+    def _resumed(self, path: Path, resumed: bool) -> Settings:
+        if not resumed:
+            return self._settings()
+        return replace(search.of_run(results.Run(path)), samples=self.samples)
+
+    @rule(more=st.integers(1, 2))
+    def extend(self, more: int) -> None:
+        self.samples = min(self.samples + more, 12)
+
+    @rule(able=st.sets(st.sampled_from(["gpu", "weights"])))
+    def change_abilities(self, able: set[str]) -> None:
+        self.able = able
+
+    @rule(seconds=st.sampled_from([-7200.0, -1.0, 86400.0]))
+    def move_the_clock(self, seconds: float) -> None:
+        self.offset += seconds
+
+    @rule()
+    def take_the_storage_away_or_bring_it_back(self) -> None:
+        away = self.root / "away"
+        if away.exists():
+            away.rename(self.root / "storage")
+        elif self.storage is not None and self.storage.exists():
+            self.storage.rename(away)
+
+    @rule(here=st.sampled_from(["a", "b"]), name=st.sampled_from(["other", "ü #1 50%?", "x y"]))
+    def rename(self, here: str, name: str) -> None:
+        if here in self.folder and not (target := self.folder[here].with_name(name)).exists():
+            self.folder[here].rename(target)
+            self.known[target] = self.known.pop(self.folder[here], {})
+            self.folder[here] = target
+
+    # What must hold.
+
+    def _judge(self, here: str, said: str, before: dict[Path, set[int]]) -> None:
+        allowed = (
+            "killed",
+            DISK_FULL,
+            "--storage must be",  # It is away.
+            "must be a storage with runs in it",  # Nothing of it has reached the storage yet.
+            "have diverged",
+            "cannot be written any more",
+        )
+        assert not said or any(text in said for text in allowed), self.steps
+        if "have diverged" in said:
+            assert before[self.folder[here]] - before.get(Path(self._uri()), set()) or self._unsent(here), self.steps
+        if not said:
+            path = self.folder[here]
+            trials = results.Run(path).trials
+            ran = trials[trials["attempt"] != 0]
+            if files.read_json(path / "meta.json")["stopped_by"] is None:
+                waiting = ran["state"] == "running"
+                assert len(ran) >= self.samples or self._exhausted(ran), self.steps
+                assert (ran["state"] != "running").sum() == max(self.samples - waiting.sum(), len(ran) - waiting.sum())
+                with sqlite3.connect(path / "study.db") as connection:
+                    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+                connection.close()
+
+    def _exhausted(self, ran: Any) -> bool:
+        return len(ran) > 50
+
+    def _unsent(self, here: str) -> bool:
+        own, stored = results.Run(self.folder[here]).epochs, results.Run(Path(self._uri())).epochs
+        pairs = [set(zip(each["trial"], each["epoch"], strict=True)) for each in (own, stored)]
+        return bool(pairs[0] - pairs[1])
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        places = [*self.folder.values()]
+        stored = self.root / "storage"
+        if self.storage is not None and stored.exists():
+            places += [path.parent for path in stored.glob("*/meta.json")]
+        for path in places:
+            seen = [(file, file.stat().st_mtime_ns, file.stat().st_size) for file in sorted(path.glob("[!.]*"))]
+            if not (path / "meta.json").exists() or self.checked.get(path) == seen:
+                continue
+            self.checked[path] = seen
+            now = finished(path)
+            for number, outcome in self.known.get(path, {}).items():
+                assert now.get(number) == outcome, (path, number, outcome, now.get(number), self.steps)
+            self.known[path] = now
+            check_frames(path, self.steps)
+
+
+def finished(path: Path) -> dict[int, tuple[Any, ...]]:
+    """Returns what is known of the trials of a run that have ended, by the study: as the sampler sees them."""
+    if not (path / "study.db").exists():
+        return {}
+    with contextlib.closing(sqlite3.connect(":memory:")) as copy:
+        copy.deserialize(database.snapshot(path / "study.db"))
+        if not copy.execute("SELECT 1 FROM sqlite_master WHERE name = 'trial_intermediate_values'").fetchone():
+            return {}
+        rows = copy.execute(
+            "SELECT number, state, (SELECT value FROM trial_values v WHERE v.trial_id = t.trial_id), "
+            "(SELECT COUNT(*) FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id), "
+            "(SELECT group_concat(value_json) FROM trial_user_attributes u WHERE u.trial_id = t.trial_id "
+            "AND key IN ('seed', 'started') ORDER BY key) FROM trials t WHERE state IN ('COMPLETE', 'PRUNED', 'FAIL')"
+        ).fetchall()
+    return {number: told for number, *told in rows}
+
+
+def check_frames(path: Path, steps: list[str]) -> None:
+    """Every reader works, no epoch is there twice, and the frames know nothing that the study does not."""
+    run = results.Run(path)
+    epochs, trials = run.epochs, run.trials
+    known, states = database.facts(database.snapshot(path / "study.db")) if (path / "study.db").exists() else ({}, {})
+    text = files.whole_lines(path / "epochs.csv").splitlines()[1:]
+    pairs = Counter(tuple(line.split(",")[:2]) for line in text)
+    assert not pairs or max(pairs.values()) == 1, (path, pairs, steps)
+    assert set(zip(epochs["trial"], epochs["epoch"], strict=True)) <= set(known), (path, steps)
+    assert set(trials["trial"]) <= set(states), (path, steps)
+    assert list(trials["trial"]) == sorted(set(trials["trial"])), (path, steps)
+    for row in trials.to_dict("records"):
+        if row["state"] == "complete" and row["attempt"]:
+            assert states[row["trial"]][0] == "COMPLETE", (path, row, steps)
+    if len(trials):
+        assert results.minutes(run) >= 0 and results.summary_line(run)
+
+
+def result(proposal: study.Proposal, epoch: int) -> dict[str, Any]:
+    """Returns what a worker would report: the same for the same trial and epoch, whoever trains it."""
+    accuracy = round(random.Random(proposal.seed).random() * (1 - 0.5**epoch), 6)
+    row = {"train_loss": 1.0, "train_accuracy": 0.5, "valid_loss": 1 - accuracy, "valid_accuracy": accuracy, "lr": 0.1}
+    row |= {"epoch": epoch, "epoch_seconds": 2.0, "images_per_second": 100.0, "seconds_per_image": 1e-4}
+    row |= {"n_parameters": 10, "device": "cpu", "precision": "fp32"}
+    return row | {"finished": "length" if epoch == 1 + proposal.seed % EPOCHS and proposal.seed % 5 else ""}
+
+
+def _read(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with contextlib.redirect_stdout(None):
+        yield
+
+
+def play(n: int, *, steps: int = 12, derandomize: bool = True) -> None:
+    """Plays so many sequences of so many steps at most; the first that loses something is shown, as short as can be."""
+    with quiet():
+        run_state_machine_as_test(
+            User,
+            settings=settings(
+                max_examples=n,
+                stateful_step_count=steps,
+                deadline=None,
+                derandomize=derandomize,
+                database=None,
+                report_multiple_bugs=False,
+                print_blob=False,
+                suppress_health_check=list(HealthCheck),
+                phases=(Phase.explicit, Phase.generate, Phase.shrink),
+            ),
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_whatever_a_user_does_nothing_that_ended_is_lost() -> None:
+    play(200)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sequences", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=12)
+    given = parser.parse_args()
+    play(given.sequences, steps=given.steps, derandomize=False)
+    print(f"{given.sequences} sequences of up to {given.steps} steps: nothing lost", file=sys.stderr)
