@@ -7,10 +7,12 @@ import difflib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 DISK_FULL = "No space left on the disk"
+Made = TypeVar("Made")
 
 
 class UserError(Exception):
@@ -41,6 +43,24 @@ def disk_full(path: Path | str, error: OSError) -> UserError | None:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return None
     return UserError(f"{DISK_FULL} while writing {path}. Free some space, then run the command again.")
+
+
+def each_alone(makers: Mapping[str, Callable[[], Made]], tell: Callable[[str], None]) -> dict[str, Made]:
+    """Returns what each of the makers returns, by name; one that fails is told and left out, and costs no other.
+
+    Raises:
+        UserError: The disk is full: no other would fare better.
+    """
+    made = {}
+    for name, make in makers.items():
+        try:
+            made[name] = make()
+        except Exception as error:  # A library's many ways to fail on what it did not expect.
+            if isinstance(error, UserError) and DISK_FULL in str(error):
+                raise
+            said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            tell(f"{name} cannot be made and is left out: {said}")
+    return made
 
 
 def run_command(main: Callable[..., None]) -> None:

@@ -15,7 +15,9 @@ import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
 
+from tuning import snapshot
 from tuning.analysis import equal_budget_values
 from tuning.errors import UserError
 from tuning.results import Run
@@ -31,15 +33,21 @@ def of_run(run: Run) -> pd.DataFrame:
     """Returns `assess` of a run, finished or not, over its complete and stopped trials at equal budget.
 
     Raises:
-        UserError: The run has no study.
+        UserError: The run has no study, or it is damaged.
     """
-    path = run.path.absolute() / "study.db"
-    if not path.exists():  # else Optuna would make an empty one
-        raise UserError(f"{path} must be the run's study, but got no such file.")
-    sampler = optuna.samplers.RandomSampler(seed=0)
-    with _silence():
-        study = optuna.load_study(study_name=None, storage=f"sqlite:///{path}", sampler=sampler, pruner=None)
-    return assess(study, equal_budget_values(run.trials, run.epochs))
+    with snapshot.copied(run.path) as folder, _silence():
+        storage, sampler = f"sqlite:///{folder / snapshot.STUDY}", optuna.samplers.RandomSampler(seed=0)
+        try:
+            # The oldest, as a run that 0.2.0 resumed under another folder's name has a second one.
+            name = optuna.get_all_study_names(storage)[0]
+            study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=None)
+        except (SQLAlchemyError, RuntimeError, IndexError) as error:
+            reason = next(iter(str(error).splitlines()), "") or "it is empty"
+            raise UserError(
+                f"{run.path / snapshot.STUDY} cannot be read as a study: {reason.rstrip('.')}. It is damaged, or "
+                "another version of Optuna wrote it."
+            ) from error
+        return assess(study, equal_budget_values(run.trials, run.epochs))
 
 
 def assess(study: optuna.Study, values: "pd.Series[float]", *, n_bootstrap: int = 60, seed: int = 0) -> pd.DataFrame:

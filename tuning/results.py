@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from tuning import files, mirror, storage
+from tuning import files, mirror, snapshot, storage
 from tuning.config import TrainConfig
 from tuning.errors import UserError, counted, run_command, unknown_name
 
@@ -98,6 +98,43 @@ class Run:
         return files.read_json(self.path / "meta.json")
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What the search was asked to do.
+
+        Raises:
+            UserError: `meta.json` is missing or damaged, or has no settings.
+        """
+        found = self.meta.get("settings")
+        if not isinstance(found, dict):
+            raise UserError(
+                f"{self.path / 'meta.json'} has no settings: it is damaged, or another version wrote it. "
+                "Put back a copy of it, if there is one."
+            )
+        return found
+
+    def setting(self, name: str) -> Any:
+        """Returns one of the settings; raises UserError where `meta.json` lacks it."""
+        if name not in self.settings:
+            raise UserError(
+                f"{self.path / 'meta.json'} has no setting {name!r}: it is damaged, or another version wrote it. "
+                "Put back a copy of it, if there is one."
+            )
+        return self.settings[name]
+
+    @property
+    def identity(self) -> str:
+        """What the run is, whatever its folder is called: the name of its study, which never changes.
+
+        Runs of 0.2.0 have the folder's first name there. Without a study that can be read it is the id in `meta.json`,
+        or else the folder's name.
+        """
+        try:
+            names = snapshot.study_names(self.path)
+        except UserError:
+            names = []
+        return names[0] if names else str(self.meta.get("id", self.name))
+
+    @property
     def trials(self) -> "pd.DataFrame":
         """A row a trial; columns and dtypes as in `TRIAL_COLUMNS`."""
         return read_frame(self.path / "trials.csv", TRIAL_COLUMNS)
@@ -142,6 +179,11 @@ def rank_trials(trials: "pd.DataFrame", path: Path) -> "pd.DataFrame":
             f"If nothing is running, go on with `python -m tuning.search --resume {path.name}`."
         )
     return finished.sort_values(["valid_accuracy", "state", "trial"], ascending=[False, True, True], kind="stable")
+
+
+def ran(trials: "pd.DataFrame") -> "pd.DataFrame":
+    """Returns the trials that were run: not the proposals that repeat the configuration of another one."""
+    return trials[trials["attempt"].fillna(1) != 0] if "attempt" in trials else trials
 
 
 def within(trials: "pd.DataFrame", path: Path, max_parameters: int | None) -> "pd.DataFrame":
@@ -283,14 +325,15 @@ def write_best(run: Run) -> None:
 
 def summary_line(run: Run) -> str:
     """Returns one line on the run: data set, trials by state, how long it has taken."""
-    trials, meta = run.trials, run.meta
+    trials, meta = ran(run.trials), run.meta
     counts = ", ".join(f"{n} {state}" for state, n in trials["state"].value_counts().items())
+    dataset = meta.get("dataset", "unknown data")
     if trials.empty:
-        return f"{run.name}: {meta['dataset']}, no trials yet"
-    taken, slots = minutes(run), max(meta["settings"]["concurrency"], meta.get("side_by_side", 1))
+        return f"{run.name}: {dataset}, no trials yet"
+    taken, slots = minutes(run), max(run.setting("concurrency"), meta.get("side_by_side", 1))
     busy = trials["seconds"].sum() / 60 / (slots * taken) if taken else 0.0
     return (
-        f"{run.name}: {meta['dataset']}, {counted(len(trials), 'trial')} ({counts}), {taken:.1f} minutes, "
+        f"{run.name}: {dataset}, {counted(len(trials), 'trial')} ({counts}), {taken:.1f} minutes, "
         f"{slots} side by side, training {busy:.0%} of that time"
     )
 
@@ -301,6 +344,18 @@ def minutes(run: Run) -> float:
     trained = (1e6 * trials["seconds"].fillna(0.0)).astype("timedelta64[us]")
     seen = trials["ended"].fillna(trials["started"] + trained)  # so a killed run's clock stands still
     return float(run.clock(seen).max() / 60)
+
+
+def next_step(run: Run) -> str:
+    """Returns the command that goes on from a run as it is: `final` can work only where a trial has finished."""
+    trials = ran(run.trials)
+    if trials["state"].isin(["complete", "pruned"]).any():
+        return f"python -m tuning.final --run {run.name}"
+    resume = f"python -m tuning.search --resume {run.name}"
+    asked = run.settings.get("samples") or 0
+    # What has failed is not run again: where all that was asked for has failed, only more samples are something to do.
+    more = f" --samples {len(trials) + asked}" if asked and (trials["state"] != "running").sum() >= asked else ""
+    return f"{resume}{more}"
 
 
 def estimate_line(run: Run) -> str:
@@ -314,7 +369,15 @@ def estimate_line(run: Run) -> str:
 
 
 def print_trials(run: Run, limit: int = 10) -> None:
-    """Prints the best trials as a table: accuracy, length, cost and the hyperparameters that differ."""
+    """Prints the best trials as a table: accuracy, length, cost and the hyperparameters that differ.
+
+    Where none has finished, that is printed, and why the last one failed.
+    """
+    trials = ran(run.trials)
+    if not trials["state"].isin(["complete", "pruned"]).any():
+        errors = trials["error"].dropna()
+        print("No trial has finished." + (f" The last error was: {errors.iloc[-1]}" if len(errors) else ""))
+        return
     best = rank_trials(run.trials, run.path).head(limit)
     config = [c for c in best.filter(like="config/") if best[c].nunique(dropna=False) > 1 and c != "config/epochs"][:8]
     epochs = best["epochs"].astype("str") + best["state"].map({"complete": ""}).fillna(" (stopped)")
@@ -383,8 +446,7 @@ def main(
             found = load(name)
             print(summary_line(found))
             print_trials(found, limit)
-            next_step = f"python -m tuning.final --run {found.name}"
-            print(f"Frames: {found.path}/trials.csv, {found.path}/epochs.csv. Next: {next_step}")
+            print(f"Frames: {found.path}/trials.csv, {found.path}/epochs.csv. Next: {next_step(found)}")
         case several:
             raise UserError(f"The command must be a run, list, or compare RUN RUN..., but got {' '.join(several)!r}.")
 
