@@ -69,7 +69,7 @@ def test_a_saved_training_goes_on_where_it_was(
     assert capsys.readouterr().out == f"Going on after epoch 2, from {tmp_path}/latest.pt\n"
     assert (resumed.epoch, resumed.best) == (2, training.best)
     assert numbers(resumed.run_epoch()) == numbers(training.run_epoch())
-    assert names(tmp_path) == ["best.pt", "latest.pt"]
+    assert names(tmp_path) == ["best.pt", "latest.pt", "progress.json"]
 
 
 def test_the_best_checkpoint_stays_that_of_the_best_epoch(tmp_path: Path, training: Training) -> None:
@@ -121,7 +121,7 @@ def test_a_damaged_latest_checkpoint_is_passed_over_for_the_best(
     resumed = new_training(few)
     assert checkpoints.load(tmp_path, resumed) == results[:2]
     assert resumed.epoch == 2
-    assert names(tmp_path) == ["best.pt", "latest.pt"]
+    assert names(tmp_path) == ["best.pt", "latest.pt", "progress.json"]
     printed = capsys.readouterr().out
     assert printed.startswith(f"Checkpoint {tmp_path}/latest.pt cannot be used and is passed over: ")
     assert printed.endswith(f"Going on after epoch 2, from {tmp_path}/best.pt\n")
@@ -186,7 +186,7 @@ def test_a_full_disk_names_the_file_and_leaves_the_checkpoint_before(
         patch.setattr(function, fail)
         with pytest.raises(UserError, match=FULL.format(tmp_path)):
             checkpoints.save(tmp_path, training, results)
-    assert names(tmp_path) == ["best.pt", "latest.pt"]
+    assert names(tmp_path) == ["best.pt", "latest.pt", "progress.json"]
     assert (tmp_path / "latest.pt").read_bytes() == before
     assert checkpoints.load(tmp_path, new_training(few)) == results
 

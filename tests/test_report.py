@@ -312,7 +312,7 @@ def test_the_random_point_decides_whether_it_was_worth_it() -> None:
     assert [word for word, _ in report.verdicts(difference)] == ["Not shown", "Yes"]
 
 
-@pytest.mark.parametrize("name", ["test_outputs.npz", "test_log.jsonl", "config.json"])
+@pytest.mark.parametrize("name", ["test_outputs.npz", "config.json"])
 def test_a_damaged_file_of_the_final_model_is_named(run: results.Run, tmp_path: Path, name: str) -> None:
     folder = make_final(tmp_path / "best_model", run.name)
     (folder / name).write_text("{")

@@ -3,8 +3,10 @@
 Bugs keep their tracebacks; only a `UserError` is turned into `error: …` and exit code 2.
 """
 
+import codecs
 import difflib
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +15,7 @@ from typing import TypeVar
 
 DISK_FULL = "No space left on the disk"
 Made = TypeVar("Made")
+_PLAIN = {"\u00b1": "+-", "\u2192": "->", "\u2013": "-", "\u2014": "-", "\u2026": "...", "\u00d7": "x", "\u00b2": "^2"}
 
 
 class UserError(Exception):
@@ -63,10 +66,25 @@ def each_alone(makers: Mapping[str, Callable[[], Made]], tell: Callable[[str], N
     return made
 
 
+def survive_encoding() -> None:
+    """Has stdout and stderr write what their encoding lacks in plain letters, instead of failing on it."""
+    codecs.register_error("plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(errors="plain")
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
+
+
 def run_command(main: Callable[..., None]) -> None:
     """Runs `main` as a typer command; a `UserError` prints `error: …` to stderr and exits with code 2."""
     import typer  # Here, so that training needs nothing but torch, numpy and pydantic.
 
+    survive_encoding()
     # Whatever the shell says: nothing that a command writes is everybody's to change.
     os.umask(os.umask(0o077) | 0o002)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")

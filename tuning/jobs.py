@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuning import files
 from tuning.config import TrainConfig
-from tuning.errors import UserError
+from tuning.errors import UserError, survive_encoding
 
 if TYPE_CHECKING:
     from torch import nn
@@ -112,6 +112,7 @@ def train(job: Job, splits: "Splits", device: str, threads: int, *, alone: bool 
 
     if read(job, splits.split_hash) is not None:
         return
+    survive_encoding()  # A worker prints, too, and a path may have letters that a terminal's encoding lacks.
     parts = job.accumulation
     while True:
         try:

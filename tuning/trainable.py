@@ -73,7 +73,7 @@ def train_trial(
             _fetch(stored[0], folder, config["epochs"])
             part = folder.relative_to(root).as_posix()
             stack.enter_context(mirror.Mirror(root, stored[0], print, part=part, every=1.0))
-        log = stack.enter_context((folder / LOG).open("a", buffering=1))
+        log = stack.enter_context((folder / LOG).open("a", buffering=1, encoding="utf-8"))
         stack.enter_context(redirect_stdout(log))
         stack.enter_context(redirect_stderr(log))
         try:
@@ -117,7 +117,7 @@ def _fetch(uri: str, folder: Path, epochs: int) -> None:
             if length(fetched) > length(path):
                 fetched.replace(path)
     except UserError as error:
-        with log.open("a") as file:
+        with log.open("a", encoding="utf-8") as file:
             print(error, file=file)
     fetched.unlink(missing_ok=True)
 
@@ -456,7 +456,7 @@ class Recorder(_NotRestored, tune.Callback):
 
 def _last_failure(trial: Any) -> str:
     """Returns what Ray wrote when a trial failed last: a traceback, or what it knows of the worker."""
-    text = Path(trial.error_file).read_text() if trial.error_file else ""
+    text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace") if trial.error_file else ""
     return text.rpartition("Failure # ")[2]
 
 
