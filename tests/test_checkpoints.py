@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import io
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -234,3 +235,43 @@ def test_remove_takes_both_and_minds_none(tmp_path: Path, training: Training) ->
     for _ in range(2):
         checkpoints.remove(tmp_path)
         assert names(tmp_path) == ["log.txt"]
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_takes_its_name(
+    tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        events.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def replaced(source: Any, target: Any) -> None:
+        events.append(f"-> {Path(target).name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    train(tmp_path, training, n_epochs=1, best_epoch=1)
+    kept = [event for event in events if not event.startswith((".progress", "-> progress"))]
+    assert kept[0].startswith(".latest.pt.") and kept[1:4] == ["-> latest.pt", "-> best.pt", tmp_path.name]
+
+
+def test_how_many_epochs_there_are_is_said_beside_the_checkpoint(tmp_path: Path, training: Training) -> None:
+    train(tmp_path, training, n_epochs=2, best_epoch=1)
+    assert json.loads((tmp_path / checkpoints.PROGRESS).read_text()) == {"epochs": 2}
+    assert checkpoints.PROGRESS in checkpoints.NAMES
+    assert checkpoints.n_epochs(tmp_path / checkpoints.LATEST) == 2
+
+
+def test_a_file_system_that_cannot_sync_costs_no_checkpoint(
+    tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    training.run_epoch()
+    monkeypatch.setattr(checkpoints.os, "fsync", refuse)
+    checkpoints.save(tmp_path, training, [])
+    assert "latest.pt" in names(tmp_path)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tuning.data import Labelled, Splits
 
 IMAGES_TO_TIME = 1000
+PICTURES = ("confusion", "calibration", "pca", "mistakes", "learning_curve")
 STAGING, ROOM, OUTPUTS = ".new", ".room", "test_outputs.npz"
 LICENCES = {"fashion-mnist": "Fashion-MNIST: Xiao, Rasul and Vollgraf 2017, Zalando SE, MIT licence."}
 
@@ -114,10 +115,10 @@ def check_replaceable(staging: Path, folder: Path) -> None:
 
 
 def publish(staging: Path, folder: Path) -> None:
-    """Moves the files into the model's folder, `metrics.json` last; exports of the model before are removed."""
-    for name in FORMATS:
-        if not (staging / f"model.{name}").exists():
-            (folder / f"model.{name}").unlink(missing_ok=True)
+    """Moves the files into the model's folder, `metrics.json` last; what only the model before had is removed."""
+    for name in (*(f"model.{name}" for name in FORMATS), *(f"{name}.png" for name in PICTURES)):
+        if not (staging / name).exists():
+            (folder / name).unlink(missing_ok=True)
     for path in sorted(staging.iterdir(), key=lambda path: (path.name == "metrics.json", path.name)):
         path.replace(folder / path.name)
 

@@ -7,6 +7,7 @@ ResNet-8 (0.4 to 3 MB) and nothing that could be measured for a ResNet-18 (140 M
 
 import contextlib
 import copy
+import errno
 import os
 import shutil
 import tempfile
@@ -39,7 +40,7 @@ def save(folder: Path, training: "Training", results: Sequence[Mapping[str, Any]
         with os.fdopen(descriptor, "wb") as file:
             torch.save({"training": training.state_dict(), "results": [dict(result) for result in results]}, file)
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, latest)
         if training.best["epoch"] == training.epoch:
@@ -94,6 +95,15 @@ def remove(folder: Path) -> None:
     """Removes the folder's checkpoints."""
     for name in NAMES:
         (folder / name).unlink(missing_ok=True)
+
+
+def _sync(descriptor: int) -> None:
+    """Has what was written on the disk; a file system that cannot say so keeps it as well as it can."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
 
 
 def _sync_names(folder: Path) -> None:
