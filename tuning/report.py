@@ -173,11 +173,15 @@ def render(
     trials, meta = analysis.active(run.trials), run.meta
     winner = _winner(run, trials, final)
     draw = _run_figures(run, trials, importances, tell) | ({} if final is None else _final_figures(final))
-    figures = each_alone({name: partial(_as_json, make) for name, make in draw.items()}, tell)
+    made = each_alone({f"The figure {name}": partial(_as_json, make) for name, make in draw.items()}, tell)
+    figures = {name: made[f"The figure {name}"] for name in draw if f"The figure {name}" in made}
+    audited = None
+    if meta.get("audit"):
+        audited = each_alone({"The audit": lambda: audit.text(meta["audit"])}, tell).get("The audit")
     images = None
     if final is not None and final.outputs:
         outputs, names = final.outputs, final.class_names
-        images = each_alone({"test images": lambda: thumbnails.pictures(outputs, names)}, tell).get("test images")
+        images = each_alone({"The gallery": lambda: thumbnails.pictures(outputs, names)}, tell).get("The gallery")
     page = jinja2.Environment(
         loader=jinja2.PackageLoader("tuning"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -198,7 +202,7 @@ def render(
         winner=winner,
         searched=[name.removeprefix("config/") for name in analysis.varying(trials)],
         minutes=results.minutes(run) if len(trials) else 0.0,
-        audited=audit.text(meta["audit"]) if meta.get("audit") else None,
+        audited=audited,
         verdicts=[] if final is None else verdicts(final.metrics),
         shown_trials=_shown_trials(trials),
         images=images,
@@ -338,7 +342,7 @@ def _run_figures(
     if importance is None and finished.any() and (run.path / "study.db").exists():
         from tuning import importances
 
-        importance = each_alone({"importances": lambda: importances.of_run(run)}, tell).get("importances")
+        importance = each_alone({"The importances": lambda: importances.of_run(run)}, tell).get("The importances")
     if importance is not None and len(importance):
         draw["importances"] = lambda: charts.importances(importance)
     if "pareto" in trials and trials["pareto"].any():

@@ -226,7 +226,7 @@ def load(name: str | Path = "latest", root: Path = RESULTS, *, retrained: bool =
 
 def send(run: Run) -> None:
     """Sends the page, and what `final` has trained, to the run's storage, if it has one; says what it cannot."""
-    base = run.meta["settings"].get("storage")
+    base = run.settings.get("storage")
     if base is None or storage.is_at(base, run.path):
         return
     uri = storage.joined(base, run.name)
