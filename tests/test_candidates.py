@@ -173,11 +173,13 @@ def test_a_damaged_study_costs_the_random_point_only(run: Path, content: Any) ->
     for path in run.glob("study.db-*"):
         path.unlink()
     study.write_bytes(study.read_bytes()[:9000] if content == "cut" else content)
+    files.write_json(run / "meta.json", {"settings": SETTINGS, "dataset": "patterns", "schema": 2, "id": "4f1c"})
     found = plan(run)
     assert [entry.role for entry in found.entries] == ["candidate"] * 3 + ["default"]
-    assert found.random is None
-    [note] = found.notes
-    assert note.startswith(f"The best random point is left out of the comparison: {study} cannot be read")
+    assert found.random is None and found.identity == "4f1c"
+    if content:
+        [note] = found.notes
+        assert note.startswith(f"The best random point is left out of the comparison: {study} is damaged")
 
 
 @pytest.mark.parametrize("name", ["dataset", "seed", "sampler"])

@@ -43,3 +43,22 @@ def test_a_full_disk_while_appending_is_named(tmp_path: Path) -> None:
     (tmp_path / "epochs.csv").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"No space left on the disk while writing .*epochs\.csv"):
         files.append_row(tmp_path / "epochs.csv", ["a"], {"a": 1})
+
+
+@pytest.mark.parametrize("torn", ["tri", "trial,epoch\n0,1", "trial,epoch\n0,1\n0,", "trial,epoch\n0,1\n"])
+def test_a_torn_line_is_cut_by_the_next_append(tmp_path: Path, torn: str) -> None:
+    path = tmp_path / "epochs.csv"
+    path.write_text(torn)
+    files.append_row(path, ["trial", "epoch"], {"trial": 7, "epoch": 8})
+    whole = torn[: torn.rfind("\n") + 1] or "trial,epoch\n"
+    assert path.read_text() == f"{whole}7,8\n"
+
+
+def test_a_torn_line_of_a_log_stays_on_a_line_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    for line in ("a", "b"):
+        files.append_line(path, line)
+    path.write_text(path.read_text() + '{"event": "ope')
+    files.append_line(path, "c")
+    assert path.read_text() == 'a\nb\n{"event": "ope\nc\n'
+    assert files.whole_lines(path) == path.read_text() and files.whole_lines(tmp_path / "none") == ""

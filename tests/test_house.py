@@ -23,7 +23,6 @@ ORDER = [
         "storage",
         "mirror",
         "fetch",
-        "snapshot",
         "data",
         "kernels",
         "norm",

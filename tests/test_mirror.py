@@ -4,29 +4,52 @@ import json
 import os
 import shutil
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tuning import checkpoints, mirror
+from tuning import checkpoints, locks, mirror
 from tuning.errors import UserError
 from tuning.storage import Store
 
+
+def study(*trials: tuple[str, int]) -> bytes:
+    """Returns the file of a study with trials of these states and numbers of epochs, in the tables that Optuna has."""
+    with closing(sqlite3.connect(":memory:")) as database:
+        for table in (
+            "studies (study_id, study_name)",
+            "trials (trial_id, number, study_id, state)",
+            "trial_intermediate_values (trial_id, step, intermediate_value)",
+            "trial_user_attributes (trial_id, key, value_json)",
+        ):
+            database.execute(f"CREATE TABLE {table}")
+        database.execute("INSERT INTO studies VALUES (1, 'one')")
+        for number, (state, n_epochs) in enumerate(trials):
+            database.execute("INSERT INTO trials VALUES (?, ?, 1, ?)", (number, number, state))
+            values = [(number, epoch, 0.5) for epoch in range(1, n_epochs + 1)]
+            database.executemany("INSERT INTO trial_intermediate_values VALUES (?, ?, ?)", values)
+        database.commit()
+        return database.serialize()
+
+
+BEGUN = study(("COMPLETE", 2), ("RUNNING", 0))
 RECORD = {
-    "meta.json": '{"id": "a", "settings": {}}',
-    "epochs.csv": "trial,epoch\n0,1\n0,2\n",
-    "trials.csv": "trial,state\n0,complete\n1,running\n",
-    "study.db": "study",
+    "meta.json": b'{"id": "a", "settings": {}}',
+    "epochs.csv": b"trial,epoch\n0,1\n0,2\n",
+    "trials.csv": b"trial,state\n0,complete\n1,running\n",
+    "study.db": BEGUN,
 }
 
 
-def write(folder: Path, **changed: str) -> Path:
+def write(folder: Path, **changed: bytes) -> Path:
     """Returns a folder with the files of a run, some of them changed."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (RECORD | {name.replace("_", "."): text for name, text in changed.items()}).items():
-        (folder / name).write_text(text)
+    for name, content in (RECORD | {name.replace("_", "."): content for name, content in changed.items()}).items():
+        (folder / name).write_bytes(content)
     return folder
 
 
@@ -39,12 +62,8 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    path = write(tmp_path / "results" / "one", **{"study.db": ""})
-    with sqlite3.connect(path / "study.db") as database:
-        database.execute("CREATE TABLE epochs (n INTEGER)")
-    database.close()
     (tmp_path / "storage").mkdir()
-    return path
+    return write(tmp_path / "results" / "one")
 
 
 def test_what_changes_is_sent_and_what_is_not_whole_is_not(run: Path, tmp_path: Path) -> None:
@@ -64,46 +83,44 @@ def test_what_changes_is_sent_and_what_is_not_whole_is_not(run: Path, tmp_path: 
     assert notes == []
 
 
-def test_the_stored_study_never_knows_an_epoch_that_is_not_stored(
+def test_the_stored_frames_never_know_what_the_stored_study_does_not(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    n_sent, n_epochs, training = {"epochs.csv": 0}, 0, {"write", "snapshot"}
+    n_sent, n_epochs, training = {"study.db": 0}, 0, {"write", "snapshot"}
     database = sqlite3.connect(run / "study.db", isolation_level=None)
+    database.execute("PRAGMA journal_mode=WAL")
+    database.execute("CREATE TABLE epochs (n INTEGER)")
 
     def train_an_epoch() -> None:
         nonlocal n_epochs
         n_epochs += 1
+        database.execute("INSERT INTO epochs VALUES (?)", (n_epochs,))
         with (run / "epochs.csv").open("a") as file:
             file.write(f"1,{n_epochs}\n")
-        database.execute("INSERT INTO epochs VALUES (?)", (n_epochs,))
 
     def sent(store: Store, name: str, data: bytes) -> None:
         if name == "epochs.csv":
             n_sent[name] = data.count(b"\n1,")
+            assert n_sent[name] <= n_sent["study.db"]
         elif name == "study.db":
             (tmp_path / "copy.db").write_bytes(data)
-            with sqlite3.connect(tmp_path / "copy.db") as copy:
+            with closing(sqlite3.connect(tmp_path / "copy.db")) as copy:
                 n_sent[name] = copy.execute("SELECT COUNT(*) FROM epochs").fetchone()[0]
-            copy.close()
-            assert n_sent[name] <= n_sent["epochs.csv"]
         if "write" in training:
             train_an_epoch()
 
-    def snapshot(path: Path, original: Callable[[Path], bytes] = mirror._snapshot) -> bytes:
+    def snapshot(path: Path, original: Callable[[Path], bytes] = mirror.snapshot) -> bytes:
         if "snapshot" in training:
             train_an_epoch()
         return original(path)
 
-    monkeypatch.setattr(mirror, "_snapshot", snapshot)
+    monkeypatch.setattr(mirror, "snapshot", snapshot)
     monkeypatch.setattr(Store, "write", sent)
     sending = mirror.Mirror(run, str(tmp_path / "storage" / "one"), print)
-    database.execute("CREATE TABLE trials (n INTEGER)")
-    # At last a trial begins, which only the study knows when the mirror looks, and ends an epoch while it does.
-    for moments in (training, training, set[str](), {"snapshot"}):
+    for moments in (training, training, set[str](), {"snapshot"}, set[str]()):
         training = moments
         sending._send()
-        database.execute("INSERT INTO trials VALUES (1)")
-    assert n_sent["study.db"] > 5
+    assert n_sent["study.db"] > 5 and n_sent["epochs.csv"] == n_epochs
     database.close()
 
 
@@ -130,27 +147,44 @@ def test_what_could_not_be_sent_at_the_end_is_named_with_the_command_that_sends_
     with mirror.Mirror(run, str(tmp_path / "storage" / "one"), notes.append) as sending:
         assert len(sending.finish(patience=0.1)) == 4
     assert notes[1] == (
-        "Not in the storage yet: epochs.csv, meta.json, trials.csv, study.db. When it can be reached again, "
+        "Not in the storage yet: epochs.csv, meta.json, study.db, trials.csv. When it can be reached again, "
         "`python -m tuning.search --resume one` sends the rest."
     )
 
 
-def test_a_node_sends_its_rest_but_nothing_older_than_what_is_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("own", "stored", "sent"),
+    [(3, 2, True), (3, 3, False), (2, 3, False), (1, None, True), (None, 1, False), (None, None, True)],
+)
+@pytest.mark.parametrize("clock", [-7200, 7200])
+def test_a_node_sends_its_rest_but_not_of_a_trial_that_has_gone_on_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: int | None, stored: int | None, sent: bool, clock: int
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     folder = mirror.scratch("abc")
     assert folder.stat().st_mode & 0o777 == 0o700
-    stored = tmp_path / "storage" / "one" / "trials" / "0000"
-    stored.mkdir(parents=True)
-    (folder / "trials" / "0000").mkdir(parents=True)
-    for name, age in (("latest.pt", 100), ("trial.log", -100)):
-        (stored / name).write_text("elsewhere")
-        (folder / "trials" / "0000" / name).write_text("here")
-        os.utime(folder / "trials" / "0000" / name, (time.time() - age,) * 2)
+    here, there = folder / "trials" / "0000", tmp_path / "storage" / "one" / "trials" / "0000"
+    for trial, text, epochs in ((here, "here", own), (there, "away", stored)):
+        trial.mkdir(parents=True)
+        for name in ("latest.pt", "trial.log"):
+            (trial / name).write_text(text)
+        if epochs is not None:
+            (trial / mirror.PROGRESS).write_text(f'{{"epochs": {epochs}}}')
+    for file in here.iterdir():  # A node whose clock is ahead, or behind.
+        os.utime(file, (time.time() + clock,) * 2)
     assert mirror.sweep("abc", str(tmp_path / "storage" / "one")) == ""
-    assert ((stored / "latest.pt").read_text(), (stored / "trial.log").read_text()) == ("elsewhere", "here")
+    assert {(there / name).read_text() for name in ("latest.pt", "trial.log")} == {"here" if sent else "away"}
     assert not folder.exists()
+
+
+def test_nothing_is_sent_once_another_process_has_the_run(run: Path, tmp_path: Path) -> None:
+    lost, stored = threading.Event(), tmp_path / "storage" / "one"
+    with mirror.Mirror(run, str(stored), print, every=0.05, lost=lost) as sending:
+        wait_until((stored / "trials.csv").exists)
+        lost.set()
+        (run / "best.json").write_text("{}")
+        assert sending.finish() == []
+    assert not (stored / "best.json").exists()
 
 
 def test_what_a_node_cannot_send_it_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,71 +204,108 @@ def test_a_scratch_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatc
         mirror.scratch("abc")
 
 
-def test_a_record_is_fetched_with_its_times_and_without_checkpoints(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_record_is_fetched_without_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stored = write(tmp_path / "storage" / "one")
-    for name in ("trials/0000/best.pt", "final/x/weights.pt"):
-        (stored / name).parent.mkdir(parents=True)
+    for name in ("trials/0000/best.pt", "final/x/weights.pt", "search.lease"):
+        (stored / name).parent.mkdir(parents=True, exist_ok=True)
         (stored / name).touch()
-    os.utime(stored / "epochs.csv", (1e9, 1e9))
     path = mirror.fetch(stored.as_uri(), tmp_path / "results")
     assert path == tmp_path / "results" / "one"
-    assert {file.name for file in path.iterdir()} == set(RECORD)
-    assert (path / "epochs.csv").stat().st_mtime == 1e9
+    assert {file.name for file in path.iterdir()} == {*RECORD, ".search.lock"}
     # It may have been moved since it was written; what goes back goes to where it was fetched from.
-    assert json.loads((path / "meta.json").read_text())["settings"]["storage"] == stored.parent.as_uri()
+    meta = json.loads((path / "meta.json").read_text())
+    assert (meta["settings"]["storage"], meta["stored_as"]) == (stored.parent.as_uri(), "one")
     assert capsys.readouterr().out == f"Fetched into {path}: {stored.as_uri()}\n"
     mirror.fetch(stored.as_uri(), tmp_path / "results", retrained=True)
     assert (path / "final" / "x" / "weights.pt").exists()
     assert capsys.readouterr().out == ""
 
 
-LONGER = RECORD["epochs.csv"] + "1,1\n"
-ENDED = RECORD["trials.csv"].replace("1,running", "1,pruned")
+LONGER = study(("COMPLETE", 2), ("RUNNING", 1))
+ENDED = study(("COMPLETE", 2), ("PRUNED", 1))
+FRAME = RECORD["epochs.csv"] + b"1,1\n"
 
 
 @pytest.mark.parametrize(
     ("here", "stored", "taken"),
     [
-        ({}, {"epochs_csv": LONGER}, "stored"),
-        ({}, {"epochs_csv": LONGER + "1,2"}, "stored"),  # A line that is cut off is none.
-        ({}, {"trials_csv": ENDED}, "stored"),
-        ({"epochs_csv": LONGER}, {}, "here"),
-        ({"trials_csv": ENDED}, {}, "here"),
-        ({}, {}, "here"),
+        ({}, {"study_db": LONGER}, "stored"),
+        ({}, {"study_db": ENDED}, "stored"),
+        ({}, {"epochs_csv": FRAME + b"1,2"}, "stored"),  # A line that is cut off is none.
+        ({"study_db": LONGER}, {}, "here"),
+        ({"study_db": ENDED}, {"study_db": LONGER}, "here"),
+        ({"epochs_csv": FRAME}, {}, "here"),
+        ({}, {}, "equal"),
+        ({"study_db": b""}, {}, "stored"),
+        ({"study_db": BEGUN[:5000]}, {}, "stored"),
+        ({}, {"study_db": BEGUN[:5000]}, "here"),
+        # An epoch that was not sent before the process was killed, and was trained again elsewhere, or was not.
+        ({"study_db": LONGER}, {"study_db": study(("COMPLETE", 2), ("RUNNING", 0), ("RUNNING", 1))}, "stored"),
+        ({"study_db": LONGER}, {"study_db": study(("COMPLETE", 2), ("RUNNING", 0), ("COMPLETE", 2))}, "stored"),
+        ({"study_db": study(("COMPLETE", 2), ("RUNNING", 3))}, {"study_db": study(*[("RUNNING", 1)] * 3)}, "here"),
     ],
 )
 def test_of_two_records_the_one_that_has_gone_on_for_longer_is_taken(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], here: dict[str, str], stored: dict[str, str], taken: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], here: dict[str, bytes], stored: dict[str, bytes], taken: str
 ) -> None:
-    path = write(tmp_path / "results" / "one", **here | {"study_db": "here"})
-    write(tmp_path / "storage" / "one", **stored | {"study_db": "stored", "audit_csv": "x"})
-    mirror.fetch(str(tmp_path / "storage" / "one"), tmp_path / "results")
-    assert (path / "study.db").read_text() == taken
+    path = write(tmp_path / "results" / "one", **here)
+    before = (path / "study.db").read_bytes()
+    there = write(tmp_path / "storage" / "one", **stored | {"audit_csv": b"x"})
+    mirror.fetch(str(there), tmp_path / "results")
+    assert (path / "study.db").read_bytes() == ((there / "study.db").read_bytes() if taken == "stored" else before)
     assert (path / "audit.csv").exists()  # What is missing comes in any case.
     said = capsys.readouterr().out
-    assert said.startswith("Fetched into" if taken == "stored" else f"{path} has gone on for longer" if here else "")
+    assert said.startswith("Fetched into" if taken == "stored" else f"{path} has gone" if taken == "here" else "")
 
 
 @pytest.mark.parametrize(
     ("here", "stored"),
     [
-        ({"epochs_csv": LONGER}, {"epochs_csv": LONGER.replace("1,1", "2,1")}),
-        ({"epochs_csv": LONGER}, {"trials_csv": ENDED}),
-        ({"trials_csv": ENDED}, {"epochs_csv": LONGER}),
-        ({"meta_json": '{"id": "b"}'}, {"epochs_csv": LONGER}),
+        (study(("COMPLETE", 2), ("RUNNING", 2)), study(("COMPLETE", 2), ("RUNNING", 0), ("RUNNING", 2))),
+        (study(("COMPLETE", 2), ("PRUNED", 1)), study(("COMPLETE", 2), ("RUNNING", 0), ("COMPLETE", 2))),
     ],
 )
-def test_records_that_have_parted_are_refused(tmp_path: Path, here: dict[str, str], stored: dict[str, str]) -> None:
-    path = write(tmp_path / "results" / "one", **here)
-    uri = write(tmp_path / "storage" / "one", **stored)
-    message = rf"Run {path} must be the stored one, earlier or later, but got another, or one that went on in both .*"
-    with pytest.raises(UserError, match=rf"{message}Move {path} or {uri} away"):
+def test_records_that_have_diverged_are_refused(tmp_path: Path, here: bytes, stored: bytes) -> None:
+    path = write(tmp_path / "results" / "one", study_db=here)
+    uri = write(tmp_path / "storage" / "one", study_db=stored)
+    with pytest.raises(
+        UserError, match=rf"{path} and {uri} have diverged: each has epochs that the other lacks\. Move"
+    ):
         mirror.fetch(str(uri), tmp_path / "results")
-    assert {name: (path / name).read_text() for name in RECORD} == RECORD | {
-        name.replace("_", "."): text for name, text in here.items()
-    }
+    assert {name: (path / name).read_bytes() for name in RECORD} == RECORD | {"study.db": here}
+
+
+def test_another_run_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "results" / "one", meta_json=b'{"id": "b"}')
+    uri = write(tmp_path / "storage" / "one")
+    with pytest.raises(
+        UserError, match=rf"{path} is another run than {uri} \(its id in meta.json is b, not a\)\. Move"
+    ):
+        mirror.fetch(str(uri), tmp_path / "results")
+
+
+def test_what_sqlite_left_beside_a_study_does_not_change_the_one_that_is_fetched(tmp_path: Path) -> None:
+    path, uri = write(tmp_path / "results" / "one"), write(tmp_path / "storage" / "one", study_db=ENDED)
+    database = sqlite3.connect(path / "study.db", isolation_level=None)
+    database.execute("PRAGMA journal_mode=WAL")
+    database.execute("UPDATE studies SET study_name = 'stale'")
+    for name in ("study.db-wal", "study.db-shm"):  # As a process that was killed leaves them.
+        shutil.copy(path / name, tmp_path / name)
+    before = (path / "study.db").read_bytes()
+    database.close()
+    (path / "study.db").write_bytes(before)
+    for name in ("study.db-wal", "study.db-shm"):
+        shutil.move(tmp_path / name, path / name)
+    mirror.fetch(str(uri), tmp_path / "results")
+    assert (path / "study.db").read_bytes() == ENDED and not list(path.glob("study.db-*"))
+
+
+def test_a_run_that_a_search_works_on_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, uri = write(tmp_path / "results" / "one"), write(tmp_path / "storage" / "one", study_db=ENDED)
+    with locks.hold(path, "search"):
+        mirror.fetch(str(uri), tmp_path / "results")
+    assert (path / "study.db").read_bytes() == BEGUN
+    assert capsys.readouterr().out == f"{path} is in use by a search on this machine, and is taken as it is.\n"
 
 
 def test_the_latest_run_and_names_that_are_not_there(tmp_path: Path) -> None:

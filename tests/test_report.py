@@ -580,7 +580,7 @@ def test_a_figure_that_cannot_be_drawn_is_said_and_costs_no_other(
     told: list[str] = []
     html = report.render(run, final, tell=told.append)
     assert len(told) == 1 and told[0].endswith(" cannot be made and is left out: RuntimeError: no font")
-    assert f'data-figure="{figure}"' not in html and 'id="provenance"' in html
+    assert f'data-figure="{figure}" role' not in html and 'id="provenance"' in html
     assert whole - set(json.loads(_figures(html))) <= {figure}
 
 
@@ -636,7 +636,7 @@ def test_a_damaged_study_costs_the_importances_only(run: results.Run, tmp_path: 
     told: list[str] = []
     page = Page(report.render(copy, None, tell=told.append))
     [line] = told
-    assert line.startswith(f"The importances cannot be made and is left out: {copy.path}/study.db cannot be read")
+    assert line.startswith(f"The importances cannot be made and is left out: {copy.path}/study.db is damaged")
     assert "learning_curves" in page.texts and "importances" not in page.texts
 
 

@@ -97,10 +97,20 @@ def test_a_last_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
     assert len(results.read_frame(path, results.EPOCH_COLUMNS)) == 1
 
 
-@pytest.mark.parametrize("text", ["epoch\n2\n", "trial,epoch,train_loss\nx,y,z\n"])
-def test_a_damaged_frame_is_named(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "damage"),
+    [
+        ("epoch\n2\n", "its first line must name the columns trial, epoch, train_loss"),
+        ("trial,epoch,train_loss\nx,y,z\n", "invalid literal for int"),
+        ("trial,epoch,lr\n0,1,0.1\n0,20,3,0.1\n", "line 3 has 4 fields, expected 3"),
+        ("\x00" * 100 + "\n", "its first line must name"),
+    ],
+)
+def test_a_damaged_frame_is_named(tmp_path: Path, text: str, damage: str) -> None:
     (tmp_path / "epochs.csv").write_text(text)
-    with pytest.raises(UserError, match=r"epochs\.csv must have the columns that the README names"):
+    with pytest.raises(
+        UserError, match=rf"epochs\.csv is damaged: {damage}.*--resume .* writes it anew from the study"
+    ):
         results.read_frame(tmp_path / "epochs.csv", results.EPOCH_COLUMNS)
 
 

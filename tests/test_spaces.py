@@ -17,7 +17,7 @@ def write(tmp_path: Path, source: str) -> str:
 
 
 def draws(space: Space, n: int = 40) -> list[TrainConfig]:
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    study = optuna.create_study(sampler=space.possible(optuna.samplers.RandomSampler(seed=1)))
     return [space.sample(study.ask(), epochs=5) for _ in range(n)]
 
 

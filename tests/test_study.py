@@ -1,6 +1,9 @@
 """The study: what the sampler is told, and what the frames and a resumed run know."""
 
+import shutil
+import sqlite3
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pandas as pd
 import pytest
 from optuna.trial import TrialState
 
-from tuning import results
+from tuning import database, results
 from tuning.errors import UserError
 from tuning.schedulers import SAMPLERS
 from tuning.spaces import Space, load_space
@@ -149,8 +152,11 @@ def ask_killed_after(study: RunStudy, n_writes: int, monkeypatch: pytest.MonkeyP
         return write_or_die
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        for name in ("set_trial_param", "set_trial_user_attr"):
-            patched.setattr(study._storage, name, counted(getattr(study._storage, name)))
+        for storage, name in (
+            (study.study._storage, "set_trial_param"),
+            (study._database, "set_trial_user_attr"),
+        ):
+            patched.setattr(storage, name, counted(getattr(storage, name)))
         study.ask()
 
 
@@ -193,15 +199,172 @@ def test_a_twin_that_was_cut_off_while_it_was_written_down_is_written_down(
     assert row["valid_accuracy"] == told(again, twin).value
 
 
-def test_epochs_of_a_trial_that_the_study_does_not_know_are_left_out(tmp_path: Path, study: RunStudy) -> None:
+def test_a_study_that_knows_fewer_trials_than_the_frames_never_rewrites_them(tmp_path: Path, study: RunStudy) -> None:
     train(study, ask(study), [0.3, 0.4])
     whole = (tmp_path / "epochs.csv").read_text()
     last = whole.splitlines()[-1].removeprefix("0,")
-    (tmp_path / "epochs.csv").write_text(f"{whole}1,{last}\n")  # As a storage has it, where the study came too late.
-    again = open_study(tmp_path, seed=1)
+    (tmp_path / "epochs.csv").write_text(f"{whole}1,{last}\n")
+    with pytest.raises(
+        UserError, match=r"study\.db knows 1 trial, but trials\.csv and epochs\.csv have 1 trial more \(1\)"
+    ):
+        open_study(tmp_path, seed=1)
+    assert (tmp_path / "epochs.csv").read_text() == f"{whole}1,{last}\n"
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "zeros", "text", "without its wal"])
+def test_a_study_that_is_missing_or_damaged_is_said_and_costs_no_frame(tmp_path: Path, damage: str) -> None:
+    study = open_study(tmp_path)
+    for _ in range(3):
+        train(study, proposal := ask(study), [0.3, 0.4], "length")
+        study.finish(proposal.number, "scheduler")
+    study.write_trials()
+    file = tmp_path / "study.db"
+    if damage == "without its wal":
+        file.write_bytes(file.read_bytes())
+        shutil.copytree(tmp_path, tmp_path / "copy", ignore=shutil.ignore_patterns("study.db-*", "copy"))
+        tmp_path = tmp_path / "copy"
+    else:
+        study.close(None)
+        content = file.read_bytes()
+        {
+            "missing": file.unlink,
+            "empty": lambda: file.write_bytes(b""),
+            "cut": lambda: file.write_bytes(content[: len(content) // 2]),
+            "zeros": lambda: file.write_bytes(content[:4096] + bytes(len(content) - 4096)),
+            "text": lambda: file.write_text("hello " * 1000),
+        }[damage]()
+    frames = [(tmp_path / name).read_bytes() for name in ("trials.csv", "epochs.csv")]
+    with pytest.raises(UserError, match=r"study\.db is (missing or empty, but trials|damaged \()"):
+        open_study(tmp_path)
+    assert [(tmp_path / name).read_bytes() for name in ("trials.csv", "epochs.csv")] == frames
+    assert len(results.Run(tmp_path).trials) == 3
+
+
+@pytest.mark.parametrize("name", ["other", "a b", "ü #1 50%?", "a?mode=ro", "a%20b", "-x", "[x]", 'a"b'])
+def test_a_run_is_found_by_what_its_folder_holds_and_not_by_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "first").mkdir()
+    study = open_study(tmp_path / "first")
+    train(study, ask(study), [0.3, 0.4], "length")
+    study.finish(0, "scheduler")
+    study.close("search")
+    folder = tmp_path / name
+    folder.parent.mkdir(exist_ok=True)
+    (tmp_path / "first").rename(folder)
+    again = open_study(folder, seed=1)
+    assert again.n_finished == 1 and ask(again).number == 1
+    again.close(None)
+    assert database.studies(folder) == {"first": 2}
+    assert [path.name for path in tmp_path.rglob("*.db")] == ["study.db"]
+
+
+def test_a_run_that_version_020_erased_under_another_name_is_found_again(tmp_path: Path, study: RunStudy) -> None:
+    train(study, ask(study), [0.3, 0.4], "length")
+    study.finish(0, "scheduler")
+    study.close("search")
+    whole = (tmp_path / "epochs.csv").read_text()
+    optuna.create_study(study_name="other", storage=f"sqlite:///{tmp_path}/study.db")  # And its empty frames.
+    for name in ("epochs.csv", "trials.csv"):
+        (tmp_path / name).write_text((tmp_path / name).read_text().splitlines()[0] + "\n")
+    again = open_study(tmp_path)
+    assert again.n_finished == 1
     assert (tmp_path / "epochs.csv").read_text() == whole
+
+
+@pytest.mark.parametrize("damage", ["torn", "short", "missing", "twice", "glued"])
+def test_epochs_are_written_anew_from_the_study(tmp_path: Path, study: RunStudy, damage: str) -> None:
+    train(study, ask(study), [0.3, 0.4])
+    train(study, ask(study), [0.5])
+    file = tmp_path / "epochs.csv"
+    whole = file.read_text()
+    lines = whole.splitlines(keepends=True)
+    damaged = {
+        "torn": whole[:-9],
+        "short": "".join(lines[:2]),
+        "missing": None,
+        "twice": whole + lines[-1],
+        "glued": "".join([*lines[:2], lines[2][:12], lines[3]]),
+    }[damage]
+    if damaged is None:
+        file.unlink()
+    else:
+        file.write_text(damaged)
+    study.abandon()
+    again = open_study(tmp_path)
+    assert file.read_text() == whole
+    train(again, ask(again), [0.3, 0.4, 0.45])
+    epochs = results.Run(tmp_path).epochs
+    assert list(zip(epochs["trial"], epochs["epoch"], strict=True)) == [(0, 1), (0, 2), (1, 1), (0, 3)]
+
+
+def test_a_run_of_020_keeps_its_epochs_in_the_frame_alone(tmp_path: Path, study: RunStudy) -> None:
+    train(study, ask(study), [0.3, 0.4], "length")
+    study.finish(0, "scheduler")
+    train(study, ask(study), [0.5, 0.6])
+    study.close(None)
+    with sqlite3.connect(tmp_path / "study.db") as connection:  # As version 0.2.0 left it.
+        connection.execute("DELETE FROM trial_user_attributes WHERE key LIKE 'epoch/%'")
+    connection.close()
+    whole = (tmp_path / "epochs.csv").read_text()
+    again = open_study(tmp_path)
+    assert (tmp_path / "epochs.csv").read_text() == whole
+    assert ask(again).epochs == 2
+    (tmp_path / "epochs.csv").write_text("".join(whole.splitlines(keepends=True)[:2]))
+    again.close(None)
+    again = open_study(tmp_path)
+    epochs = results.Run(tmp_path).epochs
+    assert list(epochs["valid_accuracy"]) == [0.3, 0.4, 0.5, 0.6]
+    assert again.row(0)["valid_accuracy"] == 0.4
+
+
+def test_the_end_of_a_trial_that_the_frames_know_and_the_study_does_not_is_told(
+    tmp_path: Path, study: RunStudy
+) -> None:
+    train(study, ask(study), [0.3, 0.4], "length")
+    study.close(None)
+    shutil.copy(tmp_path / "study.db", tmp_path / "before.db")
+    again = open_study(tmp_path)
+    again.finish(0, "scheduler")
+    again.close("search")
+    shutil.move(tmp_path / "before.db", tmp_path / "study.db")
+    late = open_study(tmp_path)
+    assert (late.n_finished, late.running(), told(late, 0).value) == (1, [], 0.4)
+
+
+def test_a_trial_cut_off_before_its_first_epoch_twice_is_no_error(tmp_path: Path, study: RunStudy) -> None:
+    ask(study)
+    study.abandon()
+    again = open_study(tmp_path)
     ask(again)
-    assert again.report(ask(again).number, epoch(2, 0.6))
+    again.close("time budget")
+    row = open_study(tmp_path).row(0)
+    assert (row["state"], row["attempt"]) == ("failed", 2)
+    assert told(open_study(tmp_path), 0).user_attrs["no_result"] is True
+
+
+def test_attempts_are_counted_over_all_sessions(tmp_path: Path) -> None:
+    for attempt in range(1, 5):
+        study = open_study(tmp_path)
+        ask(study)
+        study.abandon()
+        assert open_study(tmp_path).row(0)["attempt"] == attempt
+
+
+def test_times_never_go_back(tmp_path: Path, study: RunStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(study, ask(study), [0.3])
+    study.close(None)
+
+    class Behind(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) - timedelta(hours=2)
+
+    monkeypatch.setattr("tuning.study.datetime", Behind)
+    again = open_study(tmp_path)
+    before = again.last_moment
+    assert before is not None and again.now() >= before
+    train(again, ask(again), [0.3, 0.4], "length")
+    again.finish(0, "scheduler")
+    assert again.row(0)["ended"] >= before
 
 
 def test_what_a_trial_told_survives_the_process(tmp_path: Path, study: RunStudy) -> None:

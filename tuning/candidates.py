@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tuning import jobs, results, snapshot
+from tuning import jobs, results
 from tuning.config import TrainConfig, parse_config, read_config
 from tuning.errors import UserError
 from tuning.seeds import fresh_seeds
@@ -224,14 +224,11 @@ def _drawn_at_random(run: results.Run, sampler: str) -> set[int]:
     from tuning.settings import N_STARTUP
     from tuning.study import drawn_at_random
 
-    if not (run.path / snapshot.STUDY).exists():
-        return set()
-    with snapshot.copied(run.path) as folder:
-        try:
-            return drawn_at_random(folder, sampler, N_STARTUP)
-        except (SQLAlchemyError, RuntimeError, IndexError, KeyError) as error:
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise UserError(f"{run.path / snapshot.STUDY} cannot be read as a study: {reason}.") from error
+    try:
+        return drawn_at_random(run.path, sampler, N_STARTUP)
+    except (SQLAlchemyError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UserError(f"{run.path / 'study.db'} cannot be read as a study: {reason}.") from error
 
 
 def _seeds(name: str, n: int, first: int | None, used: set[int]) -> tuple[int, ...]:

@@ -57,7 +57,7 @@ def kinds(space: "Space", epochs: int) -> list[tuple[TrainConfig, float]]:
     """Returns a configuration of each kind that the space gives, and the kind's share of random points."""
     import optuna
 
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study = optuna.create_study(sampler=space.possible(optuna.samplers.RandomSampler(seed=0)))
     drawn = [space.sample(study.ask(), epochs) for _ in range(DRAWS)]
     one: dict[tuple[Any, ...], TrainConfig] = {}
     count: Counter[tuple[Any, ...]] = Counter()

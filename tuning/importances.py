@@ -17,7 +17,7 @@ from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
-from tuning import snapshot
+from tuning import database
 from tuning.analysis import equal_budget_values
 from tuning.errors import UserError
 from tuning.results import Run
@@ -35,19 +35,18 @@ def of_run(run: Run) -> pd.DataFrame:
     Raises:
         UserError: The run has no study, or it is damaged.
     """
-    with snapshot.copied(run.path) as folder, _silence():
-        storage, sampler = f"sqlite:///{folder / snapshot.STUDY}", optuna.samplers.RandomSampler(seed=0)
-        try:
-            # The oldest, as a run that 0.2.0 resumed under another folder's name has a second one.
-            name = optuna.get_all_study_names(storage)[0]
-            study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=None)
-        except (SQLAlchemyError, RuntimeError, IndexError) as error:
-            reason = next(iter(str(error).splitlines()), "") or "it is empty"
-            raise UserError(
-                f"{run.path / snapshot.STUDY} cannot be read as a study: {reason.rstrip('.')}. It is damaged, or "
-                "another version of Optuna wrote it."
-            ) from error
-        return assess(study, equal_budget_values(run.trials, run.epochs))
+    path = run.path.absolute() / database.FILE
+    if not path.exists():
+        raise UserError(f"{path} must be the run's study, but got no such file.")
+    try:
+        study = database.load(run.path)
+    except (SQLAlchemyError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UserError(
+            f"{path} cannot be read as a study: {reason.rstrip('.')}. It is damaged, or another version of Optuna "
+            "wrote it."
+        ) from error
+    return assess(study, equal_budget_values(run.trials, run.epochs))
 
 
 def assess(study: optuna.Study, values: "pd.Series[float]", *, n_bootstrap: int = 60, seed: int = 0) -> pd.DataFrame:

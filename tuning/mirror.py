@@ -15,16 +15,19 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from tuning import files
+from tuning import files, locks
+from tuning.database import FILE, facts, settle, snapshot
 from tuning.errors import UserError, counted, unknown_name
 from tuning.storage import META, Store, joined, masked, split
 
-STUDY = "study.db"
+STUDY = FILE
+PROGRESS = "progress.json"  # Beside a checkpoint: how many epochs are behind it.
+Signature = tuple[int, ...]
 PAUSE = 30.0  # Seconds: for which the end of a search waits for its storage; half of it lies between two tries at most.
 
 
@@ -32,7 +35,8 @@ class Mirror:
     """Sends the files of a folder to a store whenever they change, from a thread of its own.
 
     A store that fails is tried until it answers; that is said once when it begins, and once when it is over. What lies
-    in the run's subfolders already, and is not newer than what is stored, counts as sent.
+    in the run's subfolders already counts as sent where the storage has as many epochs of it and files as large; where
+    it has more epochs, the trial has run elsewhere since, and nothing of it is sent.
 
     Args:
         folder: Of the run, or a node's scratch folder.
@@ -41,6 +45,7 @@ class Mirror:
         part: Only what is in this folder below the folder.
         skip: File names that are not sent.
         every: Seconds between two looks.
+        lost: Once it is set, nothing is sent any more: what is stored is another process's.
     """
 
     def __init__(
@@ -52,10 +57,12 @@ class Mirror:
         part: str = "",
         skip: Sequence[str] = (),
         every: float = 3.0,
+        lost: threading.Event | None = None,
     ) -> None:
         self._folder, self._store, self._note = folder, Store(uri, patience=0.0), note
         self._part, self._skip, self._every = part, skip, every
-        self._sent: dict[str, tuple[int, int]] | None = None
+        self._sent: dict[str, Signature] | None = None
+        self._lost = lost or threading.Event()
         self._end, self._deadline = threading.Event(), float("inf")
         self._thread = threading.Thread(target=self._run, daemon=True, name="mirror")
 
@@ -73,8 +80,10 @@ class Mirror:
         self._deadline = time.monotonic() + patience
         self._end.set()
         self._thread.join()
+        if self._lost.is_set():
+            return []
         sent = self._sent or {}
-        missing = [name for name, signature in self._files().items() if sent.get(name) != signature]
+        missing = sorted(name for name, signature in self._files().items() if sent.get(name) != signature)
         if missing:
             some = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
             self._note(f"Not in the storage yet: {some}. {sent_by(self._folder.name)}")
@@ -82,7 +91,7 @@ class Mirror:
 
     def _run(self) -> None:
         n_failures = 0
-        while True:
+        while not self._lost.is_set():
             ended = self._end.is_set()
             try:
                 self._send()
@@ -104,50 +113,68 @@ class Mirror:
 
     def _send(self) -> None:
         """Sends what has changed."""
-        # The study is read before the epochs are looked at, and sent after them: none that it knows is ever missing.
-        before = self._files().get(STUDY)
-        study = None if before is None or before == (self._sent or {}).get(STUDY) else _snapshot(self._folder / STUDY)
         found = self._files()
         if self._sent is None:
-            stored = self._store.names(self._part)
-            older = {name for name, (time_ns, _) in found.items() if time_ns / 1e9 <= stored.get(name, 0.0)}
-            self._sent = {name: found[name] for name in older if "/" in name}
-        for name, signature in found.items():
-            if name != STUDY and self._sent.get(name) != signature:
-                with contextlib.suppress(FileNotFoundError):  # It has been removed since.
-                    data = (self._folder / name).read_bytes()
-                    self._store.write(name, data)
-                    self._sent[name] = signature
-            elif name == STUDY and study is not None and before is not None:
-                self._store.write(name, study)
-                self._sent[name] = before
+            self._sent = self._stored_already(found)
+        changed = {name: signature for name, signature in found.items() if self._sent.get(name) != signature}
+        # The study is read after the frames, and sent before them: nothing that they know is ever missing in it.
+        record = {name: self._read(name) for name in changed if "/" not in name and name != STUDY}
+        if STUDY in found and (record or STUDY in changed):
+            changed[STUDY] = self._files()[STUDY]
+            record[STUDY] = snapshot(self._folder / STUDY)
+        for name in sorted(changed, key=lambda name: ("/" in name, name != META, name != STUDY, name)):
+            data = record[name] if name in record else self._read(name)
+            if data is not None and not self._lost.is_set():
+                self._store.write(name, data)
+                self._sent[name] = changed[name]
 
-    def _files(self) -> dict[str, tuple[int, int]]:
-        """Returns time and size of each file that is to be sent, in the order of sending."""
-        found: dict[str, tuple[int, int]] = {}
+    def _read(self, name: str) -> bytes | None:
+        """Returns a file's content; None where it has been removed since."""
+        try:
+            return (self._folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _stored_already(self, found: Mapping[str, "Signature"]) -> dict[str, "Signature"]:
+        """Returns the files of subfolders that need not be sent; no clock has a say in that."""
+        sizes, sent = self._store.sizes(self._part), {}
+        for folder in sorted({name.rpartition("/")[0] for name in found} - {""}):
+            own = _epochs(self._read(f"{folder}/{PROGRESS}"))
+            stored = _epochs(self._store.read(f"{folder}/{PROGRESS}") if f"{folder}/{PROGRESS}" in sizes else None)
+            for name in (name for name in found if name.rpartition("/")[0] == folder):
+                if stored > own or (stored == own >= 0 and sizes.get(name) == found[name][1]):
+                    sent[name] = found[name]
+        return sent
+
+    def _files(self) -> dict[str, "Signature"]:
+        """Returns what changes when a file does, of each that is to be sent: its time, its bytes."""
+        found: dict[str, Signature] = {}
         for path in (self._folder / self._part).rglob("*"):
             name = path.relative_to(self._folder).as_posix()
             # Ray's own state is pickled beside the trials' folders; what begins with a dot is not whole yet.
             unwanted = path.name.startswith((".", f"{STUDY}-")) or path.suffix == ".pkl" or path.name in self._skip
             if unwanted or (name.startswith("trials/") and name.count("/") == 1):
                 continue
-            try:
-                info = path.stat()
-            except FileNotFoundError:
-                continue
-            if path.is_file():
-                found[name] = (info.st_mtime_ns, info.st_size)
-        return dict(sorted(found.items(), key=lambda item: ("/" in item[0], item[0] == STUDY, item[0])))
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_file():
+                    found[name] = _signature(path)
+        if STUDY in found:  # SQLite writes beside it at first.
+            with contextlib.suppress(FileNotFoundError):
+                found[STUDY] += _signature(self._folder / f"{STUDY}-wal")
+        return found
 
 
-def _snapshot(path: Path) -> bytes:
-    """Returns an SQLite database as it is at one moment, also while it is being written."""
-    with (
-        closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as database,
-        closing(sqlite3.connect(":memory:")) as copy,
-    ):
-        database.backup(copy)
-        return copy.serialize()
+def _signature(path: Path) -> "Signature":
+    info = path.stat()
+    return info.st_mtime_ns, info.st_size
+
+
+def _epochs(progress: bytes | None) -> int:
+    """Returns how many epochs a folder's `progress.json` tells of; -1 where there is none."""
+    try:
+        return int(json.loads(progress or b"{}").get("epochs", -1))
+    except (ValueError, AttributeError):
+        return -1
 
 
 def sent_by(run: str) -> str:
@@ -155,14 +182,15 @@ def sent_by(run: str) -> str:
     return f"When it can be reached again, `python -m tuning.search --resume {run}` sends the rest."
 
 
-def fetch(uri: str, root: Path, *, retrained: bool = False) -> Path:
+def fetch(uri: str, root: Path, *, path: Path | None = None, retrained: bool = False) -> Path:
     """Returns the folder of a run below a folder, with its record (no checkpoints) from a storage; says what it does.
 
-    Where the run is there already, the one that has gone on for longer is taken.
+    Where the run is there already, the one that has gone on for longer is taken, or the one that a search works on.
 
     Args:
         uri: Of the run; its name may be "latest".
         root: Where the run folders are.
+        path: The run's folder, if it has another name here than in the storage.
         retrained: Fetch what `final` has trained, too.
 
     Raises:
@@ -172,61 +200,125 @@ def fetch(uri: str, root: Path, *, retrained: bool = False) -> Path:
     if name == "latest":
         runs = Store(base).runs()
         name = max(runs, key=lambda run: runs[run], default=name)
-    store, path = Store(joined(base, name)), root / name
+    store, path = Store(joined(base, name)), path or root / name
     wanted = ("trials/",) if retrained else ("trials/", "final/")
-    stored = {file: moment for file, moment in store.names().items() if not file.startswith(wanted)}
+    stored = [file for file in store.names() if not file.startswith(wanted) and not file.endswith(".lease")]
     here = (path / META).exists()
     if META not in stored and not here:
         if not (runs := Store(base).runs()):
             raise UserError(f"{masked(base)!r} must be a storage with runs in it, but got none. Is its name right?")
         raise unknown_name(f"Run in {masked(base)}", name, runs)
-    take = META in stored and (not here or _stored_is_newer(store, path))
-    # As they were sent: never a study that knows of epochs which are missing. A folder without meta.json is no run.
-    for file in sorted(stored, key=lambda file: (file == META, file == STUDY, file)):
-        if take or not (path / file).exists():
-            (path / file).parent.mkdir(parents=True, exist_ok=True)
-            files.write_bytes(path / file, store.read(file) or b"")
-            os.utime(path / file, (stored[file], stored[file]))
+    if locks.is_held(path, "search"):
+        print(f"{path} is in use by a search on this machine, and is taken as it is.")
+        return path
+    path.mkdir(parents=True, exist_ok=True)
+    with locks.hold(path, "search"):
+        take = META in stored and (not here or _stored_is_newer(store, path))
+        if take:
+            settle(path)  # Else SQLite would play what lies beside the study's file here into the one that comes.
+        # A study that knows more than the frames is no harm, and a folder without meta.json is no run.
+        for file in sorted(stored, key=lambda file: (file == META, file != STUDY, file)):
+            if (take or not (path / file).exists()) and (content := store.read(file)) is not None:
+                (path / file).parent.mkdir(parents=True, exist_ok=True)
+                if file == META:
+                    content = _placed(content, base, name)
+                files.write_bytes(path / file, content)
     if take:
         print(f"Fetched into {path}: {masked(store.uri)}")
-        meta = files.read_json(path / META)
-        if meta["settings"].get("storage") != base:  # It was moved, or has another address here.
-            meta["settings"]["storage"] = base
-            files.write_json(path / META, meta)
     return path
+
+
+def _placed(meta: bytes, base: str, name: str) -> bytes:
+    """Returns a run's `meta.json` with the place that it was fetched from, which may have another address here."""
+    try:
+        values = json.loads(meta)
+        values["settings"]["storage"], values["stored_as"] = base, name
+    except (ValueError, KeyError, TypeError):  # A damaged one is for whoever reads it to name.
+        return meta
+    return (json.dumps(values, indent=2) + "\n").encode()
 
 
 def _stored_is_newer(store: Store, path: Path) -> bool:
     """Returns whether the stored record has more epochs, or ends of trials, than the one that is here.
 
+    An epoch of a trial that still ran, which only one of the two has, does not count: it is trained again.
+
     Raises:
         UserError: Each has what the other has not, or they are of different runs.
     """
 
-    def read(name: str) -> tuple[bytes, bytes]:
-        local = (path / name).read_bytes() if (path / name).exists() else b""
-        return local, store.read(name) or b""
+    def here(name: str) -> bytes:
+        return (path / name).read_bytes() if (path / name).exists() else b""
 
-    ids = [json.loads(text).get("id") for text in read(META)]
-    epochs, stored_epochs = (text[: text.rfind(b"\n") + 1] for text in read("epochs.csv"))
-    ended, stored_ended = (
-        {
-            (row["trial"], row["state"])
-            for row in csv.DictReader(io.StringIO(text.decode()))
-            if row["state"] != "running"
-        }
-        for text in read("trials.csv")
-    )
-    if ids[0] == ids[1] and epochs.startswith(stored_epochs) and ended >= stored_ended:
-        if (epochs, ended) != (stored_epochs, stored_ended):
-            print(f"{path} has gone on for longer than what is stored, and is taken.")
+    ids = [json.loads(text or b"{}").get("id") for text in (here(META), store.read(META))]
+    if ids[0] != ids[1]:
+        raise UserError(
+            f"{path} is another run than {masked(store.uri)} (its id in meta.json is {ids[0]}, not {ids[1]}). "
+            f"Move {path} away to fetch the stored one."
+        )
+    study = b""
+    with contextlib.suppress(sqlite3.DatabaseError):  # A damaged one knows nothing; its frames are asked.
+        study = snapshot(path / STUDY) if (path / STUDY).exists() else b""
+    own = Known.of(study, here("epochs.csv"), here("trials.csv"))
+    stored = Known.of(*(store.read(name) or b"" for name in (STUDY, "epochs.csv", "trials.csv")))
+    if own.holds(stored) and stored.holds(own):
         return False
-    if ids[0] == ids[1] and stored_epochs.startswith(epochs) and stored_ended >= ended:
+    if stored.holds(own) or (not own.holds(stored) and stored.all_but_an_epoch_of(own)):
         return True
+    if own.holds(stored) or own.all_but_an_epoch_of(stored):
+        print(f"{path} has gone on for longer than what is stored, and is taken.")
+        return False
     raise UserError(
-        f"Run {path} must be the stored one, earlier or later, but got another, or one that went on in both places. "
-        f"Move {path} or {masked(store.uri)} away to go on with the other."
+        f"{path} and {masked(store.uri)} have diverged: each has epochs that the other lacks. Move one of them away to "
+        "resume the other."
     )
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a record knows.
+
+    Attributes:
+        epochs: (trial, epoch).
+        ended: (trial, when it began) of each trial that has ended.
+    """
+
+    epochs: frozenset[tuple[int, int]]
+    ended: frozenset[tuple[int, str]]
+
+    @staticmethod
+    def of(study: bytes, epochs: bytes, trials: bytes) -> "Known":
+        """Returns what the study knows, and of its trials the frames, too; a line that is cut off is none."""
+        values: dict[tuple[int, int], float] = {}
+        states: dict[int, tuple[str, str]] = {}
+        with contextlib.suppress(sqlite3.DatabaseError, KeyError):
+            values, states = facts(study)
+        known, ended = set(values), {(n, start) for n, (state, start) in states.items() if state != "RUNNING"}
+        for row in _rows(epochs):
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                if (number := int(row["trial"])) in states:
+                    known.add((number, int(row["epoch"])))
+        for row in _rows(trials):
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                number = int(row["trial"])
+                if row["state"] != "running" and number in states:
+                    ended.add((number, states[number][1]))
+        return Known(frozenset(known), frozenset(ended))
+
+    def holds(self, other: "Known") -> bool:
+        """Returns whether this knows all that the other knows."""
+        return self.epochs >= other.epochs and self.ended >= other.ended
+
+    def all_but_an_epoch_of(self, other: "Known") -> bool:
+        """Returns whether what the other knows beyond this is an epoch a trial at most, of trials that still ran."""
+        beyond = [trial for trial, _ in other.epochs - self.epochs]
+        over = {trial for trial, _ in other.ended}
+        return self.ended >= other.ended and len(set(beyond)) == len(beyond) and not over & set(beyond)
+
+
+def _rows(text: bytes) -> list[dict[str, str]]:
+    whole = text[: text.rfind(b"\n") + 1].decode(errors="replace")
+    return list(csv.DictReader(io.StringIO(whole)))
 
 
 def scratch(run_id: str) -> Path:

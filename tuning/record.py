@@ -5,6 +5,7 @@ Where a run has a storage, what is in its folder goes there from here.
 
 import secrets
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuning import files, machine, mirror, results
+from tuning import files, locks, machine, mirror, results
 from tuning import storage as storages
-from tuning.errors import UserError, each_alone
+from tuning.errors import UserError, disk_full, each_alone
 from tuning.settings import Settings
 
 if TYPE_CHECKING:
@@ -25,17 +26,54 @@ if TYPE_CHECKING:
     from tuning.progress import Progress
     from tuning.spaces import Space
 
+SCHEMA = 1  # Of `meta.json`; version 0.2.0 wrote none.
+
+
+@contextmanager
+def claimed(name: str | None, dataset: str, storage: str | None) -> Iterator[Path]:
+    """Makes the folder of a new run, which no other search can take from then on; removes it where nothing came of it.
+
+    Args:
+        name: Of the run; None gives <date>-<dataset>-<number>, the next number where another search was quicker.
+        dataset: For the name.
+        storage: Whose runs' names are taken, too.
+
+    Raises:
+        UserError: The name is taken, or no name.
+    """
+    while True:
+        path = results.new_path(name, dataset, taken=storages.Store(storage).runs() if storage else ())
+        try:
+            path.parent.mkdir(exist_ok=True)
+            path.mkdir()
+            break
+        except FileExistsError:
+            if name is not None:
+                raise UserError(
+                    f"--run must be a new name, but got {name!r}, and {path} exists. Choose another."
+                ) from None
+        except OSError as error:
+            raise (
+                disk_full(path, error) or UserError(f"{path} must be a folder that can be made: {error}.")
+            ) from error
+    try:
+        yield path
+    finally:
+        if not (path / "meta.json").exists():
+            shutil.rmtree(path, ignore_errors=True)
+
 
 def begin(path: Path, settings: Settings, space: "Space") -> None:
-    """Makes the run folder, with `space.py` and `meta.json`."""
+    """Writes `space.py` and `meta.json` of a new run."""
     from tuning import estimate
 
-    files.make_folder(path)
     files.write_text(path / "space.py", space.source)
     update_meta(
         path,
         settings,
+        schema=SCHEMA,
         id=secrets.token_hex(6),
+        stored_as=path.name,
         dataset=settings.dataset,
         seed=settings.seed,
         command=storages.masked(shlex.join(["python", "-m", "tuning.search", *sys.argv[1:]])),
@@ -47,20 +85,24 @@ def begin(path: Path, settings: Settings, space: "Space") -> None:
     )
 
 
-def go_on(path: Path, settings: Settings) -> None:
-    """Writes into `meta.json` for how long nothing was written to the frames: no time that the search took."""
-    last = max(
-        (path / name).stat().st_mtime for name in ("trials.csv", "epochs.csv", "meta.json") if (path / name).exists()
-    )
+def go_on(path: Path, settings: Settings, last: str | None, now: str) -> None:
+    """Writes into `meta.json` for how long nothing happened in a run, by its own record: no time that the search took.
+
+    Args:
+        path: The run folder.
+        settings: Those of this session.
+        last: The last moment that the record holds; None if there is none.
+        now: The first of this session, not before the last.
+    """
     pauses = files.read_json(path / "meta.json").get("pauses", [])
-    update_meta(path, settings, pauses=[*pauses, [datetime.fromtimestamp(last, UTC).isoformat(), now()]])
+    update_meta(path, settings, pauses=[*pauses, [last, now]] if last is not None else pauses)
 
 
 def update_meta(path: Path, settings: Settings, **values: Any) -> None:
     """Writes the settings and some values into `meta.json`, beside what it has."""
     file = path / "meta.json"
     meta = files.read_json(file) if file.exists() else {}
-    files.write_json(file, meta | {"settings": asdict(settings)} | values)
+    files.write_json(file, meta | {"settings": asdict(settings)} | values, durable=True)
 
 
 def now() -> str:
@@ -76,29 +118,54 @@ def newest(name: str) -> results.Run:
         base = found.meta["settings"].get("storage")
         if base is None:
             return found
-        uri, root = storages.joined(base, found.name), root if storages.is_at(base, found.path) else found.path.parent
+        storages.usable(base)
+        if storages.is_at(base, found.path):
+            return found
+        uri = stored_at(base, found.path)
+        return results.Run(mirror.fetch(uri, root, path=found.path, retrained=True))
     storages.usable(storages.split(uri)[0])
     return results.Run(mirror.fetch(uri, root, retrained=True))
 
 
 @contextmanager
-def mirrored(settings: Settings, path: Path, progress: "Progress") -> Iterator[None]:
-    """Sends the run folder to its storage, if it has one, while something is going on in it."""
+def mirrored(
+    settings: Settings, path: Path, progress: "Progress", on_lost: Callable[[UserError], None]
+) -> Iterator[None]:
+    """Sends the run folder to its storage, if it has one; a search has the run to itself there meanwhile.
+
+    Args:
+        settings: Of the run.
+        path: The run folder.
+        progress: Is told what a person should know.
+        on_lost: Is told when another process has taken the run over in the storage, because this one seemed dead.
+
+    Raises:
+        UserError: Another process works on the run in the storage.
+    """
     from tuning import checkpoints
 
     if settings.storage is None:
         yield
         return
-    with mirror.Mirror(path, stored_at(settings, path), progress.note, skip=checkpoints.NAMES) as sending:
-        try:
-            yield
-        finally:
-            sending.finish()
+    uri = stored_at(settings.storage, path)
+    lease = locks.Lease(uri, "search", on_lost)
+    lease.take(progress.note)
+    try:
+        with mirror.Mirror(path, uri, progress.note, skip=checkpoints.NAMES, lost=lease.lost) as sending:
+            try:
+                yield
+            finally:
+                sending.finish()
+    finally:
+        lease.release()
 
 
-def stored_at(settings: Settings, path: Path) -> str:
-    """Returns the URI of a run in its storage."""
-    return storages.joined(settings.storage or "", path.name)
+def stored_at(base: str, path: Path) -> str:
+    """Returns the URI of a run in its storage: under the name that it was begun with, whatever its folder's is now."""
+    if storages.is_at(base, path):
+        return storages.joined(base, path.resolve().name)
+    run = results.Run(path)
+    return storages.joined(base, run.meta.get("stored_as") or results.first_name(run))
 
 
 def conclude(run: results.Run, tell: Callable[[str], None] = print) -> None:

@@ -87,7 +87,11 @@ def load_final(run: Run, model_dir: Path) -> Final | None:
     if not (model_dir / "metrics.json").exists():
         return None
     metrics = files.read_json(model_dir / "metrics.json")
-    if not is_of(metrics, run.name, run.identity):
+    try:
+        identity = run.identity
+    except UserError:  # Of a run of 0.2.0 whose study is damaged: its name is all there is.
+        identity = None
+    if not is_of(metrics, run.name, identity):
         return None
     if missing := [name for name in _METRICS if name not in metrics]:
         raise UserError(

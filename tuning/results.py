@@ -6,9 +6,11 @@
 This module needs neither torch nor Ray. Rows come from the search; here they are read and given fixed dtypes.
 """
 
+import csv
 import io
+import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from tuning import files, mirror, snapshot, storage
+from tuning import database, files, mirror, storage
 from tuning.config import TrainConfig
 from tuning.errors import UserError, counted, run_command, unknown_name
 
@@ -123,16 +125,13 @@ class Run:
 
     @property
     def identity(self) -> str:
-        """What the run is, whatever its folder is called: the name of its study, which never changes.
+        """What tells this run from others, wherever its folder is and whatever its name.
 
-        Runs of 0.2.0 have the folder's first name there. Without a study that can be read it is the id in `meta.json`,
-        or else the folder's name.
+        For a run of version 0.2.0 that is the name of the folder in which it was begun: what `final` trained of it has
+        seeds that derive from that.
         """
-        try:
-            names = snapshot.study_names(self.path)
-        except UserError:
-            names = []
-        return names[0] if names else str(self.meta.get("id", self.name))
+        meta = self.meta
+        return str(meta["id"]) if "schema" in meta and "id" in meta else first_name(self)
 
     @property
     def trials(self) -> "pd.DataFrame":
@@ -142,7 +141,9 @@ class Run:
     @property
     def epochs(self) -> "pd.DataFrame":
         """A row an epoch of a trial; columns and dtypes as in `EPOCH_COLUMNS`."""
-        return read_frame(self.path / "epochs.csv", EPOCH_COLUMNS)
+        return read_frame(self.path / "epochs.csv", EPOCH_COLUMNS).drop_duplicates(
+            ["trial", "epoch"], ignore_index=True
+        )
 
     def clock(self, moments: "pd.Series[Any]") -> "pd.Series[float]":
         """Returns the seconds that the search had taken by each moment (UTC): from its first trial, less its pauses."""
@@ -213,15 +214,31 @@ def load(name: str | Path = "latest", root: Path = RESULTS, *, retrained: bool =
     if "://" in str(name):
         return Run(mirror.fetch(str(name), root, retrained=retrained))
     if Path(name).is_dir() and (Path(name) / "meta.json").exists():
-        return Run(Path(name))
+        return Run(Path(name) if Path(name).name not in ("", "..") else Path(name).resolve())
     names = run_names(root)
     if not names:
         raise UserError(f"A run folder must be below {root}/, but got none. Run `python -m tuning.search` first.")
     if str(name) == "latest":
-        return Run(max((root / run for run in names), key=lambda path: (path / "meta.json").stat().st_mtime_ns))
+        return Run(max((root / run for run in names), key=_last_begun))
     if str(name) not in names:
         raise unknown_name(f"Run below {root}/", str(name), [*names, "latest"])
     return Run(root / name)
+
+
+def _last_begun(path: Path) -> tuple[str, int]:
+    """Returns when a run was begun or resumed last, by its record, for a copied folder has other times."""
+    file = path / "meta.json"
+    try:
+        meta = files.read_json(file)
+        moments = [meta.get("started"), meta.get("ended"), *(pause[1] for pause in meta.get("pauses", []))]
+    except (UserError, TypeError, IndexError):
+        moments = []
+    return max((str(moment) for moment in moments if moment), default=""), file.stat().st_mtime_ns
+
+
+def first_name(run: Run) -> str:
+    """Returns the name of the folder in which a run was begun: its study has that name, even where it is renamed."""
+    return next(iter(database.studies(run.path)), run.path.resolve().name)
 
 
 def send(run: Run) -> None:
@@ -229,7 +246,7 @@ def send(run: Run) -> None:
     base = run.settings.get("storage")
     if base is None or storage.is_at(base, run.path):
         return
-    uri = storage.joined(base, run.name)
+    uri = storage.joined(base, run.meta.get("stored_as") or first_name(run))
     with mirror.Mirror(run.path, uri, print, part="final") as sending:
         sending.finish()
     try:
@@ -275,21 +292,74 @@ def read_frame(path: Path, dtypes: Mapping[str, str]) -> "pd.DataFrame":
     A column that the file has not, because an earlier version wrote it, is empty; a missing file gives an empty frame.
 
     Raises:
-        UserError: The file has no `trial`, or a value is of another type.
+        UserError: The file has no `trial`, a line has too many fields, or a value is of another type.
     """
     import pandas as pd
 
-    text = path.read_text() if path.exists() else ",".join(dtypes) + "\n"
-    text = text[: text.rfind("\n") + 1] or ",".join(dtypes) + "\n"
+    text = files.whole_lines(path) or ",".join(dtypes) + "\n"
     try:
         raw = pd.read_csv(io.StringIO(text), dtype="str", keep_default_na=False, na_values=[""])
         raw = raw.set_index("trial", drop=False).reindex(columns=list(dtypes)).reset_index(drop=True)
         frame = pd.DataFrame({name: _typed(raw[name], dtype) for name, dtype in dtypes.items()})
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(
-            f"{path} must have the columns that the README names, but reading it failed: {error}."
+            f"{path} is damaged: {_damage(text, dtypes, error)}. "
+            f"`python -m tuning.search --resume {path.parent}` writes it anew from the study."
         ) from error
     return frame
+
+
+def whole_rows(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows of `epochs.csv`, each once, as Python's own numbers; lines that are no rows are left out."""
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    lines = csv.DictReader(io.StringIO(files.whole_lines(path)))
+    for line in lines:
+        try:
+            row = {
+                name: int(line[name]) if dtype == "int64" else _float(line[name])
+                for name, dtype in EPOCH_COLUMNS.items()
+            }
+        except (KeyError, TypeError, ValueError):
+            continue
+        if None not in line:  # Where csv puts what a line has beyond its columns.
+            found.setdefault((row["trial"], row["epoch"]), row)
+    return list(found.values())
+
+
+def mend(run: Run, note: Callable[[str], None]) -> None:
+    """Makes the frames of a run readable before it is resumed: what is damaged is kept, and written anew.
+
+    Args:
+        run: Nothing else may write to it.
+        note: Is told what was damaged.
+    """
+    for path, columns in ((run.path / "trials.csv", TRIAL_COLUMNS), (run.path / "epochs.csv", EPOCH_COLUMNS)):
+        try:
+            read_frame(path, columns)
+        except UserError as error:
+            files.write_bytes(path.with_name(f"{path.name}.damaged"), path.read_bytes())
+            if columns is EPOCH_COLUMNS:
+                files.write_rows(path, columns, whole_rows(path))
+            else:
+                path.unlink()
+            note(
+                f"{str(error).partition('. ')[0]}. It is kept as {path.name}.damaged, and written anew from the study."
+            )
+
+
+def _float(text: str) -> float:
+    return float(text) if text else math.nan
+
+
+def _damage(text: str, dtypes: Mapping[str, str], error: Exception) -> str:
+    """Returns what is wrong with a frame's file: the first line with a wrong number of fields, or what pandas says."""
+    lines = list(csv.reader(io.StringIO(text)))
+    if "trial" not in lines[0]:
+        return f"its first line must name the columns {', '.join(list(dtypes)[:3])}, ..."
+    for number, line in enumerate(lines[1:], start=2):
+        if len(line) != len(lines[0]):
+            return f"line {number} has {counted(len(line), 'field')}, expected {len(lines[0])}"
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
 
 
 def _typed(column: "pd.Series[Any]", dtype: str) -> "pd.Series[Any]":
@@ -313,7 +383,7 @@ def plain(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_best(run: Run) -> None:
     """Writes `best.json`: the winner's configuration and why it won."""
-    ranked = rank_trials(run.trials, run.path)
+    ranked = rank_trials(ran(run.trials), run.path)
     best = plain({str(name): value for name, value in ranked.iloc[0].items()})
     second = float(ranked.iloc[1]["valid_accuracy"]) if len(ranked) > 1 else None
     when = f"in its epoch {best['best_epoch']} of {best['epochs']}"
@@ -378,7 +448,7 @@ def print_trials(run: Run, limit: int = 10) -> None:
         errors = trials["error"].dropna()
         print("No trial has finished." + (f" The last error was: {errors.iloc[-1]}" if len(errors) else ""))
         return
-    best = rank_trials(run.trials, run.path).head(limit)
+    best = rank_trials(trials, run.path).head(limit)
     config = [c for c in best.filter(like="config/") if best[c].nunique(dropna=False) > 1 and c != "config/epochs"][:8]
     epochs = best["epochs"].astype("str") + best["state"].map({"complete": ""}).fillna(" (stopped)")
     shown = best[["trial", "valid_accuracy"]].assign(epochs=epochs, minutes=best["seconds"] / 60)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuning import cluster, files, machine, mirror, record, results
+from tuning import cluster, database, files, locks, machine, mirror, record, results
 from tuning import storage as storages
 from tuning.errors import UserError, counted, run_command
 from tuning.settings import (
@@ -23,6 +23,7 @@ from tuning.settings import (
     check_mlflow,
     check_names,
     check_resumed,
+    of_run,
     parse_duration,
     placed,
     plan_slots,
@@ -54,29 +55,52 @@ def load(settings: Settings, source: str, progress: "Progress") -> tuple["Splits
     return splits, space
 
 
-def search(settings: Settings, path: Path, splits: "Splits", space: "Space", progress: "Progress") -> None:
-    """Runs or goes on with the search of a run folder.
+def search(
+    settings: Settings, path: Path, splits: "Splits", space: "Space", progress: "Progress", *, resumed: bool = False
+) -> None:
+    """Runs or resumes the search of a run folder.
 
     Raises:
-        UserError: The space raised in mid-search, or the disk is full.
+        UserError: The record does not fit the study or the images; the space raised in mid-search; the disk is full;
+            or another process has the run in its storage.
     """
     from tuning import schedulers
     from tuning.study import RunStudy
 
+    before = files.read_json(path / "meta.json").get("split_hash")
+    if resumed and before not in (None, splits.split_hash):
+        raise UserError(
+            f"The images are not those that {path} was begun with (their hash is {splits.split_hash}, not {before}). "
+            "Its trials could not be compared with new ones. Name the folder of the former ones with --data-dir."
+        )
     sampler = schedulers.SAMPLERS[settings.sampler](_sampler_seed(settings.seed, path), N_STARTUP)
     study = RunStudy(path, space, sampler, epochs=settings.epochs, seed=settings.seed, minimize=settings.minimize)
-    record.update_meta(path, settings, split_hash=splits.split_hash, valid_hash=splits.valid_hash)
-    to_run = settings.samples - study.n_finished
-    if to_run > 0:
-        stopped_by = run_trials(settings, path, splits, study, progress, to_run)
-        record.update_meta(path, settings, ended=record.now(), stopped_by=stopped_by)
-    elif settings.storage is not None:  # What an earlier session could not send.
-        mirror.sweep(files.read_json(path / "meta.json")["id"], record.stored_at(settings, path))
-    if settings.audit and not (to_run > 0 and stopped_by == "interrupt"):
-        hold_audit(settings, path, splits, progress)
-    record.conclude(results.Run(path), progress.note)
-    if settings.storage is not None:
-        record.conclude_stored(results.Run(path), record.stored_at(settings, path), progress)
+    if resumed:
+        record.go_on(path, settings, study.last_moment, study.now())
+    left_out = {name: list(choices) for name, choices in space.left_out.items()}
+    record.update_meta(
+        path, settings, split_hash=splits.split_hash, valid_hash=splits.valid_hash, left_out=left_out, stopped_by=None
+    )
+    if study.waiting:
+        progress.note(
+            f"{counted(len(study.waiting), 'trial')} ({', '.join(map(str, study.waiting))}) cannot be resumed on this "
+            "machine, which lacks what the space leaves out. Resume the run where that is there."
+        )
+    stop = Stop(settings.time_budget)
+    with record.mirrored(settings, path, progress, stop.on_problem):
+        to_run = settings.samples - study.n_finished - len(study.waiting)
+        if to_run > 0:
+            stopped_by = run_trials(settings, path, splits, study, progress, stop, to_run)
+            record.update_meta(path, settings, ended=study.now(), stopped_by=stopped_by)
+        else:
+            study.close(None)
+            if settings.storage is not None:  # What an earlier session could not send.
+                mirror.sweep(files.read_json(path / "meta.json")["id"], record.stored_at(settings.storage, path))
+        if settings.audit and not (to_run > 0 and stopped_by == "interrupt"):
+            hold_audit(settings, path, splits, progress)
+        record.conclude(results.Run(path), progress.note)
+        if settings.storage is not None:
+            record.conclude_stored(results.Run(path), record.stored_at(settings.storage, path), progress)
 
 
 def hold_audit(settings: Settings, path: Path, splits: "Splits", progress: "Progress") -> None:
@@ -97,7 +121,13 @@ def hold_audit(settings: Settings, path: Path, splits: "Splits", progress: "Prog
 
 
 def run_trials(
-    settings: Settings, path: Path, splits: "Splits", study: "RunStudy", progress: "Progress", n_trials: int
+    settings: Settings,
+    path: Path,
+    splits: "Splits",
+    study: "RunStudy",
+    progress: "Progress",
+    stop: Stop,
+    n_trials: int,
 ) -> str | None:
     """Runs trials through Ray Tune until there are `n_trials` more; returns why it ended sooner, or None."""
     from ray import tune
@@ -105,7 +135,6 @@ def run_trials(
     from tuning import schedulers
     from tuning.trainable import EndSearch, Proposals, Recorder, TensorBoard, sweep_nodes, train_trial, trial_folder
 
-    stop = Stop(settings.time_budget)
     slots = cluster.Slots(asdict(settings), study.is_running, progress.note)
     recorder = Recorder(study, progress, stop.on_problem, slots, alone=_whole_device(settings))
     stop.all_reported_since = recorder.all_reported_since
@@ -117,7 +146,7 @@ def run_trials(
     schedulers.replay(scheduler, study.finished())
     stored = None
     if settings.storage is not None:
-        stored = (record.stored_at(settings, path), files.read_json(path / "meta.json")["id"])
+        stored = (record.stored_at(settings.storage, path), files.read_json(path / "meta.json")["id"])
     trainable = tune.with_parameters(
         train_trial,
         splits=splits,
@@ -157,11 +186,20 @@ def run_trials(
         if leftover.is_file():  # Ray's own state, pickled: the study and the frames are the record to go on from.
             leftover.unlink()
     if stop.problem is not None:
-        study.close(stopped_by=None)
-        raise stop.problem
+        _close_after(stop.problem, study)
+        raise database.problem(stop.problem, path) or stop.problem
     # What was interrupted stays as it is, to be gone on with; a budget that is spent is an end.
     study.close(stopped_by=None if stop.reason == "interrupt" else stop.reason or "search")
     return stop.reason
+
+
+def _close_after(problem: BaseException, study: "RunStudy") -> None:
+    """Closes a study that could not be written to, perhaps, so that it can be resumed."""
+    try:
+        study.close(stopped_by=None)
+    except Exception as error:  # The first problem is the one to show.
+        problem.add_note(f"Closing the study failed, too: {error}")
+        study.abandon()
 
 
 def _mlflow_callbacks(settings: Settings, path: Path) -> list[Any]:
@@ -308,7 +346,10 @@ def main(
     open_slots, trials_a_gpu = False, None
     if resume is not None:
         found = record.newest(resume)
-        settings = replace(Settings(**found.meta["settings"]), time_budget=budget)
+        if not dry_run_only:
+            context.with_resource(locks.hold(found.path, "search"))
+            results.mend(found, print)
+        settings = replace(of_run(found), time_budget=budget)
         settings = replace(settings, samples=samples or settings.samples, audit=audit or settings.audit)
         if "://" in resume:
             settings = replace(settings, storage=storages.split(resume)[0])
@@ -323,10 +364,9 @@ def main(
         source, path = str(found.path / "space.py"), found.path
     else:
         sampler, scheduler = check_names(space, dataset, sampler, scheduler, minimize)
-        taken: list[str] = []
         if storage is not None:
             storage = storages.usable(storage)
-            taken = [*storages.Store(storage).runs()]
+        taken = storages.Store(storage).runs() if storage is not None else ()
         source, path = space, results.new_path(run, dataset, taken=taken)
         if mlflow is not None:
             check_mlflow(mlflow)
@@ -362,6 +402,9 @@ def main(
             storage=storage,
             **slots,
         )
+        if not dry_run_only:
+            path = context.with_resource(record.claimed(run, dataset, storage))
+            context.with_resource(locks.hold(path, "search"))
     before = results.Run(path)
     trials = before.trials[before.trials["attempt"].fillna(1) != 0]  # Those that were run.
     n_done = int((trials["state"] != "running").sum())
@@ -380,10 +423,7 @@ def main(
             return
         if resume is None:
             record.begin(path, settings, found_space)
-        else:
-            record.go_on(path, settings)
-        with record.mirrored(settings, path, progress):
-            search(settings, path, splits, found_space, progress)
+        search(settings, path, splits, found_space, progress, resumed=resume is not None)
     found = results.Run(path)
     print(results.summary_line(found))
     if found.trials["state"].isin(["complete", "pruned"]).any():

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 
 from tuning import cluster, machine, results
 from tuning.errors import UserError, counted, unknown_name
@@ -50,6 +51,24 @@ class Settings:
     address: str | None = None
     limit: int | None = None
     dashboard: bool = False
+
+
+def of_run(run: results.Run) -> Settings:
+    """Returns the settings that a run was begun with; what only a later version knows is passed over.
+
+    Raises:
+        UserError: `meta.json` lacks one, or it is of another type.
+    """
+    meta = run.meta
+    try:
+        return TypeAdapter(Settings).validate_python(meta.get("settings"))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(["settings", *(str(part) for part in problem["loc"])])
+        raise UserError(
+            f"{run.path / 'meta.json'} is damaged, or of another version (schema {meta.get('schema', 'none')}): "
+            f"{name}: {problem['msg'].lower()}. Put back a copy of it; the frames can be read without it."
+        ) from error
 
 
 def check_names(

@@ -7,7 +7,7 @@ mapping from names of categorical parameters to the choices that a search on CPU
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from tuning.errors import UserError, unknown_name
 
 SPACES = Path(__file__).parent.parent / "search_spaces"
 _DRAWS_TO_CHECK = 50
+# Choices that a machine may lack, beside those that a space names as for GPUs only: the pretrained weights.
+LIMITED = {"pretrained": [True]}
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Space:
         define: The module's `space(trial) -> dict`.
         first: Points to try first, as parameters of the trial.
         gpu_only: Choices that a search on CPUs leaves out.
-        left_out: Choices that are left out.
+        left_out: Choices that are not drawn, because this machine cannot do them.
+        recorded: Choices that the run's study has on record.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Space:
     first: Sequence[Mapping[str, Any]]
     gpu_only: Mapping[str, Sequence[Any]]
     left_out: Mapping[str, Sequence[Any]]
+    recorded: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def sample(self, trial: optuna.trial.BaseTrial, epochs: int) -> TrainConfig:
         """Returns the configuration that the space makes of a trial; `epochs` counts where the space sets none.
@@ -49,7 +53,7 @@ class Space:
             UserError: The space raised, gave no mapping, or an unknown or out-of-range hyperparameter.
         """
         try:
-            values = self.define(_Limited(trial, self.left_out))
+            values = self.define(_Limited(trial, self))
         except Exception as error:  # The space is a user's code: whatever it raises is for the user to mend.
             raise UserError(
                 f"Search space {self.name} must return hyperparameters, but {_raised(error, self.file)}."
@@ -59,22 +63,51 @@ class Space:
         return parse_config({"epochs": epochs, **values}, f"Search space {self.name}")
 
     def without(self, left_out: Mapping[str, Sequence[Any]]) -> "Space":
-        """Returns the space less these choices, and less the first points that need them."""
+        """Returns the space less these choices, and less the first points that need them.
+
+        The choices stay in the distribution that Optuna records, so that a run can be resumed where more is possible,
+        or less; they are not drawn (`possible`).
+        """
         merged = {k: [*self.left_out.get(k, []), *left_out.get(k, [])] for k in {**self.left_out, **left_out}}
-        first = [p for p in self.first if not any(p.get(name) in gone for name, gone in merged.items() if name in p)]
-        return replace(self, left_out=merged, first=first)
+        space = replace(self, left_out=merged)
+        return replace(space, first=[point for point in self.first if space.is_possible(point)])
+
+    def is_possible(self, params: Mapping[str, Any]) -> bool:
+        """Returns whether a point has none of the choices that are left out."""
+        return not any(params[name] in gone for name, gone in self.left_out.items() if name in params)
+
+    def possible(self, sampler: optuna.samplers.BaseSampler) -> optuna.samplers.BaseSampler:
+        """Returns a sampler that draws what `sampler` does, less the choices that are left out."""
+        from tuning.possible import PossibleSampler
+
+        return PossibleSampler(sampler, self.left_out) if self.left_out else sampler
+
+    def as_recorded(self, trials: Sequence[optuna.trial.FrozenTrial]) -> "Space":
+        """Returns the space with the choices that a study has recorded, where it has fewer.
+
+        Version 0.2.0 recorded only those that were possible when a run was begun, and Optuna takes no others later.
+        """
+        recorded: dict[str, tuple[Any, ...]] = {}
+        for trial in trials:
+            for name, one in trial.distributions.items():
+                if isinstance(one, optuna.distributions.CategoricalDistribution):
+                    recorded[name] = one.choices
+        return replace(self, recorded=recorded)
 
 
 class _Limited:
-    """A trial that does not offer certain choices; all else is the trial's own."""
+    """A trial that offers the choices which its study has recorded; all else is the trial's own."""
 
-    def __init__(self, trial: optuna.trial.BaseTrial, left_out: Mapping[str, Sequence[Any]]) -> None:
+    def __init__(self, trial: optuna.trial.BaseTrial, space: Space) -> None:
         self._trial = trial
-        self._left_out = left_out
+        self._space = space
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        kept = [choice for choice in choices if choice not in self._left_out.get(name, ())]
-        return self._trial.suggest_categorical(name, kept or list(choices))
+        recorded, limited = self._space.recorded.get(name, ()), {**LIMITED, **self._space.gpu_only}.get(name, ())
+        lacking = [choice for choice in choices if choice not in recorded]
+        if recorded and len(lacking) + len(recorded) == len(choices) and all(one in limited for one in lacking):
+            choices = recorded
+        return self._trial.suggest_categorical(name, choices)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._trial, name)
@@ -127,7 +160,7 @@ def check_space(space: Space, epochs: int) -> set[str]:
     Raises:
         UserError: One of them is not a valid configuration.
     """
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study = optuna.create_study(sampler=space.possible(optuna.samplers.RandomSampler(seed=0)))
     offered: set[str] = set()
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # An out-of-range first point is only a warning for Optuna.

@@ -46,8 +46,7 @@ def split(uri: str) -> tuple[str, str]:
 
 def is_at(base: str, path: Path) -> bool:
     """Returns whether a run folder is itself the stored one, in a storage that is a folder of this machine."""
-    stored = Path(joined(base, path.name))
-    return stored.exists() and stored.samefile(path)
+    return Path(base).is_dir() and path.exists() and Path(base).samefile(path.resolve().parent)
 
 
 def usable(uri: str) -> str:
@@ -127,16 +126,23 @@ class Store:
 
     def names(self, prefix: str = "") -> dict[str, float]:
         """Returns the names of all files in a folder below this one, and in those below it, with their times."""
+        return {name: info.mtime.timestamp() for name, info in self._persist(self._list(prefix)).items()}
 
-        def names(system: Any, root: str) -> dict[str, float]:
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Returns the same names with the files' bytes."""
+        return {name: info.size for name, info in self._persist(self._list(prefix)).items()}
+
+    @staticmethod
+    def _list(prefix: str) -> Callable[[Any, str], dict[str, Any]]:
+        def found(system: Any, root: str) -> dict[str, Any]:
             from pyarrow import fs
 
             folder = f"{root}/{prefix}".rstrip("/")
-            found = system.get_file_info(fs.FileSelector(folder, allow_not_found=True, recursive=True))
-            found = [info for info in found if info.type == fs.FileType.File and not info.base_name.startswith(".")]
-            return {info.path.removeprefix(f"{root}/"): info.mtime.timestamp() for info in found}
+            infos = system.get_file_info(fs.FileSelector(folder, allow_not_found=True, recursive=True))
+            whole = [info for info in infos if info.type == fs.FileType.File and not info.base_name.startswith(".")]
+            return {info.path.removeprefix(f"{root}/"): info for info in whole}
 
-        return self._persist(names)
+        return found
 
     def runs(self) -> dict[str, float]:
         """Returns the names of the runs in this folder, with the times of their `meta.json`."""

@@ -1,0 +1,123 @@
+"""The study's file: which journal it gets, and that it can be read where nothing can be written."""
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import optuna
+import pytest
+
+from tuning import database, files
+from tuning.errors import DISK_FULL, UserError
+
+
+def make(folder: Path, *, n_trials: int = 2) -> optuna.Study:
+    folder.mkdir(exist_ok=True)
+    study = optuna.create_study(study_name="first", storage=database.storage(folder))
+    for _ in range(n_trials):
+        study.ask()
+    return study
+
+
+def mode(folder: Path) -> str:
+    with closing(sqlite3.connect(folder / "study.db")) as connection:
+        return str(connection.execute("PRAGMA journal_mode").fetchone()[0])
+
+
+def test_on_a_local_disk_it_is_the_write_ahead_log(tmp_path: Path) -> None:
+    make(tmp_path)
+    assert mode(tmp_path) == "wal"
+
+
+@pytest.mark.parametrize("text", ["locking protocol", "disk I/O error", "unable to open database file"])
+def test_where_a_file_system_refuses_the_log_it_is_the_rollback_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    class Refused(database.Connection):
+        def execute(self, sql: str, *given: object) -> sqlite3.Cursor:  # type: ignore[override]
+            if "WAL" in sql:
+                raise sqlite3.OperationalError(text)
+            return super().execute(sql, *given)
+
+    monkeypatch.setattr(database, "Connection", Refused)
+    assert len(make(tmp_path).trials) == 2
+    assert mode(tmp_path) == "delete"
+
+
+def test_on_a_network_file_system_it_is_the_rollback_journal_for_a_run_that_comes_from_elsewhere_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path)._storage._backend.engine.dispose()  # type: ignore[attr-defined]
+    assert mode(tmp_path) == "wal"
+    monkeypatch.setattr(files, "on_network", lambda path: True)
+    study = optuna.load_study(study_name="first", storage=database.storage(tmp_path))
+    study.ask()
+    assert len(study.trials) == 3 and mode(tmp_path) == "delete"
+
+
+def test_network_file_systems_are_known_by_their_mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = [
+        "21 1 8:1 / / rw - ext4 /dev/sda1 rw",
+        "30 21 0:40 / /home rw,relatime shared:1 - nfs4 server:/home rw",
+        "31 30 0:41 / /home/me/my\\040disk rw - ext4 /dev/sdb1 rw",
+    ]
+    read = Path.read_text
+    monkeypatch.setattr(
+        Path, "read_text", lambda p, **named: "\n".join(mounts) if p.name == "mountinfo" else read(p, **named)
+    )
+    found = {place: files.on_network(Path(place)) for place in ("/tmp", "/home/me/x", "/home/me/my disk/x", "/homes")}
+    assert found == {"/tmp": False, "/home/me/x": True, "/home/me/my disk/x": False, "/homes": False}
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_study_is_read_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: bool
+) -> None:
+    study = make(tmp_path / "live")
+    if closed:
+        study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
+    shutil.copytree(tmp_path / "live", tmp_path / "run")
+    (tmp_path / "run" / "study.db-shm").unlink(missing_ok=True)
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        "sqlite3.connect", lambda path, *g, **n: Fails() if "mode=ro" in str(path) else connect(path, *g, **n)
+    )
+    assert database.studies(tmp_path / "run") == {"first": 2}
+    assert len(database.load(tmp_path / "run").trials) == 2
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"study.db", "study.db-wal"}
+
+
+class Fails:
+    """A connection as in a folder that cannot be written to: SQLite says so when it is asked for something."""
+
+    def execute(self, sql: str) -> None:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("database or disk is full", DISK_FULL),
+        (
+            "disk I/O error",
+            r"study\.db cannot be written any more \(disk I/O error\)\. What was written before is kept",
+        ),
+        ("attempt to write a readonly database", r"study\.db cannot be written any more"),
+    ],
+)
+def test_what_sqlite_says_of_a_disk_is_a_sentence(tmp_path: Path, text: str, message: str) -> None:
+    error = RuntimeError("An exception is raised during the commit.")
+    error.__cause__ = sqlite3.OperationalError(text)
+    with pytest.raises(UserError, match=message):
+        raise database.problem(error, tmp_path) or AssertionError
+    assert database.problem(ValueError("no"), tmp_path) is None
+
+
+def test_a_study_that_is_missing_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"study\.db is missing or empty\. Copy it from where the run was made"):
+        database.load(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,218 @@
+"""One process at a time: a lock on a folder that dies with its process, and a lease in a storage that runs out.
+
+A lock is the kernel's (`flock`): whoever is killed holds it no longer. A storage knows no processes, so whoever works
+on a run there says so again every few seconds; others watch for that, by their own clocks, and never compare times.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+import shlex
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tuning.errors import UserError, disk_full
+from tuning.storage import Store, masked
+
+BEAT_SECONDS, LEASE_SECONDS = 10.0, 45.0
+# A file system without locks: the process that the file names is asked for instead.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@contextlib.contextmanager
+def hold(folder: Path, what: str) -> Iterator[None]:
+    """Keeps a folder to this process while something is done with it.
+
+    Args:
+        folder: Must be there and writable.
+        what: The command, e.g. "search"; locks of different commands do not exclude each other.
+
+    Raises:
+        UserError: Another process does the same with it now; the text says which.
+    """
+    path = folder / f".{what}.lock"
+    try:
+        opened = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise disk_full(path, error) or UserError(
+            f"{folder} cannot be written to ({error.strerror}), which `tuning.{what}` must. Copy it to where it can be."
+        ) from error
+    with opened as file:
+        file.seek(0)
+        holder = _parsed(file.read())
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, *_NO_LOCKS):
+                raise
+            if error.errno not in _NO_LOCKS or (is_here(holder) and is_alive(holder)):
+                raise UserError(
+                    f"{folder} is in use: {described(holder)} works on it. Wait until that has ended, or end it, "
+                    "then run the command again."
+                ) from error
+        file.truncate(0)
+        file.write(json.dumps(myself(what)))
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def is_held(folder: Path, what: str) -> bool:
+    """Returns whether a process holds the lock of `hold` on a folder."""
+    try:
+        with (folder / f".{what}.lock").open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # No such file, or a file system without locks.
+        return False
+    return False
+
+
+class Lease:
+    """What says in a storage that a process works on a run.
+
+    Args:
+        uri: Of the run in the storage.
+        what: The command, e.g. "search".
+        on_lost: Is told, from another thread, when another process has taken the lease over.
+
+    Attributes:
+        lost: Is set from then on: what is in the storage is another's.
+    """
+
+    def __init__(self, uri: str, what: str, on_lost: Callable[[UserError], None]) -> None:
+        self._store, self._name, self._uri = Store(uri), f"{what}.lease", uri
+        self._own: dict[str, Any] = myself(what) | {"lease": secrets.token_hex(6), "beat": 0}
+        self._on_lost = on_lost
+        self.lost, self._end = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
+
+    def take(self, note: Callable[[str], None], patience: float = LEASE_SECONDS) -> None:
+        """Takes the lease and renews it from now on; waits until that of a process that may be dead has run out.
+
+        Raises:
+            UserError: Another process holds it, or the storage cannot be reached.
+        """
+        found = self._store.read(self._name)
+        holder = _parsed(found)
+        if found and not (is_here(holder) and not is_alive(holder)):
+            note(f"{described(holder)} worked on {masked(self._uri)}; waiting {patience:.0f} s to see if it goes on.")
+            deadline = time.monotonic() + patience
+            while (now := self._store.read(self._name)) == found and time.monotonic() < deadline:
+                time.sleep(min(1.0, patience))
+            if now not in (found, None):
+                raise UserError(
+                    f"{masked(self._uri)} is in use: {described(_parsed(now))} works on it. Wait until that has ended, "
+                    "or end it, then run the command again."
+                )
+        self._write()
+        self._thread.start()
+
+    def release(self) -> None:
+        """Ends the lease; the next process need not wait. Where the storage is away, it runs out."""
+        self._end.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        if not self.lost.is_set():
+            with contextlib.suppress(UserError):
+                self._store.remove(self._name)
+
+    def _renew(self) -> None:
+        quick = Store(self._uri, patience=0.0)
+        while not self._end.wait(BEAT_SECONDS):
+            try:
+                found = _parsed(quick.read(self._name))
+                if found and found.get("lease") != self._own["lease"]:
+                    self.lost.set()
+                    self._on_lost(
+                        UserError(
+                            f"{described(found)} has taken over {masked(self._uri)}, because this process could not "
+                            f"reach the storage for {LEASE_SECONDS:.0f} s. What is there is left to it."
+                        )
+                    )
+                    return
+                self._own["beat"] += 1
+                quick.write(self._name, json.dumps(self._own).encode())
+            except UserError:  # The storage is away; the mirror says so.
+                continue
+
+    def _write(self) -> None:
+        self._store.write(self._name, json.dumps(self._own).encode())
+
+
+def myself(what: str) -> dict[str, Any]:
+    """Returns what tells others which process this is."""
+    return {
+        "what": what,
+        "host": socket.gethostname(),
+        "boot": _boot(),
+        "pid": os.getpid(),
+        "born": _born(os.getpid()),
+        "since": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": masked(shlex.join(sys.argv)),
+    }
+
+
+def is_here(holder: dict[str, Any]) -> bool:
+    """Returns whether a process is, or was, one of this machine since it was started."""
+    return bool(holder) and holder.get("boot") == _boot() and holder.get("host") == socket.gethostname()
+
+
+def is_alive(holder: dict[str, Any]) -> bool:
+    """Returns whether a process of this machine still runs; its number may be another's by now."""
+    pid = holder.get("pid")
+    return isinstance(pid, int) and (born := _born(pid)) is not None and born == holder.get("born")
+
+
+def described(holder: dict[str, Any]) -> str:
+    """Returns in words which process that is."""
+    if not holder:
+        return "another process"
+    pid, host, what, since = (holder.get(name) for name in ("pid", "host", "what", "since"))
+    return f"process {pid} on {host} (tuning.{what}, since {since})"
+
+
+def _born(pid: int) -> str | None:
+    """Returns when a process began, in the kernel's ticks; None where it is dead. Without /proc "" if it is alive."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]  # Dead, and not yet buried by its parent.
+    except (OSError, IndexError):
+        if Path("/proc/self/stat").exists():
+            return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        return ""
+    return ""
+
+
+def _boot() -> str:
+    """Returns what differs between machines, and between two starts of one."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except OSError:
+        return socket.gethostname()
+
+
+def _parsed(text: str | bytes | None) -> dict[str, Any]:
+    """Returns what a process wrote of itself; nothing where that is damaged."""
+    try:
+        value = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
