@@ -546,3 +546,18 @@ def test_a_page_that_cannot_be_written_is_said_when_the_model_is_there(
     final._write_page(results.Run(tmp_path / "first"), tmp_path)
     assert "The page is not written: No space left" in (said := capsys.readouterr().out)
     assert "`python -m tuning.report first` writes it later." in said
+
+
+def test_a_second_command_at_once_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tuning import locks
+
+    (tmp_path / "c.json").write_text("{}")
+    (tmp_path / "model").mkdir()
+    monkeypatch.setattr(data, "hash_test", lambda *args: None)
+    monkeypatch.setattr(final, "retrain_and_test", broken)
+    with locks.hold(tmp_path / "model", "final"), pytest.raises(UserError, match=r"/model is in use: .* works on it"):
+        final.main(config=tmp_path / "c.json", model_dir=tmp_path / "model")
+    with pytest.raises(RuntimeError, match="no font"):
+        final.main(config=tmp_path / "c.json", model_dir=tmp_path / "model")

@@ -8,6 +8,7 @@ Everything lands in `best_model/`; `best_model/test_log.jsonl` says each time th
 started again, it goes on from the last epochs.
 """
 
+import contextlib
 import math
 import shutil
 import statistics
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuning import best_model, candidates, contest, export, files, jobs, machine, report, results
+from tuning import best_model, candidates, contest, export, files, jobs, locks, machine, report, results
 from tuning.best_model import Outcome
 from tuning.candidates import Plan
 from tuning.config import parse_config
@@ -429,19 +430,32 @@ def main(
     slots = machine.plan_slots(device, None, None, concurrency)
     files.make_folder(model_dir, exist_ok=True)
     _check_test_files(plan.dataset, data_dir)
+    with contextlib.ExitStack() as held:
+        # Two at once would train everything twice, and open the test split twice.
+        for folder in (*([] if plan.run is None else [Path(plan.source)]), model_dir):
+            held.enter_context(locks.hold(folder, "final"))
+        carry_out(
+            plan,
+            slots,
+            threads=threads,
+            train_on=train_on,
+            formats=formats or [],
+            data_dir=data_dir,
+            model_dir=model_dir,
+        )
+
+
+def carry_out(plan: Plan, slots: Mapping[str, Any], *, model_dir: Path, **asked: Any) -> None:
+    """Retrains, tests, writes the model and the run's page, and prints what came of it; `asked` as in the command.
+
+    Raises:
+        UserError: As `retrain_and_test`.
+    """
     print(f"Retraining {plan.source}: {_summary(plan)}", flush=True)
     print("".join(f"{note}\n" for note in plan.notes) + replaced(model_dir, plan), end="", flush=True)
-    metrics = retrain_and_test(
-        plan,
-        slots,
-        threads=threads,
-        train_on=train_on,
-        formats=formats or [],
-        data_dir=data_dir,
-        model_dir=model_dir,
-    )
+    metrics = retrain_and_test(plan, slots, model_dir=model_dir, **asked)
     print((model_dir / "scores.txt").read_text(encoding="utf-8"), end="")
-    if config is None:
+    if plan.run is not None:
         _write_page(results.load(plan.source), model_dir)
     if metrics["test_opened"] > 1:
         print(opened_again(metrics))
