@@ -58,3 +58,22 @@ def test_the_trials_to_audit_are_drawn_from_the_stopped_ones(run: results.Run) -
     trials.to_csv(run.path / "trials.csv", index=False)
     [(number, job)] = audit.wanted(run, 5, seed=0).items()
     assert (number, job.seed, job.config) == (4, 4, TrainConfig())
+
+
+def test_a_search_that_stopped_nothing_has_nothing_to_audit(run: results.Run) -> None:
+    trials = pd.read_csv(run.path / "trials.csv")
+    trials[trials["state"] == "complete"].to_csv(run.path / "trials.csv", index=False)
+    told: list[str] = []
+    chosen = audit.wanted(run, 2, seed=0)
+    assert chosen == {} and audit.hold(run, chosen, "x", lambda jobs: [], told.append) is None
+    assert told == ["Audit: the scheduler stopped no trial, so there is nothing to audit."]
+    assert not (run.path / audit.FILE).exists()
+
+
+def test_an_audited_trial_has_its_batches_cut_as_in_the_search(run: results.Run) -> None:
+    trials = pd.read_csv(run.path / "trials.csv")
+    trials["accumulation"] = 4
+    for name, value in TrainConfig().model_dump().items():
+        trials[f"config/{name}"] = value
+    trials.to_csv(run.path / "trials.csv", index=False)
+    assert {job.accumulation for job in audit.wanted(run, 5, seed=0).values()} == {4}

@@ -1,5 +1,7 @@
 """Which configurations of a run are retrained, and on which seeds."""
 
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import optuna
 import pytest
 
 from tuning import candidates, files, results
-from tuning.config import read_config
+from tuning.config import TrainConfig, read_config
 from tuning.errors import UserError
 from tuning.spaces import load_space
 from tuning.study import RunStudy, drawn_at_random
@@ -125,3 +127,74 @@ def test_what_was_drawn_at_random(tmp_path: Path, sampler: str, expected: set[in
     assert drawn_at_random(run, sampler, 4) == expected
     (run / "study.db").unlink()
     assert drawn_at_random(run, sampler, 4) == set()
+
+
+def test_a_configuration_keeps_the_parts_that_its_batches_were_cut_into(run: Path) -> None:
+    trials = results.Run(run).trials
+    trials["accumulation"] = [4 if number == 9 else 1 for number in trials["trial"]]
+    trials.to_csv(run / "trials.csv", index=False)
+    entries = plan(run, top_k=2).entries
+    assert [entry.job(1, run).accumulation for entry in entries] == [4, 1, 1, 1]
+
+
+def test_twice_the_length_is_at_most_what_a_configuration_may_have_and_that_is_said(run: Path) -> None:
+    trials = results.Run(run).trials
+    trials["config/epochs"] = 600
+    trials.to_csv(run / "trials.csv", index=False)
+    found = plan(run)
+    assert {entry.config.epochs for entry in found.entries} == {1000}
+    assert found.notes == ("The length is 1000 epochs, the most there are, and not twice the search's.",)
+    for entry in found.entries:
+        assert TrainConfig.model_validate(entry.config.model_dump()) == entry.config
+    assert plan(run, epochs=700).notes == ()
+
+
+@pytest.mark.parametrize("epochs", [0, 5000])
+def test_a_length_that_no_configuration_may_have_is_refused(run: Path, tmp_path: Path, epochs: int) -> None:
+    with pytest.raises(UserError, match=rf"--epochs must be 1 to 1000, but got {epochs}\."):
+        plan(run, epochs=epochs)
+    (tmp_path / "c.json").write_text("{}")
+    with pytest.raises(UserError, match=rf"--epochs must be 1 to 1000, but got {epochs}\."):
+        candidates.from_file(tmp_path / "c.json", tmp_path, "patterns", n_seeds=1, epochs=epochs)
+
+
+def test_a_renamed_run_has_the_same_seeds(run: Path) -> None:
+    before = plan(run)
+    found = plan(run.rename(run.parent / "renamed"))
+    assert (found.seeds, found.identity) == (before.seeds, before.identity) == (found.seeds, "run")
+    assert found.run == "renamed" and found.folder == run.parent / "renamed" / "final"
+
+
+@pytest.mark.parametrize("content", [b"", b"no database", b"\0" * 4096, "cut"])
+def test_a_damaged_study_costs_the_random_point_only(run: Path, content: Any) -> None:
+    study = run / "study.db"
+    with closing(sqlite3.connect(study)) as database:  # What SQLite keeps beside the file is then in it.
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    for path in run.glob("study.db-*"):
+        path.unlink()
+    study.write_bytes(study.read_bytes()[:9000] if content == "cut" else content)
+    files.write_json(run / "meta.json", {"settings": SETTINGS, "dataset": "patterns", "schema": 2, "id": "4f1c"})
+    found = plan(run)
+    assert [entry.role for entry in found.entries] == ["candidate"] * 3 + ["default"]
+    assert found.random is None and found.identity == "4f1c"
+    if content:
+        [note] = found.notes
+        assert note.startswith(f"The best random point is left out of the comparison: {study} is damaged")
+
+
+@pytest.mark.parametrize("name", ["dataset", "seed", "sampler"])
+def test_a_meta_json_of_another_version_is_named(run: Path, name: str) -> None:
+    settings = {key: value for key, value in SETTINGS.items() if key != name}
+    files.write_json(run / "meta.json", {"settings": settings, "dataset": "patterns"})
+    if name == "sampler":
+        [note] = plan(run).notes
+        assert "has no setting 'sampler'" in note
+        return
+    with pytest.raises(UserError, match=rf"run/meta\.json has no setting '{name}': it is damaged, or another version"):
+        plan(run)
+
+
+def test_a_meta_json_without_settings_is_named(run: Path) -> None:
+    files.write_json(run / "meta.json", {"settings": 7})
+    with pytest.raises(UserError, match=r"run/meta\.json has no settings: it is damaged, or another version wrote it"):
+        plan(run)

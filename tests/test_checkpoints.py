@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import io
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -69,7 +70,7 @@ def test_a_saved_training_goes_on_where_it_was(
     assert capsys.readouterr().out == f"Going on after epoch 2, from {tmp_path}/latest.pt\n"
     assert (resumed.epoch, resumed.best) == (2, training.best)
     assert numbers(resumed.run_epoch()) == numbers(training.run_epoch())
-    assert names(tmp_path) == ["best.pt", "latest.pt"]
+    assert names(tmp_path) == ["best.pt", "latest.pt", "progress.json"]
 
 
 def test_the_best_checkpoint_stays_that_of_the_best_epoch(tmp_path: Path, training: Training) -> None:
@@ -121,7 +122,7 @@ def test_a_damaged_latest_checkpoint_is_passed_over_for_the_best(
     resumed = new_training(few)
     assert checkpoints.load(tmp_path, resumed) == results[:2]
     assert resumed.epoch == 2
-    assert names(tmp_path) == ["best.pt", "latest.pt"]
+    assert names(tmp_path) == ["best.pt", "latest.pt", "progress.json"]
     printed = capsys.readouterr().out
     assert printed.startswith(f"Checkpoint {tmp_path}/latest.pt cannot be used and is passed over: ")
     assert printed.endswith(f"Going on after epoch 2, from {tmp_path}/best.pt\n")
@@ -186,7 +187,7 @@ def test_a_full_disk_names_the_file_and_leaves_the_checkpoint_before(
         patch.setattr(function, fail)
         with pytest.raises(UserError, match=FULL.format(tmp_path)):
             checkpoints.save(tmp_path, training, results)
-    assert names(tmp_path) == ["best.pt", "latest.pt"]
+    assert names(tmp_path) == ["best.pt", "latest.pt", "progress.json"]
     assert (tmp_path / "latest.pt").read_bytes() == before
     assert checkpoints.load(tmp_path, new_training(few)) == results
 
@@ -234,3 +235,43 @@ def test_remove_takes_both_and_minds_none(tmp_path: Path, training: Training) ->
     for _ in range(2):
         checkpoints.remove(tmp_path)
         assert names(tmp_path) == ["log.txt"]
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_takes_its_name(
+    tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        events.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def replaced(source: Any, target: Any) -> None:
+        events.append(f"-> {Path(target).name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    train(tmp_path, training, n_epochs=1, best_epoch=1)
+    kept = [event for event in events if not event.startswith((".progress", "-> progress"))]
+    assert kept[0].startswith(".latest.pt.") and kept[1:4] == ["-> latest.pt", "-> best.pt", tmp_path.name]
+
+
+def test_how_many_epochs_there_are_is_said_beside_the_checkpoint(tmp_path: Path, training: Training) -> None:
+    train(tmp_path, training, n_epochs=2, best_epoch=1)
+    assert json.loads((tmp_path / checkpoints.PROGRESS).read_text()) == {"epochs": 2}
+    assert checkpoints.PROGRESS in checkpoints.NAMES
+    assert checkpoints.n_epochs(tmp_path / checkpoints.LATEST) == 2
+
+
+def test_a_file_system_that_cannot_sync_costs_no_checkpoint(
+    tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    training.run_epoch()
+    monkeypatch.setattr(checkpoints.os, "fsync", refuse)
+    checkpoints.save(tmp_path, training, [])
+    assert "latest.pt" in names(tmp_path)

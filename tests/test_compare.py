@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,17 +48,18 @@ def make_run(
     plain = {name: value for name, value in meta.items() if not isinstance(value, dict)}
     files.write_json(path / "meta.json", merged | plain)
     files.write_text(path / "space.py", space)
-    rows = [
-        dict.fromkeys(results.EPOCH_COLUMNS, 1) | {"trial": t, "epoch_seconds": s, "valid_accuracy": a}
-        for t, s, a in epochs
-    ]
+    rows, ended = [], Counter[int]()
+    for t, s, a in epochs:
+        ended[t] += 1
+        values = {"trial": t, "epoch": ended[t], "epoch_seconds": s, "valid_accuracy": a}
+        rows.append(dict.fromkeys(results.EPOCH_COLUMNS, 1) | values)
     files.write_rows(path / "epochs.csv", results.EPOCH_COLUMNS, rows)
     config = {f"config/{name}": value for name, value in TrainConfig().model_dump().items()}
     trials = []
     for number in sorted({trial for trial, _, _ in epochs}):
         own = [(seconds, accuracy) for trial, seconds, accuracy in epochs if trial == number]
-        ended = None if states[number] == "running" else START + pd.Timedelta(minutes=10 * (number + 1))
-        row = {"trial": number, "state": states[number], "started": META["started"], "ended": ended, "epochs": len(own)}
+        end = None if states[number] == "running" else START + pd.Timedelta(minutes=10 * (number + 1))
+        row = {"trial": number, "state": states[number], "started": META["started"], "ended": end, "epochs": len(own)}
         row |= {"seconds": sum(seconds for seconds, _ in own), "valid_accuracy": max(best for _, best in own)}
         trials.append({**config, **row})
     files.write_rows(path / "trials.csv", results.TRIAL_COLUMNS, trials)

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +177,53 @@ def test_a_worker_that_dies_fails_its_job_and_no_other(tmp_path: Path, splits: S
     assert [row["epoch"] for job, row in rows if job is good] == [1, 2, 3]
     [(_, row)] = [found for found in rows if found[0] is bad]
     assert "worker" in row["error"].lower()
+
+
+@pytest.mark.slow
+def test_a_job_that_runs_out_of_memory_beside_others_is_run_again_alone(tmp_path: Path, splits: Splits) -> None:
+    from tuning.trainable import train_all
+
+    here = os.getpid()
+
+    class Large(Job):
+        @property
+        def path(self) -> Path:
+            if os.getpid() != here and not (marker := self.folder / "tried").exists():
+                marker.touch()
+                raise MemoryError
+            return super().path
+
+    good, large = Job(entry(1).config, 1, tmp_path), Large(entry(2).config, 1, tmp_path)
+    rows = list(train_all([good, large], splits, SLOTS | {"concurrency": 2}))
+    told = [row for job, row in rows if job is not good]
+    assert told[0]["note"].endswith("It is run again, alone, when the others have ended.")
+    assert [row["epoch"] for row in told[1:]] == [row["epoch"] for job, row in rows if job is good] == [1, 2, 3]
+
+
+def test_a_worker_that_was_killed_for_memory_gets_smaller_parts_as_far_as_there_are_any() -> None:
+    from tuning.trainable import _again
+
+    job = Job(TrainConfig(batch_size=8), 1, Path("x"))
+    killed = {"error": "x", "out_of_memory": True, "killed": True}
+    assert _again(job, killed, alone=False) == job
+    assert _again(job, killed, alone=True) == replace(job, accumulation=2)
+    assert _again(replace(job, accumulation=4), killed, alone=True) is None
+    assert _again(job, {"error": "x", "out_of_memory": True}, alone=True) is None
+
+
+def test_the_other_seeds_begin_with_the_parts_that_the_first_one_needed(
+    tmp_path: Path, planted: Any, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(planted[0], {1: [0.9] * 3})
+    train, parts = jobs.train, []
+
+    def noted(job: Job, *args: Any) -> Iterator[dict[str, Any]]:
+        parts.append(job.accumulation)
+        yield from train(job, *args)
+        if job.path.exists():
+            found = files.read_json(job.path / jobs.RESULT)
+            files.write_json(job.path / jobs.RESULT, found | {"accumulation": 4})
+
+    monkeypatch.setattr(jobs, "train", noted)
+    contest.hold(make_plan(tmp_path, replace(entry(1), accumulation=2)), splits, SLOTS)
+    assert parts == [2, 4, 4]

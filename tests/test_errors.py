@@ -1,12 +1,13 @@
 """Errors that a user can cause."""
 
 import errno
+import os
 import subprocess
 import sys
 
 import pytest
 
-from tuning.errors import UserError, disk_full, unknown_name
+from tuning.errors import UserError, disk_full, each_alone, unknown_name
 
 
 def test_unknown_name_lists_what_is_known_and_names_the_closest() -> None:
@@ -58,3 +59,44 @@ def test_what_a_command_writes_is_not_everybodys_to_change() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout == "2\n"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "written"),
+    [("utf-8", "93 ± 1 → Grün"), ("ascii", "93 +- 1 -> Gr?n"), ("latin-1", "93 ± 1 -> Grün")],
+)
+def test_what_an_encoding_lacks_is_written_in_plain_letters(encoding: str, written: str) -> None:
+    program = (
+        "import sys\nfrom tuning.errors import *\ndef main() -> None:\n    'Print.'\n    text = '93 ± 1 → Grün'\n"
+        "    print(text)\n    raise UserError(text)\nrun_command(main)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        check=False,
+        env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+    )
+    assert done.returncode == 2
+    assert done.stdout.decode(encoding) == f"{written}\n"
+    assert done.stderr.decode(encoding) == f"error: {written}\n"
+
+
+def test_one_that_fails_is_told_and_costs_no_other() -> None:
+    told: list[str] = []
+
+    def fail() -> int:
+        raise ValueError("no")
+
+    def refuse() -> int:
+        raise UserError("Mend it.")
+
+    assert each_alone({"A": lambda: 1, "B": fail, "C": refuse, "D": lambda: 4}, told.append) == {"A": 1, "D": 4}
+    assert told == ["B cannot be made and is left out: ValueError: no", "C cannot be made and is left out: Mend it."]
+
+
+def test_a_full_disk_ends_all() -> None:
+    def fail() -> int:
+        raise UserError("No space left on the disk while writing x.")
+
+    with pytest.raises(UserError, match="No space left"):
+        each_alone({"A": fail}, print)

@@ -384,3 +384,180 @@ def test_the_model_card_says_where_the_winner_is_the_random_point_itself() -> No
         "- Against the default configuration, on the valid split: +10.00 points (95 % interval +5.00 to +15.00).",
         "- The winner is the best configuration that was drawn at random.",
     ]
+
+
+def full(*args: Any, **kwargs: Any) -> Any:
+    raise UserError("No space left on the disk while writing x.")
+
+
+def broken(*args: Any, **kwargs: Any) -> Any:
+    raise RuntimeError("no font")
+
+
+def missing(*args: Any, **kwargs: Any) -> Any:
+    raise ImportError("No module named 'sklearn'")
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "fail", "message"),
+    [
+        ("style", "save", broken, r"No picture can be drawn\. .*RuntimeError: no font Is the package matplotlib"),
+        ("style", "save", full, "No space left on the disk"),
+        ("best_model", "write_card", full, "No space left on the disk"),
+        ("best_model", "write_separability", missing, "a package is missing or broken: No module named 'sklearn'"),
+        ("best_model", "load_best_model", full, "No space left on the disk"),
+        ("export", "load_best_model", full, "No space left on the disk"),
+        ("openings", "append", full, "No space left on the disk"),
+        ("os", "posix_fallocate", full, "No space left on the disk"),
+        ("jobs", "load_model", full, "No space left on the disk"),
+    ],
+)
+def test_what_can_fail_fails_before_the_test_split_is_opened(
+    tmp_path: Path,
+    opened: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+    function: str,
+    fail: Any,
+    message: str,
+) -> None:
+    import importlib
+
+    plan = make_plan(tmp_path)
+    first = train(tmp_path, plan)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.import_module(module if module == "os" else f"tuning.{module}"), function, fail)
+        if module == "openings":
+            patch.setattr(final, "log_test", fail)
+        with pytest.raises(UserError, match=message):
+            train(tmp_path, plan, formats=["pt2"])
+    assert opened == ["patterns"]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    assert not (tmp_path / best_model.STAGING).exists()
+    assert first["test_opened"] == 1
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "pca.png"])
+def test_a_folder_in_the_place_of_a_file_is_said_before_the_test_split_is_opened(
+    tmp_path: Path, opened: list[str], name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=rf"{name} must be a file, but got a folder\. Move it away\."):
+        train(tmp_path)
+    assert not opened
+
+
+def test_a_model_folder_that_cannot_be_written_is_said_before_anything_is_trained(
+    tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    plan = make_plan(tmp_path)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(
+        UserError, match=r"cannot be written \(Read-only file system\)\. Make it writable, or give anoth"
+    ):
+        final.retrain_and_test(plan, SLOTS, threads=1, model_dir=tmp_path)
+    assert not opened and not plan.folder.exists()
+
+
+def test_there_must_be_room_for_what_the_test_images_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / best_model.OUTPUTS).write_bytes(b"x" * 1_000_000)
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    with pytest.raises(UserError, match=r"No space left on the disk while writing .* \(13 MB are needed\)"):
+        best_model.reserve(tmp_path, 10_000, 2_000)
+    assert not (tmp_path / best_model.ROOM).exists()
+
+
+def test_one_picture_that_fails_is_said_and_costs_no_other(
+    tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tuning import pictures
+
+    monkeypatch.setattr(pictures, "pca", broken)
+    train(tmp_path)
+    said = "The picture pca.png cannot be made and is left out: RuntimeError: no font\n"
+    assert capsys.readouterr().out.count(said) == 1
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"confusion.png", "mistakes.png", "learning_curve.png", "model_card.md"} <= names and "pca.png" not in names
+
+
+def test_a_picture_of_the_model_before_does_not_stay_with_the_next(
+    tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tuning import pictures
+
+    train(tmp_path)
+    monkeypatch.setattr(pictures, "pca", broken)
+    train(tmp_path)
+    assert not (tmp_path / "pca.png").exists()
+
+
+def test_a_command_that_was_killed_while_it_wrote_leaves_nothing_behind(tmp_path: Path, opened: list[str]) -> None:
+    left = tmp_path / best_model.STAGING / "half"
+    left.mkdir(parents=True)
+    train(tmp_path)
+    assert not left.parent.exists()
+
+
+def test_a_run_is_known_by_what_it_is_and_not_by_its_folders_name(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    plan = replace(make_plan(tmp_path), identity="4f1c", run="second")
+    metrics = {"source": "results/second", "test_accuracy": 0.9}
+    for old, same in (
+        ({"run": "first", "run_id": "4f1c"}, True),
+        ({"run": "second", "run_id": "0000"}, False),
+        ({"run": "4f1c"}, True),  # 0.2.0 wrote the name only that the folder had first, and the study has.
+        ({"run": "second"}, True),
+        ({"run": "third"}, False),
+    ):
+        files.write_json(tmp_path / "metrics.json", metrics | old)
+        assert (final.replaced(tmp_path, plan) == "") == same, old
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"run": "another"}'])
+def test_a_damaged_or_foreign_model_is_replaced_with_a_word(tmp_path: Path, text: str) -> None:
+    (tmp_path / "metrics.json").write_text(text)
+    assert re.match(
+        r"The model (of another run )?in .*/ will be replaced", final.replaced(tmp_path, make_plan(tmp_path))
+    )
+
+
+def test_damaged_files_of_the_test_split_are_said_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "c.json").write_text("{}")
+    monkeypatch.setattr(data, "hash_test", full)
+    monkeypatch.setattr(final, "retrain_and_test", broken)
+    with pytest.raises(UserError, match="No space left"):
+        final.main(config=tmp_path / "c.json", model_dir=tmp_path / "model")
+
+
+def test_a_page_that_cannot_be_written_is_said_when_the_model_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(final.report, "write", full)
+    final._write_page(results.Run(tmp_path / "first"), tmp_path)
+    assert "The page is not written: No space left" in (said := capsys.readouterr().out)
+    assert "`python -m tuning.report first` writes it later." in said
+
+
+def test_a_second_command_at_once_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tuning import locks
+
+    (tmp_path / "c.json").write_text("{}")
+    (tmp_path / "model").mkdir()
+    monkeypatch.setattr(data, "hash_test", lambda *args: None)
+    monkeypatch.setattr(final, "retrain_and_test", broken)
+    with locks.hold(tmp_path / "model", "final"), pytest.raises(UserError, match=r"/model is in use: .* works on it"):
+        final.main(config=tmp_path / "c.json", model_dir=tmp_path / "model")
+    with pytest.raises(RuntimeError, match="no font"):
+        final.main(config=tmp_path / "c.json", model_dir=tmp_path / "model")

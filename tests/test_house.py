@@ -19,6 +19,7 @@ ORDER = [
         "config",
         "machine",
         "files",
+        "openings",
         "storage",
         "mirror",
         "fetch",

@@ -2,8 +2,10 @@
 
 import logging
 import math
+import sqlite3
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from conftest import write_run
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from tuning import importances
+from tuning import database, importances, results
 from tuning.errors import UserError
 
 COLUMNS = ["method", "parameter", "importance", "low", "high"]
@@ -255,3 +257,29 @@ def test_a_run_without_a_study_is_refused_and_left_as_it_is(tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"run/study\.db must be the run's study, but got no such file\."):
         importances.of_run(run)
     assert not (run.path / "study.db").exists()
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> results.Run:
+    """A run of nine trials whose study is all in the one file."""
+    run = write_run(tmp_path / "run", 9)
+    database.settle(run.path)
+    return run
+
+
+@pytest.mark.parametrize("content", [b"no database", b"\0" * 9000, "cut"])
+def test_a_damaged_study_is_named(closed: results.Run, content: bytes | str) -> None:
+    study = closed.path / "study.db"
+    study.write_bytes(content if isinstance(content, bytes) else study.read_bytes()[:20_000])
+    with pytest.raises(UserError, match=r"run/study\.db is damaged"):
+        importances.of_run(closed)
+
+
+def test_a_study_of_another_optuna_is_named(closed: results.Run) -> None:
+    with closing(sqlite3.connect(closed.path / "study.db")) as connection:
+        connection.execute("UPDATE version_info SET schema_version = 99")
+        connection.execute("UPDATE alembic_version SET version_num = 'v99.0.0'")
+        connection.commit()
+    message = r"run/study\.db cannot be read as a study: .* It is damaged, or another version of Optuna wrote it\."
+    with pytest.raises(UserError, match=message):
+        importances.of_run(closed)

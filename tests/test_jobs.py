@@ -120,3 +120,69 @@ def test_a_length_ends_it_and_keeps_the_last_weights_and_the_rates_that_are_give
     if schedule == "plateau":
         assert [row["lr"] for row in rows] == pytest.approx([0.1, 0.004])
     assert json.loads((job.path / jobs.RESULT).read_text())["epochs"] == rows
+
+
+def needs(monkeypatch: pytest.MonkeyPatch, parts: int, error: str) -> None:
+    """Has a training fail with that error in its second epoch unless its batches are cut into so many parts."""
+    run_epoch = training.Training.run_epoch
+
+    def epoch(self: training.Training) -> training.EpochResult:
+        if self.epoch == 1 and self.accumulation < parts:
+            raise RuntimeError(error)
+        return run_epoch(self)
+
+    monkeypatch.setattr(training.Training, "run_epoch", epoch)
+
+
+def test_a_job_trains_with_its_batches_cut_as_the_search_had_to(job: Job, splits: Splits) -> None:
+    train(replace(job, accumulation=4), splits)
+    assert result(job, splits).accumulation == 4
+
+
+def test_a_job_that_runs_out_of_memory_alone_goes_on_with_its_batches_cut(
+    job: Job, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs(monkeypatch, 4, "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+    rows = train(job, splits)
+    assert [row.get("epoch") for row in rows] == [1, None, None, 2, 3]
+    said = [row["note"].partition("bytes. ")[2] for row in rows[1:3]]
+    assert said == [f"It goes on with each batch in {parts} parts." for parts in (2, 4)]
+    assert result(job, splits).accumulation == 4
+
+
+def test_beside_others_it_is_said_that_memory_was_short(
+    job: Job, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs(monkeypatch, 2, "CUDA out of memory.")
+    rows = list(jobs.train(job, splits, "cpu", 1, alone=False))
+    assert rows[-1]["out_of_memory"] and "CUDA out of memory" in rows[-1]["error"]
+    assert [row["epoch"] for row in jobs.train(job, splits, "cpu", 1, alone=True) if "epoch" in row] == [2, 3]
+
+
+def test_batches_are_cut_no_further_than_two_images(job: Job, splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs(monkeypatch, 1000, "MemoryError")
+    rows = train(replace(job, config=TrainConfig(**job.config.model_dump() | {"batch_size": 8})), splits)
+    assert [sorted(row)[0] for row in rows[1:]] == ["note", "note", "error"]
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"of": "another version"}', "[]"])
+def test_a_damaged_result_is_trained_again(
+    job: Job, splits: Splits, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(job, splits)
+    (job.path / jobs.RESULT).write_text(text)
+    assert jobs.read(job, splits.split_hash) is None
+    assert "The result of a retraining cannot be read, so it is trained again: " in capsys.readouterr().out
+    assert len(train(job, splits)) == 3
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_weights_that_cannot_be_read_are_named(job: Job, splits: Splits, damage: str) -> None:
+    train(job, splits)
+    weights = job.path / jobs.WEIGHTS
+    if damage == "missing":
+        weights.unlink()
+    else:
+        weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"The weights of a retraining in .*weights\.pt cannot be read .* Remove the"):
+        jobs.load_model(job, splits, "cpu")

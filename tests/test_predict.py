@@ -306,3 +306,13 @@ def test_fashion_mnist_is_seldom_taken_for_inverted() -> None:
     images = load_train("fashion-mnist").images[:10_000]
     assert np.mean([looks_inverted(image) for image in images]) < 0.001
     assert np.mean([looks_inverted(255 - image) for image in images]) > 0.999
+
+
+def test_a_model_that_an_earlier_version_left_is_read(tmp_path: Path) -> None:
+    """`config.json` as 0.2.0 wrote it: later versions may add names, and take none away."""
+    folder = write_model(tmp_path / "m")
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    names = {"config", "dataset", "class_names", "flip_averaging", "channels", "height", "width", "mean", "std"}
+    kept = {name: value for name, value in described.items() if name in names}
+    (folder / "config.json").write_text(json.dumps(kept | {"dataset": "Grün"}), encoding="utf-8")
+    assert load_best_model(folder).class_names == tuple(described["class_names"])

@@ -312,7 +312,7 @@ def test_the_random_point_decides_whether_it_was_worth_it() -> None:
     assert [word for word, _ in report.verdicts(difference)] == ["Not shown", "Yes"]
 
 
-@pytest.mark.parametrize("name", ["test_outputs.npz", "test_log.jsonl", "config.json"])
+@pytest.mark.parametrize("name", ["test_outputs.npz", "config.json"])
 def test_a_damaged_file_of_the_final_model_is_named(run: results.Run, tmp_path: Path, name: str) -> None:
     folder = make_final(tmp_path / "best_model", run.name)
     (folder / name).write_text("{")
@@ -526,3 +526,132 @@ def test_what_comes_from_files_is_shown_as_text_in_a_browser(browser: Any, tmp_p
     assert names[0] in page.locator("#card span").inner_text()
     page.close()
     assert not alarms
+
+
+def broken(*args: Any, **kwargs: Any) -> Any:
+    raise RuntimeError("no font")
+
+
+def test_a_run_that_was_interrupted_says_so_and_how_to_resume_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "cut", 5)
+    files.write_json(run.path / "meta.json", run.meta | {"stopped_by": "interrupt"})
+    page = Page(report.render(run, None))
+    assert page.says("The search was interrupted and has not ended: these are its results so far.")
+    assert page.says("python -m tuning.search --resume cut")
+    files.write_json(run.path / "meta.json", run.meta | {"stopped_by": "time budget"})
+    assert not Page(report.render(run, None)).says("has not ended")
+
+
+def test_a_run_that_ended_once_and_is_running_again_has_not_ended(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "again", 5, running=True)
+    files.write_json(run.path / "meta.json", run.meta | {"ended": "2026-11-23T11:00:00+00:00"})
+    assert Page(report.render(run, None)).says("The search has not ended")
+
+
+def test_proposals_that_repeat_a_trial_are_not_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "twice", 6)
+    trials = pd.read_csv(run.path / "trials.csv")
+    trials["attempt"] = [0 if number >= 4 else 1 for number in trials["trial"]]
+    trials.to_csv(run.path / "trials.csv", index=False)
+    page = Page(report.render(run, None))
+    assert page.says("4 trials (2 complete, 1 failed, 1 pruned)") and page.says("Search of 4 trials")
+    assert results.summary_line(run).startswith("twice: fashion-mnist, 4 trials (2 complete, 1 failed, 1 pruned)")
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "figure"),
+    [
+        (charts, "learning_curves", "learning_curves"),
+        (charts, "best_so_far", "best_so_far"),
+        (charts, "parallel_coordinates", "parallel_coordinates"),
+        (model_charts, "seeds", "seeds"),
+        (model_charts, "confusion", "confusion"),
+        (model_charts, "reliability", "reliability"),
+        (model_charts, "features", "features"),
+        (thumbnails, "pictures", "features"),
+    ],
+)
+def test_a_figure_that_cannot_be_drawn_is_said_and_costs_no_other(
+    run: results.Run, model_dir: Path, monkeypatch: pytest.MonkeyPatch, module: Any, function: str, figure: str
+) -> None:
+    final = report.load_final(run, model_dir)
+    whole = set(json.loads(_figures(report.render(run, final))))
+    monkeypatch.setattr(module, function, broken)
+    told: list[str] = []
+    html = report.render(run, final, tell=told.append)
+    assert len(told) == 1 and told[0].endswith(" cannot be made and is left out: RuntimeError: no font")
+    assert f'data-figure="{figure}" role' not in html and 'id="provenance"' in html
+    assert whole - set(json.loads(_figures(html))) <= {figure}
+
+
+def _figures(html: str) -> str:
+    found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', html, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_a_damaged_final_model_is_said_and_left_out_of_the_page(
+    run: results.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_final(tmp_path / "best_model", run.name)
+    metrics = files.read_json(folder / "metrics.json")
+    del metrics["test_interval"]
+    files.write_json(folder / "metrics.json", metrics)
+    page = report.write(run, folder, out=tmp_path / "page.html")
+    assert "The final model is left out of the page: " in (said := capsys.readouterr().out)
+    assert "metrics.json has no test_interval: it is damaged, or another version wrote it" in said
+    assert "Best validation accuracy" in page.read_text(encoding="utf-8")
+
+
+def test_a_torn_line_of_the_log_is_shown_for_what_it_says(run: results.Run, tmp_path: Path) -> None:
+    folder = make_final(tmp_path / "best_model", run.name)
+    with (folder / "test_log.jsonl").open("a") as log:
+        log.write('{"time": "2026-11-24T12:00:00+00:00", "event": "opened", "da')
+    final = report.load_final(run, folder)
+    assert final is not None and list(final.log["event"]) == ["opened", "result", "opened"]
+    assert "2026-11-24 12:00 UTC" in Page(report.render(run, final)).texts
+
+
+def test_the_page_can_be_written_elsewhere_and_the_run_is_only_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "first")
+    before = {path: path.stat().st_mtime_ns for path in [run.path, *run.path.rglob("*")]}
+    report.main(run=str(run.path), model_dir=tmp_path / "none", out=tmp_path / "page.html")
+    assert f"Written: {tmp_path}/page.html" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in [run.path, *run.path.rglob("*")]} == before
+
+    def refuse(path: Path, text: str) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(files, "write_text", refuse)
+    message = r"report\.html cannot be written \(Read-only file system\)\. `python -m tuning\.report .*first --out FILE"
+    with pytest.raises(UserError, match=message):
+        report.write(run)
+
+
+def test_a_damaged_study_costs_the_importances_only(run: results.Run, tmp_path: Path) -> None:
+    copy = results.Run(Path(shutil.copytree(run.path, tmp_path / "damaged")))
+    (copy.path / "study.db").write_bytes(b"no database at all")
+    told: list[str] = []
+    page = Page(report.render(copy, None, tell=told.append))
+    [line] = told
+    assert line.startswith(f"The importances cannot be made and is left out: {copy.path}/study.db is damaged")
+    assert "learning_curves" in page.texts and "importances" not in page.texts
+
+
+@pytest.mark.parametrize("meta", [{}, {"settings": {}}, {"dataset": "x", "settings": {"samples": 3, "new": 1}}])
+def test_a_meta_json_of_another_version_has_a_page(tmp_path: Path, meta: dict[str, Any]) -> None:
+    run = make_run(tmp_path / "other")
+    files.write_json(run.path / "meta.json", meta)
+    assert "learning_curves" in Page(report.render(run, None)).texts
+
+
+def test_a_final_model_belongs_to_a_run_whatever_its_folder_is_called(run: results.Run, tmp_path: Path) -> None:
+    folder = make_final(tmp_path / "best_model", "earlier name")
+    assert report.load_final(run, folder) is None
+    metrics = files.read_json(folder / "metrics.json")
+    files.write_json(folder / "metrics.json", metrics | {"run_id": run.identity})
+    assert report.load_final(run, folder) is not None
+    files.write_json(folder / "metrics.json", metrics | {"run": run.name, "run_id": "another"})
+    assert report.load_final(run, folder) is None

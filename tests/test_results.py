@@ -144,3 +144,42 @@ def test_the_command_prints_the_best_trials_and_the_next_step(tmp_path: Path) ->
     )
     assert done.stdout.index("95.00%") < done.stdout.index("90.00%")
     assert "Next: python -m tuning.final --run mine" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("states", "samples", "step"),
+    [
+        (["complete", "failed"], 2, "python -m tuning.final --run r"),
+        (["pruned"], 4, "python -m tuning.final --run r"),
+        (["running", "failed"], 2, "python -m tuning.search --resume r"),
+        (["failed", "failed"], 4, "python -m tuning.search --resume r"),
+        (["failed", "failed"], 2, "python -m tuning.search --resume r --samples 4"),
+        ([], 4, "python -m tuning.search --resume r"),
+    ],
+)
+def test_the_next_step_is_one_that_works(
+    tmp_path: Path, states: list[str], samples: int, step: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [trial(i, 0.9 if state in ("complete", "pruned") else None, state) for i, state in enumerate(states)]
+    run = make_run(tmp_path, "r", [row | {"error": "no time" if row["state"] == "failed" else None} for row in rows])
+    files.write_json(run.path / "meta.json", run.meta | {"settings": {"concurrency": 2, "samples": samples}})
+    assert results.next_step(run) == step
+    results.main(words=[str(run.path)], limit=3)
+    said = capsys.readouterr().out
+    assert said.strip().endswith(f"Next: {step}")
+    if "final" not in step:
+        assert "No trial has finished." in said and ("The last error was: no time" in said) == ("failed" in states)
+
+
+def test_proposals_that_repeat_a_trial_are_not_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "r", [trial(0, 0.9) | {"attempt": 1}, trial(1, 0.9) | {"attempt": 0}, trial(2, 0.8)])
+    assert list(results.ran(run.trials)["trial"]) == [0, 2]
+    assert results.summary_line(run).startswith("r: fashion-mnist, 2 trials (2 complete)")
+
+
+@pytest.mark.parametrize(("settings", "message"), [(7, "has no settings"), ({}, "has no setting 'concurrency'")])
+def test_a_meta_json_of_another_version_is_a_sentence(tmp_path: Path, settings: Any, message: str) -> None:
+    run = make_run(tmp_path, "r", [trial(0, 0.9)])
+    files.write_json(run.path / "meta.json", {"settings": settings})
+    with pytest.raises(UserError, match=rf"meta\.json {message}: it is damaged, or another version wrote it"):
+        results.summary_line(run)

@@ -10,7 +10,7 @@ def summary(command: str) -> str:
     """Returns the first line of what a command says it does, without importing it."""
     spec = find_spec(f"tuning.{command}")
     assert spec is not None and spec.origin is not None
-    source = Path(spec.origin).read_text()
+    source = Path(spec.origin).read_text(encoding="utf-8")
     _, _, main = source.partition("\ndef main(")
     return main.partition('"""')[2].partition('"""')[0].split("\n")[0]
 

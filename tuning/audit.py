@@ -21,15 +21,22 @@ MIN_TRIALS = 3  # for a rank correlation
 
 
 def wanted(run: results.Run, n: int, seed: int) -> dict[int, jobs.Job]:
-    """Returns `n` trials that the scheduler stopped, drawn at random, as jobs that go on from their last epoch."""
+    """Returns `n` trials that the scheduler stopped, drawn at random, as jobs that go on from their last epoch.
+
+    A search that stopped fewer gives those; one that stopped none gives nothing.
+    """
+    import pandas as pd
+
     trials = run.trials
     stopped = trials[(trials["state"] == "pruned") & (trials["stopped_by"] == "scheduler")]
-    drawn = np.random.default_rng(seed).permutation(stopped["trial"])[:n]
+    # A list: numpy would shuffle the column of an empty frame in place, which pandas does not allow.
+    drawn = np.random.default_rng(seed).permutation(stopped["trial"].tolist())[:n]
     found = {}
     for row in stopped[stopped["trial"].isin(drawn)].to_dict("records"):
         values = {name: row[f"config/{name}"] for name in TrainConfig.model_fields}
         config = parse_config(results.plain(values), f"{run.path}/trials.csv")
-        job = jobs.Job(config, int(row["seed"]), run.path.absolute() / FOLDER)
+        parts = 1 if pd.isna(row["accumulation"]) else int(row["accumulation"])
+        job = jobs.Job(config, int(row["seed"]), run.path.absolute() / FOLDER, accumulation=parts)
         found[int(row["trial"])] = job
         latest = run.path / "trials" / f"{row['trial']:04d}" / checkpoints.LATEST
         if latest.exists() and not job.path.exists():
@@ -51,11 +58,16 @@ def hold(
     """
     import pandas as pd
 
+    if not chosen:
+        tell("Audit: the scheduler stopped no trial, so there is nothing to audit.")
+        return None
     numbers = {job.path: number for number, job in chosen.items()}
     to_train = [job for job in chosen.values() if jobs.read(job, split_hash) is None]
     for job, row in train(to_train) if to_train else ():
         number = numbers[job.path]
-        if row.get("error"):
+        if row.get("note"):
+            tell(f"audit of trial {number}: {row['note']}")
+        elif row.get("error"):
             tell(f"audit of trial {number} failed: {row['error']}")
         else:
             tell(f"audit of trial {number}: epoch {row['epoch']}  valid {row['valid_accuracy']:.2%}")

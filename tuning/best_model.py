@@ -4,8 +4,11 @@ Files are written, each whole or not at all; no data set is opened here and noth
 """
 
 import io
+import os
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +17,7 @@ import numpy as np
 
 from tuning import files, jobs, machine
 from tuning.config import TrainConfig
-from tuning.errors import counted
+from tuning.errors import UserError, counted, disk_full
 from tuning.export import FORMATS
 from tuning.predict import load_best_model, probabilities
 
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from tuning.data import Labelled, Splits
 
 IMAGES_TO_TIME = 1000
+PICTURES = ("confusion", "calibration", "pca", "mistakes", "learning_curve")
+STAGING, ROOM, OUTPUTS = ".new", ".room", "test_outputs.npz"
 LICENCES = {"fashion-mnist": "Fashion-MNIST: Xiao, Rasul and Vollgraf 2017, Zalando SE, MIT licence."}
 
 
@@ -53,12 +58,75 @@ class Outcome:
         return float((self.predictions == self.labels).mean())
 
 
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """Yields a folder beside the files of a model's folder, for those of the next model; it is removed in the end.
+
+    Raises:
+        UserError: The model's folder cannot be written.
+    """
+    staging = folder / STAGING
+    try:
+        if staging.exists():  # A command that was killed left it.
+            shutil.rmtree(staging)
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise disk_full(staging, error) or UserError(
+            f"{folder} cannot be written ({error.strerror}). Make it writable, or give another --model-dir."
+        ) from error
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def reserve(staging: Path, n_images: int, n_rehearsed: int) -> None:
+    """Takes room on the disk for what is written after the test split was opened; `give_back` frees it.
+
+    Args:
+        staging: Holds what `n_rehearsed` images took.
+        n_images: Of the test split, at most.
+        n_rehearsed: At least 1.
+
+    Raises:
+        UserError: There is not so much room.
+    """
+    sizes = {path.name: path.stat().st_size for path in staging.iterdir()}
+    outputs = sizes[OUTPUTS] * max(1.0, n_images / n_rehearsed)
+    size = int(2 * outputs) + 2 * max(sizes.values()) + 2**20  # A file is whole before the one of its name goes.
+    try:
+        with (staging / ROOM).open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        (staging / ROOM).unlink(missing_ok=True)
+        raise disk_full(f"{staging} ({size / 1e6:.0f} MB are needed)", error) or error from error
+
+
+def give_back(staging: Path) -> None:
+    """Frees the room that `reserve` took."""
+    (staging / ROOM).unlink(missing_ok=True)
+
+
+def check_replaceable(staging: Path, folder: Path) -> None:
+    """Raises UserError where one of the files cannot take its place in the model's folder."""
+    for path in staging.iterdir():
+        if (folder / path.name).is_dir():
+            raise UserError(f"{folder / path.name} must be a file, but got a folder. Move it away.")
+
+
+def publish(staging: Path, folder: Path) -> None:
+    """Moves the files into the model's folder, `metrics.json` last; what only the model before had is removed."""
+    for name in (*(f"model.{name}" for name in FORMATS), *(f"{name}.png" for name in PICTURES)):
+        if not (staging / name).exists():
+            (folder / name).unlink(missing_ok=True)
+    for path in sorted(staging.iterdir(), key=lambda path: (path.name == "metrics.json", path.name)):
+        path.replace(folder / path.name)
+
+
 def write_model(
     folder: Path, model: "nn.Module", config: TrainConfig, splits: "Splits", metrics: Mapping[str, Any]
 ) -> None:
-    """Writes `model.pth`, `config.json`, `metrics.json` and `scores.txt`; exports of the model before are removed."""
-    for name in FORMATS:
-        (folder / f"model.{name}").unlink(missing_ok=True)
+    """Writes `model.pth`, `config.json`, `metrics.json` and `scores.txt`."""
     jobs.save_weights(folder / "model.pth", model)
     _, channels, height, width = splits.train.images.shape
     described = {
@@ -75,8 +143,15 @@ def write_model(
 
 def write_outcome(
     folder: Path, test: Outcome, images: "Labelled", class_names: tuple[str, ...], rows: Sequence[Mapping[str, Any]]
-) -> None:
-    """Writes `test_outputs.npz`, `epochs.csv`, `classification_report.csv` and the pictures."""
+) -> list[str]:
+    """Writes `test_outputs.npz`, `epochs.csv`, `classification_report.csv` and the pictures.
+
+    Returns:
+        A sentence for each picture that could not be drawn.
+
+    Raises:
+        UserError: None could be drawn, or the disk is full.
+    """
     import pandas as pd
 
     from tuning import analysis, pictures, plots, style
@@ -94,10 +169,13 @@ def write_outcome(
         explained=components.explained,
         images=images.images,
     )
-    files.write_bytes(folder / "test_outputs.npz", buffer.getvalue())
-    figures = pictures.of_model(test.labels, test.probabilities, images.images, class_names, components)
-    for name, figure in (figures | {"learning_curve": plots.learning_curve(epochs)}).items():
-        style.save(figure, folder / f"{name}.png")
+    files.write_bytes(folder / OUTPUTS, buffer.getvalue())
+    draw = pictures.drawings_of_model(test.labels, test.probabilities, images.images, class_names, components)
+    draw |= {"learning_curve": lambda: plots.learning_curve(epochs)}
+    problems: list[str] = []
+    if not style.save_each(draw, folder, problems.append):
+        raise UserError(f"No picture can be drawn. {problems[0]} Is the package matplotlib installed and whole?")
+    return problems
 
 
 def probe_images(part: "Labelled") -> "Labelled":
@@ -121,7 +199,7 @@ def write_card(folder: Path, images: Any) -> None:
     import pandas as pd
 
     speed = images_per_second(folder, images)
-    with np.load(folder / "test_outputs.npz") as outputs:
+    with np.load(folder / OUTPUTS) as outputs:
         text = model_card(
             files.read_json(folder / "metrics.json"),
             files.read_json(folder / "config.json"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tuning import results
+from tuning import jobs, results
 from tuning.config import TrainConfig, parse_config, read_config
 from tuning.errors import UserError
 from tuning.seeds import fresh_seeds
@@ -21,6 +21,7 @@ DEFAULT = Path(__file__).parent.parent / "search_spaces" / "original-resnet8.yam
 # A search compares many configurations at a short length; the one that is kept earns a longer one. Its schedule is
 # stretched to it.
 LENGTHENING = 2
+MOST_EPOCHS = next(int(rule.le) for rule in TrainConfig.model_fields["epochs"].metadata if hasattr(rule, "le"))
 JOBS = "final"
 
 
@@ -34,6 +35,7 @@ class Entry:
         search_accuracy: What the search measured on the valid split, in [0, 1].
         search_epochs: The length that the search had for it.
         epoch_seconds: What an epoch took in the search.
+        accumulation: Parts that the search had to cut its batches into, so that they fit into the memory.
     """
 
     role: Literal["candidate", "default", "random"]
@@ -43,6 +45,7 @@ class Entry:
     search_accuracy: float | None = None
     search_epochs: int | None = None
     epoch_seconds: float | None = None
+    accumulation: int = 1
 
     @property
     def expected_seconds(self) -> float:
@@ -54,6 +57,10 @@ class Entry:
         """For a line of output."""
         return self.role if self.trial is None else f"trial {self.trial}"
 
+    def job(self, seed: int, folder: Path, accumulation: int = 1) -> jobs.Job:
+        """Returns its retraining on a seed; with at least so many parts a batch as another seed turned out to need."""
+        return jobs.Job(self.config, seed, folder, accumulation=max(accumulation, self.accumulation))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -62,10 +69,12 @@ class Plan:
     Attributes:
         source: The run's folder, or the configuration's file.
         run: The run's name; None where there is none.
+        identity: What the run is, whatever its folder is called; None where there is none.
         entries: Distinct configurations, the candidates first, by rank.
         default: Hash of the default configuration, where it is among them.
         random: Hash of the best configuration that the search drew at random, where it is among them.
         folder: Absolute; of the jobs.
+        notes: What a person should know of how the plan was made, a sentence each.
         data_seed: Chooses the valid split; the run's, so that no image moves from valid to train.
     """
 
@@ -79,6 +88,8 @@ class Plan:
     train_images: int | None = None
     default: str | None = None
     random: str | None = None
+    identity: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def lengthening(self) -> float | None:
@@ -104,42 +115,52 @@ def from_run(
         top_k: Candidates at most.
         n_seeds: Fresh seeds; none of them is a trial's.
         epochs: Full length; None is twice the search's.
-        seed: The first seed, the others follow it; None derives them from the run's name.
+        seed: The first seed, the others follow it; None derives them from what the run is, whatever its folder's name.
         compare: Add the default configuration, and the best one that the search drew at random.
         max_parameters: Of a candidate, and of the one that was drawn at random; None is any number.
 
     Raises:
-        UserError: There is no such run, none of its trials has finished or is small enough, or one had the seeds.
+        UserError: There is no such run, it is damaged, none of its trials has finished or is small enough, one had the
+            seeds, or `epochs` are more than a configuration may have.
     """
-    found = results.load(run, retrained=True)
-    settings, trials = found.meta["settings"], found.trials
+    _check_epochs(epochs)
+    found, notes = results.load(run, retrained=True), []
+    trials = found.trials
     ranked = list(_ranked(results.within(trials, found.path, max_parameters), found.path, epochs))
     entries = ranked[:top_k]
     used = {int(value) for value in trials["seed"].dropna()}
     default = random = None
     if compare:
-        drawn = _drawn_at_random(found, settings["sampler"])
+        try:
+            drawn = _drawn_at_random(found, found.setting("sampler"))
+        except UserError as error:
+            drawn = set()
+            notes.append(f"The best random point is left out of the comparison: {error}")
         best_drawn = next((entry for entry in ranked if entry.trial in drawn), None)
         original = read_config(DEFAULT)
         length = max(entry.config.epochs for entry in entries)
-        others = [Entry("default", original.model_copy(update={"epochs": length}))]
+        others = [Entry("default", _lengthened(original, length, str(DEFAULT)))]
         default = others[0].config.hash()
         if best_drawn is not None:
             random = best_drawn.config.hash()
             others.append(Entry(**vars(best_drawn) | {"role": "random"}))
         known = {entry.config.hash() for entry in entries}
         entries += [entry for entry in others if entry.config.hash() not in known]
+    if epochs is None and any(e.search_epochs and e.config.epochs < LENGTHENING * e.search_epochs for e in entries):
+        notes.append(f"The length is {MOST_EPOCHS} epochs, the most there are, and not twice the search's.")
     return Plan(
         source=str(found.path),
         run=found.name,
         entries=tuple(entries),
-        seeds=_seeds(found.name, n_seeds, seed, used),
+        seeds=_seeds(found.identity, n_seeds, seed, used),
         folder=(found.path / JOBS).absolute(),
-        dataset=settings["dataset"],
-        data_seed=settings["seed"],
-        train_images=settings["train_images"],
+        dataset=found.setting("dataset"),
+        data_seed=found.setting("seed"),
+        train_images=found.settings.get("train_images"),
         default=default,
         random=random,
+        identity=found.identity,
+        notes=tuple(notes),
     )
 
 
@@ -149,16 +170,19 @@ def from_file(
     """Returns the plan for one configuration, without a search; its jobs are below `folder`.
 
     Raises:
-        UserError: The file holds no valid configuration.
+        UserError: The file holds no valid configuration, or `epochs` are more than one may have.
     """
+    _check_epochs(epochs)
     config = read_config(path)
-    entry = Entry("candidate", config.model_copy(update={"epochs": epochs or config.epochs}))
+    entry = Entry("candidate", _lengthened(config, epochs or config.epochs, str(path)))
     seeds = _seeds(config.hash(), n_seeds, seed, set())
     return Plan(str(path), None, (entry,), seeds, (folder / JOBS).absolute(), dataset)
 
 
 def _ranked(trials: "pd.DataFrame", path: Path, epochs: int | None) -> Iterable[Entry]:
     """Yields the run's distinct configurations, complete trials first, the best first."""
+    import pandas as pd
+
     known: set[str] = set()
     ordered = results.rank_trials(trials, path).sort_values("state", kind="stable")  # "complete" < "pruned"
     for row in ordered.to_dict("records"):
@@ -169,20 +193,42 @@ def _ranked(trials: "pd.DataFrame", path: Path, epochs: int | None) -> Iterable[
         known.add(config.hash())
         yield Entry(
             role="candidate",
-            config=config.model_copy(update={"epochs": epochs or config.epochs * LENGTHENING}),
+            config=_lengthened(config, epochs or min(MOST_EPOCHS, config.epochs * LENGTHENING), f"{path}/trials.csv"),
             rank=len(known),
             trial=int(row["trial"]),
             search_accuracy=float(row["valid_accuracy"]),
             search_epochs=config.epochs,
             epoch_seconds=float(row["seconds"] / row["epochs"]) or None,
+            accumulation=1 if pd.isna(row["accumulation"]) else int(row["accumulation"]),
         )
 
 
+def _lengthened(config: TrainConfig, epochs: int, source: str) -> TrainConfig:
+    """Returns the configuration with another length, checked as one from a file is."""
+    return parse_config(config.model_dump() | {"epochs": epochs}, source)
+
+
+def _check_epochs(epochs: int | None) -> None:
+    if epochs is not None and not 1 <= epochs <= MOST_EPOCHS:
+        raise UserError(f"--epochs must be 1 to {MOST_EPOCHS}, but got {epochs}.")
+
+
 def _drawn_at_random(run: results.Run, sampler: str) -> set[int]:
+    """Returns the trials that no model proposed; none where the run has no study.
+
+    Raises:
+        UserError: The study is damaged.
+    """
+    from sqlalchemy.exc import SQLAlchemyError
+
     from tuning.settings import N_STARTUP
     from tuning.study import drawn_at_random
 
-    return drawn_at_random(run.path, sampler, N_STARTUP)
+    try:
+        return drawn_at_random(run.path, sampler, N_STARTUP)
+    except (SQLAlchemyError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UserError(f"{run.path / 'study.db'} cannot be read as a study: {reason}.") from error
 
 
 def _seeds(name: str, n: int, first: int | None, used: set[int]) -> tuple[int, ...]:

@@ -1,10 +1,13 @@
 """A training's checkpoints in a folder, `latest.pt` and `best.pt`: written whole or not at all, damaged ones skipped.
 
 A checkpoint holds the training's state and the results of all epochs behind it; it is read with `weights_only=True`.
+Once saved it survives a power cut, too: it is on the disk before it takes its name. That costs 7 ms an epoch for a
+ResNet-8 (0.4 to 3 MB) and nothing that could be measured for a ResNet-18 (140 MB), on an ext4 file system on an SSD.
 """
 
 import contextlib
 import copy
+import errno
 import os
 import shutil
 import tempfile
@@ -12,12 +15,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuning import files
 from tuning.errors import disk_full
 
 if TYPE_CHECKING:
     from tuning.training import Training
 
-NAMES = LATEST, BEST = "latest.pt", "best.pt"
+# `progress.json` holds how many epochs are behind `latest.pt` for those who have no torch; missing, that is unknown.
+NAMES = LATEST, BEST, PROGRESS = "latest.pt", "best.pt", "progress.json"
 
 
 def save(folder: Path, training: "Training", results: Sequence[Mapping[str, Any]]) -> None:
@@ -34,6 +39,8 @@ def save(folder: Path, training: "Training", results: Sequence[Mapping[str, Any]
         descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{LATEST}.")
         with os.fdopen(descriptor, "wb") as file:
             torch.save({"training": training.state_dict(), "results": [dict(result) for result in results]}, file)
+            file.flush()
+            _sync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, latest)
         if training.best["epoch"] == training.epoch:
@@ -42,12 +49,14 @@ def save(folder: Path, training: "Training", results: Sequence[Mapping[str, Any]
             except OSError:  # Not every file system has hard links.
                 shutil.copyfile(latest, temporary)
             os.replace(temporary, folder / BEST)
+        _sync_names(folder)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError.
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         cause = error if isinstance(error, OSError) else error.__context__
         full = disk_full(latest, cause) if isinstance(cause, OSError) else None
         raise (full or error) from error
+    files.write_json(folder / PROGRESS, {"epochs": len(results)})
 
 
 def load(folder: Path, training: "Training") -> list[dict[str, Any]]:
@@ -84,5 +93,24 @@ def n_epochs(path: Path) -> int:
 
 def remove(folder: Path) -> None:
     """Removes the folder's checkpoints."""
-    for name in (LATEST, BEST):
+    for name in NAMES:
         (folder / name).unlink(missing_ok=True)
+
+
+def _sync(descriptor: int) -> None:
+    """Has what was written on the disk; a file system that cannot say so keeps it as well as it can."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+
+
+def _sync_names(folder: Path) -> None:
+    """Has the folder's names on the disk, too; some file systems cannot, and keep them by themselves."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

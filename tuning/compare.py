@@ -103,7 +103,7 @@ def list_runs(root: Path = results.RESULTS) -> pd.DataFrame:
     rows = []
     for name in results.run_names(root) or [results.load("latest", root).name]:  # which raises where there is none
         run = Run(root / name)
-        meta, trials = _meta(run), run.trials
+        meta, trials = _meta(run), results.ran(run.trials)
         row = {"name": name, "started": meta.get("started"), "dataset": meta["dataset"]}
         row |= {key: meta["settings"].get(key) for key in ("space", "sampler", "scheduler")}
         row["trials"] = ", ".join(f"{n} {state}" for state, n in trials["state"].value_counts().items())

@@ -73,7 +73,7 @@ def hold(plan: Plan, splits: "Splits", slots: Mapping[str, Any], threads: int | 
     """
     done: dict[tuple[str, int], Result] = {}
     failed: dict[str, str] = {}
-    wanted = [Job(entry.config, plan.seeds[0], plan.folder) for entry in plan.entries]
+    wanted = [entry.job(plan.seeds[0], plan.folder) for entry in plan.entries]
     while wanted:
         for job, error in _train(plan, wanted, splits, slots, threads):
             failed[job.config.hash()] = error
@@ -86,7 +86,7 @@ def hold(plan: Plan, splits: "Splits", slots: Mapping[str, Any], threads: int | 
         values = _values(plan, done, failed)
         beaten = seeds.beaten(values, _leader(plan, values[1], failed), len(splits.valid))
         wanted = [
-            Job(entry.config, seed, plan.folder)
+            entry.job(seed, plan.folder, done[entry.config.hash(), plan.seeds[0]].accumulation)
             for seed in plan.seeds[1:]
             for entry in plan.entries
             if entry.config.hash() not in beaten | set(failed) and (entry.config.hash(), seed) not in done
@@ -146,7 +146,9 @@ def _train(
         rows = ((job, row) for job in wanted for row in jobs.train(job, splits, slots["device"], n_threads))
     for job, row in rows:
         name = f"{entries[job.config.hash()].name}, seed {plan.seeds.index(job.seed) + 1}  " if many else ""
-        if "error" in row:
+        if "note" in row:
+            print(f"{name}{row['note']}", flush=True)
+        elif "error" in row:
             print(f"{name}failed: {row['error']}", flush=True)
             yield job, row["error"]
         else:

@@ -3,14 +3,19 @@
 Bugs keep their tracebacks; only a `UserError` is turned into `error: …` and exit code 2.
 """
 
+import codecs
 import difflib
 import errno
+import io
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 DISK_FULL = "No space left on the disk"
+Made = TypeVar("Made")
+_PLAIN = {"\u00b1": "+-", "\u2192": "->", "\u2013": "-", "\u2014": "-", "\u2026": "...", "\u00d7": "x", "\u00b2": "^2"}
 
 
 class UserError(Exception):
@@ -43,10 +48,43 @@ def disk_full(path: Path | str, error: OSError) -> UserError | None:
     return UserError(f"{DISK_FULL} while writing {path}. Free some space, then run the command again.")
 
 
+def each_alone(makers: Mapping[str, Callable[[], Made]], tell: Callable[[str], None]) -> dict[str, Made]:
+    """Returns what each of the makers returns, by name; one that fails is told and left out, and costs no other.
+
+    Raises:
+        UserError: The disk is full: no other would fare better.
+    """
+    made = {}
+    for name, make in makers.items():
+        try:
+            made[name] = make()
+        except Exception as error:  # A library's many ways to fail on what it did not expect.
+            if isinstance(error, UserError) and DISK_FULL in str(error):
+                raise
+            said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            tell(f"{name} cannot be made and is left out: {said}")
+    return made
+
+
+def survive_encoding() -> None:
+    """Has stdout and stderr write what their encoding lacks in plain letters, instead of failing on it."""
+    codecs.register_error("plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(errors="plain")
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
+
+
 def run_command(main: Callable[..., None]) -> None:
     """Runs `main` as a typer command; a `UserError` prints `error: …` to stderr and exits with code 2."""
     import typer  # Here, so that training needs nothing but torch, numpy and pydantic.
 
+    survive_encoding()
     # Whatever the shell says: nothing that a command writes is everybody's to change.
     os.umask(os.umask(0o077) | 0o002)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")

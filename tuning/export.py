@@ -97,13 +97,14 @@ def check_formats(names: Sequence[str]) -> None:
             )
 
 
-def export(folder: Path, names: Sequence[str], images: Images) -> list[str]:
+def export(folder: Path, names: Sequence[str], images: Images, *, shown: Path | None = None) -> list[str]:
     """Writes `model.<format>` beside `model.pth`, runs each and compares its outputs; returns a line for each.
 
     Args:
         folder: Where `tuning.final` wrote the model.
         names: In `FORMATS`.
         images: uint8 (N, C, H, W), at least 3, to compare on.
+        shown: The folder that the lines name, where the files are moved to; None is `folder`.
 
     Raises:
         UserError: An exported model gives other probabilities.
@@ -118,7 +119,10 @@ def export(folder: Path, names: Sequence[str], images: Images) -> list[str]:
         if not worst <= TOLERANCE:
             path.unlink()
             raise UserError(f"--export {name} must give the model's probabilities to {TOLERANCE}, but got {worst:.2g}.")
-        lines.append(f"Exported: {path}; run on {len(images)} images, its probabilities differ by {worst:.1g} at most")
+        lines.append(
+            f"Exported: {(shown or folder) / path.name}; run on {len(images)} images, its probabilities differ by "
+            f"{worst:.1g} at most"
+        )
     return lines
 
 

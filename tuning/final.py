@@ -8,23 +8,25 @@ Everything lands in `best_model/`; `best_model/test_log.jsonl` says each time th
 started again, it goes on from the last epochs.
 """
 
-import json
+import contextlib
 import math
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuning import best_model, candidates, contest, export, files, jobs, machine, report, results
+from tuning import best_model, candidates, contest, export, files, jobs, locks, machine, report, results
 from tuning.best_model import Outcome
 from tuning.candidates import Plan
+from tuning.config import parse_config
 from tuning.contest import Contest
 from tuning.errors import UserError, counted, run_command, unknown_name
+from tuning.openings import OPENED, RESULT, times_opened
+from tuning.openings import append as log_test
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 MODEL_DIR = Path("best_model")
 TRAIN_ON = ("train", "train+valid")
+REHEARSED, MOST_TEST_IMAGES = 2_000, 10_000
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def choose(held: Contest) -> Chosen:
     seed = max(won, key=lambda seed: won[seed].valid_accuracy or 0.0)
     flip = mirrored > plain
     accuracy = won[seed].valid_accuracy_flip_averaging if flip else won[seed].valid_accuracy_plain
-    job = jobs.Job(held.winner.config, seed, held.plan.folder)
+    job = held.winner.job(seed, held.plan.folder, won[seed].accumulation)
     return Chosen(job, won[seed], flip, float(accuracy or 0.0), "train")
 
 
@@ -83,13 +86,14 @@ def train_on_everything(chosen: Chosen, splits: "Splits", device: str, threads: 
     everything = replace(splits, train=Labelled(*map(np.concatenate, both)), split_hash=f"{splits.split_hash}+valid")
     job = replace(
         chosen.job,
-        config=chosen.job.config.model_copy(update={"patience": None}),
+        config=parse_config(chosen.job.config.model_dump() | {"patience": None}, "--train-on train+valid"),
         length=chosen.result.best_epoch,
         lrs=tuple(row["lr"] for row in chosen.result.epochs),
     )
     print(f"Training once more for {job.length} epochs, on train and valid images: these judge no more", flush=True)
     for row in jobs.train(job, everything, device, threads):
-        print(row["error"] if "error" in row else contest.epoch_line(row, job.length or 0), flush=True)
+        said = row.get("note") or row.get("error")
+        print(said or contest.epoch_line(row, job.length or 0), flush=True)
     result = jobs.read(job, everything.split_hash)
     if result is None or result.error:
         raise UserError(f"--train-on train+valid must train to its end, but failed; see {job.path} for why.")
@@ -105,6 +109,7 @@ def describe(held: Contest, chosen: Chosen, splits: "Splits") -> dict[str, Any]:
     return {
         "source": plan.source + ("" if winner.trial is None else f", trial {winner.trial}"),
         "run": plan.run,
+        "run_id": plan.identity,
         "trial": winner.trial,
         "search_valid_accuracy": winner.search_accuracy,
         "valid_accuracy": chosen.valid_accuracy,
@@ -141,34 +146,106 @@ def retrain_and_test(
 ) -> dict[str, Any]:
     """Holds the contest, tests the winner once, and writes and exports it; returns what `metrics.json` holds.
 
+    Before the test split is opened, everything is written and drawn once for valid images in the place of the test
+    images: whatever can fail there fails while nothing is lost, and the model before stands.
+
     Raises:
         UserError: The data cannot be had, every candidate failed, or the disk is full.
     """
     from tuning.data import load_splits
 
+    with best_model.staged(model_dir):  # Whether it can be written is known before hours of training, not after them.
+        pass
     splits = load_splits(plan.dataset, data_dir, seed=plan.data_seed, train_images=plan.train_images)
     held = contest.hold(plan, splits, slots, threads)
     contest.show(held)
     chosen = choose(held)
     if train_on == "train+valid":
         chosen = train_on_everything(chosen, splits, slots["device"], threads or machine.cores())
-    metrics, test, images = test_once(held, chosen, splits, device=slots["device"], data_dir=data_dir, log=model_dir)
-    model = jobs.load_model(chosen.job, splits, "cpu")
-    best_model.write_model(model_dir, model, chosen.job.config, splits, metrics)
-    files.write_text(model_dir / "final.csv", held.table.to_csv(index=False))
-    best_model.write_outcome(model_dir, test, images, splits.class_names, chosen.result.epochs)
-    trained_on = _outcome(model, best_model.probe_images(splits.train), splits, "cpu", chosen.flip_averaging)
-    best_model.write_separability(model_dir, trained_on, test)
-    best_model.write_card(model_dir, splits.valid.images)
-    for line in export.export(model_dir, formats, splits.valid.images):
-        print(line)
+    with best_model.staged(model_dir) as staging:
+        ready = rehearse(held, chosen, splits, staging, device=slots["device"])
+        for line in export.export(staging, formats, splits.valid.images, shown=model_dir):
+            print(line)
+        best_model.check_replaceable(staging, model_dir)
+        best_model.reserve(staging, MOST_TEST_IMAGES, len(ready.rehearsed))
+        metrics, test, images = test_once(
+            held, chosen, splits, device=slots["device"], data_dir=data_dir, log=model_dir, staging=staging
+        )
+        for problem in write_everything(ready, metrics, test, images, staging):
+            print(problem)
+        best_model.publish(staging, model_dir)
     if plan.run is None:  # Of a run the trained models are kept: more seeds go on from them.
         shutil.rmtree(plan.folder)
     return metrics
 
 
+@dataclass(frozen=True)
+class Ready:
+    """What `write_everything` needs, whichever images stand for the test split.
+
+    Attributes:
+        model: On the CPU.
+        trained_on: What the model makes of some train images.
+        rehearsed: The valid images that stood for the test split.
+    """
+
+    held: Contest
+    chosen: Chosen
+    splits: "Splits"
+    model: "nn.Module"
+    trained_on: Outcome
+    rehearsed: "Labelled"
+
+
+def rehearse(held: Contest, chosen: Chosen, splits: "Splits", staging: Path, *, device: str) -> Ready:
+    """Writes everything for valid images, so that what can fail does so before the test split is opened.
+
+    Raises:
+        UserError: The disk is full, the pictures cannot be drawn, or the model cannot be loaded again.
+    """
+    model = jobs.load_model(chosen.job, splits, "cpu")
+    probe = best_model.probe_images(splits.train)
+    images = type(splits.valid)(splits.valid.images[:REHEARSED], splits.valid.labels[:REHEARSED])
+    flip = chosen.flip_averaging
+    ready = Ready(held, chosen, splits, model, _outcome(model, probe, splits, "cpu", flip), images)
+    outcome = _outcome(jobs.load_model(chosen.job, splits, device), images, splits, device, flip)
+    figures = _test_metrics(outcome, [outcome.accuracy] * len(held.plan.seeds)) | {"test_opened": 1}
+    try:
+        write_everything(ready, describe(held, chosen, splits) | figures, outcome, images, staging)
+    except ImportError as error:
+        raise UserError(
+            f"What belongs to the model cannot be written, because a package is missing or broken: {error}. Install it "
+            "again; what has been trained is kept."
+        ) from error
+    return ready
+
+
+def write_everything(
+    ready: Ready, metrics: Mapping[str, Any], test: Outcome, images: "Labelled", folder: Path
+) -> list[str]:
+    """Writes all that belongs to the model but its exports; returns a sentence for each picture that failed.
+
+    Raises:
+        UserError: The disk is full, or no picture can be drawn.
+    """
+    splits, chosen = ready.splits, ready.chosen
+    best_model.write_model(folder, ready.model, chosen.job.config, splits, metrics)
+    files.write_text(folder / "final.csv", ready.held.table.to_csv(index=False))
+    problems = best_model.write_outcome(folder, test, images, splits.class_names, chosen.result.epochs)
+    best_model.write_separability(folder, ready.trained_on, test)
+    best_model.write_card(folder, splits.valid.images)
+    return problems
+
+
 def test_once(
-    held: Contest, chosen: Chosen, splits: "Splits", *, device: str, data_dir: Path | None, log: Path
+    held: Contest,
+    chosen: Chosen,
+    splits: "Splits",
+    *,
+    device: str,
+    data_dir: Path | None,
+    log: Path,
+    staging: Path,
 ) -> tuple[dict[str, Any], Outcome, "Labelled"]:
     """Opens the test split and writes that down; returns the metrics, the saved model's outcome, and the test images.
 
@@ -179,10 +256,10 @@ def test_once(
 
     metrics = describe(held, chosen, splits)
     model = jobs.load_model(chosen.job, splits, device)
-    trained = [jobs.Job(held.winner.config, seed, held.plan.folder) for seed in held.plan.seeds]
+    trained = [held.winner.job(seed, held.plan.folder) for seed in held.plan.seeds]
     models = [jobs.load_model(job, splits, device) for job in trained]
     # The choice is made: only now the test split is opened, and the log says so before anything is seen of it.
-    log_test(log, metrics | {"event": "opened", "dataset": splits.dataset})
+    log_test(log, metrics | {"event": OPENED, "dataset": splits.dataset})
     images = load_test(splits.dataset, data_dir)
     outcomes = {flip: _outcome(model, images, splits, device, flip) for flip in (False, True)}
     accuracies = [_outcome(each, images, splits, device, chosen.flip_averaging).accuracy for each in models]
@@ -191,26 +268,9 @@ def test_once(
         "test_accuracy_flip_averaging": outcomes[True].accuracy,
         "test_opened": times_opened(log, splits.dataset),
     }
-    log_test(log, metrics | {"event": "result", "dataset": splits.dataset})
+    best_model.give_back(staging)
+    log_test(log, metrics | {"event": RESULT, "dataset": splits.dataset})
     return metrics, outcomes[chosen.flip_averaging], images
-
-
-def log_test(model_dir: Path, metrics: Mapping[str, Any]) -> None:
-    """Adds a line to `test_log.jsonl`: time, data set, hashes, seeds, and the result where there is one."""
-    names = ("event", "dataset", "split_hash", "config_hash", "seed", "seeds", "train_on", "source")
-    scores = ("test_accuracy", "test_accuracy_plain", "test_accuracy_mean")
-    line = {"time": datetime.now(UTC).isoformat()}
-    line |= {name: metrics[name] for name in names + scores if name in metrics}
-    with (model_dir / "test_log.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def times_opened(model_dir: Path, dataset: str) -> int:
-    """Returns how often the data set's test split has been opened, as the log says; a line without a name counts."""
-    log = model_dir / "test_log.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
-    of_dataset = [line for line in lines if '"dataset": ' not in line or f'"dataset": {json.dumps(dataset)}' in line]
-    return sum('"event": "opened"' in line for line in of_dataset)
 
 
 def opened_again(metrics: Mapping[str, Any]) -> str:
@@ -262,13 +322,36 @@ def _summary(plan: Plan) -> str:
 def replaced(model_dir: Path, plan: Plan) -> str:
     """Returns a line on the model of another run that is in the folder; nothing where there is none."""
     file = model_dir / "metrics.json"
-    old = files.read_json(file) if file.exists() else {"run": plan.run}
-    if old.get("run") == plan.run:
+    if not file.exists():
         return ""
+    try:
+        old = files.read_json(file)
+    except UserError as error:
+        return f"The model in {model_dir}/ will be replaced; --model-dir DIR keeps it. {error}\n"
+    if report.is_of(old, plan.run, plan.identity):
+        return ""
+    accuracy = old.get("test_accuracy")
+    scored = f" (test accuracy {accuracy:.2%})" if isinstance(accuracy, float) else ""
     return (
-        f"The model of {old['source']} in {model_dir}/ (test accuracy {old['test_accuracy']:.2%}) will be replaced; "
+        f"The model of {old.get('source', 'another run')} in {model_dir}/{scored} will be replaced; "
         "--model-dir DIR keeps it.\n"
     )
+
+
+def _check_test_files(dataset: str, data_dir: Path | None) -> None:
+    """Raises UserError where the files of the test split are missing or damaged; no image of them is looked at."""
+    from tuning.data import hash_test
+
+    hash_test(dataset, data_dir)
+
+
+def _write_page(run: results.Run, model_dir: Path) -> None:
+    """Writes the run's page and sends it to the storage; what cannot be is said, as the model is there already."""
+    try:
+        print(f"Page: {report.write(run, model_dir)}")
+        results.send(run)
+    except (UserError, OSError) as error:
+        print(f"The page is not written: {error} `python -m tuning.report {run.name}` writes it later.")
 
 
 def _number(value: float) -> float | None:
@@ -346,22 +429,34 @@ def main(
         plan = candidates.from_file(config, model_dir, dataset, n_seeds=seeds or 1, epochs=epochs, seed=seed)
     slots = machine.plan_slots(device, None, None, concurrency)
     files.make_folder(model_dir, exist_ok=True)
+    _check_test_files(plan.dataset, data_dir)
+    with contextlib.ExitStack() as held:
+        # Two at once would train everything twice, and open the test split twice.
+        for folder in (*([] if plan.run is None else [Path(plan.source)]), model_dir):
+            held.enter_context(locks.hold(folder, "final"))
+        carry_out(
+            plan,
+            slots,
+            threads=threads,
+            train_on=train_on,
+            formats=formats or [],
+            data_dir=data_dir,
+            model_dir=model_dir,
+        )
+
+
+def carry_out(plan: Plan, slots: Mapping[str, Any], *, model_dir: Path, **asked: Any) -> None:
+    """Retrains, tests, writes the model and the run's page, and prints what came of it; `asked` as in the command.
+
+    Raises:
+        UserError: As `retrain_and_test`.
+    """
     print(f"Retraining {plan.source}: {_summary(plan)}", flush=True)
-    print(replaced(model_dir, plan), end="", flush=True)
-    metrics = retrain_and_test(
-        plan,
-        slots,
-        threads=threads,
-        train_on=train_on,
-        formats=formats or [],
-        data_dir=data_dir,
-        model_dir=model_dir,
-    )
-    print((model_dir / "scores.txt").read_text(), end="")
-    if config is None:
-        retrained = results.load(plan.source)
-        print(f"Page: {report.write(retrained, model_dir)}")
-        results.send(retrained)
+    print("".join(f"{note}\n" for note in plan.notes) + replaced(model_dir, plan), end="", flush=True)
+    metrics = retrain_and_test(plan, slots, model_dir=model_dir, **asked)
+    print((model_dir / "scores.txt").read_text(encoding="utf-8"), end="")
+    if plan.run is not None:
+        _write_page(results.load(plan.source), model_dir)
     if metrics["test_opened"] > 1:
         print(opened_again(metrics))
     where = "" if model_dir == MODEL_DIR else f" --model-dir {model_dir}"

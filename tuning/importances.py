@@ -15,7 +15,9 @@ import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
 
+from tuning import database
 from tuning.analysis import equal_budget_values
 from tuning.errors import UserError
 from tuning.results import Run
@@ -31,14 +33,19 @@ def of_run(run: Run) -> pd.DataFrame:
     """Returns `assess` of a run, finished or not, over its complete and stopped trials at equal budget.
 
     Raises:
-        UserError: The run has no study.
+        UserError: The run has no study, or it is damaged.
     """
-    path = run.path.absolute() / "study.db"
-    if not path.exists():  # else Optuna would make an empty one
+    path = run.path.absolute() / database.FILE
+    if not path.exists():
         raise UserError(f"{path} must be the run's study, but got no such file.")
-    sampler = optuna.samplers.RandomSampler(seed=0)
-    with _silence():
-        study = optuna.load_study(study_name=None, storage=f"sqlite:///{path}", sampler=sampler, pruner=None)
+    try:
+        study = database.load(run.path)
+    except (SQLAlchemyError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UserError(
+            f"{path} cannot be read as a study: {reason.rstrip('.')}. It is damaged, or another version of Optuna "
+            "wrote it."
+        ) from error
     return assess(study, equal_budget_values(run.trials, run.epochs))
 
 

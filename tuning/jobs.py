@@ -3,6 +3,8 @@
 What has ended is a `result.json` and the weights; it is not trained again. Nothing here knows Ray or the test split.
 """
 
+import gc
+import re
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuning import files
 from tuning.config import TrainConfig
-from tuning.errors import UserError
+from tuning.errors import UserError, survive_encoding
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
     from tuning.training import Training
 
 RESULT, WEIGHTS, ERROR = "result.json", "weights.pt", "error.log"
+# As torch says it of a GPU and of the host, Python of itself, and Ray of a worker that it has killed.
+SMALLEST_PART = 2  # Images: batch normalisation needs more than one.
+OUT_OF_MEMORY = re.compile(
+    r"OutOfMemory|CUDA (error: )?out of memory|MemoryError|can't allocate memory|running low on memory"
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class Job:
         folder: Of all jobs; this one's is below it.
         length: Train exactly this many epochs and keep the last one's weights; None: stop early, and keep the best's.
         lrs: Learning rate of each epoch, instead of a "plateau" schedule's.
+        accumulation: Parts that each batch is cut into from the start, because a whole one was too much in the search.
     """
 
     config: TrainConfig
@@ -38,6 +46,7 @@ class Job:
     folder: Path
     length: int | None = None
     lrs: tuple[float, ...] | None = None
+    accumulation: int = 1
 
     @property
     def path(self) -> Path:
@@ -58,6 +67,7 @@ class Result:
         seconds: Of all epochs.
         epochs: A row an epoch.
         error: Why it failed for good; "" where it did not.
+        accumulation: Parts that each batch was cut into in the end.
     """
 
     split_hash: str
@@ -69,57 +79,84 @@ class Result:
     seconds: float = 0.0
     epochs: Sequence[dict[str, Any]] = ()
     error: str = ""
+    accumulation: int = 1
 
 
 def read(job: Job, split_hash: str) -> Result | None:
-    """Returns the result of a job that has ended; None where it has not, or was trained on other images."""
+    """Returns the result of a job that has ended; None where it has not, or was trained on other images.
+
+    A damaged result counts for nothing, and this is printed: the job is then trained again.
+    """
     path = job.path / RESULT
-    found = Result(**files.read_json(path)) if path.exists() else None
-    return found if found is not None and found.split_hash == split_hash else None
+    if not path.exists():
+        return None
+    try:
+        found = Result(**files.read_json(path))
+    except (UserError, TypeError) as error:
+        print(f"The result of a retraining cannot be read, so it is trained again: {error}", flush=True)
+        return None
+    return found if found.split_hash == split_hash else None
 
 
-def train(job: Job, splits: "Splits", device: str, threads: int) -> Iterator[dict[str, Any]]:
+def train(job: Job, splits: "Splits", device: str, threads: int, *, alone: bool = True) -> Iterator[dict[str, Any]]:
     """Trains a job to its end and yields a row an epoch; one that has ended yields nothing, one that fails its `error`.
 
     A loss that is not finite would come again, so it is the job's result; after another failure it can be gone on with.
+    Out of memory, a job that is alone goes on from its last epoch with its batches cut into twice as many parts, and
+    yields a `note` of it; beside others its failure has `out_of_memory`, and it is worth another try alone.
 
     Raises:
         UserError: The disk is full.
     """
-    from tuning import checkpoints
-    from tuning.training import NonFiniteLossError, Training, fit, prepare
+    from tuning.training import NonFiniteLossError, prepare
 
     if read(job, splits.split_hash) is not None:
         return
-    try:
-        files.make_folder(job.path, exist_ok=True)
-        prepare(threads)
-        training = Training(job.config, splits, seed=job.seed, device=device, lrs=job.lrs)
-        rows = checkpoints.load(job.path, training)
-        length = job.length or job.config.epochs
-        for epoch in islice(fit(training), max(0, length - training.epoch)):
-            rows.append(asdict(epoch))
-            checkpoints.save(job.path, training, rows)
-            yield rows[-1]
-        _finish(job, training, rows, splits)
-    except UserError:
-        raise
-    except NonFiniteLossError as error:
-        files.write_json(job.path / RESULT, asdict(Result(splits.split_hash, error=str(error))))
-        yield {"error": str(error)}
-    except Exception as error:  # One failure must not end the jobs beside it.
-        files.write_text(job.path / ERROR, traceback.format_exc())
-        yield {"error": f"{type(error).__name__}: {error} (traceback: {job.path / ERROR})"}
+    survive_encoding()  # A worker prints, too, and a path may have letters that a terminal's encoding lacks.
+    parts = job.accumulation
+    while True:
+        try:
+            files.make_folder(job.path, exist_ok=True)
+            prepare(threads)
+            yield from _train(job, splits, device, parts)
+            return
+        except UserError:
+            raise
+        except NonFiniteLossError as error:
+            files.write_json(job.path / RESULT, asdict(Result(splits.split_hash, error=str(error))))
+            yield {"error": str(error)}
+            return
+        except Exception as error:  # One failure must not end the jobs beside it.
+            failure = f"{type(error).__name__}: {error}"
+            no_memory = OUT_OF_MEMORY.search(failure) is not None
+            files.write_text(job.path / ERROR, traceback.format_exc())
+            if not (no_memory and alone and 2 * parts <= job.config.batch_size // SMALLEST_PART):
+                yield {"error": f"{failure} (traceback: {job.path / ERROR})", "out_of_memory": no_memory}
+                return
+        parts *= 2
+        gc.collect()  # The traceback held the model; `prepare` gives back what a GPU then has free.
+        yield {"note": f"{failure.splitlines()[0][:200]} It goes on with each batch in {parts} parts."}
 
 
 def load_model(job: Job, splits: "Splits", device: str) -> "nn.Module":
-    """Returns the model of a job that has ended, ready to evaluate."""
+    """Returns the model of a job that has ended, ready to evaluate.
+
+    Raises:
+        UserError: Its weights are missing or damaged.
+    """
     import torch
 
     from tuning.models import build_model
 
-    model = build_model(job.config, splits.channels, splits.n_classes, load_pretrained=False)
-    model.load_state_dict(torch.load(job.path / WEIGHTS, map_location="cpu", weights_only=True))
+    model, path = build_model(job.config, splits.channels, splits.n_classes, load_pretrained=False), job.path / WEIGHTS
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # Damage shows as whatever the zip reader or the restricted unpickler stumbles over.
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UserError(
+            f"The weights of a retraining in {path} cannot be read ({reason.rstrip('. ')}). Remove the folder "
+            f"{job.path} and run the command again: this one is then trained again."
+        ) from error
     return model.to(device).eval()
 
 
@@ -132,6 +169,21 @@ def save_weights(path: Path, model: "nn.Module") -> None:
     buffer = io.BytesIO()
     torch.save({name: value.cpu() for name, value in model.state_dict().items()}, buffer)
     files.write_bytes(path, buffer.getvalue())
+
+
+def _train(job: Job, splits: "Splits", device: str, parts: int) -> Iterator[dict[str, Any]]:
+    """Trains a job from its last checkpoint to its end, each batch in so many parts; yields a row an epoch."""
+    from tuning import checkpoints
+    from tuning.training import Training, fit
+
+    training = Training(job.config, splits, seed=job.seed, device=device, lrs=job.lrs, accumulation=parts)
+    rows = checkpoints.load(job.path, training)
+    length = job.length or job.config.epochs
+    for epoch in islice(fit(training), max(0, length - training.epoch)):
+        rows.append(asdict(epoch))
+        checkpoints.save(job.path, training, rows)
+        yield rows[-1]
+    _finish(job, training, rows, splits)
 
 
 def _finish(job: Job, training: "Training", rows: list[dict[str, Any]], splits: "Splits") -> None:
@@ -156,6 +208,7 @@ def _finish(job: Job, training: "Training", rows: list[dict[str, Any]], splits: 
         n_parameters=training.n_parameters,
         seconds=sum(row["epoch_seconds"] for row in rows),
         epochs=rows,
+        accumulation=training.accumulation,
     )
     save_weights(job.path / WEIGHTS, model)
     files.write_json(job.path / RESULT, asdict(result))

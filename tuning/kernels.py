@@ -85,7 +85,9 @@ def _library(compiler: str, dtype: torch.dtype) -> Path:
     """Returns the compiled file, which is made where the cache has none for this source, compiler and processor."""
     command = [compiler, *FLAGS, *NATIVE, *DEFINES[dtype]]
     version = Path(compiler).resolve()
-    made_of = f"{SOURCE.read_text()}{command}{version}{version.stat().st_mtime_ns}{machine.instruction_set()}"
+    made_of = (
+        f"{SOURCE.read_text(encoding='utf-8')}{command}{version}{version.stat().st_mtime_ns}{machine.instruction_set()}"
+    )
     path = cache_dir("kernels") / f"{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

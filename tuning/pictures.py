@@ -4,7 +4,7 @@ What must never live here: the numbers themselves (`analysis`), files (`style.sa
 Nothing to draw gives a figure that says so.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,19 @@ def of_model(
     class_names: Sequence[str],
     components: analysis.PCA2,
 ) -> dict[str, Figure]:
-    """Returns all pictures of a model on a split, by the name of their file: confusion, calibration, pca, mistakes.
+    """Returns all pictures of a model on a split, by the name of their file; arguments as in `drawings_of_model`."""
+    draw = drawings_of_model(labels, probabilities, images, class_names, components)
+    return {name: make() for name, make in draw.items()}
+
+
+def drawings_of_model(
+    labels: Integers,
+    probabilities: Floats,
+    images: npt.NDArray[np.uint8],
+    class_names: Sequence[str],
+    components: analysis.PCA2,
+) -> dict[str, Callable[[], Figure]]:
+    """Returns what draws each picture of a model on a split, by its file's name: confusion, calibration, pca, mistakes.
 
     Args:
         labels: int (N,), 0 to C - 1.
@@ -55,12 +67,11 @@ def of_model(
         class_names: The classes' names.
         components: Of the images' features, two or more.
     """
-    counts = analysis.confusion(labels, probabilities.argmax(axis=1), class_names)
     return {
-        "confusion": confusion(counts),
-        "calibration": calibration(*analysis.calibration(labels, probabilities)),
-        "pca": pca(components.points, components.explained, labels, images, class_names),
-        "mistakes": worst_mistakes(images, labels, probabilities, class_names),
+        "confusion": lambda: confusion(analysis.confusion(labels, probabilities.argmax(axis=1), class_names)),
+        "calibration": lambda: calibration(*analysis.calibration(labels, probabilities)),
+        "pca": lambda: pca(components.points, components.explained, labels, images, class_names),
+        "mistakes": lambda: worst_mistakes(images, labels, probabilities, class_names),
     }
 
 

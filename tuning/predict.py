@@ -202,7 +202,7 @@ def print_predictions(predictions: Sequence[Prediction]) -> None:
 
 def _read_description(path: Path) -> _Description:
     try:
-        description = _Description.model_validate(json.loads(path.read_text()))
+        description = _Description.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise _missing(path) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from tuning import files, locks, machine, mirror, results
 from tuning import storage as storages
-from tuning.errors import UserError, disk_full
+from tuning.errors import UserError, disk_full, each_alone
 from tuning.settings import Settings
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from tuning.progress import Progress
     from tuning.spaces import Space
 
@@ -166,8 +168,16 @@ def stored_at(base: str, path: Path) -> str:
     return storages.joined(base, run.meta.get("stored_as") or results.first_name(run))
 
 
-def conclude(run: results.Run) -> None:
-    """Writes the run's pictures, page and `best.json`, if a trial has finished; of the losers no checkpoint is kept."""
+def conclude(run: results.Run, tell: Callable[[str], None] = print) -> None:
+    """Writes the run's pictures, page and `best.json`, if a trial has finished; of the losers no checkpoint is kept.
+
+    What cannot be drawn is told, and costs nothing else.
+
+    Raises:
+        UserError: The disk is full.
+    """
+    import pandas as pd
+
     from tuning import analysis, checkpoints, importances, plots, report, style
     from tuning.trainable import trial_folder
 
@@ -179,18 +189,19 @@ def conclude(run: results.Run) -> None:
         if number != best:
             checkpoints.remove(trial_folder(run.path, number))
     results.write_best(run)
-    importance = importances.of_run(run)
-    figures = {
-        "best_so_far": plots.best_so_far(analysis.best_so_far(trials, run.clock)),
-        "learning_curves": plots.learning_curves(epochs, trials),
-        "parallel_coordinates": plots.parallel_coordinates(trials),
-        "importances": plots.importances(importance),
+    found = each_alone({"The importances": lambda: importances.of_run(run)}, tell)
+    importance = found.get("The importances", pd.DataFrame(columns=list(importances.COLUMNS)))
+    draw: dict[str, Callable[[], Figure]] = {
+        "best_so_far": lambda: plots.best_so_far(analysis.best_so_far(trials, run.clock)),
+        "learning_curves": lambda: plots.learning_curves(epochs, trials),
+        "parallel_coordinates": lambda: plots.parallel_coordinates(trials),
     }
-    if (minimized := run.meta["settings"]["minimize"]) is not None:
-        figures["pareto"] = plots.pareto(trials, minimized)
-    for name, figure in figures.items():
-        style.save(figure, run.path / f"{name}.png")
-    report.write(run, importances=importance)
+    if found:
+        draw["importances"] = lambda: plots.importances(importance)
+    if (minimized := run.settings.get("minimize")) is not None:
+        draw["pareto"] = lambda: plots.pareto(trials, minimized)
+    style.save_each(draw, run.path, tell)
+    each_alone({"The page": lambda: report.write(run, importances=importance, tell=tell)}, tell)
 
 
 def conclude_stored(run: results.Run, uri: str, progress: "Progress") -> None:

@@ -13,14 +13,16 @@ import math
 import numbers
 import re
 import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuning import files, results
-from tuning.errors import UserError, run_command
+from tuning import files, openings, results
+from tuning.errors import UserError, each_alone, run_command
 from tuning.results import Run
 
 if TYPE_CHECKING:
@@ -38,6 +40,17 @@ _HEADINGS = {
     **{f"difference_{name}": name for name in ("low", "high")},
 }
 _NOTES = ("seconds_per_image", "pareto", "stopped_by", "error")
+# Of metrics.json: without these there is no final model to show.
+_METRICS: tuple[str, ...] = (
+    "test_accuracy",
+    "test_accuracy_mean",
+    "test_accuracy_std",
+    "test_interval",
+    "test_opened",
+    "seeds",
+    "ece",
+)
+_METRICS += ("search_valid_accuracy", "valid_accuracy_mean", "shrinkage")
 _TRIAL_COLUMNS = ("trial", "state", "valid_accuracy", "epochs", "seconds", "n_parameters")
 
 
@@ -74,43 +87,85 @@ def load_final(run: Run, model_dir: Path) -> Final | None:
     if not (model_dir / "metrics.json").exists():
         return None
     metrics = files.read_json(model_dir / "metrics.json")
-    if metrics.get("run") != run.name:
+    try:
+        identity = run.identity
+    except UserError:  # Of a run of 0.2.0 whose study is damaged: its name is all there is.
+        identity = None
+    if not is_of(metrics, run.name, identity):
         return None
-    arrays, log = model_dir / "test_outputs.npz", model_dir / "test_log.jsonl"
+    if missing := [name for name in _METRICS if name not in metrics]:
+        raise UserError(
+            f"{model_dir / 'metrics.json'} has no {missing[0]}: it is damaged, or another version wrote it. "
+            "Run `python -m tuning.final` again."
+        )
+    arrays = model_dir / "test_outputs.npz"
     try:
         # numpy leaves a damaged file open.
         outputs = dict(np.load(io.BytesIO(arrays.read_bytes()), allow_pickle=False)) if arrays.exists() else {}
-        lines = log.read_text().splitlines() if log.exists() else []
         return Final(
             metrics=metrics,
             class_names=tuple(files.read_json(model_dir / "config.json")["class_names"]),
             configurations=_read_csv(model_dir / "final.csv"),
             report=_read_csv(model_dir / "classification_report.csv"),
             outputs=outputs,
-            log=pd.DataFrame([json.loads(line) for line in lines]),
+            log=pd.DataFrame(openings.read(model_dir)),
         )
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{model_dir} must hold what `python -m tuning.final` writes, but got: {error}.") from error
 
 
-def write(run: Run, model_dir: Path = MODEL_DIR, importances: "pd.DataFrame | None" = None) -> Path:
+def is_of(metrics: Mapping[str, Any], name: str | None, identity: str | None) -> bool:
+    """Returns whether a `metrics.json` is of a run; 0.2.0 wrote down the name only that the run's folder then had."""
+    if metrics.get("run_id") is not None and identity is not None:
+        return bool(metrics["run_id"] == identity)
+    return metrics.get("run") in (name, identity)
+
+
+def write(
+    run: Run,
+    model_dir: Path = MODEL_DIR,
+    importances: "pd.DataFrame | None" = None,
+    *,
+    out: Path | None = None,
+    tell: Callable[[str], None] = print,
+) -> Path:
     """Writes a run's `report.html`, whole or not at all, and returns its path.
 
     Args:
         run: Finished, or still going.
         model_dir: Where the final model is; what it holds is shown if it is this run's.
         importances: From `importances.of_run`; None has them computed.
+        out: Where the page is written; None is `report.html` in the run's folder.
+        tell: Is told what is left out, and why.
 
     Raises:
-        UserError: A file is damaged, or the disk is full.
+        UserError: A file of the run is damaged, the page cannot be written there, or the disk is full.
     """
-    path = run.path / "report.html"
-    files.write_text(path, render(run, load_final(run, model_dir), importances))
+    path = out or run.path / "report.html"
+    try:
+        final = load_final(run, model_dir)
+    except UserError as error:
+        tell(f"The final model is left out of the page: {error}")
+        final = None
+    page = render(run, final, importances, tell=tell)
+    try:
+        files.write_text(path, page)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}). `python -m tuning.report {run.path} --out FILE.html` writes "
+            "the page elsewhere."
+        ) from error
     return path
 
 
-def render(run: Run, final: Final | None, importances: "pd.DataFrame | None" = None) -> str:
-    """Returns the page; arguments as in `write`."""
+def render(
+    run: Run,
+    final: Final | None,
+    importances: "pd.DataFrame | None" = None,
+    *,
+    tell: Callable[[str], None] = lambda text: None,
+) -> str:
+    """Returns the page; arguments as in `write`. A picture that cannot be drawn is told, and costs no other."""
     import jinja2
     import pandas as pd
     import plotly.offline
@@ -121,7 +176,16 @@ def render(run: Run, final: Final | None, importances: "pd.DataFrame | None" = N
 
     trials, meta = analysis.active(run.trials), run.meta
     winner = _winner(run, trials, final)
-    figures = _run_figures(run, trials, importances) | ({} if final is None else _final_figures(final))
+    draw = _run_figures(run, trials, importances, tell) | ({} if final is None else _final_figures(final))
+    made = each_alone({f"The figure {name}": partial(_as_json, make) for name, make in draw.items()}, tell)
+    figures = {name: made[f"The figure {name}"] for name in draw if f"The figure {name}" in made}
+    audited = None
+    if meta.get("audit"):
+        audited = each_alone({"The audit": lambda: audit.text(meta["audit"])}, tell).get("The audit")
+    images = None
+    if final is not None and final.outputs:
+        outputs, names = final.outputs, final.class_names
+        images = each_alone({"The gallery": lambda: thumbnails.pictures(outputs, names)}, tell).get("The gallery")
     page = jinja2.Environment(
         loader=jinja2.PackageLoader("tuning"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -142,11 +206,14 @@ def render(run: Run, final: Final | None, importances: "pd.DataFrame | None" = N
         winner=winner,
         searched=[name.removeprefix("config/") for name in analysis.varying(trials)],
         minutes=results.minutes(run) if len(trials) else 0.0,
-        audited=audit.text(meta["audit"]) if meta.get("audit") else None,
+        audited=audited,
         verdicts=[] if final is None else verdicts(final.metrics),
         shown_trials=_shown_trials(trials),
-        images=None if final is None or not final.outputs else thumbnails.pictures(final.outputs, final.class_names),
-        figures={name: json.loads(figure.to_json()) for name, figure in figures.items()},
+        images=images,
+        figures=figures,
+        run_trials=results.ran(run.trials),
+        interrupted=meta.get("stopped_by") == "interrupt",
+        ended="ended" in meta and not (trials["state"] == "running").any(),
         colours=STATE_COLOURS | {f"class-{i}": colour for i, colour in enumerate(CLASS_COLOURS)},
         plotlyjs=Markup(plotly.offline.get_plotlyjs()),
     )
@@ -230,6 +297,11 @@ def spoken(value: Any, name: str = "") -> str:
     return _TIME.sub(r"\1 \2 UTC", str(value))
 
 
+def _as_json(make: Callable[[], Any]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(make().to_json())
+    return found
+
+
 def _read_csv(path: Path) -> "pd.DataFrame | None":
     import pandas as pd
 
@@ -256,54 +328,67 @@ def _shown_trials(trials: "pd.DataFrame") -> "pd.DataFrame":
     return shown.sort_values(["valid_accuracy", "trial"], ascending=[False, True], na_position="last")
 
 
-def _run_figures(run: Run, trials: "pd.DataFrame", importance: "pd.DataFrame | None") -> dict[str, Any]:
+def _run_figures(
+    run: Run, trials: "pd.DataFrame", importance: "pd.DataFrame | None", tell: Callable[[str], None]
+) -> dict[str, Callable[[], Any]]:
+    """Returns what draws each figure of the run that there is something to draw for."""
     from tuning import analysis, charts
 
-    epochs, figures = run.epochs, {}
+    epochs, draw = run.epochs, {}
     finished = trials["state"].isin(analysis.FINISHED) & trials["valid_accuracy"].notna()
     if finished.any():
-        figures["best_so_far"] = charts.best_so_far(analysis.best_so_far(trials, run.clock), trials)
+        draw["best_so_far"] = lambda: charts.best_so_far(analysis.best_so_far(trials, run.clock), trials)
     if epochs["valid_accuracy"].notna().any():
         best = int(run.best["trial"]) if finished.any() else None
-        figures["learning_curves"] = charts.learning_curves(epochs, trials, best)
+        draw["learning_curves"] = lambda: charts.learning_curves(epochs, trials, best)
     if trials["valid_accuracy"].notna().sum() >= MIN_TRIALS_FOR_COORDINATES and analysis.varying(trials):
-        figures["parallel_coordinates"] = charts.parallel_coordinates(trials)
+        draw["parallel_coordinates"] = lambda: charts.parallel_coordinates(trials)
     if importance is None and finished.any() and (run.path / "study.db").exists():
         from tuning import importances
 
-        importance = importances.of_run(run)
+        importance = each_alone({"The importances": lambda: importances.of_run(run)}, tell).get("The importances")
     if importance is not None and len(importance):
-        figures["importances"] = charts.importances(importance)
+        draw["importances"] = lambda: charts.importances(importance)
     if "pareto" in trials and trials["pareto"].any():
-        figures["pareto"] = charts.pareto(trials, run.meta["settings"].get("minimize") or "n_parameters")
-    return figures
+        draw["pareto"] = lambda: charts.pareto(trials, run.settings.get("minimize") or "n_parameters")
+    return draw
 
 
-def _final_figures(final: Final) -> dict[str, Any]:
+def _final_figures(final: Final) -> dict[str, Callable[[], Any]]:
+    """Returns what draws each figure of the final model that there is something to draw for."""
     from tuning import analysis, model_charts, thumbnails
 
-    figures = {} if final.configurations is None else {"seeds": model_charts.seeds(final.configurations)}
+    configurations = final.configurations
+    draw = {} if configurations is None else {"seeds": lambda: model_charts.seeds(configurations)}
     if not final.outputs:
-        return figures
+        return draw
     outputs, names = final.outputs, final.class_names
     labels, probabilities = outputs["labels"], outputs["probabilities"]
-    shown = thumbnails.thinned(outputs["images"])
-    said = [thumbnails.caption(int(i), labels[i], probabilities[i], names) for i in shown]
-    return figures | {
-        "confusion": model_charts.confusion(analysis.confusion(labels, probabilities.argmax(axis=1), names)),
-        "reliability": model_charts.reliability(analysis.calibration(labels, probabilities)[1]),
-        "features": model_charts.features(outputs["points"][shown], outputs["explained"], labels[shown], said, names),
+
+    def features() -> Any:
+        shown = thumbnails.thinned(outputs["images"])
+        said = [thumbnails.caption(int(i), labels[i], probabilities[i], names) for i in shown]
+        return model_charts.features(outputs["points"][shown], outputs["explained"], labels[shown], said, names)
+
+    return draw | {
+        "confusion": lambda: model_charts.confusion(analysis.confusion(labels, probabilities.argmax(axis=1), names)),
+        "reliability": lambda: model_charts.reliability(analysis.calibration(labels, probabilities)[1]),
+        "features": features,
     }
 
 
 def main(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder, or 'latest'.")] = "latest",
     model_dir: Annotated[Path, typer.Option(help="Where the final model and its scores are.")] = MODEL_DIR,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the page to this file; the run's folder is only read (default: into it).")
+    ] = None,
 ) -> None:
     """Write a run and its final model as one page that opens offline: results/<run>/report.html."""
     found = results.load(run)
-    path = write(found, model_dir)
-    results.send(found)
+    path = write(found, model_dir, out=out)
+    if out is None:
+        results.send(found)
     print(f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB). Open it in a browser.")
 
 

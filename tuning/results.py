@@ -100,6 +100,30 @@ class Run:
         return files.read_json(self.path / "meta.json")
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What the search was asked to do.
+
+        Raises:
+            UserError: `meta.json` is missing or damaged, or has no settings.
+        """
+        found = self.meta.get("settings")
+        if not isinstance(found, dict):
+            raise UserError(
+                f"{self.path / 'meta.json'} has no settings: it is damaged, or another version wrote it. "
+                "Put back a copy of it, if there is one."
+            )
+        return found
+
+    def setting(self, name: str) -> Any:
+        """Returns one of the settings; raises UserError where `meta.json` lacks it."""
+        if name not in self.settings:
+            raise UserError(
+                f"{self.path / 'meta.json'} has no setting {name!r}: it is damaged, or another version wrote it. "
+                "Put back a copy of it, if there is one."
+            )
+        return self.settings[name]
+
+    @property
     def identity(self) -> str:
         """What tells this run from others, wherever its folder is and whatever its name.
 
@@ -158,6 +182,11 @@ def rank_trials(trials: "pd.DataFrame", path: Path) -> "pd.DataFrame":
     return finished.sort_values(["valid_accuracy", "state", "trial"], ascending=[False, True, True], kind="stable")
 
 
+def ran(trials: "pd.DataFrame") -> "pd.DataFrame":
+    """Returns the trials that were run: not the proposals that repeat the configuration of another one."""
+    return trials[trials["attempt"].fillna(1) != 0] if "attempt" in trials else trials
+
+
 def within(trials: "pd.DataFrame", path: Path, max_parameters: int | None) -> "pd.DataFrame":
     """Returns the trials whose model has at most so many parameters; None is all of them.
 
@@ -214,7 +243,7 @@ def first_name(run: Run) -> str:
 
 def send(run: Run) -> None:
     """Sends the page, and what `final` has trained, to the run's storage, if it has one; says what it cannot."""
-    base = run.meta["settings"].get("storage")
+    base = run.settings.get("storage")
     if base is None or storage.is_at(base, run.path):
         return
     uri = storage.joined(base, run.meta.get("stored_as") or first_name(run))
@@ -354,7 +383,7 @@ def plain(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_best(run: Run) -> None:
     """Writes `best.json`: the winner's configuration and why it won."""
-    ranked = rank_trials(run.trials, run.path)
+    ranked = rank_trials(ran(run.trials), run.path)
     best = plain({str(name): value for name, value in ranked.iloc[0].items()})
     second = float(ranked.iloc[1]["valid_accuracy"]) if len(ranked) > 1 else None
     when = f"in its epoch {best['best_epoch']} of {best['epochs']}"
@@ -366,14 +395,15 @@ def write_best(run: Run) -> None:
 
 def summary_line(run: Run) -> str:
     """Returns one line on the run: data set, trials by state, how long it has taken."""
-    trials, meta = run.trials, run.meta
+    trials, meta = ran(run.trials), run.meta
     counts = ", ".join(f"{n} {state}" for state, n in trials["state"].value_counts().items())
+    dataset = meta.get("dataset", "unknown data")
     if trials.empty:
-        return f"{run.name}: {meta['dataset']}, no trials yet"
-    taken, slots = minutes(run), max(meta["settings"]["concurrency"], meta.get("side_by_side", 1))
+        return f"{run.name}: {dataset}, no trials yet"
+    taken, slots = minutes(run), max(run.setting("concurrency"), meta.get("side_by_side", 1))
     busy = trials["seconds"].sum() / 60 / (slots * taken) if taken else 0.0
     return (
-        f"{run.name}: {meta['dataset']}, {counted(len(trials), 'trial')} ({counts}), {taken:.1f} minutes, "
+        f"{run.name}: {dataset}, {counted(len(trials), 'trial')} ({counts}), {taken:.1f} minutes, "
         f"{slots} side by side, training {busy:.0%} of that time"
     )
 
@@ -384,6 +414,18 @@ def minutes(run: Run) -> float:
     trained = (1e6 * trials["seconds"].fillna(0.0)).astype("timedelta64[us]")
     seen = trials["ended"].fillna(trials["started"] + trained)  # so a killed run's clock stands still
     return float(run.clock(seen).max() / 60)
+
+
+def next_step(run: Run) -> str:
+    """Returns the command that goes on from a run as it is: `final` can work only where a trial has finished."""
+    trials = ran(run.trials)
+    if trials["state"].isin(["complete", "pruned"]).any():
+        return f"python -m tuning.final --run {run.name}"
+    resume = f"python -m tuning.search --resume {run.name}"
+    asked = run.settings.get("samples") or 0
+    # What has failed is not run again: where all that was asked for has failed, only more samples are something to do.
+    more = f" --samples {len(trials) + asked}" if asked and (trials["state"] != "running").sum() >= asked else ""
+    return f"{resume}{more}"
 
 
 def estimate_line(run: Run) -> str:
@@ -397,8 +439,16 @@ def estimate_line(run: Run) -> str:
 
 
 def print_trials(run: Run, limit: int = 10) -> None:
-    """Prints the best trials as a table: accuracy, length, cost and the hyperparameters that differ."""
-    best = rank_trials(run.trials, run.path).head(limit)
+    """Prints the best trials as a table: accuracy, length, cost and the hyperparameters that differ.
+
+    Where none has finished, that is printed, and why the last one failed.
+    """
+    trials = ran(run.trials)
+    if not trials["state"].isin(["complete", "pruned"]).any():
+        errors = trials["error"].dropna()
+        print("No trial has finished." + (f" The last error was: {errors.iloc[-1]}" if len(errors) else ""))
+        return
+    best = rank_trials(trials, run.path).head(limit)
     config = [c for c in best.filter(like="config/") if best[c].nunique(dropna=False) > 1 and c != "config/epochs"][:8]
     epochs = best["epochs"].astype("str") + best["state"].map({"complete": ""}).fillna(" (stopped)")
     shown = best[["trial", "valid_accuracy"]].assign(epochs=epochs, minutes=best["seconds"] / 60)
@@ -466,8 +516,7 @@ def main(
             found = load(name)
             print(summary_line(found))
             print_trials(found, limit)
-            next_step = f"python -m tuning.final --run {found.name}"
-            print(f"Frames: {found.path}/trials.csv, {found.path}/epochs.csv. Next: {next_step}")
+            print(f"Frames: {found.path}/trials.csv, {found.path}/epochs.csv. Next: {next_step(found)}")
         case several:
             raise UserError(f"The command must be a run, list, or compare RUN RUN..., but got {' '.join(several)!r}.")
 

@@ -116,7 +116,7 @@ def _search(
                 mirror.sweep(files.read_json(path / "meta.json")["id"], record.stored_at(settings.storage, path))
         if settings.audit and not (to_run > 0 and stopped_by == "interrupt"):
             hold_audit(settings, path, splits, progress)
-        record.conclude(results.Run(path))
+        record.conclude(results.Run(path), progress.note)
         if settings.storage is not None:
             record.conclude_stored(results.Run(path), record.stored_at(settings.storage, path), progress)
 
@@ -461,7 +461,7 @@ def main(
         from tuning.audit import text
 
         print(text(found.meta["audit"]))
-    print(f"Run folder: {found.path}. Next: python -m tuning.final --run {found.name}")
+    print(f"Run folder: {found.path}. Next: {results.next_step(found)}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ never live here: what a figure shows (`plots`, `pictures`).
 """
 
 import os
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from tuning.errors import UserError, disk_full
+from tuning.errors import UserError, disk_full, each_alone
 
 DPI = 150
 # Ten colours for readers with and without a colour vision deficiency: the smallest OKLab distance between two of them,
@@ -49,6 +51,23 @@ def save(figure: Figure, path: Path) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def save_each(draw: Mapping[str, Callable[[], Figure]], folder: Path, tell: Callable[[str], None]) -> int:
+    """Draws pictures and writes them as `<name>.png`; one that fails is told, and costs no other.
+
+    Returns:
+        How many were written.
+
+    Raises:
+        UserError: The disk is full.
+    """
+    makers = {f"The picture {name}.png": partial(_draw, make, folder / f"{name}.png") for name, make in draw.items()}
+    return len(each_alone(makers, tell))
+
+
+def _draw(make: Callable[[], Figure], path: Path) -> None:
+    save(make(), path)
 
 
 def single(width: float, height: float) -> tuple[Figure, Axes]:

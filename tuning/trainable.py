@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,7 @@ def train_trial(
             _fetch(stored[0], folder, config["epochs"])
             part = folder.relative_to(root).as_posix()
             stack.enter_context(mirror.Mirror(root, stored[0], print, part=part, every=1.0))
-        log = stack.enter_context((folder / LOG).open("a", buffering=1))
+        log = stack.enter_context((folder / LOG).open("a", buffering=1, encoding="utf-8"))
         stack.enter_context(redirect_stdout(log))
         stack.enter_context(redirect_stderr(log))
         try:
@@ -116,7 +117,7 @@ def _fetch(uri: str, folder: Path, epochs: int) -> None:
             if length(fetched) > length(path):
                 fetched.replace(path)
     except UserError as error:
-        with log.open("a") as file:
+        with log.open("a", encoding="utf-8") as file:
             print(error, file=file)
     fetched.unlink(missing_ok=True)
 
@@ -149,6 +150,9 @@ def train_all(
 ) -> Iterator[tuple[jobs.Job, dict[str, Any]]]:
     """Runs `jobs.train` on all jobs side by side; yields each job's rows as they come.
 
+    One that runs out of memory is run again when the others have ended, alone on its device, where it cuts its batches
+    into parts if it must.
+
     Args:
         wanted: Their folders must be absolute.
         splits: Shared by all through the object store.
@@ -159,24 +163,50 @@ def train_all(
     """
     import ray
 
-    threads = max(1, int(slots["cpus_per_trial"]))
-    remote = ray.remote(
-        num_cpus=slots["cpus_per_trial"], num_gpus=slots["gpus_per_trial"], max_retries=0, num_returns="streaming"
-    )(jobs.train)
+    on_gpu = slots["device"] == "cuda"
+    alone = slots["concurrency"] == 1 or (on_gpu and slots["gpus_per_trial"] >= 1)
     with cluster.started(slots, logging.NullHandler()):
         shared = ray.put(splits)
-        running: dict[Any, jobs.Job] = {remote.remote(job, shared, slots["device"], threads): job for job in wanted}
-        while running:
+
+        def start(job: jobs.Job, cpus: float, gpus: float, *, alone: bool) -> Any:
+            remote: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, num_returns="streaming")(jobs.train)
+            return remote.remote(job, shared, slots["device"], max(1, int(cpus)), alone=alone)
+
+        share = (slots["cpus_per_trial"], slots["gpus_per_trial"])
+        running: dict[Any, jobs.Job] = {start(job, *share, alone=alone): job for job in wanted}
+        waiting: list[jobs.Job] = []  # For the whole device.
+        while running or waiting:
+            if not running:
+                alone, job = True, waiting.pop(0)
+                running = {start(job, float(machine.cpus_in_use(slots)), max(float(on_gpu), share[1]), alone=True): job}
             ready: list[Any] = ray.wait(list(running), num_returns=1, fetch_local=False)[0]
             [rows] = ready
             try:
-                yield running[rows], ray.get(next(rows))
+                row = ray.get(next(rows))
             except StopIteration:
                 del running[rows]
+                continue
             except UserError:
                 raise
             except ray.exceptions.RayError as error:  # The worker died; `jobs.train` tells of what it can catch.
-                yield running.pop(rows), {"error": str(error).strip().splitlines()[0]}
+                reason = str(error).strip()
+                no_memory = jobs.OUT_OF_MEMORY.search(f"{type(error).__name__} {reason}") is not None
+                row = {"error": reason.splitlines()[0], "out_of_memory": no_memory, "killed": True}
+            again = _again(running[rows], row, alone) if row.get("out_of_memory") else None
+            if again is not None:
+                waiting.append(again)
+                row = {"note": f"{row['error']} It is run again, alone, when the others have ended."}
+            yield (running.pop(rows) if row.get("killed") else running[rows]), row
+
+
+def _again(job: jobs.Job, row: Mapping[str, Any], alone: bool) -> jobs.Job | None:
+    """Returns the job to run alone after one ran out of memory: in smaller parts if it was alone; None if it cannot."""
+    if not alone:
+        return job
+    # What `jobs.train` catches it mends itself; a worker that the system has killed could not.
+    if row.get("killed") and 2 * job.accumulation <= job.config.batch_size // jobs.SMALLEST_PART:
+        return replace(job, accumulation=2 * job.accumulation)
+    return None
 
 
 def sweep_nodes(run_id: str, uri: str) -> list[str]:
@@ -426,7 +456,7 @@ class Recorder(_NotRestored, tune.Callback):
 
 def _last_failure(trial: Any) -> str:
     """Returns what Ray wrote when a trial failed last: a traceback, or what it knows of the worker."""
-    text = Path(trial.error_file).read_text() if trial.error_file else ""
+    text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace") if trial.error_file else ""
     return text.rpartition("Failure # ")[2]
 
 

@@ -1,0 +1,54 @@
+"""What a search writes beside its study: each picture by itself, and the page with what there is."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_run
+
+from tuning import importances, plots, record, report
+from tuning.errors import UserError
+
+PICTURES = {"best_so_far", "learning_curves", "parallel_coordinates", "importances"}
+
+
+def broken(*args: Any, **kwargs: Any) -> Any:
+    raise RuntimeError("no font")
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "said", "lost"),
+    [
+        (plots, "best_so_far", "The picture best_so_far.png", {"best_so_far.png"}),
+        (plots, "importances", "The picture importances.png", {"importances.png"}),
+        (importances, "of_run", "The importances", {"importances.png"}),
+        (report, "render", "The page", {"report.html"}),
+    ],
+)
+def test_what_cannot_be_made_is_said_and_costs_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, function: str, said: str, lost: set[str]
+) -> None:
+    run = write_run(tmp_path / "run", 9)
+    monkeypatch.setattr(module, function, broken)
+    told: list[str] = []
+    record.conclude(run, told.append)
+    assert f"{said} cannot be made and is left out: RuntimeError: no font" in told
+    wanted = {f"{name}.png" for name in PICTURES} | {"report.html", "best.json"}
+    assert {path.name for path in run.path.iterdir()} & wanted == wanted - lost
+
+
+def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise UserError("No space left on the disk while writing x.")
+
+    run = write_run(tmp_path / "run", 4)
+    monkeypatch.setattr(plots, "best_so_far", full)
+    with pytest.raises(UserError, match="No space left on the disk"):
+        record.conclude(run)
+
+
+def test_a_setting_that_an_earlier_version_did_not_know_is_not_needed(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", 4)
+    told: list[str] = []
+    record.conclude(run, told.append)
+    assert told == [] and (run.path / "report.html").exists()
