@@ -151,7 +151,9 @@ def from_file(
     Raises:
         UserError: The file holds no valid configuration.
     """
-    config = read_config(path)
+    from tuning.spaces import shipped_config
+
+    config = read_config(shipped_config(path))
     entry = Entry("candidate", config.model_copy(update={"epochs": epochs or config.epochs}))
     seeds = _seeds(config.hash(), n_seeds, seed, set())
     return Plan(str(path), None, (entry,), seeds, (folder / JOBS).absolute(), dataset)

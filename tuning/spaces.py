@@ -93,6 +93,20 @@ def space_names() -> list[str]:
     return sorted(path.stem for path in SPACES.glob("*.py") if not path.stem.startswith("_"))
 
 
+def shipped_config(path: Path) -> Path:
+    """Returns the file of a configuration: a path of the user's, or the name of one that comes with the project.
+
+    Raises:
+        UserError: It is a name, not a path, and no configuration of that name comes with the project.
+    """
+    if path.suffix or len(path.parts) > 1 or path.exists():
+        return path
+    names = sorted(file.stem for file in SPACES.glob("*.yaml"))
+    if str(path) not in names:
+        raise unknown_name("--config without a file's suffix", str(path), names)
+    return SPACES / f"{path}.yaml"
+
+
 def load_space(name: str) -> Space:
     """Returns a space by name, or by the path of a .py file.
 
