@@ -262,3 +262,43 @@ def test_a_killed_search_goes_on_elsewhere_through_an_outage_and_is_read_from_th
             "final": {"report.html", "final"},
         }[module]
     assert len(results.load(third / "results" / "one").trials) == 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://bob:hunter2@host:5000/x",
+        "http://bob:hunt@er2@host",
+        "http://bob:hunter2/hunter2@host/x",
+        "http://:hunter2@host",
+        "https://hunter2@host/x",
+        "https://account.blob.core.windows.net/c?sv=1&sig=hunter2&se=1",
+        "https://bucket.s3.amazonaws.com/x?X-Amz-Signature=hunter2",
+        "https://bucket/x?AWSAccessKeyId=hunter2&Signature=hunter2",
+        "s3://bucket/x?access_key=hunter2&secret_key=hunter2",
+        "https://host/#access_token=hunter2",
+        "error at 'http://bob:hunter2@host': no answer",
+        "Authorization: Basic hunter2",
+        "the server said hunter2 again",  # which is in the environment
+    ],
+)
+def test_a_secret_is_masked_in_any_text(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "again" in text:
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
+    assert "hunt" not in storage.masked(text) and "er2" not in storage.masked(text)
+    assert "***" in storage.masked(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://host:5000/a@b/c",
+        "gs://bucket/a@b",
+        "/shared/me@work/runs",
+        "s3://bucket/runs?endpoint_override=host:1&scheme=http",
+        "sqlite:////tmp/x.db",
+        "12 monkeys? keys=3 are no parameter",
+    ],
+)
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert storage.masked(text) == text

@@ -36,7 +36,7 @@ def begin(path: Path, settings: Settings, space: "Space") -> None:
         id=secrets.token_hex(6),
         dataset=settings.dataset,
         seed=settings.seed,
-        command=storages.masked(shlex.join(["python", "-m", "tuning.search", *sys.argv[1:]])),
+        command=shlex.join(["python", "-m", "tuning.search", *map(storages.masked, sys.argv[1:])]),
         started=now(),
         estimate=estimate.recall(asdict(settings)),
         versions=machine.versions(),

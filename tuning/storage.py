@@ -3,6 +3,7 @@
 Here is how a file gets there and back, whole, and what is tried again; never which files, and when: see `mirror`.
 """
 
+import os
 import random
 import re
 import time
@@ -21,14 +22,30 @@ META = "meta.json"
 _LASTING = re.compile(
     "NO_SUCH_BUCKET|ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|PERMISSION_DENIED|UNAUTHENTICATED"
 )
-_SECRET = re.compile(
-    r"(?<=://)[^/@\s]*:[^/@\s]*(?=@)|(?<=[?&])[^=&\s]*(?:key|secret|token|password)[^=&\s]*=[^&\s]*", re.I
+# The name and password before a host, or a token there; a password may hold a "/", but no number is taken for a port.
+_USER = re.compile(r"(?<=://)(?:[^/?#\s@:]*:(?!\d+(?:[/?#]|$))[^\s'\"]*|[^/?#\s]*)(?=@)")
+# A parameter of a URI that holds a key, such as sig=, X-Amz-Signature= and AccessKeyId=.
+_PARAMETER = re.compile(
+    r"(?<=[?&;#])(?:[^=&;\s]*(?:key|secret|token|passw|pwd|credential|signature)[^=&;\s]*|sig|auth|apikey)=[^&\s]*",
+    re.I,
 )
+_HEADER = re.compile(r"(?<=authorization: )(\w+ +)?\S+", re.I)
+# Where a secret that came in by the environment is; what a library repeats of it is masked, too.
+_VARIABLES = (
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+)
+_LEAST = 6  # Characters: a shorter secret may be a part of any word.
 
 
 def masked(text: str) -> str:
-    """Returns a text without the passwords and keys of the URIs in it."""
-    return _SECRET.sub("***", text)
+    """Returns a text without passwords and keys: those of the URIs in it, and those of this process's environment."""
+    for name in _VARIABLES:
+        if len(secret := os.environ.get(name, "")) >= _LEAST:
+            text = text.replace(secret, "***")
+    return _HEADER.sub("***", _PARAMETER.sub("***", _USER.sub("***", text)))
 
 
 def joined(base: str, name: str) -> str:
