@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from tuning.spaces import Space
 
 
-def begin(path: Path, settings: Settings, space: "Space") -> None:
-    """Makes the run folder, with `space.py` and `meta.json`."""
+def begin(path: Path, settings: Settings, space: "Space") -> str:
+    """Makes the run folder, with `space.py` and `meta.json`; returns what of the space cannot be kept, or ""."""
     from tuning import estimate
 
     files.make_folder(path)
     files.write_text(path / "space.py", space.source)
+    left = space.surroundings.keep(path) if space.surroundings else ""
     update_meta(
         path,
         settings,
@@ -43,6 +44,7 @@ def begin(path: Path, settings: Settings, space: "Space") -> None:
         hardware=machine.hardware(),
         git_commit=machine.git_commit(),
     )
+    return left
 
 
 def go_on(path: Path, settings: Settings) -> None:

@@ -374,7 +374,8 @@ def main(
             print(dry_run(settings, splits, found_space, choose_slots=open_slots and settings.device == "cuda"))
             return
         if resume is None:
-            record.begin(path, settings, found_space)
+            if left := record.begin(path, settings, found_space):
+                progress.note(left)
         else:
             record.go_on(path, settings)
         with record.mirrored(settings, path, progress), tracking.logged(settings.mlflow, path, progress.note):
