@@ -166,7 +166,7 @@ class Surroundings:
                 file = there if there.exists() else file
             return original(file, *given, **named)
 
-        builtins.open = io.open = kept  # type: ignore[assignment]
+        builtins.open = io.open = kept
         try:
             yield
         finally:
