@@ -308,7 +308,7 @@ def test_terminal_that_cannot_do_it_gets_lines(clock: Clock) -> None:
     progress = Progress(2, console=latin)
     progress.ended(make_row(0, "failed", error="Größe …"))
     latin.file.seek(0)
-    assert latin.file.read() == "0:00:00  trial   0  failed: Größe ?\n"
+    assert latin.file.read() == "0:00:00  trial   0  failed: Größe ...\n"
 
 
 def test_seed_takes_in_the_frames_of_a_run(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from tuning import results
 from tuning.storage import masked
+from tuning.tables import encodable
 
 Row = Mapping[str, Any]
 
@@ -206,8 +207,7 @@ class Progress:
             self._print(f"{self._elapsed()}  trial {row['trial']:>3}  {text}")
 
     def _print(self, text: str) -> None:
-        text = masked(text)
-        text = text.encode(self._console.encoding, "replace").decode(self._console.encoding)
+        text = encodable(masked(text), self._console.encoding)
         self._console.print(Text(text), soft_wrap=self._live is None)
 
 
