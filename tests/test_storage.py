@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT, write_run
 from test_search import check_record, processes
 
 from tuning import results, storage
 from tuning.errors import UserError
 from tuning.storage import Store
-
-ROOT = Path(__file__).parent.parent
 
 
 class S3:
@@ -302,3 +301,31 @@ def test_a_secret_is_masked_in_any_text(text: str, monkeypatch: pytest.MonkeyPat
 )
 def test_what_is_no_secret_stays(text: str) -> None:
     assert storage.masked(text) == text
+
+
+def test_what_an_earlier_version_wrote_down_is_masked_wherever_it_is() -> None:
+    meta = {"settings": {"mlflow": "http://bob:hunter2@host", "seed": 3}, "command": ["x", "http://bob:hunter2@host"]}
+    expected = {"settings": {"mlflow": "http://***@host", "seed": 3}, "command": ["x", "http://***@host"]}
+    assert storage.masked_all(meta) == expected
+
+
+def test_the_door_of_every_command_masks_what_it_says() -> None:
+    program = (
+        "from tuning.errors import *\ndef main() -> None:\n    'Fail.'\n"
+        "    raise UserError('no answer from http://bob:hunter2@host')\nrun_command(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "error: no answer from http://***@host\n")
+
+
+def test_the_page_and_the_comparison_mask_what_an_earlier_version_wrote_down(tmp_path: Path) -> None:
+    from tuning import compare, files, report, results
+
+    runs = [write_run(tmp_path / name, 3) for name in ("one", "two")]
+    meta = runs[0].meta
+    meta["settings"]["mlflow"] = "http://bob:hunter2@host"
+    files.write_json(runs[0].path / "meta.json", meta | {"command": "search --mlflow http://bob:hunter2@host"})
+    page = report.write(results.Run(runs[0].path)).read_text(encoding="utf-8")
+    assert "http://***@host" in page and "hunter2" not in page
+    differing = compare.differences(runs).to_csv()
+    assert "http://***@host" in differing and "hunter2" not in differing

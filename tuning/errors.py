@@ -54,7 +54,9 @@ def run_command(main: Callable[..., None]) -> None:
     try:
         app()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        from tuning.storage import masked
+
+        print(f"error: {masked(str(error))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         full = disk_full(error.filename or "a file", error)

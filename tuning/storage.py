@@ -48,6 +48,15 @@ def masked(text: str) -> str:
     return _HEADER.sub("***", _PARAMETER.sub("***", _USER.sub("***", text)))
 
 
+def masked_all(value: Any) -> Any:
+    """Returns a value as JSON has it, each text in it without passwords and keys; version 0.2.0 wrote some down."""
+    if isinstance(value, dict):
+        return {name: masked_all(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [masked_all(one) for one in value]
+    return masked(value) if isinstance(value, str) else value
+
+
 def joined(base: str, name: str) -> str:
     """Returns the URI of a run (or a file) below a URI; what follows a "?" stays at the end."""
     place, mark, query = base.partition("?")
