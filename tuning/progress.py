@@ -58,7 +58,7 @@ class _Trial:
 
     @property
     def error(self) -> str:
-        return _plain(next(iter(str(self.row.get("error") or "").strip().splitlines()), "unknown error"))
+        return _plain(masked(next(iter(str(self.row.get("error") or "").strip().splitlines()), "unknown error")))
 
 
 class Progress:

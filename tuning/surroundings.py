@@ -10,6 +10,7 @@ import io
 import os
 import shutil
 import sys
+import sysconfig
 import tempfile
 import threading
 import weakref
@@ -143,12 +144,17 @@ class Surroundings:
         path = Path(os.path.abspath(file)) if file else Path()
         if not any(path.is_relative_to(root) for root in self._roots) or not path.is_file():
             return False
-        installed = [Path(sys.prefix), Path(__file__).parent]
+        installed = [
+            Path(__file__).parent,
+            *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")),
+        ]
+        if sys.prefix != sys.base_prefix:  # An environment, which may lie in the user's folder.
+            installed.append(Path(sys.prefix))
         if path.suffix in (".py", ".pyc", ".so"):
             installed.append(Path(__file__).parent.parent / "search_spaces")
         parts = path.relative_to(self._base).parts
         return not any(path.is_relative_to(folder) for folder in installed) and not (
-            {"site-packages", "__pycache__", ".git"} & set(parts)
+            {"site-packages", "dist-packages", "__pycache__", ".git"} & set(parts)
         )
 
     @contextmanager
