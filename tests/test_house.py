@@ -15,6 +15,7 @@ ROOMS = {path.stem: path for path in (ROOT / "tuning").glob("*.py") if not path.
 # From the ground up: a room imports only from rooms above it in this list.
 ORDER = [
     *(
+        "masking",
         "errors",
         "config",
         "machine",
@@ -30,6 +31,7 @@ ORDER = [
         "acceleration",
         "training",
         "checkpoints",
+        "tables",
         "results",
         "analysis",
         "importances",
@@ -45,6 +47,7 @@ ORDER = [
         "audit",
     ),
     *(
+        "surroundings",
         "spaces",
         "study",
         "report",
@@ -52,6 +55,7 @@ ORDER = [
         "curves",
         "schedulers",
         "progress",
+        "tracking",
         "cluster",
         "trainable",
         "estimate",

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from tuning.masking import masked
+
 DISK_FULL = "No space left on the disk"
 
 
@@ -54,8 +56,6 @@ def run_command(main: Callable[..., None]) -> None:
     try:
         app()
     except UserError as error:
-        from tuning.storage import masked
-
         print(f"error: {masked(str(error))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:

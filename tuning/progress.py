@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from tuning import results
-from tuning.storage import masked
+from tuning.masking import masked
 from tuning.tables import encodable
 
 Row = Mapping[str, Any]

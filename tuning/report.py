@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuning import files, results, storage
+from tuning import files, masking, results
 from tuning.errors import UserError, run_command
 from tuning.results import Run
 
@@ -119,7 +119,7 @@ def render(run: Run, final: Final | None, importances: "pd.DataFrame | None" = N
     from tuning import analysis, audit, thumbnails
     from tuning.style import CLASS_COLOURS, STATE_COLOURS
 
-    trials, meta = analysis.active(run.trials), storage.masked_all(run.meta)
+    trials, meta = analysis.active(run.trials), masking.masked_all(run.meta)
     winner = _winner(run, trials, final)
     figures = _run_figures(run, trials, importances) | ({} if final is None else _final_figures(final))
     page = jinja2.Environment(

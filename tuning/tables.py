@@ -92,7 +92,8 @@ def show(title: str, columns: Mapping[str, Column], console: "Console", *, least
     kept = fitting(columns, console.width, least)
     widths = {name: columns[name].least for name in kept}
     spare = console.width - _total(list(widths.values()))
-    for name in kept:  # What is left of the width goes to the texts that need it.
+    # What is left of the width goes to the long texts first, then to the headings.
+    for name in sorted(kept, key=lambda name: not columns[name].wraps):
         more = max(0, min(spare, columns[name].width - widths[name]))
         widths[name], spare = widths[name] + more, spare - more
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))

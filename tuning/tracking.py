@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuning import results
 from tuning.errors import UserError
-from tuning.storage import masked
+from tuning.masking import masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
