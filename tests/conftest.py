@@ -1,7 +1,11 @@
 """What every test may use: small learnable splits, a tiny configuration, and one thread for torch."""
 
 import math
+import os
+import shutil
+import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +15,7 @@ from tuning import files, results
 from tuning.config import TrainConfig
 from tuning.data import Labelled, Splits, make_splits
 
+ROOT = Path(__file__).parent.parent
 CLASS_NAMES = ("rows", "columns", "checks", "spot")
 
 
@@ -53,6 +58,31 @@ def write_run(path: Path, n_trials: int, *, seed: int = 0) -> results.Run:
             study.report(number, row | {"epoch": epoch})
         study.finish(number, "scheduler")
     return results.Run(path)
+
+
+def copy_project(folder: Path) -> Path:
+    """Returns the folder, which now has the project's files as a clone with the changes of the day would have them."""
+    listed = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
+    for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")[:-1]:
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    """Returns an environment in which the project is installed from its wheel, and no checkout is on the path."""
+    base = tmp_path_factory.mktemp("wheel")
+    quiet = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [*quiet, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(base), "."]
+    subprocess.run(build, cwd=copy_project(base / "project"), check=True, capture_output=True, timeout=120)
+    [file] = base.glob("tuning-*.whl")
+    install = [*quiet, "install", "--no-deps", "--no-index", "--target", str(base / "installed"), str(file)]
+    subprocess.run(install, check=True, capture_output=True, timeout=120)
+    shutil.rmtree(base / "project")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "PYTHONPATH": str(base / "installed")}
 
 
 @pytest.fixture(scope="session")

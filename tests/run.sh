@@ -1,16 +1,23 @@
 #!/usr/bin/env bash
 # Lint, types and every test, on a machine that has never seen the project: bash tests/run.sh
+# NO_APT=1 leaves out what it would install into the system by apt-get: Chromium, for the tests of the page.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-bash tuning/run.sh
-# The page is tested in a browser, where there is one.
-if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-  { apt-get update && apt-get install --yes --no-install-recommends chromium; } >/dev/null 2>&1 || true
+bash tuning/run.sh --dev
+python=${TUNING_VENV:-.venv}/bin/python
+if ! command -v chromium >/dev/null; then
+  if [ -n "${NO_APT:-}" ] || [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    echo "Chromium is not installed: the tests of the page in a browser are left out." >&2
+  else
+    echo "Installing Chromium with apt-get, for the tests of the page (NO_APT=1 leaves it out) ..." >&2
+    { apt-get update && apt-get install --yes --no-install-recommends chromium; } >/dev/null 2>&1 ||
+      echo "apt-get could not install Chromium: the tests of the page in a browser are left out." >&2
+  fi
 fi
-.venv/bin/ruff format --check .
-.venv/bin/ruff check .
-.venv/bin/mypy
-.venv/bin/python -c 'from tuning.data import load_train; print(len(load_train("fashion-mnist")), "images at hand")'
+"$python" -m ruff format --check .
+"$python" -m ruff check .
+"$python" -m mypy
+"$python" -c 'from tuning.data import load_train; print(len(load_train("fashion-mnist")), "images at hand")'
 # Two files at a time: half of a test with Ray is waiting.
-.venv/bin/python -m pytest --numprocesses 2 --dist loadscope "$@"
+"$python" -m pytest --numprocesses 2 --dist loadscope "$@"

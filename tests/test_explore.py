@@ -2,13 +2,16 @@
 
 import ast
 import inspect
+import io
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
+from rich.console import Console
 from typer.testing import CliRunner
 
 from tuning import data, explore, pictures, style
@@ -67,6 +70,21 @@ def test_tables_hold_the_numbers(capsys: pytest.CaptureFixture[str]) -> None:
         assert any(line[: len(row)] == row for line in lines), row
     assert next(line[-2:] for line in lines if line[:3] == ["test", "5", "5"]) == ["1", "2"]
     assert ["Equal", "images", "under", "different", "labels", "in", "train", "and", "valid:", "1"] in lines
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_numbers_stay_whole_in_a_narrow_terminal_that_knows_ascii_only(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    console = Console(file=file, width=width, force_terminal=True, color_system=None)
+    monkeypatch.setattr("rich.console.Console", lambda **given: console)
+    overview = replace(explore.describe(*make_splits()), class_names=("cat …", "dog ü"))
+    explore.print_overview(replace(overview, counts={name: 30_000 * n for name, n in overview.counts.items()}))
+    file.seek(0)
+    text = file.read()
+    assert "240,000" in text and "360,000" in text and "cat ..." in text and "dog ?" in text
+    assert ("pixels" in text.partition("A wider terminal")[0]) == (width >= 60)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -9,7 +9,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,6 +32,7 @@ class Mirror:
     url: str = ""
     bodies: dict[str, bytes] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    shorter: int = 0
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def mirror() -> Iterator[Mirror]:
             self.send_response(200)
             self.send_header("Content-Length", str(len(state.bodies[name])))
             self.end_headers()
-            self.wfile.write(state.bodies[name])
+            self.wfile.write(state.bodies[name][: len(state.bodies[name]) - state.shorter])
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -134,7 +135,7 @@ def test_each_source_is_asked_for_what_is_missing(tmp_path: Path, mirror: Mirror
 def test_cache_is_used_again(mirror: Mirror, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = replace(FILES, mirrors=(mirror.url,))
     assert read_files(files, NAMES) == CONTENTS
-    assert re.search(rf"^Downloading {mirror.url}images\.gz …$", capsys.readouterr().err, re.MULTILINE)
+    assert re.search(rf"^Downloading {mirror.url}images\.gz \.\.\.$", capsys.readouterr().err, re.MULTILINE)
     assert sorted(path.name for path in cache.iterdir()) == ["images.gz", "labels.gz"]
     mirror.bodies.clear()
     assert read_files(files, NAMES) == CONTENTS
@@ -254,6 +255,84 @@ def test_silent_mirror_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
         assert time.monotonic() - start < 4
 
 
+HEAD = b"HTTP/1.0 200 OK\r\nContent-Length: 4422102\r\n\r\n"
+# What a mirror sends at once, and what it then sends a byte at a time.
+DRIPS = {
+    "content": (HEAD, b"x"),
+    "headers": (b"HTTP/1.0 200 OK\r\nX: ", b"x"),
+    "nothing at first": (b"", b"H"),
+    "chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+}
+
+
+@pytest.fixture
+def dripping() -> Iterator[Callable[[bytes, bytes], str]]:
+    """Makes a server that never stalls for long and never ends; returns its URL."""
+    stop, servers = threading.Event(), []
+
+    def serve(server: socket.socket, first: bytes, then: bytes) -> None:
+        while not stop.is_set():
+            try:
+                with server.accept()[0] as connection:
+                    connection.sendall(first)
+                    while not stop.wait(0.05):
+                        connection.sendall(then)
+            except OSError:
+                continue
+
+    def start(first: bytes, then: bytes) -> str:
+        server = socket.create_server(("127.0.0.1", 0))
+        server.settimeout(0.1)
+        servers.append((server, threading.Thread(target=serve, args=(server, first, then))))
+        servers[-1][1].start()
+        return f"http://127.0.0.1:{server.getsockname()[1]}/"
+
+    yield start
+    stop.set()
+    for server, thread in servers:
+        thread.join()
+        server.close()
+
+
+@pytest.mark.parametrize(("first", "then"), DRIPS.values(), ids=DRIPS)
+def test_a_mirror_that_sends_a_byte_at_a_time_is_given_up(
+    mirror: Mirror,
+    dripping: Callable[[bytes, bytes], str],
+    first: bytes,
+    then: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fetch, "SLOWEST_SECONDS", 0.3)
+    slow, start = dripping(first, then), time.monotonic()
+    with pytest.raises(UserError, match=rf"mirror {slow}: images\.gz: too slow: \d+ bytes in 0 s"):
+        read_files(replace(FILES, mirrors=(slow,)), NAMES)
+    assert read_files(replace(FILES, mirrors=(slow, mirror.url)), NAMES) == CONTENTS
+    assert time.monotonic() - start < 4
+
+
+def test_a_download_has_an_overall_limit(
+    dripping: Callable[[bytes, bytes], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "LONGEST_SECONDS", 0.3)
+    with pytest.raises(UserError, match=r"images\.gz: too slow: [\d,]+ bytes in 0 s"):
+        read_files(replace(FILES, mirrors=(dripping(HEAD, b"x" * 50_000),)), NAMES)
+
+
+def test_a_mirror_that_ends_too_soon_is_said(mirror: Mirror) -> None:
+    mirror.shorter = 7
+    with pytest.raises(UserError, match=r"images\.gz: ended after \d+ of \d+ bytes"):
+        read_files(replace(FILES, mirrors=(mirror.url,)), NAMES)
+
+
+def test_slow_weights_are_given_up(
+    dripping: Callable[[bytes, bytes], str], pretrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "SLOWEST_SECONDS", 0.3)
+    monkeypatch.setattr(fetch, "RESNET18_MIRROR", dripping(HEAD, b"x"))
+    with pytest.raises(UserError, match=r"or be downloadable, but got too slow: \d+ bytes in 0 s\. Choose pretrained"):
+        resnet18_weights()
+
+
 def test_cache_that_cannot_be_written_is_said(mirror: Mirror, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cache.parent.write_text("a file where the folder should be")
     assert read_files(replace(FILES, mirrors=(mirror.url,)), NAMES) == CONTENTS
@@ -283,7 +362,7 @@ class TestDebian:
         write_command(commands, "apt-get", 'case "$*" in *"download dataset-toy") touch toy_1_all.deb;; esac')
         write_command(commands, "dpkg-deb", f'test -f "$2" && cp -r {package.parents[1]} "$3"')
         assert read_files(self.FILES, NAMES) == CONTENTS
-        assert "Fetching the Debian package dataset-toy with apt-get (no root needed) …" in capsys.readouterr().err
+        assert "Fetching the Debian package dataset-toy with apt-get (no root needed) ..." in capsys.readouterr().err
         assert sorted(path.name for path in cache.iterdir()) == ["images.gz", "labels.gz"]
         update, download = (commands / "apt-get.log").read_text().splitlines()
         assert update.endswith(" update") and download.endswith(" download dataset-toy")

@@ -15,6 +15,7 @@ ROOMS = {path.stem: path for path in (ROOT / "tuning").glob("*.py") if not path.
 # From the ground up: a room imports only from rooms above it in this list.
 ORDER = [
     *(
+        "masking",
         "errors",
         "config",
         "machine",
@@ -31,6 +32,7 @@ ORDER = [
         "acceleration",
         "training",
         "checkpoints",
+        "tables",
         "results",
         "analysis",
         "importances",
@@ -46,6 +48,7 @@ ORDER = [
         "audit",
     ),
     *(
+        "surroundings",
         "spaces",
         "study",
         "report",
@@ -53,6 +56,7 @@ ORDER = [
         "curves",
         "schedulers",
         "progress",
+        "tracking",
         "cluster",
         "trainable",
         "estimate",

@@ -308,7 +308,7 @@ def test_terminal_that_cannot_do_it_gets_lines(clock: Clock) -> None:
     progress = Progress(2, console=latin)
     progress.ended(make_row(0, "failed", error="Größe …"))
     latin.file.seek(0)
-    assert latin.file.read() == "0:00:00  trial   0  failed: Größe ?\n"
+    assert latin.file.read() == "0:00:00  trial   0  failed: Größe ...\n"
 
 
 def test_seed_takes_in_the_frames_of_a_run(tmp_path: Path) -> None:
@@ -347,3 +347,12 @@ def test_trial_that_is_tried_again_keeps_its_curve() -> None:
     progress.started(make_row(0, epochs=1, accuracy=0.9, attempt=2))
     assert "1/8  90.00%  █·······" in view(progress)[6]
     assert view(progress)[3] == "1 running   1 to come"
+
+
+def test_a_password_in_a_note_or_an_error_is_masked() -> None:
+    console = make_console(width=120, terminal=False)
+    progress = Progress(2, console=console)
+    progress.note("No answer from http://bob:hunter2@host")
+    progress.ended(make_row(0, "failed", error="OSError: http://bob:hunter2@host"))
+    assert printed(console).count("http://***@host") == 2 and "hunter2" not in printed(console)
+    assert "hunter2" not in "".join(view(progress, 120))

@@ -1,49 +1,35 @@
-"""The README is true: every command and snippet in it is run, in its order, in a copy of the project."""
+"""The README is true: every command and snippet in it is run, in its order, from the wheel in an empty folder."""
 
-import os
 import re
-import shutil
 import subprocess
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from tuning import results
 from tuning.config import TrainConfig
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 # What a command gets besides, because as it stands it takes an hour.
 CHEAPER = {"bash tuning/run.sh search --samples 20": "--samples 3 --space smoke --epochs 2 --train-images 1000"}
 # What runs this test.
 NOT_HERE = {"bash tests/run.sh"}
+# The door of a clone, which `test_run_sh.py` tests, and what it opens.
+DOOR = re.compile(r"^bash tuning/run\.sh ")
 
 
-@pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a copy of the project's files, with this environment as its own."""
-    folder = tmp_path_factory.mktemp("copy") / "project"
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
-    for name in listed.stdout.split("\n")[:-1]:
-        if (ROOT / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    # As `tuning/run.sh` leaves it when it has installed everything.
-    (folder / ".venv").mkdir()
-    for part in ("bin", "lib", "pyvenv.cfg"):
-        (folder / ".venv" / part).symlink_to(Path(sys.prefix) / part)
-    stamp = subprocess.run(["sha256sum", "pyproject.toml"], cwd=folder, capture_output=True, text=True, check=True)
-    (folder / ".venv" / "installed").write_text(stamp.stdout)
-    return folder
-
-
-def run(command: str, folder: Path) -> str:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(folder)}
+def run(command: str, folder: Path, environment: Mapping[str, str]) -> str:
     done = subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=500, check=False
+        ["bash", "-c", DOOR.sub("python -m tuning.", command)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -51,28 +37,28 @@ def run(command: str, folder: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_every_command_and_snippet_runs_in_the_order_of_the_readme(copy: Path) -> None:
+def test_every_command_and_snippet_runs_in_the_order_of_the_readme(wheel: Mapping[str, str], tmp_path: Path) -> None:
     printed = []
     for language, block in BLOCKS:
         if language == "bash":
             for command in block.strip().splitlines():
                 if command not in NOT_HERE:
-                    printed.append(run(f"{command} {CHEAPER.get(command, '')}", copy))
+                    printed.append(run(f"{command} {CHEAPER.get(command, '')}", tmp_path, wheel))
         elif block.startswith("# "):
-            (copy / block.split("\n")[0].removeprefix("# ")).write_text(block)
+            (tmp_path / block.split("\n")[0].removeprefix("# ")).write_text(block, encoding="utf-8")
         else:
-            (copy / "snippet.py").write_text(block)
-            printed.append(run("python snippet.py", copy))
+            (tmp_path / "snippet.py").write_text(block, encoding="utf-8")
+            printed.append(run("python snippet.py", tmp_path, wheel))
     assert sum("Next: python -m tuning.final" in text for text in printed) == 5
     assert sum("Next: python -m tuning.predict" in text for text in printed) == 3
-    assert (copy / "best_model" / "pca.png").stat().st_size > 20_000
-    assert len(results.load("first", copy / "results").trials) == 6
+    assert (tmp_path / "best_model" / "pca.png").stat().st_size > 20_000
+    assert len(results.load("first", tmp_path / "results").trials) == 6
 
 
 def test_nothing_in_the_lists_above_has_left_the_readme() -> None:
     commands = {line for language, block in BLOCKS if language == "bash" for line in block.strip().splitlines()}
     assert set(CHEAPER) | NOT_HERE <= commands
-    assert "tests/run.sh" in (ROOT / ".ci" / "run").read_text()
+    assert "tests/run.sh" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
 def test_every_picture_is_there_and_small() -> None:
@@ -94,6 +80,6 @@ def test_every_hyperparameter_is_explained_in_its_docstring() -> None:
 
 
 def test_the_changelog_has_the_version() -> None:
-    version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
     assert version is not None
-    assert f"## {version[1]} " in (ROOT / "CHANGELOG.md").read_text()
+    assert f"## {version[1]} " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -1,5 +1,7 @@
 """The search as a user runs it: real Ray, real images, a tiny network; killed, gone on with, and given bad input."""
 
+import base64
+import http.server
 import json
 import os
 import random
@@ -7,7 +9,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -302,11 +306,21 @@ sys.addaudithook(no_memory)
 """
 
 
+def mlflow_statuses(uri: str) -> list[str]:
+    """Returns the status of each MLflow run of the experiment "one"."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    return [run.info.status for run in client.search_runs([client.get_experiment_by_name("one").experiment_id])]
+
+
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's use of SQLAlchemy
 def test_a_trial_that_runs_out_of_memory_goes_on_alone_and_then_in_parts(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(NO_MEMORY)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
     size = ["--samples", "6", "--epochs", "5", "--scheduler", "none"]
-    done = run(tmp_path, "--run", "one", *size, *SMOKE, SAVES=str(tmp_path / "saves"))
+    done = run(tmp_path, "--run", "one", *size, *SMOKE, "--mlflow", uri, SAVES=str(tmp_path / "saves"))
     assert done.returncode == 0, done.stderr
     trials = check_record(tmp_path / "results" / "one", 6)
     assert list(trials["attempt"]) == [3, 1, 1, 1, 1, 1]
@@ -315,6 +329,7 @@ def test_a_trial_that_runs_out_of_memory_goes_on_alone_and_then_in_parts(tmp_pat
     assert "tried again, alone on its device: MemoryError" in done.stdout
     log = (tmp_path / "results" / "one" / "trials" / "0000" / "trial.log").read_text()
     assert log.count("EpochResult(epoch=1,") == 1 and log.count("Going on after epoch 2") == 2
+    assert mlflow_statuses(uri) == ["FINISHED"] * 6 and "MLflow" not in done.stdout
 
 
 @pytest.mark.slow
@@ -345,6 +360,54 @@ def test_a_search_with_two_goals_draws_its_front_and_logs_to_mlflow(tmp_path: Pa
     )
     assert {one.info.status for one in logged} == {"FINISHED"}
     assert "config/learning_rate" in logged[0].data.params
+
+
+@pytest.fixture
+def refusing() -> Iterator[tuple[str, list[str]]]:
+    """The address of an MLflow server that lists its experiments and refuses all else, and what it was told."""
+    told: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(str(self.headers["Authorization"]))
+            length = int(self.headers.get("Content-Length", 0))
+            lists = self.path.endswith("/experiments/search") and b"filter" not in self.rfile.read(length)
+            self.send_response(200 if lists else 500)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def do_GET(self) -> None:
+            self.do_POST()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield f"127.0.0.1:{server.server_address[1]}", told
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.slow
+def test_a_tracker_that_fails_ends_no_search_and_its_password_is_nowhere(
+    tmp_path: Path, refusing: tuple[str, list[str]]
+) -> None:
+    address, told = refusing
+    size = ["--samples", "3", "--epochs", "2"]
+    done = run(tmp_path, "--run", "one", *size, *SMOKE, "--mlflow", f"http://bob:hunter2@{address}", no_proxy="*")
+    assert done.returncode == 0, done.stderr
+    assert set(told) == {f"Basic {base64.b64encode(b'bob:hunter2').decode()}"}
+    assert "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to resume this run." in done.stdout
+    assert done.stdout.count(f"MLflow at http://{address} fails: ") == 1
+    told.clear()
+    again = run(tmp_path, "--resume", "one", "--samples", "4", no_proxy="*")  # Without the password.
+    assert again.returncode == 0, again.stderr
+    assert set(told) == {"None"} and again.stdout.count(f"MLflow at http://{address} fails: ") == 1
+    check_record(tmp_path / "results" / "one", 4)
+    assert "hunter2" not in done.stdout + done.stderr + again.stdout + again.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
 
 
 @pytest.mark.slow

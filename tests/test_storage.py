@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT, write_run
 from test_search import check_record, processes
 
 from tuning import results, storage
 from tuning.errors import UserError
 from tuning.storage import Store
-
-ROOT = Path(__file__).parent.parent
 
 
 class S3:
@@ -262,3 +261,71 @@ def test_a_killed_search_goes_on_elsewhere_through_an_outage_and_is_read_from_th
             "final": {"report.html", "final"},
         }[module]
     assert len(results.load(third / "results" / "one").trials) == 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://bob:hunter2@host:5000/x",
+        "http://bob:hunt@er2@host",
+        "http://bob:hunter2/hunter2@host/x",
+        "http://:hunter2@host",
+        "https://hunter2@host/x",
+        "https://account.blob.core.windows.net/c?sv=1&sig=hunter2&se=1",
+        "https://bucket.s3.amazonaws.com/x?X-Amz-Signature=hunter2",
+        "https://bucket/x?AWSAccessKeyId=hunter2&Signature=hunter2",
+        "s3://bucket/x?access_key=hunter2&secret_key=hunter2",
+        "https://host/#access_token=hunter2",
+        "error at 'http://bob:hunter2@host': no answer",
+        "Authorization: Basic hunter2",
+        "the server said hunter2 again",  # which is in the environment
+    ],
+)
+def test_a_secret_is_masked_in_any_text(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "again" in text:
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
+    assert "hunt" not in storage.masked(text) and "er2" not in storage.masked(text)
+    assert "***" in storage.masked(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://host:5000/a@b/c",
+        "gs://bucket/a@b",
+        "/shared/me@work/runs",
+        "s3://bucket/runs?endpoint_override=host:1&scheme=http",
+        "sqlite:////tmp/x.db",
+        "12 monkeys? keys=3 are no parameter",
+    ],
+)
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert storage.masked(text) == text
+
+
+def test_what_an_earlier_version_wrote_down_is_masked_wherever_it_is() -> None:
+    meta = {"settings": {"mlflow": "http://bob:hunter2@host", "seed": 3}, "command": ["x", "http://bob:hunter2@host"]}
+    expected = {"settings": {"mlflow": "http://***@host", "seed": 3}, "command": ["x", "http://***@host"]}
+    assert storage.masked_all(meta) == expected
+
+
+def test_the_door_of_every_command_masks_what_it_says() -> None:
+    program = (
+        "from tuning.errors import *\ndef main() -> None:\n    'Fail.'\n"
+        "    raise UserError('no answer from http://bob:hunter2@host')\nrun_command(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "error: no answer from http://***@host\n")
+
+
+def test_the_page_and_the_comparison_mask_what_an_earlier_version_wrote_down(tmp_path: Path) -> None:
+    from tuning import compare, files, report, results
+
+    runs = [write_run(tmp_path / name, 3) for name in ("one", "two")]
+    meta = runs[0].meta
+    meta["settings"]["mlflow"] = "http://bob:hunter2@host"
+    files.write_json(runs[0].path / "meta.json", meta | {"command": "search --mlflow http://bob:hunter2@host"})
+    page = report.write(results.Run(runs[0].path)).read_text(encoding="utf-8")
+    assert "http://***@host" in page and "hunter2" not in page
+    differing = compare.differences(runs).to_csv()
+    assert "http://***@host" in differing and "hunter2" not in differing

@@ -172,8 +172,10 @@ def from_file(
     Raises:
         UserError: The file holds no valid configuration, or `epochs` are more than one may have.
     """
+    from tuning.spaces import shipped_config
+
     _check_epochs(epochs)
-    config = read_config(path)
+    config = read_config(shipped_config(path))
     entry = Entry("candidate", _lengthened(config, epochs or config.epochs, str(path)))
     seeds = _seeds(config.hash(), n_seeds, seed, set())
     return Plan(str(path), None, (entry,), seeds, (folder / JOBS).absolute(), dataset)

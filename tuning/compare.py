@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from tuning import results
+from tuning import masking, results
 from tuning.analysis import FINISHED
 from tuning.errors import UserError
 from tuning.results import Run
@@ -165,4 +165,4 @@ def _epochs(run: Run) -> pd.DataFrame:
 def _text(value: Any) -> str:
     if isinstance(value, list):
         value = ", ".join(map(str, value)) or None
-    return "none" if value is None else str(value)
+    return "none" if value is None else masking.masked(str(value))

@@ -105,7 +105,8 @@ def show(contest: Contest) -> None:
         behind=table.apply(_behind, axis="columns"),
         note=table.apply(lambda row: _note(row, contest.failed), axis="columns"),
     )
-    results.print_frame(shown, f"Valid accuracy over {counted(len(plan.seeds), 'fresh seed')}")
+    least = ("std_accuracy", "rank", "trial", "search_valid_accuracy", "interval", "behind")
+    results.print_frame(shown, f"Valid accuracy over {counted(len(plan.seeds), 'fresh seed')}", least=least)
     print("\n".join(explain(contest)))
 
 

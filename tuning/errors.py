@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from tuning.masking import masked
+
 DISK_FULL = "No space left on the disk"
 Made = TypeVar("Made")
 _PLAIN = {"\u00b1": "+-", "\u2192": "->", "\u2013": "-", "\u2014": "-", "\u2026": "...", "\u00d7": "x", "\u00b2": "^2"}
@@ -92,7 +94,7 @@ def run_command(main: Callable[..., None]) -> None:
     try:
         app()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {masked(str(error))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         full = disk_full(error.filename or "a file", error)

@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from tuning import data
+from tuning import data, tables
 from tuning.data import HashedTest, Splits
 from tuning.errors import UserError, run_command
 from tuning.results import RESULTS
+from tuning.tables import Column
 
 SAMPLES = 8
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
@@ -93,26 +94,26 @@ def count_ambiguous(digests: npt.NDArray[np.bytes_], labels: npt.NDArray[np.int6
 
 def print_overview(overview: Overview) -> None:
     """Prints the overview as two tables."""
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(highlight=False, markup=False)
-    table = Table(box=box.SIMPLE_HEAD, title="Images per class and split", title_justify="left", show_footer=True)
-    table.add_column("class", "total")
-    for name, counts in overview.counts.items():
-        table.add_column(name, f"{counts.sum():,}", justify="right")
-    for row in zip(overview.class_names, *overview.counts.values(), strict=True):
-        table.add_row(row[0], *(f"{count:,}" for count in row[1:]))
-    console.print(table)
-    checks = Table(box=box.SIMPLE_HEAD, title="Checks", title_justify="left")
-    for column in ("split", "images", "labels", "size", "pixels", "repeated", "in a split above"):
-        checks.add_column(column, justify="left" if column == "split" else "right")
-    for name, (n_images, *size) in overview.shapes.items():
-        low, high = overview.value_ranges[name]
-        cells = (f"{n_images:,}", f"{overview.counts[name].sum():,}", " x ".join(map(str, size)), f"{low} to {high}")
-        checks.add_row(name, *cells, f"{overview.repeated[name]:,}", f"{overview.shared[name]:,}")
-    console.print(checks)
+    if not console.is_terminal:
+        console.width = tables.FILE_WIDTH
+    counts = {name: [*(f"{n:,}" for n in split), f"{split.sum():,}"] for name, split in overview.counts.items()}
+    classes = Column("class", [*overview.class_names, "total"], text=True)
+    per_split = {name: Column(name, cells) for name, cells in counts.items()}
+    tables.show("Images per class and split", {"class": classes, **per_split}, console)
+    names = list(overview.shapes)
+    checks = {
+        "split": Column("split", names, text=True),
+        "images": Column("images", [f"{overview.shapes[name][0]:,}" for name in names]),
+        "labels": Column("labels", [f"{overview.counts[name].sum():,}" for name in names]),
+        "size": Column("size", [" x ".join(map(str, overview.shapes[name][1:])) for name in names]),
+        "pixels": Column("pixels", ["{} to {}".format(*overview.value_ranges[name]) for name in names]),
+        "repeated": Column("repeated", [f"{overview.repeated[name]:,}" for name in names]),
+        "shared": Column("in a split above", [f"{overview.shared[name]:,}" for name in names]),
+    }
+    tables.show("Checks", checks, console, least=["labels", "pixels", "size"])
     console.print(f"Equal images under different labels in train and valid: {overview.ambiguous:,}")
 
 

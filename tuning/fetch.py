@@ -14,6 +14,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +33,9 @@ from tuning.errors import UserError, disk_full
 # torchvision's IMAGENET1K_V1; the name ends with the first digits of the SHA-256.
 RESNET18_MIRROR, RESNET18 = "https://download.pytorch.org/models/", "resnet18-f37072fd.pth"
 CONNECT_SECONDS = 5.0  # Also the longest that a mirror may stall.
+# A mirror that sends less in such a time is given up. 20 kB/s are a slow mobile line; the images come in 25 minutes.
+SLOWEST_BYTES, SLOWEST_SECONDS = 300_000, 15.0
+LONGEST_SECONDS = 3600.0  # For one file, whatever its rate.
 COMMAND_SECONDS = 300.0
 
 Contents = Iterator[tuple[str, bytes]]
@@ -123,7 +129,7 @@ def resnet18_weights() -> Path:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_bytes(path, raw)
-    except (OSError, http.client.HTTPException, _SourceError) as error:
+    except (OSError, _SourceError) as error:
         raise UserError(
             f"Pretrained ResNet-18 weights must be in {path.parent} or be downloadable, but got {error}. "
             f"Choose pretrained: false, or put torchvision's {RESNET18} there."
@@ -185,7 +191,7 @@ def _from_mirror(files: FileSet, mirror: str, names: Sequence[str]) -> Contents:
         url = f"{mirror}{name}.gz"
         try:
             raw = _download(url)
-        except (OSError, http.client.HTTPException) as error:
+        except _SourceError as error:
             raise _SourceError(f"{name}.gz: {error}") from error
         content = _verify(url, raw, files.sha256[name])
         _keep(files, f"{name}.gz", raw)
@@ -197,7 +203,7 @@ def _from_debian(files: FileSet, package: str, names: Sequence[str]) -> Contents
     absent = [command for command in ("apt-get", "dpkg-deb") if shutil.which(command) is None]
     if absent:
         raise _SourceError(f"{' and '.join(absent)} not installed")
-    print(f"Fetching the Debian package {package} with apt-get (no root needed) …", file=sys.stderr)
+    print(f"Fetching the Debian package {package} with apt-get (no root needed) ...", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="tuning-") as folder:
         Path(folder, "lists/partial").mkdir(parents=True)
         Path(folder, "archives/partial").mkdir(parents=True)
@@ -246,21 +252,69 @@ def _verify(source: str, raw: bytes, sha256: str) -> bytes:
     return content
 
 
+@dataclass
+class _Transfer:
+    """A download that goes on in a thread of its own, whose caller may give it up at any moment."""
+
+    content: io.BytesIO
+    total: int | None = None
+    problem: str = "broken off"  # Until it has ended well.
+    given_up: bool = False
+
+    def run(self, url: str, done: threading.Event) -> None:
+        """Receives what lies at the URL; what a slow mirror sends is taken as it comes."""
+        try:
+            with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as response:
+                length = response.headers.get("Content-Length", "")
+                self.total = int(length) if length.isdigit() else None
+                while not self.given_up and (data := response.read1(1 << 16)):
+                    self.content.write(data)
+            self.problem = ""
+        except (OSError, http.client.HTTPException) as error:
+            self.problem = str(error) or type(error).__name__
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
+        finally:
+            done.set()
+
+
 def _download(url: str) -> bytes:
-    """Returns what lies at the URL, with a progress bar on stderr (one line if that is no terminal)."""
+    """Returns what lies at the URL, with a progress bar on stderr (one line if that is no terminal).
+
+    A mirror that is too slow is given up, whatever it is slow in: names, connecting, headers or content. Its socket's
+    own time limit begins anew with each byte.
+    """
     from rich.console import Console
     from rich.progress import Progress
 
-    console, content = Console(stderr=True), io.BytesIO()
+    console, done = Console(stderr=True), threading.Event()
     if not console.is_terminal:
-        print(f"Downloading {url} …", file=sys.stderr)
-    with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as response:
-        length = response.headers.get("Content-Length", "")
-        total = int(length) if length.isdigit() else None
+        print(f"Downloading {url} ...", file=sys.stderr)
+    transfer = _Transfer(io.BytesIO())
+    threading.Thread(target=transfer.run, args=(url, done), daemon=True).start()
+    began = window = time.monotonic()
+    n_bytes = n_before = 0
+    try:
         with Progress(console=console, disable=not console.is_terminal) as progress:
-            file = progress.wrap_file(response, total, description=url.rsplit("/", 1)[-1])
-            shutil.copyfileobj(file, content)
-    return content.getvalue()
+            task = progress.add_task(url.rsplit("/", 1)[-1], total=None)
+            while not done.wait(0.05):
+                now, n_bytes = time.monotonic(), transfer.content.tell()
+                progress.update(task, completed=n_bytes, total=transfer.total)
+                if now - window > SLOWEST_SECONDS:
+                    if n_bytes - n_before < SLOWEST_BYTES:
+                        raise _SourceError(f"too slow: {n_bytes - n_before:,} bytes in {now - window:.0f} s")
+                    window, n_before = now, n_bytes
+                if now - began > LONGEST_SECONDS:
+                    raise _SourceError(f"too slow: {n_bytes:,} bytes in {now - began:.0f} s")
+            n_bytes = transfer.content.tell()
+            progress.update(task, completed=n_bytes, total=transfer.total or n_bytes)
+    finally:
+        transfer.given_up = True
+    if transfer.problem:
+        raise _SourceError(transfer.problem)
+    if transfer.total is not None and n_bytes < transfer.total:
+        raise _SourceError(f"ended after {n_bytes:,} of {transfer.total:,} bytes")
+    return transfer.content.getvalue()
 
 
 def _keep(files: FileSet, file_name: str, raw: bytes) -> None:

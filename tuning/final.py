@@ -369,7 +369,7 @@ def _estimate(name: str, estimate: "Estimate | None") -> dict[str, Any]:
 def main(
     run: Annotated[str, typer.Option(help="The run whose best configurations are retrained.")] = "latest",
     config: Annotated[
-        Path | None, typer.Option(help="Train this JSON or YAML configuration; no search is needed.")
+        Path | None, typer.Option(help="A JSON or YAML file, or original-resnet8: train that, without a search.")
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many of the run's best configurations.")] = 3,
     seeds: Annotated[

@@ -143,9 +143,19 @@ def instruction_set() -> str:
 
 
 def git_commit() -> str | None:
-    """Returns the commit of the project's checkout; None where it is none."""
+    """Returns the commit of the project's checkout; None for an installed package, and where git is missing.
+
+    A package may be installed below a checkout of another project, whose commit says nothing about this code.
+    """
     import subprocess
 
-    folder = Path(__file__).parent
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
+    file = Path(__file__)
+    try:
+        tracked = ["git", "ls-files", "--error-unmatch", file.name]
+        if subprocess.run(tracked, cwd=file.parent, capture_output=True, check=False).returncode != 0:
+            return None
+        command = ["git", "rev-parse", "HEAD"]
+        done = subprocess.run(command, cwd=file.parent, capture_output=True, encoding="utf-8", check=False)
+    except OSError:
+        return None
     return done.stdout.strip() or None

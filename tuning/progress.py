@@ -15,6 +15,8 @@ from rich.live import Live
 from rich.text import Text
 
 from tuning import results
+from tuning.masking import masked
+from tuning.tables import encodable
 
 Row = Mapping[str, Any]
 
@@ -56,7 +58,7 @@ class _Trial:
 
     @property
     def error(self) -> str:
-        return _plain(next(iter(str(self.row.get("error") or "").strip().splitlines()), "unknown error"))
+        return _plain(masked(next(iter(str(self.row.get("error") or "").strip().splitlines()), "unknown error")))
 
 
 class Progress:
@@ -205,7 +207,7 @@ class Progress:
             self._print(f"{self._elapsed()}  trial {row['trial']:>3}  {text}")
 
     def _print(self, text: str) -> None:
-        text = text.encode(self._console.encoding, "replace").decode(self._console.encoding)
+        text = encodable(masked(text), self._console.encoding)
         self._console.print(Text(text), soft_wrap=self._live is None)
 
 

@@ -63,11 +63,12 @@ def claimed(name: str | None, dataset: str, storage: str | None) -> Iterator[Pat
             shutil.rmtree(path, ignore_errors=True)
 
 
-def begin(path: Path, settings: Settings, space: "Space") -> None:
-    """Writes `space.py` and `meta.json` of a new run."""
+def begin(path: Path, settings: Settings, space: "Space") -> str:
+    """Writes `space.py` and `meta.json` of a new run; returns what of the space cannot be kept, or ""."""
     from tuning import estimate
 
     files.write_text(path / "space.py", space.source)
+    left = space.surroundings.keep(path) if space.surroundings else ""
     update_meta(
         path,
         settings,
@@ -76,13 +77,14 @@ def begin(path: Path, settings: Settings, space: "Space") -> None:
         stored_as=path.name,
         dataset=settings.dataset,
         seed=settings.seed,
-        command=storages.masked(shlex.join(["python", "-m", "tuning.search", *sys.argv[1:]])),
+        command=shlex.join(["python", "-m", "tuning.search", *map(storages.masked, sys.argv[1:])]),
         started=now(),
         estimate=estimate.recall(asdict(settings)),
         versions=machine.versions(),
         hardware=machine.hardware(),
         git_commit=machine.git_commit(),
     )
+    return left
 
 
 def go_on(path: Path, settings: Settings, last: str | None, now: str) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuning import files, openings, results
+from tuning import files, masking, openings, results
 from tuning.errors import UserError, each_alone, run_command
 from tuning.results import Run
 
@@ -174,7 +174,7 @@ def render(
     from tuning import analysis, audit, thumbnails
     from tuning.style import CLASS_COLOURS, STATE_COLOURS
 
-    trials, meta = analysis.active(run.trials), run.meta
+    trials, meta = analysis.active(run.trials), masking.masked_all(run.meta)
     winner = _winner(run, trials, final)
     draw = _run_figures(run, trials, importances, tell) | ({} if final is None else _final_figures(final))
     made = each_alone({f"The figure {name}": partial(_as_json, make) for name, make in draw.items()}, tell)

@@ -10,7 +10,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -457,22 +457,30 @@ def print_trials(run: Run, limit: int = 10) -> None:
     print_frame(shown.join(best[config]), f"Best trials of {run.name}")
 
 
-def print_frame(frame: "pd.DataFrame", title: str) -> None:
-    """Prints a frame as a table: accuracies in per cent, minutes to a tenth, other floats to three digits."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+def print_frame(frame: "pd.DataFrame", title: str, *, least: Sequence[str] = ()) -> None:
+    """Prints a frame as a table: accuracies in per cent, minutes to a tenth, other floats to three digits.
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name, column in frame.items():
-        heading = str(name).removeprefix("config/").replace("_", " ")
-        table.add_column(heading, justify="left" if column.dtype == "str" else "right", overflow="fold")
-    for row in frame.itertuples(index=False, name=None):
-        table.add_row(*(_cell(value, str(name)) for value, name in zip(row, frame.columns, strict=True)))
+    Args:
+        frame: A row a line.
+        title: What it is of.
+        least: Columns that give way first in a terminal that is too narrow; after them the last ones do.
+    """
+    from rich.console import Console
+
+    from tuning import tables
+
     console = Console(markup=False)
     if not console.is_terminal:
-        console.width = 160
-    console.print(f"{title}: nothing" if frame.empty else title, *([] if frame.empty else [table]))
+        console.width = tables.FILE_WIDTH
+    if frame.empty:
+        console.print(f"{title}: nothing")
+        return
+    columns = {}
+    for name, column in frame.items():
+        heading = str(name).removeprefix("config/").replace("_", " ")
+        cells = [_cell(value, str(name)) for value in column]
+        columns[str(name)] = tables.Column(heading, cells, text=column.dtype == "str")
+    tables.show(title, columns, console, least=least)
 
 
 def _cell(value: Any, column: str) -> str:

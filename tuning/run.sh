@@ -1,24 +1,70 @@
 #!/usr/bin/env bash
 # Runs a command of the project in its own environment, which it makes where there is none:
 #   bash tuning/run.sh search --samples 20
+#   bash tuning/run.sh --dev            only makes the environment, with the developers' tools
+# TUNING_VENV is the environment's folder (default: .venv in the clone). One that was not made here is left alone.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-  echo "error: python3 must be Python 3.11 or later, but got $(python3 --version 2>&1)." >&2
+fail() {
+  echo "error: $*" >&2
   exit 2
+}
+
+venv=${TUNING_VENV:-.venv}
+level=base
+if [ "${1:-}" = --dev ]; then
+  level=dev
+  shift
 fi
+# What says that the environment is of this script's making, from the beginning; and what is installed, at the end.
+made=$venv/made-by-tuning
+installed=$venv/installed
+
+command -v python3 >/dev/null || fail "python3 is not installed. Install Python 3.11 or later."
+python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+  fail "python3 must be Python 3.11 or later, but got $(python3 --version 2>&1)."
+if [ -e "$venv" ] && [ ! -e "$made" ] && [ ! -e "$installed" ]; then
+  fail "$venv was not made by tuning/run.sh, and is left as it is. Activate it and run \`pip install -e .\`, then" \
+    "\`python -m tuning.search\`; or choose another folder with TUNING_VENV=FOLDER; or move it away."
+fi
+
 wanted=$(sha256sum pyproject.toml)
-if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
-  echo "Setting up .venv (about 2 minutes, 6 GB) ..." >&2
-  # What an interrupted set-up left is not to be built on.
-  if [ -e .venv/installed ]; then rm .venv/installed; else rm -rf .venv; fi
-  python3 -m venv .venv
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-  echo "$wanted" >.venv/installed
+known= known_level=
+if [ -e "$installed" ]; then
+  known=$(sed -n 1p "$installed")
+  known_level=$(sed -n 2p "$installed")
+  known_level=${known_level:-dev} # Version 0.2.0 installed the developers' tools for everyone, and wrote one line.
+fi
+[ "$known_level" != dev ] || level=dev # What is there stays.
+if [ "$known" != "$wanted" ] || [ "$known_level" != "$level" ]; then
+  extra= note=" (about 2 minutes, 6 GB)"
+  if [ "$level" = dev ]; then
+    extra="[dev]" note="$note, with the developers' tools"
+  fi
+  if [ -n "$known" ]; then
+    note=" anew: it lacks what pyproject.toml asks for"
+    mv "$installed" "$venv/installed-before"
+  elif [ -e "$venv" ]; then
+    # What an interrupted set-up left is not to be built on.
+    find "$venv/" -mindepth 1 -maxdepth 1 ! -name made-by-tuning -exec rm -rf {} +
+  fi
+  echo "Setting up $venv$note ..." >&2
+  mkdir -p "$venv"
+  echo "This folder is made, and may be removed, by tuning/run.sh." >"$made"
+  if [ -z "$known" ]; then
+    python3 -m venv "$venv" || fail "python3 -m venv failed. On Debian and Ubuntu, install python3-venv."
+  fi
+  if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".$extra"; then
+    # pip leaves all as it was where it fails.
+    [ -z "$known" ] || mv "$venv/installed-before" "$installed"
+    fail "pip could not install the project into $venv, for the reason above. Run the command again to go on."
+  fi
+  printf '%s\n%s\n' "$wanted" "$level" >"$installed"
+  rm -f "$venv/installed-before"
 fi
 if [ $# -gt 0 ]; then
   command=$1
   shift
-  exec .venv/bin/python -m "tuning.$command" "$@"
+  exec "$venv/bin/python" -m "tuning.$command" "$@"
 fi

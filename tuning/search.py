@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuning import cluster, database, files, locks, machine, mirror, record, results
+from tuning import cluster, database, files, locks, machine, mirror, record, results, tracking
 from tuning import storage as storages
 from tuning.errors import UserError, counted, run_command
 from tuning.settings import (
     DEFAULT_EPOCHS,
     N_STARTUP,
     Settings,
-    check_mlflow,
     check_names,
     check_resumed,
     of_run,
@@ -190,7 +189,7 @@ def run_trials(
                 name="trials",
                 storage_path=str(path.absolute()),
                 failure_config=tune.FailureConfig(max_failures=settings.max_failures),
-                callbacks=[recorder, TensorBoard(), *_mlflow_callbacks(settings, path)],
+                callbacks=[recorder, TensorBoard()],
                 stop=EndSearch(stop.now),
                 verbose=0,
             ),
@@ -223,15 +222,6 @@ def end_trials(stop: Stop, study: "RunStudy", path: Path) -> str | None:
         stop.problem.add_note(f"Closing the study failed, too: {error}")
         study.abandon()
     raise stop.problem
-
-
-def _mlflow_callbacks(settings: Settings, path: Path) -> list[Any]:
-    """Returns Ray's own callback for MLflow, one run a trial, in an experiment named after the run; or nothing."""
-    if settings.mlflow is None:
-        return []
-    from ray.air.integrations.mlflow import MLflowLoggerCallback
-
-    return [MLflowLoggerCallback(tracking_uri=settings.mlflow, experiment_name=path.name)]
 
 
 def _whole_device(settings: Settings) -> dict[str, float]:
@@ -366,7 +356,7 @@ def main(
     if samples is not None and samples < 1:
         raise UserError(f"--samples must be at least 1, but got {samples}.")
     budget = None if time_budget is None else parse_duration(time_budget)
-    open_slots, trials_a_gpu = False, None
+    open_slots, trials_a_gpu, password = False, None, ""
     if resume is not None:
         found = record.newest(resume)
         if not dry_run_only:
@@ -376,6 +366,8 @@ def main(
         settings = replace(settings, samples=samples or settings.samples, audit=audit or settings.audit)
         if "://" in resume:
             settings = replace(settings, storage=storages.split(resume)[0])
+        if settings.mlflow is not None:  # Version 0.2.0 wrote its password down.
+            settings = replace(settings, mlflow=tracking.without_secret(settings.mlflow))
         settings = replace(settings, dashboard=dashboard)
         check_resumed(context, found, samples)
         if address is not None or settings.address is not None:
@@ -392,7 +384,8 @@ def main(
         taken = storages.Store(storage).runs() if storage is not None else ()
         source, path = space, results.new_path(run, dataset, taken=taken)
         if mlflow is not None:
-            check_mlflow(mlflow)
+            recorded = tracking.check(mlflow)
+            password, mlflow = "" if recorded == mlflow else tracking.needed(recorded), recorded
         if dashboard:
             cluster.check_dashboard(address)
         if device == "any" and (address is None or dry_run_only):
@@ -438,6 +431,8 @@ def main(
             f"of at most {counted(settings.epochs, 'epoch')}, "
             f"{settings.concurrency} side by side on {settings.device}"
         )
+        if password:
+            progress.note(password)
         if trials_a_gpu is not None:
             progress.note(f"Trials on each GPU: {trials_a_gpu}, as the dry run of this space found to pay.")
         splits, found_space = load(settings, source, progress)
@@ -445,8 +440,10 @@ def main(
             print(dry_run(settings, splits, found_space, choose_slots=open_slots and settings.device == "cuda"))
             return
         if resume is None:
-            record.begin(path, settings, found_space)
-        search(settings, path, splits, found_space, progress, resumed=resume is not None)
+            if left := record.begin(path, settings, found_space):
+                progress.note(left)
+        with tracking.logged(settings.mlflow, path, progress.note):
+            search(settings, path, splits, found_space, progress, resumed=resume is not None)
     found = results.Run(path)
     print(results.summary_line(found))
     if found.trials["state"].isin(["complete", "pruned"]).any():

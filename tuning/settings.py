@@ -3,8 +3,6 @@
 `tuning.search` asks here before it imports torch or Ray; `tuning.schedulers` has the builders of the names.
 """
 
-import importlib.util
-import os
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -119,22 +117,6 @@ def parse_duration(text: str) -> float:
     if "".join(number + unit for number, unit in parts) != text or seconds <= 0:
         raise UserError(f"--time-budget must be a duration such as 90s, 30m or 1h30m, but got {text!r}.")
     return seconds
-
-
-def check_mlflow(uri: str) -> None:
-    """Raises UserError where MLflow is not installed, or nothing answers at the URI within some seconds."""
-    if importlib.util.find_spec("mlflow") is None:
-        raise UserError(
-            "--mlflow must have the package mlflow, but it is missing. Run `pip install mlflow-skinny` first."
-        )
-    os.environ |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-    import mlflow
-
-    try:
-        mlflow.MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
-    except Exception as error:  # A library's many ways to say that it cannot.
-        reason = next(iter(str(error).splitlines()), "")
-        raise UserError(f"--mlflow must be the URI of a store that answers, but got {uri!r}: {reason}") from error
 
 
 def plan_slots(address: str | None, storage: str | None, asked: Asked, trials_a_gpu: int | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ mapping from names of categorical parameters to the choices that a search on CPU
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,15 @@ import optuna
 
 from tuning.config import TrainConfig, parse_config
 from tuning.errors import UserError, unknown_name
+from tuning.surroundings import Surroundings, of_run
 
 SPACES = Path(__file__).parent.parent / "search_spaces"
 _DRAWS_TO_CHECK = 50
 # Choices that a machine may lack, beside those that a space names as for GPUs only: the pretrained weights.
 LIMITED = {"pretrained": [True]}
+# Optuna's warnings of what is wrong with a space: a first point out of its range, a choice that no study can keep, and
+# a parameter that is drawn twice from two ranges.
+_WRONG = ("The value .* is out of", "Choices for a categorical distribution should be", "Inconsistent parameter values")
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Space:
         gpu_only: Choices that a search on CPUs leaves out.
         left_out: Choices that are not drawn, because this machine cannot do them.
         recorded: Choices that the run's study has on record.
+        surroundings: What its code uses from beside its file; None where it has no file.
     """
 
     name: str
@@ -45,6 +51,7 @@ class Space:
     gpu_only: Mapping[str, Sequence[Any]]
     left_out: Mapping[str, Sequence[Any]]
     recorded: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    surroundings: Surroundings | None = None
 
     def sample(self, trial: optuna.trial.BaseTrial, epochs: int) -> TrainConfig:
         """Returns the configuration that the space makes of a trial; `epochs` counts where the space sets none.
@@ -53,7 +60,8 @@ class Space:
             UserError: The space raised, gave no mapping, or an unknown or out-of-range hyperparameter.
         """
         try:
-            values = self.define(_Limited(trial, self))
+            with self.surroundings.active() if self.surroundings else nullcontext():
+                values = self.define(_Limited(trial, self))
         except Exception as error:  # The space is a user's code: whatever it raises is for the user to mend.
             raise UserError(
                 f"Search space {self.name} must return hyperparameters, but {_raised(error, self.file)}."
@@ -126,6 +134,20 @@ def space_names() -> list[str]:
     return sorted(path.stem for path in SPACES.glob("*.py") if not path.stem.startswith("_"))
 
 
+def shipped_config(path: Path) -> Path:
+    """Returns the file of a configuration: a path of the user's, or the name of one that comes with the project.
+
+    Raises:
+        UserError: It is a name, not a path, and no configuration of that name comes with the project.
+    """
+    if path.suffix or len(path.parts) > 1 or path.exists():
+        return path
+    names = sorted(file.stem for file in SPACES.glob("*.yaml"))
+    if str(path) not in names:
+        raise unknown_name("--config without a file's suffix", str(path), names)
+    return SPACES / f"{path}.yaml"
+
+
 def load_space(name: str) -> Space:
     """Returns a space by name, or by the path of a .py file.
 
@@ -138,20 +160,20 @@ def load_space(name: str) -> Space:
         path = SPACES / f"{name}.py"
     else:
         raise unknown_name("Search space", name, space_names())
+    around = of_run(path) or Surroundings(path, Path.cwd())
     try:
-        source = path.read_text()
+        source = around.file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--space must be a readable .py file, but got {name!r}: {error}.") from error
-    module: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    file = str(around.file)
     try:
-        exec(compile(source, str(path), "exec"), module)
+        module = around.execute(source)
     except Exception as error:  # The user's code again.
-        raise UserError(
-            f"Search space {path} must import without an error, but {_raised(error, str(path))}."
-        ) from error
+        raise UserError(f"Search space {path} must import without an error, but {_raised(error, file)}.") from error
     if not callable(module.get("space")):
         raise UserError(f"Search space {path} must define space(trial) -> dict, but has no such function.")
-    return Space(path.stem, str(path), source, module["space"], module.get("FIRST", []), module.get("GPU_ONLY", {}), {})
+    first, gpu_only = module.get("FIRST", []), module.get("GPU_ONLY", {})
+    return Space(path.stem, file, source, module["space"], first, gpu_only, {}, around)
 
 
 def check_space(space: Space, epochs: int) -> set[str]:
@@ -163,7 +185,8 @@ def check_space(space: Space, epochs: int) -> set[str]:
     study = optuna.create_study(sampler=space.possible(optuna.samplers.RandomSampler(seed=0)))
     offered: set[str] = set()
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # An out-of-range first point is only a warning for Optuna.
+        for message in _WRONG:  # All other warnings are the user's own, and are no errors.
+            warnings.filterwarnings("error", message)
         for _ in range(_DRAWS_TO_CHECK):
             trial = study.ask()
             space.sample(trial, epochs)

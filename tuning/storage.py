@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 from tuning import files
 from tuning.errors import UserError
+from tuning.masking import masked as masked
+from tuning.masking import masked_all as masked_all
 
 T = TypeVar("T")
 
@@ -21,14 +23,6 @@ META = "meta.json"
 _LASTING = re.compile(
     "NO_SUCH_BUCKET|ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|PERMISSION_DENIED|UNAUTHENTICATED"
 )
-_SECRET = re.compile(
-    r"(?<=://)[^/@\s]*:[^/@\s]*(?=@)|(?<=[?&])[^=&\s]*(?:key|secret|token|password)[^=&\s]*=[^&\s]*", re.I
-)
-
-
-def masked(text: str) -> str:
-    """Returns a text without the passwords and keys of the URIs in it."""
-    return _SECRET.sub("***", text)
 
 
 def joined(base: str, name: str) -> str:

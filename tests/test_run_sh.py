@@ -1,0 +1,215 @@
+"""`tuning/run.sh` and `tests/run.sh`: what they install, where, and what they leave alone; with a stand-in for pip.
+
+One test makes a real environment, in a folder whose name has all that a path may have.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, copy_project
+
+# A python3 that notes what it is asked, and makes environments of itself. Where FAIL names a word of the command, it
+# fails there; where KILL does, it kills the script.
+PYTHON = r"""#!/usr/bin/env bash
+case "$*" in *sys.version_info*) exit "${OLD:-0}";; --version) echo Python 3.10; exit;; esac
+echo "$*" >>"$LOG"
+case "$*" in
+  *"${FAIL:-no such word}"*) echo "no network" >&2; exit 1;;
+  *"${KILL:-no such word}"*) kill -9 $PPID; exit 1;;
+  "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; touch "$3/pyvenv.cfg";;
+esac
+"""
+BASE = "-m pip install --quiet --disable-pip-version-check --editable ."
+VENV = "-m venv .venv"
+
+
+class Clone:
+    """A clone with both scripts, and stand-ins on its PATH."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.venv = folder / "clone", folder / "clone/.venv"
+        for name in ("tuning/run.sh", "tests/run.sh", "pyproject.toml"):
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, self.folder / name)
+        self.bin, self.log = folder / "bin", folder / "log"
+        self.bin.mkdir()
+        for name in (
+            "bash",
+            "sh",
+            "env",
+            "dirname",
+            "sha256sum",
+            "sed",
+            "find",
+            "mkdir",
+            "mv",
+            "rm",
+            "cp",
+            "touch",
+            "id",
+        ):
+            (self.bin / name).symlink_to(str(shutil.which(name, path=os.defpath)))
+        self.stand_in("python3", PYTHON)
+
+    def stand_in(self, name: str, script: str) -> None:
+        (self.bin / name).unlink(missing_ok=True)
+        (self.bin / name).write_text(script, encoding="utf-8")
+        (self.bin / name).chmod(0o755)
+
+    def run(self, *words: str, script: str = "tuning/run.sh", **variables: str) -> subprocess.CompletedProcess[str]:
+        """Runs a script from elsewhere; `asked` of the result are the commands that python3 and pip were given."""
+        self.log.write_text("")
+        environment = {"PATH": str(self.bin), "LOG": str(self.log), **variables}
+        command = [str(self.bin / "bash"), str(self.folder / script), *words]
+        return subprocess.run(
+            command, env=environment, cwd="/", capture_output=True, text=True, timeout=60, check=False
+        )
+
+    def asked(self) -> list[str]:
+        return self.log.read_text().splitlines()
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Clone:
+    return Clone(tmp_path)
+
+
+def test_who_searches_gets_no_developers_tools_and_the_environment_once(clone: Clone) -> None:
+    done = clone.run("search", "--samples", "2 0")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == "Setting up .venv (about 2 minutes, 6 GB) ...\n"
+    assert clone.asked() == [VENV, BASE, "-m tuning.search --samples 2 0"]
+    assert clone.run("results").stderr == ""
+    assert clone.asked() == ["-m tuning.results"]
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_an_environment_that_it_did_not_make_is_left_as_it_is(clone: Clone, tmp_path: Path, link: bool) -> None:
+    theirs = tmp_path / "theirs" if link else clone.venv
+    (theirs / "bin").mkdir(parents=True)
+    (theirs / "precious").write_text("x")
+    if link:
+        clone.venv.symlink_to(theirs)
+    for script in ("tuning/run.sh", "tests/run.sh"):
+        done = clone.run("search", script=script)
+        assert done.returncode == 2 and clone.asked() == []
+        assert done.stderr == (
+            "error: .venv was not made by tuning/run.sh, and is left as it is. Activate it and run `pip install -e .`, "
+            "then `python -m tuning.search`; or choose another folder with TUNING_VENV=FOLDER; or move it away.\n"
+        )
+    assert sorted(path.name for path in theirs.iterdir()) == ["bin", "precious"]
+    done = clone.run("search", TUNING_VENV="other folder")
+    assert done.returncode == 0 and clone.asked()[0] == "-m venv other folder"
+    assert (clone.folder / "other folder" / "installed").exists()
+
+
+def test_developers_tools_are_added_and_stay(clone: Clone) -> None:
+    clone.run("search")
+    done = clone.run("--dev")
+    assert done.stderr == "Setting up .venv anew: it lacks what pyproject.toml asks for ...\n"
+    assert clone.asked() == [f"{BASE}[dev]"]
+    clone.run("search")
+    assert clone.asked() == ["-m tuning.search"]
+    with (clone.folder / "pyproject.toml").open("a") as file:
+        file.write("# changed\n")
+    clone.run("search")
+    assert clone.asked() == [f"{BASE}[dev]", "-m tuning.search"]
+
+
+def test_the_environment_of_version_0_2_0_is_gone_on_with(clone: Clone) -> None:
+    (clone.venv / "bin").mkdir(parents=True)
+    shutil.copy(clone.bin / "python3", clone.venv / "bin" / "python")
+    stamp = subprocess.run(["sha256sum", "pyproject.toml"], cwd=clone.folder, capture_output=True, text=True)
+    (clone.venv / "installed").write_text(stamp.stdout)
+    assert clone.run("search").returncode == 0
+    assert clone.asked() == ["-m tuning.search"]
+    (clone.venv / "installed").write_text("of an older pyproject.toml\n")
+    assert clone.run("search").returncode == 0
+    assert clone.asked() == [f"{BASE}[dev]", "-m tuning.search"]
+
+
+@pytest.mark.parametrize("moment", ["venv", "pip"])
+def test_an_interrupted_set_up_is_known_as_its_own_and_begun_anew(clone: Clone, moment: str) -> None:
+    assert clone.run("search", KILL=f"-m {moment}").returncode == -9
+    (clone.venv / "half").mkdir()
+    done = clone.run("search")
+    assert done.returncode == 0 and clone.asked() == [VENV, BASE, "-m tuning.search"]
+    assert not (clone.venv / "half").exists()
+
+
+@pytest.mark.parametrize("moment", ["venv", "pip"])
+def test_a_set_up_that_fails_is_said_and_goes_on_later(clone: Clone, moment: str) -> None:
+    done = clone.run("search", FAIL=f"-m {moment}")
+    said = {
+        "venv": "python3 -m venv failed. On Debian and Ubuntu, install python3-venv.",
+        "pip": "pip could not install the project into .venv, for the reason above. Run the command again to go on.",
+    }
+    assert done.returncode == 2 and done.stderr.endswith(f"no network\nerror: {said[moment]}\n")
+    assert clone.run("search").returncode == 0
+
+
+def test_tools_that_cannot_be_had_cost_no_environment(clone: Clone) -> None:
+    clone.run("search")
+    assert clone.run("--dev", FAIL="pip").returncode == 2
+    assert clone.run("search").returncode == 0
+    assert clone.asked() == ["-m tuning.search"]
+
+
+def test_an_old_python_is_said(clone: Clone) -> None:
+    done = clone.run("search", OLD="1")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: python3 must be Python 3.11 or later, but got Python 3.10.\n",
+    )
+    assert not clone.venv.exists()
+
+
+@pytest.mark.parametrize("case", ["installed", "by root", "left out", "fails", "no root", "no apt-get"])
+def test_what_apt_get_installs_is_said_and_can_be_left_out(clone: Clone, case: str) -> None:
+    apt = '#!/bin/sh\necho "apt-get $*" >>"$LOG"\nexit {}\n'
+    clone.stand_in("apt-get", apt.format(1 if case == "fails" else 0))
+    clone.stand_in("id", f"#!/bin/sh\necho {1000 if case == 'no root' else 0}\n")
+    if case == "installed":
+        clone.stand_in("chromium", "#!/bin/sh\n")
+    if case == "no apt-get":
+        (clone.bin / "apt-get").unlink()
+    done = clone.run("-k", "x", script="tests/run.sh", **({"NO_APT": "1"} if case == "left out" else {}))
+    assert done.returncode == 0, done.stderr
+    asked = [line for line in clone.asked() if line.startswith("apt-get")]
+    installing = "Installing Chromium with apt-get, for the tests of the page (NO_APT=1 leaves it out) ..."
+    assert {
+        "installed": (asked == [] and "Chromium" not in done.stderr),
+        "by root": (len(asked) == 2 and installing in done.stderr),
+        "left out": (asked == [] and "Chromium is not installed: the tests of the page in a br" in done.stderr),
+        "no apt-get": (asked == [] and "Chromium is not installed: the tests of the page in a br" in done.stderr),
+        "no root": (asked == [] and "Chromium is not installed: the tests of the page in a br" in done.stderr),
+        "fails": (len(asked) == 1 and "apt-get could not install Chromium: the tests of the page" in done.stderr),
+    }[case]
+    assert clone.asked()[1] == f"{BASE}[dev]" and clone.asked()[-1].endswith(
+        "-m pytest --numprocesses 2 --dist loadscope -k x"
+    )
+
+
+@pytest.mark.slow
+def test_a_clone_in_any_folder_makes_a_real_environment_and_runs(tmp_path: Path) -> None:
+    folder = copy_project(tmp_path / "Grün #1 50%? [x] 'y' %20")
+    # The dependencies are those of this environment; pip must neither ask the network nor build in isolation.
+    offline = {"PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0"}
+    environment = os.environ | offline | {"PYTHONPATH": sysconfig.get_paths()["purelib"]}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    for words in (["search", "--help"], ["predict", "--help"]):
+        command = ["bash", str(folder / "tuning" / "run.sh"), *words]
+        done = subprocess.run(
+            command, env=environment, cwd="/", capture_output=True, text=True, timeout=200, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    del environment["PYTHONPATH"]  # Beside the dependencies it has how this environment finds the project.
+    where = "import tuning, search_spaces; print(tuning.__file__, search_spaces.__file__)"
+    command = [str(folder / ".venv/bin/python"), "-P", "-c", where]
+    found = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert found.stdout == f"{folder}/tuning/__init__.py {folder}/search_spaces/__init__.py\n"

@@ -1,0 +1,262 @@
+"""What a space uses from beside its file goes with the run: a resume elsewhere finds it, and no other space does."""
+
+import shutil
+import sys
+import warnings
+from pathlib import Path
+
+import optuna
+import pytest
+
+from tuning import record, surroundings
+from tuning.config import TrainConfig
+from tuning.errors import UserError
+from tuning.settings import Settings
+from tuning.spaces import Space, check_space, load_space
+
+END = "def space(trial):\n    return {'width': WIDTH, 'learning_rate': trial.suggest_float('lr', 0.1, 1)}\n"
+LATE = "def space(trial):\n    {}\n    return {{'width': WIDTH, 'learning_rate': trial.suggest_float('lr', 0.1, 1)}}\n"
+READ = "WIDTH = int(Path(__file__).with_name('w.json').read_text())"
+# The files of a project, the space's first; in each the width is 12, and known from another file only.
+PROJECTS = {
+    "a file beside it": {"mine.py": f"from pathlib import Path\n{READ}\n{END}", "w.json": "12"},
+    "a module beside it": {"mine.py": f"from helper import WIDTH\n{END}", "helper.py": "WIDTH = 12"},
+    "a package": {
+        "mine.py": f"from parts.sizes import WIDTH\n{END}",
+        "parts/__init__.py": "",
+        "parts/sizes.py": "from .more import WIDTH",
+        "parts/more.py": "WIDTH = 12",
+    },
+    "a module that reads a file": {
+        "mine.py": f"from helper import WIDTH\n{END}",
+        "helper.py": f"from pathlib import Path\n{READ}",
+        "w.json": "12",
+    },
+    "a module when it draws": {
+        "mine.py": LATE.format("from helper import WIDTH"),
+        "helper.py": "WIDTH = 12",
+    },
+    "a file when it draws": {
+        "mine.py": "from pathlib import Path\n" + LATE.format(READ),
+        "w.json": "12",
+    },
+    "a hidden and a pickled file": {
+        "mine.py": "import pickle\nfrom pathlib import Path\nassert Path(__file__).with_name('.w').read_text()\n"
+        f"WIDTH = pickle.loads(Path(__file__).with_name('w.pkl').read_bytes())\n{END}",
+        ".w": "12",
+        "w.pkl": "I12\n.",
+    },
+    "a file of the working directory": {
+        "mine.py": f"with open('w.json') as file:\n    WIDTH = int(file.read())\n{END}",
+        "w.json": "12",
+    },
+    "a module of the working directory": {
+        "spaces/mine.py": f"from helper import WIDTH\n{END}",
+        "helper.py": "WIDTH = 12",
+    },
+    "a folder above it": {
+        "spaces/mine.py": "from pathlib import Path\n"
+        f"WIDTH = int((Path(__file__).parent.parent / 'data/w.json').read_text())\n{END}",
+        "data/w.json": "12",
+    },
+    "a dataclass": {
+        "mine.py": "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom helper import WIDTH\n"
+        f"@dataclass\nclass Range:\n    low: float = 0.1\n{END}",
+        "helper.py": "WIDTH = 12",
+    },
+    "a name of the library": {
+        "random.py": f"import random\nfrom helper import WIDTH\n{END}",
+        "helper.py": "WIDTH = 12",
+    },
+}
+
+
+def write(folder: Path, project: dict[str, str]) -> str:
+    """Writes a project's files; returns the path of its space from there."""
+    for name, text in project.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    return next(iter(project))
+
+
+def draw(space: Space) -> TrainConfig:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    return space.sample(study.ask(), epochs=5)
+
+
+def begin(space: Space, run: Path) -> str:
+    """Checks the space and writes what `record.begin` writes of it."""
+    check_space(space, epochs=2)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "space.py").write_text(space.source, encoding="utf-8")
+    assert space.surroundings is not None
+    return space.surroundings.keep(run)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Returns an empty folder, which is the working directory and on the path, as with `python -m`."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend("")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    return folder
+
+
+@pytest.mark.parametrize("files", PROJECTS.values(), ids=PROJECTS)
+def test_a_run_is_resumed_without_the_folder_that_its_space_was_in(
+    tmp_path: Path, project: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(sys.modules), list(sys.path)
+    space = load_space(write(project, files))
+    assert begin(space, tmp_path / "run") == ""
+    assert draw(space).width == 12
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(project)
+    resumed = load_space("run/space.py")
+    check_space(resumed, epochs=2)
+    assert draw(resumed).width == 12 and resumed.source == space.source
+    assert {"helper", "parts", "mine"}.isdisjoint(set(sys.modules) - before[0]) and sys.path == before[1]
+    assert open is surroundings.io.open is surroundings.builtins.open
+
+
+def test_a_space_that_uses_nothing_is_kept_as_one_file(tmp_path: Path, project: Path) -> None:
+    for name in (write(project, {"mine.py": f"import json\nWIDTH = 12\n{END}"}), "resnet"):
+        begin(load_space(name), tmp_path / name / "run")
+        assert [path.name for path in (tmp_path / name / "run").iterdir()] == ["space.py"]
+
+
+def test_modules_of_one_space_are_not_seen_by_another(project: Path) -> None:
+    for name, width in (("one", 12), ("two", 16)):
+        write(project / name, {"mine.py": f"from helper import WIDTH\n{END}", "helper.py": f"WIDTH = {width}"})
+    one, two = load_space("one/mine.py"), load_space("two/mine.py")
+    assert [draw(space).width for space in (one, two, one)] == [12, 16, 12]
+    write(project / "three", {"mine.py": f"from helper import WIDTH\n{END}"})
+    with pytest.raises(UserError, match=r"three/mine\.py must import without an error, but line 1 raised ModuleNotFou"):
+        load_space("three/mine.py")
+    assert "helper" not in sys.modules
+
+
+def test_a_module_of_the_process_is_left_as_it_is(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = type(sys)("helper")
+    space = load_space(write(project, {"mine.py": f"from helper import WIDTH\n{END}", "helper.py": "WIDTH = 12"}))
+    monkeypatch.setitem(sys.modules, "helper", theirs)
+    assert draw(space).width == 12
+    assert sys.modules["helper"] is theirs
+
+
+def test_what_is_used_for_the_first_time_in_mid_search_is_kept_then(tmp_path: Path, project: Path) -> None:
+    late = "if trial.number > 60:\n        from helper import WIDTH"
+    files = {"mine.py": f"WIDTH = 12\n{LATE.format(late).replace('WIDTH,', '12,')}", "helper.py": "WIDTH = 12"}
+    space = load_space(write(project, files))
+    begin(space, tmp_path)
+    assert not (tmp_path / surroundings.KEPT).exists()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    for _ in range(62):
+        space.sample(study.ask(), epochs=2)
+    assert "helper.py" in surroundings.zipfile.ZipFile(tmp_path / surroundings.KEPT).namelist()
+
+
+def test_the_same_files_make_the_same_archive_and_no_installed_code_is_in_it(tmp_path: Path, project: Path) -> None:
+    files = {
+        "mine.py": f"import yaml, optuna.visualization\nfrom helper import WIDTH\n{END}",
+        "helper.py": "WIDTH = 12",
+    }
+    kept = []
+    for name in ("one", "two"):
+        begin(load_space(write(project, files)), tmp_path / name)
+        kept.append((tmp_path / name / surroundings.KEPT).read_bytes())
+    assert kept[0] == kept[1]
+    names = surroundings.zipfile.ZipFile(tmp_path / "one" / surroundings.KEPT).namelist()
+    assert names == ["helper.py", "mine.py", "tuning-space.txt"]
+
+
+def test_a_file_that_is_written_is_not_kept(tmp_path: Path, project: Path) -> None:
+    source = f"from pathlib import Path\nPath('log.txt').open('a').close()\nWIDTH = 12\n{END}"
+    begin(load_space(write(project, {"mine.py": source})), tmp_path / "run")
+    assert not (tmp_path / "run" / surroundings.KEPT).exists()
+
+
+def test_a_large_file_is_said_and_not_kept(tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surroundings, "LARGEST", 2_000_000)
+    files = {
+        "mine.py": f"from pathlib import Path\nWIDTH = int(Path('w.txt').read_text())\n{END}",
+        "w.txt": "12" + " " * 2_000_000,
+    }
+    said = begin(load_space(write(project, files)), tmp_path / "run")
+    assert said == (
+        "The run keeps no copy of w.txt, which the space reads: a file of more than 2 MB must be there when the run "
+        "is resumed."
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x05\x06" + bytes(18)], ids=["empty", "text", "other"])
+def test_a_damaged_archive_is_said(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "space.py").write_text(f"WIDTH = 12\n{END}", encoding="utf-8")
+    (tmp_path / surroundings.KEPT).write_bytes(content)
+    with pytest.raises(UserError, match=r"space\.zip, which holds what the search space uses, is damaged: .*or remove"):
+        load_space(str(tmp_path / "space.py"))
+
+
+def test_the_run_of_an_earlier_version_is_resumed_by_its_file_alone(tmp_path: Path) -> None:
+    (tmp_path / "space.py").write_text(f"WIDTH = 12\n{END}", encoding="utf-8")
+    assert draw(load_space(str(tmp_path / "space.py"))).width == 12
+
+
+def test_an_error_names_the_line_of_the_file(project: Path) -> None:
+    name = write(project, {"mine.py": f"WIDTH = 12\n{END.replace('WIDTH', 'WIDHT')}"})
+    with pytest.raises(UserError, match=r"Search space mine must return .*, but line 3 raised NameError"):
+        draw(load_space(name))
+
+
+WARNS = "import warnings\nwarnings.warn('old', {})\ndef space(trial):\n    warnings.warn('mine', {})\n    return {{}}\n"
+
+
+@pytest.mark.parametrize("kind", ["UserWarning", "DeprecationWarning", "FutureWarning", "RuntimeWarning"])
+def test_a_warning_in_a_users_space_is_no_error(project: Path, kind: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check_space(load_space(write(project, {"mine.py": WARNS.format(kind, kind)})), epochs=2)
+
+
+def test_a_step_that_does_not_divide_the_range_is_no_error(project: Path) -> None:
+    source = "def space(trial):\n    return {'width': trial.suggest_int('w', 8, 15, step=4)}\n"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check_space(load_space(write(project, {"mine.py": source})), epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "FIRST = [{'w': 99}]\ndef space(trial):\n    return {'width': trial.suggest_int('w', 8, 16)}\n",
+            "FIRST must hold points of the space, but got {'w': 99}",
+        ),
+        (
+            "def space(trial):\n    return {'width': trial.suggest_categorical('w', [(8, 8), (16, 16)])[0]}\n",
+            "Choices for a categorical distribution should be",
+        ),
+        (
+            "def space(trial):\n    trial.suggest_int('w', 8, 10)\n"
+            "    return {'width': trial.suggest_int('w', 12, 16)}\n",
+            "Inconsistent parameter values for distribution",
+        ),
+    ],
+)
+def test_what_optuna_only_warns_of_is_an_error_where_it_is_one(project: Path, source: str, message: str) -> None:
+    with warnings.catch_warnings(), pytest.raises(UserError, match=message):
+        warnings.simplefilter("ignore")
+        check_space(load_space(write(project, {"mine.py": source})), epochs=2)
+
+
+def test_a_run_begins_with_what_its_space_uses(tmp_path: Path, project: Path) -> None:
+    space = load_space(write(project, PROJECTS["a module beside it"]))
+    slots = {"device": "cpu", "concurrency": 1, "cpus_per_trial": 1.0, "gpus_per_trial": 0.0}
+    rest = {"train_images": None, "data_dir": None, "max_failures": 0, "time_budget": None}
+    named = {"space": "mine.py", "dataset": "fashion-mnist", "sampler": "curves", "scheduler": "asha"}
+    settings = Settings(samples=1, epochs=1, seed=0, **named, **slots, **rest)
+    assert record.begin(tmp_path / "run", settings, space) == ""
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"space.py", surroundings.KEPT, "meta.json"}
+    assert draw(load_space(str(tmp_path / "run" / "space.py"))).width == 12
