@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuning import cluster, files, machine, mirror, record, results
+from tuning import cluster, files, interrupts, machine, mirror, record, results
 from tuning import storage as storages
 from tuning.errors import UserError, counted, run_command
 from tuning.settings import (
@@ -100,6 +100,7 @@ def run_trials(
     settings: Settings, path: Path, splits: "Splits", study: "RunStudy", progress: "Progress", n_trials: int
 ) -> str | None:
     """Runs trials through Ray Tune until there are `n_trials` more; returns why it ended sooner, or None."""
+    from pyarrow.fs import LocalFileSystem
     from ray import tune
 
     from tuning import schedulers
@@ -142,6 +143,7 @@ def run_trials(
             run_config=tune.RunConfig(
                 name="trials",
                 storage_path=str(path.absolute()),
+                storage_filesystem=LocalFileSystem(),  # Else Ray reads the path as a URI: "#", "?" and "%20" break it.
                 failure_config=tune.FailureConfig(max_failures=settings.max_failures),
                 callbacks=[recorder, TensorBoard(), *_mlflow_callbacks(settings, path)],
                 stop=EndSearch(stop.now),
@@ -195,7 +197,8 @@ def dry_run(settings: Settings, splits: "Splits", space: "Space", *, choose_slot
 
     kinds = estimate.kinds(space, settings.epochs)
     rates: dict[int, float] = {}
-    most = max(settings.concurrency, *estimate.SIDE_BY_SIDE) if choose_slots else settings.concurrency
+    n_gpus = max(1, len(machine.gpu_memory()))
+    most = max(settings.concurrency, n_gpus * max(estimate.SIDE_BY_SIDE)) if choose_slots else settings.concurrency
     with cluster.started(asdict(settings) | {"concurrency": most}, logging.NullHandler()):
         if choose_slots:
             rates = estimate.measure_slots(settings, kinds, splits)
@@ -382,7 +385,8 @@ def main(
             record.begin(path, settings, found_space)
         else:
             record.go_on(path, settings)
-        with record.mirrored(settings, path, progress):
+        resume_it = interrupts.resumable(f"Go on with: python -m tuning.search --resume {path.name}")
+        with resume_it, record.mirrored(settings, path, progress):
             search(settings, path, splits, found_space, progress)
     found = results.Run(path)
     print(results.summary_line(found))
