@@ -9,11 +9,9 @@ import logging
 import math
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -274,7 +272,7 @@ def _joined(address: str) -> Iterator[None]:
     tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     code = {"py_modules": [str(Path(__file__).parent)], "excludes": ["__pycache__"]}
     try:
-        with interrupts.held_back(), _own_handlers():
+        with _own_handlers():
             ray.init(address=address, runtime_env=code, **_QUIET)
         yield
     finally:
@@ -298,7 +296,7 @@ def _own(slots: Mapping[str, Any]) -> Iterator[None]:
         if note:
             print(note, flush=True)
         stack.callback(_end_ray)
-        with interrupts.held_back(), _own_handlers():
+        with _own_handlers():
             context = ray.init(
                 address="local",
                 num_cpus=machine.cpus_in_use(slots),
@@ -315,15 +313,16 @@ def _own(slots: Mapping[str, Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_handlers() -> Iterator[None]:
-    """Keeps this process's handler of SIGTERM: Ray sets one that ends the process with nothing said."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGTERM)
+    """Has signals wait while Ray starts, and keeps Ray's handler of SIGTERM out, which ends the process unsaid."""
+    from ray._private import utils
+
+    theirs = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
     try:
-        yield
+        with interrupts.held_back():
+            yield
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        utils.set_sigterm_handler = theirs
 
 
 def _end_ray() -> None:
@@ -332,11 +331,11 @@ def _end_ray() -> None:
     They do not get SIGTERM (`interrupts.held_back`), for which `ray.shutdown` would wait a second each; and once Ray's
     raylet is killed, its agents would stay for half a minute.
     """
-    import psutil  # Ray brings one.
+    import psutil  # type: ignore[import-untyped]  # Ray brings one.
     import ray
     from ray._private import worker
 
-    node = worker._global_node
+    node: Any = worker._global_node
     if node is None:  # It was interrupted while it started.
         ray.shutdown()
         return

@@ -31,8 +31,8 @@ def numbers() -> list[signal.Signals]:
 
 
 @contextlib.contextmanager
-def caught(act: Callable[[], None]) -> Iterator[None]:
-    """Has the first signal call `act`, and another one a second later end the process at once.
+def caught(act: Callable[[int], None]) -> Iterator[None]:
+    """Has the first signal call `act` with its number, and another one a second later end the process at once.
 
     In a thread other than the main one, which gets no signals, it does nothing.
     """
@@ -46,7 +46,7 @@ def caught(act: Callable[[], None]) -> Iterator[None]:
         drop_closed_output()
         if first is None:
             first = time.monotonic()
-            act()
+            act(number)
         elif time.monotonic() - first > SECONDS_OF_ONE_WISH:
             leave()
 
@@ -62,7 +62,7 @@ def caught(act: Callable[[], None]) -> Iterator[None]:
 def raised() -> Iterator[None]:
     """Has a signal raise KeyboardInterrupt, as Ctrl-C does."""
 
-    def interrupt() -> NoReturn:
+    def interrupt(number: int) -> NoReturn:
         raise KeyboardInterrupt
 
     with caught(interrupt):
@@ -82,19 +82,24 @@ def resumable(next_step: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Has SIGTERM and SIGHUP wait until the end; processes that are started meanwhile never get them.
+    """Has signals wait until the end; processes that are started meanwhile never get SIGTERM and SIGHUP.
 
     What ends a whole process group or control group would end them first, before the command can end in order. They
     still die of SIGKILL, which is what a parent sends that wants them gone.
     """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    waiting: list[int] = []
+    with contextlib.ExitStack() as stack:
+        if hasattr(signal, "pthread_sigmask"):  # A child inherits the mask, and keeps it whatever it runs.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
+            stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
+        # The mask holds nothing back from this process: its other threads, numpy's among them, take the signal.
+        stack.enter_context(caught(waiting.append))
+        try:
+            yield
+        finally:
+            stack.close()
+            for number in waiting:
+                signal.raise_signal(number)
 
 
 def drop_closed_output() -> None:

@@ -222,7 +222,8 @@ def cpus_in_use(slots: Mapping[str, Any]) -> int:
     Were it less than the slots need, those that do not fit would wait for ever. `slots` as `plan_slots` gives them.
     """
     units = math.ceil(slots["cpus_per_trial"] * RAY_UNITS - 1e-6)
-    return max(1, -(-slots["concurrency"] * units // RAY_UNITS))
+    n_cpus: int = max(1, math.ceil(slots["concurrency"] * units / RAY_UNITS))
+    return n_cpus
 
 
 # Huge pages; and what is freed is kept for the next step instead of given back, up to 1 GB. glibc's own threshold grows

@@ -30,7 +30,7 @@ class Stop:
         Another one, a second or more later, ends it at once.
         """
 
-        def interrupt() -> None:
+        def interrupt(number: int) -> None:
             self._interrupted_at = time.monotonic()
 
         with interrupts.caught(interrupt):
