@@ -15,6 +15,8 @@ ROOMS = {path.stem: path for path in (ROOT / "tuning").glob("*.py") if not path.
 # From the ground up: a room imports only from rooms above it in this list.
 ORDER = [
     *(
+        "interrupts",
+        "temporary",
         "masking",
         "errors",
         "config",

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuning import machine
+from tuning import interrupts, machine, temporary
 from tuning.errors import UserError, counted, unknown_name
 
 DEVICES = ("cpu", "cuda", "any")
@@ -37,6 +37,7 @@ groups = config.node_group_configs if config is not None else []
 print(json.dumps([alive, [[dict(group.resources), group.max_count] for group in groups]]))
 """
 Resources = Mapping[str, float]
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
 def look(address: str) -> tuple[list[Resources], list[tuple[Resources, int]]]:
@@ -108,18 +109,17 @@ def plan_slots(
     device = device or ("cuda" if most_gpus and gpus_per_trial != 0 else "cpu")
     if device == "cuda" and not (most_gpus and gpus_per_trial != 0):
         raise UserError("--device must be 'cpu' on a cluster without a GPU for trials, but got 'cuda'.")
+    if cpus_per_trial is not None and not machine.representable(cpus_per_trial) > 0:
+        raise UserError(f"--cpus-per-trial must be at least {1 / machine.RAY_UNITS}, but got {cpus_per_trial:g}.")
+    usable_gpus = most_gpus if device != "cpu" else 0.0
+    gpus = machine.check_gpus(gpus_per_trial or 0.0, usable_gpus, "the GPUs of a node that are to be used")
     slots: dict[str, Any] = {
         "device": device,
-        "cpus_per_trial": cpus_per_trial or 1.0,
-        "gpus_per_trial": 0.0 if device == "cpu" else 1.0 if gpus_per_trial is None else gpus_per_trial,
+        "cpus_per_trial": 1.0 if cpus_per_trial is None else machine.representable(cpus_per_trial),
+        "gpus_per_trial": 1.0 if device != "cpu" and gpus_per_trial is None else gpus,
         "limit": concurrency,
         "address": address,
     }
-    if gpus_per_trial is not None and gpus_per_trial > (most_gpus if device != "cpu" else 0):
-        raise UserError(
-            f"--gpus-per-trial must be at most {most_gpus if device != 'cpu' else 0:g}, the GPUs of a node that are to "
-            f"be used, but got {gpus_per_trial:g}."
-        )
     now = sum(capacity(slots, alive, []).values())
     if not sum(capacity(slots, alive, to_come).values()):
         fitting = [node for node in nodes if device != "cuda" or node.get("GPU", 0.0) >= slots["gpus_per_trial"]]
@@ -150,11 +150,9 @@ def capacity(
 def _fitting(slots: Mapping[str, Any], node: Resources) -> dict[str, int]:
     """Returns how many trials fit on a node, by their device."""
     cpus, gpus, on_gpus = slots["cpus_per_trial"], slots["gpus_per_trial"], 0
-    fit = int(node.get("CPU", 0.0) / cpus + 1e-6)
+    fit = machine.n_fitting(node.get("CPU", 0.0), 0, cpus, 0.0)
     if slots["device"] != "cpu" and gpus:
-        # Shares of one GPU do not add up across GPUs.
-        n_gpus = int(node.get("GPU", 0.0))
-        on_gpus = min(fit, n_gpus * int(1 / gpus + 1e-6) if gpus < 1 else int(n_gpus / gpus))
+        on_gpus = machine.n_fitting(node.get("CPU", 0.0), int(node.get("GPU", 0.0)), cpus, gpus)
     return {"cuda": on_gpus, "cpu": 0 if slots["device"] == "cuda" else fit - on_gpus}
 
 
@@ -252,40 +250,123 @@ def started(slots: Mapping[str, Any], log: logging.Handler) -> Iterator[None]:
         "RAY_prestart_worker_first_driver": "0",
     }
     machine.tune_malloc()
+    loggers = [logging.getLogger("ray"), logging.getLogger("ray.tune")]
+    with contextlib.ExitStack() as stack:
+        stack.callback(log.close)
+        for logger in loggers:
+            stack.callback(logger.removeHandler, log)
+        stack.enter_context(_joined(slots["address"]) if slots.get("address") is not None else _own(slots))
+        for logger in loggers:
+            logger.handlers, logger.propagate = [log], False
+        yield
+
+
+@contextlib.contextmanager
+def _joined(address: str) -> Iterator[None]:
+    """Joins a cluster."""
+    import ray
+    from ray._private import ray_constants
+    from ray._private.authentication import authentication_token_setup as tokens
+
+    ray_constants.ENABLE_RAY_CLUSTER = True
+    tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    code = {"py_modules": [str(Path(__file__).parent)], "excludes": ["__pycache__"]}
+    try:
+        with _own_handlers():
+            ray.init(address=address, runtime_env=code, **_QUIET)
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own(slots: Mapping[str, Any]) -> Iterator[None]:
+    """Starts a Ray of our own, which ends with this process, or before; none of its files stays."""
     import ray
     from ray._private import ray_constants
 
     # Where it is false, Ray takes the loopback address for that of the machine; else its ports are open to the world,
     # whatever `_node_ip_address` says (ray 2.60: "127.0.0.1" is replaced by an address that others can reach).
-    ray_constants.ENABLE_RAY_CLUSTER = slots.get("address") is not None
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if slots.get("address") is not None:
-        from ray._private.authentication import authentication_token_setup as tokens
-
-        tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-        code = {"py_modules": [str(Path(__file__).parent)], "excludes": ["__pycache__"]}
-        ray.init(address=slots["address"], runtime_env=code, **quiet)
-    else:
-        context = ray.init(
-            address="local",
-            num_cpus=machine.cpus_in_use(slots),
-            num_gpus=len(machine.gpu_memory()) if slots["device"] == "cuda" else 0,
-            include_dashboard=slots.get("dashboard", False),
-            dashboard_host="127.0.0.1",
-            **quiet,
-        )
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    with contextlib.ExitStack() as stack:
+        try:
+            folder, note = stack.enter_context(temporary.ray_folder())
+        except OSError as error:
+            raise UserError(str(error)) from error
+        if note:
+            print(note, flush=True)
+        stack.callback(_end_ray)
+        with _own_handlers():
+            context = ray.init(
+                address="local",
+                num_cpus=machine.cpus_in_use(slots),
+                num_gpus=len(machine.gpu_memory()) if slots["device"] == "cuda" else 0,
+                include_dashboard=slots.get("dashboard", False),
+                dashboard_host="127.0.0.1",
+                _temp_dir=str(folder),
+                **_QUIET,
+            )
         if slots.get("dashboard", False):
             print(f"Dashboard: http://{context.dashboard_url}")
-    loggers = [logging.getLogger("ray"), logging.getLogger("ray.tune")]
-    for logger in loggers:
-        logger.handlers, logger.propagate = [log], False
-    try:
         yield
+
+
+@contextlib.contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Has signals wait while Ray starts, and keeps Ray's handler of SIGTERM out, which ends the process unsaid."""
+    from ray._private import utils
+
+    theirs = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        with interrupts.held_back():
+            yield
     finally:
+        utils.set_sigterm_handler = theirs
+
+
+def _end_ray() -> None:
+    """Ends all processes of our own Ray at once.
+
+    They do not get SIGTERM (`interrupts.held_back`), for which `ray.shutdown` would wait a second each; and once Ray's
+    raylet is killed, its agents would stay for half a minute.
+    """
+    import psutil  # type: ignore[import-untyped]  # Ray brings one.
+    import ray
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    if node is None:  # It was interrupted while it started.
         ray.shutdown()
-        for logger in loggers:
-            logger.removeHandler(log)
-        log.close()
+        return
+    begun = [started.process.pid for kind in node.all_processes.values() for started in kind]
+    processes = []
+    for pid in begun:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            processes += [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    kill = node.kill_all_processes
+    node.kill_all_processes = lambda **how: kill(**how | {"allow_graceful": False})
+    ray.shutdown()
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=5)
+
+
+def get(answer: Any) -> Any:
+    """Returns what `ray.get` does; a `UserError` of a worker comes as it was, without the worker's traceback.
+
+    Raises:
+        UserError: The worker raised it.
+    """
+    import ray
+
+    try:
+        return ray.get(answer)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from None
+        raise
 
 
 def check_dashboard(address: str | None) -> None:

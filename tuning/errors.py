@@ -6,12 +6,13 @@ Bugs keep their tracebacks; only a `UserError` is turned into `error: …` and e
 import codecs
 import difflib
 import errno
+import functools
 import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tuning.masking import masked
 
@@ -83,16 +84,32 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 
 def run_command(main: Callable[..., None]) -> None:
-    """Runs `main` as a typer command; a `UserError` prints `error: …` to stderr and exits with code 2."""
+    """Runs `main` as a typer command; a `UserError` prints `error: …` to stderr and exits with code 2.
+
+    A signal that asks it to end prints a sentence to stderr and exits with code 130.
+    """
     import typer  # Here, so that training needs nothing but torch, numpy and pydantic.
 
+    from tuning import interrupts, temporary
+
     survive_encoding()
+
+    @functools.wraps(main)
+    def command(*args: Any, **kwargs: Any) -> None:
+        try:
+            main(*args, **kwargs)
+        except KeyboardInterrupt as interrupt:  # Here, because typer would say "Aborted!" and exit with 1.
+            print(str(interrupt) or "Interrupted. Run the same command again to go on.", file=sys.stderr)
+            raise typer.Exit(interrupts.EXIT_CODE) from None
+
     # Whatever the shell says: nothing that a command writes is everybody's to change.
     os.umask(os.umask(0o077) | 0o002)
+    temporary.provide_home()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-    app.command()(main)
+    app.command()(command)
     try:
-        app()
+        with interrupts.raised():
+            app()
     except UserError as error:
         print(f"error: {masked(str(error))}", file=sys.stderr)
         sys.exit(2)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tuning import files, machine, results
+from tuning import cluster, files, machine, results
 from tuning.config import TrainConfig
 from tuning.data import Labelled, Splits
 from tuning.errors import UserError
@@ -115,7 +115,7 @@ def measure(settings: Any, kinds: Sequence[tuple[TrainConfig, float]], splits: S
     costs = []
     for config, share in kinds:
         beside = [remote.remote(config, shared, settings.device, threads) for _ in range(settings.concurrency)]
-        seconds, peaks, sizes = zip(*ray.get(beside), strict=True)
+        seconds, peaks, sizes = zip(*cluster.get(beside), strict=True)
         costs.append(Cost(config, share, sum(seconds) / len(seconds), max(peaks), max(sizes)))
     return costs
 

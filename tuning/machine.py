@@ -10,6 +10,7 @@ from typing import Any
 
 from tuning.errors import UserError, unknown_name
 
+RAY_UNITS = 10_000  # Ray counts CPUs and GPUs in parts of one.
 GPU_BYTES_FOR_A_TRIAL = 8 << 30
 GPU_ROOM = 0.9  # Of a GPU's memory is for tensors; the rest is for what CUDA keeps for each process.
 # Of NVIDIA, WSL, Jetson, AMD. torch takes two seconds to say that there is no GPU; an error must not wait for that.
@@ -35,25 +36,24 @@ def plan_slots(
     n_cpus = cores()
     if device not in (None, "cpu", "cuda"):
         raise unknown_name("--device", device, ["cpu", "cuda"])
-    cpus = cpus_per_trial or 1.0
-    if cpus > n_cpus:
-        raise UserError(f"--cpus-per-trial must be at most {n_cpus}, the cores of this machine, but got {cpus:g}.")
+    asked = 1.0 if cpus_per_trial is None else cpus_per_trial
+    cpus = representable(asked)
+    if not asked <= n_cpus:  # NaN, too.
+        raise UserError(f"--cpus-per-trial must be at most {n_cpus}, the cores of this machine, but got {asked:g}.")
+    if cpus <= 0:
+        raise UserError(f"--cpus-per-trial must be at least {1 / RAY_UNITS}, but got {asked:g}.")
     gpus = [] if device == "cpu" else gpu_memory()
     device = device or ("cuda" if gpus else "cpu")
-    wanted_gpus = gpus_per_trial or 0.0
     if device == "cuda" and not gpus:
         raise UserError("--device must be 'cpu' on a machine without a GPU that torch can use, but got 'cuda'.")
-    if wanted_gpus > (len(gpus) if device == "cuda" else 0):
-        raise UserError(f"--gpus-per-trial must be at most {len(gpus)}, the GPUs to be used, but got {wanted_gpus:g}.")
-    slots = int(n_cpus / cpus)
-    if device == "cuda":
-        if gpus_per_trial is None:
-            side_by_side = trials_a_gpu or min(4, max(1, min(gpus) // GPU_BYTES_FOR_A_TRIAL))
-            if concurrency is not None:
-                side_by_side = math.ceil(concurrency / len(gpus))
-            wanted_gpus = 1 / max(1, min(side_by_side, slots // len(gpus)))
-        if wanted_gpus > 0:
-            slots = min(slots, int(len(gpus) / wanted_gpus + 1e-6))
+    n_gpus = len(gpus) if device == "cuda" else 0
+    wanted_gpus = check_gpus(gpus_per_trial or 0.0, n_gpus, "the GPUs to be used")
+    if device == "cuda" and gpus_per_trial is None:
+        side_by_side = trials_a_gpu or min(4, max(1, min(gpus) // GPU_BYTES_FOR_A_TRIAL))
+        if concurrency is not None:
+            side_by_side = math.ceil(concurrency / n_gpus)
+        wanted_gpus = representable(1 / max(1, min(side_by_side, n_fitting(n_cpus, 0, cpus, 0.0) // n_gpus)))
+    slots = n_fitting(n_cpus, n_gpus, cpus, wanted_gpus)
     if concurrency is not None:
         if not 1 <= concurrency <= slots:
             raise UserError(f"--concurrency must be between 1 and {slots} on this machine, but got {concurrency}.")
@@ -61,11 +61,141 @@ def plan_slots(
     return {"device": device, "concurrency": slots, "cpus_per_trial": cpus, "gpus_per_trial": wanted_gpus}
 
 
+def replan(settings: Any, before: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], str]:
+    """Returns the slots of a run that is resumed on this machine, and a sentence that says what changed, if anything.
+
+    What the run had is kept where this machine has it. A GPU that is not here gives way to the CPU; trials that took
+    more than there is take what there is. A run that filled its machine fills this one, too. It never raises.
+
+    Args:
+        settings: The run's, of which device, concurrency, CPUs and GPUs a trial are read.
+        before: What `hardware` said of the machine where the run was begun, from its `meta.json`.
+    """
+    n_cpus, n_gpus = cores(), len(gpu_memory())
+    device = "cuda" if settings.device != "cpu" and n_gpus else "cpu"
+    cpus = min(representable(settings.cpus_per_trial), float(n_cpus))
+    gpus = min(representable(settings.gpus_per_trial), float(n_gpus)) if device == "cuda" else 0.0
+    most = n_fitting(n_cpus, n_gpus, cpus, gpus)
+    old_cpus, old_gpus = (before or {}).get("cores"), len((before or {}).get("gpus") or ())
+    filled = device != settings.device or (
+        old_cpus is not None
+        and settings.concurrency >= n_fitting(old_cpus, old_gpus, settings.cpus_per_trial, settings.gpus_per_trial)
+    )
+    slots = {
+        "device": device,
+        "concurrency": most if filled else min(settings.concurrency, most),
+        "cpus_per_trial": cpus,
+        "gpus_per_trial": gpus,
+    }
+    changes = [
+        f"{slots[name]:{form}} {words} (before: {getattr(settings, name):{form}})"
+        for name, form, words in (
+            ("device", "", "as the device"),
+            ("concurrency", "d", "side by side"),
+            ("cpus_per_trial", "g", "CPU cores a trial"),
+            ("gpus_per_trial", "g", "GPUs a trial"),
+        )
+        if not _same(slots[name], getattr(settings, name))
+    ]
+    return slots, f"The run goes on with what this machine has: {', '.join(changes)}." if changes else ""
+
+
+def _same(one: Any, other: Any) -> bool:
+    return abs(one - other) < 2 / RAY_UNITS if isinstance(one, float) else bool(one == other)
+
+
+def check_gpus(gpus: float, most: float, which: str) -> float:
+    """Returns the GPUs of a trial, as Ray counts them.
+
+    Args:
+        gpus: As `--gpus-per-trial` has it.
+        most: How many one trial may have.
+        which: Says of what these are the most.
+
+    Raises:
+        UserError: They are more, or neither a share of one GPU nor a whole number of them.
+    """
+    if not gpus <= most:
+        raise UserError(f"--gpus-per-trial must be at most {most:g}, {which}, but got {gpus:g}.")
+    if 0 < gpus < 1 / RAY_UNITS or (gpus > 1 and gpus != int(gpus)):
+        raise UserError(
+            f"--gpus-per-trial must be a whole number of GPUs or a share of one, at least {1 / RAY_UNITS}, "
+            f"but got {gpus:g}."
+        )
+    return representable(gpus)
+
+
+def representable(amount: float) -> float:
+    """Returns the most that Ray can count and that is no more than `amount`: it counts in ten-thousandths.
+
+    It rounds to the nearest, so that of seven sevenths of a GPU (0.1429 each) only six would fit on it.
+    """
+    return math.floor(amount * RAY_UNITS + 1e-6) / RAY_UNITS if math.isfinite(amount) else amount
+
+
+def n_fitting(n_cpus: float, n_gpus: int, cpus: float, gpus: float) -> int:
+    """Returns how many trials fit on a machine; shares of one GPU do not add up across GPUs.
+
+    Args:
+        n_cpus: Cores of the machine.
+        n_gpus: GPUs of the machine.
+        cpus: Cores of a trial, above 0.
+        gpus: GPUs of a trial: none, a share of one, or a whole number.
+    """
+    on_cpus = int(n_cpus / cpus + 1e-6)
+    if gpus == 0:
+        return on_cpus
+    return min(on_cpus, n_gpus * int(1 / gpus + 1e-6) if gpus < 1 else int(n_gpus / gpus))
+
+
 def cores() -> int:
-    """Returns the number of cores that this process may use: its affinity and its container's quota count."""
+    """Returns the number of whole cores that this process may use: its affinity and its CPU quota count; at least 1.
+
+    A quota of 1.5 cores is one core: two trials would each wait a quarter of the time. joblib, which knows the
+    affinity, rounds a quota up, and knows only that of a container's root.
+    """
     from joblib import cpu_count
 
-    return int(cpu_count())
+    quota = min(cpu_quota(), float(sys.maxsize))
+    return max(1, min(int(cpu_count()), math.floor(quota + 1e-6)))
+
+
+def cpu_quota(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float:
+    """Returns the cores that the control groups of this process, of version 1 or 2, allow it; inf without a limit.
+
+    Args:
+        groups: Names the process's groups.
+        root: Where the groups' files are.
+    """
+    try:
+        lines = groups.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return math.inf
+    least = math.inf
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "cpu" if controllers and (root / "cpu").exists() else root / controllers
+        # A container sees its own group as the root, whatever the name that is told here.
+        own = top / group.strip("/")
+        for folder in (own, *own.parents):
+            least = min(least, _quota_of(folder))
+            if folder == top:
+                break
+    return least
+
+
+def _quota_of(group: Path) -> float:
+    """Returns the cores that a control group's own files allow; inf without a limit."""
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text(encoding="utf-8").split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text(encoding="utf-8") for name in ("quota", "period"))
+        return float(quota) / float(period) if quota != "max" and float(quota) > 0 else math.inf
+    except (OSError, ValueError, ZeroDivisionError):  # Not there, or not to be read: then nothing is known of a limit.
+        return math.inf
 
 
 def gpu_memory() -> list[int]:
@@ -87,8 +217,12 @@ def limit_gpu_memory(share: float) -> None:
 
 
 def cpus_in_use(slots: Mapping[str, Any]) -> int:
-    """Returns the cores that all slots together take; `slots` as `plan_slots` gives them."""
-    n_cpus: int = max(1, round(slots["concurrency"] * slots["cpus_per_trial"]))
+    """Returns the cores that all slots together take, rounded up to whole ones, which is what Ray is told to have.
+
+    Were it less than the slots need, those that do not fit would wait for ever. `slots` as `plan_slots` gives them.
+    """
+    units = math.ceil(slots["cpus_per_trial"] * RAY_UNITS - 1e-6)
+    n_cpus: int = max(1, math.ceil(slots["concurrency"] * units / RAY_UNITS))
     return n_cpus
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuning import cluster, database, files, locks, machine, mirror, record, results, tracking
+from tuning import cluster, database, files, interrupts, locks, machine, mirror, record, results, tracking
 from tuning import storage as storages
 from tuning.errors import UserError, counted, run_command
 from tuning.settings import (
@@ -147,6 +147,7 @@ def run_trials(
     n_trials: int,
 ) -> str | None:
     """Runs trials through Ray Tune until there are `n_trials` more; returns why it ended sooner, or None."""
+    from pyarrow.fs import LocalFileSystem
     from ray import tune
 
     from tuning import schedulers
@@ -188,6 +189,7 @@ def run_trials(
             run_config=tune.RunConfig(
                 name="trials",
                 storage_path=str(path.absolute()),
+                storage_filesystem=LocalFileSystem(),  # Else Ray reads the path as a URI: "#", "?" and "%20" break it.
                 failure_config=tune.FailureConfig(max_failures=settings.max_failures),
                 callbacks=[recorder, TensorBoard()],
                 stop=EndSearch(stop.now),
@@ -246,7 +248,8 @@ def dry_run(settings: Settings, splits: "Splits", space: "Space", *, choose_slot
 
     kinds = estimate.kinds(space, settings.epochs)
     rates: dict[int, float] = {}
-    most = max(settings.concurrency, *estimate.SIDE_BY_SIDE) if choose_slots else settings.concurrency
+    n_gpus = max(1, len(machine.gpu_memory()))
+    most = max(settings.concurrency, n_gpus * max(estimate.SIDE_BY_SIDE)) if choose_slots else settings.concurrency
     with cluster.started(asdict(settings) | {"concurrency": most}, logging.NullHandler()):
         if choose_slots:
             rates = estimate.measure_slots(settings, kinds, splits)
@@ -439,10 +442,10 @@ def main(
         if dry_run_only:
             print(dry_run(settings, splits, found_space, choose_slots=open_slots and settings.device == "cuda"))
             return
-        if resume is None:
-            if left := record.begin(path, settings, found_space):
-                progress.note(left)
-        with tracking.logged(settings.mlflow, path, progress.note):
+        if resume is None and (left := record.begin(path, settings, found_space)):
+            progress.note(left)
+        resume_it = interrupts.resumable(f"Resume it with: python -m tuning.search --resume {path.name}")
+        with resume_it, tracking.logged(settings.mlflow, path, progress.note):
             search(settings, path, splits, found_space, progress, resumed=resume is not None)
     found = results.Run(path)
     print(results.summary_line(found))

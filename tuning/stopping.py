@@ -1,12 +1,11 @@
 """Why and when a search ends before its samples are done."""
 
 import math
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+
+from tuning import interrupts
 
 SECONDS_FOR_AN_EPOCH = 10.0
 
@@ -26,25 +25,21 @@ class Stop:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the search after the running epoch, or 10 s if that is less; a second one at once."""
+        """SIGINT, SIGTERM and SIGHUP end the search after the running epoch, or 10 s if that is less.
 
-        def handle(number: int, frame: Any) -> None:
-            if self._interrupted_at is not None:
-                if os.isatty(1):
-                    os.write(1, b"\x1b[?25h")  # The live view hides the cursor.
-                os._exit(130)
+        Another one, a second or more later, ends it at once.
+        """
+
+        def interrupt(number: int) -> None:
             self._interrupted_at = time.monotonic()
 
-        old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with interrupts.caught(interrupt):
             yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
 
     def now(self) -> bool:
         """Returns whether the search should end, and sets `reason`."""
         if self._interrupted_at is not None:
+            interrupts.drop_closed_output()  # Who reads it may end a moment after the signal came.
             waited = time.monotonic() - self._interrupted_at
             if waited > SECONDS_FOR_AN_EPOCH or self.all_reported_since(self._interrupted_at):
                 self.reason = "interrupt"

@@ -182,7 +182,7 @@ def train_all(
             ready: list[Any] = ray.wait(list(running), num_returns=1, fetch_local=False)[0]
             [rows] = ready
             try:
-                row = ray.get(next(rows))
+                row = cluster.get(next(rows))
             except StopIteration:
                 del running[rows]
                 continue
@@ -225,7 +225,9 @@ def sweep_nodes(run_id: str, uri: str) -> list[str]:
     left = {"this machine": mirror.sweep(run_id, uri)}
     for name, answer in swept.items():
         try:
-            left[name] = ray.get(answer)
+            left[name] = cluster.get(answer)
+        except UserError as error:
+            left[name] = str(error)
         except ray.exceptions.RayError as error:  # The node is gone, and what was only there with it.
             left[name] = f"what was only there: {next(iter(str(error).splitlines()), 'it is gone')}"
     return [f"{what} of {name}" for name, what in left.items() if what]

@@ -1,0 +1,133 @@
+"""Signals that end a command: each of them alone, twice at once, again later, ignored, and with nobody left to read."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tuning import interrupts
+
+ROOT = Path(__file__).parent.parent
+# A command that waits in `main`; what it prints first says that its handlers are there.
+COMMAND = """
+import sys, time
+from tuning.errors import run_command
+from tuning.interrupts import resumable
+def main(how: str = "") -> None:
+    "Wait."
+    try:
+        with resumable("Go on with: this") if how == "resumable" else open("/dev/null"):
+            print("ready", flush=True)
+            time.sleep(60)
+    finally:
+        if how == "slow":
+            print("ending", flush=True)
+            time.sleep(60)
+run_command(main)
+"""
+
+
+def begin(*arguments: str, nohup: bool = False) -> subprocess.Popen[str]:
+    """Starts the command and returns it once it waits."""
+    command = [*(["nohup"] if nohup else []), sys.executable, "-c", COMMAND, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_any_command_with_a_sentence(number: int) -> None:
+    process = begin()
+    process.send_signal(number)
+    _, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (130, "Interrupted. Run the same command again to go on.\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_says_how_to_go_on_where_that_is_known(number: int) -> None:
+    process = begin("--how", "resumable")
+    process.send_signal(number)
+    _, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (130, "Interrupted. Go on with: this\n")
+
+
+def test_two_signals_at_once_are_one_and_a_later_one_ends_at_once() -> None:
+    process = begin("--how", "slow")
+    assert process.stdout is not None
+    process.send_signal(signal.SIGHUP)
+    assert process.stdout.readline() == "ending\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Interrupted again: ended at once." in said
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing() -> None:
+    process = begin(nohup=True)
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1.5)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+
+
+def test_a_command_whose_terminal_has_closed_ends_as_if_somebody_read_it() -> None:
+    ours, terminal = os.openpty()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", COMMAND.replace("finally:", "finally:\n        print('ended', flush=True)")]
+    process = subprocess.Popen(
+        command, env=environment, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
+    )
+    os.close(terminal)
+    assert os.read(ours, 100).strip() == b"ready"
+    os.close(ours)  # No signal comes of it: the terminal was not made the process's own.
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=20) == 130
+
+
+def test_processes_that_start_meanwhile_never_get_a_signal_that_is_held_back_and_this_one_does_later() -> None:
+    got: list[int] = []
+    with interrupts.caught(got.append):
+        with interrupts.held_back():
+            child = subprocess.Popen(["sleep", "60"])
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+            assert not got
+        assert got == [signal.SIGTERM]
+        child.terminate()
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(timeout=0.5)
+    child.kill()
+    assert child.wait(timeout=10) == -signal.SIGKILL
+
+
+def test_the_handlers_are_as_they_were_afterwards() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    with interrupts.raised():
+        assert [signal.getsignal(number) for number in numbers] != before
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_thread_that_gets_no_signals_sets_no_handler() -> None:
+    reached: list[bool] = []
+
+    def act() -> None:
+        with interrupts.raised():
+            reached.append(True)
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    thread.join()
+    assert reached == [True]

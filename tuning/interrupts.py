@@ -1,0 +1,123 @@
+"""Signals that ask a command to end: Ctrl-C, SIGTERM (systemd, Slurm, timeout) and SIGHUP (the terminal closes).
+
+All three are one: the first ends the command in order, another one, a second or more later, ends it at once. Nothing
+here knows what the command does.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+EXIT_CODE = 130
+# `timeout` and a closing terminal send their signal twice, a moment apart; that is one wish, not two.
+SECONDS_OF_ONE_WISH = 1.0
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the command to end; the text says what there is, and how to go on."""
+
+
+def numbers() -> list[signal.Signals]:
+    """Returns the signals that ask a command to end; not SIGHUP where `nohup` has it ignored."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    found = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    ignored = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in found if not (ignored and number == signal.SIGHUP)]
+
+
+@contextlib.contextmanager
+def caught(act: Callable[[int], None]) -> Iterator[None]:
+    """Has the first signal call `act` with its number, and another one a second later end the process at once.
+
+    In a thread other than the main one, which gets no signals, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    first: float | None = None
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal first
+        drop_closed_output()
+        if first is None:
+            first = time.monotonic()
+            act(number)
+        elif time.monotonic() - first > SECONDS_OF_ONE_WISH:
+            leave()
+
+    old = {number: signal.signal(number, handle) for number in numbers()}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def raised() -> Iterator[None]:
+    """Has a signal raise KeyboardInterrupt, as Ctrl-C does."""
+
+    def interrupt(number: int) -> NoReturn:
+        raise KeyboardInterrupt
+
+    with caught(interrupt):
+        yield
+
+
+@contextlib.contextmanager
+def resumable(next_step: str) -> Iterator[None]:
+    """Has an interrupt of what is done meanwhile say how to go on, e.g. "Go on with: python -m …"."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        raise Interrupted(f"Interrupted. {next_step}") from None
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Has signals wait until the end; processes that are started meanwhile never get SIGTERM and SIGHUP.
+
+    What ends a whole process group or control group would end them first, before the command can end in order. They
+    still die of SIGKILL, which is what a parent sends that wants them gone.
+    """
+    waiting: list[int] = []
+    with contextlib.ExitStack() as stack:
+        if hasattr(signal, "pthread_sigmask"):  # A child inherits the mask, and keeps it whatever it runs.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
+            stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
+        # The mask holds nothing back from this process: its other threads, numpy's among them, take the signal.
+        stack.enter_context(caught(waiting.append))
+        try:
+            yield
+        finally:
+            stack.close()
+            for number in waiting:
+                signal.raise_signal(number)
+
+
+def drop_closed_output() -> None:
+    """Points stdout and stderr to nowhere if nobody can read them any more, so that printing to them fails nothing."""
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            watched = select.poll()
+            watched.register(descriptor, 0)  # Errors and hang-ups are always told.
+            if any(event & (select.POLLHUP | select.POLLERR) for _, event in watched.poll(0)):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
+
+
+def leave() -> NoReturn:
+    """Ends the process at once."""
+    with contextlib.suppress(OSError):
+        if os.isatty(1):
+            os.write(1, b"\x1b[?25h")  # The live view hides the cursor.
+        os.write(2, b"\nInterrupted again: ended at once.\n")
+    os._exit(EXIT_CODE)

@@ -1,0 +1,145 @@
+"""Folders for what need not outlive a process: Ray's sessions, and a home for a user who has none.
+
+Each is below a folder of this user's own (mode 0700, the owner is checked), so that nobody else can read it, write to
+it or be in its way. Nothing here knows Ray's processes or a trial.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+LOCK = "lock"
+# A socket's path has at most 107 bytes (Linux; 103 on macOS), of which Ray adds so many to its temporary folder's:
+# "/session_2026-11-28_09-40-31_123456_4194304/sockets/plasma_store", with room for a longer process id.
+MOST_BYTES = 103 - len("/session_2026-11-28_09-40-31_123456_4194304/sockets/plasma_store") - 4
+
+
+def bases() -> list[Path]:
+    """Returns the folders that may hold temporary ones, in the order in which they are tried; the first is the usual.
+
+    The usual one is $RAY_TMPDIR, else $TMPDIR, else /tmp, as Ray has it.
+    """
+    named = [os.environ.get("RAY_TMPDIR"), os.environ.get("TMPDIR")]
+    others = ["/tmp", os.environ.get("XDG_RUNTIME_DIR"), "/var/tmp", "/dev/shm"]
+    found = [Path(name).absolute() for name in (*named, *others) if name]
+    return list(dict.fromkeys(found))
+
+
+def own_folder(base: Path, name: str) -> Path:
+    """Returns a folder of this user's own below `base`, which is made where there is none.
+
+    Raises:
+        OSError: It cannot be made or written to, or somebody else made it.
+    """
+    path = base / f"{name}-{os.geteuid()}"
+    base.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise PermissionError(f"{path} belongs to another user")
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        path.chmod(0o700)
+    with tempfile.TemporaryFile(dir=path):  # The mode says nothing of a disk that is full or read-only.
+        pass
+    return path
+
+
+@contextlib.contextmanager
+def ray_folder(places: Sequence[Path] | None = None) -> Iterator[tuple[Path, str]]:
+    """Yields an empty folder for one Ray, removed at the end, and a sentence if it is not in the usual place ("" else).
+
+    Folders of processes that were killed are removed, too. A folder's process holds a lock on a file in it: unlike a
+    process id, it can neither be used again nor mean another process in another container.
+
+    Raises:
+        OSError: No place can hold it; its text says why, and what to do.
+    """
+    places = bases() if places is None else places
+    reasons = []
+    for base in places:
+        try:
+            if len(os.fsencode(base)) + len(f"/ray-{os.geteuid()}/12345678") > MOST_BYTES:
+                raise OSError("its path is too long for a socket's")
+            parent = own_folder(base, "ray")
+            with _locked(parent / LOCK):
+                _remove_dead(parent)
+                folder = Path(tempfile.mkdtemp(dir=parent, prefix=""))
+                lock = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            break
+        except OSError as error:
+            reasons.append(f"{base}: {error.strerror or error}")
+    else:
+        raise OSError(
+            f"Ray needs a temporary folder, and none can be used ({'; '.join(reasons)}). Set RAY_TMPDIR to a folder "
+            "that you can write to, with a short path."
+        )
+    note = f"Ray's temporary folder is {folder}, because another cannot be used ({'; '.join(reasons)})."
+    try:
+        yield folder, note if reasons else ""
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def provide_home() -> None:
+    """Gives this process, and those that it starts, a home and a cache where the user has none that can be written to.
+
+    A container's user may have neither HOME nor a name, or "/" for a home, which only root can write to. A home that
+    can be read only is kept (there may be keys in it); the cache alone moves.
+    """
+    import getpass
+
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # KeyError before Python 3.13.
+        os.environ["USER"] = str(os.getuid())  # Libraries name their folders after it.
+    home = os.path.expanduser("~")
+    if (home != "~" and os.access(home, os.W_OK | os.X_OK)) or _has_cache(home):
+        return
+    for base in bases():
+        with contextlib.suppress(OSError):
+            folder = str(own_folder(base, "home"))
+            if not os.access(home, os.R_OK | os.X_OK) or home in ("~", "/"):
+                os.environ["HOME"] = folder
+            os.environ.setdefault("XDG_CACHE_HOME", f"{folder}/.cache")
+            os.environ.setdefault("MPLCONFIGDIR", f"{folder}/.config/matplotlib")
+            return
+
+
+def _has_cache(home: str) -> bool:
+    """Returns whether a home that cannot be written to has a cache that can."""
+    return home not in ("~", "/") and os.access(f"{home}/.cache", os.W_OK | os.X_OK)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keeps others from `path` meanwhile; what one process makes, another must not take for a dead one's."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _remove_dead(parent: Path) -> None:
+    """Removes the folders whose process is no more."""
+    for folder in parent.iterdir():
+        if folder.is_symlink() or not folder.is_dir():
+            continue
+        try:
+            lock = os.open(folder / LOCK, os.O_RDWR)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(lock)
