@@ -18,6 +18,7 @@ ORDER = [
         "errors",
         "config",
         "machine",
+        "threads",
         "files",
         "storage",
         "mirror",

@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from tuning.analysis import equal_budget_values
 from tuning.errors import UserError
 from tuning.results import Run
+from tuning.threads import one_thread
 
 MIN_TRIALS = 8
 COLUMNS = {"method": "str", "parameter": "str", "importance": "float64", "low": "float64", "high": "float64"}
@@ -42,6 +43,7 @@ def of_run(run: Run) -> pd.DataFrame:
     return assess(study, equal_budget_values(run.trials, run.epochs))
 
 
+@one_thread()
 def assess(study: optuna.Study, values: "pd.Series[float]", *, n_bootstrap: int = 60, seed: int = 0) -> pd.DataFrame:
     """Returns how much each hyperparameter matters, by two methods, with intervals.
 

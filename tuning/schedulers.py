@@ -140,6 +140,8 @@ def _tpe(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
 
 def _gp(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
     """Gaussian process with log expected improvement; branches that not every trial has are drawn independently."""
+    import torch  # noqa: F401  The sampler needs it at its first proposal, which `one_thread` then limits, too.
+
     return optuna.samplers.GPSampler(
         seed=seed, n_startup_trials=n_startup, deterministic_objective=False, warn_independent_sampling=False
     )

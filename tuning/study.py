@@ -22,6 +22,7 @@ from optuna.trial import TrialState
 from tuning import files, results
 from tuning.config import TrainConfig
 from tuning.spaces import Space
+from tuning.threads import one_thread
 
 OBJECTIVE = "valid_accuracy"
 _STATES = {
@@ -167,6 +168,7 @@ class RunStudy:
             if attrs.get("state") in ("complete", "pruned") and "same_as" not in attrs
         }
 
+    @one_thread()  # Trials train beside the sampler.
     def ask(self) -> Proposal | None:
         """Returns a trial that was interrupted, or else a new one; None where the space has nothing new.
 
