@@ -5,7 +5,8 @@
 
 Nothing is trained: a trial replays a made-up learning curve of six epochs, 20 ms each, and ASHA stops it. Instead,
 `--busy` processes keep so many cores busy, as trials in training do; with 0 the search has the machine to itself. All
-else is the search: Ray (which is told that the machine has so many CPUs), Tune, sampler, study, frames, pictures and page.
+else is the search: Ray (which is told that the machine has so many CPUs), Tune, sampler, study, frames, pictures and
+page.
 
 `trial_ms`: time between the ends of two trials, on average, once each slot has its worker and has had two trials;
 `cpu_ms`: of that, the driver's CPU time; `last_cpu_ms`: the same of the last tenth, to show what grows; `sampler_ms`: a
