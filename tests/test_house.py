@@ -46,6 +46,7 @@ ORDER = [
         "audit",
     ),
     *(
+        "suggestions",
         "spaces",
         "study",
         "report",
@@ -66,7 +67,7 @@ ORDER = [
 # What a person calls may show, imported when asked to, what the rooms below make of its frames.
 COMMAND_MAY_IMPORT = {"results": {"compare", "plots", "style"}}
 MAY_NAME_RAY = {"cluster", "trainable", "schedulers", "estimate", "search"}
-MAY_NAME_OPTUNA = {"spaces", "study", "curves", "schedulers", "estimate", "search", "importances"}
+MAY_NAME_OPTUNA = {"suggestions", "spaces", "study", "curves", "schedulers", "estimate", "search", "importances"}
 
 
 def imported(path: Path) -> set[str]:

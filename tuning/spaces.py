@@ -15,6 +15,7 @@ import optuna
 
 from tuning.config import TrainConfig, parse_config
 from tuning.errors import UserError, unknown_name
+from tuning.suggestions import Steady
 
 SPACES = Path(__file__).parent.parent / "search_spaces"
 _DRAWS_TO_CHECK = 50
@@ -49,7 +50,9 @@ class Space:
             UserError: The space raised, gave no mapping, or an unknown or out-of-range hyperparameter.
         """
         try:
-            values = self.define(_Limited(trial, self.left_out))
+            values = self.define(_Limited(Steady(trial), self.left_out))
+        except UserError as error:
+            raise UserError(f"Search space {self.name}: {error}") from error
         except Exception as error:  # The space is a user's code: whatever it raises is for the user to mend.
             raise UserError(
                 f"Search space {self.name} must return hyperparameters, but {_raised(error, self.file)}."
@@ -68,7 +71,7 @@ class Space:
 class _Limited:
     """A trial that does not offer certain choices; all else is the trial's own."""
 
-    def __init__(self, trial: optuna.trial.BaseTrial, left_out: Mapping[str, Sequence[Any]]) -> None:
+    def __init__(self, trial: Steady, left_out: Mapping[str, Sequence[Any]]) -> None:
         self._trial = trial
         self._left_out = left_out
 
