@@ -21,7 +21,7 @@ def by_choice(trial: Any, one: Any, other: Any) -> dict[str, Any]:
 REFUSED: dict[str, tuple[Any, str]] = {
     "other choices": (
         lambda t: {"batch_size": t.suggest_categorical("b", [64, 128] if t.number % 2 else [128, 256])},
-        r"mine: The parameter 'b' has other choices than in an earlier trial, .* name of its own, e\.g\. 'b_1' and 'b_2'",
+        r"mine: The parameter 'b' has other choices than in an earlier trial, .* of its own, e\.g\. 'b_1' and 'b_2'\.",
     ),
     "another type": (
         lambda t: by_choice(
