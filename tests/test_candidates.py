@@ -125,3 +125,8 @@ def test_what_was_drawn_at_random(tmp_path: Path, sampler: str, expected: set[in
     assert drawn_at_random(run, sampler, 4) == expected
     (run / "study.db").unlink()
     assert drawn_at_random(run, sampler, 4) == set()
+
+
+def test_a_sampler_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"sampler must be one of .*, but got 'rando'\. Did you mean 'random'\?"):
+        drawn_at_random(make_run(tmp_path / "run", [0.5]), "rando", 4)

@@ -16,6 +16,7 @@ ROOMS = {path.stem: path for path in (ROOT / "tuning").glob("*.py") if not path.
 ORDER = [
     *(
         "errors",
+        "names",
         "config",
         "machine",
         "threads",

@@ -149,6 +149,20 @@ def test_every_sampler_serves_the_default_space_with_trials_running_beside(name:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_is_known_as_random_where_its_points_do_not_depend_on_the_results(name: str) -> None:
+    def points(sign: float) -> list[dict[str, Any]]:
+        study = optuna.create_study(direction="maximize", sampler=SAMPLERS[name](0, 4))
+        for _ in range(16):
+            one = study.ask()
+            x = one.suggest_float("x", 0, 1) + one.suggest_float("y", 0, 1)
+            one.report(sign * x, 1)
+            study.tell(one, sign * x)
+        return [one.params for one in study.trials]
+
+    assert (points(1.0) == points(-1.0)) == settings.SAMPLERS[name]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_the_same_seed_gives_the_same_first_point(name: str) -> None:
     def point(seed: int) -> dict[str, Any]:
         one = optuna.create_study(sampler=SAMPLERS[name](seed, 4)).ask()

@@ -262,6 +262,14 @@ def train_batches(
         yield augment(images[index], config, draws[:, start : start + config.batch_size]), labels[index]
 
 
+def parts_of(n_images: int, asked: int) -> int:
+    """Returns how many parts a batch is cut into: as many as asked for, as far as each has two images.
+
+    Batch normalisation cannot normalise a single image whose features are one pixel, as a small image's are at the end.
+    """
+    return max(1, min(asked, n_images // 2))
+
+
 def augment(images: "torch.Tensor", config: TrainConfig, draws: "torch.Tensor") -> "torch.Tensor":
     """Returns the images, each cropped, flipped and erased: uint8 (B, C, H, W) in and out.
 

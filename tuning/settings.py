@@ -13,9 +13,8 @@ import typer
 
 from tuning import cluster, machine, results
 from tuning.errors import UserError, counted, unknown_name
+from tuning.names import SAMPLERS, SCHEDULERS
 
-SAMPLERS = ("curves", "tpe", "gp", "random", "qmc", "nsga2")
-SCHEDULERS = ("asha", "hyperband", "median", "none")
 DEFAULT_EPOCHS = {"cpu": 6, "cuda": 18}
 N_STARTUP = 8
 # What a search that is gone on with may be told anew; all else is as it was begun.

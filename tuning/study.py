@@ -21,6 +21,8 @@ from optuna.trial import TrialState
 
 from tuning import files, results
 from tuning.config import TrainConfig
+from tuning.errors import unknown_name
+from tuning.names import SAMPLERS
 from tuning.spaces import Space
 from tuning.threads import one_thread
 
@@ -376,8 +378,13 @@ def trial_seed(run_seed: int, number: int) -> int:
 def drawn_at_random(path: Path, sampler: str, n_startup: int) -> set[int]:
     """Returns the numbers of a run's trials that no model proposed, the space's first points not among them.
 
-    Those are all of the samplers "random" and "qmc"; of the others the first `n_startup`, as fewer trials were there.
+    Those are all of a sampler that draws at random; of the others the first `n_startup`, as fewer trials were there.
+
+    Raises:
+        UserError: `SAMPLERS` has no sampler of that name.
     """
+    if sampler not in SAMPLERS:
+        raise unknown_name("sampler", sampler, SAMPLERS)
     if not (path / "study.db").exists():
         return set()
     storage = f"sqlite:///{path.absolute()}/study.db"
@@ -385,7 +392,7 @@ def drawn_at_random(path: Path, sampler: str, n_startup: int) -> set[int]:
     return {
         trial.number
         for trial in study.get_trials(deepcopy=False)
-        if "fixed_params" not in trial.system_attrs and (sampler in ("random", "qmc") or trial.number < n_startup)
+        if "fixed_params" not in trial.system_attrs and (SAMPLERS[sampler] or trial.number < n_startup)
     }
 
 
