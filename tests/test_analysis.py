@@ -269,6 +269,27 @@ def test_equal_budget_values_compares_within_the_shortest_finished_trial() -> No
     assert analysis.equal_budget_values(trials, epochs.iloc[:0]).empty
 
 
+@pytest.mark.parametrize("reason", ["time budget", "interrupt", "search"])
+def test_a_trial_that_the_searchs_end_cut_off_does_not_set_the_budget(reason: str) -> None:
+    trials = _trials(["complete", "pruned", "pruned", "pruned"], [0.9, 0.8, 0.5, 0.9], [1, 2, 3, 4])
+    trials["stopped_by"] = ["length", "scheduler", reason, reason]
+    epochs = _epochs({0: [0.5, 0.6, 0.9], 1: [0.8, 0.7], 2: [0.5], 3: [0.2, 0.3, 0.9]})
+    values = analysis.equal_budget_values(trials, epochs)
+    assert values.to_dict() == {0: 0.6, 1: 0.8, 3: 0.3}
+    # Where the scheduler stopped none, all that is complete counts with what it came to.
+    others = analysis.equal_budget_values(trials[trials["trial"] != 1], epochs)
+    assert others.to_dict() == {0: 0.9, 3: 0.9}
+    assert analysis.equal_budget_values(trials.iloc[2:], epochs).to_dict() == {2: 0.5, 3: 0.2}
+
+
+def test_a_trial_that_is_complete_after_fewer_epochs_counts_with_what_it_came_to() -> None:
+    """A space may set the epochs: the shortest trials must not cut all others down to their length."""
+    trials = _trials(["complete", "complete", "pruned"], [0.9, 0.4, 0.5], [1, 2, 3])
+    trials["stopped_by"] = ["length", "length", "scheduler"]
+    epochs = _epochs({0: [0.5, 0.6, 0.9], 1: [0.4], 2: [0.4, 0.5]})
+    assert analysis.equal_budget_values(trials, epochs).to_dict() == {0: 0.6, 1: 0.4, 2: 0.5}
+
+
 def test_equal_budget_values_leaves_out_nan() -> None:
     trials = _trials(["complete", "complete"], [0.5, np.nan], [1, 2])
     assert analysis.equal_budget_values(trials, _epochs({0: [0.5], 1: [np.nan]})).to_dict() == {0: 0.5}

@@ -198,3 +198,8 @@ def test_a_meta_json_without_settings_is_named(run: Path) -> None:
     files.write_json(run / "meta.json", {"settings": 7})
     with pytest.raises(UserError, match=r"run/meta\.json has no settings: it is damaged, or another version wrote it"):
         plan(run)
+
+
+def test_a_sampler_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"sampler must be one of .*, but got 'rando'\. Did you mean 'random'\?"):
+        drawn_at_random(make_run(tmp_path / "run", [0.5]), "rando", 4)

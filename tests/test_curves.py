@@ -9,7 +9,18 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from tuning.curves import INACTIVE, Activity, Column, CurveSampler, known_best, observations, scores
+from tuning.curves import (
+    INACTIVE,
+    Activity,
+    Column,
+    CurveSampler,
+    known_best,
+    merged,
+    observations,
+    says_nothing,
+    scores,
+)
+from tuning.schedulers import SAMPLERS
 from tuning.spaces import load_space
 
 DISTRIBUTIONS = [
@@ -34,8 +45,11 @@ def test_every_number_stands_for_a_value_and_back(distribution: Any) -> None:
         assert column.encode(value) == pytest.approx(number, abs=1e-9)
 
 
-def trial(values: list[float], state: TrialState = TrialState.PRUNED, **params: float) -> optuna.trial.FrozenTrial:
+def trial(
+    values: list[float], state: TrialState = TrialState.PRUNED, attrs: Any = None, **params: float
+) -> optuna.trial.FrozenTrial:
     return create_trial(
+        user_attrs=attrs or {},
         state=state,
         value=max(values) if state == TrialState.COMPLETE else None,
         params=params,
@@ -55,6 +69,123 @@ def test_of_a_curve_the_best_so_far_counts_at_the_levels_and_at_its_end() -> Non
 def test_a_failed_trial_counts_as_the_worst_at_its_end() -> None:
     own, progress, values = observations([trial([0.5, 0.6, 0.7]), trial([0.9], TrialState.FAIL)], sign=1.0)
     assert (own[-1], progress[-1], values[-1]) == (1, 0.0, 0.5)  # Not what it once had.
+
+
+NO_RESULT = [
+    {},
+    {"no_result": True},
+    {"no_result": True, "error": "The search ended before the trial's first epoch."},
+    {"error": "stopped by time budget before its first epoch ended"},  # As 0.2.0 wrote it.
+    {"error": "stopped by interrupt before its first epoch ended"},
+    {"error": "same configuration as trial 12, which is running"},
+]
+
+
+@pytest.mark.parametrize("attrs", NO_RESULT, ids=repr)
+def test_a_trial_that_was_ended_before_its_first_epoch_is_no_evidence(attrs: dict[str, Any]) -> None:
+    ended = trial([], TrialState.FAIL, attrs)
+    assert says_nothing(ended)
+    own, _, values = observations([ended, trial([0.5, 0.6])], sign=1.0)
+    assert own.tolist() == [1] and values.tolist() == [0.6]
+
+
+@pytest.mark.parametrize("error", ["Training loss is nan.", "stopped by the kernel", "OutOfMemoryError"])
+def test_a_trial_that_failed_by_itself_is_the_worst(error: str) -> None:
+    failed = trial([], TrialState.FAIL, {"error": error})
+    assert not says_nothing(failed)
+    own, progress, values = observations([failed, trial([0.5, 0.6])], sign=1.0)
+    assert (own[0], progress[0], values[0]) == (0, 0.0, 0.6)
+
+
+def test_a_time_budget_does_not_turn_the_sampler_away_from_a_configuration() -> None:
+    """Trials near the best point were cut off by a budget, in one of two sessions; the search still goes there."""
+
+    def mean_of_last(attrs: dict[str, Any]) -> float:
+        study = search(CurveSampler(0, 5), 12)
+        for x in np.linspace(0.6, 0.95, 12):
+            study.add_trial(trial([], TrialState.FAIL, attrs, x=float(x), learning_rate=0.01))
+        proposed = []
+        for _ in range(6):
+            one = study.ask()
+            proposed.append(one.suggest_float("x", 0, 1))
+            one.suggest_float("learning_rate", 1e-4, 1, log=True)
+            study.tell(one, state=TrialState.FAIL)
+        return float(np.mean([abs(x - 0.8) for x in proposed]))
+
+    assert mean_of_last({"no_result": True}) < mean_of_last({"error": "it crashed"})
+
+
+def test_trials_count_along_their_own_lengths() -> None:
+    lengths = [{"config": {"epochs": n}} for n in (4, 12, 12)]
+    short, long = trial([0.1, 0.2, 0.3, 0.4], TrialState.COMPLETE, lengths[0]), trial([0.1] * 12, attrs=lengths[1])
+    stopped = trial([0.5, 0.6], attrs=lengths[2])
+    own, progress, _ = observations([short, long, stopped], sign=1.0)
+    shares = np.exp(progress)
+    np.testing.assert_allclose(shares[own == 0], [1 / 4, 1])
+    np.testing.assert_allclose(shares[own == 1], [1 / 12, 4 / 12, 1])
+    np.testing.assert_allclose(shares[own == 2], [1 / 12, 2 / 12])
+
+
+def test_the_length_is_known_before_any_trial_has_reached_it() -> None:
+    _, progress, _ = observations([trial([0.5, 0.6], attrs={"config": {"epochs": 6}})], sign=1.0)
+    assert np.exp(progress).tolist() == pytest.approx([2 / 6])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_an_epoch_that_has_diverged_is_never_the_best(value: float) -> None:
+    for sign, expected in ((1.0, [0.2, 0.3, 0.4, 0.2]), (-1.0, [-0.3, -0.3, -0.3, -0.2])):
+        _, _, values = observations([trial([value]), trial([0.3, value, 0.4]), trial([0.2])], sign)
+        assert values.tolist() == expected
+    trials = [trial([value]), *(trial([0.1 * i]) for i in range(6))]
+    assert known_best(trials, 2, 1.0, np.random.default_rng(0))[0].intermediate_values == {1: 0.5}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        (IntDistribution(1, 3), IntDistribution(1, 7), IntDistribution(1, 7)),
+        (IntDistribution(0, 8, step=4), IntDistribution(6, 10, step=4), IntDistribution(0, 10, step=2)),
+        (IntDistribution(1, 8, log=True), IntDistribution(4, 64, log=True), IntDistribution(1, 64, log=True)),
+        (FloatDistribution(0.1, 0.2), FloatDistribution(0.05, 1.0), FloatDistribution(0.05, 1.0)),
+        (FloatDistribution(0, 1, step=0.5), FloatDistribution(0, 2, step=0.5), FloatDistribution(0, 2, step=0.5)),
+        (FloatDistribution(0, 1, step=0.5), FloatDistribution(0, 2), FloatDistribution(0, 2)),
+        (CategoricalDistribution(["a"]), CategoricalDistribution(["a"]), CategoricalDistribution(["a"])),
+        # What Optuna refuses within a study.
+        (CategoricalDistribution(["a", "b"]), CategoricalDistribution(["a"]), None),
+        (FloatDistribution(0.1, 1), FloatDistribution(0.1, 1, log=True), None),
+        (IntDistribution(1, 4), CategoricalDistribution([1, 4]), None),
+        (IntDistribution(1, 4), FloatDistribution(1, 4), None),
+    ],
+    ids=repr,
+)
+def test_ranges_that_differ_between_trials_are_searched_together(one: Any, other: Any, both: Any) -> None:
+    assert merged(one, other) == both
+    assert merged(other, one) == both
+    assert merged(None, one) is None
+
+
+SPACES: dict[str, Any] = {
+    "moving": lambda t: t.suggest_int("n", 1, t.suggest_int("k", 2, 8)) + t.suggest_float("x", 0, 1),
+    "widening": lambda t: t.suggest_float("x", 1e-3, 0.05 if t.number < 8 else 1.0, log=True),
+    "narrowing": lambda t: t.suggest_float("x", 0.1 if t.number > 8 else 0.0, 0.2 if t.number > 8 else 1.0),
+    "steps": lambda t: t.suggest_int("x", 0, 12, step=1 + t.number % 3) + t.suggest_float("y", 0, 1),
+    "apart": lambda t: t.suggest_float("x", t.number, t.number + 0.5),
+    "often a point": lambda t: t.suggest_int("x", 1, 1 + t.number % 2) + t.suggest_float("y", 0, 1),
+    "tiny": lambda t: t.suggest_float("x", 1e-9, 1e-9 * (2 + t.number % 2)) * 1e9,
+}
+
+
+@pytest.mark.filterwarnings("ignore:Inconsistent parameter values:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:The distribution is specified by:UserWarning")
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("name", SPACES)
+def test_every_sampler_serves_a_space_whose_ranges_depend_on_the_trial(name: str, sampler: str) -> None:
+    study = optuna.create_study(direction="maximize", sampler=SAMPLERS[sampler](0, 4))
+    for number in range(16):
+        one = study.ask()
+        value = SPACES[name](one)
+        one.report(value, 1)
+        study.tell(one, value) if number % 3 else study.tell(one, state=TrialState.PRUNED)
 
 
 def test_a_loss_is_read_upside_down() -> None:

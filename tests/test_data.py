@@ -67,11 +67,13 @@ def test_files_become_images_with_a_channel_and_int64_labels(files: dict[str, by
 def test_files_of_colour_images_keep_their_channels(files: dict[str, bytes]) -> None:
     files[TRAIN_IMAGES] = idx(np.arange(6000 * 3 * 4).reshape(6000, 3, 2, 2) % 256)
     splits = data.load_splits("fashion-mnist")
-    assert splits.train.images.shape == (1000, 3, 2, 2)
+    assert splits.train.images.shape == (5400, 3, 2, 2)
     assert splits.channels == len(splits.mean) == len(splits.std) == 3
 
 
 def test_load_splits_keeps_5000_valid_images_and_its_options(files: dict[str, bytes]) -> None:
+    files[TRAIN_IMAGES] = idx(np.random.default_rng(0).integers(0, 256, (60_000, 2, 3)))
+    files[TRAIN_LABELS] = idx(np.arange(60_000) % 10)
     splits = data.load_splits("fashion-mnist", seed=3, train_images=50)
     assert (len(splits.train), len(splits.valid)) == (50, 5000)
     assert np.bincount(splits.valid.labels).tolist() == [500] * 10
@@ -146,6 +148,50 @@ def test_uneven_classes_are_split_in_proportion(valid_images: int) -> None:
     assert len(parts.valid) == valid_images
     assert len(parts.train) == 600 - valid_images
     assert np.abs(class_counts(parts.valid) - shares).max() < 1
+
+
+@pytest.mark.parametrize(
+    ("n", "n_valid"),
+    [(4, 1), (7, 3), (8, 4), (40, 4), (45, 4), (600, 60), (5000, 500), (5001, 500), (49_990, 4999), (60_000, 5000)],
+)
+def test_the_valid_split_is_a_tenth_with_each_class_and_5000_at_most(n: int, n_valid: int) -> None:
+    everything = Labelled(np.zeros((n, 1, 1, 1), np.uint8), np.arange(n) % 4)
+    parts = make_splits(everything, "few", CLASS_NAMES)
+    assert (len(parts.valid), len(parts.train)) == (n_valid, n - n_valid)
+    assert np.isfinite(parts.mean).all() and np.isfinite(parts.std).all()
+    if n >= 8:
+        assert min(class_counts(parts.valid)) > 0 and min(class_counts(parts.train)) > 0
+
+
+@pytest.mark.parametrize("counts", [(100, 2, 2, 2), (2, 2, 2, 2), (1000, 3, 1, 0), (0, 30, 0, 2), (5, 1, 1, 1)])
+def test_a_rare_class_is_in_both_splits_and_one_of_a_single_image_in_train(counts: tuple[int, ...]) -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(4), counts))
+    images = np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1)
+    for seed in range(5):
+        parts = make_splits(Labelled(images, labels), "rare", CLASS_NAMES, seed=seed)
+        for count, train, valid in zip(counts, class_counts(parts.train), class_counts(parts.valid), strict=True):
+            assert train + valid == count
+            assert (train > 0) == (count > 0) and (valid > 0) == (count > 1)
+
+
+def test_a_train_subset_has_an_image_of_each_class() -> None:
+    labels = np.repeat(np.arange(4), [1000, 40, 20, 10])
+    images = np.zeros((len(labels), 1, 1, 1), np.uint8)
+    parts = make_splits(Labelled(images, labels), "rare", CLASS_NAMES, train_images=6)
+    assert class_counts(parts.train) == [3, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("n", "counted"), [(0, "0 images"), (1, "1 image"), (3, "3 images")])
+def test_too_few_images_are_refused(n: int, counted: str) -> None:
+    few = Labelled(np.zeros((n, 1, 2, 2), np.uint8), np.arange(n) % 4)
+    with pytest.raises(UserError, match=f"^few has {counted}, too few to train on .*needs 4 images at least"):
+        make_splits(few, "few", CLASS_NAMES)
+
+
+@pytest.mark.parametrize("valid_images", [0, 599, 600, 5000])
+def test_a_valid_split_that_leaves_nothing_to_train_on_is_refused(valid_images: int) -> None:
+    with pytest.raises(UserError, match=f"^valid_images must be between 1 and 598, but got {valid_images}.$"):
+        make_splits(patterned_images(600), "p", CLASS_NAMES, valid_images=valid_images)
 
 
 def test_a_seed_repeats_its_split_and_another_seed_gives_another(splits: Splits) -> None:

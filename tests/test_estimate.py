@@ -4,6 +4,7 @@ import contextlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,12 +12,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import typer
+from ray.tune.schedulers import FIFOScheduler
 
 from tuning import estimate, machine, search
 from tuning.config import TrainConfig
 from tuning.data import Splits
 from tuning.errors import UserError
 from tuning.estimate import Cost
+from tuning.schedulers import METRIC, SCHEDULERS
 from tuning.settings import Settings
 from tuning.spaces import load_space
 
@@ -52,6 +55,50 @@ def test_a_scheduler_that_stops_trials_saves_time() -> None:
     assert stopped.min() > 30 * 2 * 10 / 2
 
 
+def test_a_simulated_scheduler_sees_accuracies_that_rise(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[tuple[str, int], float] = {}
+
+    class Spy(FIFOScheduler):
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            told[trial.trial_id, result["epoch"]] = result[METRIC]
+            return super().on_trial_result(tune_controller, trial, result)
+
+    monkeypatch.setitem(SCHEDULERS, "none", lambda epochs, seed: Spy())
+    estimate.simulate(settings(samples=40, epochs=6), [cost(1.0, epochs=6)], n=1)
+    curves = np.array([[told[str(number), epoch] for epoch in range(1, 7)] for number in range(40)])
+    assert (np.diff(curves) >= 0).all()  # The best so far, as a search shows it.
+    assert (np.diff(curves.mean(axis=0)) > 0.02).all()
+
+
+def test_a_simulated_trial_is_as_long_as_its_space_says() -> None:
+    asha = {"samples": 30, "scheduler": "asha", "concurrency": 1}
+    seconds = estimate.simulate(settings(epochs=2, **asha), [cost(10.0, epochs=12)], n=20) - estimate.START_SECONDS
+    assert seconds.mean() > 30 * 3 * 10
+
+
+def test_a_space_that_sets_the_epochs_has_a_kind_for_each_but_a_step_is_measured_once(
+    tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = "return {'width': 4, 'epochs': trial.suggest_int('epochs', 2, 5)}"
+    (tmp_path / "mine.py").write_text(f"def space(trial):\n    {body}\n", encoding="utf-8")
+    found = estimate.kinds(load_space(str(tmp_path / "mine.py")), epochs=9)
+    assert sorted(config.epochs for config, _ in found) == [2, 3, 4, 5]
+    measured = []
+
+    class Remote:
+        def remote(self, config: TrainConfig, *given: Any) -> tuple[float, int, int]:
+            measured.append(config)
+            return 2.0, 3, 4
+
+    monkeypatch.setattr("ray.put", lambda value: value)
+    monkeypatch.setattr("ray.get", lambda values: values)
+    monkeypatch.setattr("ray.remote", lambda **resources: lambda function: Remote())
+    costs = estimate.measure(replace(gpu_settings(), concurrency=1), found, splits)
+    assert len(measured) == 1
+    assert [(one.epoch_seconds, one.peak_bytes, one.checkpoint_bytes) for one in costs] == [(2.0, 3, 4)] * 4
+    assert sorted(one.config.epochs for one in costs) == [2, 3, 4, 5]
+
+
 def test_the_kinds_of_the_default_space_are_its_networks_and_batch_sizes() -> None:
     space = load_space("resnet")
     space = space.without(space.gpu_only)
@@ -73,7 +120,7 @@ def test_the_summary_bounds_time_memory_and_disk() -> None:
     costs = [cost(60.0, share=0.5), cost(120.0, share=0.5)]
     found = estimate.summarise(settings(samples=20), costs)
     assert found["seconds_low"] <= found["seconds"] <= found["seconds_high"]
-    assert found["longest_trial_seconds"] == 480
+    assert found["longest_trial_seconds"] == 480 and found["samples"] == 20
     assert found["disk_bytes"] == 10**6 * (3 * 2 + 2 * 20)
     said = estimate.text(settings(device="cpu"), costs, found)
     assert "resnet8-16" in said and "One full trial  8.0 minutes at most" in said and "2 on cpu, 1.0 GB" in said

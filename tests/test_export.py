@@ -5,10 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_predict import write_model
+import torch
+from test_predict import CLASSES, write_model
 
 from tuning import export
+from tuning.config import TrainConfig
 from tuning.errors import UserError
+from tuning.models import build_model
 from tuning.predict import load_best_model, probabilities
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 1, 10, 8), dtype=np.uint8)
@@ -38,6 +41,46 @@ def test_an_onnx_file_is_run_without_torch_or_this_project(tmp_path: Path) -> No
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     [found] = session.run(["probabilities"], {"images": IMAGES[:7]})
     assert found == pytest.approx(probabilities(load_best_model(folder), IMAGES[:7]), abs=1e-5)
+
+
+MODELS = {
+    "larger images": {"architecture": "resnet8", "width": 4, "image_size": 16},
+    "smaller images": {"architecture": "resnet14", "width": 4, "image_size": 8},
+    "resnet18": {"architecture": "resnet18", "stem": "small"},
+    "resnet18 of larger images": {"architecture": "resnet18", "image_size": 24},
+}
+
+
+def run_onnx(path: Path) -> Any:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(["probabilities"], {"images": images})[0]
+
+
+def run_pt2(path: Path) -> Any:
+    program = torch.export.load(path).module()
+    return lambda images: program(torch.from_numpy(images)).detach().numpy()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "load"), [("onnx", run_onnx), ("pt2", run_pt2)])
+@pytest.mark.parametrize("model", MODELS)
+def test_a_file_gives_the_models_probabilities_for_any_number_of_images(
+    tmp_path: Path, model: str, name: str, load: Any
+) -> None:
+    """Of networks that resize their images, too, and of resnet18, whose weights are not the small networks'."""
+    config = TrainConfig(**MODELS[model])
+    folder = write_model(tmp_path, config=config.model_dump())
+    torch.manual_seed(1)
+    torch.save(build_model(config, 1, len(CLASSES)).state_dict(), folder / "model.pth")
+    export.export(folder, [name], IMAGES)
+    run, best = load(folder / f"model.{name}"), load_best_model(folder)
+    for n in (1, 2, 1000):
+        images = np.random.default_rng(n).integers(0, 256, (n, 1, 10, 8), dtype=np.uint8)
+        found = run(images)
+        assert found.shape == (n, len(CLASSES)) and np.abs(found - probabilities(best, images)).max() < 1e-4
+        assert np.ptp(found) > 0.01  # Not of all images and classes the same.
 
 
 def test_an_export_that_differs_is_refused_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

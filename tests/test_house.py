@@ -19,11 +19,15 @@ ORDER = [
         "temporary",
         "masking",
         "errors",
+        "names",
         "config",
         "machine",
+        "threads",
         "files",
+        "database",
         "openings",
         "storage",
+        "locks",
         "mirror",
         "fetch",
         "data",
@@ -51,6 +55,8 @@ ORDER = [
     ),
     *(
         "surroundings",
+        "suggestions",
+        "possible",
         "spaces",
         "study",
         "report",
@@ -72,7 +78,18 @@ ORDER = [
 # What a person calls may show, imported when asked to, what the rooms below make of its frames.
 COMMAND_MAY_IMPORT = {"results": {"compare", "plots", "style"}}
 MAY_NAME_RAY = {"cluster", "trainable", "schedulers", "estimate", "search"}
-MAY_NAME_OPTUNA = {"spaces", "study", "curves", "schedulers", "estimate", "search", "importances"}
+MAY_NAME_OPTUNA = {
+    "database",
+    "possible",
+    "suggestions",
+    "spaces",
+    "study",
+    "curves",
+    "schedulers",
+    "estimate",
+    "search",
+    "importances",
+}
 
 
 def imported(path: Path) -> set[str]:

@@ -180,8 +180,8 @@ def test_ranges_may_differ_between_trials_and_integers_have_a_width() -> None:
             optuna.trial.create_trial(params=params, distributions={"n": distribution, "x": UNIT}, value=0.0)
         )
     whole, positions = importances._everywhere("n", study.trials, draw)
-    assert whole == FloatDistribution(-0.5, 3.5)
-    assert positions == [trial.params["n"] for trial in study.trials]
+    assert whole == UNIT  # It stands for -0.5 to 3.5.
+    assert positions == pytest.approx([(trial.params["n"] + 0.5) / 4 for trial in study.trials])
     values = pd.Series({trial.number: float(trial.params["n"]) for trial in study.trials})
     assert of(importances.assess(study, values, n_bootstrap=1), "fANOVA").index[0] == "n"
 
@@ -231,6 +231,66 @@ def test_a_tie_of_most_trials_with_the_worst_is_survived() -> None:
     assert of(frame, "PED-ANOVA").index[0] == "matters"
     one_above = importances.assess(study, values.where(values == values.max(), 0.1), n_bootstrap=20)
     assert not one_above.isna().any(axis=None)
+
+
+POINTS: dict[str, Any] = {
+    "a range of 1e-9": lambda t: t.suggest_float("lr", 1e-9, 2e-9) * 1e8,
+    "up to 1e-7": lambda t: t.suggest_float("wd", 0, 1e-7) * 1e6,
+    "a range of 1e-12 and a wide one": lambda t: (
+        t.suggest_float("a", 1, 1 + 1e-12) + t.suggest_float("b", 0, 1e9) / 1e9
+    ),
+    "a logarithmic one of 1e-300": lambda t: math.log(t.suggest_float("a", 1e-300, 1e-290, log=True)) / 700,
+    "all numbers that there are": lambda t: math.tanh(t.suggest_float("a", -8e307, 8e307) / 1e308),
+    "very large integers": lambda t: t.suggest_int("n", 1, 10**18) / 10**18,
+    "two choices alone": lambda t: 0.1 * (t.suggest_categorical("c", ["a", "b"]) == "a"),
+    "choices of all types": lambda t: 0.1 * (t.suggest_categorical("c", [None, True, 1.5, "a"]) == "a"),
+    "one choice and a number": lambda t: t.suggest_float("a", 0, 1) + len(t.suggest_categorical("c", ["a"])),
+    "a grid of two": lambda t: t.suggest_float("a", 0, 0.5, step=0.5) + t.suggest_int("n", 0, 4, step=4),
+    "ranges that move": lambda t: t.suggest_int("n", 1, t.suggest_int("k", 2, 8)) / 8,
+    "a range a trial": lambda t: t.suggest_float("a", t.number, t.number + 0.5) / 10,
+    "a point and a range": lambda t: t.suggest_int("n", 1, 1 + t.number % 2) / 2,
+    "a point that moves": lambda t: t.suggest_int("n", t.number, t.number) + t.suggest_float("a", 0, 1),
+    "a constant": lambda t: 0 * t.suggest_float("a", 0, 1),
+    "one that differs": lambda t: 0 * t.suggest_float("a", 0, 1) + 0.4 * (t.number == 0),
+    "one that differs, of a choice": lambda t: 0.4 * (t.number == len(t.suggest_categorical("c", "ab"))),
+    "one value in a wide range": lambda t: t.suggest_float("a", 0.5, 0.5 + t.number % 2) * 0 + 0.1 * (t.number % 3),
+}
+
+
+@pytest.mark.parametrize("n_trials", [8, 12])
+@pytest.mark.parametrize("name", POINTS)
+def test_no_range_and_no_choices_make_the_importances_fail(name: str, n_trials: int) -> None:
+    for seed in range(2):
+        study, values = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)), {}
+        for number in range(n_trials):
+            trial = study.ask()
+            values[number] = POINTS[name](trial) + (0.0 if name in ("a constant",) else 0.01 * (number % 3))
+            study.tell(trial, values[number])
+        frame = importances.assess(study, pd.Series(values), n_bootstrap=20, seed=seed)
+        assert np.isfinite(frame[["importance", "low", "high"]].to_numpy()).all()
+        assert frame.empty == (name == "a constant")
+
+
+@pytest.mark.parametrize("high", [1.0, 1e-9])
+def test_a_tiny_range_matters_as_much_as_a_wide_one(high: float) -> None:
+    ranges: dict[str, BaseDistribution] = {"x": FloatDistribution(0.0, high), "y": UNIT}
+    study, values = make_study(40, ranges, lambda p: p["x"] / high + 0.1 * p["y"])
+    fanova = of(importances.assess(study, values, n_bootstrap=1), "fANOVA")
+    assert list(fanova.index) == ["x", "y"] and fanova["importance"].iloc[0] > 0.8
+
+
+@pytest.mark.filterwarnings("ignore:Fixed parameter:UserWarning")
+@pytest.mark.parametrize("fixed", [{"a": 7.0}, {"a": -1.0}, {"n": 99}, {"n": 2}, {"l": 5.0}, {"i": 300}])
+def test_a_first_point_out_of_its_range_counts(fixed: dict[str, float]) -> None:
+    study, values = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)), {}
+    study.enqueue_trial(fixed)
+    for number in range(10):
+        trial = study.ask()
+        values[number] = trial.suggest_float("a", 0, 1) / 10 + trial.suggest_int("n", 1, 9, step=2) / 100
+        values[number] += trial.suggest_float("l", 1e-3, 1, log=True) + trial.suggest_int("i", 1, 64, log=True) / 1e3
+        study.tell(trial, values[number])
+    frame = importances.assess(study, pd.Series(values), n_bootstrap=5)
+    assert set(frame["parameter"]) == {"a", "n", "l", "i"}
 
 
 def test_importances_are_empty_where_nothing_can_be_said() -> None:

@@ -13,6 +13,66 @@ from tuning import files, results
 from tuning.config import TrainConfig
 from tuning.errors import UserError
 
+TIME = "datetime64[us, UTC]"
+EPOCH_DTYPES = {"trial": "int64", "epoch": "int64"} | dict.fromkeys(
+    (
+        "train_loss",
+        "train_accuracy",
+        "valid_loss",
+        "valid_accuracy",
+        "lr",
+        "epoch_seconds",
+        "images_per_second",
+    ),
+    "float64",
+)
+TRIAL_DTYPES = {
+    "trial": "int64",
+    "state": "str",
+    "valid_accuracy": "float64",
+    "valid_loss": "float64",
+    "best_epoch": "Int64",
+    "epochs": "Int64",
+    "seconds": "float64",
+    "images_per_second": "float64",
+    "n_parameters": "Int64",
+    "seconds_per_image": "float64",
+    "pareto": "boolean",
+    "seed": "Int64",
+    "attempt": "Int64",
+    "accumulation": "Int64",
+    "device": "str",
+    "precision": "str",
+    "node": "str",
+    "stopped_by": "str",
+    "error": "str",
+    "started": TIME,
+    "ended": TIME,
+    "config/architecture": "str",
+    "config/width": "Int64",
+    "config/pretrained": "boolean",
+    "config/stem": "str",
+    "config/image_size": "Int64",
+    "config/optimizer": "str",
+    "config/learning_rate": "float64",
+    "config/momentum": "float64",
+    "config/weight_decay": "float64",
+    "config/batch_size": "Int64",
+    "config/epochs": "Int64",
+    "config/schedule": "str",
+    "config/warmup_epochs": "float64",
+    "config/plateau_patience": "Int64",
+    "config/plateau_factor": "float64",
+    "config/patience": "Int64",
+    "config/min_delta": "float64",
+    "config/label_smoothing": "float64",
+    "config/crop_padding": "Int64",
+    "config/flip": "boolean",
+    "config/erase": "float64",
+    "config/ema_decay": "float64",
+    "config/precision": "str",
+}
+
 
 def make_run(root: Path, name: str, trials: list[dict[str, Any]]) -> results.Run:
     path = results.new_path(name, "fashion-mnist", root)
@@ -66,8 +126,8 @@ def test_names_that_are_no_plain_folder_are_refused(tmp_path: Path, name: str) -
 
 def test_frames_of_a_run_without_trials_have_all_columns(tmp_path: Path) -> None:
     run = results.Run(tmp_path)
-    assert {k: str(v) for k, v in run.trials.dtypes.items()} == results.TRIAL_COLUMNS
-    assert {k: str(v) for k, v in run.epochs.dtypes.items()} == results.EPOCH_COLUMNS
+    assert {k: str(v) for k, v in run.trials.dtypes.items()} == TRIAL_DTYPES
+    assert {k: str(v) for k, v in run.epochs.dtypes.items()} == EPOCH_DTYPES
     with pytest.raises(UserError, match="must have a finished trial, but none of its 0 trials has finished"):
         _ = run.best
 
@@ -80,7 +140,14 @@ def test_the_trials_frame_round_trips_every_type(tmp_path: Path) -> None:
     assert frame["error"][0] == row["error"]
     assert frame["config/flip"][0] and pd.isna(frame["config/image_size"][0])
     assert frame["ended"][0] - frame["started"][0] == pd.Timedelta(minutes=10)
-    assert {k: str(v) for k, v in frame.dtypes.items()} == results.TRIAL_COLUMNS
+    assert {k: str(v) for k, v in frame.dtypes.items()} == TRIAL_DTYPES
+
+
+def test_numbers_that_may_be_missing_are_numbers(tmp_path: Path) -> None:
+    rows = [{**trial(i, 0.9), "config/image_size": size, "config/patience": size} for i, size in enumerate((14, None))]
+    frame = make_run(tmp_path, "r", rows).trials
+    for name in ("config/image_size", "config/patience"):
+        assert frame[name].iloc[0] == 14 and pd.isna(frame[name].iloc[1])
 
 
 def test_read_csv_gives_the_documented_columns(tmp_path: Path) -> None:
@@ -135,6 +202,35 @@ def test_the_summary_says_how_much_of_the_slots_time_was_training(tmp_path: Path
     run = make_run(tmp_path, "r", [trial(0, 0.9), trial(1, 0.8)])
     line = results.summary_line(run)
     assert line == "r: fashion-mnist, 2 trials (2 complete), 10.0 minutes, 2 side by side, training 83% of that time"
+
+
+ESTIMATE = {"seconds": 1200.0, "seconds_low": 600.0, "seconds_high": 1800.0}
+
+
+def estimated(root: Path, minutes: list[int], estimate: dict[str, float], **meta: Any) -> str:
+    """Returns the line of a run whose trials ended after so many minutes each."""
+    ends = [{"ended": f"2026-11-23T10:{minute:02d}:00+00:00"} for minute in minutes]
+    run = make_run(root, "r", [{**trial(i, 0.9), **end} for i, end in enumerate(ends)])
+    settings = {"concurrency": 2, "samples": len(minutes)}
+    files.write_json(run.path / "meta.json", {**run.meta, "settings": settings, "estimate": estimate, **meta})
+    return results.estimate_line(run)
+
+
+def test_an_estimate_is_compared_with_as_many_trials_as_it_was_for(tmp_path: Path) -> None:
+    said, of_two = "The dry run said 20.0 minutes (10.0 to 30.0)", {**ESTIMATE, "samples": 2.0}
+    assert estimated(tmp_path / "a", [30, 10], of_two) == f"{said} for 2 trials; it took 30.0, +50%"
+    # Two more samples, after the two that the estimate was for.
+    extended = estimated(tmp_path / "b", [10, 25, 40, 55], of_two)
+    assert extended == f"{said} for 2 trials; the first 2 took 25.0, +25%"
+    assert estimated(tmp_path / "c", [30], {**ESTIMATE, "samples": 2.0}) == f"{said} for 2 trials, of which 1 ended."
+
+
+def test_an_estimate_of_an_earlier_version_is_compared_unless_the_run_was_resumed(tmp_path: Path) -> None:
+    said = "The dry run said 20.0 minutes (10.0 to 30.0)"
+    assert estimated(tmp_path / "a", [30, 10], ESTIMATE) == f"{said} for 2 trials; it took 30.0, +50%"
+    pause = ["2026-11-23T10:31:00+00:00", "2026-11-23T10:32:00+00:00"]
+    line = estimated(tmp_path / "b", [30, 10], ESTIMATE, pauses=[pause])
+    assert line == f"{said}, for the samples that the run began with."
 
 
 def test_the_command_prints_the_best_trials_and_the_next_step(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ def decision(scheduler: Any, trial: Any, epoch: int, accuracy: float) -> str:
     return str(scheduler.on_trial_result(None, trial, {"epoch": epoch, METRIC: accuracy}))
 
 
-def trial(scheduler: Any, name: str, schedule: str = "plateau") -> Any:
-    one: Any = StandIn(name, {"config": {"schedule": schedule}})
+def trial(scheduler: Any, name: str, schedule: str = "plateau", **config: Any) -> Any:
+    one: Any = StandIn(name, {"config": {"schedule": schedule, **config}})
     scheduler.on_trial_add(None, one)
     return one
 
@@ -63,6 +63,57 @@ def test_an_annealed_trial_is_compared_with_annealed_ones(name: str) -> None:
     assert any(decision(scheduler, worse, epoch, 0.1) == "STOP" for epoch in range(1, 18))
 
 
+@pytest.mark.parametrize("schedule", ["plateau", "onecycle"])
+@pytest.mark.parametrize("epochs", [2, 6, 30])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_trial_ends_at_its_own_length_and_not_at_the_searchs(name: str, epochs: int, schedule: str) -> None:
+    scheduler = SCHEDULERS[name](epochs, 0)
+    for length in (12, 3, 12, 20):
+        one = trial(scheduler, f"{length}", schedule, epochs=length)
+        decisions = [decision(scheduler, one, epoch, 0.5 + 0.01 * epoch) for epoch in range(1, length + 1)]
+        assert decisions[:-1] == ["CONTINUE"] * (length - 1)
+        assert decisions[-1] == ("CONTINUE" if name == "none" else "STOP")
+
+
+@pytest.mark.parametrize("name", ["asha", "hyperband", "median"])
+def test_of_trials_that_are_longer_than_the_search_the_bad_ones_are_stopped(name: str) -> None:
+    scheduler = SCHEDULERS[name](6, 0)
+    for i in range(12):
+        good = trial(scheduler, f"good{i}", epochs=18)
+        for epoch in range(1, 18):
+            decision(scheduler, good, epoch, 0.5)
+    bad = trial(scheduler, "bad", epochs=18)
+    assert any(decision(scheduler, bad, epoch, 0.1) == "STOP" for epoch in range(1, 18))
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_the_grace_period_is_of_the_trials_own_length(name: str) -> None:
+    scheduler = SCHEDULERS[name](6, 0)
+    for i in range(12):
+        long = trial(scheduler, str(i), epochs=90)
+        assert {decision(scheduler, long, epoch, 0.9 - 0.05 * i) for epoch in range(1, 10)} == {"CONTINUE"}
+
+
+def test_trials_whose_rate_is_held_are_compared_whatever_their_lengths() -> None:
+    scheduler = SCHEDULERS["asha"](6, 0)
+    for i in range(6):
+        short = trial(scheduler, str(i), epochs=4 + i)
+        for epoch in (1, 2):
+            decision(scheduler, short, epoch, 0.9)
+    assert decision(scheduler, trial(scheduler, "bad", epochs=20), 2, 0.1) == "STOP"
+
+
+def test_an_annealed_trial_is_compared_with_those_whose_rate_falls_as_fast() -> None:
+    """After two of three epochs a rate has nearly fallen; after two of twelve it has hardly begun to."""
+    scheduler = SCHEDULERS["asha"](6, 0)
+    for i in range(6):
+        short = trial(scheduler, str(i), "cosine", epochs=3)
+        for epoch in (1, 2, 3):
+            decision(scheduler, short, epoch, 0.9)
+    assert decision(scheduler, trial(scheduler, "long", "cosine", epochs=12), 2, 0.5) == "CONTINUE"
+    assert decision(scheduler, trial(scheduler, "bad", "cosine", epochs=3), 2, 0.5) == "STOP"
+
+
 def test_none_stops_nothing() -> None:
     scheduler = SCHEDULERS["none"](18, 0)
     for i in range(8):
@@ -95,6 +146,20 @@ def test_every_sampler_serves_the_default_space_with_trials_running_beside(name:
         one.report(0.5 + 0.01 * i, 1)
         study.tell(one, 0.5 + 0.01 * i) if i % 2 else study.tell(one, state=optuna.trial.TrialState.PRUNED)
     assert len(hashes) == 12
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_is_known_as_random_where_its_points_do_not_depend_on_the_results(name: str) -> None:
+    def points(sign: float) -> list[dict[str, Any]]:
+        study = optuna.create_study(direction="maximize", sampler=SAMPLERS[name](0, 4))
+        for _ in range(16):
+            one = study.ask()
+            x = one.suggest_float("x", 0, 1) + one.suggest_float("y", 0, 1)
+            one.report(sign * x, 1)
+            study.tell(one, sign * x)
+        return [one.params for one in study.trials]
+
+    assert (points(1.0) == points(-1.0)) == settings.SAMPLERS[name]
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -115,6 +115,17 @@ def test_out_of_memory_is_tried_alone_and_then_in_parts(study: RunStudy, slots: 
         assert study.row(0)["error"].endswith(f", each batch in {parts} parts")
 
 
+def test_a_batch_that_cannot_be_cut_further_is_tried_again_as_it_is(
+    recorder: Recorder, study: RunStudy, failed: Any
+) -> None:
+    trial = failed(FAILURE.format(error="torch.OutOfMemoryError: CUDA out of memory."))
+    batch_size = study.row(0)["config/batch_size"]
+    for _ in range(12):
+        recorder.on_trial_recover(0, [], trial)
+    assert trial.config["accumulation"] == study.row(0)["accumulation"] == batch_size // 2
+    assert study.row(0)["error"] == "torch.OutOfMemoryError: CUDA out of memory."
+
+
 def test_another_failure_is_tried_again_as_it_was(study: RunStudy, slots: Slots, failed: Any) -> None:
     recorder = Recorder(study, Progress(3, quiet=True), lambda error: None, slots, alone={"cpu": 2, "gpu": 0})
     trial = failed(FAILURE.format(error="ValueError: too wide"))

@@ -5,7 +5,7 @@ import io
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,9 +18,13 @@ from tuning import acceleration
 from tuning import training as training_module
 from tuning.acceleration import Logits, faster_precision
 from tuning.config import IDLE_WITH, TrainConfig
-from tuning.data import Splits, make_splits, normalise, to_tensors, train_batches
+from tuning.data import Labelled, Splits, make_splits, normalise, parts_of, to_tensors, train_batches
+from tuning.errors import UserError
 from tuning.models import build_model, count_parameters
 from tuning.training import (
+    FACTORS,
+    OPTIMIZERS,
+    PLATEAU,
     EpochResult,
     NonFiniteLossError,
     Training,
@@ -83,6 +87,27 @@ def script_validation(
     return [functional.cross_entropy(script, wanted).item() for script in scripts]
 
 
+def test_the_registries_have_all_names_of_a_configuration() -> None:
+    fields = TrainConfig.model_fields
+    assert set(OPTIMIZERS) == set(get_args(fields["optimizer"].annotation))
+    assert {PLATEAU, *FACTORS} == set(get_args(fields["schedule"].annotation))
+
+
+def test_an_optimizer_or_a_schedule_that_is_in_no_registry_is_refused(tiny: TrainConfig) -> None:
+    model = build_model(tiny, 1, 4)
+    with pytest.raises(
+        UserError, match=r"optimizer must be one of adamw, sgd, but got 'adam'\. Did you mean 'adamw'\?"
+    ):
+        make_optimizer(model, tiny.model_copy(update={"optimizer": "adam"}))
+    unknown = tiny.model_copy(update={"schedule": "cosines"})
+    with pytest.raises(
+        UserError, match=r"schedule must be one of .*plateau, but got 'cosines'\. Did you mean 'cosine'"
+    ):
+        make_schedule(make_optimizer(model, tiny), unknown, steps_per_epoch=3)
+    with pytest.raises(KeyError, match="cosines"):
+        lr_factor(1, schedule="cosines", n_steps=3, n_warmup=0)
+
+
 def test_batches_in_parts_give_the_gradient_of_the_whole(splits: Splits, tiny: TrainConfig) -> None:
     config = changed(tiny, label_smoothing=0.1, batch_size=64)
     gradients = []
@@ -94,6 +119,27 @@ def test_batches_in_parts_give_the_gradient_of_the_whole(splits: Splits, tiny: T
         gradients.append([loss, right, *(p.grad for p in training.model.parameters())])
     for whole, parts in zip(*gradients, strict=True):
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("accumulation", [2, 3, 4, 5, 8, 16, 1000])
+@pytest.mark.parametrize(("architecture", "batch_size"), [("resnet8", 8), ("resnet8", 13), ("resnet18", 8)])
+def test_no_part_of_a_batch_is_a_single_image(
+    splits: Splits, tiny: TrainConfig, architecture: str, batch_size: int, accumulation: int
+) -> None:
+    """Of resnet18 the last feature maps of these images are one pixel each, of which one image has no variance."""
+    few = dataclasses.replace(splits, train=Labelled(splits.train.images[:22], splits.train.labels[:22]))
+    config = changed(tiny, architecture=architecture, batch_size=batch_size)
+    training, sizes = Training(config, few, seed=0, accumulation=accumulation), []
+    training._logits.register_forward_hook(lambda module, given, logits: sizes.append(len(logits)))
+    assert math.isfinite(training.run_epoch().train_loss)
+    assert sum(sizes[:-1]) >= 16 and min(sizes) >= 2
+
+
+@pytest.mark.parametrize(
+    ("n_images", "asked", "parts"), [(8, 1, 1), (8, 4, 4), (8, 8, 4), (9, 4, 4), (2, 2, 1), (1, 2, 1)]
+)
+def test_a_batch_is_cut_into_no_more_parts_than_have_two_images(n_images: int, asked: int, parts: int) -> None:
+    assert parts_of(n_images, asked) == parts
 
 
 @pytest.mark.parametrize("accelerated", [True, False, None])

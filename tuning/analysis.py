@@ -281,12 +281,21 @@ def best_so_far(trials: pd.DataFrame, clock: Callable[["pd.Series[Any]"], "pd.Se
 def equal_budget_values(trials: pd.DataFrame, epochs: pd.DataFrame) -> "pd.Series[float]":
     """Returns trial -> best `valid_accuracy` within the first k epochs, for the complete and the pruned trials.
 
-    k is the fewest epochs that any of them has, so that a trial which was stopped early is not held against one that
-    was not. Trials without a finite value are left out.
+    k is the fewest epochs after which the scheduler stopped one of them, so that a trial which was stopped early is not
+    held against one that was not. One that is complete after fewer has shown all that it comes to, and counts; one that
+    the search's end cut off after fewer has not, and is left out, as are those without a finite value.
     """
-    finished = trials.loc[trials["state"].isin(FINISHED), "trial"]
-    rows = epochs[epochs["trial"].isin(finished)].sort_values(["trial", "epoch"])
+    finished = trials[trials["state"].isin(FINISHED)]
+    rows = epochs[epochs["trial"].isin(finished["trial"])].sort_values(["trial", "epoch"])
     by_trial = rows.groupby("trial")
-    budget = by_trial.size().min() if len(rows) else 0
-    values: pd.Series[float] = rows[by_trial.cumcount() < budget].groupby("trial")["valid_accuracy"].max()
+    n_epochs = by_trial.size()
+    whole = finished.loc[finished["state"] == "complete", "trial"]
+    stopped = finished.loc[finished["state"] == "pruned"]
+    if "stopped_by" in stopped:  # "time budget", or "search" where it ended for another reason.
+        stopped = stopped[stopped["stopped_by"].isna() | (stopped["stopped_by"] == "scheduler")]
+    by_scheduler, complete = n_epochs[n_epochs.index.isin(stopped["trial"])], n_epochs.index.isin(whole)
+    budget = by_scheduler.min() if len(by_scheduler) else n_epochs[complete].max() if complete.any() else n_epochs.min()
+    counted = n_epochs.index[complete | (n_epochs >= budget)]
+    within = rows[(by_trial.cumcount() < budget) & rows["trial"].isin(counted)]
+    values: pd.Series[float] = within.groupby("trial")["valid_accuracy"].max()
     return values[np.isfinite(values)].rename("valid_accuracy")

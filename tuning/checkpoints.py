@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from tuning.training import Training
 
 # `progress.json` holds how many epochs are behind `latest.pt` for those who have no torch; missing, that is unknown.
-NAMES = LATEST, BEST, PROGRESS = "latest.pt", "best.pt", "progress.json"
+NAMES = LATEST, BEST = "latest.pt", "best.pt"
+# How many epochs are behind them; it stays when they are removed, so that what is stored can be compared with it.
+PROGRESS = "progress.json"
 
 
 def save(folder: Path, training: "Training", results: Sequence[Mapping[str, Any]]) -> None:

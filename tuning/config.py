@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tuning.errors import UserError, unknown_name
 
+MOST_EPOCHS = 1000
 Architecture = Literal["resnet8", "resnet14", "resnet20", "resnet18"]
 
 
@@ -59,7 +60,7 @@ class TrainConfig(BaseModel):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 5e-4
     batch_size: Annotated[int, Field(ge=8, le=4096)] = 128
-    epochs: Annotated[int, Field(ge=1, le=1000)] = 15
+    epochs: Annotated[int, Field(ge=1, le=MOST_EPOCHS)] = 15
     schedule: Literal["plateau", "onecycle", "cosine", "constant"] = "onecycle"
     warmup_epochs: Annotated[float, Field(ge=0, le=100)] = 1.0
     plateau_patience: Annotated[int, Field(ge=0, le=100)] = 1

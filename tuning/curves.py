@@ -1,13 +1,15 @@
 """`CurveSampler`: an Optuna sampler that learns from learning curves as far as they are known.
 
 A Gaussian process over (configuration, epoch) is fitted to what all trials have reported; a new point is the one whose
-*last* epoch promises the largest expected improvement, but one in ten is random, so that a wrong belief is found out. A
-trial that was stopped, or that still runs, counts for what it has shown and no more; one that failed counts as the
-worst there was. The idea is that of Swersky et al. 2014 (Freeze-Thaw Bayesian optimisation); here it only proposes, and
-a scheduler stops. What it is worth, `tests/benchmarks/search_quality.py` measures.
+*last* epoch promises the largest expected improvement, but one in ten is random, so that a wrong belief is found out.
+The last epoch is that of a trial's own configuration, as a space may set `epochs`. A trial that was stopped, or that
+still runs, counts for what it has shown and no more; one that failed by itself counts as the worst there was. The idea
+is that of Swersky et al. 2014 (Freeze-Thaw Bayesian optimisation); here it only proposes, and a scheduler stops. What
+it is worth, `tests/benchmarks/search_quality.py` measures.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,14 +31,23 @@ RANDOM_SHARE = 0.1
 MOST_TRIALS = 150  # About 350 observations, with which a proposal takes a third of a second of one core.
 CANDIDATES, NEIGHBOURS, ROUNDS = 512, 256, (0.1, 0.05, 0.02)
 INACTIVE = 0.5
+# What version 0.2.0 wrote as the error of a trial that has shown nothing.
+_NO_RESULT = re.compile(r"stopped by .* before its first epoch ended|same configuration as trial \d+, which is running")
 
 
 @dataclass(frozen=True)
 class Column:
-    """A hyperparameter as numbers: in [0, 1] along its scale, or the index of a choice."""
+    """A hyperparameter as numbers: in [0, 1] along its scale, or the index of a choice.
+
+    Attributes:
+        name: Its name.
+        distribution: Its range or choices.
+        left_out: Choices that are not proposed.
+    """
 
     name: str
     distribution: BaseDistribution
+    left_out: tuple[Any, ...] = ()
 
     @property
     def n_choices(self) -> int:
@@ -58,6 +69,10 @@ class Column:
 
     def draw(self, n: int, generator: np.random.Generator) -> Floats:
         """Returns numbers of random values, (n,)."""
+        if self.n_choices and self.left_out:
+            return generator.choice(np.flatnonzero(self.is_possible(np.arange(self.n_choices))), size=n).astype(
+                np.float64
+            )
         if self.n_choices:
             return generator.integers(self.n_choices, size=n).astype(np.float64)
         return self.nearest(generator.random(n))
@@ -67,6 +82,12 @@ class Column:
         if self.n_choices:
             return self.draw(len(numbers), generator)
         return self.nearest(np.clip(numbers + size * generator.normal(size=len(numbers)), 0, 1))
+
+    def is_possible(self, numbers: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Returns which numbers stand for values that may be proposed, (n,); all where no choice would be left."""
+        choices = self.distribution.choices if isinstance(self.distribution, CategoricalDistribution) else ()
+        gone = [index for index, choice in enumerate(choices) if choice in self.left_out]
+        return np.ones(len(numbers), bool) if len(gone) == len(choices) else ~np.isin(numbers, gone)
 
     def nearest(self, numbers: Floats) -> Floats:
         """Returns the numbers of the values next to these: some have a grid."""
@@ -102,6 +123,9 @@ class CurveSampler(optuna.samplers.BaseSampler):
         seed: Of the first, random points and of the candidates.
         n_startup: Random points before the process is asked.
         random_share: Of the points after these that are random, too.
+
+    Attributes:
+        left_out: Name of a categorical parameter -> choices that are not proposed; see `tuning.possible`.
     """
 
     def __init__(self, seed: int, n_startup: int, random_share: float = RANDOM_SHARE) -> None:
@@ -109,13 +133,15 @@ class CurveSampler(optuna.samplers.BaseSampler):
         self._random = optuna.samplers.RandomSampler(seed=seed)
         self._n_startup, self._random_share = n_startup, random_share
         self._theta: Floats | None = None
+        self.left_out: Mapping[str, Sequence[Any]] = {}
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Returns all hyperparameters that any trial had."""
-        found: dict[str, BaseDistribution] = {}
+        """Returns all hyperparameters that any trial had, each over all of its trials' ranges."""
+        found: dict[str, BaseDistribution | None] = {}
         for other in study.get_trials(deepcopy=False):
-            found |= {name: one for name, one in other.distributions.items() if not one.single()}
-        return dict(sorted(found.items()))
+            for name, one in other.distributions.items():
+                found[name] = merged(found.get(name, one), one)
+        return {name: one for name, one in sorted(found.items()) if one is not None and not one.single()}
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -128,14 +154,20 @@ class CurveSampler(optuna.samplers.BaseSampler):
     ) -> dict[str, Any]:
         """Returns values for all hyperparameters, of which the space takes those that it asks for."""
         # A trial that was not run, because another one has its configuration, tells nothing beside that.
-        others = [t for t in study.get_trials(deepcopy=False) if t.params and "same_as" not in t.user_attrs]
+        others = [
+            t
+            for t in study.get_trials(deepcopy=False)
+            if t.params and "same_as" not in t.user_attrs and not says_nothing(t)
+        ]
         sign = 1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1.0
         trials = known_best([t for t in others if t.number != trial.number], MOST_TRIALS, sign, self._generator)
         observed = observations(trials, sign)
         is_random = self._generator.random() < self._random_share
         if len(trials) < self._n_startup or len(set(observed[0])) < 2 or not search_space or is_random:
             return {}
-        columns = [Column(name, one) for name, one in search_space.items()]
+        if all(t.state == TrialState.FAIL for t in trials):  # There is nothing to improve on.
+            return {}
+        columns = [Column(name, one, tuple(self.left_out.get(name, ()))) for name, one in search_space.items()]
         best = self._best(columns, trials, *observed)
         return {column.name: column.decode(number) for column, number in zip(columns, best, strict=True)}
 
@@ -178,6 +210,8 @@ class CurveSampler(optuna.samplers.BaseSampler):
             blanked = activity.blank(candidates)
             gain = expected_improvement(process, blanked, means.max())
             gain[(blanked[:, None] == configs).all(axis=2).any(axis=1)] = -np.inf  # It was proposed already.
+            for i, column in enumerate(columns):
+                gain[~column.is_possible(candidates[:, i])] = -np.inf
             order = np.argsort(-gain)
             if size is None:
                 break
@@ -230,21 +264,61 @@ class Activity:
         return np.where(np.isnan(blanked), INACTIVE, blanked)
 
 
-def observations(trials: Sequence[FrozenTrial], sign: float) -> tuple[npt.NDArray[np.int64], Floats, Floats]:
-    """Returns trial (its index), progress (logarithm of the share of the full length) and value of what is known.
+def merged(known: BaseDistribution | None, other: BaseDistribution) -> BaseDistribution | None:
+    """Returns the distribution that holds the values of both, as a range may depend on the trial.
 
-    The value is the best until then, as that is what a trial ends with; a failed trial has the worst of all at its end.
+    None where there is no such one, which Optuna refuses within a study: of two types, of two scales, of other choices.
     """
-    length = max((max(t.intermediate_values) for t in trials if t.intermediate_values), default=1)
-    levels = {length // LEVEL_RATIO**i for i in range(1 + int(math.log(length, LEVEL_RATIO) + 1e-9))}
+    if known is None or known == other:
+        return known
+    if isinstance(known, FloatDistribution) and isinstance(other, FloatDistribution) and known.log == other.log:
+        step = known.step if (known.low, known.step) == (other.low, other.step) else None
+        return FloatDistribution(min(known.low, other.low), max(known.high, other.high), known.log, step)
+    if isinstance(known, IntDistribution) and isinstance(other, IntDistribution) and known.log == other.log:
+        steps = 1 if known.log else math.gcd(known.step, other.step, known.low - other.low)
+        return IntDistribution(min(known.low, other.low), max(known.high, other.high), known.log, steps)
+    return None
+
+
+def says_nothing(trial: FrozenTrial) -> bool:
+    """Returns whether a trial was ended before it could show anything, for no fault of its configuration.
+
+    That is one whose search ended before its first epoch did, or one that was proposed while another had its
+    configuration: the study counts both as failed. A trial with an error of its own has shown that it fails.
+    """
+    if trial.state != TrialState.FAIL:
+        return False
+    error = trial.user_attrs.get("error")
+    if error is None:
+        return bool(trial.user_attrs.get("no_result")) or not trial.intermediate_values
+    return bool(trial.user_attrs.get("no_result")) or _NO_RESULT.fullmatch(str(error)) is not None
+
+
+def own_length(trial: FrozenTrial) -> int | None:
+    """Returns the epochs of a trial's configuration, where the study has it."""
+    config = trial.user_attrs.get("config")
+    return int(config["epochs"]) if isinstance(config, Mapping) and "epochs" in config else None
+
+
+def observations(trials: Sequence[FrozenTrial], sign: float) -> tuple[npt.NDArray[np.int64], Floats, Floats]:
+    """Returns trial (its index), progress (logarithm of the share of its full length) and value of what is known.
+
+    The value is the best until then, as that is what a trial ends with; a failed trial has the worst of all at its end,
+    and one that has diverged (NaN or infinity) so far has the worst where it is. Of a trial whose length the study does
+    not know, the most epochs of any trial count as its length.
+    """
+    longest = max((max(t.intermediate_values) for t in trials if t.intermediate_values), default=1)
     rows: list[tuple[int, float, float]] = []
     for i, t in enumerate(trials):
         if t.state == TrialState.FAIL:
-            rows.append((i, 0.0, math.nan))
+            rows += [] if says_nothing(t) else [(i, 0.0, math.nan)]
             continue
-        best, last = -math.inf, max(t.intermediate_values, default=0)
+        last = max(t.intermediate_values, default=0)
+        length = max(own_length(t) or longest, last)
+        levels = {length // LEVEL_RATIO**k for k in range(1 + int(math.log(length, LEVEL_RATIO) + 1e-9))}
+        best = math.nan
         for epoch, value in sorted(t.intermediate_values.items()):
-            best = max(best, sign * value)
+            best = np.fmax(best, sign * value) if math.isfinite(value) else best
             if epoch == last or epoch in levels:
                 rows.append((i, math.log(epoch / length), best))
     if not rows:
@@ -275,7 +349,11 @@ def known_best(trials: Sequence[FrozenTrial], n: int, sign: float, generator: np
         return list(trials)
     running = [t for t in trials if t.state == TrialState.RUNNING]
     ended = [t for t in trials if t.state != TrialState.RUNNING]
-    ended.sort(key=lambda t: -max((sign * value for value in t.intermediate_values.values()), default=-math.inf))
+
+    def best(t: FrozenTrial) -> float:
+        return max((sign * v for v in t.intermediate_values.values() if math.isfinite(v)), default=-math.inf)
+
+    ended.sort(key=best, reverse=True)
     n_best = max(1, (n - len(running)) // 2)
     others = generator.permutation(np.arange(n_best, len(ended)))[:n_best]
     return running + ended[:n_best] + [ended[i] for i in others]

@@ -1,8 +1,8 @@
 """What a search will take, from a few real steps of each kind of trial that its space can give: `search --dry-run`.
 
 Each kind (network, image size, batch size) trains a few batches with as many side by side as the search would run; then
-searches of random trials are simulated through the search's own scheduler. On a GPU it is measured, too, how many
-trials side by side on it pay. Nothing is written but the estimate.
+searches of random trials are simulated, each of its own length, through the search's own scheduler. On a GPU it is
+measured, too, how many trials side by side on it pay. Nothing is written but the estimate.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tuning import cluster, files, machine, results
-from tuning.config import TrainConfig
+from tuning.config import ANNEALED, TrainConfig
 from tuning.data import Labelled, Splits
 from tuning.errors import UserError
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tuning.spaces import Space
 
 DRAWS, SIMULATIONS, VALID_IMAGES = 400, 200, 500
+RISE = 0.3  # Of a simulated trial's accuracy, from its beginning to its end.
 START_SECONDS = 8.0  # From the command to the first step, two cores.
 FILE = ".estimates.json"
 SIDE_BY_SIDE = (2, 4, 8)
@@ -54,7 +55,10 @@ class Cost:
 
 
 def kinds(space: "Space", epochs: int) -> list[tuple[TrainConfig, float]]:
-    """Returns a configuration of each kind that the space gives, and the kind's share of random points."""
+    """Returns a configuration of each kind that the space gives, and the kind's share of random points.
+
+    A kind is what a step costs (`step_kind`), how long a trial is and whether its learning rate is annealed.
+    """
     import optuna
 
     study = optuna.create_study(sampler=space.possible(optuna.samplers.RandomSampler(seed=0)))
@@ -62,10 +66,15 @@ def kinds(space: "Space", epochs: int) -> list[tuple[TrainConfig, float]]:
     one: dict[tuple[Any, ...], TrainConfig] = {}
     count: Counter[tuple[Any, ...]] = Counter()
     for config in drawn:
-        kind = (config.architecture, config.width, config.stem, config.image_size, config.batch_size)
+        kind = (*step_kind(config), config.epochs, config.schedule in ANNEALED)
         one.setdefault(kind, config.model_copy(update={"pretrained": False}))
         count[kind] += 1
     return [(config, count[kind] / DRAWS) for kind, config in one.items()]
+
+
+def step_kind(config: TrainConfig) -> tuple[Any, ...]:
+    """Returns what the cost of a step depends on; kinds in which it is equal are measured once."""
+    return config.architecture, config.width, config.stem, config.image_size, config.batch_size
 
 
 def time_steps(config: TrainConfig, splits: Splits, device: str, threads: int) -> tuple[float, int, int]:
@@ -112,12 +121,13 @@ def measure(settings: Any, kinds: Sequence[tuple[TrainConfig, float]], splits: S
     shared = ray.put(splits)
     remote = ray.remote(num_cpus=settings.cpus_per_trial, num_gpus=settings.gpus_per_trial)(time_steps)
     threads = max(1, int(settings.cpus_per_trial))
-    costs = []
-    for config, share in kinds:
-        beside = [remote.remote(config, shared, settings.device, threads) for _ in range(settings.concurrency)]
-        seconds, peaks, sizes = zip(*cluster.get(beside), strict=True)
-        costs.append(Cost(config, share, sum(seconds) / len(seconds), max(peaks), max(sizes)))
-    return costs
+    measured: dict[tuple[Any, ...], tuple[float, int, int]] = {}
+    for config, _ in kinds:
+        if step_kind(config) not in measured:
+            beside = [remote.remote(config, shared, settings.device, threads) for _ in range(settings.concurrency)]
+            seconds, peaks, sizes = zip(*cluster.get(beside), strict=True)
+            measured[step_kind(config)] = (sum(seconds) / len(seconds), max(peaks), max(sizes))
+    return [Cost(config, share, *measured[step_kind(config)]) for config, share in kinds]
 
 
 def measure_slots(settings: Any, kinds: Sequence[tuple[TrainConfig, float]], splits: Splits) -> dict[int, float]:
@@ -127,6 +137,7 @@ def measure_slots(settings: Any, kinds: Sequence[tuple[TrainConfig, float]], spl
     """
     gpus = machine.gpu_memory()
     alone = measure(replace(settings, concurrency=1, gpus_per_trial=1.0), kinds, splits)
+    alone = list({step_kind(cost.config): cost for cost in alone}.values())
     alone.sort(key=lambda cost: cost.epoch_seconds)
     some = [alone[0], alone[len(alone) // 2], alone[-1]]
     rates = {1: len(some) / sum(cost.epoch_seconds for cost in some)}
@@ -165,7 +176,8 @@ def simulate(settings: Any, costs: Sequence[Cost], n: int = SIMULATIONS) -> npt.
     """Returns the seconds that each of `n` simulated searches takes, (n,).
 
     Trials are of random kinds, and their accuracies rise to random levels with noise; who is stopped when, the search's
-    own scheduler says. A sampler that comes to prefer large networks makes a real search longer.
+    own scheduler says, which is shown the best accuracy so far, as in a search. A sampler that comes to prefer large
+    networks makes a real search longer.
     """
     from tuning.schedulers import METRIC, SCHEDULERS, StandIn
 
@@ -175,9 +187,12 @@ def simulate(settings: Any, costs: Sequence[Cost], n: int = SIMULATIONS) -> npt.
     for i in range(n):
         scheduler: Any = SCHEDULERS[settings.scheduler](settings.epochs, int(generator.integers(2**31)))
         kind = generator.choice(len(costs), size=settings.samples, p=shares / shares.sum())
-        level = generator.random(settings.samples)
-        schedules = [{"config": {"schedule": costs[k].config.schedule}} for k in kind]
-        trials = [StandIn(str(number), config) for number, config in enumerate(schedules)]
+        level, best = generator.random(settings.samples), np.full(settings.samples, -np.inf)
+        configs = [costs[k].config for k in kind]
+        trials = [
+            StandIn(str(number), {"config": {"schedule": config.schedule, "epochs": config.epochs}})
+            for number, config in enumerate(configs)
+        ]
         waiting = list(range(settings.samples))[::-1]
         clock = 0.0
         events: list[tuple[float, int, int]] = []
@@ -187,19 +202,21 @@ def simulate(settings: Any, costs: Sequence[Cost], n: int = SIMULATIONS) -> npt.
                 scheduler.on_trial_add(None, trials[number])
                 heapq.heappush(events, (clock + costs[kind[number]].epoch_seconds, number, 1))
             clock, number, epoch = heapq.heappop(events)
-            accuracy = level[number] + generator.normal(0, 0.1)
-            decision = scheduler.on_trial_result(None, trials[number], {"epoch": epoch, METRIC: accuracy})
-            if decision != "STOP" and epoch < costs[kind[number]].config.epochs:
+            accuracy = level[number] - RISE * (1 - epoch / configs[number].epochs) + generator.normal(0, 0.1)
+            best[number] = max(best[number], accuracy)
+            decision = scheduler.on_trial_result(None, trials[number], {"epoch": epoch, METRIC: best[number]})
+            if decision != "STOP" and epoch < configs[number].epochs:
                 heapq.heappush(events, (clock + costs[kind[number]].epoch_seconds, number, epoch + 1))
         times[i] = clock + START_SECONDS
     return times
 
 
 def summarise(settings: Any, costs: Sequence[Cost]) -> dict[str, float]:
-    """Returns the estimate: seconds of the search (median, 10 % and 90 % quantile), of the longest trial, bytes."""
+    """Returns the estimate: for how many samples, seconds of the search (median, 10 % and 90 % quantile), bytes, ..."""
     low, middle, high = np.quantile(simulate(settings, costs), [0.1, 0.5, 0.9])
     largest = max(cost.checkpoint_bytes for cost in costs)
     return {
+        "samples": float(settings.samples),
         "seconds": float(middle),
         "seconds_low": float(low),
         "seconds_high": float(high),

@@ -21,6 +21,7 @@ from tuning import database
 from tuning.analysis import equal_budget_values
 from tuning.errors import UserError
 from tuning.results import Run
+from tuning.threads import one_thread
 
 MIN_TRIALS = 8
 COLUMNS = {"method": "str", "parameter": "str", "importance": "float64", "low": "float64", "high": "float64"}
@@ -49,6 +50,7 @@ def of_run(run: Run) -> pd.DataFrame:
     return assess(study, equal_budget_values(run.trials, run.epochs))
 
 
+@one_thread()
 def assess(study: optuna.Study, values: "pd.Series[float]", *, n_bootstrap: int = 60, seed: int = 0) -> pd.DataFrame:
     """Returns how much each hyperparameter matters, by two methods, with intervals.
 
@@ -74,8 +76,9 @@ def assess(study: optuna.Study, values: "pd.Series[float]", *, n_bootstrap: int 
         seed: Of resamples and forests.
 
     Returns:
-        method ("PED-ANOVA", then "fANOVA"), parameter, importance (adds up to 1 for a method), low and high, the most
-        important first; empty if there are fewer than 8 trials, or all values are equal, or nothing was searched.
+        method ("PED-ANOVA", then "fANOVA"), parameter, importance (adds up to 1 for a method, or to 0 where no forest
+        finds anything that a hyperparameter explains), low and high, the most important first; empty if there are
+        fewer than 8 trials, or all values are equal, or nothing was searched.
     """
     trials = _with_values(study, values)
     searched = sorted({name for trial in trials for name, d in trial.distributions.items() if not d.single()})
@@ -86,7 +89,7 @@ def assess(study: optuna.Study, values: "pd.Series[float]", *, n_bootstrap: int 
     frames = []
     with _silence():
         for method, shares, n in (("PED-ANOVA", _ped_anova, 1), ("fANOVA", _fanova, N_FORESTS)):
-            found = pd.DataFrame([shares(trials, draw) for _ in range(n)], columns=searched).mean()
+            found = pd.DataFrame([shares(trials, draw) for _ in range(n)], columns=searched).fillna(0.0).mean()
             resampled = pd.DataFrame([shares(sample, draw) for sample in samples], columns=searched).fillna(0.0)
             interval = {"low": resampled.quantile(0.025), "high": resampled.quantile(0.975)}
             frame = pd.DataFrame({"method": method, "parameter": searched, "importance": found.to_numpy()})
@@ -102,12 +105,26 @@ def _with_values(study: optuna.Study, values: "pd.Series[float]") -> list[Frozen
         create_trial(
             state=TrialState.COMPLETE,
             params=trial.params,
-            distributions=trial.distributions,
+            distributions={name: _holding(d, trial.params[name]) for name, d in trial.distributions.items()},
             value=value_of[trial.number],
         )
         for trial in study.get_trials(deepcopy=False)
         if trial.number in value_of and trial.state.is_finished()
     ]
+
+
+def _holding(distribution: BaseDistribution, value: Any) -> BaseDistribution:
+    """Returns the distribution, widened to a value that it does not hold: a first point may lie out of its range."""
+    if isinstance(distribution, CategoricalDistribution) or distribution._contains(
+        distribution.to_internal_repr(value)
+    ):
+        return distribution
+    if isinstance(distribution, IntDistribution):
+        low, high = min(distribution.low, value), max(distribution.high, value)
+        return IntDistribution(low, high, distribution.log and low > 0)
+    assert isinstance(distribution, FloatDistribution)
+    low, high = min(distribution.low, value), max(distribution.high, value)
+    return FloatDistribution(low, high, distribution.log and low > 0)
 
 
 def _differ(trials: Sequence[FrozenTrial]) -> bool:
@@ -153,29 +170,39 @@ def _everywhere(
 ) -> tuple[BaseDistribution, list[Any]]:
     """Returns a hyperparameter's range over all trials, and its values, drawn where a trial has none.
 
-    Numbers are on the scale on which they were searched; an integer stands in the middle of its part of the range.
+    Numbers are shares, in [0, 1], of the range on the scale on which they were searched: a forest takes numbers that
+    are less than 1e-7 apart for equal. An integer stands in the middle of its part of the range.
     """
     ranges = [trial.distributions[name] for trial in trials if name in trial.distributions]
     numeric = [d for d in ranges if isinstance(d, FloatDistribution | IntDistribution)]
-    whole, drawn, warp = ranges[0], [], lambda value: value
+    whole = ranges[0]
     if isinstance(whole, CategoricalDistribution):
         drawn = [whole.choices[index] for index in draw.integers(len(whole.choices), size=len(trials))]
+        known = [trial.params.get(name) for trial in trials]
     else:
         half = max(d.step / 2 if isinstance(d, IntDistribution) else 0.0 for d in numeric)
-        warp = math.log if numeric[0].log else float
-        whole = FloatDistribution(warp(min(d.low for d in numeric) - half), warp(max(d.high for d in numeric) + half))
-        drawn = draw.uniform(whole.low, whole.high, size=len(trials)).tolist()
-    pairs = zip(trials, drawn, strict=True)
-    return whole, [warp(trial.params[name]) if name in trial.params else other for trial, other in pairs]
+        warp = math.log if all(d.log for d in numeric) and min(d.low for d in numeric) > half else float
+        low, high = warp(min(d.low for d in numeric) - half), warp(max(d.high for d in numeric) + half)
+        span = high - low if 0 < high - low < math.inf else 1.0
+        drawn = draw.random(len(trials)).tolist()
+        known = [min(1.0, max(0.0, (warp(t.params.get(name, 1)) - low) / span)) for t in trials]
+        whole = FloatDistribution(0.0, 1.0)
+    return whole, [k if name in t.params else d for t, k, d in zip(trials, known, drawn, strict=True)]
 
 
 def _shares(evaluator: BaseImportanceEvaluator, trials: Sequence[FrozenTrial]) -> dict[str, float]:
+    """Returns the share of each hyperparameter; of none where nothing explains anything, as in some resamples."""
     searched = sorted({name for trial in trials for name, d in trial.distributions.items() if not d.single()})
     copy = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), direction="maximize")
     copy.add_trials(trials)
-    return optuna.importance.get_param_importances(
-        copy, evaluator=evaluator, params=searched, target=None, normalize=True
-    )
+    try:
+        return optuna.importance.get_param_importances(
+            copy, evaluator=evaluator, params=searched, target=None, normalize=True
+        )
+    except RuntimeError as error:
+        if "zero total variance" not in str(error):
+            raise
+        return {}
 
 
 @contextmanager

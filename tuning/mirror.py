@@ -26,7 +26,7 @@ from tuning.errors import UserError, counted, unknown_name
 from tuning.storage import META, Store, joined, masked, split
 
 STUDY = FILE
-PROGRESS = "progress.json"  # Beside a checkpoint: how many epochs are behind it.
+PROGRESS = "progress.json"  # As `tuning.checkpoints` writes it: how many epochs are behind a checkpoint.
 Signature = tuple[int, ...]
 PAUSE = 30.0  # Seconds: for which the end of a search waits for its storage; half of it lies between two tries at most.
 

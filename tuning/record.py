@@ -153,6 +153,9 @@ def mirrored(
     lease = locks.Lease(uri, "search", on_lost)
     lease.take(progress.note)
     try:
+        if storages.is_at(settings.storage, path):  # What is written there is stored.
+            yield
+            return
         with mirror.Mirror(path, uri, progress.note, skip=checkpoints.NAMES, lost=lease.lost) as sending:
             try:
                 yield

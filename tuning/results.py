@@ -69,8 +69,14 @@ _OUTCOME_COLUMNS = {
 
 
 def _config_dtype(annotation: Any) -> str:
-    """Returns the frame dtype of a hyperparameter, from its annotation in `TrainConfig`."""
-    kinds = {type(value) for value in get_args(annotation)} | set(get_args(annotation)) | {annotation}
+    """Returns the frame dtype of a hyperparameter, from its annotation in `TrainConfig`.
+
+    An annotation may be nested, as that of `Annotated[int, ...] | None` is.
+    """
+    kinds, parts = {annotation}, list(get_args(annotation))
+    while parts:
+        kinds |= {parts[-1], type(parts[-1])}
+        parts += get_args(parts.pop())
     if bool in kinds:
         return "boolean"
     if float in kinds:
@@ -315,7 +321,7 @@ def whole_rows(path: Path) -> list[dict[str, Any]]:
     lines = csv.DictReader(io.StringIO(files.whole_lines(path)))
     for line in lines:
         try:
-            row = {
+            row: dict[str, Any] = {
                 name: int(line[name]) if dtype == "int64" else _float(line[name])
                 for name, dtype in EPOCH_COLUMNS.items()
             }
@@ -429,13 +435,26 @@ def next_step(run: Run) -> str:
 
 
 def estimate_line(run: Run) -> str:
-    """Returns how far off the dry run's estimate was."""
-    guess = {name: value / 60 for name, value in run.meta["estimate"].items()}
-    took = minutes(run)
-    return (
-        f"The dry run said {guess['seconds']:.1f} minutes ({guess['seconds_low']:.1f} to {guess['seconds_high']:.1f}); "
-        f"it took {took:.1f}, {took / guess['seconds'] - 1:+.0%}"
+    """Returns how far off the dry run's estimate was, over as many trials as the estimate was for.
+
+    Of a run that was extended these are the first ones; of one with fewer trials the line says only that. An estimate
+    of version 0.2.0 does not say for how many it was: the run's samples count, as far as the run was never resumed.
+    """
+    meta, trials = run.meta, run.trials
+    guess = {name: value / 60 for name, value in meta["estimate"].items()}
+    said = (
+        f"The dry run said {guess['seconds']:.1f} minutes ({guess['seconds_low']:.1f} to {guess['seconds_high']:.1f})"
     )
+    n = meta["estimate"].get("samples", None if meta.get("pauses") else meta["settings"]["samples"])
+    if n is None:
+        return f"{said}, for the samples that the run began with."
+    said += f" for {counted(int(n), 'trial')}"
+    ended = trials.loc[(trials["attempt"].fillna(1) != 0) & (trials["state"] != "running"), "ended"].sort_values()
+    if len(ended) < n:
+        return f"{said}, of which {len(ended):,} ended."
+    took = float(run.clock(ended).iloc[int(n) - 1] / 60)
+    which = f"the first {int(n):,}" if len(ended) > n else "it"
+    return f"{said}; {which} took {took:.1f}, {took / guess['seconds'] - 1:+.0%}"
 
 
 def print_trials(run: Run, limit: int = 10) -> None:

@@ -359,7 +359,7 @@ def main(
     if samples is not None and samples < 1:
         raise UserError(f"--samples must be at least 1, but got {samples}.")
     budget = None if time_budget is None else parse_duration(time_budget)
-    open_slots, trials_a_gpu, password = False, None, ""
+    open_slots, trials_a_gpu, password, changed = False, None, "", ""
     if resume is not None:
         found = record.newest(resume)
         if not dry_run_only:
@@ -373,10 +373,14 @@ def main(
             settings = replace(settings, mlflow=tracking.without_secret(settings.mlflow))
         settings = replace(settings, dashboard=dashboard)
         check_resumed(context, found, samples)
-        if address is not None or settings.address is not None:
-            settings = placed(settings, address or str(settings.address))
+        settings, changed = placed(settings, address or settings.address or "local", found.meta.get("hardware"))
         if data_dir is not None:
             settings = replace(settings, data_dir=str(data_dir))
+        elif settings.data_dir is not None and not Path(settings.data_dir).is_dir():
+            changed = (
+                f"{changed} The folder {settings.data_dir} is not here; the images are looked for elsewhere.".strip()
+            )
+            settings = replace(settings, data_dir=None)
         if dry_run_only and settings.device == "any":
             raise UserError(f"--dry-run must be of a run on cpu or cuda, but got {found.name}, which is on any.")
         source, path = str(found.path / "space.py"), found.path
@@ -436,6 +440,8 @@ def main(
         )
         if password:
             progress.note(password)
+        if changed:
+            progress.note(changed)
         if trials_a_gpu is not None:
             progress.note(f"Trials on each GPU: {trials_a_gpu}, as the dry run of this space found to pay.")
         splits, found_space = load(settings, source, progress)

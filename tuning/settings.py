@@ -4,6 +4,7 @@
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from tuning import cluster, machine, results
 from tuning.errors import UserError, counted, unknown_name
+from tuning.names import SAMPLERS, SCHEDULERS
 
-SAMPLERS = ("curves", "tpe", "gp", "random", "qmc", "nsga2")
-SCHEDULERS = ("asha", "hyperband", "median", "none")
 DEFAULT_EPOCHS = {"cpu": 6, "cuda": 18}
 N_STARTUP = 8
 # What a search that is gone on with may be told anew; all else is as it was begun.
@@ -131,9 +131,16 @@ def plan_slots(address: str | None, storage: str | None, asked: Asked, trials_a_
     return cluster.plan_slots(address, *asked)
 
 
-def placed(settings: Settings, address: str) -> Settings:
-    """Returns the settings of a run that is gone on with on a cluster, or on this machine after all ("local")."""
-    asked = (settings.device, settings.cpus_per_trial, settings.gpus_per_trial, settings.limit)
+def placed(settings: Settings, address: str, hardware: Mapping[str, Any] | None) -> tuple[Settings, str]:
+    """Returns the settings of a run that is resumed on a cluster, or on this machine ("local"), and what has changed.
+
+    Args:
+        settings: Those that the run was begun with.
+        address: Of the cluster, or "local".
+        hardware: Of the machine where the run was begun, from its `meta.json`.
+    """
     if address != "local":
-        return replace(settings, **plan_slots(address, settings.storage, asked, None))
-    return replace(settings, address=None, **machine.plan_slots(None, settings.cpus_per_trial, None, None))
+        asked = (settings.device, settings.cpus_per_trial, settings.gpus_per_trial, settings.limit)
+        return replace(settings, **plan_slots(address, settings.storage, asked, None)), ""
+    slots, changed = machine.replan(settings, hardware)
+    return replace(settings, address=None, limit=None, **slots), changed

@@ -16,6 +16,7 @@ import optuna
 
 from tuning.config import TrainConfig, parse_config
 from tuning.errors import UserError, unknown_name
+from tuning.suggestions import Steady
 from tuning.surroundings import Surroundings, of_run
 
 SPACES = Path(__file__).parent.parent / "search_spaces"
@@ -61,7 +62,9 @@ class Space:
         """
         try:
             with self.surroundings.active() if self.surroundings else nullcontext():
-                values = self.define(_Limited(trial, self))
+                values = self.define(_Limited(Steady(trial), self))
+        except UserError as error:
+            raise UserError(f"Search space {self.name}: {error}") from error
         except Exception as error:  # The space is a user's code: whatever it raises is for the user to mend.
             raise UserError(
                 f"Search space {self.name} must return hyperparameters, but {_raised(error, self.file)}."
@@ -106,7 +109,7 @@ class Space:
 class _Limited:
     """A trial that offers the choices which its study has recorded; all else is the trial's own."""
 
-    def __init__(self, trial: optuna.trial.BaseTrial, space: Space) -> None:
+    def __init__(self, trial: Steady, space: Space) -> None:
         self._trial = trial
         self._space = space
 
@@ -173,7 +176,7 @@ def load_space(name: str) -> Space:
     if not callable(module.get("space")):
         raise UserError(f"Search space {path} must define space(trial) -> dict, but has no such function.")
     first, gpu_only = module.get("FIRST", []), module.get("GPU_ONLY", {})
-    return Space(path.stem, file, source, module["space"], first, gpu_only, {}, around)
+    return Space(path.stem, file, source, module["space"], first, gpu_only, {}, surroundings=around)
 
 
 def check_space(space: Space, epochs: int) -> set[str]:

@@ -21,8 +21,10 @@ from optuna.trial import TrialState
 from tuning import database, files, results
 from tuning.config import TrainConfig
 from tuning.database import EPOCH
-from tuning.errors import UserError, counted
+from tuning.errors import UserError, counted, unknown_name
+from tuning.names import SAMPLERS
 from tuning.spaces import Space
+from tuning.threads import one_thread
 
 OBJECTIVE = "valid_accuracy"
 _STATES = {
@@ -229,6 +231,7 @@ class RunStudy:
             if attrs.get("state") in ("complete", "pruned") and "same_as" not in attrs and self._rows[number]
         }
 
+    @one_thread()  # Trials train beside the sampler.
     def ask(self) -> Proposal | None:
         """Returns a trial that was interrupted, or else a new one; None where the space has nothing new.
 
@@ -471,14 +474,19 @@ def trial_seed(run_seed: int, number: int) -> int:
 def drawn_at_random(path: Path, sampler: str, n_startup: int) -> set[int]:
     """Returns the numbers of a run's trials that no model proposed, the space's first points not among them.
 
-    Those are all of the samplers "random" and "qmc"; of the others the first `n_startup`, as fewer trials were there.
+    Those are all of a sampler that draws at random; of the others the first `n_startup`, as fewer trials were there.
+
+    Raises:
+        UserError: `SAMPLERS` has no sampler of that name.
     """
+    if sampler not in SAMPLERS:
+        raise unknown_name("sampler", sampler, SAMPLERS)
     if not database.studies(path):
         return set()
     return {
         trial.number
         for trial in database.load(path).get_trials(deepcopy=False)
-        if "fixed_params" not in trial.system_attrs and (sampler in ("random", "qmc") or trial.number < n_startup)
+        if "fixed_params" not in trial.system_attrs and (SAMPLERS[sampler] or trial.number < n_startup)
     }
 
 

@@ -24,7 +24,7 @@ from ray.tune.search import Searcher
 
 from tuning import checkpoints, cluster, files, jobs, machine, mirror, storage
 from tuning.config import TrainConfig
-from tuning.data import Splits
+from tuning.data import Splits, parts_of
 from tuning.errors import DISK_FULL, UserError
 from tuning.progress import Progress
 from tuning.schedulers import METRIC
@@ -423,7 +423,9 @@ class Recorder(_NotRestored, tune.Callback):
             self._waiting_alone.add(number)
             trial.update_resources(self._alone)
             return ", alone on its device"
-        parts = 2 * trial.config["accumulation"]
+        parts = parts_of(self._study.row(number)["config/batch_size"], 2 * trial.config["accumulation"])
+        if parts == trial.config["accumulation"]:
+            return ""
         trial.set_config({**trial.config, "accumulation": parts})
         return f", each batch in {parts} parts"
 

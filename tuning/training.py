@@ -21,7 +21,8 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from tuning import acceleration
 from tuning.acceleration import Logits, autocast, faster_precision
 from tuning.config import TrainConfig
-from tuning.data import Labelled, Splits, normalise, to_tensors, train_batches
+from tuning.data import Labelled, Splits, normalise, parts_of, to_tensors, train_batches
+from tuning.errors import unknown_name
 from tuning.models import build_model, count_parameters
 
 EVALUATION_BATCH = 500
@@ -84,7 +85,8 @@ class Training:
         seed: Of the initial weights, the order of the images and the augmentation.
         device: Where it runs, e.g. "cpu" or "cuda".
         accumulation: Parts that a batch is cut into, one forward and backward pass each, where a whole one takes too
-            much memory. The gradient is that of the whole batch, but for batch normalisation, which sees the parts.
+            much memory; fewer where a part would have less than two images. The gradient is that of the whole batch,
+            but for batch normalisation, which sees the parts.
         lrs: Learning rate of each epoch, instead of a "plateau" schedule's: there are no fresh images to judge by where
             the valid ones are trained on.
         accelerated: Whether the step is captured by `acceleration.accelerate`; None: on a GPU.
@@ -242,7 +244,8 @@ class Training:
         # Another size, as the last batch may have, would have to be captured, too.
         whole = len(images) == self.config.batch_size and self.accumulation == 1
         forward = self._whole_batch if whole and self._whole_batch is not None else self._logits
-        for part, truth in zip(images.chunk(self.accumulation), labels.chunk(self.accumulation), strict=True):
+        n_parts = parts_of(len(images), self.accumulation)
+        for part, truth in zip(images.tensor_split(n_parts), labels.tensor_split(n_parts), strict=True):
             logits = forward(normalise(part, self.mean, self.std))
             loss = functional.cross_entropy(logits, truth, label_smoothing=self.config.label_smoothing)
             loss = loss * (len(part) / len(images))
@@ -320,14 +323,32 @@ def evaluate(
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Returns SGD or AdamW; weight decay is applied to weights of two and more dimensions only (not biases, norms)."""
+    """Returns the optimizer; weight decay is applied to weights of two and more dimensions only (not biases, norms).
+
+    Raises:
+        UserError: `OPTIMIZERS` has none of the configuration's name.
+    """
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    if config.optimizer not in OPTIMIZERS:
+        raise unknown_name("optimizer", config.optimizer, OPTIMIZERS)
+    return OPTIMIZERS[config.optimizer](groups, config)
+
+
+def _sgd(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
     nesterov = config.momentum > 0
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=True)
+
+
+def _adamw(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+
+
+OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], TrainConfig], torch.optim.Optimizer]] = {
+    "sgd": _sgd,
+    "adamw": _adamw,
+}
 
 
 def make_schedule(
@@ -336,13 +357,16 @@ def make_schedule(
     """Returns the schedule: a step a batch for all but "plateau", which takes one an epoch with the valid_loss.
 
     With `lrs` a plateau's rates are these, one an epoch.
+
+    Raises:
+        UserError: The configuration's is neither "plateau" nor in `FACTORS`.
     """
-    if config.schedule == "plateau" and lrs is not None:
+    if config.schedule == PLATEAU and lrs is not None:
         factors = [lr / config.learning_rate for lr in lrs]
         return LambdaLR(
             optimizer, functools.partial(_factor_of_epoch, factors=factors, steps_per_epoch=steps_per_epoch)
         )
-    if config.schedule == "plateau":
+    if config.schedule == PLATEAU:
         return ReduceLROnPlateau(
             optimizer,
             factor=config.plateau_factor,
@@ -350,6 +374,8 @@ def make_schedule(
             threshold=config.min_delta,
             threshold_mode="abs",
         )
+    if config.schedule not in FACTORS:
+        raise unknown_name("schedule", config.schedule, [PLATEAU, *FACTORS])
     n_steps = config.epochs * steps_per_epoch
     n_warmup = min(config.warmup_epochs, config.epochs / 2) * steps_per_epoch
     return LambdaLR(
@@ -360,14 +386,24 @@ def make_schedule(
 def lr_factor(step: int, *, schedule: str, n_steps: int, n_warmup: float) -> float:
     """Returns the share of the peak learning rate, in [0, 1], at a step counted from 0.
 
-    "onecycle" rises linearly and falls linearly to 0; "cosine" falls along half a cosine; "constant" does neither.
+    "onecycle" rises linearly and falls linearly to 0; "cosine" rises so, too, and falls along half a cosine; "constant"
+    does neither.
     """
-    if schedule == "constant":
+    fall = FACTORS[schedule]
+    if fall is None:
         return 1.0
     if step < n_warmup:
         return (step + 1) / (n_warmup + 1)
-    progress = min(1.0, (step - n_warmup) / max(1.0, n_steps - n_warmup))
-    return 1 - progress if schedule == "onecycle" else (1 + math.cos(math.pi * progress)) / 2
+    return fall(min(1.0, (step - n_warmup) / max(1.0, n_steps - n_warmup)))
+
+
+PLATEAU = "plateau"
+# Schedule -> the share of the peak rate after a share of the steps after the warm-up; None: the peak rate throughout.
+FACTORS: dict[str, Callable[[float], float] | None] = {
+    "onecycle": lambda progress: 1 - progress,
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+    "constant": None,
+}
 
 
 def _factor_of_epoch(step: int, *, factors: Sequence[float], steps_per_epoch: int) -> float:

@@ -1,9 +1,12 @@
 """A thousand trials, 64 side by side: what a search itself costs, and whether that grows with the trials.
 
-    python tests/benchmarks/scale.py [--samples 250 500 1000] [--side-by-side 64] [--sampler curves] [--out FILE.csv]
+    python tests/benchmarks/scale.py [--samples 250 500 1000] [--side-by-side 64] [--sampler curves] [--busy 2]
+        [--out FILE.csv]
 
-Nothing is trained: a trial replays a made-up learning curve of six epochs, 20 ms each, and ASHA stops it. All else is
-the search: Ray (which is told that the machine has so many CPUs), Tune, sampler, study, frames, pictures and page.
+Nothing is trained: a trial replays a made-up learning curve of six epochs, 20 ms each, and ASHA stops it. Instead,
+`--busy` processes keep so many cores busy, as trials in training do; with 0 the search has the machine to itself. All
+else is the search: Ray (which is told that the machine has so many CPUs), Tune, sampler, study, frames, pictures and
+page.
 
 `trial_ms`: time between the ends of two trials, on average, once each slot has its worker and has had two trials;
 `cpu_ms`: of that, the driver's CPU time; `last_cpu_ms`: the same of the last tenth, to show what grows; `sampler_ms`: a
@@ -12,6 +15,7 @@ which takes `end_s`; `frames_ms`, `study_ms`: to open frames and study. Each sea
 starts its workers. About 20 minutes.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -19,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -119,11 +124,24 @@ def measure(n: int, side_by_side: int, sampler: str) -> dict[str, Any]:
     }
 
 
+@contextlib.contextmanager
+def busy_cores(n: int) -> Iterator[None]:
+    """Keeps `n` cores busy: each with a process that computes until the end."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
 def main() -> None:
     args = parser(__doc__)
     args.add_argument("--samples", type=int, nargs="+", default=[250, 500, 1000], help="trials of each search")
     args.add_argument("--side-by-side", type=int, default=64, help="trials at a time")
     args.add_argument("--sampler", default="curves", help="as search's")
+    args.add_argument("--busy", type=int, default=os.cpu_count(), help="cores that other processes keep busy")
     args.add_argument("--here", action="store_true", help="(its own use) run one search in this process and folder")
     given = args.parse_args()
     if given.here:
@@ -133,12 +151,13 @@ def main() -> None:
     for n in given.samples:
         command = [sys.executable, str(Path(__file__).resolve()), "--here", "--samples", str(n)]
         command += ["--side-by-side", str(given.side_by_side), "--sampler", given.sampler]
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, busy_cores(given.busy):
             environment = os.environ | {"PYTHONPATH": str(ROOT)}
             done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(rows[-1], file=sys.stderr)
-    report(f"Replayed trials, {given.side_by_side} side by side, {given.sampler}", rows, given.out)
+    title = f"Replayed trials, {given.side_by_side} side by side, {given.sampler}, {given.busy} cores kept busy"
+    report(title, rows, given.out)
 
 
 if __name__ == "__main__":

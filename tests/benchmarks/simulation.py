@@ -41,6 +41,8 @@ class Ours:
     def end(study: optuna.Study, number: int, values: list[float], finished: bool) -> None:
         """Tells the sampler of an end."""
         state = TrialState.FAIL if math.isnan(values[-1]) else rules.end_state(finished, len(values))
+        if state == TrialState.FAIL:
+            study._storage.set_trial_user_attr(_id(study, number), "error", "Training loss is not finite.")
         rules.tell_end(study, number, state, [max(values)])
 
 
@@ -130,6 +132,7 @@ def simulate(task: Task, method: Method, *, slots: int, samples: int, seed: int)
             if task.snap is not None:
                 config, parameters = task.snap(config, taken)
                 _record(study, trial, parameters)
+            trial.set_user_attr("config", {"epochs": task.epochs})
             curves.append(task.curve(config))
             seen.append([])
             began.append(clock)
@@ -159,6 +162,10 @@ def _record(study: optuna.Study, trial: optuna.Trial, parameters: dict[str, floa
     for name, value in parameters.items():
         distribution = trial.distributions[name]
         study._storage.set_trial_param(trial._trial_id, name, distribution.to_internal_repr(value), distribution)
+
+
+def _id(study: optuna.Study, number: int) -> int:
+    return study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
 
 
 def _or_zero(value: float) -> float:
