@@ -234,7 +234,7 @@ def test_remove_takes_both_and_minds_none(tmp_path: Path, training: Training) ->
     (tmp_path / "log.txt").touch()
     for _ in range(2):
         checkpoints.remove(tmp_path)
-        assert names(tmp_path) == ["log.txt"]
+        assert names(tmp_path) == ["log.txt", "progress.json"]
 
 
 def test_a_checkpoint_is_on_the_disk_before_it_takes_its_name(
@@ -261,9 +261,9 @@ def test_a_checkpoint_is_on_the_disk_before_it_takes_its_name(
 def test_how_many_epochs_there_are_is_said_beside_the_checkpoint(tmp_path: Path, training: Training) -> None:
     train(tmp_path, training, n_epochs=2, best_epoch=1)
     assert json.loads((tmp_path / checkpoints.PROGRESS).read_text()) == {"epochs": 2}
+    assert checkpoints.n_epochs(tmp_path / checkpoints.LATEST) == 2
     checkpoints.remove(tmp_path)
     assert names(tmp_path) == ["progress.json"]  # It stays, to be compared with what a storage has.
-    assert checkpoints.n_epochs(tmp_path / checkpoints.LATEST) == 2
 
 
 def test_a_file_system_that_cannot_sync_costs_no_checkpoint(

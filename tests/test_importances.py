@@ -340,6 +340,6 @@ def test_a_study_of_another_optuna_is_named(closed: results.Run) -> None:
         connection.execute("UPDATE version_info SET schema_version = 99")
         connection.execute("UPDATE alembic_version SET version_num = 'v99.0.0'")
         connection.commit()
-    message = r"run/study\.db cannot be read as a study: .* It is damaged, or another version of Optuna wrote it\."
+    message = r"run/study\.db was written by another version of Optuna: .*"
     with pytest.raises(UserError, match=message):
         importances.of_run(closed)

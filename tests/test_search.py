@@ -14,8 +14,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
+import click
 import optuna
 import pandas as pd
 import pytest
@@ -460,7 +461,8 @@ def test_where_the_first_trials_all_fail_the_search_stops_and_shows_it(tmp_path:
 
 
 def bad(**arguments: Any) -> None:
-    search.main(cast(typer.Context, None), **arguments)  # which is asked with --resume of a run only
+    with typer.Context(click.Command("search")) as context:
+        search.main(context, **arguments)
 
 
 @pytest.mark.parametrize(

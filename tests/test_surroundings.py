@@ -257,6 +257,7 @@ def test_a_run_begins_with_what_its_space_uses(tmp_path: Path, project: Path) ->
     rest = {"train_images": None, "data_dir": None, "max_failures": 0, "time_budget": None}
     named = {"space": "mine.py", "dataset": "fashion-mnist", "sampler": "curves", "scheduler": "asha"}
     settings = Settings(samples=1, epochs=1, seed=0, **named, **slots, **rest)
+    (tmp_path / "run").mkdir()
     assert record.begin(tmp_path / "run", settings, space) == ""
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"space.py", surroundings.KEPT, "meta.json"}
     assert draw(load_space(str(tmp_path / "run" / "space.py"))).width == 12

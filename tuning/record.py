@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +41,7 @@ def claimed(name: str | None, dataset: str, storage: str | None) -> Iterator[Pat
     Raises:
         UserError: The name is taken, or no name.
     """
+    made_parent = not results.RESULTS.exists()
     while True:
         path = results.new_path(name, dataset, taken=storages.Store(storage).runs() if storage else ())
         try:
@@ -61,6 +62,9 @@ def claimed(name: str | None, dataset: str, storage: str | None) -> Iterator[Pat
     finally:
         if not (path / "meta.json").exists():
             shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):
+                if made_parent:
+                    path.parent.rmdir()
 
 
 def begin(path: Path, settings: Settings, space: "Space") -> str:
