@@ -1,6 +1,7 @@
 """A search on a cluster of several machines, which are namespaces of this one; slots, addresses and open ports."""
 
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -352,3 +353,52 @@ def test_a_dashboard_that_cannot_be_served_is_said(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--dashboard must have the package ray\[default\], but it is missing"):
         cluster.check_dashboard(None)
+
+
+# A worker raises what a user can mend, where `ray.get` says it with Ray's traceback; then it prints what is left.
+ENDING = """
+import logging, os, signal, sys, time, psutil, ray
+from tuning import cluster
+from tuning.errors import UserError
+def fail():
+    raise UserError("Free some space.")
+def wait():
+    time.sleep(60)
+def mask():
+    import signal
+    return sorted(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+slots = {"device": "cpu", "concurrency": 5, "cpus_per_trial": 0.5}
+with cluster.started(slots, logging.NullHandler()):
+    assert ray.cluster_resources()["CPU"] == 3
+    try:
+        cluster.get(ray.remote(max_retries=0)(fail).remote())
+    except UserError as error:
+        print(type(error).__name__, str(error))
+    assert {signal.SIGTERM, signal.SIGHUP} <= set(cluster.get(ray.remote(mask).remote()))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    folder = ray._private.worker._global_node.get_session_dir_path()
+    assert os.path.exists(folder)
+    running = ray.remote(wait).remote()
+    time.sleep(1)
+    began = time.monotonic()
+print(time.monotonic() - began < 4, os.path.exists(folder), len(psutil.Process().children(recursive=True)))
+"""
+
+
+@pytest.mark.slow
+def test_a_ray_of_our_own_holds_all_slots_says_errors_as_they_are_and_leaves_nothing() -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING], env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["UserError Free some space.", "True False 0"]
+
+
+def test_where_no_temporary_folder_can_be_had_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("tuning.temporary.bases", lambda: [tmp_path / "file"])
+    slots = {"device": "cpu", "concurrency": 1, "cpus_per_trial": 1.0}
+    wanted = pytest.raises(UserError, match="Ray needs a temporary folder, and none can be used")
+    with wanted, cluster.started(slots, logging.NullHandler()):
+        pass

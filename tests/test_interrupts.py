@@ -1,5 +1,6 @@
 """Signals that end a command: each of them alone, twice at once, again later, ignored, and with nobody left to read."""
 
+import json
 import os
 import signal
 import subprocess
@@ -131,3 +132,21 @@ def test_a_thread_that_gets_no_signals_sets_no_handler() -> None:
     thread.start()
     thread.join()
     assert reached == [True]
+
+
+@pytest.mark.slow
+def test_a_final_that_is_ended_goes_on_where_it_was(tmp_path: Path) -> None:
+    config = {"architecture": "resnet8", "width": 4, "epochs": 12, "batch_size": 64, "image_size": 14}
+    (tmp_path / "one.json").write_text(json.dumps(config))
+    command = [sys.executable, "-m", "tuning.final", "--config", "one.json", "--seeds", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 90
+    while not list(tmp_path.rglob("latest.pt")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "Interrupted. Run the same command again to go on.\n"), out + err
+    assert list(tmp_path.rglob("latest.pt")) and not list(tmp_path.rglob("metrics.json"))

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -195,24 +195,34 @@ def test_what_a_resumed_run_cannot_be_told_is_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "send"), [(signal.SIGINT, os.kill), (signal.SIGTERM, os.killpg), (signal.SIGHUP, os.kill)]
+)
+def test_an_interrupted_search_goes_on_where_it_was(
+    tmp_path: Path, number: int, send: Callable[[int, int], None]
+) -> None:
     command = [sys.executable, "-m", "tuning.search", "--samples", "4", "--epochs", "12", "--scheduler", "none"]
     environment = os.environ | {"PYTHONPATH": python_path(tmp_path)}
     with (tmp_path / "out").open("w") as out:
-        process = subprocess.Popen([*command, "--run", "one", *SLOWER], cwd=tmp_path, env=environment, stdout=out)
+        process = subprocess.Popen(
+            [*command, "--run", "one", *SLOWER],
+            cwd=tmp_path,
+            env=environment,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
     path = tmp_path / "results" / "one"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (path / "epochs.csv").exists():
         time.sleep(0.1)
     time.sleep(2)
-    process.send_signal(number)
-    assert process.wait(timeout=60) == 130
-    deadline = time.monotonic() + 30
-    while processes(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.5)
+    send(process.pid, number)
+    assert process.wait(timeout=40) == 130
     assert not processes(tmp_path)
-    assert "Go on with: python -m tuning.search --resume one" in (tmp_path / "out").read_text()
+    said = (tmp_path / "out").read_text()
+    assert "Go on with: python -m tuning.search --resume one" in said
+    assert "Traceback" not in said and "SIGTERM" not in said
 
     before = results.Run(path).epochs
     done = run(tmp_path, "--resume", "one")
@@ -224,6 +234,39 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path, number: int)
     # Nothing was trained again but the epoch that was cut off: the log of the trial tells each that was begun.
     first = (path / "trials" / "0000" / "trial.log").read_text()
     assert first.count("EpochResult(epoch=1,") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [1.0, 2.5, 4.0])
+def test_a_search_that_is_ended_while_it_starts_says_how_to_go_on(tmp_path: Path, seconds: float) -> None:
+    command = [sys.executable, "-m", "tuning.search", "--samples", "4", "--epochs", "12", "--run", "one", *SLOWER]
+    environment = os.environ | {"PYTHONPATH": python_path(tmp_path)}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True, start_new_session=True
+    )
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    begun = (tmp_path / "results" / "one" / "meta.json").exists()
+    assert process.returncode == 130
+    wanted = "Go on with: python -m tuning.search --resume one" if begun else "Run the same command again to go on."
+    assert f"Interrupted. {wanted}" in out + err
+    assert "Traceback" not in out + err
+    assert not processes(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_search_runs_in_a_folder_of_any_name_with_ascii_output_and_a_long_tmpdir(tmp_path: Path) -> None:
+    folder = tmp_path / "Grün #1 50%"
+    folder.mkdir()
+    size = ["--samples", "2", "--epochs", "1", "--run", "one", *SMOKE]
+    done = run(folder, *size, PYTHONIOENCODING="ascii", TMPDIR=str(tmp_path / ("x" * 70)), RAY_TMPDIR="")
+    assert done.returncode == 0, done.stderr
+    assert "Ray's temporary folder is " in done.stdout
+    assert "its path is too long for a socket's" in done.stdout
+    check_record(folder / "results" / "one", 2)
+    ours = re.findall(r"Ray's temporary folder is (\S+),", done.stdout)
+    assert len(ours) == 1 and not Path(ours[0]).exists()
 
 
 @pytest.mark.slow
