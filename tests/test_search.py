@@ -221,7 +221,7 @@ def test_an_interrupted_search_goes_on_where_it_was(
     assert process.wait(timeout=40) == 130
     assert not processes(tmp_path)
     said = (tmp_path / "out").read_text()
-    assert "Go on with: python -m tuning.search --resume one" in said
+    assert "Resume it with: python -m tuning.search --resume one" in said
     assert "Traceback" not in said and "SIGTERM" not in said
 
     before = results.Run(path).epochs
@@ -249,7 +249,7 @@ def test_a_search_that_is_ended_while_it_starts_says_how_to_go_on(tmp_path: Path
     out, err = process.communicate(timeout=60)
     begun = (tmp_path / "results" / "one" / "meta.json").exists()
     assert process.returncode == 130
-    wanted = "Go on with: python -m tuning.search --resume one" if begun else "Run the same command again to go on."
+    wanted = "Resume it with: python -m tuning.search --resume one" if begun else "Run the same command again to go on."
     assert f"Interrupted. {wanted}" in out + err
     assert "Traceback" not in out + err
     assert not processes(tmp_path)
@@ -257,8 +257,8 @@ def test_a_search_that_is_ended_while_it_starts_says_how_to_go_on(tmp_path: Path
 
 @pytest.mark.slow
 def test_a_search_runs_in_a_folder_of_any_name_with_ascii_output_and_a_long_tmpdir(tmp_path: Path) -> None:
-    folder = tmp_path / "Grün #1 50%"
-    folder.mkdir()
+    folder = tmp_path / "Grün #1 50%?" / "a%20b"
+    folder.mkdir(parents=True)
     size = ["--samples", "2", "--epochs", "1", "--run", "one", *SMOKE]
     done = run(folder, *size, PYTHONIOENCODING="ascii", TMPDIR=str(tmp_path / ("x" * 70)), RAY_TMPDIR="")
     assert done.returncode == 0, done.stderr

@@ -459,7 +459,7 @@ def main(
         results.print_trials(found, limit=5)
         print(f"Page: {found.path}/report.html")
     if found.meta.get("stopped_by") == "interrupt":
-        print(f"Interrupted. Go on with: python -m tuning.search --resume {found.name}")
+        print(f"Interrupted. Resume it with: python -m tuning.search --resume {found.name}")
         raise typer.Exit(130)
     if found.meta["estimate"]:
         print(results.estimate_line(found))
