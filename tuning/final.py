@@ -11,7 +11,9 @@ started again, it goes on from the last epochs.
 import contextlib
 import math
 import shutil
+import signal
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuning import best_model, candidates, contest, export, files, jobs, locks, machine, report, results
+from tuning import best_model, candidates, contest, export, files, jobs, locks, machine, record, report, results
 from tuning.best_model import Outcome
 from tuning.candidates import Plan
 from tuning.config import parse_config
@@ -434,6 +436,14 @@ def main(
         # Two at once would train everything twice, and open the test split twice.
         for folder in (*([] if plan.run is None else [Path(plan.source)]), model_dir):
             held.enter_context(locks.hold(folder, "final"))
+        if plan.run is not None and (base := results.Run(Path(plan.source)).settings.get("storage")) is not None:
+            uri = record.stored_at(base, Path(plan.source))
+            try:
+                held.enter_context(locks.leased(uri, "final", print, _end_for))
+            except locks.InUseError:
+                raise
+            except UserError as error:  # The run is here, so that it need not be reached.
+                print(f"The storage cannot be asked whether another machine does the same: {error}")
         carry_out(
             plan,
             slots,
@@ -443,6 +453,12 @@ def main(
             data_dir=data_dir,
             model_dir=model_dir,
         )
+
+
+def _end_for(other: UserError) -> None:
+    """Ends this process in order, as Ctrl-C does: another one works on the same, and both would open the test split."""
+    print(other, file=sys.stderr)
+    signal.raise_signal(signal.SIGTERM)
 
 
 def carry_out(plan: Plan, slots: Mapping[str, Any], *, model_dir: Path, **asked: Any) -> None:

@@ -28,6 +28,10 @@ BEAT_SECONDS, LEASE_SECONDS = 10.0, 45.0
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
+class InUseError(UserError):
+    """Another process works on the same; the text says which."""
+
+
 @contextlib.contextmanager
 def hold(folder: Path, what: str) -> Iterator[None]:
     """Keeps a folder to this process while something is done with it.
@@ -37,7 +41,8 @@ def hold(folder: Path, what: str) -> Iterator[None]:
         what: The command, e.g. "search"; locks of different commands do not exclude each other.
 
     Raises:
-        UserError: Another process does the same with it now; the text says which.
+        InUseError: Another process does the same with it now.
+        UserError: The folder cannot be written to.
     """
     path = folder / f".{what}.lock"
     try:
@@ -55,7 +60,7 @@ def hold(folder: Path, what: str) -> Iterator[None]:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, *_NO_LOCKS):
                 raise
             if error.errno not in _NO_LOCKS or (is_here(holder) and is_alive(holder)):
-                raise UserError(
+                raise InUseError(
                     f"{folder} is in use: {described(holder)} works on it. Wait until that has ended, or end it, "
                     "then run the command again."
                 ) from error
@@ -103,7 +108,8 @@ class Lease:
         """Takes the lease and renews it from now on; waits until that of a process that may be dead has run out.
 
         Raises:
-            UserError: Another process holds it, or the storage cannot be reached.
+            InUseError: Another process holds it.
+            UserError: The storage cannot be reached.
         """
         patience = LEASE_SECONDS if patience is None else patience
         found = self._store.read(self._name)
@@ -114,7 +120,7 @@ class Lease:
             while (now := self._store.read(self._name)) == found and time.monotonic() < deadline:
                 time.sleep(min(1.0, patience))
             if now not in (found, None):
-                raise UserError(
+                raise InUseError(
                     f"{masked(self._uri)} is in use: {described(_parsed(now))} works on it. Wait until that has ended, "
                     "or end it, then run the command again."
                 )
@@ -152,6 +158,22 @@ class Lease:
             self._own["beat"] += 1
             store.write(self._name, json.dumps(self._own).encode())
         return True
+
+
+@contextlib.contextmanager
+def leased(uri: str, what: str, note: Callable[[str], None], on_lost: Callable[[UserError], None]) -> Iterator[Lease]:
+    """Keeps a run in a storage to this process while something is done with it; arguments as for `Lease`.
+
+    Raises:
+        InUseError: Another process holds it.
+        UserError: The storage cannot be reached.
+    """
+    lease = Lease(uri, what, on_lost)
+    lease.take(note)
+    try:
+        yield lease
+    finally:
+        lease.release()
 
 
 def myself(what: str) -> dict[str, Any]:

@@ -154,9 +154,7 @@ def mirrored(
         yield
         return
     uri = stored_at(settings.storage, path)
-    lease = locks.Lease(uri, "search", on_lost)
-    lease.take(progress.note)
-    try:
+    with locks.leased(uri, "search", progress.note, on_lost) as lease:
         if storages.is_at(settings.storage, path):  # What is written there is stored.
             yield
             return
@@ -165,8 +163,6 @@ def mirrored(
                 yield
             finally:
                 sending.finish()
-    finally:
-        lease.release()
 
 
 def stored_at(base: str, path: Path) -> str:

@@ -1,0 +1,318 @@
+"""A run that is resumed: by one process at a time, under another name, where more or less is possible than before."""
+
+import contextlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+import optuna
+import pytest
+import typer
+from conftest import write_run
+from test_study import ask, epoch, told, train
+
+from tuning import data, files, final, locks, machine, record, results, search, storage
+from tuning import settings as search_settings
+from tuning.errors import UserError
+from tuning.schedulers import SAMPLERS
+from tuning.settings import Settings
+from tuning.spaces import Space, load_space
+from tuning.study import RunStudy
+
+SETTINGS = Settings(
+    samples=6, space="smoke", dataset="fashion-mnist", epochs=4, seed=0, sampler="random", scheduler="none",
+    device="cpu", concurrency=2, cpus_per_trial=1.0, gpus_per_trial=0.0, train_images=None, data_dir=None,
+    max_failures=0, time_budget=None,
+)  # fmt: skip
+NETWORKS = {"cpu": {"resnet8-16", "resnet14-16", "resnet20-16", "resnet18"}}
+NETWORKS["gpu"] = {"resnet8-64", "resnet14-64", "resnet20-32", "resnet20-64"}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Returns a folder with a run `first` of three trials, which is the working directory."""
+    monkeypatch.chdir(tmp_path)
+    run = write_run(tmp_path / "results" / "first", 3)
+    files.write_json(run.path / "meta.json", run.meta | {"settings": asdict(SETTINGS), "schema": 1, "id": "4f1c"})
+    return tmp_path
+
+
+def resume(**arguments: Any) -> None:
+    with typer.Context(click.Command("search")) as context:
+        search.main(context, **arguments)
+
+
+@pytest.mark.parametrize("name", ["first", "results/first", "latest"])
+def test_a_run_that_another_process_searches_is_refused(here: Path, name: str) -> None:
+    before = {path.name: path.read_bytes() for path in (here / "results" / "first").iterdir() if path.is_file()}
+    with (
+        locks.hold(here / "results" / "first", "search"),
+        pytest.raises(UserError, match=r"results/first is in use: process \d+ on .* works on it\. Wait until that has"),
+    ):
+        resume(resume=name, samples=9)
+    after = {path.name: path.read_bytes() for path in (here / "results" / "first").iterdir() if path.is_file()}
+    assert {name: after[name] for name in before} == before
+
+
+def test_two_searches_that_begin_at_once_get_two_names(here: Path) -> None:
+    with record.claimed(None, "d", None) as one, record.claimed(None, "d", None) as two:
+        assert one != two and one.is_dir() and two.is_dir()
+    assert not one.exists() and not two.exists()  # Nothing came of them.
+
+
+def test_of_two_searches_that_want_one_name_the_second_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "new_path", lambda name, dataset, taken: Path("results") / name)  # It was free.
+    with (
+        record.claimed("mine", "d", None),
+        pytest.raises(UserError, match=r"--run must be a new name, but got 'mine', and results/mine exists"),
+        record.claimed("mine", "d", None),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"samples": None},
+            r"first/meta\.json is damaged, or of another version \(schema 1\): settings\.samples: input",
+        ),
+        ({"epochs": "many"}, r"settings\.epochs: input should be a valid integer"),
+        (
+            {"sampler": ...},
+            r"settings\.sampler: field required\. Put back a copy of it; the frames can be read without",
+        ),
+    ],
+)
+def test_settings_that_are_damaged_or_of_another_version_are_a_sentence(
+    here: Path, changed: dict[str, Any], message: str
+) -> None:
+    run = results.Run(here / "results" / "first")
+    values = {name: value for name, value in (run.settings | changed).items() if value is not ...}
+    files.write_json(run.path / "meta.json", run.meta | {"settings": values})
+    with pytest.raises(UserError, match=message):
+        resume(resume="first")
+
+
+def test_settings_that_only_another_version_knows_are_passed_over(here: Path) -> None:
+    run = results.Run(here / "results" / "first")
+    files.write_json(run.path / "meta.json", run.meta | {"settings": run.settings | {"colour": "blue"}})
+    assert search_settings.of_run(run) == SETTINGS
+
+
+def test_a_run_goes_on_with_what_the_machine_has_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "gpu_memory", list)
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    had = {"cores": 16, "gpus": ["H100"]}
+    for before in (
+        replace(SETTINGS, device="cuda", gpus_per_trial=1.0, concurrency=1),
+        replace(SETTINGS, device="cuda", gpus_per_trial=0.25, concurrency=4),
+        replace(SETTINGS, concurrency=16),
+        replace(SETTINGS, concurrency=16, address="10.0.0.1:6379", device="any", limit=16),
+    ):
+        now, said = search_settings.placed(before, "local", had)
+        assert (now.device, now.concurrency, now.gpus_per_trial, now.address) == ("cpu", 2, 0.0, None)
+        assert said.startswith("The run goes on with what this machine has: ")
+    assert search_settings.placed(SETTINGS, "local", {"cores": 2, "gpus": []}) == (SETTINGS, "")
+
+
+def test_other_images_than_the_run_was_begun_with_are_refused(here: Path) -> None:
+    path = here / "results" / "first"
+    files.write_json(path / "meta.json", results.Run(path).meta | {"split_hash": "aaaa"})
+    frames = [(path / name).read_bytes() for name in ("trials.csv", "epochs.csv")]
+    splits: Any = SimpleNamespace(split_hash="bbbb", valid_hash="c")
+    with pytest.raises(
+        UserError, match=r"not those that .*first was begun with \(their hash is bbbb, not aaaa\).*--data-d"
+    ):
+        search.search(SETTINGS, path, splits, load_space("smoke"), SimpleNamespace(note=print), resumed=True)  # type: ignore[arg-type]
+    assert [(path / name).read_bytes() for name in ("trials.csv", "epochs.csv")] == frames
+
+
+def test_frames_that_are_damaged_are_kept_and_written_anew(here: Path) -> None:
+    path, notes = here / "results" / "first", list[str]()
+    whole = results.Run(path).epochs
+    header, *lines = (path / "epochs.csv").read_text().splitlines()
+    (path / "epochs.csv").write_text("\n".join([header, lines[0] + lines[1], *lines[2:], ""]))
+    (path / "trials.csv").write_text("no frame\n")
+    results.mend(results.Run(path), notes.append)
+    assert [note.partition(" is damaged")[0] for note in notes] == [f"{path}/trials.csv", f"{path}/epochs.csv"]
+    assert "It is kept as trials.csv.damaged, and written anew from the study." in notes[0]
+    study = RunStudy(path, load_space("smoke"), optuna.samplers.RandomSampler(seed=1), epochs=4, seed=0)
+    study.close(None)
+    assert len(results.Run(path).trials) == 3 and (path / "trials.csv.damaged").read_text() == "no frame\n"
+    assert set(zip(results.Run(path).epochs["trial"], results.Run(path).epochs["epoch"], strict=True)) == set(
+        zip(whole["trial"], whole["epoch"], strict=True)
+    )
+
+
+# What is possible changes.
+
+
+def spaces() -> dict[str, Space]:
+    """Returns the default space as a machine has it: with a GPU or without, with the pretrained weights or without."""
+    space = load_space("resnet")
+    on_cpu = space.without(space.gpu_only)
+    return {"gpu": space, "cpu": on_cpu, "bare": on_cpu.without({"pretrained": [True]})}
+
+
+def opened(path: Path, space: Space, sampler: str = "random", seed: int = 0) -> RunStudy:
+    return RunStudy(path, space, SAMPLERS[sampler](seed, 3), epochs=3, seed=0)
+
+
+def run_some(study: RunStudy, n: int) -> list[Any]:
+    """Returns the configurations of so many trials, which do well where the network is wide."""
+    configs = []
+    for _ in range(n):
+        proposal = ask(study)
+        configs.append(proposal.config)
+        accuracy = 0.5 + proposal.config.width / 300 + proposal.number / 1e4
+        train(study, proposal, [accuracy - 0.1, accuracy - 0.01, accuracy], "length")
+        study.finish(proposal.number, "scheduler")
+    return configs
+
+
+def networks(configs: list[Any]) -> set[str]:
+    return {c.architecture if c.architecture == "resnet18" else f"{c.architecture}-{c.width}" for c in configs}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_what_is_not_possible_any_more_is_not_drawn(tmp_path: Path, sampler: str) -> None:
+    first = opened(tmp_path, spaces()["gpu"])
+    assert networks(run_some(first, 12)) & NETWORKS["gpu"]
+    first.close(None)
+    configs = run_some(opened(tmp_path, spaces()["bare"], sampler, seed=1), 8)
+    assert not networks(configs) & NETWORKS["gpu"] and not any(config.pretrained for config in configs)
+    assert {config.stem for config in configs} == {"imagenet"}
+
+
+@pytest.mark.parametrize("sampler", ["random", "curves", "tpe"])
+def test_what_has_become_possible_is_drawn(tmp_path: Path, sampler: str) -> None:
+    first = opened(tmp_path, spaces()["bare"], sampler)
+    assert not networks(run_some(first, 6)) & NETWORKS["gpu"]
+    first.close(None)
+    configs = run_some(opened(tmp_path, spaces()["gpu"], sampler, seed=1), 12)
+    assert networks(configs) & NETWORKS["gpu"]
+    # The point that had to be left out at first, as it needs the weights, comes now.
+    assert configs[0].pretrained and configs[0].learning_rate == 1e-4
+
+
+def test_a_run_of_020_takes_the_choices_that_it_has_on_record(tmp_path: Path) -> None:
+    # It recorded only the choices that were possible; Optuna takes no others later.
+    (tmp_path / "old.py").write_text(
+        "def space(trial):\n"
+        "    name, _, width = trial.suggest_categorical('network', ['resnet8-16', 'resnet14-16']).partition('-')\n"
+        "    return {'architecture': name, 'width': int(width), 'batch_size': trial.suggest_int('b', 64, 256)}\n"
+    )
+    (tmp_path / "new.py").write_text(
+        (tmp_path / "old.py").read_text().replace("-16']", "-16', 'resnet8-64']")
+        + "\nGPU_ONLY = {'network': ['resnet8-64']}\n"
+    )
+    run_some(opened(tmp_path, load_space(str(tmp_path / "old.py"))), 3)
+    new = load_space(str(tmp_path / "new.py"))
+    for space in (new, new.without(new.gpu_only)):
+        assert networks(run_some(opened(tmp_path, space, seed=1), 3)) <= {"resnet8-16", "resnet14-16"}
+
+
+def test_an_interrupted_trial_waits_for_what_it_needs(tmp_path: Path) -> None:
+    study = opened(tmp_path, spaces()["gpu"])
+    while (proposal := ask(study)).config.width != 64:
+        pass
+    study.report(proposal.number, epoch(1, 0.5))
+    study.abandon()
+    bare = opened(tmp_path, spaces()["bare"], seed=1)
+    assert bare.waiting and proposal.number in bare.waiting
+    while bare._interrupted:
+        assert ask(bare).number != proposal.number
+    bare.close("time budget")
+    assert opened(tmp_path, spaces()["bare"]).row(proposal.number)["state"] == "running"
+    again = opened(tmp_path, spaces()["gpu"], seed=2)
+    assert again.waiting == [] and proposal.number in again._interrupted
+
+
+def test_a_duplicate_of_a_running_trial_is_shown_as_that_is_and_not_as_failed(tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(
+        "def space(trial):\n    return {'batch_size': trial.suggest_categorical('batch_size', [8, 16])}\n"
+    )
+    study = opened(tmp_path, load_space(str(tmp_path / "two.py")))
+    running = [ask(study), ask(study)]
+    assert study.ask() is None
+    duplicates = [number for number in study._attrs if number > 1]
+    assert {study.row(number)["state"] for number in duplicates} == {"running"}
+    for proposal in running:
+        train(study, proposal, [0.5], "length")
+        study.finish(proposal.number, "scheduler")
+    assert {study.row(number)["state"] for number in duplicates} == {"complete"} and study.n_failed == 0
+    assert all(told(study, number).user_attrs["no_result"] for number in duplicates)
+    study.close("search")
+    trials = results.Run(tmp_path).trials
+    assert (trials["state"] == "complete").all() and (trials["attempt"] == 0).sum() == len(duplicates)
+
+
+# What belongs to a run wherever it is.
+
+
+def test_a_run_is_stored_under_its_first_name(here: Path) -> None:
+    store, path = here / "storage", here / "results" / "first"
+    store.mkdir()
+    assert record.stored_at(str(store), path) == f"{store}/first"
+    path = path.rename(here / "results" / "other")
+    assert record.stored_at(str(store), path) == f"{store}/first"  # The study has that name.
+    files.write_json(path / "meta.json", results.Run(path).meta | {"stored_as": "third"})
+    assert record.stored_at(str(store), path) == f"{store}/third"
+    assert record.stored_at(str(here / "results"), path) == f"{here}/results/other"  # It is itself the stored one.
+
+
+def test_the_latest_run_is_the_one_of_the_latest_record_and_not_of_the_latest_file(here: Path) -> None:
+    for name, moments in {"a": ["2026-11-24"], "b": ["2026-11-23", ["x", "2026-11-26"]]}.items():
+        (here / "results" / name).mkdir()
+        meta = {"started": moments[0], "pauses": moments[1:], "settings": {}}
+        files.write_json(here / "results" / name / "meta.json", meta)
+    (here / "results" / "a" / "meta.json").touch()
+    assert results.load("latest", here / "results").name == "b"
+
+
+def test_a_final_elsewhere_keeps_this_one_from_the_test_split(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "hash_test", lambda *given: None)
+    monkeypatch.setattr(final, "carry_out", lambda *given, **named: (_ for _ in ()).throw(RuntimeError("trained")))
+    monkeypatch.setattr(locks, "LEASE_SECONDS", 2.0)
+    run, store = results.Run(here / "results" / "first"), here / "storage"
+    store.mkdir()
+    files.write_json(run.path / "meta.json", run.meta | {"settings": run.settings | {"storage": str(store)}})
+    lease = locks.Lease(f"{store}/first", "final", print)
+    monkeypatch.setattr(locks, "is_here", lambda holder: False)  # It is on another machine.
+    lease.take(print)
+    sleep = locks.time.sleep
+    beat = storage.Store(f"{store}/first")
+    with monkeypatch.context() as patch:
+        patch.setattr(locks.time, "sleep", lambda seconds: (lease.beat(beat), sleep(0.01)))
+        with pytest.raises(UserError, match=r"storage/first is in use: process \d+ on .* \(tuning\.final"):
+            final.main(run="first", model_dir=here / "model")
+    lease.release()
+    with pytest.raises(RuntimeError, match="trained"):
+        final.main(run="first", model_dir=here / "model")
+    assert not (store / "first" / "final.lease").exists()
+    store.rmdir() if not any(store.iterdir()) else (store / "first").rename(here / "gone")
+    with contextlib.suppress(OSError):
+        store.rmdir()
+    with pytest.raises(RuntimeError, match="trained"):  # The storage is away, and the run is here.
+        final.main(run="first", model_dir=here / "model")
+
+
+def test_only_a_resume_runs_the_space_that_a_run_keeps() -> None:
+    root = Path(search.__file__).parent
+    naming = {path.stem for path in root.glob("*.py") if "space.py" in path.read_text(encoding="utf-8")}
+    loading = {path.stem for path in root.glob("*.py") if "load_space(" in path.read_text(encoding="utf-8")}
+    assert loading <= {"spaces", "search", "settings"} and not naming & {"results", "report", "final", "candidates"}
+
+
+def test_the_record_says_what_was_left_out(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "conclude", lambda run, tell: None)
+    path = here / "results" / "first"
+    space = replace(load_space("smoke"), left_out={"network": ["resnet8-64"]})
+    splits: Any = SimpleNamespace(split_hash="af0c", valid_hash="c")
+    progress: Any = SimpleNamespace(note=print)
+    search.search(replace(SETTINGS, samples=3), path, splits, space, progress, resumed=True)
+    assert json.loads((path / "meta.json").read_text())["left_out"] == {"network": ["resnet8-64"]}
