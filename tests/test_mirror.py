@@ -239,10 +239,14 @@ FRAME = RECORD["epochs.csv"] + b"1,1\n"
         ({"study_db": b""}, {}, "stored"),
         ({"study_db": BEGUN[:5000]}, {}, "stored"),
         ({}, {"study_db": BEGUN[:5000]}, "here"),
-        # An epoch that was not sent before the process was killed, and was trained again elsewhere, or was not.
+        # Epochs that were not sent before the process was killed, and were trained again elsewhere, or were not.
         ({"study_db": LONGER}, {"study_db": study(("COMPLETE", 2), ("RUNNING", 0), ("RUNNING", 1))}, "stored"),
         ({"study_db": LONGER}, {"study_db": study(("COMPLETE", 2), ("RUNNING", 0), ("COMPLETE", 2))}, "stored"),
-        ({"study_db": study(("COMPLETE", 2), ("RUNNING", 3))}, {"study_db": study(*[("RUNNING", 1)] * 3)}, "here"),
+        (
+            {"study_db": study(("COMPLETE", 2), ("RUNNING", 2))},
+            {"study_db": study(("COMPLETE", 2), ("RUNNING", 0), ("RUNNING", 2))},
+            "stored",
+        ),
     ],
 )
 def test_of_two_records_the_one_that_has_gone_on_for_longer_is_taken(
@@ -261,7 +265,7 @@ def test_of_two_records_the_one_that_has_gone_on_for_longer_is_taken(
 @pytest.mark.parametrize(
     ("here", "stored"),
     [
-        (study(("COMPLETE", 2), ("RUNNING", 2)), study(("COMPLETE", 2), ("RUNNING", 0), ("RUNNING", 2))),
+        (study(("COMPLETE", 2), ("COMPLETE", 2)), study(("COMPLETE", 2), ("RUNNING", 0), ("PRUNED", 2))),
         (study(("COMPLETE", 2), ("PRUNED", 1)), study(("COMPLETE", 2), ("RUNNING", 0), ("COMPLETE", 2))),
     ],
 )
@@ -269,7 +273,7 @@ def test_records_that_have_diverged_are_refused(tmp_path: Path, here: bytes, sto
     path = write(tmp_path / "results" / "one", study_db=here)
     uri = write(tmp_path / "storage" / "one", study_db=stored)
     with pytest.raises(
-        UserError, match=rf"{path} and {uri} have diverged: each has epochs that the other lacks\. Move"
+        UserError, match=rf"{path} and {uri} have diverged: each has finished trials that the other lacks\. Move"
     ):
         mirror.fetch(str(uri), tmp_path / "results")
     assert {name: (path / name).read_bytes() for name in RECORD} == RECORD | {"study.db": here}

@@ -241,10 +241,11 @@ def _placed(meta: bytes, base: str, name: str) -> bytes:
 def _stored_is_newer(store: Store, path: Path) -> bool:
     """Returns whether the stored record has more epochs, or ends of trials, than the one that is here.
 
-    An epoch of a trial that still ran, which only one of the two has, does not count: it is trained again.
+    Epochs of trials that still ran, which were not sent before their process was killed, do not count if the run has
+    gone on elsewhere since: they are trained again, or the trial goes on from its checkpoint, which is still here.
 
     Raises:
-        UserError: Each has what the other has not, or they are of different runs.
+        UserError: Each has trials that ended which the other has not, or they are of different runs.
     """
 
     def here(name: str) -> bytes:
@@ -263,14 +264,14 @@ def _stored_is_newer(store: Store, path: Path) -> bool:
     stored = Known.of(*(store.read(name) or b"" for name in (STUDY, "epochs.csv", "trials.csv")))
     if own.holds(stored) and stored.holds(own):
         return False
-    if stored.holds(own) or (not own.holds(stored) and stored.all_but_an_epoch_of(own)):
+    if stored.holds(own) or (not own.holds(stored) and stored.holds_what_ended(own)):
         return True
-    if own.holds(stored) or own.all_but_an_epoch_of(stored):
+    if own.holds(stored) or own.holds_what_ended(stored):
         print(f"{path} has gone on for longer than what is stored, and is taken.")
         return False
     raise UserError(
-        f"{path} and {masked(store.uri)} have diverged: each has epochs that the other lacks. Move one of them away to "
-        "resume the other."
+        f"{path} and {masked(store.uri)} have diverged: each has finished trials that the other lacks. Move one of "
+        "them away to resume the other."
     )
 
 
@@ -309,11 +310,10 @@ class Known:
         """Returns whether this knows all that the other knows."""
         return self.epochs >= other.epochs and self.ended >= other.ended
 
-    def all_but_an_epoch_of(self, other: "Known") -> bool:
-        """Returns whether what the other knows beyond this is an epoch a trial at most, of trials that still ran."""
-        beyond = [trial for trial, _ in other.epochs - self.epochs]
-        over = {trial for trial, _ in other.ended}
-        return self.ended >= other.ended and len(set(beyond)) == len(beyond) and not over & set(beyond)
+    def holds_what_ended(self, other: "Known") -> bool:
+        """Returns whether what the other knows beyond this is of trials that had not ended there."""
+        beyond, over = {trial for trial, _ in other.epochs - self.epochs}, {trial for trial, _ in other.ended}
+        return self.ended >= other.ended and not over & beyond
 
 
 def _rows(text: bytes) -> list[dict[str, str]]:
