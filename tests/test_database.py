@@ -114,7 +114,11 @@ def test_what_sqlite_says_of_a_disk_is_a_sentence(tmp_path: Path, text: str, mes
     error.__cause__ = sqlite3.OperationalError(text)
     with pytest.raises(UserError, match=message):
         raise database.problem(error, tmp_path) or AssertionError
-    assert database.problem(ValueError("no"), tmp_path) is None
+    other = ValueError("no")
+    other.__cause__ = other
+    assert database.problem(other, tmp_path) is None
+    with pytest.raises(ValueError, match="no"), database.writing(tmp_path):
+        raise ValueError("no")
 
 
 def test_a_study_that_is_missing_is_said(tmp_path: Path) -> None:

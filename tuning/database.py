@@ -216,7 +216,9 @@ def reading(folder: Path, name: str = FILE) -> Iterator[sqlite3.Connection]:
 def problem(error: BaseException, folder: Path) -> UserError | None:
     """Returns the error for a user where a write to the study failed because of its disk; None for anything else."""
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
         text = str(cause)
         if "database or disk is full" in text:
             file = folder / FILE
@@ -236,7 +238,9 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise problem(error, folder) or error from error
+        if (found := problem(error, folder)) is None:
+            raise
+        raise found from error
 
 
 @contextlib.contextmanager

@@ -59,7 +59,7 @@ def main() -> None:
     os.environ |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
     os.environ["AWS_ENDPOINT_URL"] = "http://{}:{}".format(*server.get_host_and_port())
     boto3.client("s3").create_bucket(Bucket="bucket")
-    draw, known, samples = random.Random(given.seed), dict[int, str](), 6
+    draw, known, samples = random.Random(given.seed), dict[int, str](), given.kills + 5
     root = Path(tempfile.mkdtemp(prefix="kills-"))
     machine = root / "0"
     for kill in range(given.kills):
