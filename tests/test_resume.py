@@ -274,6 +274,17 @@ def test_the_latest_run_is_the_one_of_the_latest_record_and_not_of_the_latest_fi
     assert results.load("latest", here / "results").name == "b"
 
 
+def test_the_winners_checkpoint_is_fetched_where_no_trial_of_the_run_has_been(here: Path) -> None:
+    run, store = results.Run(here / "results" / "first"), here / "store"
+    for number in range(3):
+        files.make_folder(store / "first" / "trials" / f"{number:04d}")
+        (store / "first" / "trials" / f"{number:04d}" / "best.pt").write_text(str(number))
+    record.conclude_stored(run, f"{store}/first", SimpleNamespace(note=print))  # type: ignore[arg-type]
+    best = run.best["trial"]
+    assert [path.read_text() for path in here.rglob("results/first/trials/*/best.pt")] == [str(best)]
+    assert [path.read_text() for path in store.rglob("best.pt")] == [str(best)]
+
+
 def test_a_final_elsewhere_keeps_this_one_from_the_test_split(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "hash_test", lambda *given: None)
     monkeypatch.setattr(final, "carry_out", lambda *given, **named: (_ for _ in ()).throw(RuntimeError("trained")))

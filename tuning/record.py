@@ -226,6 +226,7 @@ def conclude_stored(run: results.Run, uri: str, progress: "Progress") -> None:
             list(pool.map(store.remove, lost))
         folder = trial_folder(run.path, best)
         if checkpoint := store.read(f"trials/{folder.name}/{checkpoints.BEST}"):
+            files.make_folder(folder, exist_ok=True)  # The trial may have ended on another machine.
             files.write_bytes(folder / checkpoints.BEST, checkpoint)
     except UserError as error:
         progress.note(f"The losers' checkpoints stay in the storage: {error}. {mirror.sent_by(run.name)}")
