@@ -105,6 +105,26 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+def test_text_files_are_read_and_written_as_utf_8() -> None:
+    """Whatever the locale says; `files.write_text` encodes by itself."""
+    lacking = []
+    for room, path in ROOMS.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            owner = getattr(getattr(node.func, "value", None), "id", "")
+            mode = "".join(str(arg.value) for arg in node.args[:2] if isinstance(arg, ast.Constant))
+            text = name in ("read_text", "write_text") or (
+                name == "open" and "b" not in mode and owner not in ("os", "Image")
+            )
+            named = {keyword.arg for keyword in node.keywords}
+            encodes = owner == "files" or room == "files"  # Its own `write_text` encodes by itself.
+            if text and not encodes and mode != "a" and not named & {"encoding", "timeout", "formats"}:
+                lacking.append(f"{room}:{node.lineno}")
+    assert lacking == []
+
+
 def test_every_room_is_in_the_order() -> None:
     assert set(ORDER) == set(ROOMS)
 

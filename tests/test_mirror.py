@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import sqlite3
-import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -178,13 +177,15 @@ def test_a_node_sends_its_rest_but_not_of_a_trial_that_has_gone_on_elsewhere(
 
 
 def test_nothing_is_sent_once_another_process_has_the_run(run: Path, tmp_path: Path) -> None:
-    lost, stored = threading.Event(), tmp_path / "storage" / "one"
-    with mirror.Mirror(run, str(stored), print, every=0.05, lost=lost) as sending:
-        wait_until((stored / "trials.csv").exists)
-        lost.set()
-        (run / "best.json").write_text("{}")
-        assert sending.finish() == []
-    assert not (stored / "best.json").exists()
+    stored, lost = tmp_path / "storage" / "one", list[UserError]()
+    with locks.leased(str(stored), "search", print, lost.append) as lease:
+        with mirror.Mirror(run, str(stored), print, every=0.05, lease=lease) as sending:
+            wait_until((stored / "trials.csv").exists)
+            (stored / "search.lease").unlink()  # Another process took it over, and has ended since.
+            (run / "best.json").write_text("{}")
+            assert sending.finish() == []
+        assert not (stored / "best.json").exists()
+    assert "has taken over" in str(lost[0])
 
 
 def test_what_a_node_cannot_send_it_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,8 +238,14 @@ FRAME = RECORD["epochs.csv"] + b"1,1\n"
         ({"epochs_csv": FRAME}, {}, "here"),
         ({}, {}, "equal"),
         ({"study_db": b""}, {}, "stored"),
+        # The study here is of no use, and the frames know more than what is stored: they must not be replaced.
+        (
+            {"study_db": b"", "epochs_csv": FRAME + b"1,2\n", "trials_csv": b"trial,state\n0,complete\n1,pruned\n"},
+            {},
+            "here",
+        ),
         ({"study_db": BEGUN[:5000]}, {}, "stored"),
-        ({}, {"study_db": BEGUN[:5000]}, "here"),
+        ({}, {"study_db": BEGUN[:5000]}, "equal"),
         # Epochs that were not sent before the process was killed, and were trained again elsewhere, or were not.
         ({"study_db": LONGER}, {"study_db": study(("COMPLETE", 2), ("RUNNING", 0), ("RUNNING", 1))}, "stored"),
         ({"study_db": LONGER}, {"study_db": study(("COMPLETE", 2), ("RUNNING", 0), ("COMPLETE", 2))}, "stored"),
@@ -309,7 +316,7 @@ def test_a_run_that_a_search_works_on_is_left_alone(tmp_path: Path, capsys: pyte
     with locks.hold(path, "search"):
         mirror.fetch(str(uri), tmp_path / "results")
     assert (path / "study.db").read_bytes() == BEGUN
-    assert capsys.readouterr().out == f"{path} is in use by a search on this machine, and is taken as it is.\n"
+    assert capsys.readouterr().out == f"{path} is in use on this machine, and is taken as it is.\n"
 
 
 def test_the_latest_run_and_names_that_are_not_there(tmp_path: Path) -> None:

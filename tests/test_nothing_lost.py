@@ -150,8 +150,7 @@ class AtOnce(mirror.Mirror):
 
     def look(self) -> list[str]:
         try:
-            if not self._lost.is_set():
-                self._send()
+            self._send()
         except (UserError, OSError, sqlite3.Error) as error:
             return [str(error)]
         return []
@@ -188,6 +187,7 @@ class User(RuleBasedStateMachine):
         self.folder: dict[str, Path] = {}
         self.samples, self.able, self.offset = 3, {"gpu", "weights"}, 0.0
         self.known: dict[Path, dict[int, tuple[Any, ...]]] = {}
+        self.old: dict[Path, bytes] = {}
         self.checked: dict[Path, list[tuple[str, int, int]]] = {}
 
     @initialize(stored=st.booleans(), seed=st.integers(0, 2**16), able=st.sets(st.sampled_from(["gpu", "weights"])))
@@ -358,7 +358,7 @@ class User(RuleBasedStateMachine):
         """Begins the run, or resumes it, and is killed later, if it has not ended by then."""
         self._work(here, fault, left)
 
-    def _work(self, here: str, fault: str, left: int) -> None:
+    def _work(self, here: str, fault: str, left: int, *, allowed: tuple[str, ...] = ()) -> None:
         """Begins the run, or resumes it on a machine; on the other one only from the storage."""
         if here == "b" and (self.storage is None or not self.known):
             here = "a"
@@ -384,7 +384,7 @@ class User(RuleBasedStateMachine):
         for path in (self.root / here / "results").glob("*/meta.json"):
             self.folder[here] = path.parent
         self.steps.append(f"{here} {fault}@{left}: {said or 'ended'}")
-        self._judge(here, said, before)
+        self._judge(here, said, before, allowed)
 
     def _open(self, here: str, stack: contextlib.ExitStack) -> tuple[Path, bool]:
         """Does what `search.main` does before it loads the data."""
@@ -415,6 +415,30 @@ class User(RuleBasedStateMachine):
             return self._settings()
         return replace(search.of_run(results.Run(path)), samples=self.samples)
 
+    @rule(here=st.sampled_from(["a", "b"]), how=st.sampled_from(["missing", "cut", "stale"]))
+    def damage_the_study(self, here: str, how: str) -> None:
+        """Resumes a run whose study is gone, cut, or older than its frames: that is refused, or the storage has it."""
+        path = self.folder.get(here)
+        if path is None or not (path / "study.db").exists() or (self.root / "away").exists():
+            return
+        kept = {file: file.read_bytes() for file in path.glob("[!.]*") if file.is_file()}
+        whole = database.snapshot(path / "study.db")
+        old = self.old.setdefault(path, whole)
+        for file in path.glob("study.db*"):
+            file.unlink()
+        if how != "missing":
+            (path / "study.db").write_bytes(old if how == "stale" else whole[: len(whole) // 2])
+        frames = {name: kept.get(path / name) for name in ("trials.csv", "epochs.csv")}
+        try:
+            self._work(here, "", 0, allowed=("is missing or empty", "is damaged", "trial more", "trials more"))
+        finally:
+            if "ended" not in self.steps[-1]:
+                assert {name: _read(path / name) for name in frames} == frames, self.steps
+                for file in path.glob("study.db*"):
+                    file.unlink()
+                for file, content in kept.items():
+                    file.write_bytes(content)
+
     @rule(more=st.integers(1, 2))
     def extend(self, more: int) -> None:
         self.samples = min(self.samples + more, 12)
@@ -441,12 +465,14 @@ class User(RuleBasedStateMachine):
             self.folder[here].rename(target)
             self.known[target] = self.known.pop(self.folder[here], {})
             self.checked[target] = self.checked.pop(self.folder[here], [])
+            self.old.pop(self.folder[here], None)
             self.folder[here] = target
 
     # What must hold.
 
-    def _judge(self, here: str, said: str, before: dict[Path, set[int]]) -> None:
+    def _judge(self, here: str, said: str, before: dict[Path, set[int]], also: tuple[str, ...]) -> None:
         allowed = (
+            *also,
             "killed",
             DISK_FULL,
             "--storage must be",  # It is away.
@@ -463,14 +489,15 @@ class User(RuleBasedStateMachine):
             ran = trials[trials["attempt"] != 0]
             if files.read_json(path / "meta.json")["stopped_by"] is None:
                 waiting = ran["state"] == "running"
-                assert len(ran) >= self.samples or self._exhausted(ran), self.steps
-                assert (ran["state"] != "running").sum() == max(self.samples - waiting.sum(), len(ran) - waiting.sum())
+                assert len(ran) == max(self.samples, len(before.get(path, ())) + waiting.sum()), self.steps
+                known = database.facts(database.snapshot(path / "study.db"))[0]
+                epochs = results.Run(path).epochs
+                assert set(zip(epochs["trial"], epochs["epoch"], strict=True)) >= {
+                    pair for pair in known if pair[0] in set(ran["trial"])
+                }, self.steps
                 with sqlite3.connect(path / "study.db") as connection:
                     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
                 connection.close()
-
-    def _exhausted(self, ran: Any) -> bool:
-        return len(ran) > 50
 
     @invariant()
     def nothing_is_lost(self) -> None:

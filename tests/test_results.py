@@ -181,6 +181,27 @@ def test_a_damaged_frame_is_named(tmp_path: Path, text: str, damage: str) -> Non
         results.read_frame(tmp_path / "epochs.csv", results.EPOCH_COLUMNS)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"pauses": [["x", "y"]]}, r"r/meta\.json has pauses that are no pairs of times: it is damaged"),
+        ({"pauses": 7}, r"has pauses that are no pairs of times"),
+        ({"settings": {"concurrency": "x"}}, r"r/meta\.json has no usable setting 'concurrency': it is damaged"),
+    ],
+)
+def test_a_meta_json_of_another_shape_is_a_sentence(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    run = make_run(tmp_path, "r", [trial(0, 0.9)])
+    files.write_json(run.path / "meta.json", run.meta | changed)
+    with pytest.raises(UserError, match=message):
+        results.summary_line(run)
+
+
+def test_a_password_in_an_error_is_shown_nowhere(tmp_path: Path) -> None:
+    error = "OSError: cannot reach http://bob:hunter2@127.0.0.1:5055"
+    run = make_run(tmp_path, "r", [trial(0, None, "failed") | {"error": error}])
+    assert run.trials["error"][0] == "OSError: cannot reach http://***@127.0.0.1:5055"
+
+
 def test_the_best_trial_is_a_finished_one_and_a_complete_one_where_equal(tmp_path: Path) -> None:
     trials = [
         trial(0, 0.9, "pruned"),

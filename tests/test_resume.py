@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any
 
 import click
 import optuna
+import pandas as pd
 import pytest
 import typer
 from conftest import write_run
@@ -19,7 +21,7 @@ from tuning import settings as search_settings
 from tuning.errors import UserError
 from tuning.schedulers import SAMPLERS
 from tuning.settings import Settings
-from tuning.spaces import Space, load_space
+from tuning.spaces import Space, check_space, load_space
 from tuning.study import RunStudy
 
 SETTINGS = Settings(
@@ -216,6 +218,41 @@ def test_a_run_of_020_takes_the_choices_that_it_has_on_record(tmp_path: Path) ->
         assert networks(run_some(opened(tmp_path, space, seed=1), 3)) <= {"resnet8-16", "resnet14-16"}
 
 
+def test_a_first_point_that_a_run_of_020_cannot_record_is_left_out(tmp_path: Path) -> None:
+    source = "def space(trial):\n    return {'width': trial.suggest_categorical('width', WIDTHS)}\n"
+    (tmp_path / "old.py").write_text("WIDTHS = [8, 16]\n" + source)
+    new = "WIDTHS = [8, 16, 64]\nGPU_ONLY = {'width': [64]}\nFIRST = [{'width': 64}, {'width': 16}]\n" + source
+    (tmp_path / "new.py").write_text(new)
+    study = opened(tmp_path, load_space(str(tmp_path / "old.py")))
+    run_some(study, 1)
+    study.study.enqueue_trial({"width": 64})  # What a version before this one began, and failed to draw.
+    study.abandon()
+    again = opened(tmp_path, load_space(str(tmp_path / "new.py")), seed=1)
+    assert next(config.width for config in run_some(again, 1)) in (8, 16)
+
+
+def test_a_trial_that_was_being_drawn_with_what_is_not_possible_any_more_is_given_up(tmp_path: Path) -> None:
+    study = opened(tmp_path, spaces()["gpu"])
+    study.study.enqueue_trial({"network": "resnet8-64"})
+    study.study.ask().suggest_categorical(
+        "network",
+        load_space("resnet").define.__globals__["CPU_NETWORKS"]
+        + list(load_space("resnet").define.__globals__["GPU_NETWORKS"]),
+    )
+    study.abandon()
+    assert not networks(run_some(opened(tmp_path, spaces()["cpu"], seed=1), 3)) & NETWORKS["gpu"]
+
+
+def test_a_space_of_which_this_machine_can_do_nothing_is_refused(tmp_path: Path) -> None:
+    text = (
+        "GPU_ONLY = {'width': [64]}\ndef space(trial):\n    return {'width': trial.suggest_categorical('width', [64])}"
+    )
+    (tmp_path / "wide.py").write_text(text)
+    space = load_space(str(tmp_path / "wide.py"))
+    with pytest.raises(UserError, match="Search space wide: This machine can do none of the choices of 'width'"):
+        check_space(space.without(space.gpu_only), 2)
+
+
 def test_an_interrupted_trial_waits_for_what_it_needs(tmp_path: Path) -> None:
     study = opened(tmp_path, spaces()["gpu"])
     while (proposal := ask(study)).config.width != 64:
@@ -317,6 +354,54 @@ def test_only_a_resume_runs_the_space_that_a_run_keeps() -> None:
     naming = {path.stem for path in root.glob("*.py") if "space.py" in path.read_text(encoding="utf-8")}
     loading = {path.stem for path in root.glob("*.py") if "load_space(" in path.read_text(encoding="utf-8")}
     assert loading <= {"spaces", "search", "settings"} and not naming & {"results", "report", "final", "candidates"}
+
+
+def test_a_stored_run_that_has_gone_on_since_it_was_fetched_is_not_overwritten(here: Path) -> None:
+    path, store = here / "results" / "first", here / "store"
+    shutil.copytree(path, store / "first")
+    later = RunStudy(store / "first", load_space("smoke"), optuna.samplers.RandomSampler(seed=5), epochs=4, seed=0)
+    train(later, ask(later), [0.3], "length")
+    later.finish(3, "scheduler")
+    later.close("search")
+    before = {file.name: file.read_bytes() for file in (store / "first").iterdir() if file.is_file()}
+    progress: Any = SimpleNamespace(note=print)
+    with (
+        pytest.raises(UserError, match=r"store/first has gone on meanwhile\. Run the command again, which fetches it"),
+        record.mirrored(replace(SETTINGS, storage=str(store)), path, progress, print),
+    ):
+        pass
+    assert {file.name: file.read_bytes() for file in (store / "first").iterdir() if file.is_file()} == before
+
+
+def test_a_session_in_which_nothing_happened_is_part_of_one_pause(here: Path) -> None:
+    path = here / "results" / "first"
+    last = results.Run(path).trials["ended"].max()
+    for hours in (1, 2, 3):
+        record.go_on(path, SETTINGS, last.isoformat(), (last + pd.Timedelta(hours=hours)).isoformat())
+    assert len(results.Run(path).meta["pauses"]) == 1
+    # As version 0.2.0 wrote them.
+    pauses = [[last.isoformat(), (last + pd.Timedelta(hours=hours)).isoformat()] for hours in (1, 2)]
+    files.write_json(path / "meta.json", results.Run(path).meta | {"pauses": pauses})
+    assert results.minutes(results.Run(path)) >= 0
+    moment = pd.Series([last + pd.Timedelta(hours=2)])
+    assert results.Run(path).clock(moment)[0] < 60
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"id": "4f1c"'])
+def test_a_damaged_meta_json_on_either_side_is_a_sentence(here: Path, content: bytes) -> None:
+    path, store = here / "results" / "first", here / "store"
+    shutil.copytree(path, store / "first")
+    (store / "first" / "meta.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"meta\.json in .*store/first is damaged"):
+        results.load(f"file://{store}/first", here / "results")
+
+
+def test_a_run_that_is_renamed_in_its_storage_goes_on_there(here: Path) -> None:
+    path, store = here / "results" / "first", here / "store"
+    shutil.copytree(path, store / "renamed")
+    path.rename(path.with_name("renamed"))
+    run = results.load(f"{(store / 'renamed').as_uri()}", here / "results")
+    assert record.stored_at(run.settings["storage"], run.path) == f"{store.as_uri()}/renamed"
 
 
 def test_the_record_says_what_was_left_out(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 from optuna.trial import TrialState
 
-from tuning import database, results
+from tuning import database, files, results
 from tuning.errors import UserError
 from tuning.schedulers import SAMPLERS
 from tuning.spaces import Space, load_space
@@ -328,6 +329,87 @@ def test_the_end_of_a_trial_that_the_frames_know_and_the_study_does_not_is_told(
     shutil.move(tmp_path / "before.db", tmp_path / "study.db")
     late = open_study(tmp_path)
     assert (late.n_finished, late.running(), told(late, 0).value) == (1, [], 0.4)
+
+
+def test_frames_that_know_a_trial_which_only_waits_in_the_study_are_kept(tmp_path: Path) -> None:
+    space = replace(load_space("smoke"), first=[{"learning_rate": 0.1, "momentum": 0.9}])
+    (tmp_path / "a").mkdir()
+    study = RunStudy(tmp_path / "a", space, optuna.samplers.RandomSampler(seed=0), epochs=5, seed=7)
+    study.study.enqueue_trial({"learning_rate": 0.1, "momentum": 0.9})  # As version 0.2.0 did with all first points.
+    study.close(None)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    again = open_study(tmp_path / "b")
+    train(again, ask(again), [0.3, 0.4], "length")
+    again.finish(0, "scheduler")
+    again.close("search")
+    shutil.copy(tmp_path / "a" / "study.db", tmp_path / "b" / "study.db")  # Copied without what was beside it.
+    with pytest.raises(UserError, match=r"but trials\.csv and epochs\.csv have 1 trial more \(0\)"):
+        open_study(tmp_path / "b")
+
+
+def test_frames_that_know_a_trial_which_the_study_was_only_drawing_are_kept(
+    tmp_path: Path, study: RunStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask_killed_after(study, 3, monkeypatch)
+    study.abandon()
+    files.write_rows(tmp_path / "epochs.csv", results.EPOCH_COLUMNS, [epoch(1, 0.9) | {"trial": 0}])
+    with pytest.raises(UserError, match="have 1 trial more"):
+        open_study(tmp_path)
+
+
+def test_a_duplicate_that_was_cut_off_and_is_none_any_more_stays_a_trial(tmp_path: Path) -> None:
+    def opened() -> RunStudy:
+        return RunStudy(tmp_path, finite_space(tmp_path), optuna.samplers.RandomSampler(seed=0), epochs=2, seed=0)
+
+    study = opened()
+    first = ask(study)
+    twin = study.study.ask()
+    twin.suggest_categorical("batch_size", [8, 16, 32])
+    for name, value in {
+        "config": first.config.model_dump(),
+        "started": study.now(),
+        "attempt": 0,
+        "same_as": 0,
+    }.items():
+        twin.set_user_attr(name, value)
+    study.fail(0, "made up")
+    study.abandon()
+    again = opened()
+    proposal = ask(again)
+    assert proposal.number == 1
+    train(again, proposal, [0.9], "length")
+    again.finish(1, "scheduler")
+    again.abandon()
+    row = opened().row(1)
+    assert (row["state"], row["valid_accuracy"], row["attempt"]) == ("complete", 0.9, 1)
+
+
+def test_the_end_of_a_trial_is_adopted_with_two_objectives_too(tmp_path: Path) -> None:
+    def opened() -> RunStudy:
+        sampler = optuna.samplers.RandomSampler(seed=0)
+        return RunStudy(tmp_path, load_space("smoke"), sampler, epochs=5, seed=7, minimize="n_parameters")
+
+    study = opened()
+    proposal = ask(study)
+    study.close(None)
+    shutil.copy(tmp_path / "study.db", tmp_path / "before.db")
+    study = opened()
+    train(study, proposal, [0.3], "length")
+    study.finish(0, "scheduler")
+    study.close("search")
+    shutil.move(tmp_path / "before.db", tmp_path / "study.db")
+    late = opened()
+    assert told(late, 0).values == [0.3, 5142]  # noqa: PD011
+    assert late.row(0)["device"] == "cpu"
+
+
+def test_a_run_that_was_killed_while_its_study_was_made_begins_anew(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "study.db")) as connection:
+        connection.execute(
+            "CREATE TABLE studies (study_id INTEGER NOT NULL, study_name VARCHAR(512), PRIMARY KEY (study_id))"
+        )
+        connection.commit()
+    assert ask(open_study(tmp_path)).number == 0
 
 
 def test_a_trial_cut_off_before_its_first_epoch_twice_is_no_error(tmp_path: Path, study: RunStudy) -> None:

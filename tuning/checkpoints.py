@@ -95,8 +95,8 @@ def n_epochs(path: Path) -> int:
 
 def remove(folder: Path) -> None:
     """Removes the folder's checkpoints."""
-    for name in NAMES:
-        (folder / name).unlink(missing_ok=True)
+    for path in [*(folder / name for name in NAMES), *folder.glob(f".{LATEST}.*")]:  # And what a kill has left.
+        path.unlink(missing_ok=True)
 
 
 def _sync(descriptor: int) -> None:

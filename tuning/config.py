@@ -133,7 +133,7 @@ def read_config(path: Path) -> TrainConfig:
         UserError: The file cannot be read, is damaged, or holds anything but known hyperparameters in range.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         if path.suffix in (".yaml", ".yml"):
             import yaml
 

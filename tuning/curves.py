@@ -157,7 +157,7 @@ class CurveSampler(optuna.samplers.BaseSampler):
         others = [
             t
             for t in study.get_trials(deepcopy=False)
-            if t.params and "same_as" not in t.user_attrs and not says_nothing(t)
+            if t.params and t.user_attrs.get("same_as") is None and not says_nothing(t)
         ]
         sign = 1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1.0
         trials = known_best([t for t in others if t.number != trial.number], MOST_TRIALS, sign, self._generator)

@@ -86,7 +86,8 @@ def studies(folder: Path) -> dict[str, int]:
     if not (folder / FILE).exists():
         return {}
     with damaged(folder), reading(folder) as database:
-        if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchone():
+        tables = "SELECT COUNT(*) FROM sqlite_master WHERE name IN ('studies', 'trials')"
+        if database.execute(tables).fetchone()[0] < 2:  # Its maker was killed meanwhile; Optuna makes the rest.
             return {}
         return dict(
             database.execute(

@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tuning.errors import UserError, disk_full
-from tuning.storage import Store, masked
+from tuning.storage import META, Store, masked
 
 BEAT_SECONDS, LEASE_SECONDS = 10.0, 45.0
 # A file system without locks: the process that the file names is asked for instead.
@@ -55,7 +55,7 @@ def hold(folder: Path, what: str) -> Iterator[None]:
         file.seek(0)
         holder = _parsed(file.read())
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, *_NO_LOCKS):
                 raise
@@ -73,16 +73,17 @@ def hold(folder: Path, what: str) -> Iterator[None]:
             file.truncate(0)
 
 
-def is_held(folder: Path, what: str) -> bool:
-    """Returns whether a process holds the lock of `hold` on a folder."""
-    try:
-        with (folder / f".{what}.lock").open(encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # No such file, or a file system without locks.
-        return False
-    return False
+def _lock(file: IO[str]) -> None:
+    """Locks an open file; raises OSError where another process has it for longer than a fetch takes to look at it."""
+    for tries_left in reversed(range(5)):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not tries_left:
+                raise
+            time.sleep(0.1)
+        else:
+            return
 
 
 class Lease:
@@ -125,6 +126,12 @@ class Lease:
                     "or end it, then run the command again."
                 )
         self._store.write(self._name, json.dumps(self._own).encode())
+        time.sleep(min(0.5, patience))
+        quicker = _parsed(self._store.read(self._name))
+        if quicker.get("lease") != self._own["lease"]:  # Two took it at once.
+            raise InUseError(
+                f"{masked(self._uri)} is in use: {described(quicker)} was quicker. Run the command again later."
+            )
         self._thread.start()
 
     def release(self) -> None:
@@ -132,8 +139,8 @@ class Lease:
         self._end.set()
         if self._thread.ident is not None:
             self._thread.join()
-        if not self.lost.is_set():
-            with contextlib.suppress(UserError):
+        with contextlib.suppress(UserError):
+            if self.holds(Store(self._uri, patience=0.0)):
                 self._store.remove(self._name)
 
     def _renew(self) -> None:
@@ -143,21 +150,33 @@ class Lease:
                 return
 
     def beat(self, store: Store) -> bool:
-        """Renews the lease, once; returns False where another process has it."""
+        """Renews the lease, once; returns False where another process has, or had it."""
         with contextlib.suppress(UserError):  # The storage is away; the mirror says so.
-            found = _parsed(store.read(self._name))
-            if found and found.get("lease") != self._own["lease"]:
-                self.lost.set()
-                self._on_lost(
-                    UserError(
-                        f"{described(found)} has taken over {masked(self._uri)}, because this process could not "
-                        f"reach the storage for {LEASE_SECONDS:.0f} s. What is there is left to it."
-                    )
-                )
+            if not self.holds(store):
                 return False
             self._own["beat"] += 1
             store.write(self._name, json.dumps(self._own).encode())
         return True
+
+    def holds(self, store: Store) -> bool:
+        """Returns whether the lease is still this process's; one that was taken over, and released since, is not.
+
+        Raises:
+            UserError: The storage cannot be reached.
+        """
+        if self.lost.is_set():
+            return False
+        found = _parsed(store.read(self._name))
+        if found.get("lease") == self._own["lease"] or (not found and META not in store.names()):
+            return True  # Without the run's record it is the storage that is away, as a folder that is not mounted.
+        self.lost.set()
+        self._on_lost(
+            UserError(
+                f"{described(found)} has taken over {masked(self._uri)}, because this process could not reach the "
+                f"storage for {LEASE_SECONDS:.0f} s. What is there is left to it."
+            )
+        )
+        return False
 
 
 @contextlib.contextmanager
@@ -182,6 +201,7 @@ def myself(what: str) -> dict[str, Any]:
         "what": what,
         "host": socket.gethostname(),
         "boot": _boot(),
+        "namespace": _namespace(),
         "pid": os.getpid(),
         "born": _born(os.getpid()),
         "since": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -191,7 +211,8 @@ def myself(what: str) -> dict[str, Any]:
 
 def is_here(holder: dict[str, Any]) -> bool:
     """Returns whether a process is, or was, one of this machine since it was started."""
-    return bool(holder) and holder.get("boot") == _boot() and holder.get("host") == socket.gethostname()
+    own = {"boot": _boot(), "host": socket.gethostname(), "namespace": _namespace()}
+    return bool(holder) and {name: holder.get(name) for name in own} == own
 
 
 def is_alive(holder: dict[str, Any]) -> bool:
@@ -231,6 +252,14 @@ def _boot() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return socket.gethostname()
+
+
+def _namespace() -> str:
+    """Returns what differs between containers of one machine, whose processes do not see each other."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def _parsed(text: str | bytes | None) -> dict[str, Any]:

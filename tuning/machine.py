@@ -257,7 +257,7 @@ def hardware() -> dict[str, Any]:
 
     cpu = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
-        names = re.findall(r"model name\s*: (.*)", info.read_text())
+        names = re.findall(r"model name\s*: (.*)", info.read_text(encoding="utf-8", errors="replace"))
         cpu = names[0] if names else cpu
     gpus = []
     if gpu_memory():
@@ -272,7 +272,11 @@ def instruction_set() -> str:
     import platform
 
     info = Path("/proc/cpuinfo")
-    found = re.search(r"^(?:flags|Features)\s*: (.*)", info.read_text(), re.MULTILINE) if info.exists() else None
+    found = (
+        re.search(r"^(?:flags|Features)\s*: (.*)", info.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+        if info.exists()
+        else None
+    )
     return f"{platform.machine()} {found[1] if found else platform.processor()}"
 
 

@@ -45,7 +45,7 @@ class Mirror:
         part: Only what is in this folder below the folder.
         skip: File names that are not sent.
         every: Seconds between two looks.
-        lost: Once it is set, nothing is sent any more: what is stored is another process's.
+        lease: That of this process on the run in the storage; once another has it, nothing is sent any more.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class Mirror:
         part: str = "",
         skip: Sequence[str] = (),
         every: float = 3.0,
-        lost: threading.Event | None = None,
+        lease: locks.Lease | None = None,
     ) -> None:
         self._folder, self._store, self._note = folder, Store(uri, patience=0.0), note
         self._part, self._skip, self._every = part, skip, every
         self._sent: dict[str, Signature] | None = None
-        self._lost = lost or threading.Event()
+        self._lease, self._lost = lease, lease.lost if lease is not None else threading.Event()
         self._end, self._deadline = threading.Event(), float("inf")
         self._thread = threading.Thread(target=self._run, daemon=True, name="mirror")
 
@@ -117,6 +117,8 @@ class Mirror:
         if self._sent is None:
             self._sent = self._stored_already(found)
         changed = {name: signature for name, signature in found.items() if self._sent.get(name) != signature}
+        if changed and self._lease is not None and not self._lease.holds(self._store):
+            return  # This process was cut off for long; what is there has gone on.
         # The study is read after the frames, and sent before them: nothing that they know is ever missing in it.
         record = {name: self._read(name) for name in changed if "/" not in name and name != STUDY}
         if STUDY in found and (record or STUDY in changed):
@@ -160,7 +162,8 @@ class Mirror:
                     found[name] = _signature(path)
         if STUDY in found:  # SQLite writes beside it at first.
             with contextlib.suppress(FileNotFoundError):
-                found[STUDY] += _signature(self._folder / f"{STUDY}-wal")
+                beside = _signature(self._folder / f"{STUDY}-wal")
+                found[STUDY] += beside if beside[1] else ()  # Whoever reads it may leave an empty one.
         return found
 
 
@@ -208,37 +211,63 @@ def fetch(uri: str, root: Path, *, path: Path | None = None, retrained: bool = F
         if not (runs := Store(base).runs()):
             raise UserError(f"{masked(base)!r} must be a storage with runs in it, but got none. Is its name right?")
         raise unknown_name(f"Run in {masked(base)}", name, runs)
-    if locks.is_held(path, "search"):
-        print(f"{path} is in use by a search on this machine, and is taken as it is.")
-        return path
     path.mkdir(parents=True, exist_ok=True)
-    with locks.hold(path, "search"):
-        take = META in stored and (not here or _stored_is_newer(store, path))
-        if take:
-            settle(path)  # Else SQLite would play what lies beside the study's file here into the one that comes.
-        # A study that knows more than the frames is no harm, and a folder without meta.json is no run.
-        for file in sorted(stored, key=lambda file: (file == META, file != STUDY, file)):
-            if (take or not (path / file).exists()) and (content := store.read(file)) is not None:
-                (path / file).parent.mkdir(parents=True, exist_ok=True)
-                if file == META:
-                    content = _placed(content, base, name)
-                files.write_bytes(path / file, content)
+    try:
+        with locks.hold(path, "search"):
+            _bring(store, path, stored, (base, name))
+    except locks.InUseError:
+        if not (path / META).exists():
+            raise
+        print(f"{path} is in use on this machine, and is taken as it is.")
+    return path
+
+
+def _bring(store: Store, path: Path, stored: Sequence[str], place: tuple[str, str]) -> None:
+    """Brings a run's stored record into its folder, if it has gone on for longer, and in any case what is missing."""
+    here = (path / META).exists()
+    take = META in stored and (not here or stored_is_newer(store, path))
+    # What goes on there meanwhile sends the study first, so that it is read last; and here it is written first: a study
+    # that knows more than the frames is no harm, and a folder without meta.json is no run.
+    wanted = [file for file in stored if take or not (path / file).exists()]
+    contents = {file: store.read(file) for file in sorted(wanted, key=lambda file: (file == STUDY, file))}
+    if take:
+        settle(path)  # Else SQLite would play what lies beside the study's file here into the one that comes.
+    for file in sorted(wanted, key=lambda file: (file == META, file != STUDY, file)):
+        if (content := contents[file]) is not None:
+            (path / file).parent.mkdir(parents=True, exist_ok=True)
+            files.write_bytes(path / file, content)
+    if META in stored:
+        meta = (path / META).read_bytes()
+        if (placed := _placed(meta, *place)) != meta:
+            files.write_bytes(path / META, placed)
     if take:
         print(f"Fetched into {path}: {masked(store.uri)}")
-    return path
+
+
+def _id(meta: bytes | None, name: str) -> str | None:
+    """Returns a run's id from its `meta.json`; raises UserError where that is damaged."""
+    try:
+        found: str | None = json.loads(meta or b"{}").get("id")
+    except (ValueError, AttributeError) as error:
+        raise UserError(
+            f"{name} is damaged ({error}). Put back a copy of it, or remove it, if the other one is whole."
+        ) from error
+    return found
 
 
 def _placed(meta: bytes, base: str, name: str) -> bytes:
     """Returns a run's `meta.json` with the place that it was fetched from, which may have another address here."""
     try:
         values = json.loads(meta)
+        if (values["settings"].get("storage"), values.get("stored_as")) == (base, name):
+            return meta
         values["settings"]["storage"], values["stored_as"] = base, name
     except (ValueError, KeyError, TypeError):  # A damaged one is for whoever reads it to name.
         return meta
     return (json.dumps(values, indent=2) + "\n").encode()
 
 
-def _stored_is_newer(store: Store, path: Path) -> bool:
+def stored_is_newer(store: Store, path: Path, tell: Callable[[str], None] = print) -> bool:
     """Returns whether the stored record has more epochs, or ends of trials, than the one that is here.
 
     Epochs of trials that still ran, which were not sent before their process was killed, do not count if the run has
@@ -251,7 +280,7 @@ def _stored_is_newer(store: Store, path: Path) -> bool:
     def here(name: str) -> bytes:
         return (path / name).read_bytes() if (path / name).exists() else b""
 
-    ids = [json.loads(text or b"{}").get("id") for text in (here(META), store.read(META))]
+    ids = [_id(here(META), f"{path / META}"), _id(store.read(META), f"meta.json in {masked(store.uri)}")]
     if ids[0] != ids[1]:
         raise UserError(
             f"{path} is another run than {masked(store.uri)} (its id in meta.json is {ids[0]}, not {ids[1]}). "
@@ -261,13 +290,14 @@ def _stored_is_newer(store: Store, path: Path) -> bool:
     with contextlib.suppress(sqlite3.DatabaseError):  # A damaged one knows nothing; its frames are asked.
         study = snapshot(path / STUDY) if (path / STUDY).exists() else b""
     own = Known.of(study, here("epochs.csv"), here("trials.csv"))
-    stored = Known.of(*(store.read(name) or b"" for name in (STUDY, "epochs.csv", "trials.csv")))
+    frames = [store.read(name) or b"" for name in ("epochs.csv", "trials.csv")]
+    stored = Known.of(store.read(STUDY) or b"", *frames)
     if own.holds(stored) and stored.holds(own):
-        return False
+        return own.behind_frames  # The study here is missing or damaged; there is the same with one.
     if stored.holds(own) or (not own.holds(stored) and stored.holds_what_ended(own)):
         return True
     if own.holds(stored) or own.holds_what_ended(stored):
-        print(f"{path} has gone on for longer than what is stored, and is taken.")
+        tell(f"{path} has gone on for longer than what is stored, and is taken.")
         return False
     raise UserError(
         f"{path} and {masked(store.uri)} have diverged: each has finished trials that the other lacks. Move one of "
@@ -282,29 +312,33 @@ class Known:
     Attributes:
         epochs: (trial, epoch).
         ended: (trial, when it began) of each trial that has ended.
+        behind_frames: The frames have trials that the study lacks, so that nobody can go on from this record.
     """
 
     epochs: frozenset[tuple[int, int]]
     ended: frozenset[tuple[int, str]]
+    behind_frames: bool = False
 
     @staticmethod
     def of(study: bytes, epochs: bytes, trials: bytes) -> "Known":
-        """Returns what the study knows, and of its trials the frames, too; a line that is cut off is none."""
+        """Returns what the study and the frames know; a line that is cut off is none."""
         values: dict[tuple[int, int], float] = {}
         states: dict[int, tuple[str, str]] = {}
         with contextlib.suppress(sqlite3.DatabaseError, KeyError):
             values, states = facts(study)
+        in_frames: set[int] = set()
         known, ended = set(values), {(n, start) for n, (state, start) in states.items() if state != "RUNNING"}
         for row in _rows(epochs):
             with contextlib.suppress(KeyError, TypeError, ValueError):
-                if (number := int(row["trial"])) in states:
-                    known.add((number, int(row["epoch"])))
+                known.add((int(row["trial"]), int(row["epoch"])))
         for row in _rows(trials):
             with contextlib.suppress(KeyError, TypeError, ValueError):
                 number = int(row["trial"])
-                if row["state"] != "running" and number in states:
-                    ended.add((number, states[number][1]))
-        return Known(frozenset(known), frozenset(ended))
+                in_frames.add(number)
+                if row["state"] != "running":
+                    ended.add((number, states[number][1] if number in states else row.get("started") or ""))
+        in_frames |= {number for number, _ in known}
+        return Known(frozenset(known), frozenset(ended), not in_frames <= set(states))
 
     def holds(self, other: "Known") -> bool:
         """Returns whether this knows all that the other knows."""

@@ -101,7 +101,9 @@ def go_on(path: Path, settings: Settings, last: str | None, now: str) -> None:
         now: The first of this session, not before the last.
     """
     pauses = files.read_json(path / "meta.json").get("pauses", [])
-    update_meta(path, settings, pauses=[*pauses, [last, now]] if last is not None else pauses)
+    if last is not None:  # A session in which nothing happened is part of the pause.
+        pauses = [*(pause for pause in pauses if pause[0] != last), [last, now]]
+    update_meta(path, settings, pauses=pauses)
 
 
 def update_meta(path: Path, settings: Settings, **values: Any) -> None:
@@ -121,10 +123,16 @@ def newest(name: str) -> results.Run:
     uri, root = name, results.RESULTS
     if "://" not in name:
         found = results.load(name)
-        base = found.meta["settings"].get("storage")
+        base = found.settings.get("storage")
         if base is None:
             return found
-        storages.usable(base)
+        try:
+            storages.usable(base)
+        except UserError as error:
+            raise UserError(
+                f"{error} The run {found.name} is kept there, too, and may have gone on there. If that place has "
+                f"another address now, resume it from there: --resume ADDRESS/{found.name}."
+            ) from error
         if storages.is_at(base, found.path):
             return found
         uri = stored_at(base, found.path)
@@ -158,7 +166,10 @@ def mirrored(
         if storages.is_at(settings.storage, path):  # What is written there is stored.
             yield
             return
-        with mirror.Mirror(path, uri, progress.note, skip=checkpoints.NAMES, lost=lease.lost) as sending:
+        store = storages.Store(uri)
+        if store.read(storages.META) is not None and mirror.stored_is_newer(store, path, lambda text: None):
+            raise UserError(f"{storages.masked(uri)} has gone on meanwhile. Run the command again, which fetches it.")
+        with mirror.Mirror(path, uri, progress.note, skip=checkpoints.NAMES, lease=lease) as sending:
             try:
                 yield
             finally:

@@ -8,6 +8,7 @@ This module needs neither torch nor Ray. Rows come from the search; here they ar
 
 import csv
 import io
+import itertools
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,6 +22,7 @@ import typer
 from tuning import database, files, mirror, storage
 from tuning.config import TrainConfig
 from tuning.errors import UserError, counted, run_command, unknown_name
+from tuning.masking import masked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +30,12 @@ if TYPE_CHECKING:
 RESULTS = Path("results")
 OBJECTIVES = ("n_parameters", "seconds_per_image")  # The columns that a search can minimize beside its accuracy.
 WORDS = ("latest", "list", "compare")  # what the command understands, so that no run may be called it
+
+# The types of the settings that are read here and elsewhere without a check of their own.
+_SETTINGS: dict[str, type] = {
+    **dict.fromkeys(("samples", "epochs", "seed", "concurrency"), int),
+    **dict.fromkeys(("space", "dataset", "sampler"), str),
+}
 
 _INT, _FLOAT, _TEXT, _TIME = "Int64", "float64", "str", "datetime64[us, UTC]"
 
@@ -121,13 +129,14 @@ class Run:
         return found
 
     def setting(self, name: str) -> Any:
-        """Returns one of the settings; raises UserError where `meta.json` lacks it."""
-        if name not in self.settings:
+        """Returns one of the settings; raises UserError where `meta.json` lacks it, or has it with another type."""
+        value = self.settings.get(name, ...)
+        if not isinstance(value, _SETTINGS.get(name, object)) or value is ...:
             raise UserError(
-                f"{self.path / 'meta.json'} has no setting {name!r}: it is damaged, or another version wrote it. "
-                "Put back a copy of it, if there is one."
+                f"{self.path / 'meta.json'} has no {'' if value is ... else 'usable '}setting {name!r}: it is damaged, "
+                "or another version wrote it. Put back a copy of it, if there is one."
             )
-        return self.settings[name]
+        return value
 
     @property
     def identity(self) -> str:
@@ -142,7 +151,8 @@ class Run:
     @property
     def trials(self) -> "pd.DataFrame":
         """A row a trial; columns and dtypes as in `TRIAL_COLUMNS`."""
-        return read_frame(self.path / "trials.csv", TRIAL_COLUMNS)
+        trials = read_frame(self.path / "trials.csv", TRIAL_COLUMNS)
+        return trials.assign(error=trials["error"].map(masked, na_action="ignore").astype("str"))
 
     @property
     def epochs(self) -> "pd.DataFrame":
@@ -157,10 +167,17 @@ class Run:
 
         start = self.trials["started"].min()
         seconds: pd.Series[float] = (moments - start).dt.total_seconds()
-        for pause in self.meta.get("pauses", []):
-            began, ended = (pd.Timestamp(moment) for moment in pause)
-            rested = (moments.where(moments < ended, ended) - max(began, start)).dt.total_seconds()
-            seconds -= rested.clip(lower=0.0)
+        try:
+            # Version 0.2.0 wrote a pause twice where nothing happened in the session between.
+            for pause in {pause[0]: pause for pause in self.meta.get("pauses", [])}.values():
+                began, ended = (pd.Timestamp(moment) for moment in pause)
+                rested = (moments.where(moments < ended, ended) - max(began, start)).dt.total_seconds()
+                seconds -= rested.clip(lower=0.0)
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{self.path / 'meta.json'} has pauses that are no pairs of times: it is damaged, or another version "
+                "wrote it. Put back a copy of it, if there is one."
+            ) from error
         return seconds
 
     @property
@@ -343,14 +360,17 @@ def mend(run: Run, note: Callable[[str], None]) -> None:
         try:
             read_frame(path, columns)
         except UserError as error:
-            files.write_bytes(path.with_name(f"{path.name}.damaged"), path.read_bytes())
+            kept = next(name for i in itertools.count(1) if not (name := _damaged(path, i)).exists())
+            files.write_bytes(kept, path.read_bytes())
             if columns is EPOCH_COLUMNS:
                 files.write_rows(path, columns, whole_rows(path))
             else:
                 path.unlink()
-            note(
-                f"{str(error).partition('. ')[0]}. It is kept as {path.name}.damaged, and written anew from the study."
-            )
+            note(f"{str(error).partition('. ')[0]}. It is kept as {kept.name}, and written anew from the study.")
+
+
+def _damaged(path: Path, i: int) -> Path:
+    return path.with_name(f"{path.name}.damaged{'' if i == 1 else f'-{i}'}")
 
 
 def _float(text: str) -> float:

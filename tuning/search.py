@@ -92,19 +92,18 @@ def _search(
     from tuning.study import RunStudy
 
     study = RunStudy(path, space, sampler, epochs=settings.epochs, seed=settings.seed, minimize=settings.minimize)
-    if resumed:
-        record.go_on(path, settings, study.last_moment, study.now())
-    left_out = {name: list(choices) for name, choices in space.left_out.items()}
-    record.update_meta(
-        path, settings, split_hash=splits.split_hash, valid_hash=splits.valid_hash, left_out=left_out, stopped_by=None
-    )
-    if study.waiting:
-        progress.note(
-            f"{counted(len(study.waiting), 'trial')} ({', '.join(map(str, study.waiting))}) cannot be resumed on this "
-            "machine, which lacks what the space leaves out. Resume the run where that is there."
-        )
     stop = Stop(settings.time_budget)
     with record.mirrored(settings, path, progress, stop.on_problem):
+        if resumed:
+            record.go_on(path, settings, study.last_moment, study.now())
+        left_out = {name: list(choices) for name, choices in space.left_out.items()}
+        hashes = {"split_hash": splits.split_hash, "valid_hash": splits.valid_hash}
+        record.update_meta(path, settings, **hashes, left_out=left_out, stopped_by=None)
+        if study.waiting:
+            progress.note(
+                f"{counted(len(study.waiting), 'trial')} ({', '.join(map(str, study.waiting))}) cannot be resumed on "
+                "this machine, which lacks what the space leaves out. Resume the run where that is there."
+            )
         to_run = settings.samples - study.n_finished - len(study.waiting)
         if to_run > 0:
             stopped_by = run_trials(settings, path, splits, study, progress, stop, to_run)

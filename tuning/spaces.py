@@ -84,8 +84,9 @@ class Space:
         return replace(space, first=[point for point in self.first if space.is_possible(point)])
 
     def is_possible(self, params: Mapping[str, Any]) -> bool:
-        """Returns whether a point has none of the choices that are left out."""
-        return not any(params[name] in gone for name, gone in self.left_out.items() if name in params)
+        """Returns whether a point has none of the choices that are left out, nor one that its study cannot record."""
+        offered = all(params[name] in choices for name, choices in self.recorded.items() if name in params)
+        return offered and not any(params[name] in gone for name, gone in self.left_out.items() if name in params)
 
     def possible(self, sampler: optuna.samplers.BaseSampler) -> optuna.samplers.BaseSampler:
         """Returns a sampler that draws what `sampler` does, less the choices that are left out."""
@@ -103,7 +104,8 @@ class Space:
             for name, one in trial.distributions.items():
                 if isinstance(one, optuna.distributions.CategoricalDistribution):
                     recorded[name] = one.choices
-        return replace(self, recorded=recorded)
+        space = replace(self, recorded=recorded)
+        return replace(space, first=[point for point in self.first if space.is_possible(point)])
 
 
 class _Limited:
@@ -118,6 +120,10 @@ class _Limited:
         lacking = [choice for choice in choices if choice not in recorded]
         if recorded and len(lacking) + len(recorded) == len(choices) and all(one in limited for one in lacking):
             choices = recorded
+        if all(choice in self._space.left_out.get(name, ()) for choice in choices):
+            raise UserError(
+                f"This machine can do none of the choices of {name!r}. Add one that needs no GPU or weights."
+            )
         return self._trial.suggest_categorical(name, choices)
 
     def __getattr__(self, name: str) -> Any:

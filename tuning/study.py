@@ -22,6 +22,7 @@ from tuning import database, files, results
 from tuning.config import TrainConfig
 from tuning.database import EPOCH
 from tuning.errors import UserError, counted, unknown_name
+from tuning.masking import masked
 from tuning.names import SAMPLERS
 from tuning.spaces import Space
 from tuning.threads import one_thread
@@ -118,14 +119,16 @@ class RunStudy:
         self._attrs: dict[int, dict[str, Any]] = {}
         self._rows: dict[int, list[dict[str, Any]]] = {}
         self._numbers: dict[str, list[int]] = {}
+        self._given_up: set[int] = set()
         self._opened, self._written, self._write_seconds = time.monotonic(), -math.inf, 0.0
         trials = self.study.get_trials(deepcopy=False)
-        if unknown := numbers - {trial.number for trial in trials}:
+        told = (t for t in trials if t.state.is_finished() or {"seed", "same_as"} & set(t.user_attrs))
+        if unknown := numbers - {trial.number for trial in told}:
             _refuse(path, f"{database.FILE} knows {counted(len(trials), 'trial')}", unknown)
         self._space = space.as_recorded(trials)
         self._read(trials, epoch_rows)
         self._began = max([datetime.now(UTC), *self._moments()])
-        running = [t.number for t in trials if t.state == TrialState.RUNNING]
+        running = [t.number for t in trials if t.state == TrialState.RUNNING and t.number not in self._given_up]
         for number in running:
             self._adopt_end(number, ended.get(number))
         running = [number for number in running if "state" not in self._attrs[number]]
@@ -141,13 +144,16 @@ class RunStudy:
         for row in epoch_rows:
             in_frames.setdefault(row["trial"], {}).setdefault(row["epoch"], row)
         for trial in trials:
-            if trial.state == TrialState.WAITING:
-                if not self._space.is_possible(trial.system_attrs.get("fixed_params", {})):
+            undrawn = not {"seed", "state", "same_as"} & set(trial.user_attrs)
+            if trial.state == TrialState.WAITING or (trial.state == TrialState.RUNNING and undrawn):
+                point = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+                if not self._space.is_possible(point):  # It would be drawn as it was begun.
                     self._database.set_trial_state_values(self._id(trial.number), TrialState.FAIL)
+                    self._given_up.add(trial.number)
+                    continue
+            if trial.state == TrialState.WAITING or (trial.state == TrialState.FAIL and undrawn):
                 continue
-            if trial.state == TrialState.FAIL and not trial.params and "state" not in trial.user_attrs:
-                continue  # A first point that was not possible when its turn came.
-            kept = {name: value for name, value in trial.user_attrs.items() if not name.startswith(EPOCH)}
+            kept = {k: v for k, v in trial.user_attrs.items() if not k.startswith(EPOCH) and v is not None}
             known = [value for name, value in trial.user_attrs.items() if name.startswith(EPOCH)]
             rows: dict[int, dict[str, Any]] = {
                 epoch: dict.fromkeys(results.EPOCH_COLUMNS, math.nan) for epoch in trial.intermediate_values
@@ -174,7 +180,11 @@ class RunStudy:
         """Tells the study the end of a trial that the frames know and it does not: it was copied too early."""
         if ended is None or "seed" not in self._attrs[number] or ended["attempt"] == 0:
             return
+        told = {name: ended[name] for name in (*_KEPT, *_OF_TRIAL) if name != "state" and ended.get(name) is not None}
+        self._attrs[number] = told | {name: v for name, v in self._attrs[number].items() if v is not None}
         state = next(state for state, name in _STATES.items() if name == ended["state"])
+        if state == TrialState.COMPLETE and not self._rows[number]:
+            return  # Its epochs are nowhere; it is trained again.
         self._end(number, state, stopped_by=ended["stopped_by"], error=ended["error"], at=ended["ended"])
 
     def _rewrite_frames(self, epoch_rows: Sequence[Mapping[str, Any]]) -> None:
@@ -279,6 +289,9 @@ class RunStudy:
     def _propose(self, trial: optuna.Trial, config: TrainConfig) -> Proposal:
         seed = trial_seed(self._seed, trial.number)
         self._attrs[trial.number] = {"attempt": 1, "accumulation": 1, "params": dict(trial.params)}
+        for name in ("same_as", "no_result", "attempt"):  # Of a duplicate that was cut off, and is none any more.
+            if trial.user_attrs.get(name) is not None:
+                self._set(trial.number, name, None)
         self._keep(trial.number, config=config.model_dump(), started=self.now(), seed=seed)
         self._numbers.setdefault(config.hash(), []).append(trial.number)
         self._rows[trial.number] = []
@@ -332,7 +345,8 @@ class RunStudy:
 
     def retry(self, number: int, error: str, *, accumulation: int) -> None:
         """Notes that a trial failed and begins another attempt, its batches cut into so many parts."""
-        self._keep(number, attempt=self._attrs[number]["attempt"] + 1, error=error, accumulation=accumulation)
+        attempt = self._attrs[number]["attempt"] + 1
+        self._keep(number, attempt=attempt, error=masked(error), accumulation=accumulation)
 
     def finish(self, number: int, stopped_by: str) -> None:
         """Tells the sampler the outcome of a trial that ended without an error; see `end_state`."""
@@ -346,7 +360,7 @@ class RunStudy:
 
     def fail(self, number: int, error: str) -> None:
         """Tells the sampler that a trial failed for good, and why."""
-        self._end(number, TrialState.FAIL, error=error)
+        self._end(number, TrialState.FAIL, error=masked(error))
 
     def close(self, stopped_by: str | None) -> None:
         """Writes everything; with a reason, ends the trials that still run. Without one they can be resumed.
