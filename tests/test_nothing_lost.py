@@ -579,7 +579,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def play(n: int, *, steps: int = 12, derandomize: bool = True) -> None:
+def play(n: int, *, steps: int = 12, derandomize: bool = True, shrink: bool = True) -> None:
     """Plays so many sequences of so many steps at most; the first that loses something is shown, as short as can be."""
     with quiet():
         run_state_machine_as_test(
@@ -593,7 +593,7 @@ def play(n: int, *, steps: int = 12, derandomize: bool = True) -> None:
                 report_multiple_bugs=False,
                 print_blob=False,
                 suppress_health_check=list(HealthCheck),
-                phases=(Phase.explicit, Phase.generate, Phase.shrink),
+                phases=(Phase.explicit, Phase.generate, *([Phase.shrink] if shrink else [])),
             ),
         )
 
