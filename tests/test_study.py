@@ -357,6 +357,16 @@ def test_frames_that_know_a_trial_which_the_study_was_only_drawing_are_kept(
         open_study(tmp_path)
 
 
+def test_the_frames_never_know_a_trial_that_a_full_disk_kept_from_the_study(
+    tmp_path: Path, study: RunStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(study, ask(study), [0.3], "length")
+    ask_killed_after(study, 4, monkeypatch)
+    study.close(None)
+    assert list(results.Run(tmp_path).trials["trial"]) == [0]
+    assert ask(open_study(tmp_path, seed=1)).number == 0  # It had not ended.
+
+
 def test_a_duplicate_that_was_cut_off_and_is_none_any_more_stays_a_trial(tmp_path: Path) -> None:
     def opened() -> RunStudy:
         return RunStudy(tmp_path, finite_space(tmp_path), optuna.samplers.RandomSampler(seed=0), epochs=2, seed=0)

@@ -405,7 +405,8 @@ class RunStudy:
         """Writes `trials.csv`."""
         begun = time.monotonic()
         database.sync(self._path)
-        rows = [self.row(number) for number in sorted(self._attrs)]
+        drawn = [number for number, attrs in sorted(self._attrs.items()) if {"seed", "same_as"} & set(attrs)]
+        rows = [self.row(number) for number in drawn]
         if self._minimize is not None:
             front = {trial.number for trial in self.study.best_trials}
             rows = [row | {"pareto": row["trial"] in front} for row in rows]
@@ -428,8 +429,8 @@ class RunStudy:
     def _keep(self, number: int, **values: Any) -> None:
         """Notes what is to be known of a trial, here and in the study."""
         for name, value in values.items():
+            self._set(number, name, value)  # First, as the frames must never know what the study does not.
             self._attrs[number][name] = value
-            self._set(number, name, value)
 
     def _tell_epoch(self, number: int, row: Mapping[str, Any]) -> None:
         """Tells the sampler what a running trial's value is after an epoch."""
