@@ -1,5 +1,7 @@
 """Retraining: what is chosen, what is written, how often the test split is opened."""
 
+import contextlib
+import errno
 import json
 import os
 import re
@@ -436,6 +438,196 @@ def test_what_can_fail_fails_before_the_test_split_is_opened(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
     assert not (tmp_path / best_model.STAGING).exists()
     assert first["test_opened"] == 1
+
+
+def opening_events(folder: Path) -> list[str]:
+    lines = (folder / "test_log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["event"] for line in lines]
+
+
+@pytest.mark.parametrize("moment", ["log_test", "write_everything", "publish"])
+@pytest.mark.parametrize("run", [None, "first"])
+def test_a_signal_after_the_opening_costs_no_result_and_advises_no_second_opening(
+    tmp_path: Path,
+    opened: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    moment: str,
+    run: str | None,
+) -> None:
+    from tuning import interrupts
+
+    module: Any = best_model if moment == "publish" else final
+    act = getattr(module, moment)
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if not kwargs.get("rehearsing"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return act(*args, **kwargs)
+
+    monkeypatch.setattr(module, moment, interrupted)
+    page = r" `python -m tuning\.report first` writes its page\." if run else ""
+    said = rf"^Interrupted\. The model is in .*: the test split need not be opened again, so do not run the.*{page}$"
+    with pytest.raises(interrupts.Interrupted, match=said), interrupts.raised():
+        train(tmp_path, make_plan(tmp_path, run=run))
+    assert opened == ["patterns"] and opening_events(tmp_path) == ["opened", "result"]
+    assert files.read_json(tmp_path / "metrics.json")["test_opened"] == 1
+    assert {"model.pth", "model_card.md", "scores.txt", "pca.png"} <= {path.name for path in tmp_path.iterdir()}
+    assert (tmp_path / "jobs").exists() == (run is not None)
+    assert final.FINISHING in capfd.readouterr().err
+
+
+def test_a_command_that_gets_sigterm_when_the_test_split_is_open_ends_with_130_and_its_model(tmp_path: Path) -> None:
+    script = f"""
+import os, signal, sys
+from pathlib import Path
+sys.path[:0] = [{str(Path(__file__).parent)!r}]
+import conftest, test_final
+from tuning import data, final
+from tuning.errors import run_command
+here = Path({str(tmp_path)!r})
+splits = data.make_splits(conftest.patterned_images(600), "patterns", conftest.CLASS_NAMES, valid_images=120)
+data.load_splits = lambda *args, **kwargs: splits
+data.load_test = lambda *args: conftest.patterned_images(200, seed=9)
+write = final.write_everything
+def interrupted(*args, rehearsing):
+    if not rehearsing:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return write(*args, rehearsing=rehearsing)
+final.write_everything = interrupted
+def main():
+    "Train."
+    final.retrain_and_test(test_final.make_plan(here, run=None), test_final.SLOTS, threads=1, model_dir=here)
+run_command(main)
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.startswith(f"{final.FINISHING}\nInterrupted. The model is in {tmp_path}/")
+    assert (tmp_path / "model.pth").exists() and (tmp_path / "metrics.json").exists()
+    assert opening_events(tmp_path) == ["opened", "result"]
+
+
+def test_a_signal_when_the_page_is_written_advises_no_second_opening(
+    tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tuning import interrupts
+
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results, "load", interrupt)
+    with pytest.raises(interrupts.Interrupted, match=r"do not run the command again\. `python -m tuning\.report run`"):
+        final.carry_out(make_plan(tmp_path), SLOTS, model_dir=tmp_path, threads=1)
+
+
+@pytest.mark.parametrize("function", ["write_card", "write_separability"])
+def test_what_describes_the_model_and_fails_after_the_opening_costs_no_figure(
+    tmp_path: Path,
+    opened: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    function: str,
+) -> None:
+    from tuning import style
+
+    train(tmp_path)  # Nothing of this model stays beside the next one's figures.
+    act, save = getattr(best_model, function), style.save
+    monkeypatch.setattr(best_model, function, lambda *args: broken() if len(opened) > 1 else act(*args))
+    monkeypatch.setattr(style, "save", lambda *args: broken() if len(opened) > 1 else save(*args))
+    metrics = train(tmp_path)
+    assert files.read_json(tmp_path / "metrics.json") == metrics and metrics["test_opened"] == 2
+    name = {"write_card": "model_card.md", "write_separability": "separability.csv"}[function]
+    said = capsys.readouterr().out
+    assert f"{name} cannot be made and is left out: RuntimeError: no font" in said
+    assert "The picture pca.png cannot be made and is left out" in said
+    assert not (tmp_path / name).exists() and not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_a_valid_split_too_small_for_separability_ends_nothing(
+    tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch, splits: Splits, n: int
+) -> None:
+    from dataclasses import replace
+
+    first = [int(np.flatnonzero(splits.valid.labels == label)[0]) for label in range(4)][:n]
+    valid = type(splits.valid)(splits.valid.images[first], splits.valid.labels[first])
+    monkeypatch.setattr(data, "load_splits", lambda *args, **kwargs: replace(splits, valid=valid))
+    train(tmp_path)
+    assert (tmp_path / "separability.csv").exists()  # Of the test images, which are enough.
+
+
+def test_test_images_too_few_for_separability_are_said(
+    tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path)
+    few = patterned_images(200, seed=9)
+    first = [int(np.flatnonzero(few.labels == label)[0]) for label in range(4)]
+    monkeypatch.setattr(data, "load_test", lambda *args: type(few)(few.images[first], few.labels[first]))
+    train(tmp_path)
+    assert "separability.csv cannot be made from 4 images and is left out: " in capsys.readouterr().out
+    assert not (tmp_path / "separability.csv").exists()
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.EFBIG, None])
+def test_where_room_cannot_be_reserved_zeros_take_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int | None
+) -> None:
+    def fail(*args: int) -> None:
+        raise OSError(number, "as some file systems say")
+
+    (tmp_path / best_model.OUTPUTS).write_bytes(b"x" * 1_000_000)
+    if number is None:
+        monkeypatch.delattr(os, "posix_fallocate")
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", fail)
+    best_model.reserve(tmp_path, 10_000, 2_000)
+    assert (tmp_path / best_model.ROOM).stat().st_size == 12 * 1_000_000 + 2**20
+    best_model.give_back(tmp_path)
+    assert not (tmp_path / best_model.ROOM).exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, r"No space left on the disk while writing .* \(13 MB are needed\)"),
+        (errno.EROFS, r"cannot be written \(why\)\. Make it writable, or give another --model-dir\."),
+        (errno.EFBIG, ""),
+    ],
+)
+def test_zeros_that_cannot_be_written_are_said_unless_one_file_of_them_is_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
+) -> None:
+    def fail(*args: Any) -> None:
+        raise OSError(number, "why")
+
+    (tmp_path / best_model.OUTPUTS).write_bytes(b"x" * 1_000_000)
+    monkeypatch.setattr(best_model, "_fill", fail)
+    with pytest.raises(UserError, match=message) if message else contextlib.nullcontext():
+        best_model.reserve(tmp_path, 10_000, 2_000)
+    assert not (tmp_path / best_model.ROOM).exists()
+
+
+def test_a_users_own_folder_of_the_name_is_not_removed(tmp_path: Path, opened: list[str]) -> None:
+    from dataclasses import replace
+
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "thesis.tex").write_text("years of work")
+    plan = replace(make_plan(tmp_path, (1, 2), run=None), folder=tmp_path / "final")
+    train(tmp_path, plan, train_on="train+valid")
+    assert [path.name for path in (tmp_path / "final").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(("config_hash", "same"), [(TINY.hash(), True), ("another", False)])
+def test_a_model_of_another_configuration_file_is_not_replaced_without_a_word(
+    tmp_path: Path, config_hash: str, same: bool
+) -> None:
+    metrics = {"run": None, "run_id": None, "source": "one.json", "config_hash": config_hash}
+    files.write_json(tmp_path / "metrics.json", metrics)
+    said = final.replaced(tmp_path, make_plan(tmp_path, run=None))
+    assert (said == "") == same
+    assert same or said.startswith("The model of one.json in ")
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "pca.png"])

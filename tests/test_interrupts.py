@@ -113,6 +113,36 @@ def test_processes_that_start_meanwhile_never_get_a_signal_that_is_held_back_and
     assert child.wait(timeout=10) == -signal.SIGKILL
 
 
+def test_signals_are_postponed_however_often_they_come_and_the_end_says_what_there_is(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interrupts, "SECONDS_OF_ONE_WISH", 0.0)
+    reached: list[int] = []
+    with (
+        pytest.raises(interrupts.Interrupted, match=r"^Interrupted\. All is there\.$"),
+        interrupts.raised(),
+        interrupts.postponed("In a moment.", "All is there."),
+    ):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.raise_signal(number)
+            time.sleep(0.01)
+            reached.append(number)
+    assert len(reached) == 3 and capfd.readouterr().err == 3 * "In a moment.\n"
+
+
+def test_a_failure_meanwhile_is_said_and_not_the_signal_that_was_postponed() -> None:
+    with pytest.raises(RuntimeError, match="broken"), interrupts.raised(), interrupts.postponed("later", "done"):
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("broken")
+
+
+def test_without_a_signal_nothing_is_postponed_and_the_handlers_are_restored(capfd: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with interrupts.postponed("later", "done"):
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before and capfd.readouterr().err == ""
+
+
 def test_the_handlers_are_as_they_were_afterwards() -> None:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]

@@ -655,3 +655,19 @@ def test_a_final_model_belongs_to_a_run_whatever_its_folder_is_called(run: resul
     assert report.load_final(run, folder) is not None
     files.write_json(folder / "metrics.json", metrics | {"run": run.name, "run_id": "another"})
     assert report.load_final(run, folder) is None
+
+
+@pytest.mark.parametrize(
+    ("metrics", "name", "identity", "expected"),
+    [
+        ({"run": None, "run_id": None}, "first", None, False),  # Of `--config`, beside a run whose study is damaged.
+        ({}, "first", None, False),
+        ({"run": None, "run_id": None}, None, None, False),
+        ({"run": "first"}, "first", None, True),
+        ({"run": "first", "run_id": "4f1c"}, "second", "4f1c", True),
+    ],
+)
+def test_a_model_of_no_run_is_no_runs(
+    metrics: dict[str, Any], name: str | None, identity: str | None, expected: bool
+) -> None:
+    assert report.is_of(metrics, name, identity) is expected

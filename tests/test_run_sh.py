@@ -133,6 +133,26 @@ def test_the_environment_of_version_0_2_0_is_gone_on_with(clone: Clone) -> None:
     assert clone.asked() == [f"{BASE}[dev]", "-m tuning.search"]
 
 
+def test_an_upgrade_of_version_0_2_0_that_is_killed_is_known_as_its_own(clone: Clone) -> None:
+    (clone.venv / "bin").mkdir(parents=True)
+    shutil.copy(clone.bin / "python3", clone.venv / "bin" / "python")
+    (clone.venv / "installed").write_text("of an older pyproject.toml\n")
+    move = shutil.which("mv", path=os.defpath)
+    clone.stand_in("mv", f'#!/usr/bin/env bash\n{move} "$@"\nkill -9 $PPID\n')
+    assert clone.run("search").returncode == -9
+    assert not (clone.venv / "installed").exists()
+    clone.stand_in("mv", f'#!/usr/bin/env bash\n{move} "$@"\n')
+    done = clone.run("search")
+    assert (done.returncode, done.stderr) == (0, "Setting up .venv (about 2 minutes, 6 GB) ...\n")
+    assert clone.asked() == [VENV, BASE, "-m tuning.search"]
+
+
+def test_an_empty_folder_is_nobodys_environment(clone: Clone) -> None:
+    clone.venv.mkdir()
+    assert clone.run("search").returncode == 0
+    assert clone.asked() == [VENV, BASE, "-m tuning.search"]
+
+
 @pytest.mark.parametrize("moment", ["venv", "pip"])
 def test_an_interrupted_set_up_is_known_as_its_own_and_begun_anew(clone: Clone, moment: str) -> None:
     assert clone.run("search", KILL=f"-m {moment}").returncode == -9

@@ -95,6 +95,7 @@ def test_a_failure_is_told_in_a_line(recorder: Recorder, study: RunStudy, failed
     "text",
     [
         FAILURE.format(error="torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB."),
+        FAILURE.format(error="torch.AcceleratorError: CUDA error: out of memory"),
         FAILURE.format(error="RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
         "Failure # 1 (then)\nThe actor died.\n1 worker(s) were killed due to the node running low on memory.\n",
     ],

@@ -3,6 +3,7 @@
 Files are written, each whole or not at all; no data set is opened here and nothing is trained.
 """
 
+import errno
 import io
 import os
 import shutil
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
     from tuning.data import Labelled, Splits
 
 IMAGES_TO_TIME = 1000
+CARD = "model_card.md"
 PICTURES = ("confusion", "calibration", "pca", "mistakes", "learning_curve")
-STAGING, ROOM, OUTPUTS = ".new", ".room", "test_outputs.npz"
+STAGING, ROOM, OUTPUTS, SEPARABILITY = ".new", ".room", "test_outputs.npz", "separability.csv"
 LICENCES = {"fashion-mnist": "Fashion-MNIST: Xiao, Rasul and Vollgraf 2017, Zalando SE, MIT licence."}
 
 
@@ -96,10 +98,28 @@ def reserve(staging: Path, n_images: int, n_rehearsed: int) -> None:
     size = int(2 * outputs) + 2 * max(sizes.values()) + 2**20  # A file is whole before the one of its name goes.
     try:
         with (staging / ROOM).open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
+            _fill(file, size)
     except OSError as error:
         (staging / ROOM).unlink(missing_ok=True)
-        raise disk_full(f"{staging} ({size / 1e6:.0f} MB are needed)", error) or error from error
+        if error.errno == errno.EFBIG:  # One file of it all is too large, which says nothing of each.
+            return
+        raise disk_full(f"{staging} ({size / 1e6:.0f} MB are needed)", error) or UserError(
+            f"{staging} cannot be written ({error.strerror}). Make it writable, or give another --model-dir."
+        ) from error
+
+
+def _fill(file: IO[bytes], size: int) -> None:
+    """Has a new file take so many bytes of the disk; by zeros where the system or the file system cannot reserve."""
+    allocate = getattr(os, "posix_fallocate", None)  # macOS has none.
+    if allocate is not None:
+        try:
+            allocate(file.fileno(), 0, size)
+            return
+        except OSError as error:
+            if disk_full("", error):
+                raise
+    for start in range(0, size, 2**20):
+        file.write(bytes(min(2**20, size - start)))
 
 
 def give_back(staging: Path) -> None:
@@ -116,7 +136,7 @@ def check_replaceable(staging: Path, folder: Path) -> None:
 
 def publish(staging: Path, folder: Path) -> None:
     """Moves the files into the model's folder, `metrics.json` last; what only the model before had is removed."""
-    for name in (*(f"model.{name}" for name in FORMATS), *(f"{name}.png" for name in PICTURES)):
+    for name in (*(f"model.{name}" for name in FORMATS), *(f"{name}.png" for name in PICTURES), SEPARABILITY, CARD):
         if not (staging / name).exists():
             (folder / name).unlink(missing_ok=True)
     for path in sorted(staging.iterdir(), key=lambda path: (path.name == "metrics.json", path.name)):
@@ -146,11 +166,13 @@ def write_outcome(
 ) -> list[str]:
     """Writes `test_outputs.npz`, `epochs.csv`, `classification_report.csv` and the pictures.
 
+    A picture that cannot be drawn is left out, and none of other images stays in its place.
+
     Returns:
         A sentence for each picture that could not be drawn.
 
     Raises:
-        UserError: None could be drawn, or the disk is full.
+        UserError: The disk is full.
     """
     import pandas as pd
 
@@ -173,9 +195,16 @@ def write_outcome(
     draw = pictures.drawings_of_model(test.labels, test.probabilities, images.images, class_names, components)
     draw |= {"learning_curve": lambda: plots.learning_curve(epochs)}
     problems: list[str] = []
-    if not style.save_each(draw, folder, problems.append):
-        raise UserError(f"No picture can be drawn. {problems[0]} Is the package matplotlib installed and whole?")
+    for name in PICTURES:
+        (folder / f"{name}.png").unlink(missing_ok=True)
+    style.save_each(draw, folder, problems.append)
     return problems
+
+
+def check_drawn(folder: Path, problems: Sequence[str]) -> None:
+    """Raises UserError where none of the pictures could be drawn; `problems` as `write_outcome` returns them."""
+    if not any((folder / f"{name}.png").exists() for name in PICTURES):
+        raise UserError(f"No picture can be drawn. {problems[0]} Is the package matplotlib installed and whole?")
 
 
 def probe_images(part: "Labelled") -> "Labelled":
@@ -186,12 +215,23 @@ def probe_images(part: "Labelled") -> "Labelled":
     return type(part)(images=part.images[index], labels=part.labels[index])
 
 
-def write_separability(folder: Path, train: Outcome, test: Outcome) -> None:
-    """Writes `separability.csv`: how well the classes of the test split separate in the features."""
+def write_separability(folder: Path, train: Outcome, test: Outcome) -> list[str]:
+    """Writes `separability.csv`: how well the classes of the test split separate in the features.
+
+    Returns:
+        A sentence where it is left out, because the images are too few or all of one class.
+
+    Raises:
+        UserError: The disk is full.
+    """
     from tuning import analysis
 
-    frame = analysis.separability(train.features, train.labels, test.features, test.labels)
-    files.write_text(folder / "separability.csv", frame.to_csv(index=False))
+    try:
+        frame = analysis.separability(train.features, train.labels, test.features, test.labels)
+    except ValueError as error:
+        return [f"{SEPARABILITY} cannot be made from {counted(len(test.labels), 'image')} and is left out: {error}"]
+    files.write_text(folder / SEPARABILITY, frame.to_csv(index=False))
+    return []
 
 
 def write_card(folder: Path, images: Any) -> None:
@@ -208,7 +248,7 @@ def write_card(folder: Path, images: Any) -> None:
             test_probabilities=outputs["probabilities"],
             speed=f"`tuning.predict` labels {speed:,.0f} images a second on {machine.hardware()['cpu']}.",
         )
-    files.write_text(folder / "model_card.md", text)
+    files.write_text(folder / CARD, text)
 
 
 def scores(metrics: Mapping[str, Any], architecture: str) -> str:

@@ -21,12 +21,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuning import best_model, candidates, contest, export, files, jobs, locks, machine, record, report, results
+from tuning import (
+    best_model,
+    candidates,
+    contest,
+    export,
+    files,
+    interrupts,
+    jobs,
+    locks,
+    machine,
+    record,
+    report,
+    results,
+)
 from tuning.best_model import Outcome
 from tuning.candidates import Plan
 from tuning.config import parse_config
 from tuning.contest import Contest
-from tuning.errors import UserError, counted, run_command, unknown_name
+from tuning.errors import UserError, counted, each_alone, run_command, unknown_name
 from tuning.openings import OPENED, RESULT, times_opened
 from tuning.openings import append as log_test
 
@@ -39,6 +52,7 @@ if TYPE_CHECKING:
 MODEL_DIR = Path("best_model")
 TRAIN_ON = ("train", "train+valid")
 REHEARSED, MOST_TEST_IMAGES = 2_000, 10_000
+FINISHING = "The test split is open: the command ends as soon as its result is written, in seconds."
 
 
 @dataclass(frozen=True)
@@ -170,15 +184,33 @@ def retrain_and_test(
             print(line)
         best_model.check_replaceable(staging, model_dir)
         best_model.reserve(staging, MOST_TEST_IMAGES, len(ready.rehearsed))
-        metrics, test, images = test_once(
-            held, chosen, splits, device=slots["device"], data_dir=data_dir, log=model_dir, staging=staging
-        )
-        for problem in write_everything(ready, metrics, test, images, staging):
-            print(problem)
-        best_model.publish(staging, model_dir)
-    if plan.run is None:  # Of a run the trained models are kept: more seeds go on from them.
-        shutil.rmtree(plan.folder)
+        trained = [held.winner.job(seed, plan.folder) for seed in plan.seeds]
+        models = [jobs.load_model(job, splits, slots["device"]) for job in (chosen.job, *trained)]
+        with interrupts.postponed(FINISHING, _written(plan, model_dir)):
+            metrics, test, images = test_once(ready, models, data_dir=data_dir, log=model_dir, staging=staging)
+            for problem in write_everything(ready, metrics, test, images, staging, rehearsing=False):
+                print(problem)
+            best_model.publish(staging, model_dir)
+            if plan.run is None:  # Of a run the trained models are kept: more seeds go on from them.
+                _remove_jobs(plan, (chosen.job, *trained))
     return metrics
+
+
+def _written(plan: Plan, model_dir: Path) -> str:
+    """Returns what there is, and what is left to do, when a signal came after the test split was opened."""
+    page = "" if plan.run is None else f" `python -m tuning.report {plan.run}` writes its page."
+    return (
+        f"The model is in {model_dir}/, with its figures: the test split need not be opened again, so do not run the "
+        f"command again.{page}"
+    )
+
+
+def _remove_jobs(plan: Plan, trained: Sequence[jobs.Job]) -> None:
+    """Removes what a plan has trained; whatever else is in the folder, which may be a user's own, stays."""
+    for job in trained:
+        shutil.rmtree(job.path, ignore_errors=True)
+    with contextlib.suppress(OSError):  # Not empty.
+        plan.folder.rmdir()
 
 
 @dataclass(frozen=True)
@@ -189,6 +221,7 @@ class Ready:
         model: On the CPU.
         trained_on: What the model makes of some train images.
         rehearsed: The valid images that stood for the test split.
+        device: What the test images are evaluated on.
     """
 
     held: Contest
@@ -197,6 +230,7 @@ class Ready:
     model: "nn.Module"
     trained_on: Outcome
     rehearsed: "Labelled"
+    device: str
 
 
 def rehearse(held: Contest, chosen: Chosen, splits: "Splits", staging: Path, *, device: str) -> Ready:
@@ -209,11 +243,14 @@ def rehearse(held: Contest, chosen: Chosen, splits: "Splits", staging: Path, *, 
     probe = best_model.probe_images(splits.train)
     images = type(splits.valid)(splits.valid.images[:REHEARSED], splits.valid.labels[:REHEARSED])
     flip = chosen.flip_averaging
-    ready = Ready(held, chosen, splits, model, _outcome(model, probe, splits, "cpu", flip), images)
+    ready = Ready(held, chosen, splits, model, _outcome(model, probe, splits, "cpu", flip), images, device)
     outcome = _outcome(jobs.load_model(chosen.job, splits, device), images, splits, device, flip)
     figures = _test_metrics(outcome, [outcome.accuracy] * len(held.plan.seeds)) | {"test_opened": 1}
     try:
-        write_everything(ready, describe(held, chosen, splits) | figures, outcome, images, staging)
+        problems = write_everything(
+            ready, describe(held, chosen, splits) | figures, outcome, images, staging, rehearsing=True
+        )
+        best_model.check_drawn(staging, problems)
     except ImportError as error:
         raise UserError(
             f"What belongs to the model cannot be written, because a package is missing or broken: {error}. Install it "
@@ -223,56 +260,65 @@ def rehearse(held: Contest, chosen: Chosen, splits: "Splits", staging: Path, *, 
 
 
 def write_everything(
-    ready: Ready, metrics: Mapping[str, Any], test: Outcome, images: "Labelled", folder: Path
+    ready: Ready, metrics: Mapping[str, Any], test: Outcome, images: "Labelled", folder: Path, *, rehearsing: bool
 ) -> list[str]:
-    """Writes all that belongs to the model but its exports; returns a sentence for each picture that failed.
+    """Writes all that belongs to the model but its exports; returns a sentence for each part that is left out.
+
+    What describes the model only must not cost its figures: except when rehearsing, its failure is such a sentence.
 
     Raises:
-        UserError: The disk is full, or no picture can be drawn.
+        UserError: The disk is full.
     """
     splits, chosen = ready.splits, ready.chosen
     best_model.write_model(folder, ready.model, chosen.job.config, splits, metrics)
     files.write_text(folder / "final.csv", ready.held.table.to_csv(index=False))
     problems = best_model.write_outcome(folder, test, images, splits.class_names, chosen.result.epochs)
-    best_model.write_separability(folder, ready.trained_on, test)
-    best_model.write_card(folder, splits.valid.images)
+    parts = {
+        best_model.SEPARABILITY: lambda: problems.extend(best_model.write_separability(folder, ready.trained_on, test)),
+        best_model.CARD: lambda: best_model.write_card(folder, splits.valid.images),
+    }
+    for name in parts:
+        (folder / name).unlink(missing_ok=True)  # Of the rehearsal: it is of other images.
+    if rehearsing:
+        for write in parts.values():
+            write()
+    else:
+        each_alone(parts, problems.append)
     return problems
 
 
 def test_once(
-    held: Contest,
-    chosen: Chosen,
-    splits: "Splits",
-    *,
-    device: str,
-    data_dir: Path | None,
-    log: Path,
-    staging: Path,
+    ready: Ready, models: Sequence["nn.Module"], *, data_dir: Path | None, log: Path, staging: Path
 ) -> tuple[dict[str, Any], Outcome, "Labelled"]:
     """Opens the test split and writes that down; returns the metrics, the saved model's outcome, and the test images.
+
+    Args:
+        ready: What was chosen.
+        models: The model to be saved, then the winner's of each seed; on the device, ready to evaluate.
+        data_dir: Holds the data set's files, where they are the user's own.
+        log: The folder of the log.
+        staging: Where room was reserved.
 
     Raises:
         UserError: The data cannot be had.
     """
     from tuning.data import load_test
 
-    metrics = describe(held, chosen, splits)
-    model = jobs.load_model(chosen.job, splits, device)
-    trained = [held.winner.job(seed, held.plan.folder) for seed in held.plan.seeds]
-    models = [jobs.load_model(job, splits, device) for job in trained]
+    splits, flip_averaging = ready.splits, ready.chosen.flip_averaging
+    metrics = describe(ready.held, ready.chosen, splits)
     # The choice is made: only now the test split is opened, and the log says so before anything is seen of it.
     log_test(log, metrics | {"event": OPENED, "dataset": splits.dataset})
     images = load_test(splits.dataset, data_dir)
-    outcomes = {flip: _outcome(model, images, splits, device, flip) for flip in (False, True)}
-    accuracies = [_outcome(each, images, splits, device, chosen.flip_averaging).accuracy for each in models]
-    metrics |= _test_metrics(outcomes[chosen.flip_averaging], accuracies) | {
+    outcomes = {flip: _outcome(models[0], images, splits, ready.device, flip) for flip in (False, True)}
+    accuracies = [_outcome(each, images, splits, ready.device, flip_averaging).accuracy for each in models[1:]]
+    metrics |= _test_metrics(outcomes[flip_averaging], accuracies) | {
         "test_accuracy_plain": outcomes[False].accuracy,
         "test_accuracy_flip_averaging": outcomes[True].accuracy,
         "test_opened": times_opened(log, splits.dataset),
     }
     best_model.give_back(staging)
     log_test(log, metrics | {"event": RESULT, "dataset": splits.dataset})
-    return metrics, outcomes[chosen.flip_averaging], images
+    return metrics, outcomes[flip_averaging], images
 
 
 def opened_again(metrics: Mapping[str, Any]) -> str:
@@ -331,6 +377,8 @@ def replaced(model_dir: Path, plan: Plan) -> str:
     except UserError as error:
         return f"The model in {model_dir}/ will be replaced; --model-dir DIR keeps it. {error}\n"
     if report.is_of(old, plan.run, plan.identity):
+        return ""
+    if plan.run is None and old.get("run") is None and old.get("config_hash") == plan.entries[0].config.hash():
         return ""
     accuracy = old.get("test_accuracy")
     scored = f" (test accuracy {accuracy:.2%})" if isinstance(accuracy, float) else ""
@@ -456,7 +504,10 @@ def main(
 
 
 def _end_for(other: UserError) -> None:
-    """Ends this process in order, as Ctrl-C does: another one works on the same, and both would open the test split."""
+    """Ends this process in order, as Ctrl-C does: another one works on the same, and both would open the test split.
+
+    If it is open here, the result is written first.
+    """
     print(other, file=sys.stderr)
     signal.raise_signal(signal.SIGTERM)
 
@@ -470,11 +521,12 @@ def carry_out(plan: Plan, slots: Mapping[str, Any], *, model_dir: Path, **asked:
     print(f"Retraining {plan.source}: {_summary(plan)}", flush=True)
     print("".join(f"{note}\n" for note in plan.notes) + replaced(model_dir, plan), end="", flush=True)
     metrics = retrain_and_test(plan, slots, model_dir=model_dir, **asked)
-    print((model_dir / "scores.txt").read_text(encoding="utf-8"), end="")
-    if plan.run is not None:
-        _write_page(results.load(plan.source), model_dir)
-    if metrics["test_opened"] > 1:
-        print(opened_again(metrics))
+    with interrupts.resumable(_written(plan, model_dir)):
+        print((model_dir / "scores.txt").read_text(encoding="utf-8"), end="")
+        if plan.run is not None:
+            _write_page(results.load(plan.source), model_dir)
+        if metrics["test_opened"] > 1:
+            print(opened_again(metrics))
     where = "" if model_dir == MODEL_DIR else f" --model-dir {model_dir}"
     print(f"Written: {model_dir}/. Next: python -m tuning.predict{where} IMAGE")
 

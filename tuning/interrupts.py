@@ -31,8 +31,10 @@ def numbers() -> list[signal.Signals]:
 
 
 @contextlib.contextmanager
-def caught(act: Callable[[int], None]) -> Iterator[None]:
+def caught(act: Callable[[int], None], again: Callable[[int], None] | None = None) -> Iterator[None]:
     """Has the first signal call `act` with its number, and another one a second later end the process at once.
+
+    `again`, where there is one, is called instead of that end.
 
     In a thread other than the main one, which gets no signals, it does nothing.
     """
@@ -48,7 +50,7 @@ def caught(act: Callable[[int], None]) -> Iterator[None]:
             first = time.monotonic()
             act(number)
         elif time.monotonic() - first > SECONDS_OF_ONE_WISH:
-            leave()
+            leave() if again is None else again(number)
 
     old = {number: signal.signal(number, handle) for number in numbers()}
     try:
@@ -100,6 +102,28 @@ def held_back() -> Iterator[None]:
             stack.close()
             for number in waiting:
                 signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def postponed(said: str, next_step: str) -> Iterator[None]:
+    """Has every signal wait until the end, which what is done meanwhile reaches in seconds; each writes `said`.
+
+    Not even a second one ends the process: what would be lost cannot be had again. At the end the first one counts, and
+    an interrupt says `next_step`. If what is done fails, that error ends the command, and the signals are dropped.
+    In a thread other than the main one it does nothing. Processes that are started meanwhile get their signals.
+    """
+    waiting: list[int] = []
+
+    def wait(number: int) -> None:
+        waiting.append(number)
+        with contextlib.suppress(OSError):  # Not by print: the signal may have come while something was printed.
+            os.write(2, f"{said}\n".encode(errors="replace"))
+
+    with caught(wait, again=wait):
+        yield
+    with resumable(next_step):
+        for number in waiting[:1]:
+            signal.raise_signal(number)
 
 
 def drop_closed_output() -> None:

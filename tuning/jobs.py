@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from tuning.training import Training
 
 RESULT, WEIGHTS, ERROR = "result.json", "weights.pt", "error.log"
-# As torch says it of a GPU and of the host, Python of itself, and Ray of a worker that it has killed.
 SMALLEST_PART = 2  # Images: batch normalisation needs more than one.
+# As torch says it of a GPU and of the host, Python of itself, and Ray of a worker that it has killed.
 OUT_OF_MEMORY = re.compile(
     r"OutOfMemory|CUDA (error: )?out of memory|MemoryError|can't allocate memory|running low on memory"
 )

@@ -118,7 +118,8 @@ def is_of(metrics: Mapping[str, Any], name: str | None, identity: str | None) ->
     """Returns whether a `metrics.json` is of a run; 0.2.0 wrote down the name only that the run's folder then had."""
     if metrics.get("run_id") is not None and identity is not None:
         return bool(metrics["run_id"] == identity)
-    return metrics.get("run") in (name, identity)
+    known = metrics.get("run")  # None is a model of `--config`, which is no run's.
+    return known is not None and known in (name, identity)
 
 
 def write(

@@ -24,7 +24,9 @@ installed=$venv/installed
 command -v python3 >/dev/null || fail "python3 is not installed. Install Python 3.11 or later."
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
   fail "python3 must be Python 3.11 or later, but got $(python3 --version 2>&1)."
-if [ -e "$venv" ] && [ ! -e "$made" ] && [ ! -e "$installed" ]; then
+# An empty folder is nobody's environment; a start that was killed at once may have left it.
+if [ -e "$venv" ] && [ ! -e "$made" ] && [ ! -e "$installed" ] &&
+  { [ ! -d "$venv" ] || [ -n "$(find "$venv/" -mindepth 1 -print -quit)" ]; }; then
   fail "$venv was not made by tuning/run.sh, and is left as it is. Activate it and run \`pip install -e .\`, then" \
     "\`python -m tuning.search\`; or choose another folder with TUNING_VENV=FOLDER; or move it away."
 fi
@@ -42,16 +44,17 @@ if [ "$known" != "$wanted" ] || [ "$known_level" != "$level" ]; then
   if [ "$level" = dev ]; then
     extra="[dev]" note="$note, with the developers' tools"
   fi
+  # First of all: whenever this is killed, the next start knows the environment as its own. 0.2.0 wrote no marker.
+  mkdir -p "$venv"
+  echo "This folder is made, and may be removed, by tuning/run.sh." >"$made"
   if [ -n "$known" ]; then
     note=" anew: it lacks what pyproject.toml asks for"
     mv "$installed" "$venv/installed-before"
-  elif [ -e "$venv" ]; then
+  else
     # What an interrupted set-up left is not to be built on.
     find "$venv/" -mindepth 1 -maxdepth 1 ! -name made-by-tuning -exec rm -rf {} +
   fi
   echo "Setting up $venv$note ..." >&2
-  mkdir -p "$venv"
-  echo "This folder is made, and may be removed, by tuning/run.sh." >"$made"
   if [ -z "$known" ]; then
     python3 -m venv "$venv" || fail "python3 -m venv failed. On Debian and Ubuntu, install python3-venv."
   fi

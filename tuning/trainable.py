@@ -36,9 +36,7 @@ if TYPE_CHECKING:
 LOG = "trial.log"
 FAILURES_THAT_STOP = 3
 SECONDS_FOR_A_CHECKPOINT = 600.0  # A storage that is away for longer costs a trial that moved its epochs.
-# As torch says it of a GPU and of the host, Python of itself, and Ray of a worker that it has killed.
 _LOST_NODE = re.compile(r"its node has died|is unavailable: ")
-_OUT_OF_MEMORY = re.compile(r"OutOfMemory|MemoryError|can't allocate memory|running low on memory")
 
 
 def train_trial(
@@ -404,7 +402,7 @@ class Recorder(_NotRestored, tune.Callback):
         with self._guard():
             if DISK_FULL in error:  # No trial would fare better; they stay as they are, to be gone on with.
                 raise UserError(error[error.index(DISK_FULL) :])
-            room = self._give_room(trial) if _OUT_OF_MEMORY.search(_last_failure(trial)) else ""
+            room = self._give_room(trial) if jobs.OUT_OF_MEMORY.search(_last_failure(trial)) else ""
             if _LOST_NODE.search(_last_failure(trial)):
                 error = f"its node {self._study.row(number).get('node') or ''} was lost: {error.partition('. ')[0]}"
             trial.set_config({**trial.config, "epochs": self._study.row(number)["epochs"]})
