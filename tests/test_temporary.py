@@ -44,7 +44,7 @@ def holder(base: Path) -> tuple[subprocess.Popen[str], Path]:
 def test_a_ray_gets_an_empty_folder_of_this_users_own_that_is_gone_afterwards(base: Path) -> None:
     with temporary.ray_folder([base]) as (folder, note):
         assert note == ""
-        assert folder.parent == base / f"ray-{os.geteuid()}"
+        assert folder.parent == base / f"tuning-{os.geteuid()}"
         assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder.parent)] == [0o700, 0o700]
         (folder / "session_x" / "logs").mkdir(parents=True)
         (folder / "session_x" / "logs" / "raylet.out").write_text("x")
@@ -78,7 +78,7 @@ def test_a_folder_that_is_too_deep_for_a_socket_gives_way_and_it_is_said(base: P
 
 @pytest.mark.parametrize("name", ["somebody", "link", "file"])
 def test_a_folder_that_is_not_this_users_own_gives_way(base: Path, name: str) -> None:
-    there, other = base / "a" / f"ray-{os.geteuid()}", base / "b"
+    there, other = base / "a" / f"tuning-{os.geteuid()}", base / "b"
     there.parent.mkdir()
     if name == "somebody":
         if os.geteuid():
@@ -95,7 +95,7 @@ def test_a_folder_that_is_not_this_users_own_gives_way(base: Path, name: str) ->
 
 
 def test_a_folder_that_others_may_enter_is_closed(base: Path) -> None:
-    there = base / f"ray-{os.geteuid()}"
+    there = base / f"tuning-{os.geteuid()}"
     there.mkdir(mode=0o777)
     there.chmod(0o777)
     with temporary.ray_folder([base]):
@@ -167,3 +167,17 @@ def test_a_home_of_ones_own_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_p
     before = dict(os.environ)
     temporary.provide_home()
     assert dict(os.environ) == before
+
+
+def test_what_is_not_ours_is_left_alone(base: Path) -> None:
+    ours = base / f"tuning-{os.geteuid()}"
+    for name, lock in {"mine": None, "other": "elsewhere some-boot", "dead": ""}.items():
+        (ours / name).mkdir(parents=True)
+        (ours / name / "data").touch()
+        if lock is not None:
+            (ours / name / temporary.LOCK).write_text(lock)
+    (base / f"ray-{os.geteuid()}" / "session_x").mkdir(parents=True)
+    with temporary.ray_folder([base]):
+        assert {path.name for path in ours.iterdir() if path.is_dir()} > {"mine", "other"}
+        assert not (ours / "dead").exists()
+    assert (base / f"ray-{os.geteuid()}" / "session_x").exists() and (ours / "mine" / "data").exists()

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-LOCK = "lock"
+NAME, LOCK = "tuning", "lock"  # Not "ray": somebody's own Ray may have a folder of that name.
 # A socket's path has at most 107 bytes (Linux; 103 on macOS), of which Ray adds so many to its temporary folder's:
 # "/session_2026-11-28_09-40-31_123456_4194304/sockets/plasma_store", with room for a longer process id.
 MOST_BYTES = 103 - len("/session_2026-11-28_09-40-31_123456_4194304/sockets/plasma_store") - 4
@@ -64,14 +64,15 @@ def ray_folder(places: Sequence[Path] | None = None) -> Iterator[tuple[Path, str
     reasons = []
     for base in places:
         try:
-            if len(os.fsencode(base)) + len(f"/ray-{os.geteuid()}/12345678") > MOST_BYTES:
+            if len(os.fsencode(base)) + len(f"/{NAME}-{os.geteuid()}/12345678") > MOST_BYTES:
                 raise OSError("its path is too long for a socket's")
-            parent = own_folder(base, "ray")
+            parent = own_folder(base, NAME)
             with _locked(parent / LOCK):
                 _remove_dead(parent)
                 folder = Path(tempfile.mkdtemp(dir=parent, prefix=""))
                 lock = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
                 fcntl.flock(lock, fcntl.LOCK_EX)
+                os.write(lock, _machine().encode())
             break
         except OSError as error:
             reasons.append(f"{base}: {error.strerror or error}")
@@ -126,19 +127,27 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+def _machine() -> str:
+    """Returns what differs between machines that share a folder, where a lock may hold on one of them only."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{os.uname().nodename} {boot.read_text(encoding='utf-8').strip() if boot.exists() else ''}"
+
+
 def _remove_dead(parent: Path) -> None:
-    """Removes the folders whose process is no more."""
+    """Removes the folders of this machine whose process is no more; what holds no lock of ours is left, if not empty."""
     for folder in parent.iterdir():
         if folder.is_symlink() or not folder.is_dir():
             continue
         try:
             lock = os.open(folder / LOCK, os.O_RDWR)
         except OSError:
-            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+            if os.read(lock, 1000).decode(errors="replace") in ("", _machine()):
+                shutil.rmtree(folder, ignore_errors=True)
         except BlockingIOError:
             pass
         finally:
