@@ -134,7 +134,7 @@ def _machine() -> str:
 
 
 def _remove_dead(parent: Path) -> None:
-    """Removes the folders of this machine whose process is no more; what holds no lock of ours is left, if not empty."""
+    """Removes the folders of this machine whose process is no more; what has no lock of ours is left, if not empty."""
     for folder in parent.iterdir():
         if folder.is_symlink() or not folder.is_dir():
             continue
