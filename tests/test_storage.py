@@ -278,6 +278,9 @@ def test_a_killed_search_goes_on_elsewhere_through_an_outage_and_is_read_from_th
         "https://host/#access_token=hunter2",
         "error at 'http://bob:hunter2@host': no answer",
         "Authorization: Basic hunter2",
+        "{'Authorization': 'Bearer hunter2'}",
+        "AWS_SECRET_ACCESS_KEY=hunter2 and more",
+        "password=hunter2",
         "the server said hunter2 again",  # which is in the environment
     ],
 )

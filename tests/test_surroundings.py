@@ -186,8 +186,8 @@ def test_a_large_file_is_said_and_not_kept(tmp_path: Path, project: Path, monkey
     }
     said = begin(load_space(write(project, files)), tmp_path / "run")
     assert said == (
-        "The run keeps no copy of w.txt, which the space reads: a file of more than 2 MB must be there when the run "
-        "is resumed."
+        "The run keeps no copy of w.txt, which the space reads: a file of more than 2 MB, or one that may hold a key, "
+        "must be there when the run is resumed."
     )
 
 
@@ -261,3 +261,20 @@ def test_a_run_begins_with_what_its_space_uses(tmp_path: Path, project: Path) ->
     assert record.begin(tmp_path / "run", settings, space) == ""
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"space.py", surroundings.KEPT, "meta.json"}
     assert draw(load_space(str(tmp_path / "run" / "space.py"))).width == 12
+
+
+@pytest.mark.parametrize("name", [".env", "keys/server.pem", ".aws/credentials"])
+def test_a_file_that_may_hold_a_key_is_said_and_not_kept(tmp_path: Path, project: Path, name: str) -> None:
+    code = f"from pathlib import Path\nWIDTH = int(Path(__file__).parent.joinpath({name!r}).read_text())\n{END}"
+    space = load_space(write(project, {"mine.py": code, name: "12"}))
+    assert begin(space, tmp_path / "run").startswith(f"The run keeps no copy of {name}, which the space reads")
+    assert not (tmp_path / "run" / surroundings.KEPT).exists()
+
+
+def test_what_lies_below_the_root_of_all_files_is_not_the_spaces(tmp_path: Path, project: Path) -> None:
+    (tmp_path / "data.txt").write_text("12")
+    code = f"from pathlib import Path\nWIDTH = int(Path({str(tmp_path / 'data.txt')!r}).read_text())\n{END}"
+    file = Path(write(project, {"mine.py": code})).absolute()
+    around = surroundings.Surroundings(file, Path("/"))
+    around.execute(code)
+    assert around.keep(tmp_path) == "" and not (tmp_path / surroundings.KEPT).exists()

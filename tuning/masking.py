@@ -11,23 +11,21 @@ _PARAMETER = re.compile(
     r"(?<=[?&;#])(?:[^=&;\s]*(?:key|secret|token|passw|pwd|credential|signature)[^=&;\s]*|sig|auth|apikey)=[^&\s]*",
     re.I,
 )
-_HEADER = re.compile(r"(?<=authorization: )(\w+ +)?\S+", re.I)
+_HEADER = re.compile(r"(authorization['\"]?\s*[:=]\s*['\"]?)(?:\w+ +)?[^\s'\",}]+", re.I)
+# As a shell or a library names one outside of a URI: AWS_SECRET_ACCESS_KEY=..., token=...
+_NAMED = re.compile(r"(?<![\w?&;#-])([\w-]*(?:secret|token|passw|pwd|api_?key|access_?key)[\w-]*=)[^\s'\",;&]+", re.I)
 # Where a secret that came in by the environment is; what a library repeats of it is masked, too.
-_VARIABLES = (
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "MLFLOW_TRACKING_PASSWORD",
-    "MLFLOW_TRACKING_TOKEN",
-)
+_VARIABLES = re.compile(r"SECRET|TOKEN|PASSW|_PWD|API_?KEY|ACCESS_KEY", re.I)
 _LEAST = 6  # Characters: a shorter secret may be a part of any word.
 
 
 def masked(text: str) -> str:
     """Returns a text without passwords and keys: those of the URIs in it, and those of this process's environment."""
-    for name in _VARIABLES:
-        if len(secret := os.environ.get(name, "")) >= _LEAST:
+    for name, secret in os.environ.items():
+        if _VARIABLES.search(name) and len(secret) >= _LEAST and not secret.startswith(("/", "~", ".")):
             text = text.replace(secret, "***")
-    return _HEADER.sub("***", _PARAMETER.sub("***", _USER.sub("***", text)))
+    text = _PARAMETER.sub("***", _USER.sub("***", text))
+    return _NAMED.sub(r"\1***", _HEADER.sub(r"\1***", text))
 
 
 def masked_all(value: Any) -> Any:

@@ -44,7 +44,9 @@ class Surroundings:
 
     def __init__(self, file: Path, work: Path, unpacked: Path | None = None) -> None:
         self.file, self._work = Path(os.path.abspath(file)), work
-        self._roots = [self.file.parent, work]
+        # A container's working directory is often the root of all files, or a home: what is there is not the space's.
+        unwanted = {Path(work.anchor), Path(os.path.expanduser("~"))} - {self.file.parent}
+        self._roots = [self.file.parent, *([] if work in unwanted else [work])]
         self._base = Path(os.path.commonpath(self._roots))
         self._unpacked = unpacked
         if unpacked is not None:
@@ -102,11 +104,11 @@ class Surroundings:
         self._run = run
         if self._unpacked is None and any(content is not None for content in self._used.values()):
             self._write(run / KEPT)
-        large = sorted(name for name, content in self._used.items() if content is None)
+        left = sorted(name for name, content in self._used.items() if content is None)
         return (
-            f"The run keeps no copy of {', '.join(large)}, which the space reads: a file of more than "
-            f"{LARGEST / 1e6:.0f} MB must be there when the run is resumed."
-            if large
+            f"The run keeps no copy of {', '.join(left)}, which the space reads: a file of more than "
+            f"{LARGEST / 1e6:.0f} MB, or one that may hold a key, must be there when the run is resumed."
+            if left
             else ""
         )
 
@@ -131,8 +133,8 @@ class Surroundings:
             name = path.relative_to(self._base).as_posix()
             if name not in self._used:
                 try:
-                    small = path.stat().st_size <= LARGEST
-                    self._used[name] = path.read_bytes() if small else None
+                    kept = path.stat().st_size <= LARGEST and not _may_be_secret(name)
+                    self._used[name] = path.read_bytes() if kept else None
                 except OSError:  # It was opened and is gone: a temporary file.
                     continue
                 new = True
@@ -177,6 +179,16 @@ class Surroundings:
             yield
         finally:
             builtins.open = io.open = original
+
+
+def _may_be_secret(name: str) -> bool:
+    """Returns whether a file may hold a key, by its path: what a run keeps goes into its storage, too."""
+    path = Path(name)
+    folders = {".aws", ".config", ".docker", ".gnupg", ".kube", ".ssh"} & set(path.parts)
+    names = (".netrc", ".pypirc", ".git-credentials", "credentials", "id_rsa", "id_ed25519")
+    return (
+        bool(folders) or path.name.startswith(".env") or path.name in names or path.suffix in (".pem", ".key", ".p12")
+    )
 
 
 def of_run(space_file: Path) -> Surroundings | None:
