@@ -71,6 +71,7 @@ def begin(path: Path, settings: Settings, space: "Space") -> str:
     """Writes `space.py` and `meta.json` of a new run; returns what of the space cannot be kept, or ""."""
     from tuning import estimate
 
+    files.make_folder(path, exist_ok=True)
     files.write_text(path / "space.py", space.source)
     left = space.surroundings.keep(path) if space.surroundings else ""
     update_meta(

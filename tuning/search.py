@@ -67,8 +67,8 @@ def search(
     """
     from tuning import schedulers
 
-    before = files.read_json(path / "meta.json").get("split_hash")
-    if resumed and before not in (None, splits.split_hash):
+    before = files.read_json(path / "meta.json").get("split_hash") if resumed else None
+    if before not in (None, splits.split_hash):
         raise UserError(
             f"The images are not those that {path} was begun with (their hash is {splits.split_hash}, not {before}). "
             "Its trials could not be compared with new ones. Name the folder of the former ones with --data-dir."
