@@ -601,6 +601,7 @@ def play(n: int, *, steps: int = 12, derandomize: bool = True, shrink: bool = Tr
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_whatever_a_user_does_nothing_that_ended_is_lost() -> None:
     play(200)
