@@ -92,7 +92,7 @@ class Lease:
     Args:
         uri: Of the run in the storage.
         what: The command, e.g. "search".
-        on_lost: Is told, from another thread, when another process has taken the lease over.
+        on_lost: Called from another thread when another process has taken the lease over.
 
     Attributes:
         lost: Is set from then on: what is in the storage is another's.

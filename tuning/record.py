@@ -151,8 +151,8 @@ def mirrored(
     Args:
         settings: Of the run.
         path: The run folder.
-        progress: Is told what a person should know.
-        on_lost: Is told when another process has taken the run over in the storage, because this one seemed dead.
+        progress: Receives what a person should know.
+        on_lost: Called when another process has taken the run over in the storage, because this one seemed dead.
 
     Raises:
         UserError: Another process works on the run in the storage.

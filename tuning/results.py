@@ -354,7 +354,7 @@ def mend(run: Run, note: Callable[[str], None]) -> None:
 
     Args:
         run: Nothing else may write to it.
-        note: Is told what was damaged.
+        note: Receives what was damaged.
     """
     for path, columns in ((run.path / "trials.csv", TRIAL_COLUMNS), (run.path / "epochs.csv", EPOCH_COLUMNS)):
         try:
