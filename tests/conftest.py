@@ -102,3 +102,9 @@ def one_thread() -> None:
     """Keeps torch, in tests that have imported it, to one thread: more only wait for each other on tiny images."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def a_disk_that_is_quick_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a study write `trials.csv` at every change, as it does where the disk does not make it wait too long."""
+    monkeypatch.setattr("tuning.study._SECONDS_OF_WRITES", math.inf)

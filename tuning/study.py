@@ -50,6 +50,7 @@ _KEPT = (
 # What an epoch's result says of its trial: the study keeps it with the epoch.
 _OF_TRIAL = ("n_parameters", "device", "precision", "finished", "seconds_per_image")
 _SECONDS_BETWEEN_WRITES = 1.0
+_SECONDS_OF_WRITES = 1.0  # So long `trials.csv` is written at every change; then for a twentieth of the time.
 REPEATS_BEFORE_RANDOM, REPEATS_THAT_EXHAUST = 10, 200
 
 
@@ -415,9 +416,9 @@ class RunStudy:
         self._write_seconds += self._written - begun
 
     def _write_now_and_then(self, seconds: float = 0.0) -> None:
-        """Does so unless it was done within these seconds, or has taken a twentieth of the time (and a second)."""
+        """Does so unless it was done within these seconds, or has taken too much of the time."""
         now = time.monotonic()
-        if now - self._written >= seconds and self._write_seconds <= 1.0 + (now - self._opened) / 20:
+        if now - self._written >= seconds and self._write_seconds <= _SECONDS_OF_WRITES + (now - self._opened) / 20:
             self.write_trials()
 
     def _id(self, number: int) -> int:
