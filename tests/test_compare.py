@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-from tuning import compare, files, plots, results
+from tuning import compare, files, plots, record, results
 from tuning.config import TrainConfig
 from tuning.errors import UserError
 from tuning.results import Run
@@ -296,7 +296,7 @@ def test_a_list_of_no_runs_names_the_next_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["list", "compare"])
 def test_no_run_may_be_called_like_what_the_command_does(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"--run must be .* none of \('latest', 'list', 'compare'\)\), but got"):
-        results.new_path(name, "fashion-mnist", tmp_path)
+        record.new_path(name, "fashion-mnist", tmp_path)
 
 
 def test_the_command_compares(

@@ -147,7 +147,7 @@ def test_what_could_not_be_sent_at_the_end_is_named_with_the_command_that_sends_
         assert len(sending.finish(patience=0.1)) == 4
     assert notes[1] == (
         "Not in the storage yet: epochs.csv, meta.json, study.db, trials.csv. When it can be reached again, "
-        "`python -m tuning.search --resume one` sends the rest."
+        f"`python -m tuning.search --resume {run}` sends the rest."
     )
 
 

@@ -394,7 +394,6 @@ class User(RuleBasedStateMachine):
             self.patch.chdir(self.root / here)
             path = stack.enter_context(record.claimed(None, "d", None if self.storage is None else str(self.storage)))
             path = self.root / here / path
-            stack.enter_context(locks.hold(path, "search"))
             record.begin(path, self._settings(), self._space())
             return path, False
         name = str(self.folder[here]) if here in self.folder else self._uri()

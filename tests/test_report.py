@@ -537,7 +537,7 @@ def test_a_run_that_was_interrupted_says_so_and_how_to_resume_it(tmp_path: Path)
     files.write_json(run.path / "meta.json", run.meta | {"stopped_by": "interrupt"})
     page = Page(report.render(run, None))
     assert page.says("The search was interrupted and has not ended: these are its results so far.")
-    assert page.says("python -m tuning.search --resume cut")
+    assert page.says(f"python -m tuning.search --resume {run.path}")
     files.write_json(run.path / "meta.json", run.meta | {"stopped_by": "time budget"})
     assert not Page(report.render(run, None)).says("has not ended")
 

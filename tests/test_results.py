@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tuning import files, results
+from tuning import files, record, results
 from tuning.config import TrainConfig
 from tuning.errors import UserError
 
@@ -75,7 +75,7 @@ TRIAL_DTYPES = {
 
 
 def make_run(root: Path, name: str, trials: list[dict[str, Any]]) -> results.Run:
-    path = results.new_path(name, "fashion-mnist", root)
+    path = record.new_path(name, "fashion-mnist", root)
     files.make_folder(path)
     files.write_json(path / "meta.json", {"dataset": "fashion-mnist", "settings": {"concurrency": 2}})
     config = {f"config/{k}": v for k, v in TrainConfig().model_dump().items()}
@@ -111,17 +111,18 @@ def test_without_any_run_the_next_step_is_named(tmp_path: Path) -> None:
 
 
 def test_runs_are_numbered_and_names_are_not_used_twice(tmp_path: Path) -> None:
-    files.make_folder(first := results.new_path(None, "fashion-mnist", tmp_path))
-    files.make_folder(second := results.new_path(None, "fashion-mnist", tmp_path))
+    files.make_folder(first := record.new_path(None, "fashion-mnist", tmp_path))
+    files.make_folder(second := record.new_path(None, "fashion-mnist", tmp_path))
     assert (first.name[-16:], second.name[-16:]) == ("-fashion-mnist-1", "-fashion-mnist-2")
+    files.write_json(second / "meta.json", {})
     with pytest.raises(UserError, match=r"--run must be a new name, but got '.*-2', and .* exists"):
-        results.new_path(second.name, "fashion-mnist", tmp_path)
+        record.new_path(second.name, "fashion-mnist", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", "<script>", "latest", ".hidden", "a b"])
 def test_names_that_are_no_plain_folder_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="--run must be letters, digits"):
-        results.new_path(name, "fashion-mnist", tmp_path)
+        record.new_path(name, "fashion-mnist", tmp_path)
 
 
 def test_frames_of_a_run_without_trials_have_all_columns(tmp_path: Path) -> None:
@@ -275,10 +276,18 @@ def test_the_command_prints_the_best_trials_and_the_next_step(tmp_path: Path) ->
     ],
 )
 def test_the_next_step_is_one_that_works(
-    tmp_path: Path, states: list[str], samples: int, step: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    states: list[str],
+    samples: int,
+    step: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     rows = [trial(i, 0.9 if state in ("complete", "pruned") else None, state) for i, state in enumerate(states)]
-    run = make_run(tmp_path, "r", [row | {"error": "no time" if row["state"] == "failed" else None} for row in rows])
+    run = make_run(
+        Path("results"), "r", [row | {"error": "no time" if row["state"] == "failed" else None} for row in rows]
+    )
     files.write_json(run.path / "meta.json", run.meta | {"settings": {"concurrency": 2, "samples": samples}})
     assert results.next_step(run) == step
     results.main(words=[str(run.path)], limit=3)

@@ -65,14 +65,54 @@ def test_two_searches_that_begin_at_once_get_two_names(here: Path) -> None:
     assert not one.exists() and not two.exists()  # Nothing came of them.
 
 
-def test_of_two_searches_that_want_one_name_the_second_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "new_path", lambda name, dataset, taken: Path("results") / name)  # It was free.
+def test_of_two_searches_that_want_one_name_the_second_is_refused(here: Path) -> None:
     with (
         record.claimed("mine", "d", None),
-        pytest.raises(UserError, match=r"--run must be a new name, but got 'mine', and results/mine exists"),
+        pytest.raises(UserError, match=r"results/mine is in use: process \d+ on .* works on it\. Wait"),
         record.claimed("mine", "d", None),
     ):
         pass
+
+
+def test_the_folder_of_a_search_that_was_killed_before_its_record_is_taken_over(here: Path) -> None:
+    for name, file in (("mine", ".search.lock"), ("yours", "notes.txt")):
+        (here / "results" / name).mkdir(parents=True)
+        (here / "results" / name / file).write_text("")
+    with record.claimed("mine", "d", None) as path:
+        assert path.name == "mine"
+    with (
+        pytest.raises(UserError, match=r"--run must be a new name, but got 'yours', and results/yours exists"),
+        record.claimed("yours", "d", None),
+    ):
+        pass
+    assert (here / "results" / "yours" / "notes.txt").exists()
+
+
+def test_two_machines_with_one_storage_get_two_names(
+    here: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored, other = tmp_path_factory.mktemp("stored"), tmp_path_factory.mktemp("other")
+    with record.claimed(None, "d", str(stored)) as one:
+        monkeypatch.chdir(other)
+        with record.claimed(None, "d", str(stored)) as two:
+            assert one.name != two.name
+            assert {path.name for path in stored.iterdir()} == {one.name, two.name}
+        with pytest.raises(UserError, match=r"--run must be a new name, but got .*, and the storage has it"):  # noqa: SIM117
+            with record.claimed(one.name, "d", str(stored)):
+                pass
+    assert not list(stored.iterdir())  # Nothing came of them.
+
+
+def test_a_run_that_lies_elsewhere_is_named_by_its_path(here: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    from tuning import files
+
+    run = here / "results" / "first"
+    assert files.called(Path("results/first")) == files.called(run) == "first"
+    away = tmp_path_factory.mktemp("a way") / "first"
+    away.mkdir()
+    assert files.called(away) == f"'{away}'"  # Another run has its name here.
+    (here / "results" / "again").symlink_to(run)
+    assert files.called(here / "results" / "again") == "again"
 
 
 @pytest.mark.parametrize(

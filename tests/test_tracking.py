@@ -249,7 +249,7 @@ def test_a_tracker_that_fails_is_said_once_and_gets_what_it_missed(
     until(lambda: broken.asked > 3)
     assert said == [
         f"MLflow at {uri} fails: no such table: metrics. The search goes on. What is missing is sent when MLflow "
-        "answers again, or with: python -m tuning.search --resume one"
+        f"answers again, or with: python -m tuning.search --resume {tmp_path / 'one'}"
     ]
     broken.away = False
     until(lambda: len(said) == 2)

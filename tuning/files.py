@@ -10,6 +10,7 @@ import errno
 import io
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +23,17 @@ NETWORK_FILE_SYSTEMS = {
     *("9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4"),
     *("orangefs", "panfs", "prl_fs", "smb2", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs", "fuse.vmhgfs-fuse"),
 }
+
+
+RESULTS = Path("results")
+
+
+def called(run: Path) -> str:
+    """Returns what a command takes for a run folder: its name, or its path where the name leads elsewhere from here."""
+    for name in dict.fromkeys([run.name, run.resolve().name]):
+        if name and (RESULTS / name).exists() and (RESULTS / name).samefile(run):
+            return name
+    return shlex.quote(str(run))
 
 
 def make_folder(path: Path, *, exist_ok: bool = False) -> None:

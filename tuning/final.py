@@ -401,7 +401,7 @@ def _write_page(run: results.Run, model_dir: Path) -> None:
         print(f"Page: {report.write(run, model_dir)}")
         results.send(run)
     except (UserError, OSError) as error:
-        print(f"The page is not written: {error} `python -m tuning.report {run.name}` writes it later.")
+        print(f"The page is not written: {error} `python -m tuning.report {files.called(run.path)}` writes it later.")
 
 
 def _number(value: float) -> float | None:

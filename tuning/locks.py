@@ -195,6 +195,31 @@ def leased(uri: str, what: str, note: Callable[[str], None], on_lost: Callable[[
         lease.release()
 
 
+@contextlib.contextmanager
+def claimed(store: Store, name: str) -> Iterator[bool]:
+    """Keeps the name of a new run in a storage to this process; yields False where another was quicker.
+
+    The claim of a process of this machine that is dead counts for nothing; another's stays until it is removed.
+
+    Raises:
+        UserError: The storage cannot be reached.
+    """
+    file, own = f"{name}/.claim", json.dumps(myself("search") | {"claim": secrets.token_hex(6)}).encode()
+    holder = _parsed(store.read(file))
+    if holder and not (is_here(holder) and not is_alive(holder)):
+        yield False
+        return
+    store.write(file, own)
+    time.sleep(0.5)  # Of two that took it at once, the later one's is there by then.
+    first = store.read(file) == own
+    try:
+        yield first
+    finally:
+        if first:
+            with contextlib.suppress(UserError):
+                store.remove(file)
+
+
 def myself(what: str) -> dict[str, Any]:
     """Returns what tells others which process this is."""
     return {

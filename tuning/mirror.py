@@ -86,7 +86,7 @@ class Mirror:
         missing = sorted(name for name, signature in self._files().items() if sent.get(name) != signature)
         if missing:
             some = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
-            self._note(f"Not in the storage yet: {some}. {sent_by(self._folder.name)}")
+            self._note(f"Not in the storage yet: {some}. {sent_by(self._folder)}")
         return missing
 
     def _run(self) -> None:
@@ -180,9 +180,9 @@ def _epochs(progress: bytes | None) -> int:
         return -1
 
 
-def sent_by(run: str) -> str:
+def sent_by(run: Path) -> str:
     """Returns what sends a run's rest when its storage could not be reached to the end."""
-    return f"When it can be reached again, `python -m tuning.search --resume {run}` sends the rest."
+    return f"When it can be reached again, `python -m tuning.search --resume {files.called(run)}` sends the rest."
 
 
 def fetch(uri: str, root: Path, *, path: Path | None = None, retrained: bool = False) -> Path:

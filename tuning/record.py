@@ -3,15 +3,16 @@
 Where a run has a storage, what is in its folder goes there from here.
 """
 
+import re
 import secrets
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,10 @@ SCHEMA = 1  # Of `meta.json`; version 0.2.0 wrote none.
 
 @contextmanager
 def claimed(name: str | None, dataset: str, storage: str | None) -> Iterator[Path]:
-    """Makes the folder of a new run, which no other search can take from then on; removes it where nothing came of it.
+    """Makes the folder of a new run, which is this search's alone; removes it where nothing came of it.
+
+    No other search can take the name from then on, on this machine or on another one with the same storage. A folder
+    that a search made before it was killed, and that has no record yet, is taken over.
 
     Args:
         name: Of the run; None gives <date>-<dataset>-<number>, the next number where another search was quicker.
@@ -42,29 +46,74 @@ def claimed(name: str | None, dataset: str, storage: str | None) -> Iterator[Pat
         UserError: The name is taken, or no name.
     """
     made_parent = not results.RESULTS.exists()
-    while True:
-        path = results.new_path(name, dataset, taken=storages.Store(storage).runs() if storage else ())
+    with ExitStack() as stack:
+        path = _claim(name, dataset, storage, stack)
         try:
-            path.parent.mkdir(exist_ok=True)
-            path.mkdir()
-            break
-        except FileExistsError:
-            if name is not None:
-                raise UserError(
-                    f"--run must be a new name, but got {name!r}, and {path} exists. Choose another."
-                ) from None
-        except OSError as error:
-            raise (
-                disk_full(path, error) or UserError(f"{path} must be a folder that can be made: {error}.")
-            ) from error
-    try:
-        yield path
-    finally:
-        if not (path / "meta.json").exists():
-            shutil.rmtree(path, ignore_errors=True)
-            with suppress(OSError):
-                if made_parent:
-                    path.parent.rmdir()
+            yield path
+        finally:
+            if not (path / storages.META).exists():
+                shutil.rmtree(path, ignore_errors=True)
+                with suppress(OSError):
+                    if made_parent:
+                        path.parent.rmdir()
+
+
+def _claim(name: str | None, dataset: str, storage: str | None, stack: ExitStack) -> Path:
+    """Returns the folder that `claimed` yields; `stack` ends the claim."""
+    store = None if storage is None or storages.is_at(storage, results.RESULTS / "any") else storages.Store(storage)
+    taken: set[str] = set()
+    while True:
+        path = new_path(name, dataset, taken={*taken, *(store.runs() if store else ())})
+        with ExitStack() as claim:
+            try:
+                path.parent.mkdir(exist_ok=True)
+                path.mkdir(exist_ok=name is not None)
+            except FileExistsError:  # Of this moment, and without a record.
+                continue
+            except OSError as error:
+                raise (
+                    disk_full(path, error) or UserError(f"{path} must be a folder that can be made: {error}.")
+                ) from error
+            claim.enter_context(locks.hold(path, "search"))
+            if store is None or claim.enter_context(locks.claimed(store, path.name)):
+                stack.push(claim.pop_all())
+                return path
+        taken.add(path.name)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def new_path(name: str | None, dataset: str, root: Path | None = None, *, taken: Collection[str] = ()) -> Path:
+    """Returns where a new run's folder is to be.
+
+    Args:
+        name: Letters, digits, ".", "_" and "-"; None gives <date>-<dataset>-<number>.
+        dataset: For the name.
+        root: Where the run folders are; None is `results/`.
+        taken: Names that are taken elsewhere.
+
+    Raises:
+        UserError: The name has other characters, or exists.
+    """
+    root = results.RESULTS if root is None else root
+    if name is None:
+        stem = f"{date.today().isoformat()}-{dataset}-"
+        names = [*(path.name for path in root.glob(f"{stem}*")), *taken]
+        numbers = [name.removeprefix(stem) for name in names if name.startswith(stem)]
+        name = f"{stem}{max((int(number) for number in numbers if number.isdigit()), default=0) + 1}"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in results.WORDS:
+        raise UserError(
+            f"--run must be letters, digits, '.', '_' and '-' (and none of {results.WORDS}), but got {name!r}."
+        )
+    if (root / name).exists() and not _is_beginning(root / name):
+        raise UserError(f"--run must be a new name, but got {name!r}, and {root / name} exists. Choose another.")
+    if name in taken:
+        raise UserError(f"--run must be a new name, but got {name!r}, and the storage has it. Choose another.")
+    return root / name
+
+
+def _is_beginning(path: Path) -> bool:
+    """Returns whether a folder has only what a search writes before its record, as one that was killed then has."""
+    return path.is_dir() and {file.name for file in path.iterdir()} <= {".search.lock", "space.py", "space.zip"}
 
 
 def begin(path: Path, settings: Settings, space: "Space") -> str:
@@ -241,4 +290,4 @@ def conclude_stored(run: results.Run, uri: str, progress: "Progress") -> None:
             files.make_folder(folder, exist_ok=True)  # The trial may have ended on another machine.
             files.write_bytes(folder / checkpoints.BEST, checkpoint)
     except UserError as error:
-        progress.note(f"The losers' checkpoints stay in the storage: {error}. {mirror.sent_by(run.name)}")
+        progress.note(f"The losers' checkpoints stay in the storage: {error}. {mirror.sent_by(run.path)}")

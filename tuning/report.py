@@ -213,6 +213,7 @@ def render(
         images=images,
         figures=figures,
         run_trials=results.ran(run.trials),
+        called=files.called(run.path),
         interrupted=meta.get("stopped_by") == "interrupt",
         ended="ended" in meta and not (trials["state"] == "running").any(),
         colours=STATE_COLOURS | {f"class-{i}": colour for i, colour in enumerate(CLASS_COLOURS)},

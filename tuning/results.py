@@ -10,10 +10,8 @@ import csv
 import io
 import itertools
 import math
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -27,7 +25,7 @@ from tuning.masking import masked
 if TYPE_CHECKING:
     import pandas as pd
 
-RESULTS = Path("results")
+RESULTS = files.RESULTS
 OBJECTIVES = ("n_parameters", "seconds_per_image")  # The columns that a search can minimize beside its accuracy.
 WORDS = ("latest", "list", "compare")  # what the command understands, so that no run may be called it
 
@@ -200,7 +198,7 @@ def rank_trials(trials: "pd.DataFrame", path: Path) -> "pd.DataFrame":
     if finished.empty:
         raise UserError(
             f"Run {path} must have a finished trial, but none of its {counted(len(trials), 'trial')} has finished. "
-            f"If nothing is running, go on with `python -m tuning.search --resume {path.name}`."
+            f"If nothing is running, go on with `python -m tuning.search --resume {files.called(path)}`."
         )
     return finished.sort_values(["valid_accuracy", "state", "trial"], ascending=[False, True, True], kind="stable")
 
@@ -275,38 +273,12 @@ def send(run: Run) -> None:
     try:
         storage.Store(uri).write("report.html", (run.path / "report.html").read_bytes())
     except UserError as error:
-        print(f"Not in the storage yet: report.html. {error}. {mirror.sent_by(run.name)}")
+        print(f"Not in the storage yet: report.html. {error}. {mirror.sent_by(run.path)}")
 
 
 def run_names(root: Path = RESULTS) -> list[str]:
     """Returns the names of the run folders below `root`, sorted."""
     return sorted(path.parent.name for path in root.glob("*/meta.json"))
-
-
-def new_path(name: str | None, dataset: str, root: Path = RESULTS, *, taken: Collection[str] = ()) -> Path:
-    """Returns where a new run's folder is to be.
-
-    Args:
-        name: Letters, digits, ".", "_" and "-"; None gives <date>-<dataset>-<number>.
-        dataset: For the name.
-        root: Where the run folders are.
-        taken: Names that are taken elsewhere.
-
-    Raises:
-        UserError: The name has other characters, or exists.
-    """
-    if name is None:
-        stem = f"{date.today().isoformat()}-{dataset}-"
-        names = [*(path.name for path in root.glob(f"{stem}*")), *taken]
-        numbers = [name.removeprefix(stem) for name in names if name.startswith(stem)]
-        name = f"{stem}{max((int(number) for number in numbers if number.isdigit()), default=0) + 1}"
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in WORDS:
-        raise UserError(f"--run must be letters, digits, '.', '_' and '-' (and none of {WORDS}), but got {name!r}.")
-    if (root / name).exists():
-        raise UserError(f"--run must be a new name, but got {name!r}, and {root / name} exists. Choose another.")
-    if name in taken:
-        raise UserError(f"--run must be a new name, but got {name!r}, and the storage has it. Choose another.")
-    return root / name
 
 
 def read_frame(path: Path, dtypes: Mapping[str, str]) -> "pd.DataFrame":
@@ -327,7 +299,7 @@ def read_frame(path: Path, dtypes: Mapping[str, str]) -> "pd.DataFrame":
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} is damaged: {_damage(text, dtypes, error)}. "
-            f"`python -m tuning.search --resume {path.parent}` writes it anew from the study."
+            f"`python -m tuning.search --resume {files.called(path.parent)}` writes it anew from the study."
         ) from error
     return frame
 
@@ -446,8 +418,8 @@ def next_step(run: Run) -> str:
     """Returns the command that goes on from a run as it is: `final` can work only where a trial has finished."""
     trials = ran(run.trials)
     if trials["state"].isin(["complete", "pruned"]).any():
-        return f"python -m tuning.final --run {run.name}"
-    resume = f"python -m tuning.search --resume {run.name}"
+        return f"python -m tuning.final --run {files.called(run.path)}"
+    resume = f"python -m tuning.search --resume {files.called(run.path)}"
     asked = run.settings.get("samples") or 0
     # What has failed is not run again: where all that was asked for has failed, only more samples are something to do.
     more = f" --samples {len(trials) + asked}" if asked and (trials["state"] != "running").sum() >= asked else ""

@@ -199,7 +199,7 @@ def run_trials(
         record.update_meta(path, settings, side_by_side=slots.most)
         left = [] if stored is None else sweep_nodes(stored[1], stored[0])
         if left:
-            progress.note(f"Not in the storage yet: {'; '.join(left)}. {mirror.sent_by(path.name)}")
+            progress.note(f"Not in the storage yet: {'; '.join(left)}. {mirror.sent_by(path)}")
     for leftover in (path / "trials").glob("*"):
         if leftover.is_file():  # Ray's own state, pickled: the study and the frames are the record to go on from.
             leftover.unlink()
@@ -388,7 +388,7 @@ def main(
         if storage is not None:
             storage = storages.usable(storage)
         taken = storages.Store(storage).runs() if storage is not None else ()
-        source, path = space, results.new_path(run, dataset, taken=taken)
+        source, path = space, record.new_path(run, dataset, taken=taken)
         if mlflow is not None:
             recorded = tracking.check(mlflow)
             password, mlflow = "" if recorded == mlflow else tracking.needed(recorded), recorded
@@ -426,7 +426,6 @@ def main(
         )
         if not dry_run_only:
             path = context.with_resource(record.claimed(run, dataset, storage))
-            context.with_resource(locks.hold(path, "search"))
     before = results.Run(path)
     trials = before.trials[before.trials["attempt"].fillna(1) != 0]  # Those that were run.
     n_done = int((trials["state"] != "running").sum())
@@ -449,7 +448,7 @@ def main(
             return
         if resume is None and (left := record.begin(path, settings, found_space)):
             progress.note(left)
-        resume_it = interrupts.resumable(f"Resume it with: python -m tuning.search --resume {path.name}")
+        resume_it = interrupts.resumable(f"Resume it with: python -m tuning.search --resume {files.called(path)}")
         with resume_it, tracking.logged(settings.mlflow, path, progress.note):
             search(settings, path, splits, found_space, progress, resumed=resume is not None)
     found = results.Run(path)
@@ -458,7 +457,7 @@ def main(
         results.print_trials(found, limit=5)
         print(f"Page: {found.path}/report.html")
     if found.meta.get("stopped_by") == "interrupt":
-        print(f"Interrupted. Resume it with: python -m tuning.search --resume {found.name}")
+        print(f"Interrupted. Resume it with: python -m tuning.search --resume {files.called(found.path)}")
         raise typer.Exit(130)
     if found.meta["estimate"]:
         print(results.estimate_line(found))

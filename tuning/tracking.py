@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuning import results
+from tuning import files, results
 from tuning.errors import UserError
 from tuning.masking import masked
 
@@ -179,13 +179,13 @@ class Tracker:
             self._said = True
             self._note(
                 f"MLflow at {self._uri} fails: {_reason(error)}. The search goes on. What is missing is sent when "
-                f"MLflow answers again, or with: python -m tuning.search --resume {self._path.name}"
+                f"MLflow answers again, or with: python -m tuning.search --resume {files.called(self._path)}"
             )
 
     def _send(self, ended: bool) -> None:
         """Sends what the frames have and MLflow has not."""
-        files = [self._path / name for name in ("trials.csv", "epochs.csv")]
-        seen = [(s.st_size, s.st_mtime_ns) for s in (file.stat() for file in files if file.exists())]
+        frames = [self._path / name for name in ("trials.csv", "epochs.csv")]
+        seen = [(s.st_size, s.st_mtime_ns) for s in (frame.stat() for frame in frames if frame.exists())]
         if seen == self._seen and not ended:
             return
         run = results.Run(self._path)
