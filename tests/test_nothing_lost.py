@@ -363,7 +363,7 @@ class User(RuleBasedStateMachine):
         if here == "b" and (self.storage is None or not self.known):
             here = "a"
         self.here = here
-        before = {path: set(known) for path, known in self.known.items()}
+        before = {path: {(number, told[-1]) for number, told in known.items()} for path, known in self.known.items()}
         notes: list[str] = []
         progress: Any = SimpleNamespace(note=notes.append)
         self.disk.plan(fault, left)
@@ -470,7 +470,7 @@ class User(RuleBasedStateMachine):
 
     # What must hold.
 
-    def _judge(self, here: str, said: str, before: dict[Path, set[int]], also: tuple[str, ...]) -> None:
+    def _judge(self, here: str, said: str, before: dict[Path, set[tuple[int, Any]]], also: tuple[str, ...]) -> None:
         allowed = (
             *also,
             "killed",
@@ -481,7 +481,7 @@ class User(RuleBasedStateMachine):
             "cannot be written any more",
         )
         assert not said or any(text in said for text in allowed), self.steps
-        if "have diverged" in said and not also:
+        if "have diverged" in said and not also:  # A trial is another one if it began at another time.
             assert before[self.folder[here]] - before.get(Path(self._uri()), set()), self.steps
         if not said:
             path = self.folder[here]
