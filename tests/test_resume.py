@@ -103,6 +103,13 @@ def test_two_machines_with_one_storage_get_two_names(
     assert not list(stored.iterdir())  # Nothing came of them.
 
 
+def test_a_claim_makes_no_folder_where_the_storage_is_not_mounted(here: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--storage must be a place that can be read and written, but got"):  # noqa: SIM117
+        with record.claimed(None, "d", str(tmp_path / "away")):
+            pass
+    assert not (tmp_path / "away").exists()
+
+
 def test_a_run_that_lies_elsewhere_is_named_by_its_path(here: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     from tuning import files
 

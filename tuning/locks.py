@@ -196,15 +196,16 @@ def leased(uri: str, what: str, note: Callable[[str], None], on_lost: Callable[[
 
 
 @contextlib.contextmanager
-def claimed(store: Store, name: str) -> Iterator[bool]:
-    """Keeps the name of a new run in a storage to this process; yields False where another was quicker.
+def claimed(uri: str) -> Iterator[bool]:
+    """Keeps the URI of a new run to this process; yields False where another was quicker.
 
     The claim of a process of this machine that is dead counts for nothing; another's stays until it is removed.
 
     Raises:
         UserError: The storage cannot be reached.
     """
-    file, own = f"{name}/.claim", json.dumps(myself("search") | {"claim": secrets.token_hex(6)}).encode()
+    store, file = Store(uri), ".claim"
+    own = json.dumps(myself("search") | {"claim": secrets.token_hex(6)}).encode()
     holder = _parsed(store.read(file))
     if holder and not (is_here(holder) and not is_alive(holder)):
         yield False
@@ -216,8 +217,9 @@ def claimed(store: Store, name: str) -> Iterator[bool]:
         yield first
     finally:
         if first:
-            with contextlib.suppress(UserError):
+            with contextlib.suppress(UserError, OSError):
                 store.remove(file)
+                Path(uri).rmdir()  # Of a shared folder, if nothing came of the run; a bucket has no folders.
 
 
 def myself(what: str) -> dict[str, Any]:

@@ -60,10 +60,11 @@ def claimed(name: str | None, dataset: str, storage: str | None) -> Iterator[Pat
 
 def _claim(name: str | None, dataset: str, storage: str | None, stack: ExitStack) -> Path:
     """Returns the folder that `claimed` yields; `stack` ends the claim."""
-    store = None if storage is None or storages.is_at(storage, results.RESULTS / "any") else storages.Store(storage)
+    if storage is not None and storages.is_at(storage, results.RESULTS / "any"):
+        storage = None
     taken: set[str] = set()
     while True:
-        path = new_path(name, dataset, taken={*taken, *(store.runs() if store else ())})
+        path = new_path(name, dataset, taken={*taken, *(storages.Store(storage).runs() if storage else ())})
         with ExitStack() as claim:
             try:
                 path.parent.mkdir(exist_ok=True)
@@ -75,7 +76,7 @@ def _claim(name: str | None, dataset: str, storage: str | None, stack: ExitStack
                     disk_full(path, error) or UserError(f"{path} must be a folder that can be made: {error}.")
                 ) from error
             claim.enter_context(locks.hold(path, "search"))
-            if store is None or claim.enter_context(locks.claimed(store, path.name)):
+            if storage is None or claim.enter_context(locks.claimed(storages.joined(storage, path.name))):
                 stack.push(claim.pop_all())
                 return path
         taken.add(path.name)

@@ -7,7 +7,6 @@ import random
 import re
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -114,9 +113,6 @@ class Store:
         def remove(system: Any, root: str) -> None:
             try:
                 system.delete_file(f"{root}/{name}")
-                if system.type_name == "local" and "/" in name:
-                    with suppress(OSError):
-                        Path(root, name).parent.rmdir()  # If it is empty now; a bucket has no folders.
             except FileNotFoundError:
                 return
 
