@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import CLASS_NAMES, patterned_images
+from matplotlib.figure import Figure
 
 from tuning import best_model, contest, data, files, final, jobs, results
 from tuning.candidates import Entry, Plan
@@ -30,6 +31,13 @@ from tuning.training import evaluate
 
 TINY = TrainConfig(width=4, batch_size=32, epochs=3, precision="fp32", learning_rate=0.05)
 SLOTS = {"device": "cpu", "concurrency": 1, "cpus_per_trial": 1.0, "gpus_per_trial": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def pictures_that_are_not_rendered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has pictures drawn and written, empty but for one test: to render them is most of a retraining's four seconds."""
+    if request.function is not test_everything_is_written_and_agrees:
+        monkeypatch.setattr(Figure, "savefig", lambda figure, path, **how: Path(path).write_bytes(b"a picture"))
 
 
 @pytest.fixture
