@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CLASS_NAMES, patterned_images
+from conftest import CLASS_NAMES, patterned_images, write_run
 from matplotlib.figure import Figure
 
 from tuning import best_model, contest, data, files, final, jobs, results
@@ -339,10 +339,9 @@ def test_a_wrong_option_is_refused(
 
 @pytest.mark.slow
 def test_a_killed_command_goes_on_where_it_was_and_a_second_one_says_so(tmp_path: Path) -> None:
-    """On the real images: a search of four tiny trials, then `final` with its defaults, killed in the middle."""
-    search = ["--space", "smoke", "--samples", "4", "--epochs", "2", "--train-images", "1000", "--run", "first"]
-    subprocess.run([sys.executable, "-m", "tuning.search", *search], cwd=tmp_path, capture_output=True, check=True)
-    command = [sys.executable, "-m", "tuning.final", "--epochs", "2", "--no-compare"]
+    """On the real images: `final` with its defaults after a made-up search of tiny trials, killed in the middle."""
+    write_run(tmp_path / "results" / "first", 4)
+    command = [sys.executable, "-m", "tuning.final", "--epochs", "1", "--no-compare"]
     folder = tmp_path / "results" / "first" / "final"
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True)
     while process.poll() is None and not list(folder.glob("*/result.json")):
@@ -357,7 +356,7 @@ def test_a_killed_command_goes_on_where_it_was_and_a_second_one_says_so(tmp_path
     assert "Valid accuracy over 3 fresh seeds" in done.stdout and "The test split has been" not in done.stdout
     metrics = files.read_json(tmp_path / "best_model" / "metrics.json")
     assert not set(metrics["seeds"]) & set(results.Run(tmp_path / "results" / "first").trials["seed"])
-    quick = [sys.executable, "-m", "tuning.final", "--top-k", "1", "--seeds", "1", "--epochs", "2"]
+    quick = [sys.executable, "-m", "tuning.final", "--top-k", "1", "--seeds", "1", "--epochs", "1"]
     done = subprocess.run(quick, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "The test split has been opened 2 times" in done.stdout and "default" not in done.stdout
