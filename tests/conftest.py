@@ -13,12 +13,31 @@ import alembic.util
 import numpy as np
 import pytest
 
-from tuning import files, results
+from tuning import files, results, threads
 from tuning.config import TrainConfig
 from tuning.data import Labelled, Splits, make_splits
 
 ROOT = Path(__file__).parent.parent
 CLASS_NAMES = ("rows", "columns", "checks", "spot")
+
+
+# What is costly to make and shared: tests with one of these run in one process, which makes it once.
+SHARED = ("wheel", "searched", "s3", "browser")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets threads that wait sleep: commands with a thread a core, two beside each other, else take twice the time."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs slow tests first, so that no process is left with a long one at the end; see `SHARED`."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    for item in items:
+        for name in SHARED:
+            if name in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(name))
 
 
 def patterned_images(n: int, *, channels: int = 1, side: int = 12, seed: int = 0) -> Labelled:
@@ -108,10 +127,13 @@ def migrations_that_are_read_once() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Keeps torch, in tests that have imported it, to one thread: more only wait for each other on tiny images."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+def one_thread() -> Iterator[None]:
+    """Keeps BLAS, and torch where it is imported, to one thread: more wait for each other on tiny matrices and images.
+
+    A test of a sampler took 25 s instead of one beside another busy process.
+    """
+    with threads.one_thread():
+        yield
 
 
 @pytest.fixture(autouse=True)

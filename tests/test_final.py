@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -361,29 +360,6 @@ def test_a_killed_command_goes_on_where_it_was_and_a_second_one_says_so(tmp_path
     assert done.returncode == 0, done.stderr
     assert "The test split has been opened 2 times" in done.stdout and "default" not in done.stdout
     assert "will be replaced" not in done.stdout
-
-
-@pytest.mark.slow
-def test_the_command_trains_the_original_configuration_by_name_and_predict_takes_its_model(tmp_path: Path) -> None:
-    """On the real images, one epoch of the file that ships with the project, then a label for a real image."""
-    from PIL import Image
-
-    from tuning.data import load_train
-
-    config = Path(__file__).parent.parent / "search_spaces" / "original-resnet8.yaml"
-    command = [sys.executable, "-m", "tuning.final", "--config", str(config), "--epochs", "1"]
-    if shutil.which("taskset"):  # Two threads that wait for each other take many times as long beside other tests.
-        command = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0))), *command]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    metrics = json.loads((tmp_path / "best_model" / "metrics.json").read_text())
-    assert 0.4 < metrics["test_accuracy"] < 0.8
-    assert f"{metrics['test_accuracy']:.2%}" in done.stdout and "55,000 images (train)" in done.stdout
-    Image.fromarray(load_train("fashion-mnist").images[0, 0]).save(tmp_path / "boot.png")
-    command = [sys.executable, "-m", "tuning.predict", "boot.png"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "boot.png" in done.stdout
 
 
 def test_the_model_card_says_where_the_winner_is_the_random_point_itself() -> None:

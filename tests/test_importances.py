@@ -304,6 +304,7 @@ def test_importances_are_empty_where_nothing_can_be_said() -> None:
 
 def test_of_a_run_trials_are_compared_at_equal_budget(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 14)
+    database.settle(run.path)  # Else SQLite does when the study that made the run is let go of.
     before = (run.path / "study.db").read_bytes()
     frame = importances.of_run(run)
     assert frame.groupby("method")["parameter"].first().tolist() == ["learning_rate", "learning_rate"]
