@@ -266,7 +266,7 @@ def test_no_range_and_no_choices_make_the_importances_fail(name: str, n_trials: 
             trial = study.ask()
             values[number] = POINTS[name](trial) + (0.0 if name in ("a constant",) else 0.01 * (number % 3))
             study.tell(trial, values[number])
-        frame = importances.assess(study, pd.Series(values), n_bootstrap=20, seed=seed)
+        frame = importances.assess(study, pd.Series(values), n_bootstrap=5, seed=seed)
         assert np.isfinite(frame[["importance", "low", "high"]].to_numpy()).all()
         assert frame.empty == (name == "a constant")
 
