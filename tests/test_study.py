@@ -594,7 +594,7 @@ def test_writing_the_frame_takes_a_twentieth_of_the_time_at_most(
         clock[0] += 0.2
 
     monkeypatch.setattr("tuning.files.write_rows", write)
-    for _ in range(100):
+    for _ in range(60):
         study.ask()
         clock[0] += 0.1
     assert written[:5] == pytest.approx([0, 0.3, 0.6, 0.9, 1.2])
