@@ -561,7 +561,7 @@ def check_frames(path: Path, steps: list[str]) -> None:
     assert set(zip(epochs["trial"], epochs["epoch"], strict=True)) <= set(known), (path, steps)
     assert set(trials["trial"]) <= set(states), (path, steps)
     assert list(trials["trial"]) == sorted(set(trials["trial"])), (path, steps)
-    for row in trials.to_dict("records"):
+    for row in trials[["trial", "state", "attempt"]].to_dict("records"):
         if row["state"] == "complete" and row["attempt"]:
             assert states[row["trial"]][0] == "COMPLETE", (path, row, steps)
     if len(trials) and sum(pairs.values()) % 4 == 0:  # These read the frames six times.
