@@ -1,22 +1,43 @@
 """What every test may use: small learnable splits, a tiny configuration, and one thread for torch."""
 
+import functools
 import math
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import alembic.util
 import numpy as np
 import pytest
 
-from tuning import files, results
+from tuning import files, results, threads
 from tuning.config import TrainConfig
 from tuning.data import Labelled, Splits, make_splits
 
 ROOT = Path(__file__).parent.parent
 CLASS_NAMES = ("rows", "columns", "checks", "spot")
+
+
+# What is costly to make and shared: tests with one of these run in one process, which makes it once.
+SHARED = ("wheel", "searched", "s3", "browser")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets threads that wait sleep: commands with a thread a core, two beside each other, else take twice the time."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs slow tests first, so that no process is left with a long one at the end; see `SHARED`."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    for item in items:
+        for name in SHARED:
+            if name in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(name))
 
 
 def patterned_images(n: int, *, channels: int = 1, side: int = 12, seed: int = 0) -> Labelled:
@@ -97,14 +118,29 @@ def tiny() -> TrainConfig:
     return TrainConfig(architecture="resnet8", width=4, batch_size=32, epochs=3, precision="fp32")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def migrations_that_are_read_once() -> Iterator[None]:
+    """Reads the files of Optuna's migrations once a process: at each opening of a study they took 0.2 s of its 0.25."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(alembic.util, "load_python_file", functools.cache(alembic.util.load_python_file))
+        yield
+
+
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Keeps torch, in tests that have imported it, to one thread: more only wait for each other on tiny images."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+def one_thread() -> Iterator[None]:
+    """Keeps BLAS, and torch where it is imported, to one thread: more wait for each other on tiny matrices and images.
+
+    A test of a sampler took 25 s instead of one beside another busy process.
+    """
+    with threads.one_thread():
+        yield
 
 
 @pytest.fixture(autouse=True)
 def a_disk_that_is_quick_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets a study write `trials.csv` at every change, as it does where the disk does not make it wait too long."""
+    """Lets a study write `trials.csv` at every change, as it does where the disk does not make it wait too long.
+
+    Nor is the disk waited for: that is for power cuts alone. Commands that are started beside the tests do wait.
+    """
     monkeypatch.setattr("tuning.study._SECONDS_OF_WRITES", math.inf)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)

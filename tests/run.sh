@@ -19,5 +19,5 @@ fi
 "$python" -m ruff check .
 "$python" -m mypy
 "$python" -c 'from tuning.data import load_train; print(len(load_train("fashion-mnist")), "images at hand")'
-# Two files at a time: half of a test with Ray is waiting.
-"$python" -m pytest --numprocesses 2 --dist loadscope "$@"
+# Two tests at a time, the slow ones first (tests/conftest.py): half of a test with Ray is waiting.
+"$python" -m pytest --numprocesses 2 --dist loadgroup "$@"

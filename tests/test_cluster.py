@@ -107,7 +107,7 @@ def _wait_for(found: Callable[[], Any], what: str, seconds: float = 150) -> Any:
     while time.monotonic() < deadline:
         if answer := found():
             return answer
-        time.sleep(0.1)
+        time.sleep(0.2)
     raise AssertionError(f"{what} did not come in {seconds:.0f} s")
 
 

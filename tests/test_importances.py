@@ -266,7 +266,7 @@ def test_no_range_and_no_choices_make_the_importances_fail(name: str, n_trials: 
             trial = study.ask()
             values[number] = POINTS[name](trial) + (0.0 if name in ("a constant",) else 0.01 * (number % 3))
             study.tell(trial, values[number])
-        frame = importances.assess(study, pd.Series(values), n_bootstrap=20, seed=seed)
+        frame = importances.assess(study, pd.Series(values), n_bootstrap=5, seed=seed)
         assert np.isfinite(frame[["importance", "low", "high"]].to_numpy()).all()
         assert frame.empty == (name == "a constant")
 
@@ -304,6 +304,7 @@ def test_importances_are_empty_where_nothing_can_be_said() -> None:
 
 def test_of_a_run_trials_are_compared_at_equal_budget(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 14)
+    database.settle(run.path)  # Else SQLite does when the study that made the run is let go of.
     before = (run.path / "study.db").read_bytes()
     frame = importances.of_run(run)
     assert frame.groupby("method")["parameter"].first().tolist() == ["learning_rate", "learning_rate"]

@@ -7,14 +7,19 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from PIL import Image
 
-from tuning import results
+from tuning import files, results
 from tuning.config import TrainConfig
+from tuning.data import load_train
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 # What a command gets besides, because as it stands it takes an hour.
-CHEAPER = {"bash tuning/run.sh search --samples 20": "--samples 3 --space smoke --epochs 2 --train-images 1000"}
+CHEAPER = {
+    "bash tuning/run.sh search --samples 20": "--samples 3 --space smoke --epochs 2 --train-images 1000",
+    "bash tuning/run.sh final": "--epochs 1 --seeds 2",
+}
 # What runs this test.
 NOT_HERE = {"bash tests/run.sh"}
 # The door of a clone, which `test_run_sh.py` tests, and what it opens.
@@ -53,6 +58,14 @@ def test_every_command_and_snippet_runs_in_the_order_of_the_readme(wheel: Mappin
     assert sum("Next: python -m tuning.predict" in text for text in printed) == 3
     assert (tmp_path / "best_model" / "pca.png").stat().st_size > 20_000
     assert len(results.load("first", tmp_path / "results").trials) == 6
+
+    # The configuration that ships with the project has learned on the real images, and labels one of them.
+    original = tmp_path / "results" / "first" / "original"
+    metrics = files.read_json(original / "metrics.json")
+    assert 0.4 < metrics["test_accuracy"] < 0.8
+    assert any(f"{metrics['test_accuracy']:.2%}" in text and "55,000 images (train)" in text for text in printed)
+    Image.fromarray(load_train("fashion-mnist").images[0, 0]).save(tmp_path / "boot.png")
+    assert "boot.png" in run(f"python -m tuning.predict --model-dir {original} boot.png", tmp_path, wheel)
 
 
 def test_nothing_in_the_lists_above_has_left_the_readme() -> None:

@@ -316,7 +316,10 @@ def test_an_interrupted_trial_waits_for_what_it_needs(tmp_path: Path) -> None:
     assert again.waiting == [] and proposal.number in again._interrupted
 
 
-def test_a_duplicate_of_a_running_trial_is_shown_as_that_is_and_not_as_failed(tmp_path: Path) -> None:
+def test_a_duplicate_of_a_running_trial_is_shown_as_that_is_and_not_as_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuning.study.REPEATS_THAT_EXHAUST", 30)
     (tmp_path / "two.py").write_text(
         "def space(trial):\n    return {'batch_size': trial.suggest_categorical('batch_size', [8, 16])}\n"
     )

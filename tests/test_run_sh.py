@@ -211,7 +211,7 @@ def test_what_apt_get_installs_is_said_and_can_be_left_out(clone: Clone, case: s
         "fails": (len(asked) == 1 and "apt-get could not install Chromium: the tests of the page" in done.stderr),
     }[case]
     assert clone.asked()[1] == f"{BASE}[dev]" and clone.asked()[-1].endswith(
-        "-m pytest --numprocesses 2 --dist loadscope -k x"
+        "-m pytest --numprocesses 2 --dist loadgroup -k x"
     )
 
 

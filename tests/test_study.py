@@ -30,6 +30,12 @@ def study(tmp_path: Path) -> RunStudy:
     return open_study(tmp_path)
 
 
+@pytest.fixture
+def soon_exhausted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a space of three points count as exhausted after 30 repeats: 200 take eight seconds."""
+    monkeypatch.setattr("tuning.study.REPEATS_THAT_EXHAUST", 30)
+
+
 def ask(study: RunStudy) -> Proposal:
     proposal = study.ask()
     assert proposal is not None
@@ -181,6 +187,7 @@ def test_a_trial_that_was_cut_off_while_it_was_drawn_is_drawn_to_its_end(
     assert ask(again).number == 2
 
 
+@pytest.mark.usefixtures("soon_exhausted")
 @pytest.mark.parametrize("n_writes", range(5))
 def test_a_twin_that_was_cut_off_while_it_was_written_down_is_written_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_writes: int
@@ -538,6 +545,7 @@ def finite_space(tmp_path: Path) -> Space:
     return load_space(str(path))
 
 
+@pytest.mark.usefixtures("soon_exhausted")
 def test_a_configuration_is_run_once_and_its_twin_gets_its_result(tmp_path: Path) -> None:
     sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=1)
     study = RunStudy(tmp_path, finite_space(tmp_path), sampler, epochs=2, seed=0)
@@ -558,6 +566,7 @@ def test_a_configuration_is_run_once_and_its_twin_gets_its_result(tmp_path: Path
     assert study.study.sampler is sampler
 
 
+@pytest.mark.usefixtures("soon_exhausted")
 def test_a_twin_of_a_running_trial_is_not_run_beside_it(tmp_path: Path) -> None:
     study = RunStudy(tmp_path, finite_space(tmp_path), optuna.samplers.RandomSampler(seed=0), epochs=2, seed=0)
     assert len({ask(study).config.batch_size for _ in range(3)}) == 3
@@ -585,7 +594,7 @@ def test_writing_the_frame_takes_a_twentieth_of_the_time_at_most(
         clock[0] += 0.2
 
     monkeypatch.setattr("tuning.files.write_rows", write)
-    for _ in range(100):
+    for _ in range(60):
         study.ask()
         clock[0] += 0.1
     assert written[:5] == pytest.approx([0, 0.3, 0.6, 0.9, 1.2])
