@@ -52,8 +52,8 @@ _ENTRY = re.compile(
 )
 _NO_SECRET = re.compile(r"(?:none|null|true|false|~|str|bytes|any|\*\*\*)[,;}\])]*", re.I)
 _NUMBER = re.compile(rf"\d{{1,{_LEAST - 1}}}")
-# What stays of a value: its quotes, or the brackets and commas behind it.
-_EDGES = re.compile(r"(?P<opening>[bru]{0,2}\\?['\"])?.*?(?P<closing>\\?['\"]|[,;}\])`]{0,5})", re.I | re.S)
+# What stays of a value: its quotes, or the brackets and stops behind it.
+_EDGES = re.compile(r"(?P<opening>[bru]{0,2}\\?['\"])?.*?(?P<closing>\\?['\"]|[,;}\])`.]{0,5})", re.I | re.S)
 _KEY = re.compile(rf"(?:{_SECRET}|authorization)", re.I)
 _SWITCH = re.compile(rf"--?{_SECRET}", re.I)
 # Where a secret that came in by the environment is; what a library repeats of it is masked, too.
