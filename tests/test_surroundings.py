@@ -293,6 +293,14 @@ def test_code_and_ordinary_files_are_kept(tmp_path: Path, project: Path, name: s
     assert name in surroundings.zipfile.ZipFile(tmp_path / "run" / surroundings.KEPT).namelist()
 
 
+def test_a_project_below_a_folder_of_settings_is_kept(tmp_path: Path, project: Path) -> None:
+    name = write(project / ".config" / "mine", PROJECTS["a file beside it"])
+    assert begin(load_space(f".config/mine/{name}"), tmp_path / "run").startswith("The run keeps no copy of .config/")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project / ".config" / "mine")
+        assert begin(load_space(name), tmp_path / "other") == ""
+
+
 def test_a_link_to_a_secret_is_said_and_not_kept(tmp_path: Path, project: Path) -> None:
     mounted = write(tmp_path, {"..2026_11_28/width": "12"})
     (project / "width").symlink_to(tmp_path / mounted)
@@ -328,7 +336,7 @@ def test_no_name_in_an_archive_leads_outside_of_it(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     names = ["../outside", "a/../../../outside", f"{tmp_path}/outside", "//outside"]
     entry = {"tuning-space.txt": "mine.py\n.\n", "mine.py": f"WIDTH = 12\n{END}"}
-    space = load_space(archived(tmp_path / "run", {name: "x" for name in names} | entry))
+    space = load_space(archived(tmp_path / "run", dict.fromkeys(names, "x") | entry))
     [unpacked] = (tmp_path / "temporary").iterdir()
     written = {path for path in tmp_path.rglob("*") if path.name == "outside"}
     assert written and all(path.is_relative_to(unpacked) for path in written)

@@ -156,7 +156,9 @@ class Surroundings:
         """Returns whether a run may keep a copy of the space's file `path`, which is `name` in the archive."""
         size, kept = path.stat().st_size, sum(len(content) for content in self._used.values() if content is not None)
         fits = size <= LARGEST and kept + size <= LARGEST_IN_ALL - LARGEST  # The space's own file comes to it.
-        return fits and not _may_be_secret(name) and not _may_be_secret(str(path.resolve()))
+        linked, base = path.resolve(), self._base.resolve()
+        there = linked.relative_to(base) if linked.is_relative_to(base) else linked
+        return fits and not _may_be_secret(name) and not _may_be_secret(there.as_posix())
 
     def _is_own(self, file: str) -> bool:
         """Returns whether a file lies beside the space's or in the working directory, and is no installed code."""
@@ -205,7 +207,7 @@ def _may_be_secret(name: str) -> bool:
     mounted = path.suffix != ".py" and any(folder.startswith("..") and folder != ".." for folder in folders)
     return (
         mounted
-        or bool(_SECRET_FOLDERS & set(folders))
+        or bool(_SECRET_FOLDERS & set(path.parts))
         or ("run", "secrets") in pairwise(folders)
         or any(fnmatchcase(path.name, pattern) for pattern in _SECRET_FILES)
     )

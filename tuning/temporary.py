@@ -78,16 +78,17 @@ def ray_folder(places: Sequence[Path] | None = None) -> Iterator[tuple[Path, str
 
 def _first_folder(places: Sequence[Path]) -> tuple[Path, int, str]:
     """Returns a new folder in the first place that can hold one, its open lock, and the sentence of `ray_folder`."""
-    reasons = []
+    reasons, without_locks = [], []
     for base in places:
         try:
             folder, lock = _new_folder(base, locking=True)
         except OSError as error:
+            without_locks += [base] if error.errno in NO_LOCKS else []
             reasons.append(f"{base}: {error.strerror or error}")
             continue
         said = f"Ray's temporary folder is {folder}, because another cannot be used ({'; '.join(reasons)})."
         return folder, lock, said if reasons else ""
-    for base in places:
+    for base in without_locks:
         with contextlib.suppress(OSError):
             folder, lock = _new_folder(base, locking=False)
             said = f"Ray's temporary folder is {folder}, on a file system without locks: remove it if this is killed."
