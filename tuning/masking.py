@@ -115,7 +115,7 @@ def _print_of_thread(failed: threading.ExceptHookArgs) -> None:
 
 
 def _without_user(found: re.Match[str]) -> str:
-    """Returns what stands for a match of `_USER`; its `rest` goes on to the end of the word, whether "@" is in it."""
+    """Returns what stands for a match of `_USER`, whose `rest` ends with the word, with or without an "@" in it."""
     rest = found["rest"]
     if rest is None:
         return MASK
