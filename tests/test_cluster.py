@@ -402,3 +402,15 @@ def test_where_no_temporary_folder_can_be_had_it_is_said(monkeypatch: pytest.Mon
     wanted = pytest.raises(UserError, match="Ray needs a temporary folder, and none can be used")
     with wanted, cluster.started(slots, logging.NullHandler()):
         pass
+
+
+def test_the_log_of_ray_has_no_password_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    logger = logging.getLogger("ray.tune")
+    monkeypatch.setattr("os.environ", dict(os.environ))
+    monkeypatch.setattr(cluster, "_own", lambda slots: contextlib.nullcontext())
+    for each in (logger, logging.getLogger("ray")):
+        monkeypatch.setattr(each, "handlers", [])
+        monkeypatch.setattr(each, "propagate", True)
+    with cluster.started({"device": "cpu"}, logging.FileHandler(tmp_path / "driver.log")):
+        logger.error("No answer from http://bob:hunter2@host")
+    assert (tmp_path / "driver.log").read_text() == "No answer from http://***@host\n"

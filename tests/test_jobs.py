@@ -87,12 +87,13 @@ def test_another_failure_is_told_with_its_traceback_and_can_be_gone_on_with(
     save = checkpoints.save
 
     def fail(*args: Any) -> None:
-        raise RuntimeError("out of memory")
+        raise RuntimeError("out of memory at http://bob:hunter2@host")
 
     monkeypatch.setattr(checkpoints, "save", fail)
     [row] = train(job, splits)
-    assert row["error"] == f"RuntimeError: out of memory (traceback: {job.path / jobs.ERROR})"
-    assert "Traceback" in (job.path / jobs.ERROR).read_text()
+    assert row["error"] == f"RuntimeError: out of memory at http://***@host (traceback: {job.path / jobs.ERROR})"
+    written = (job.path / jobs.ERROR).read_text()
+    assert "Traceback" in written and "hunter2" not in written
     assert jobs.read(job, splits.split_hash) is None
     monkeypatch.setattr(checkpoints, "save", save)
     assert len(train(job, splits)) == 3

@@ -1,6 +1,8 @@
 """One process at a time: locks that die with their process, and leases in a storage that run out."""
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tuning import locks
+from tuning import locks, temporary
 from tuning.errors import UserError
 from tuning.storage import Store
 
@@ -65,11 +67,12 @@ def test_a_folder_that_cannot_be_written_to_is_said(tmp_path: Path) -> None:
         pass
 
 
-def test_without_locks_the_process_that_the_file_names_is_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
+def test_without_locks_the_process_that_the_file_names_is_asked_for_and_it_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
     def refuse(*given: object) -> None:
-        raise OSError(locks.errno.ENOLCK, "No locks available")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("fcntl.flock", refuse)
     with (
@@ -80,10 +83,20 @@ def test_without_locks_the_process_that_the_file_names_is_asked_for(
         pass
     with locks.hold(tmp_path, "search"):
         pass
+    assert capsys.readouterr().out == (
+        f"{tmp_path} is on a file system without locks: run no second command on it from another machine meanwhile.\n"
+    )
     dead = locks.myself("search") | {"pid": 2**22 + 1}
     (tmp_path / ".search.lock").write_text(json.dumps(dead))
     with locks.hold(tmp_path, "search"):
         pass
+
+
+def test_a_process_of_another_machine_or_of_an_earlier_start_is_not_here() -> None:
+    me = locks.myself("search")
+    assert {name: me[name] for name in ("host", "boot")} == temporary.this_machine()
+    assert locks.is_here(me)
+    assert not locks.is_here(me | {"host": "other"}) and not locks.is_here(me | {"boot": "other"})
 
 
 def elsewhere(**changed: object) -> bytes:

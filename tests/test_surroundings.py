@@ -186,8 +186,8 @@ def test_a_large_file_is_said_and_not_kept(tmp_path: Path, project: Path, monkey
     }
     said = begin(load_space(write(project, files)), tmp_path / "run")
     assert said == (
-        "The run keeps no copy of w.txt, which the space reads: a file of more than 2 MB, or one that may hold a key, "
-        "must be there when the run is resumed."
+        "The run keeps no copy of w.txt, which the space reads: a file of more than 2 MB, what is beyond 1,000 MB in "
+        "all, or a file that may hold a key, must be there when the run is resumed."
     )
 
 
@@ -263,12 +263,105 @@ def test_a_run_begins_with_what_its_space_uses(tmp_path: Path, project: Path) ->
     assert draw(load_space(str(tmp_path / "run" / "space.py"))).width == 12
 
 
-@pytest.mark.parametrize("name", [".env", "keys/server.pem", ".aws/credentials"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            ".env",
+            "keys/server.pem",
+            ".aws/credentials",
+            "..data/width",
+            "run/secrets/width",
+            "var/run/secrets/a/width",
+        ),
+        *("kubeconfig", "kubeconfig.yaml", "dev.kubeconfig", ".npmrc", ".pgpass", ".htpasswd", "id_ecdsa", "id_dsa"),
+        *("server.pfx", "server.jks", "Server.JKS", "debug.keystore", "service-account-1.json", "service_account.json"),
+        *("my-credentials-1.json", "secrets.toml", "secrets.yaml", "secrets.yml", "secrets.json"),
+    ],
+)
 def test_a_file_that_may_hold_a_key_is_said_and_not_kept(tmp_path: Path, project: Path, name: str) -> None:
     code = f"from pathlib import Path\nWIDTH = int(Path(__file__).parent.joinpath({name!r}).read_text())\n{END}"
     space = load_space(write(project, {"mine.py": code, name: "12"}))
     assert begin(space, tmp_path / "run").startswith(f"The run keeps no copy of {name}, which the space reads")
     assert not (tmp_path / "run" / surroundings.KEPT).exists()
+
+
+@pytest.mark.parametrize("name", ["secrets.py", "..data/helper.py", "run/width", "keys.json", "credentials.txt"])
+def test_code_and_ordinary_files_are_kept(tmp_path: Path, project: Path, name: str) -> None:
+    code = f"from pathlib import Path\nWIDTH = int(Path(__file__).parent.joinpath({name!r}).read_text())\n{END}"
+    assert begin(load_space(write(project, {"mine.py": code, name: "12"})), tmp_path / "run") == ""
+    assert name in surroundings.zipfile.ZipFile(tmp_path / "run" / surroundings.KEPT).namelist()
+
+
+def test_a_project_below_a_folder_of_settings_is_kept(tmp_path: Path, project: Path) -> None:
+    name = write(project / ".config" / "mine", PROJECTS["a file beside it"])
+    assert begin(load_space(f".config/mine/{name}"), tmp_path / "run").startswith("The run keeps no copy of .config/")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project / ".config" / "mine")
+        assert begin(load_space(name), tmp_path / "other") == ""
+
+
+def test_a_link_to_a_secret_is_said_and_not_kept(tmp_path: Path, project: Path) -> None:
+    mounted = write(tmp_path, {"..2026_11_28/width": "12"})
+    (project / "width").symlink_to(tmp_path / mounted)
+    code = f"from pathlib import Path\nWIDTH = int(Path(__file__).with_name('width').read_text())\n{END}"
+    said = begin(load_space(write(project, {"mine.py": code})), tmp_path / "run")
+    assert said.startswith("The run keeps no copy of width, which the space reads")
+
+
+def test_what_is_beyond_the_most_in_all_is_said_and_not_kept(
+    tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(surroundings, "LARGEST", 2_000_000)
+    monkeypatch.setattr(surroundings, "LARGEST_IN_ALL", 4_000_000)
+    code = f"from pathlib import Path\nWIDTH = sum(int(Path(name).read_text()) for name in 'ab')\n{END}"
+    files = {"mine.py": code, "a": "5" + " " * 1_500_000, "b": "7" + " " * 1_500_000}
+    said = begin(load_space(write(project, files)), tmp_path / "run")
+    assert said.startswith("The run keeps no copy of b, which the space reads") and "beyond 4 MB in all" in said
+    load_space(str(tmp_path / "run" / "space.py"))
+
+
+def archived(run: Path, files: dict[str, str]) -> str:
+    """Writes a run with these files in its archive; returns the path of its space."""
+    run.mkdir()
+    (run / "space.py").write_text(f"WIDTH = 12\n{END}", encoding="utf-8")
+    with surroundings.zipfile.ZipFile(run / surroundings.KEPT, "w", surroundings.zipfile.ZIP_DEFLATED) as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return str(run / "space.py")
+
+
+def test_no_name_in_an_archive_leads_outside_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    names = ["../outside", "a/../../../outside", f"{tmp_path}/outside", "//outside"]
+    entry = {"tuning-space.txt": "mine.py\n.\n", "mine.py": f"WIDTH = 12\n{END}"}
+    space = load_space(archived(tmp_path / "run", dict.fromkeys(names, "x") | entry))
+    [unpacked] = (tmp_path / "temporary").iterdir()
+    written = {path for path in tmp_path.rglob("*") if path.name == "outside"}
+    assert written and all(path.is_relative_to(unpacked) for path in written)
+    assert draw(space).width == 12 and not Path("/outside").exists()
+
+
+@pytest.mark.parametrize("own", ["../mine.py", "/mine.py"])
+def test_an_archive_whose_space_is_outside_of_it_is_damaged(tmp_path: Path, own: str) -> None:
+    name = archived(tmp_path / "run", {"tuning-space.txt": f"{own}\n.\n"})
+    with pytest.raises(UserError, match=rf"space\.zip, which holds .*, is damaged: {own} is outside of it\. Copy it"):
+        load_space(name)
+
+
+def test_an_archive_that_is_larger_than_any_search_writes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(surroundings, "LARGEST_IN_ALL", 3_000_000)
+    name = archived(tmp_path / "run", {"tuning-space.txt": "mine.py\n.\n", "a": " " * 2_000_000, "b": " " * 2_000_000})
+    assert (tmp_path / "run" / surroundings.KEPT).stat().st_size < 10_000
+    wanted = r"space\.zip must hold at most 3 MB of files, but got 4 MB: no search wrote it\. Copy it anew from"
+    with pytest.raises(UserError, match=wanted):
+        load_space(name)
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_what_lies_below_the_root_of_all_files_is_not_the_spaces(tmp_path: Path, project: Path) -> None:

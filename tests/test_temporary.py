@@ -1,5 +1,7 @@
 """Temporary folders: short, this user's own, removed at the end and after a kill; and a home for who has none."""
 
+import errno
+import fcntl
 import os
 import signal
 import stat
@@ -8,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,6 +77,52 @@ def test_a_folder_that_is_too_deep_for_a_socket_gives_way_and_it_is_said(base: P
         longest = folder / "session_2026-11-28_09-40-31_123456_4194304/sockets/plasma_store"
         assert len(os.fsencode(longest)) <= 103
     assert not deep.exists()
+
+
+def test_a_path_of_as_many_bytes_as_a_socket_leaves_is_used_and_one_byte_more_is_not(base: Path) -> None:
+    rest = len(f"/tuning-{os.geteuid()}/abcde")
+    longest = base / ("x" * (temporary.MOST_BYTES - rest - len(f"{base}/")))
+    with temporary.ray_folder([longest]) as (folder, note):
+        assert note == "" and len(folder.name) == temporary.N_LETTERS == 5
+        assert len(f"{folder}/session_2026-11-28_09-40-31_123456_4194304/sockets/plasma_store") + 4 == 103
+    with pytest.raises(OSError, match="its path is too long"), temporary.ray_folder([Path(f"{longest}x")]):
+        pass
+
+
+def test_a_name_that_is_taken_is_not_used_again(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    letters = iter("aaaaabbbbb")
+    (base / f"tuning-{os.geteuid()}" / "aaaaa" / "data").mkdir(parents=True)
+    monkeypatch.setattr("tuning.temporary.secrets.choice", lambda given: next(letters))
+    with temporary.ray_folder([base]) as (folder, _):
+        assert folder.name == "bbbbb"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
+def test_where_no_file_system_has_locks_a_folder_is_used_without_and_it_is_said(
+    base: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*given: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with temporary.ray_folder([base]) as (one, note), temporary.ray_folder([base]) as (other, _):
+        assert one.exists() and other.exists() and one != other
+        assert note == f"Ray's temporary folder is {one}, on a file system without locks: remove it if this is killed."
+    assert not one.exists() and not other.exists()
+
+
+def test_a_place_without_locks_gives_way_to_one_with_them(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flock, (one, two) = fcntl.flock, (base / "one", base / "two")
+
+    def refuse(file: Any, how: int) -> None:
+        if str(one) in os.readlink(f"/proc/self/fd/{file if isinstance(file, int) else file.fileno()}"):
+            raise OSError(errno.ENOLCK, "No locks available")
+        flock(file, how)
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with temporary.ray_folder([one, two]) as (folder, note):
+        assert folder.parent.parent == two
+        assert note.endswith(f"because another cannot be used ({one}: No locks available).")
 
 
 @pytest.mark.parametrize("name", ["somebody", "link", "file"])

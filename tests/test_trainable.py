@@ -25,7 +25,7 @@ from tuning.errors import UserError
 from tuning.progress import Progress
 from tuning.spaces import load_space
 from tuning.study import RunStudy
-from tuning.trainable import EndSearch, Proposals, Recorder, _fetch
+from tuning.trainable import LOG, EndSearch, Proposals, Recorder, _fetch, train_trial
 
 FAILURE = """Failure # 1 (occurred at 2026-11-23_18-00-00)
 ray::ImplicitFunc.train() (pid=1, ip=127.0.0.1)
@@ -183,6 +183,21 @@ def test_a_trial_whose_storage_is_away_for_long_begins_with_what_is_here(
     monkeypatch.setattr("tuning.trainable.SECONDS_FOR_A_CHECKPOINT", 0.0)
     _fetch("s4://away/one", tmp_path, 3)
     assert "--storage must be a folder, or s3://" in (tmp_path / "trial.log").read_text()
+
+
+def test_the_log_of_a_trial_has_the_traceback_without_the_password(
+    tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(threads: int) -> None:
+        raise ValueError("no answer from http://bob:hunter2@host")
+
+    monkeypatch.setattr("tuning.training.prepare", fail)
+    config = {"trial": 0, "seed": 0, "config": {}, "accumulation": 1, "epochs": 0, "device": "cpu"}
+    with pytest.raises(ValueError, match="no answer from"):
+        train_trial(config, splits=splits, run=str(tmp_path), threads=1)
+    written = (tmp_path / "trials" / "0000" / LOG).read_text(encoding="utf-8")
+    assert written.startswith("Traceback (most recent call last):")
+    assert written.endswith("ValueError: no answer from http://***@host\n")
 
 
 def test_where_the_first_three_trials_fail_the_search_is_stopped(

@@ -20,6 +20,7 @@ from typing import Any
 
 from tuning import interrupts, machine, temporary
 from tuning.errors import UserError, counted, unknown_name
+from tuning.masking import MaskedFormatter
 
 DEVICES = ("cpu", "cuda", "any")
 SECONDS_TO_ANSWER, SECONDS_BETWEEN_LOOKS = 25.0, 2.0
@@ -233,7 +234,7 @@ def started(slots: Mapping[str, Any], log: logging.Handler) -> Iterator[None]:
     Args:
         slots: `device`, `concurrency` and `cpus_per_trial`, as `machine.plan_slots` gives them; or `plan_slots`. With
             `dashboard`, Ray's own page is served, on the loopback address.
-        log: Gets what Ray has to say.
+        log: Gets what Ray has to say, without passwords and keys.
     """
     os.environ |= {
         "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
@@ -250,6 +251,7 @@ def started(slots: Mapping[str, Any], log: logging.Handler) -> Iterator[None]:
         "RAY_prestart_worker_first_driver": "0",
     }
     machine.tune_malloc()
+    log.setFormatter(MaskedFormatter())
     loggers = [logging.getLogger("ray"), logging.getLogger("ray.tune")]
     with contextlib.ExitStack() as stack:
         stack.callback(log.close)

@@ -1,6 +1,6 @@
 """What a user did wrong, said clearly: `UserError`, closest names, and the door that every command leaves through.
 
-Bugs keep their tracebacks; only a `UserError` is turned into `error: …` and exit code 2.
+Bugs keep their tracebacks, without passwords; only a `UserError` is turned into `error: …` and exit code 2.
 """
 
 import codecs
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tuning.masking import masked
+from tuning.masking import mask_tracebacks, masked
 
 DISK_FULL = "No space left on the disk"
 Made = TypeVar("Made")
@@ -96,6 +96,7 @@ def run_command(main: Callable[..., None]) -> None:
 
     @functools.wraps(main)
     def command(*args: Any, **kwargs: Any) -> None:
+        mask_tracebacks()  # Here, because typer replaces what was set before.
         try:
             main(*args, **kwargs)
         except KeyboardInterrupt as interrupt:  # Here, because typer would say "Aborted!" and exit with 1.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tuning import files
 from tuning.config import TrainConfig
 from tuning.errors import UserError, survive_encoding
+from tuning.masking import masked
 
 if TYPE_CHECKING:
     from torch import nn
@@ -127,9 +128,9 @@ def train(job: Job, splits: "Splits", device: str, threads: int, *, alone: bool 
             yield {"error": str(error)}
             return
         except Exception as error:  # One failure must not end the jobs beside it.
-            failure = f"{type(error).__name__}: {error}"
+            failure = masked(f"{type(error).__name__}: {error}")
             no_memory = OUT_OF_MEMORY.search(failure) is not None
-            files.write_text(job.path / ERROR, traceback.format_exc())
+            files.write_text(job.path / ERROR, masked(traceback.format_exc()))
             if not (no_memory and alone and 2 * parts <= job.config.batch_size // SMALLEST_PART):
                 yield {"error": f"{failure} (traceback: {job.path / ERROR})", "out_of_memory": no_memory}
                 return

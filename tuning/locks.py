@@ -11,7 +11,6 @@ import json
 import os
 import secrets
 import shlex
-import socket
 import sys
 import threading
 import time
@@ -22,10 +21,10 @@ from typing import IO, Any
 
 from tuning.errors import UserError, disk_full
 from tuning.storage import META, Store, masked
+from tuning.temporary import NO_LOCKS, this_machine
 
 BEAT_SECONDS, LEASE_SECONDS = 10.0, 45.0
-# A file system without locks: the process that the file names is asked for instead.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_without_locks: set[Path] = set()  # Folders of which this process has said that no lock is to be had.
 
 
 class InUseError(UserError):
@@ -33,12 +32,15 @@ class InUseError(UserError):
 
 
 @contextlib.contextmanager
-def hold(folder: Path, what: str) -> Iterator[None]:
+def hold(folder: Path, what: str, note: Callable[[str], None] = print) -> Iterator[None]:
     """Keeps a folder to this process while something is done with it.
+
+    On a file system without locks, the process that the lock's file names is asked for instead.
 
     Args:
         folder: Must be there and writable.
         what: The command, e.g. "search"; locks of different commands do not exclude each other.
+        note: Is told, once a folder, that its file system has no locks.
 
     Raises:
         InUseError: Another process does the same with it now.
@@ -57,13 +59,14 @@ def hold(folder: Path, what: str) -> Iterator[None]:
         try:
             _lock(file)
         except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, *_NO_LOCKS):
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, *NO_LOCKS):
                 raise
-            if error.errno not in _NO_LOCKS or (is_here(holder) and is_alive(holder)):
+            if error.errno not in NO_LOCKS or (is_here(holder) and is_alive(holder)):
                 raise InUseError(
                     f"{folder} is in use: {described(holder)} works on it. Wait until that has ended, or end it, "
                     "then run the command again."
                 ) from error
+            _say_without_locks(folder, note)
         file.truncate(0)
         file.write(json.dumps(myself(what)))
         file.flush()
@@ -71,6 +74,12 @@ def hold(folder: Path, what: str) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
+
+
+def _say_without_locks(folder: Path, note: Callable[[str], None]) -> None:
+    if folder.absolute() not in _without_locks:
+        _without_locks.add(folder.absolute())
+        note(f"{folder} is on a file system without locks: run no second command on it from another machine meanwhile.")
 
 
 def _lock(file: IO[str]) -> None:
@@ -226,8 +235,7 @@ def myself(what: str) -> dict[str, Any]:
     """Returns what tells others which process this is."""
     return {
         "what": what,
-        "host": socket.gethostname(),
-        "boot": _boot(),
+        **this_machine(),
         "namespace": _namespace(),
         "pid": os.getpid(),
         "born": _born(os.getpid()),
@@ -238,7 +246,7 @@ def myself(what: str) -> dict[str, Any]:
 
 def is_here(holder: dict[str, Any]) -> bool:
     """Returns whether a process is, or was, one of this machine since it was started."""
-    own = {"boot": _boot(), "host": socket.gethostname(), "namespace": _namespace()}
+    own = this_machine() | {"namespace": _namespace()}
     return bool(holder) and {name: holder.get(name) for name in own} == own
 
 
@@ -271,14 +279,6 @@ def _born(pid: int) -> str | None:
     except PermissionError:
         return ""
     return ""
-
-
-def _boot() -> str:
-    """Returns what differs between machines, and between two starts of one."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-    except OSError:
-        return socket.gethostname()
 
 
 def _namespace() -> str:

@@ -17,6 +17,8 @@ import weakref
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,10 +28,19 @@ from tuning.errors import UserError
 
 KEPT = "space.zip"
 LARGEST = 20_000_000  # Bytes of one file: what is larger is data, which is not a part of the record.
+LARGEST_IN_ALL = 50 * LARGEST  # Bytes of all files of a run's archive, unpacked.
 _ENTRY = "tuning-space.txt"  # In the archive: where in it the space's own file is, and the working directory.
 _STAMP = (1980, 1, 1, 0, 0, 0)  # The same files make the same archive.
 _OPENED: list[tuple[int, list[str]]] = []  # The thread whose files are noted, and where; the last one counts.
 _hooked = False
+# Folders and files that may hold a key. Kubernetes mounts its secrets as links into "..data" and "..2026_11_28...".
+_SECRET_FOLDERS = {".aws", ".config", ".docker", ".gnupg", ".kube", ".ssh"}
+_SECRET_FILES = (
+    *(".env*", ".netrc", ".pypirc", ".npmrc", ".pgpass", ".htpasswd", ".git-credentials", "credentials"),
+    *("id_rsa", "id_ed25519", "id_ecdsa", "id_dsa", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore"),
+    *("kubeconfig", "kubeconfig.*", "*.kubeconfig", "service-account*.json", "service_account*.json"),
+    *("*credentials*.json", "secrets.toml", "secrets.yaml", "secrets.yml", "secrets.json"),
+)
 
 
 class Surroundings:
@@ -107,7 +118,8 @@ class Surroundings:
         left = sorted(name for name, content in self._used.items() if content is None)
         return (
             f"The run keeps no copy of {', '.join(left)}, which the space reads: a file of more than "
-            f"{LARGEST / 1e6:.0f} MB, or one that may hold a key, must be there when the run is resumed."
+            f"{LARGEST / 1e6:.0f} MB, what is beyond {LARGEST_IN_ALL / 1e6:,.0f} MB in all, or a file that may hold a "
+            "key, must be there when the run is resumed."
             if left
             else ""
         )
@@ -133,13 +145,20 @@ class Surroundings:
             name = path.relative_to(self._base).as_posix()
             if name not in self._used:
                 try:
-                    kept = path.stat().st_size <= LARGEST and not _may_be_secret(name)
-                    self._used[name] = path.read_bytes() if kept else None
+                    self._used[name] = path.read_bytes() if self._is_kept(path, name) else None
                 except OSError:  # It was opened and is gone: a temporary file.
                     continue
                 new = True
         if new and self._run is not None and self._unpacked is None:
             self._write(self._run / KEPT)
+
+    def _is_kept(self, path: Path, name: str) -> bool:
+        """Returns whether a run may keep a copy of the space's file `path`, which is `name` in the archive."""
+        size, kept = path.stat().st_size, sum(len(content) for content in self._used.values() if content is not None)
+        fits = size <= LARGEST and kept + size <= LARGEST_IN_ALL - LARGEST  # The space's own file comes to it.
+        linked, base = path.resolve(), self._base.resolve()
+        there = linked.relative_to(base) if linked.is_relative_to(base) else linked
+        return fits and not _may_be_secret(name) and not _may_be_secret(there.as_posix())
 
     def _is_own(self, file: str) -> bool:
         """Returns whether a file lies beside the space's or in the working directory, and is no installed code."""
@@ -183,11 +202,14 @@ class Surroundings:
 
 def _may_be_secret(name: str) -> bool:
     """Returns whether a file may hold a key, by its path: what a run keeps goes into its storage, too."""
-    path = Path(name)
-    folders = {".aws", ".config", ".docker", ".gnupg", ".kube", ".ssh"} & set(path.parts)
-    names = (".netrc", ".pypirc", ".git-credentials", "credentials", "id_rsa", "id_ed25519")
+    path = Path(name.lower())
+    folders = path.parts[:-1]
+    mounted = path.suffix != ".py" and any(folder.startswith("..") and folder != ".." for folder in folders)
     return (
-        bool(folders) or path.name.startswith(".env") or path.name in names or path.suffix in (".pem", ".key", ".p12")
+        mounted
+        or bool(_SECRET_FOLDERS & set(path.parts))
+        or ("run", "secrets") in pairwise(folders)
+        or any(fnmatchcase(path.name, pattern) for pattern in _SECRET_FILES)
     )
 
 
@@ -195,23 +217,49 @@ def of_run(space_file: Path) -> Surroundings | None:
     """Returns the unpacked surroundings of the `space.py` of a run folder; None where the run keeps none.
 
     Raises:
-        UserError: The archive is damaged.
+        UserError: The archive is damaged, or too large to be one of a search.
     """
     archive = space_file.with_name(KEPT)
     if space_file.name != "space.py" or not archive.is_file():
         return None
     folder = Path(tempfile.mkdtemp(prefix="tuning-space-"))
     try:
-        with zipfile.ZipFile(archive) as kept:
-            kept.extractall(folder)
-        file, work = (folder / _ENTRY).read_text(encoding="utf-8").splitlines()
+        file, work = _unpack(archive, folder)
     except (OSError, zipfile.BadZipFile, ValueError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise UserError(
             f"{archive}, which holds what the search space uses, is damaged: {error}. Copy it anew from the storage, "
             "or remove it to run space.py by itself."
         ) from error
-    return Surroundings(folder / file, Path(os.path.normpath(folder / work)), folder)
+    except UserError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return Surroundings(file, work, folder)
+
+
+def _unpack(archive: Path, folder: Path) -> tuple[Path, Path]:
+    """Unpacks a run's archive into `folder`; returns the space's file there, and the working directory.
+
+    Nothing is written outside of `folder`, whatever the names in the archive: `zipfile` takes ".." and a leading "/"
+    out of them. It also stops at the size that is declared of a file, so that the sum of these is the most there is.
+
+    Raises:
+        UserError: The files are larger than those of any search.
+        ValueError: It is not what a search wrote, or `zipfile.BadZipFile`, or OSError.
+    """
+    with zipfile.ZipFile(archive) as kept:
+        size = sum(entry.file_size for entry in kept.infolist())
+        if size > LARGEST_IN_ALL:
+            raise UserError(
+                f"{archive} must hold at most {LARGEST_IN_ALL / 1e6:,.0f} MB of files, but got {size / 1e6:,.0f} MB: "
+                "no search wrote it. Copy it anew from the storage, or remove it to run space.py by itself."
+            )
+        kept.extractall(folder)
+    own, work = (folder / _ENTRY).read_text(encoding="utf-8").splitlines()
+    file = Path(os.path.normpath(folder / own))
+    if not file.is_relative_to(folder):
+        raise ValueError(f"{own} is outside of it")
+    return file, Path(os.path.normpath(folder / work))
 
 
 @contextmanager

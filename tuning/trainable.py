@@ -89,7 +89,7 @@ def train_trial(
             print(f"trial {config['trial']}, seed {config['seed']}, {device}, {training.precision}: {config['config']}")
             _train(training, folder)
         except Exception:
-            traceback.print_exc()
+            print(storage.masked(traceback.format_exc()), end="", file=sys.stderr)
             raise
 
 
