@@ -132,7 +132,7 @@ def begin(path: Path, settings: Settings, space: "Space") -> str:
         stored_as=path.name,
         dataset=settings.dataset,
         seed=settings.seed,
-        command=shlex.join(["python", "-m", "tuning.search", *map(storages.masked, sys.argv[1:])]),
+        command=shlex.join(["python", "-m", "tuning.search", *storages.masked_all(sys.argv[1:])]),
         started=now(),
         estimate=estimate.recall(asdict(settings)),
         versions=machine.versions(),
