@@ -91,7 +91,7 @@ def test_one_that_fails_is_told_and_costs_no_other() -> None:
         raise UserError("Mend it.")
 
     assert each_alone({"A": lambda: 1, "B": fail, "C": refuse, "D": lambda: 4}, told.append) == {"A": 1, "D": 4}
-    assert told == ["B cannot be made and is left out: ValueError: no", "C cannot be made and is left out: Mend it."]
+    assert told == ["B cannot be made: ValueError: no", "C cannot be made: Mend it."]
 
 
 def test_a_full_disk_ends_all() -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -184,6 +185,27 @@ def test_the_list_of_commands_has_each_with_what_it_does() -> None:
         assert f"python -m tuning.{command}" in done.stdout
     with_main = {room for room, path in ROOMS.items() if "run_command(main)" in path.read_text()} - {"errors"}
     assert set(COMMANDS) == with_main
+
+
+def test_a_command_can_be_named_without_its_dot_and_a_mistyped_one_is_said() -> None:
+    wrong = subprocess.run([sys.executable, "-m", "tuning", "serach"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2 and wrong.stderr.endswith("but got 'serach'. Did you mean 'search'?\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "tuning", "results", "--limit", "0"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "--limit" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["search", "final"])
+def test_ctrl_c_while_a_command_is_imported_shows_no_traceback(command: str) -> None:
+    program = (
+        "import os, signal, sys\nclass Sends:\n    def find_spec(self, name, *args):\n"
+        "        if name == 'tuning.errors': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Sends())\nsys.argv[0] = '-m'\n"
+        f"import runpy; runpy.run_module('tuning.{command}', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGINT and done.stderr == ""
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -180,7 +180,8 @@ def test_truncated_image_is_named(tmp_path: Path) -> None:
 def test_missing_model_names_the_next_step(folder: Path, name: str) -> None:
     (folder / name).unlink()
     match = (
-        rf"^There must be a trained model in {folder}, but .*/{name} is missing\. Run `python -m tuning\.final` first"
+        rf"^There must be a trained model in {folder}, but .*/{name} is missing\. "
+        rf"Run `python -m tuning\.final --model-dir {folder}` first"
     )
     with pytest.raises(UserError, match=match):
         load_best_model(folder)

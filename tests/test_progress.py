@@ -254,7 +254,7 @@ LINES = [
     "0:00:00  trial   0  started resnet8-16 sgd 0.12 128 cosine",
     "0:00:00  trial   1  started resnet8-16 sgd 0.12 128 cosine",
     "0:01:01  trial   0  epoch 1  valid 80.00%  50.0 s, 1,100 images/s",
-    "0:01:01  trial   0  pruned after 1 epochs  valid 80.00%  (1/2 done, best 80.00%)",
+    "0:01:01  trial   0  pruned after 1 epoch  valid 80.00%  (1/2 done, best 80.00%)",
     "note 2",
     "1:01:40  trial   1  failed: ray::ImplicitFunc.train() [bold]out of memory[/bold] :boom: " + "x" * 200,
 ]

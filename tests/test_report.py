@@ -579,7 +579,7 @@ def test_a_figure_that_cannot_be_drawn_is_said_and_costs_no_other(
     monkeypatch.setattr(module, function, broken)
     told: list[str] = []
     html = report.render(run, final, tell=told.append)
-    assert len(told) == 1 and told[0].endswith(" cannot be made and is left out: RuntimeError: no font")
+    assert len(told) == 1 and told[0].endswith(" cannot be made: RuntimeError: no font")
     assert f'data-figure="{figure}" role' not in html and 'id="provenance"' in html
     assert whole - set(json.loads(_figures(html))) <= {figure}
 
@@ -617,7 +617,7 @@ def test_the_page_can_be_written_elsewhere_and_the_run_is_only_read(
 ) -> None:
     run = make_run(tmp_path / "first")
     before = {path: path.stat().st_mtime_ns for path in [run.path, *run.path.rglob("*")]}
-    report.main(run=str(run.path), model_dir=tmp_path / "none", out=tmp_path / "page.html")
+    report.main(run=str(run.path), out=tmp_path / "page.html")
     assert f"Written: {tmp_path}/page.html" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in [run.path, *run.path.rglob("*")]} == before
 
@@ -636,7 +636,7 @@ def test_a_damaged_study_costs_the_importances_only(run: results.Run, tmp_path: 
     told: list[str] = []
     page = Page(report.render(copy, None, tell=told.append))
     [line] = told
-    assert line.startswith(f"The importances cannot be made and is left out: {copy.path}/study.db is damaged")
+    assert line.startswith(f"The importances cannot be made: {copy.path}/study.db is damaged")
     assert "learning_curves" in page.texts and "importances" not in page.texts
 
 

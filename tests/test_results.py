@@ -6,12 +6,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pandas as pd
 import pytest
+from conftest import write_run
 
 from tuning import files, record, results
 from tuning.config import TrainConfig
 from tuning.errors import UserError
+from tuning.spaces import load_space
+from tuning.study import RunStudy
 
 TIME = "datetime64[us, UTC]"
 EPOCH_DTYPES = {"trial": "int64", "epoch": "int64"} | dict.fromkeys(
@@ -309,3 +313,24 @@ def test_a_meta_json_of_another_version_is_a_sentence(tmp_path: Path, settings: 
     files.write_json(run.path / "meta.json", {"settings": settings})
     with pytest.raises(UserError, match=rf"meta\.json {message}: it is damaged, or another version wrote it"):
         results.summary_line(run)
+
+
+def test_a_frame_that_is_missing_beside_a_study_with_results_is_no_run_without_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "results" / "one", 2)
+    monkeypatch.chdir(tmp_path)
+    before = run.trials
+    (run.path / "trials.csv").unlink()
+    with pytest.raises(
+        UserError, match=r"one/trials\.csv is missing, but .* have ended\. .*--resume one` writes it anew"
+    ):
+        results.load("one").trials  # noqa: B018
+    results.mend(run, print)
+    RunStudy(run.path, load_space("smoke"), optuna.samplers.RandomSampler(seed=0), epochs=4, seed=0).close(None)
+    assert len(run.trials) == len(before)
+
+
+def test_the_latest_run_of_a_folder_that_is_a_storage_is_found(tmp_path: Path) -> None:
+    make_run(tmp_path / "store", "a", [])
+    assert results.load(str(tmp_path / "store" / "latest")).name == "a"

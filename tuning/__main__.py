@@ -1,5 +1,8 @@
-"""`python -m tuning` lists the commands."""
+"""`python -m tuning` lists the commands, and `python -m tuning NAME` runs one of them."""
 
+import runpy
+import sys
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +19,16 @@ def summary(command: str) -> str:
 
 
 def main() -> None:
-    """Prints each command with what it does."""
+    """Runs the command that is named first, or prints each with what it does."""
+    if len(sys.argv) > 1 and sys.argv[1] not in ("--help", "-h"):
+        name = sys.argv.pop(1)
+        if name not in COMMANDS:
+            close = get_close_matches(name, COMMANDS, 1)
+            guess = f" Did you mean {close[0]!r}?" if close else ""
+            print(f"error: The command must be one of {', '.join(COMMANDS)}, but got {name!r}.{guess}", file=sys.stderr)
+            sys.exit(2)
+        runpy.run_module(f"tuning.{name}", run_name="__main__", alter_sys=True)
+        return
     print("Commands (each has --help):\n")
     for command in COMMANDS:
         print(f"  python -m tuning.{command:<9} {summary(command)}")

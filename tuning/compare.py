@@ -21,6 +21,7 @@ from tuning.results import Run
 IMAGES = ("dataset", "valid_hash")
 GROUPS = ("settings", "versions", "hardware")
 # With another of these, a slot minute buys another amount of training.
+LISTED = (*("name", "started", "dataset", "space", "sampler", "scheduler"), "trials", "best_accuracy", "minutes")
 PACE = ("settings/device", "settings/concurrency", "settings/cpus_per_trial", "settings/gpus_per_trial", "hardware/")
 
 
@@ -98,18 +99,22 @@ def list_runs(root: Path = results.RESULTS) -> pd.DataFrame:
         best_accuracy (of a finished trial, in [0, 1]) and minutes (wall time).
 
     Raises:
-        UserError: There is none, or the `meta.json` of one is damaged.
+        UserError: There is none.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in results.run_names(root) or [results.load("latest", root).name]:  # which raises where there is none
         run = Run(root / name)
-        meta, trials = _meta(run), results.ran(run.trials)
+        try:
+            meta, trials = _meta(run), results.ran(run.trials)
+        except UserError:  # It must not hide the others; whoever asks for this run is told what is wrong.
+            rows.append({"name": name, "trials": "cannot be read"})
+            continue
         row = {"name": name, "started": meta.get("started"), "dataset": meta["dataset"]}
         row |= {key: meta["settings"].get(key) for key in ("space", "sampler", "scheduler")}
         row["trials"] = ", ".join(f"{n} {state}" for state, n in trials["state"].value_counts().items())
         best = trials.loc[trials["state"].isin(FINISHED), "valid_accuracy"].max()
         rows.append(row | {"best_accuracy": best, "minutes": results.minutes(run) if len(trials) else None})
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows, columns=[*LISTED])
     started = pd.to_datetime(frame["started"], utc=True, format="ISO8601", errors="coerce")
     return frame.assign(started=started).sort_values(["started", "name"], na_position="first", ignore_index=True)
 

@@ -97,6 +97,18 @@ def studies(folder: Path) -> dict[str, int]:
         )
 
 
+def has_ended(folder: Path) -> bool:
+    """Returns whether the study of a run folder has a trial that has ended; a damaged file has none."""
+    if not (folder / FILE).exists():
+        return False
+    try:
+        with reading(folder) as database:
+            ended = "SELECT COUNT(*) FROM trials WHERE state IN ('COMPLETE', 'PRUNED')"
+            return bool(database.execute(ended).fetchone()[0])
+    except sqlite3.DatabaseError:
+        return False
+
+
 def check(folder: Path) -> None:
     """Raises UserError where the file of a run folder's study is there and damaged."""
     if not (folder / FILE).exists():

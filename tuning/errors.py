@@ -65,7 +65,7 @@ def each_alone(makers: Mapping[str, Callable[[], Made]], tell: Callable[[str], N
             if isinstance(error, UserError) and DISK_FULL in str(error):
                 raise
             said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            tell(f"{name} cannot be made and is left out: {said}")
+            tell(f"{name} cannot be made: {said}")
     return made
 
 

@@ -36,6 +36,9 @@ def called(run: Path) -> str:
     return shlex.quote(str(run))
 
 
+_PUT_BACK = "Put back a copy of it; if the run has a storage, it is there."
+
+
 def make_folder(path: Path, *, exist_ok: bool = False) -> None:
     """Makes a folder; raises UserError where that cannot be."""
     try:
@@ -85,9 +88,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} must be a readable JSON file, but got: {error}.") from error
+        raise UserError(f"{path} must be a readable JSON file, but got: {error}. {_PUT_BACK}") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object, but got {type(value).__name__}.")
+        raise UserError(f"{path} must hold a JSON object, but got {type(value).__name__}. {_PUT_BACK}")
     return value
 
 

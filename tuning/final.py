@@ -364,7 +364,7 @@ def _summary(plan: Plan) -> str:
     lengths = sorted({entry.config.epochs for entry in plan.entries})
     epochs = " to ".join(map(str, dict.fromkeys((lengths[0], lengths[-1]))))
     names = ", ".join(f"{entry.name} ({entry.config.architecture})" for entry in plan.entries)
-    return f"{names}; {counted(len(plan.seeds), 'seed')}, {epochs} epochs at most"
+    return f"{names}; {counted(len(plan.seeds), 'seed')}, {epochs} {'epoch' if epochs == '1' else 'epochs'} at most"
 
 
 def replaced(model_dir: Path, plan: Plan) -> str:

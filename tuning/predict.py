@@ -222,8 +222,10 @@ def _read_description(path: Path) -> _Description:
 
 
 def _missing(path: Path) -> UserError:
+    place = "" if path.parent == Path("best_model") else f" --model-dir {path.parent}"
     return UserError(
-        f"There must be a trained model in {path.parent}, but {path} is missing. Run `python -m tuning.final` first."
+        f"There must be a trained model in {path.parent}, but {path} is missing. Run `python -m tuning.final{place}` "
+        "first."
     )
 
 

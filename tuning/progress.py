@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from tuning import results
+from tuning.errors import counted
 from tuning.masking import masked
 from tuning.tables import encodable
 
@@ -146,7 +147,8 @@ class Progress:
         if trial.state != "failed":
             n_ended = self._n_before + len(_in_state(self._trials, *_ENDED))
             best = next((t.row["valid_accuracy"] for t in _ranked(self._trials)), None)
-            text = f"{trial.state} after {row['epochs']} epochs  valid {_cell(row.get('valid_accuracy'), '.2%')}"
+            valid = _cell(row.get("valid_accuracy"), ".2%")
+            text = f"{trial.state} after {counted(row['epochs'], 'epoch')}  valid {valid}"
             text += f"  ({n_ended}/{self._n_samples} done, best {_cell(best, '.2%')})"
         self._line(row, text)
 

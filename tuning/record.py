@@ -106,7 +106,12 @@ def new_path(name: str | None, dataset: str, root: Path | None = None, *, taken:
             f"--run must be letters, digits, '.', '_' and '-' (and none of {results.WORDS}), but got {name!r}."
         )
     if (root / name).exists() and not _is_beginning(root / name):
-        raise UserError(f"--run must be a new name, but got {name!r}, and {root / name} exists. Choose another.")
+        there = root / name / "meta.json"
+        other = f"Resume that run with --resume {files.called(root / name)}, or choose another name."
+        raise UserError(
+            f"--run must be a new name, but got {name!r}, and {root / name} exists. "
+            f"{other if there.exists() else 'Choose another.'}"
+        )
     if name in taken:
         raise UserError(f"--run must be a new name, but got {name!r}, and the storage has it. Choose another.")
     return root / name

@@ -388,6 +388,8 @@ def main(
 ) -> None:
     """Write a run and its final model as one page that opens offline: results/<run>/report.html."""
     found = results.load(run)
+    if model_dir != MODEL_DIR and not model_dir.is_dir():
+        raise UserError(f"--model-dir must be a folder that `final` has written, but got {str(model_dir)!r}.")
     path = write(found, model_dir, out=out)
     if out is None:
         results.send(found)

@@ -148,7 +148,16 @@ class Run:
 
     @property
     def trials(self) -> "pd.DataFrame":
-        """A row a trial; columns and dtypes as in `TRIAL_COLUMNS`."""
+        """A row a trial; columns and dtypes as in `TRIAL_COLUMNS`.
+
+        Raises:
+            UserError: The file is damaged, or missing though trials have ended.
+        """
+        if not (self.path / "trials.csv").exists() and database.has_ended(self.path):
+            raise UserError(
+                f"{self.path / 'trials.csv'} is missing, but {self.path / database.FILE} has trials that have ended. "
+                f"`python -m tuning.search --resume {files.called(self.path)}` writes it anew."
+            )
         trials = read_frame(self.path / "trials.csv", TRIAL_COLUMNS)
         return trials.assign(error=trials["error"].map(masked, na_action="ignore").astype("str"))
 
@@ -234,11 +243,16 @@ def load(name: str | Path = "latest", root: Path = RESULTS, *, retrained: bool =
     """
     if "://" in str(name):
         return Run(mirror.fetch(str(name), root, retrained=retrained))
+    if Path(name).name == "latest" and len(Path(name).parts) > 1 and not Path(name).exists():
+        return load("latest", Path(name).parent, retrained=retrained)  # Of a storage that is a folder.
     if Path(name).is_dir() and (Path(name) / "meta.json").exists():
         return Run(Path(name) if Path(name).name not in ("", "..") else Path(name).resolve())
     names = run_names(root)
     if not names:
-        raise UserError(f"A run folder must be below {root}/, but got none. Run `python -m tuning.search` first.")
+        raise UserError(
+            f"A run folder must be below {root.absolute()}/, but got none. Run `python -m tuning.search` first, or the "
+            "command in the folder in which the search ran."
+        )
     if str(name) == "latest":
         return Run(max((root / run for run in names), key=_last_begun))
     if str(name) not in names:
@@ -328,6 +342,8 @@ def mend(run: Run, note: Callable[[str], None]) -> None:
         run: Nothing else may write to it.
         note: Receives what was damaged.
     """
+    if not (run.path / "trials.csv").exists():  # The study writes it anew.
+        files.write_rows(run.path / "trials.csv", TRIAL_COLUMNS, [])
     for path, columns in ((run.path / "trials.csv", TRIAL_COLUMNS), (run.path / "epochs.csv", EPOCH_COLUMNS)):
         try:
             read_frame(path, columns)
@@ -510,10 +526,14 @@ def _print_comparison(runs: list[Run], out: Path) -> None:
     if out.suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"--out must end in .png, .pdf or .svg, but got {str(out)!r}.")
     differences, accuracies = compare.differences(runs).reset_index(), compare.at_equal_cost(runs)
-    style.save(plots.best_so_far_of(compare.curves(runs)), out)
     print_frame(differences, "What differs")
     print_frame(accuracies, "Best, and median of the trials, at the cost that all runs reached")
-    print("\n".join([*compare.caveats(runs), f"Best-so-far curves: {out}"]))
+    print("\n".join(compare.caveats(runs)))
+    try:
+        style.save(plots.best_so_far_of(compare.curves(runs)), out)
+    except UserError as error:
+        raise UserError(f"{error} Name another place with --out FILE.png.") from error
+    print(f"Best-so-far curves: {out}")
 
 
 def main(
@@ -528,14 +548,16 @@ def main(
         case ["list"]:
             from tuning.compare import list_runs
 
-            print_frame(list_runs(), f"Runs below {RESULTS}/")
+            print_frame(list_runs(), f"Runs below {RESULTS}/", least=("trials", "best_accuracy", "minutes"))
         case ["compare", *names]:
             _print_comparison([load(name) for name in names], out)
         case [name]:
             found = load(name)
             print(summary_line(found))
             print_trials(found, limit)
-            print(f"Frames: {found.path}/trials.csv, {found.path}/epochs.csv. Next: {next_step(found)}")
+            frames = [str(path) for name in ("trials.csv", "epochs.csv") if (path := found.path / name).exists()]
+            where = f"Frames: {', '.join(frames)}. " if frames else ""
+            print(f"{where}Next: {next_step(found)}")
         case several:
             raise UserError(f"The command must be a run, list, or compare RUN RUN..., but got {' '.join(several)!r}.")
 

@@ -383,6 +383,8 @@ def main(
         if dry_run_only and settings.device == "any":
             raise UserError(f"--dry-run must be of a run on cpu or cuda, but got {found.name}, which is on any.")
         source, path = str(found.path / "space.py"), found.path
+        if not Path(source).exists():
+            raise UserError(f"{source}, the search space of the run, is missing. Put back a copy of it to resume.")
     else:
         sampler, scheduler = check_names(space, dataset, sampler, scheduler, minimize)
         if storage is not None:
