@@ -720,7 +720,7 @@ def test_a_page_that_cannot_be_written_is_said_when_the_model_is_there(
     monkeypatch.setattr(final.report, "write", full)
     final._write_page(results.Run(tmp_path / "first"), tmp_path)
     assert "The page is not written: No space left" in (said := capsys.readouterr().out)
-    assert "`python -m tuning.report first` writes it later." in said
+    assert f"`python -m tuning.report {tmp_path / 'first'}` writes it later." in said
 
 
 def test_a_second_command_at_once_is_refused_before_anything_is_trained(

@@ -201,7 +201,8 @@ def test_ctrl_c_while_a_command_is_imported_shows_no_traceback(command: str) -> 
     program = (
         "import os, signal, sys\nclass Sends:\n    def find_spec(self, name, *args):\n"
         "        if name == 'tuning.errors': os.kill(os.getpid(), signal.SIGINT)\n"
-        "sys.meta_path.insert(0, Sends())\nsys.argv[0] = '-m'\n"
+        "sys.meta_path.insert(0, Sends())\nsys.argv[:] = ['-m', '--help']\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # It may be ignored in the background.
         f"import runpy; runpy.run_module('tuning.{command}', run_name='__main__')"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -248,6 +248,9 @@ def test_a_search_that_is_ended_while_it_starts_says_how_to_go_on(tmp_path: Path
     os.killpg(process.pid, signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     begun = (tmp_path / "results" / "one" / "meta.json").exists()
+    if process.returncode == -signal.SIGTERM:  # On a busy machine Python was still importing the command.
+        assert not begun and out + err == "" and not processes(tmp_path)
+        return
     assert process.returncode == 130
     wanted = "Resume it with: python -m tuning.search --resume one" if begun else "Run the same command again to go on."
     assert f"Interrupted. {wanted}" in out + err
@@ -462,7 +465,7 @@ def test_an_audit_trains_stopped_trials_to_their_end_outside_the_samplers_sight(
 
 @pytest.mark.slow
 def test_a_spent_time_budget_ends_the_search_and_leaves_nothing_running(tmp_path: Path) -> None:
-    arguments = ["--samples", "50", "--epochs", "500", "--time-budget", "20s", "--run", "one", "--scheduler", "none"]
+    arguments = ["--samples", "50", "--epochs", "500", "--time-budget", "45s", "--run", "one", "--scheduler", "none"]
     done = run(tmp_path, *arguments, *SMOKE)
     assert done.returncode == 0, done.stderr
     trials = results.Run(tmp_path / "results" / "one").trials
