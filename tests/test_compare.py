@@ -1,5 +1,6 @@
 """`tuning.compare`: runs with known numbers, what differs between them, and how good they are at equal cost."""
 
+import io
 import subprocess
 import sys
 from collections import Counter
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.image import imread
+from rich.console import Console
 
 from tuning import compare, files, plots, record, results
 from tuning.config import TrainConfig
@@ -288,8 +290,21 @@ def test_the_picture_shows_where_each_run_ended_however_poor(tmp_path: Path) -> 
     assert ax.get_ylim()[0] < 0.3
 
 
+def test_in_a_narrow_terminal_a_list_keeps_what_came_of_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "results" / "2026-11-24-fashion-mnist-1", LONG)
+    make_run(tmp_path / "results" / "2026-11-24-fashion-mnist-2", SHORT, ["pruned", "pruned"])
+    monkeypatch.chdir(tmp_path)
+    file = io.StringIO()
+    console = Console(file=file, width=80, force_terminal=True, color_system=None, markup=False)
+    monkeypatch.setattr("rich.console.Console", lambda **given: console)
+    results.main(["list"])
+    assert "2 pruned" in file.getvalue() and "90.00%" in file.getvalue()
+
+
 def test_a_list_of_no_runs_names_the_next_step(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"must be below .*, but got none\. Run `python -m tuning\.search` first"):
+    with pytest.raises(UserError, match=r"There is no run folder below .*/\. Run `python -m tuning\.search` first"):
         compare.list_runs(tmp_path)
 
 

@@ -110,7 +110,7 @@ def test_a_run_that_is_not_there_names_the_closest(tmp_path: Path) -> None:
 
 
 def test_without_any_run_the_next_step_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"must be below .*, but got none\. Run `python -m tuning\.search` first"):
+    with pytest.raises(UserError, match=r"There is no run folder below .*/\. Run `python -m tuning\.search` first"):
         results.load("latest", tmp_path)
 
 
@@ -321,14 +321,15 @@ def test_a_frame_that_is_missing_beside_a_study_with_results_is_no_run_without_t
     run = write_run(tmp_path / "results" / "one", 2)
     monkeypatch.chdir(tmp_path)
     before = run.trials
-    (run.path / "trials.csv").unlink()
-    with pytest.raises(
-        UserError, match=r"one/trials\.csv is missing, but .* have ended\. .*--resume one` writes it anew"
-    ):
-        results.load("one").trials  # noqa: B018
+    for name in ("trials", "epochs"):
+        (run.path / f"{name}.csv").unlink()
+        with pytest.raises(
+            UserError, match=rf"one/{name}\.csv is missing, but .* have ended\. .*--resume one` writes it"
+        ):
+            getattr(results.load("one"), name)
     results.mend(run, print)
     RunStudy(run.path, load_space("smoke"), optuna.samplers.RandomSampler(seed=0), epochs=4, seed=0).close(None)
-    assert len(run.trials) == len(before)
+    assert len(run.trials) == len(before) and len(run.epochs) == before["epochs"].sum()
 
 
 def test_the_latest_run_of_a_folder_that_is_a_storage_is_found(tmp_path: Path) -> None:

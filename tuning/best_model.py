@@ -258,7 +258,7 @@ def scores(metrics: Mapping[str, Any], architecture: str) -> str:
     lines = [
         f"configuration      {metrics['source']} ({metrics['config_hash']})",
         f"network            {architecture}, {metrics['n_parameters']:,} parameters",
-        f"training           {metrics['epochs']} epochs, best {metrics['best_epoch']}, "
+        f"training           {counted(metrics['epochs'], 'epoch')}, best {metrics['best_epoch']}, "
         f"on {metrics['train_images']:,} images ({metrics['train_on']}), "
         f"{metrics['seconds'] / 60:.1f} minutes (of {metrics['seconds_total'] / 60:.1f} in all)",
     ]

@@ -20,8 +20,8 @@ from tuning.results import Run
 
 IMAGES = ("dataset", "valid_hash")
 GROUPS = ("settings", "versions", "hardware")
+HOW = ("dataset", "space", "sampler", "scheduler")
 # With another of these, a slot minute buys another amount of training.
-LISTED = (*("name", "started", "dataset", "space", "sampler", "scheduler"), "trials", "best_accuracy", "minutes")
 PACE = ("settings/device", "settings/concurrency", "settings/cpus_per_trial", "settings/gpus_per_trial", "hardware/")
 
 
@@ -110,11 +110,11 @@ def list_runs(root: Path = results.RESULTS) -> pd.DataFrame:
             rows.append({"name": name, "trials": "cannot be read"})
             continue
         row = {"name": name, "started": meta.get("started"), "dataset": meta["dataset"]}
-        row |= {key: meta["settings"].get(key) for key in ("space", "sampler", "scheduler")}
+        row |= {key: meta["settings"].get(key) for key in HOW[1:]}
         row["trials"] = ", ".join(f"{n} {state}" for state, n in trials["state"].value_counts().items())
         best = trials.loc[trials["state"].isin(FINISHED), "valid_accuracy"].max()
         rows.append(row | {"best_accuracy": best, "minutes": results.minutes(run) if len(trials) else None})
-    frame = pd.DataFrame(rows, columns=[*LISTED])
+    frame = pd.DataFrame(rows, columns=["name", "started", *HOW, "trials", "best_accuracy", "minutes"])
     started = pd.to_datetime(frame["started"], utc=True, format="ISO8601", errors="coerce")
     return frame.assign(started=started).sort_values(["started", "name"], na_position="first", ignore_index=True)
 

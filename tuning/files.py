@@ -23,8 +23,6 @@ NETWORK_FILE_SYSTEMS = {
     *("9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4"),
     *("orangefs", "panfs", "prl_fs", "smb2", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs", "fuse.vmhgfs-fuse"),
 }
-
-
 RESULTS = Path("results")
 
 
@@ -34,9 +32,6 @@ def called(run: Path) -> str:
         if name and (RESULTS / name).exists() and (RESULTS / name).samefile(run):
             return name
     return shlex.quote(str(run))
-
-
-_PUT_BACK = "Put back a copy of it; if the run has a storage, it is there."
 
 
 def make_folder(path: Path, *, exist_ok: bool = False) -> None:
@@ -88,9 +83,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} must be a readable JSON file, but got: {error}. {_PUT_BACK}") from error
+        raise UserError(f"{path} must be a readable JSON file, but got: {error}.") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object, but got {type(value).__name__}. {_PUT_BACK}")
+        raise UserError(f"{path} must hold a JSON object, but got {type(value).__name__}.")
     return value
 
 

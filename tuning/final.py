@@ -106,7 +106,10 @@ def train_on_everything(chosen: Chosen, splits: "Splits", device: str, threads: 
         length=chosen.result.best_epoch,
         lrs=tuple(row["lr"] for row in chosen.result.epochs),
     )
-    print(f"Training once more for {job.length} epochs, on train and valid images: these judge no more", flush=True)
+    print(
+        f"Training once more for {job.length} epochs, on train and valid images: these judge no more",
+        flush=True,
+    )
     for row in jobs.train(job, everything, device, threads):
         said = row.get("note") or row.get("error")
         print(said or contest.epoch_line(row, job.length or 0), flush=True)

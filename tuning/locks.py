@@ -40,7 +40,7 @@ def hold(folder: Path, what: str, note: Callable[[str], None] = print) -> Iterat
     Args:
         folder: Must be there and writable.
         what: The command, e.g. "search"; locks of different commands do not exclude each other.
-        note: Is told, once a folder, that its file system has no locks.
+        note: Receives, once a folder, that its file system has no locks.
 
     Raises:
         InUseError: Another process does the same with it now.

@@ -36,7 +36,7 @@ _NAMED = re.compile(
 )
 _WORDS = r"passw(?:or)?d|passphrase|pwd|api[_-]?key|access[_-]?key(?:[_-]?id)?|(?:secret|private)[_-]?key"
 _SECRET = rf"[\w.-]{{0,60}}?(?:{_WORDS}|token|secret)"
-# An option with its value as the next argument; a sentence about the option goes on with one of these words.
+# An option with its value as the next argument; a sentence about the option continues with one of these words.
 _PROSE = r"(?:must|is|was|to|or|and|needs|has|for|with|may|can|cannot|which|in|of|as|option)(?!\S)"
 _OPTION = re.compile(
     rf"(?<![\w-])(?P<name>--?{_SECRET}[ \t]{{1,9}})(?!-|{_PROSE})(?P<value>{_QUOTED}|{_BARE}[^\s'\"]+)", re.I

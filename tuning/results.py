@@ -108,8 +108,15 @@ class Run:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """How the run was made: command line, data set, seed, versions, hardware, times."""
-        return files.read_json(self.path / "meta.json")
+        """How the run was made: command line, data set, seed, versions, hardware, times.
+
+        Raises:
+            UserError: `meta.json` is missing or damaged.
+        """
+        try:
+            return files.read_json(self.path / "meta.json")
+        except UserError as error:
+            raise UserError(f"{error} Put back a copy of it; where the run has a storage, one is there.") from error
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -153,20 +160,22 @@ class Run:
         Raises:
             UserError: The file is damaged, or missing though trials have ended.
         """
-        if not (self.path / "trials.csv").exists() and database.has_ended(self.path):
-            raise UserError(
-                f"{self.path / 'trials.csv'} is missing, but {self.path / database.FILE} has trials that have ended. "
-                f"`python -m tuning.search --resume {files.called(self.path)}` writes it anew."
-            )
-        trials = read_frame(self.path / "trials.csv", TRIAL_COLUMNS)
+        trials = self._frame("trials.csv", TRIAL_COLUMNS)
         return trials.assign(error=trials["error"].map(masked, na_action="ignore").astype("str"))
 
     @property
     def epochs(self) -> "pd.DataFrame":
         """A row an epoch of a trial; columns and dtypes as in `EPOCH_COLUMNS`."""
-        return read_frame(self.path / "epochs.csv", EPOCH_COLUMNS).drop_duplicates(
-            ["trial", "epoch"], ignore_index=True
-        )
+        return self._frame("epochs.csv", EPOCH_COLUMNS).drop_duplicates(["trial", "epoch"], ignore_index=True)
+
+    def _frame(self, name: str, dtypes: Mapping[str, str]) -> "pd.DataFrame":
+        """Returns a frame; raises UserError where it is damaged, or missing though the study has results."""
+        if is_missing(self.path / name):
+            raise UserError(
+                f"{self.path / name} is missing, but {self.path / database.FILE} has trials that have ended. "
+                f"`python -m tuning.search --resume {files.called(self.path)}` writes it anew."
+            )
+        return read_frame(self.path / name, dtypes)
 
     def clock(self, moments: "pd.Series[Any]") -> "pd.Series[float]":
         """Returns the seconds that the search had taken by each moment (UTC): from its first trial, less its pauses."""
@@ -250,8 +259,8 @@ def load(name: str | Path = "latest", root: Path = RESULTS, *, retrained: bool =
     names = run_names(root)
     if not names:
         raise UserError(
-            f"A run folder must be below {root.absolute()}/, but got none. Run `python -m tuning.search` first, or the "
-            "command in the folder in which the search ran."
+            f"There is no run folder below {root.absolute()}/. Run `python -m tuning.search` first, or this command in "
+            "the folder in which the search ran."
         )
     if str(name) == "latest":
         return Run(max((root / run for run in names), key=_last_begun))
@@ -293,6 +302,11 @@ def send(run: Run) -> None:
 def run_names(root: Path = RESULTS) -> list[str]:
     """Returns the names of the run folders below `root`, sorted."""
     return sorted(path.parent.name for path in root.glob("*/meta.json"))
+
+
+def is_missing(frame: Path) -> bool:
+    """Returns whether the file of a frame is not there, though the study beside it has trials that have ended."""
+    return not frame.exists() and database.has_ended(frame.parent)
 
 
 def read_frame(path: Path, dtypes: Mapping[str, str]) -> "pd.DataFrame":
@@ -342,9 +356,10 @@ def mend(run: Run, note: Callable[[str], None]) -> None:
         run: Nothing else may write to it.
         note: Receives what was damaged.
     """
-    if not (run.path / "trials.csv").exists():  # The study writes it anew.
-        files.write_rows(run.path / "trials.csv", TRIAL_COLUMNS, [])
     for path, columns in ((run.path / "trials.csv", TRIAL_COLUMNS), (run.path / "epochs.csv", EPOCH_COLUMNS)):
+        if is_missing(path):
+            files.write_rows(path, columns, [])
+            note(f"{path} was missing, and is written anew from the study.")
         try:
             read_frame(path, columns)
         except UserError as error:
@@ -546,9 +561,11 @@ def main(
     """Print the best trials of a run (the latest) and what to do next; or list the runs; or compare some of them."""
     match words or ["latest"]:
         case ["list"]:
-            from tuning.compare import list_runs
+            from tuning.compare import HOW, list_runs
 
-            print_frame(list_runs(), f"Runs below {RESULTS}/", least=("trials", "best_accuracy", "minutes"))
+            listed = list_runs()
+            equal = [name for name in HOW if listed[name].nunique(dropna=False) == 1]
+            print_frame(listed, f"Runs below {RESULTS}/", least=list(dict.fromkeys([*equal, *reversed(HOW)])))
         case ["compare", *names]:
             _print_comparison([load(name) for name in names], out)
         case [name]:
