@@ -166,7 +166,9 @@ class Run:
     @property
     def epochs(self) -> "pd.DataFrame":
         """A row an epoch of a trial; columns and dtypes as in `EPOCH_COLUMNS`."""
-        return self._frame("epochs.csv", EPOCH_COLUMNS).drop_duplicates(["trial", "epoch"], ignore_index=True)
+        return read_frame(self.path / "epochs.csv", EPOCH_COLUMNS).drop_duplicates(
+            ["trial", "epoch"], ignore_index=True
+        )
 
     def _frame(self, name: str, dtypes: Mapping[str, str]) -> "pd.DataFrame":
         """Returns a frame; raises UserError where it is damaged, or missing though the study has results."""
