@@ -123,6 +123,27 @@ def test_the_stored_frames_never_know_what_the_stored_study_does_not(
     database.close()
 
 
+def test_a_reader_of_the_storage_never_finds_a_study_without_its_frames(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored, written, original = tmp_path / "storage" / "one", list[tuple[str, bytes]](), Store.write
+
+    def sent(store: Store, name: str, data: bytes) -> None:
+        written.append((name, data))
+        original(store, name, data)
+        if (stored / "study.db").exists():
+            assert (stored / "epochs.csv").exists() and (stored / "trials.csv").exists()
+
+    monkeypatch.setattr(Store, "write", sent)
+    mirror.Mirror(run, str(stored), print)._send()
+    columns = (run / "epochs.csv").read_bytes().partition(b"\n")[0] + b"\n"
+    whole = (run / "epochs.csv").read_bytes()
+    assert [data for name, data in written if name == "epochs.csv"] == [columns, whole] and columns != whole
+    written.clear()
+    mirror.Mirror(run, str(stored), print)._send()
+    assert [data for name, data in written if name == "epochs.csv"] == [whole]
+
+
 def test_a_storage_that_is_away_is_said_once_and_gets_everything_when_it_is_back(run: Path, tmp_path: Path) -> None:
     notes, storage = list[str](), tmp_path / "storage"
     with mirror.Mirror(run, str(storage / "one"), notes.append, every=0.05) as sending:

@@ -321,8 +321,7 @@ def test_a_frame_that_is_missing_beside_a_study_with_results_is_no_run_without_t
     run = write_run(tmp_path / "results" / "one", 2)
     monkeypatch.chdir(tmp_path)
     before = run.trials
-    (run.path / "epochs.csv").unlink()
-    for name in ("trials",):
+    for name in ("trials", "epochs"):
         (run.path / f"{name}.csv").unlink()
         with pytest.raises(
             UserError, match=rf"one/{name}\.csv is missing, but .* have ended\. .*--resume one` writes it"

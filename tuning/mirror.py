@@ -26,6 +26,7 @@ from tuning.errors import UserError, counted, unknown_name
 from tuning.storage import META, Store, joined, masked, split
 
 STUDY = FILE
+FRAMES = ("epochs.csv", "trials.csv")
 PROGRESS = "progress.json"  # As `tuning.checkpoints` writes it: how many epochs are behind a checkpoint.
 Signature = tuple[int, ...]
 PAUSE = 30.0  # Seconds: for which the end of a search waits for its storage; half of it lies between two tries at most.
@@ -62,6 +63,7 @@ class Mirror:
         self._folder, self._store, self._note = folder, Store(uri, patience=0.0), note
         self._part, self._skip, self._every = part, skip, every
         self._sent: dict[str, Signature] | None = None
+        self._without: set[str] = set()  # Frames that the storage has not.
         self._lease, self._lost = lease, lease.lost if lease is not None else threading.Event()
         self._end, self._deadline = threading.Event(), float("inf")
         self._thread = threading.Thread(target=self._run, daemon=True, name="mirror")
@@ -115,7 +117,8 @@ class Mirror:
         """Sends what has changed."""
         found = self._files()
         if self._sent is None:
-            self._sent = self._stored_already(found)
+            sizes = self._store.sizes(self._part)
+            self._sent, self._without = self._stored_already(found, sizes), set(FRAMES) - set(sizes)
         changed = {name: signature for name, signature in found.items() if self._sent.get(name) != signature}
         if changed and self._lease is not None and not self._lease.holds(self._store):
             return  # This process was cut off for long; what is there has gone on.
@@ -124,6 +127,9 @@ class Mirror:
         if STUDY in found and (record or STUDY in changed):
             changed[STUDY] = self._files()[STUDY]
             record[STUDY] = snapshot(self._folder / STUDY)
+            for name in sorted(self._without & set(record)):  # Who reads a study with results never misses its frames.
+                self._store.write(name, (record[name] or b"").partition(b"\n")[0] + b"\n")
+                self._without.discard(name)
         for name in sorted(changed, key=lambda name: ("/" in name, name != META, name != STUDY, name)):
             data = record[name] if name in record else self._read(name)
             if data is not None and not self._lost.is_set():
@@ -137,9 +143,9 @@ class Mirror:
         except FileNotFoundError:
             return None
 
-    def _stored_already(self, found: Mapping[str, "Signature"]) -> dict[str, "Signature"]:
+    def _stored_already(self, found: Mapping[str, "Signature"], sizes: Mapping[str, int]) -> dict[str, "Signature"]:
         """Returns the files of subfolders that need not be sent; no clock has a say in that."""
-        sizes, sent = self._store.sizes(self._part), {}
+        sent = {}
         for folder in sorted({name.rpartition("/")[0] for name in found} - {""}):
             own = _epochs(self._read(f"{folder}/{PROGRESS}"))
             stored = _epochs(self._store.read(f"{folder}/{PROGRESS}") if f"{folder}/{PROGRESS}" in sizes else None)

@@ -93,6 +93,7 @@ def _config_dtype(annotation: Any) -> str:
 TRIAL_COLUMNS = _OUTCOME_COLUMNS | {
     f"config/{name}": _config_dtype(field.annotation) for name, field in TrainConfig.model_fields.items()
 }
+FRAMES = {"trials.csv": TRIAL_COLUMNS, "epochs.csv": EPOCH_COLUMNS}
 
 
 @dataclass(frozen=True)
@@ -166,9 +167,7 @@ class Run:
     @property
     def epochs(self) -> "pd.DataFrame":
         """A row an epoch of a trial; columns and dtypes as in `EPOCH_COLUMNS`."""
-        return read_frame(self.path / "epochs.csv", EPOCH_COLUMNS).drop_duplicates(
-            ["trial", "epoch"], ignore_index=True
-        )
+        return self._frame("epochs.csv", EPOCH_COLUMNS).drop_duplicates(["trial", "epoch"], ignore_index=True)
 
     def _frame(self, name: str, dtypes: Mapping[str, str]) -> "pd.DataFrame":
         """Returns a frame; raises UserError where it is damaged, or missing though the study has results."""
@@ -358,7 +357,7 @@ def mend(run: Run, note: Callable[[str], None]) -> None:
         run: Nothing else may write to it.
         note: Receives what was damaged.
     """
-    for path, columns in ((run.path / "trials.csv", TRIAL_COLUMNS), (run.path / "epochs.csv", EPOCH_COLUMNS)):
+    for path, columns in ((run.path / name, columns) for name, columns in FRAMES.items()):
         if is_missing(path):
             files.write_rows(path, columns, [])
             note(f"{path} was missing, and is written anew from the study.")

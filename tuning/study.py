@@ -189,7 +189,14 @@ class RunStudy:
         self._end(number, state, stopped_by=ended["stopped_by"], error=ended["error"], at=ended["ended"])
 
     def _rewrite_frames(self, epoch_rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes `epochs.csv` anew where it lacks an epoch, has one twice, or has a line that is no row."""
+        """Writes `epochs.csv` anew where it lacks an epoch, has one twice, or has a line that is no row.
+
+        Both frames are there from then on, if only with their first lines: whoever reads them tells a search that has
+        just begun from one whose frames were lost.
+        """
+        for name, columns in results.FRAMES.items():
+            if not (self._path / name).exists():
+                files.write_rows(self._path / name, columns, [])
         order = {(row["trial"], row["epoch"]): i for i, row in reversed(list(enumerate(epoch_rows)))}
         rows = [row for number in sorted(self._rows) for row in self._rows[number]]
         if not rows or (len(rows) == len(epoch_rows) == len(order) and _is_whole(self._path / "epochs.csv", len(rows))):
