@@ -13,9 +13,11 @@ import alembic.util
 import numpy as np
 import pytest
 
-from tuning import files, results, threads
-from tuning.config import TrainConfig
-from tuning.data import Labelled, Splits, make_splits
+from tuning.base import files, threads
+from tuning.base.config import TrainConfig
+from tuning.images.datasets import Labelled
+from tuning.images.splitting import Splits, make_splits
+from tuning.runs import run_folder
 
 ROOT = Path(__file__).parent.parent
 CLASS_NAMES = ("rows", "columns", "checks", "spot")
@@ -52,15 +54,15 @@ def patterned_images(n: int, *, channels: int = 1, side: int = 12, seed: int = 0
     return Labelled(images=images.clip(0, 255).astype(np.uint8), labels=labels.astype(np.int64))
 
 
-def write_run(path: Path, n_trials: int, *, seed: int = 0) -> results.Run:
+def write_run(path: Path, n_trials: int, *, seed: int = 0) -> run_folder.Run:
     """Returns a run of the smoke space that nobody trained: a trial is good where its learning rate is near 0.03.
 
     Every third trial was stopped after two of four epochs, though what it had so far was as good as that of the others.
     """
     import optuna
 
-    from tuning.spaces import load_space
-    from tuning.study import RunStudy
+    from tuning.sampling.spaces import load_space
+    from tuning.sampling.study import RunStudy
 
     path.mkdir(parents=True)
     settings = {"seed": 0, "concurrency": 1, "epochs": 4, "space": "smoke", "dataset": "fashion-mnist"}
@@ -78,7 +80,7 @@ def write_run(path: Path, n_trials: int, *, seed: int = 0) -> results.Run:
             row |= {"epoch_seconds": 20.0, "images_per_second": 2000.0, "seconds_per_image": 1e-4}
             study.report(number, row | {"epoch": epoch})
         study.finish(number, "scheduler")
-    return results.Run(path)
+    return run_folder.Run(path)
 
 
 def copy_project(folder: Path) -> Path:
@@ -142,5 +144,5 @@ def a_disk_that_is_quick_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Nor is the disk waited for: that is for power cuts alone. Commands that are started beside the tests do wait.
     """
-    monkeypatch.setattr("tuning.study._SECONDS_OF_WRITES", math.inf)
+    monkeypatch.setattr("tuning.sampling.study._SECONDS_OF_WRITES", math.inf)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)

@@ -1,4 +1,4 @@
-"""`tuning.acceleration`: a quicker step gives the same, or is not used; the GPU's own calls are stood in for here."""
+"""`tuning.training.acceleration`: a quicker step gives the same, or is not used; the GPU's own calls are stand-ins."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tuning import acceleration
-from tuning.acceleration import Logits, accelerate, faster_precision
-from tuning.config import TrainConfig
-from tuning.models import build_model
+from tuning.base.config import TrainConfig
+from tuning.models.architectures import build_model
+from tuning.training import acceleration
+from tuning.training.acceleration import Logits, accelerate, faster_precision
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
 

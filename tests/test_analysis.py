@@ -1,4 +1,4 @@
-"""`tuning.analysis` against values known from elsewhere, and against the mistakes that would still give a number."""
+"""`tuning.runs.analysis` against values known from elsewhere, and against mistakes that would still give a number."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tuning import analysis
+from tuning.runs import analysis
 
 
 def _trials(states: list[str], accuracies: list[float], ended_minutes: list[float | None]) -> pd.DataFrame:

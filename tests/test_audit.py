@@ -5,8 +5,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tuning import audit, files, results
-from tuning.config import TrainConfig
+from tuning.base import files
+from tuning.base.config import TrainConfig
+from tuning.runs import run_folder, schema
+from tuning.trials import audit
 
 # Trial -> its curve; 0 to 3 are complete, 4 and 5 were stopped after two epochs. After epoch 1 the order is reversed.
 CURVES = {
@@ -20,7 +22,7 @@ CURVES = {
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> results.Run:
+def run(tmp_path: Path) -> run_folder.Run:
     rows = [
         {"trial": trial, "epoch": epoch, "valid_accuracy": accuracy}
         for trial, curve in CURVES.items()
@@ -31,13 +33,13 @@ def run(tmp_path: Path) -> results.Run:
         | {"epochs": len(curve), "stopped_by": "length" if len(curve) == 3 else "scheduler", "seed": trial}
         for trial, curve in CURVES.items()
     ]
-    files.write_rows(tmp_path / "epochs.csv", results.EPOCH_COLUMNS, rows)
-    files.write_rows(tmp_path / "trials.csv", results.TRIAL_COLUMNS, trials)
-    return results.Run(tmp_path)
+    files.write_rows(tmp_path / "epochs.csv", schema.EPOCH_COLUMNS, rows)
+    files.write_rows(tmp_path / "trials.csv", schema.TRIAL_COLUMNS, trials)
+    return run_folder.Run(tmp_path)
 
 
 @pytest.mark.parametrize(("end", "loss"), [(0.9, 0.1), (0.7, 0.0)])
-def test_the_loss_is_what_the_best_audited_trial_has_more(run: results.Run, end: float, loss: float) -> None:
+def test_the_loss_is_what_the_best_audited_trial_has_more(run: run_folder.Run, end: float, loss: float) -> None:
     audited = pd.DataFrame({"trial": 4, "epoch": [1, 2, 3], "valid_accuracy": [0.1, 0.2, end]})
     found = audit.summarise(run, audited)
     assert found["loss"] == pytest.approx(loss)
@@ -50,7 +52,7 @@ def test_the_loss_is_what_the_best_audited_trial_has_more(run: results.Run, end:
     assert f"{rung['rank_correlation']:+.2f} after epoch 2 (5 trials)" in audit.text(found)
 
 
-def test_the_trials_to_audit_are_drawn_from_the_stopped_ones(run: results.Run) -> None:
+def test_the_trials_to_audit_are_drawn_from_the_stopped_ones(run: run_folder.Run) -> None:
     trials = pd.read_csv(run.path / "trials.csv")
     trials.loc[trials["trial"] == 5, "stopped_by"] = "time budget"
     for name, value in TrainConfig().model_dump().items():
@@ -60,7 +62,7 @@ def test_the_trials_to_audit_are_drawn_from_the_stopped_ones(run: results.Run) -
     assert (number, job.seed, job.config) == (4, 4, TrainConfig())
 
 
-def test_a_search_that_stopped_nothing_has_nothing_to_audit(run: results.Run) -> None:
+def test_a_search_that_stopped_nothing_has_nothing_to_audit(run: run_folder.Run) -> None:
     trials = pd.read_csv(run.path / "trials.csv")
     trials[trials["state"] == "complete"].to_csv(run.path / "trials.csv", index=False)
     told: list[str] = []
@@ -70,7 +72,7 @@ def test_a_search_that_stopped_nothing_has_nothing_to_audit(run: results.Run) ->
     assert not (run.path / audit.FILE).exists()
 
 
-def test_an_audited_trial_has_its_batches_cut_as_in_the_search(run: results.Run) -> None:
+def test_an_audited_trial_has_its_batches_cut_as_in_the_search(run: run_folder.Run) -> None:
     trials = pd.read_csv(run.path / "trials.csv")
     trials["accumulation"] = 4
     for name, value in TrainConfig().model_dump().items():

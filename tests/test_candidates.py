@@ -9,11 +9,13 @@ from typing import Any
 import optuna
 import pytest
 
-from tuning import candidates, files, results
-from tuning.config import TrainConfig, read_config
-from tuning.errors import UserError
-from tuning.spaces import load_space
-from tuning.study import RunStudy, drawn_at_random
+from tuning.base import files
+from tuning.base.config import TrainConfig, read_config
+from tuning.base.errors import UserError
+from tuning.retraining import candidates
+from tuning.runs import run_folder, schema
+from tuning.sampling.spaces import load_space
+from tuning.sampling.study import RunStudy, drawn_at_random
 
 SPACE = replace(load_space("smoke"), first=[{"learning_rate": 0.1, "momentum": 0.9}])
 SETTINGS = {"dataset": "patterns", "seed": 7, "train_images": None, "sampler": "tpe"}
@@ -60,7 +62,7 @@ def test_complete_trials_come_first_then_the_default_and_the_best_random_point(r
 
 
 def test_the_best_of_a_size_are_taken(run: Path) -> None:
-    trials = results.Run(run).trials
+    trials = run_folder.Run(run).trials
     trials["n_parameters"] = [5000 if number == 3 else 9000 for number in trials["trial"]]
     trials.to_csv(run / "trials.csv", index=False)
     assert [entry.trial for entry in plan(run, max_parameters=5000).entries if entry.role == "candidate"] == [3]
@@ -92,16 +94,16 @@ def test_without_comparisons_there_are_candidates_only(run: Path) -> None:
 
 
 def test_equal_configurations_count_once(run: Path) -> None:
-    frame = results.Run(run).trials
+    frame = run_folder.Run(run).trials
     config = [name for name in frame if name.startswith("config/")]
     frame.loc[0, config] = frame.loc[9, config]
-    rows = [results.plain({str(k): v for k, v in row.items()}) for row in frame.to_dict("records")]
-    files.write_rows(run / "trials.csv", results.TRIAL_COLUMNS, rows)
+    rows = [schema.plain({str(k): v for k, v in row.items()}) for row in frame.to_dict("records")]
+    files.write_rows(run / "trials.csv", schema.TRIAL_COLUMNS, rows)
     assert [e.trial for e in plan(run, top_k=2, compare=False).entries] == [9, 3]
 
 
 def test_no_seed_of_the_search_is_used_again(run: Path) -> None:
-    used = set(results.Run(run).trials["seed"])
+    used = set(run_folder.Run(run).trials["seed"])
     found = plan(run, n_seeds=50)
     assert len(set(found.seeds)) == 50 and not set(found.seeds) & used
     assert found.seeds[:3] == plan(run).seeds
@@ -130,7 +132,7 @@ def test_what_was_drawn_at_random(tmp_path: Path, sampler: str, expected: set[in
 
 
 def test_a_configuration_keeps_the_parts_that_its_batches_were_cut_into(run: Path) -> None:
-    trials = results.Run(run).trials
+    trials = run_folder.Run(run).trials
     trials["accumulation"] = [4 if number == 9 else 1 for number in trials["trial"]]
     trials.to_csv(run / "trials.csv", index=False)
     entries = plan(run, top_k=2).entries
@@ -138,7 +140,7 @@ def test_a_configuration_keeps_the_parts_that_its_batches_were_cut_into(run: Pat
 
 
 def test_twice_the_length_is_at_most_what_a_configuration_may_have_and_that_is_said(run: Path) -> None:
-    trials = results.Run(run).trials
+    trials = run_folder.Run(run).trials
     trials["config/epochs"] = 600
     trials.to_csv(run / "trials.csv", index=False)
     found = plan(run)

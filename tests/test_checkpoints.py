@@ -1,4 +1,4 @@
-"""`tuning.checkpoints`: what is saved comes back the same, and a damaged file or a full disk costs an epoch at most."""
+"""`training.checkpoints`: what is saved comes back the same; a damaged file or a full disk costs an epoch at most."""
 
 import dataclasses
 import errno
@@ -13,11 +13,11 @@ import pytest
 import torch
 from conftest import CLASS_NAMES, patterned_images
 
-from tuning import checkpoints
-from tuning.config import TrainConfig
-from tuning.data import Splits, make_splits
-from tuning.errors import UserError
-from tuning.training import EpochResult, Training
+from tuning.base.config import TrainConfig
+from tuning.base.errors import UserError
+from tuning.images.splitting import Splits, make_splits
+from tuning.training import checkpoints
+from tuning.training.fit import EpochResult, Training
 
 
 @pytest.fixture(scope="session")

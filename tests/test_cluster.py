@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
-from tuning import cluster, results
-from tuning.errors import UserError
+from tuning.base.errors import UserError
+from tuning.remote import cluster
+from tuning.runs import run_folder
+from tuning.trials import local_ray
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
@@ -161,7 +163,7 @@ def test_a_search_uses_all_nodes_outlives_one_and_takes_in_another(machines: Mac
     search = _search(machines, tmp_path, *size, "--run", "one", "--address", "auto", "--storage", str(shared))
 
     def rows(node: str) -> Any:
-        trials = results.Run(path).trials
+        trials = run_folder.Run(path).trials
         return trials[(trials["node"] == node) & (trials["state"] == "running") & (trials["epochs"] >= 2)]
 
     _wait_for(lambda: len(rows("a")), "a trial in mid-training on a")
@@ -173,12 +175,12 @@ def test_a_search_uses_all_nodes_outlives_one_and_takes_in_another(machines: Mac
     machines.add("c", *node, hidden=hidden)
     assert search.wait(timeout=200) == 0, said.read_text()
 
-    trials = results.Run(path).trials
+    trials = run_folder.Run(path).trials
     assert list(trials["state"]) == ["complete"] * 4, said.read_text()
     row = trials.iloc[lost["trial"]]
     assert row["attempt"] == 2 and row["error"].startswith("its node b was lost: ") and row["node"] in ("a", "c")
     assert (trials["node"] == "a").any() and (trials["node"] == "c").any()
-    assert not results.Run(path).epochs.duplicated(["trial", "epoch"]).any()
+    assert not run_folder.Run(path).epochs.duplicated(["trial", "epoch"]).any()
     log = (shared / "one" / "trials" / f"{lost['trial']:04d}" / "trial.log").read_text()
     assert log.count("EpochResult(epoch=1,") == 1, log
     assert int(log.partition("Going on after epoch ")[2].split(",")[0]) >= 2
@@ -201,7 +203,7 @@ def test_a_search_whose_head_is_lost_goes_on_from_the_storage_on_another_cluster
         stored = shared / "one" / "trials.csv"
 
         def in_mid_training() -> bool:
-            return stored.exists() and (results.Run(shared / "one").trials["epochs"] >= 2).any()
+            return stored.exists() and (run_folder.Run(shared / "one").trials["epochs"] >= 2).any()
 
         _wait_for(in_mid_training, "a stored trial in mid-training")
         search.kill()
@@ -212,7 +214,7 @@ def test_a_search_whose_head_is_lost_goes_on_from_the_storage_on_another_cluster
         machines.add("head", *head)
         search = _search(machines, after, "--resume", f"file://{shared}/one", "--address", "auto")
         assert search.wait(timeout=200) == 0, (after / "said").read_text()
-    run = results.Run(after / "results" / "one")
+    run = run_folder.Run(after / "results" / "one")
     assert list(run.trials["state"]) == ["complete"] * 2 and not run.epochs.duplicated(["trial", "epoch"]).any()
     log = (shared / "one" / "trials" / "0000" / "trial.log").read_text()
     assert log.count("EpochResult(epoch=1,") == 1 and "Going on after epoch " in log, log
@@ -265,7 +267,7 @@ def test_what_no_node_can_hold_is_refused(
 
 def test_a_trial_takes_a_gpu_where_one_is_free_and_gives_it_back() -> None:
     running = {1, 2, 3}
-    slots = cluster.Slots({"device": "any", "concurrency": 3}, running.__contains__, pytest.fail)
+    slots = local_ray.Slots({"device": "any", "concurrency": 3}, running.__contains__, pytest.fail)
     slots._capacity = {"cuda": 1, "cpu": 2}
     taken = []
     for number in running:
@@ -275,8 +277,8 @@ def test_a_trial_takes_a_gpu_where_one_is_free_and_gives_it_back() -> None:
     running.remove(1)
     assert slots.free() == "cuda"
     asked = {"cpus_per_trial": 2.0, "gpus_per_trial": 0.5}
-    assert cluster.resources(asked, "cuda") == {"CPU": 2.0, "GPU": 0.5}
-    assert cluster.resources(asked, "cpu") == {"CPU": 2.0}
+    assert local_ray.resources(asked, "cuda") == {"CPU": 2.0, "GPU": 0.5}
+    assert local_ray.resources(asked, "cpu") == {"CPU": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -349,10 +351,10 @@ def test_on_one_machine_nothing_listens_to_the_world() -> None:
 
 def test_a_dashboard_that_cannot_be_served_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="--dashboard must be left out with --address"):
-        cluster.check_dashboard("auto")
+        local_ray.check_dashboard("auto")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--dashboard must have the package ray\[default\], but it is missing"):
-        cluster.check_dashboard(None)
+        local_ray.check_dashboard(None)
 
 
 # A worker raises what a user can mend, where `ray.get` says it with Ray's traceback; then it prints what is left.
@@ -397,20 +399,20 @@ def test_a_ray_of_our_own_holds_all_slots_says_errors_as_they_are_and_leaves_not
 
 def test_where_no_temporary_folder_can_be_had_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("tuning.temporary.bases", lambda: [tmp_path / "file"])
+    monkeypatch.setattr("tuning.base.temporary.bases", lambda: [tmp_path / "file"])
     slots = {"device": "cpu", "concurrency": 1, "cpus_per_trial": 1.0}
     wanted = pytest.raises(UserError, match="Ray needs a temporary folder, and none can be used")
-    with wanted, cluster.started(slots, logging.NullHandler()):
+    with wanted, local_ray.started(slots, logging.NullHandler()):
         pass
 
 
 def test_the_log_of_ray_has_no_password_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     logger = logging.getLogger("ray.tune")
     monkeypatch.setattr("os.environ", dict(os.environ))
-    monkeypatch.setattr(cluster, "_own", lambda slots: contextlib.nullcontext())
+    monkeypatch.setattr(local_ray, "_own", lambda slots: contextlib.nullcontext())
     for each in (logger, logging.getLogger("ray")):
         monkeypatch.setattr(each, "handlers", [])
         monkeypatch.setattr(each, "propagate", True)
-    with cluster.started({"device": "cpu"}, logging.FileHandler(tmp_path / "driver.log")):
+    with local_ray.started({"device": "cpu"}, logging.FileHandler(tmp_path / "driver.log")):
         logger.error("No answer from http://bob:hunter2@host")
     assert (tmp_path / "driver.log").read_text() == "No answer from http://***@host\n"

@@ -1,4 +1,4 @@
-"""`tuning.compare`: runs with known numbers, what differs between them, and how good they are at equal cost."""
+"""`tuning.runs.compare`: runs with known numbers, what differs between them, and how good they are at equal cost."""
 
 import io
 import subprocess
@@ -14,10 +14,14 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from tuning import compare, files, plots, record, results
-from tuning.config import TrainConfig
-from tuning.errors import UserError
-from tuning.results import Run
+from tuning import results
+from tuning.base import files
+from tuning.base.config import TrainConfig
+from tuning.base.errors import UserError
+from tuning.figures import run_figures
+from tuning.runs import compare, run_folder, schema
+from tuning.runs.run_folder import Run
+from tuning.trials import record
 
 START = pd.Timestamp("2026-11-23T10:00:00+00:00")
 META = {
@@ -54,8 +58,8 @@ def make_run(
     for t, s, a in epochs:
         ended[t] += 1
         values = {"trial": t, "epoch": ended[t], "epoch_seconds": s, "valid_accuracy": a}
-        rows.append(dict.fromkeys(results.EPOCH_COLUMNS, 1) | values)
-    files.write_rows(path / "epochs.csv", results.EPOCH_COLUMNS, rows)
+        rows.append(dict.fromkeys(schema.EPOCH_COLUMNS, 1) | values)
+    files.write_rows(path / "epochs.csv", schema.EPOCH_COLUMNS, rows)
     config = {f"config/{name}": value for name, value in TrainConfig().model_dump().items()}
     trials = []
     for number in sorted({trial for trial, _, _ in epochs}):
@@ -64,7 +68,7 @@ def make_run(
         row = {"trial": number, "state": states[number], "started": META["started"], "ended": end, "epochs": len(own)}
         row |= {"seconds": sum(seconds for seconds, _ in own), "valid_accuracy": max(best for _, best in own)}
         trials.append({**config, **row})
-    files.write_rows(path / "trials.csv", results.TRIAL_COLUMNS, trials)
+    files.write_rows(path / "trials.csv", schema.TRIAL_COLUMNS, trials)
     return Run(path)
 
 
@@ -175,7 +179,7 @@ def test_where_all_trials_failed_there_is_no_accuracy(tmp_path: Path) -> None:
     failed = make_run(tmp_path / "failed", SHORT, ["failed", "failed"])
     runs = [failed, pair_of(failed)]
     assert compare.at_equal_cost(runs)["best_accuracy"].isna().tolist() == [True, False, True, False]
-    (ax,) = plots.best_so_far_of(compare.curves(runs)).axes
+    (ax,) = run_figures.best_so_far_of(compare.curves(runs)).axes
     assert [line.get_label() for line in ax.lines] == ["other: 10.00 %", "equal cost: 0.0167 slot minutes"]
 
 
@@ -189,7 +193,7 @@ def test_curves_rise_with_the_epochs_in_the_order_in_which_they_ended(tmp_path: 
 
 
 def test_the_picture_has_a_line_a_run_and_one_at_the_equal_cost(pair: list[Run]) -> None:
-    (ax,) = plots.best_so_far_of(compare.curves(pair)).axes
+    (ax,) = run_figures.best_so_far_of(compare.curves(pair)).axes
     long, short, common = ax.lines
     assert [line.get_label() for line in ax.lines] == [
         "long: 90.00 %",
@@ -206,7 +210,7 @@ def test_the_picture_has_a_line_a_run_and_one_at_the_equal_cost(pair: list[Run])
 
 
 def test_a_picture_of_nothing_says_so() -> None:
-    figure = plots.best_so_far_of(pd.DataFrame({"run": [], "slot_minutes": [], "best": []}))
+    figure = run_figures.best_so_far_of(pd.DataFrame({"run": [], "slot_minutes": [], "best": []}))
     assert figure.axes[0].texts[0].get_text() == "No epoch has finished yet."
 
 
@@ -271,8 +275,8 @@ def test_the_list_has_a_row_a_run_in_the_order_of_their_starts(tmp_path: Path) -
 
 def test_the_minutes_of_a_run_that_was_killed_end_with_its_last_epoch(tmp_path: Path) -> None:
     run = make_run(tmp_path / "killed", [(0, 60, 0.5), (1, 2400, 0.6)], ["complete", "running"])
-    assert results.minutes(run) == 40.0
-    assert "2 trials (1 complete, 1 running), 40.0 minutes" in results.summary_line(run)
+    assert run_folder.minutes(run) == 40.0
+    assert "2 trials (1 complete, 1 running), 40.0 minutes" in run_folder.summary_line(run)
 
 
 def test_the_time_between_an_end_and_a_resume_is_no_time_of_the_run(tmp_path: Path) -> None:
@@ -280,13 +284,13 @@ def test_the_time_between_an_end_and_a_resume_is_no_time_of_the_run(tmp_path: Pa
     pauses = [moments[0:2], moments[2:4], moments[4:6]]
     run = make_run(tmp_path / "resumed", [(0, 60, 0.5), (1, 60, 0.6)], pauses=pauses)
     assert run.clock(run.trials["ended"]).tolist() == [9 * 60, 12 * 60]  # of ends after 10 and 20 minutes
-    assert results.minutes(run) == 12.0
+    assert run_folder.minutes(run) == 12.0
 
 
 def test_the_picture_shows_where_each_run_ended_however_poor(tmp_path: Path) -> None:
     good = make_run(tmp_path / "good", [(0, 60, 0.9), (0, 60, 0.91), (0, 60, 0.92)])
     poor = make_run(tmp_path / "poor", [(0, 60, 0.3)])
-    (ax,) = plots.best_so_far_of(compare.curves([good, poor])).axes
+    (ax,) = run_figures.best_so_far_of(compare.curves([good, poor])).axes
     assert ax.get_ylim()[0] < 0.3
 
 

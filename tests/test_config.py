@@ -1,4 +1,4 @@
-"""`tuning.config`: what is accepted, and every message that a wrong configuration gives."""
+"""`tuning.base.config`: what is accepted, and every message that a wrong configuration gives."""
 
 import json
 import re
@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tuning.config import TrainConfig, parse_config, read_config
-from tuning.errors import UserError
+from tuning.base.config import TrainConfig, parse_config, read_config
+from tuning.base.errors import UserError
 
 OUT_OF_RANGE = [
     ("width", 3, "greater than or equal to 4"),

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from tuning import contest, files, jobs, training
-from tuning.candidates import Entry, Plan
-from tuning.config import TrainConfig
-from tuning.data import Splits
-from tuning.errors import UserError
-from tuning.jobs import Job, Result
+from tuning.base import files
+from tuning.base.config import TrainConfig
+from tuning.base.errors import UserError
+from tuning.images.splitting import Splits
+from tuning.retraining import contest
+from tuning.retraining.candidates import Entry, Plan
+from tuning.training import fit, jobs
+from tuning.training.jobs import Job, Result
 
 SLOTS = {"device": "cpu", "concurrency": 1, "cpus_per_trial": 1.0, "gpus_per_trial": 0.0}
 SEEDS = (11, 12, 13)
@@ -148,7 +150,7 @@ def test_side_by_side_the_numbers_are_those_of_one_by_one_and_a_failure_is_alone
     tmp_path: Path, splits: Splits, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Through a real Ray."""
-    training.prepare(1)
+    fit.prepare(1)
     broken = Entry("candidate", TrainConfig(width=4, learning_rate=10.0, optimizer="sgd", precision="fp32", epochs=2))
     entries = (entry(1), entry(2), broken)
     beside = contest.hold(make_plan(tmp_path / "a", *entries), splits, SLOTS | {"concurrency": 2})
@@ -161,7 +163,7 @@ def test_side_by_side_the_numbers_are_those_of_one_by_one_and_a_failure_is_alone
 
 @pytest.mark.slow
 def test_a_worker_that_dies_fails_its_job_and_no_other(tmp_path: Path, splits: Splits) -> None:
-    from tuning.trainable import train_all
+    from tuning.trials.worker import train_all
 
     here = os.getpid()
 
@@ -181,7 +183,7 @@ def test_a_worker_that_dies_fails_its_job_and_no_other(tmp_path: Path, splits: S
 
 @pytest.mark.slow
 def test_a_job_that_runs_out_of_memory_beside_others_is_run_again_alone(tmp_path: Path, splits: Splits) -> None:
-    from tuning.trainable import train_all
+    from tuning.trials.worker import train_all
 
     here = os.getpid()
 
@@ -201,7 +203,7 @@ def test_a_job_that_runs_out_of_memory_beside_others_is_run_again_alone(tmp_path
 
 
 def test_a_worker_that_was_killed_for_memory_gets_smaller_parts_as_far_as_there_are_any() -> None:
-    from tuning.trainable import _again
+    from tuning.trials.worker import _again
 
     job = Job(TrainConfig(batch_size=8), 1, Path("x"))
     killed = {"error": "x", "out_of_memory": True, "killed": True}

@@ -9,7 +9,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from tuning.curves import (
+from tuning.sampling.curve_sampler import (
     INACTIVE,
     Activity,
     Column,
@@ -20,8 +20,8 @@ from tuning.curves import (
     says_nothing,
     scores,
 )
-from tuning.schedulers import SAMPLERS
-from tuning.spaces import load_space
+from tuning.sampling.samplers import SAMPLERS
+from tuning.sampling.spaces import load_space
 
 DISTRIBUTIONS = [
     FloatDistribution(-1.0, 3.0),

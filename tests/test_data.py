@@ -1,4 +1,4 @@
-"""`tuning.data`: honest splits, and augmentation that does what it says and nothing else."""
+"""`tuning.images.splitting`: honest splits, and augmentation that does what it says and nothing else."""
 
 import re
 from collections.abc import Callable
@@ -11,10 +11,12 @@ import pytest
 import torch
 from conftest import CLASS_NAMES, patterned_images
 
-from tuning import data
-from tuning.config import TrainConfig
-from tuning.data import Labelled, Splits, augment, image_digests, make_splits, normalise, to_tensors, train_batches
-from tuning.errors import UserError
+from tuning.base.config import TrainConfig
+from tuning.base.errors import UserError
+from tuning.images import datasets, splitting
+from tuning.images.batches import augment, normalise, to_tensors, train_batches
+from tuning.images.datasets import Labelled, image_digests
+from tuning.images.splitting import Splits, make_splits
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
@@ -40,7 +42,7 @@ def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     def read_files(files: object, names: tuple[str, ...], data_dir: Path | None = None) -> dict[str, bytes]:
         return {name: contents[name] for name in names}
 
-    monkeypatch.setattr(data, "read_files", read_files)
+    monkeypatch.setattr(splitting, "read_files", read_files)
     return contents
 
 
@@ -57,7 +59,7 @@ def digests(part: Labelled) -> set[bytes]:
 
 
 def test_files_become_images_with_a_channel_and_int64_labels(files: dict[str, bytes]) -> None:
-    loaded = data.load_train("fashion-mnist")
+    loaded = datasets.load_train("fashion-mnist")
     assert (loaded.images.shape, loaded.images.dtype) == ((6000, 1, 2, 3), np.uint8)
     assert (loaded.labels.shape, loaded.labels.dtype) == ((6000,), np.int64)
     assert loaded.images.tobytes() == files[TRAIN_IMAGES][16:]
@@ -66,7 +68,7 @@ def test_files_become_images_with_a_channel_and_int64_labels(files: dict[str, by
 
 def test_files_of_colour_images_keep_their_channels(files: dict[str, bytes]) -> None:
     files[TRAIN_IMAGES] = idx(np.arange(6000 * 3 * 4).reshape(6000, 3, 2, 2) % 256)
-    splits = data.load_splits("fashion-mnist")
+    splits = splitting.load_splits("fashion-mnist")
     assert splits.train.images.shape == (5400, 3, 2, 2)
     assert splits.channels == len(splits.mean) == len(splits.std) == 3
 
@@ -74,22 +76,22 @@ def test_files_of_colour_images_keep_their_channels(files: dict[str, bytes]) -> 
 def test_load_splits_keeps_5000_valid_images_and_its_options(files: dict[str, bytes]) -> None:
     files[TRAIN_IMAGES] = idx(np.random.default_rng(0).integers(0, 256, (60_000, 2, 3)))
     files[TRAIN_LABELS] = idx(np.arange(60_000) % 10)
-    splits = data.load_splits("fashion-mnist", seed=3, train_images=50)
+    splits = splitting.load_splits("fashion-mnist", seed=3, train_images=50)
     assert (len(splits.train), len(splits.valid)) == (50, 5000)
     assert np.bincount(splits.valid.labels).tolist() == [500] * 10
     assert np.bincount(splits.train.labels).tolist() == [5] * 10
     assert (splits.n_classes, splits.channels, splits.dataset) == (10, 1, "fashion-mnist")
-    assert splits.split_hash != data.load_splits("fashion-mnist", seed=4, train_images=50).split_hash
+    assert splits.split_hash != splitting.load_splits("fashion-mnist", seed=4, train_images=50).split_hash
 
 
 def test_hash_test_tells_counts_and_digests_of_the_test_files(files: dict[str, bytes]) -> None:
-    test = data.hash_test("fashion-mnist")
+    test = datasets.hash_test("fashion-mnist")
     pixels = np.frombuffer(files[TEST_IMAGES][16:], np.uint8).reshape(20, 1, 2, 3)
     assert test.digests.tolist() == image_digests(pixels).tolist()
     assert test.counts.tolist() == [5] + [0] * 8 + [15]
     assert test.shape == (20, 1, 2, 3)
     assert test.value_range == (pixels.min(), pixels.max())
-    assert np.array_equal(data.load_test("fashion-mnist").images, pixels)
+    assert np.array_equal(datasets.load_test("fashion-mnist").images, pixels)
 
 
 def test_different_numbers_of_images_and_labels_are_refused(files: dict[str, bytes]) -> None:
@@ -99,7 +101,7 @@ def test_different_numbers_of_images_and_labels_are_refused(files: dict[str, byt
         "Fetch both files again."
     )
     with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
-        data.load_train("fashion-mnist")
+        datasets.load_train("fashion-mnist")
 
 
 def test_a_label_that_no_class_has_is_refused(files: dict[str, bytes]) -> None:
@@ -107,10 +109,10 @@ def test_a_label_that_no_class_has_is_refused(files: dict[str, bytes]) -> None:
     with pytest.raises(
         UserError, match=f"^{TEST_LABELS} must hold labels below 10, but got 10. Fetch the file again.$"
     ):
-        data.hash_test("fashion-mnist")
+        datasets.hash_test("fashion-mnist")
 
 
-@pytest.mark.parametrize("load", [data.load_train, data.load_splits, data.hash_test, data.load_test])
+@pytest.mark.parametrize("load", [datasets.load_train, splitting.load_splits, datasets.hash_test, datasets.load_test])
 def test_an_unknown_data_set_lists_the_known_ones_and_the_closest(load: Callable[[str], object]) -> None:
     expected = r"^Data set must be one of .*fashion-mnist.*, but got 'fashion_mnst'\. Did you mean 'fashion-mnist'\?$"
     with pytest.raises(UserError, match=expected):
@@ -118,7 +120,7 @@ def test_an_unknown_data_set_lists_the_known_ones_and_the_closest(load: Callable
 
 
 def test_registry_names_are_those_of_the_data_sets() -> None:
-    assert all(name == dataset.name for name, dataset in data.DATASETS.items())
+    assert all(name == dataset.name for name, dataset in datasets.DATASETS.items())
 
 
 def test_splits_have_the_promised_sizes_and_every_class_its_share(splits: Splits) -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 import optuna
 import pytest
 
-from tuning import database, files
-from tuning.errors import DISK_FULL, UserError
+from tuning.base import files
+from tuning.base.errors import DISK_FULL, UserError
+from tuning.runs import study_file
+from tuning.sampling import study_storage
 
 
 def make(folder: Path, *, n_trials: int = 2) -> optuna.Study:
     folder.mkdir(exist_ok=True)
-    study = optuna.create_study(study_name="first", storage=database.storage(folder))
+    study = optuna.create_study(study_name="first", storage=study_storage.storage(folder))
     for _ in range(n_trials):
         study.ask()
     return study
@@ -34,13 +36,13 @@ def test_on_a_local_disk_it_is_the_write_ahead_log(tmp_path: Path) -> None:
 def test_where_a_file_system_refuses_the_log_it_is_the_rollback_journal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    class Refused(database.Connection):
+    class Refused(study_storage.Connection):
         def execute(self, sql: str, *given: object) -> sqlite3.Cursor:  # type: ignore[override]
             if "WAL" in sql:
                 raise sqlite3.OperationalError(text)
             return super().execute(sql, *given)
 
-    monkeypatch.setattr(database, "Connection", Refused)
+    monkeypatch.setattr(study_storage, "Connection", Refused)
     assert len(make(tmp_path).trials) == 2
     assert mode(tmp_path) == "delete"
 
@@ -51,7 +53,7 @@ def test_on_a_network_file_system_it_is_the_rollback_journal_for_a_run_that_come
     make(tmp_path)._storage._backend.engine.dispose()  # type: ignore[attr-defined]
     assert mode(tmp_path) == "wal"
     monkeypatch.setattr(files, "on_network", lambda path: True)
-    study = optuna.load_study(study_name="first", storage=database.storage(tmp_path))
+    study = optuna.load_study(study_name="first", storage=study_storage.storage(tmp_path))
     study.ask()
     assert len(study.trials) == 3 and mode(tmp_path) == "delete"
 
@@ -83,8 +85,8 @@ def test_a_study_is_read_where_nothing_can_be_written(
     monkeypatch.setattr(
         "sqlite3.connect", lambda path, *g, **n: Fails() if "mode=ro" in str(path) else connect(path, *g, **n)
     )
-    assert database.studies(tmp_path / "run") == {"first": 2}
-    assert len(database.load(tmp_path / "run").trials) == 2
+    assert study_file.studies(tmp_path / "run") == {"first": 2}
+    assert len(study_storage.load(tmp_path / "run").trials) == 2
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {"study.db", "study.db-wal"}
 
 
@@ -113,15 +115,15 @@ def test_what_sqlite_says_of_a_disk_is_a_sentence(tmp_path: Path, text: str, mes
     error = RuntimeError("An exception is raised during the commit.")
     error.__cause__ = sqlite3.OperationalError(text)
     with pytest.raises(UserError, match=message):
-        raise database.problem(error, tmp_path) or AssertionError
+        raise study_file.problem(error, tmp_path) or AssertionError
     other = ValueError("no")
     other.__cause__ = other
-    assert database.problem(other, tmp_path) is None
-    with pytest.raises(ValueError, match="no"), database.writing(tmp_path):
+    assert study_file.problem(other, tmp_path) is None
+    with pytest.raises(ValueError, match="no"), study_file.writing(tmp_path):
         raise ValueError("no")
 
 
 def test_a_study_that_is_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"study\.db is missing or empty\. Copy it from where the run was made"):
-        database.load(tmp_path)
+        study_storage.load(tmp_path)
     assert not list(tmp_path.iterdir())

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tuning import machine
-from tuning.config import TrainConfig
-from tuning.data import Splits, augment, normalise, to_tensors, train_batches
-from tuning.training import Training, evaluate, fit
+from tuning.base import machine
+from tuning.base.config import TrainConfig
+from tuning.images.batches import augment, normalise, to_tensors, train_batches
+from tuning.images.splitting import Splits
+from tuning.training.fit import Training, evaluate, fit
 
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tuning.errors import UserError, disk_full, each_alone, unknown_name
+from tuning.base.errors import UserError, disk_full, each_alone, unknown_name
 
 
 def test_unknown_name_lists_what_is_known_and_names_the_closest() -> None:

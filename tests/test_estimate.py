@@ -15,14 +15,16 @@ import pytest
 import typer
 from ray.tune.schedulers import FIFOScheduler
 
-from tuning import estimate, machine, search
-from tuning.config import TrainConfig
-from tuning.data import Splits
-from tuning.errors import UserError
-from tuning.estimate import Cost
-from tuning.schedulers import METRIC, SCHEDULERS
-from tuning.settings import Settings
-from tuning.spaces import load_space
+from tuning import search
+from tuning.base import machine
+from tuning.base.config import TrainConfig
+from tuning.base.errors import UserError
+from tuning.images.splitting import Splits
+from tuning.sampling.spaces import load_space
+from tuning.trials import estimate, session
+from tuning.trials.estimate import Cost
+from tuning.trials.schedulers import METRIC, SCHEDULERS
+from tuning.trials.settings import Settings
 
 
 def settings(**values: Any) -> Any:
@@ -205,7 +207,7 @@ def test_a_dry_run_chooses_the_slots_and_a_later_search_takes_them_and_says_so(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(machine, "gpu_memory", lambda: [80 * GB])
     monkeypatch.setattr(machine, "cores", lambda: 16)
-    monkeypatch.setattr("tuning.cluster.started", lambda slots, log: contextlib.nullcontext())
+    monkeypatch.setattr("tuning.trials.local_ray.started", lambda slots, log: contextlib.nullcontext())
     monkeypatch.setattr(estimate, "measure_slots", lambda settings, kinds, splits: {1: 1.0, 2: 1.9, 4: 2.0, 8: 3.9})
     monkeypatch.setattr(estimate, "measure", lambda settings, kinds, splits: [cost(settings.concurrency)])
     asked = []
@@ -216,7 +218,7 @@ def test_a_dry_run_chooses_the_slots_and_a_later_search_takes_them_and_says_so(
             raise UserError("far enough")
         return splits, load_space(source)
 
-    monkeypatch.setattr(search, "load", load)
+    monkeypatch.setattr(session, "load", load)
     with contextlib.suppress(UserError):
         search.main(typer.Context(click.Command("search")), space="smoke", dry_run_only=True)
     assert "runs 8 a GPU from now on" in capsys.readouterr().out

@@ -14,9 +14,12 @@ from matplotlib.patches import Rectangle
 from rich.console import Console
 from typer.testing import CliRunner
 
-from tuning import data, explore, pictures, style
-from tuning.data import HashedTest, Labelled, Splits
-from tuning.errors import UserError
+from tuning import explore
+from tuning.base.errors import UserError
+from tuning.figures import model_figures, style
+from tuning.images import datasets, splitting
+from tuning.images.datasets import HashedTest, Labelled
+from tuning.images.splitting import Splits
 
 
 def make_splits(channels: int = 1) -> tuple[Splits, HashedTest]:
@@ -32,7 +35,7 @@ def make_splits(channels: int = 1) -> tuple[Splits, HashedTest]:
     train, valid = Labelled(images[:12], labels[:12]), Labelled(images[12:16], labels[12:])
     splits = Splits("toy", ("cat", "dog"), train, valid, mean, std, "0", "1")
     test = images[[16, 17, 18, 19, 19]]
-    return splits, HashedTest(data.image_digests(test), np.array([2, 3]), test.shape, (1, 199))
+    return splits, HashedTest(datasets.image_digests(test), np.array([2, 3]), test.shape, (1, 199))
 
 
 def test_overview_counts_and_compares() -> None:
@@ -90,7 +93,7 @@ def test_numbers_stay_whole_in_a_narrow_terminal_that_knows_ascii_only(
 @pytest.mark.parametrize("channels", [1, 3])
 def test_figure_has_a_row_a_class(tmp_path: Path, channels: int) -> None:
     overview = explore.describe(*make_splits(channels))
-    figure = pictures.data_overview(overview.samples, overview.means, overview.counts, overview.class_names)
+    figure = model_figures.data_overview(overview.samples, overview.means, overview.counts, overview.class_names)
     samples, mean, counts = figure.axes
     assert [label.get_text() for label in samples.get_yticklabels()] == ["cat", "dog"]
     assert (samples.get_title(), mean.get_title()) == ("first 8 train images", "mean")
@@ -102,7 +105,7 @@ def test_figure_has_a_row_a_class(tmp_path: Path, channels: int) -> None:
 
 def test_mosaic_keeps_images_in_place() -> None:
     images = np.arange(24, dtype=np.uint8).reshape(2, 3, 1, 2, 2)
-    mosaic = pictures._mosaic(images)
+    mosaic = model_figures._mosaic(images)
     assert mosaic.shape == (12, 18, 1)
     np.testing.assert_array_equal(mosaic[8:10, 14:16, 0], images[1, 2, 0])
     assert mosaic.sum() == images.sum()
@@ -117,8 +120,8 @@ def test_figure_must_be_writable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     splits, test = make_splits()
-    monkeypatch.setattr(data, "load_splits", lambda *_, **__: splits)
-    monkeypatch.setattr(data, "hash_test", lambda *_: test)
+    monkeypatch.setattr(splitting, "load_splits", lambda *_, **__: splits)
+    monkeypatch.setattr(datasets, "hash_test", lambda *_: test)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"/file/x\.png must be a file that can be written, but got: [\w ]+\.$"):
         explore.main(out=tmp_path / "file" / "x.png")

@@ -8,11 +8,11 @@ import pytest
 import torch
 from test_predict import CLASSES, write_model
 
-from tuning import export
-from tuning.config import TrainConfig
-from tuning.errors import UserError
-from tuning.models import build_model
-from tuning.predict import load_best_model, probabilities
+from tuning.base.config import TrainConfig
+from tuning.base.errors import UserError
+from tuning.models.architectures import build_model
+from tuning.retraining import export
+from tuning.retraining.best_model import load_best_model, probabilities
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 1, 10, 8), dtype=np.uint8)
 # What torch's exporters warn of in their own code.

@@ -1,4 +1,4 @@
-"""`tuning.fetch` against a mirror on loopback and stand-ins for apt-get and dpkg-deb; nothing leaves the machine."""
+"""`tuning.images.fetch` against a mirror on loopback and stand-ins for apt-get and dpkg-deb; no network."""
 
 import errno
 import gzip
@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tuning import fetch
-from tuning.errors import UserError
-from tuning.fetch import FASHION_MNIST, FileSet, cache_dir, parse_idx, read_files, resnet18_weights
+from tuning.base.errors import UserError
+from tuning.base.files import cache_dir
+from tuning.images import fetch
+from tuning.images.fetch import FASHION_MNIST, FileSet, parse_idx, read_files, resnet18_weights
 
 CONTENTS = {"images": b"the images " * 2000, "labels": b"the labels " * 20}
 NAMES = tuple(CONTENTS)

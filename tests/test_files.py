@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tuning import files
-from tuning.errors import UserError
+from tuning.base import files
+from tuning.base.errors import UserError
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

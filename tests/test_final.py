@@ -20,13 +20,18 @@ import torch
 from conftest import CLASS_NAMES, patterned_images, write_run
 from matplotlib.figure import Figure
 
-from tuning import best_model, contest, data, files, final, jobs, results
-from tuning.candidates import Entry, Plan
-from tuning.config import TrainConfig
-from tuning.data import Splits
-from tuning.errors import UserError
-from tuning.models import build_model
-from tuning.training import evaluate
+from tuning import final
+from tuning.base import files
+from tuning.base.config import TrainConfig
+from tuning.base.errors import UserError
+from tuning.images import datasets, splitting
+from tuning.images.splitting import Splits
+from tuning.models.architectures import build_model
+from tuning.retraining import artefacts, contest, model_card, verdict
+from tuning.retraining.candidates import Entry, Plan
+from tuning.runs import run_folder
+from tuning.training import jobs
+from tuning.training.fit import evaluate
 
 TINY = TrainConfig(width=4, batch_size=32, epochs=3, precision="fp32", learning_rate=0.05)
 SLOTS = {"device": "cpu", "concurrency": 1, "cpus_per_trial": 1.0, "gpus_per_trial": 0.0}
@@ -48,8 +53,8 @@ def opened(monkeypatch: pytest.MonkeyPatch, splits: Splits) -> list[str]:
         openings.append(dataset)
         return patterned_images(200, seed=9)
 
-    monkeypatch.setattr(data, "load_splits", lambda *args, **kwargs: splits)
-    monkeypatch.setattr(data, "load_test", load_test)
+    monkeypatch.setattr(splitting, "load_splits", lambda *args, **kwargs: splits)
+    monkeypatch.setattr(datasets, "load_test", load_test)
     return openings
 
 
@@ -159,7 +164,7 @@ def test_the_log_says_each_time_that_the_test_split_was_opened(
 
 
 def test_from_the_second_opening_on_it_is_said_what_that_does(tmp_path: Path) -> None:
-    text = final.opened_again({"test_opened": 3, "test_accuracy": 0.9, "test_images": 10_000})
+    text = verdict.opened_again({"test_opened": 3, "test_accuracy": 0.9, "test_images": 10_000})
     assert "has been opened 3 times" in text
     assert "too high by up to 0.25 points on average (0.85 standard errors" in text
 
@@ -182,7 +187,7 @@ def test_on_flip_averaging_all_seeds_decide_on_valid_images(tmp_path: Path) -> N
     values = {1: (0.9, 0.90, 0.80), 2: (0.8, 0.80, 0.95)}
     done = {(TINY.hash(), seed): jobs.Result("x", *found, best_epoch=1) for seed, found in values.items()}
     table = pd.DataFrame({"chosen": [True]})
-    chosen = final.choose(contest.Contest(plan, done, {}, table, None))
+    chosen = verdict.choose(contest.Contest(plan, done, {}, table, None))
     assert (chosen.job.seed, chosen.flip_averaging, chosen.valid_accuracy) == (1, True, 0.80)
 
 
@@ -190,7 +195,7 @@ def test_an_interrupted_retraining_goes_on_to_the_same_numbers(
     tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = train(tmp_path / "whole")
-    from tuning import checkpoints
+    from tuning.training import checkpoints
 
     save, saved = checkpoints.save, []
 
@@ -264,7 +269,7 @@ def test_the_model_card_has_the_figures_and_the_weaknesses(tmp_path: Path, opene
         "Licence of the data: see its source.",
     ):
         assert text in card, text
-    assert "MIT licence" in best_model.LICENCES["fashion-mnist"]
+    assert "MIT licence" in model_card.LICENCES["fashion-mnist"]
 
 
 @pytest.mark.parametrize(
@@ -290,7 +295,7 @@ def test_a_model_of_another_run_is_not_replaced_without_a_word(tmp_path: Path) -
 def test_the_most_confused_pairs_come_first_with_the_surest_mistakes() -> None:
     labels = np.array([0, 0, 0, 1, 1])
     scores = np.array([[0.1, 0.9], [0.4, 0.6], [0.8, 0.2], [0.7, 0.3], [0.2, 0.8]], dtype=np.float32)
-    lines = best_model.confused_pairs(labels, scores, ["Coat", "Shirt"])
+    lines = model_card.confused_pairs(labels, scores, ["Coat", "Shirt"])
     assert lines == ["- Coat taken for Shirt: 2 of 3 (images 0, 1)", "- Shirt taken for Coat: 1 of 2 (images 3)"]
 
 
@@ -354,7 +359,7 @@ def test_a_killed_command_goes_on_where_it_was_and_a_second_one_says_so(tmp_path
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert "Valid accuracy over 3 fresh seeds" in done.stdout and "The test split has been" not in done.stdout
     metrics = files.read_json(tmp_path / "best_model" / "metrics.json")
-    assert not set(metrics["seeds"]) & set(results.Run(tmp_path / "results" / "first").trials["seed"])
+    assert not set(metrics["seeds"]) & set(run_folder.Run(tmp_path / "results" / "first").trials["seed"])
     quick = [sys.executable, "-m", "tuning.final", "--top-k", "1", "--seeds", "1", "--epochs", "1"]
     done = subprocess.run(quick, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -364,7 +369,7 @@ def test_a_killed_command_goes_on_where_it_was_and_a_second_one_says_so(tmp_path
 
 def test_the_model_card_says_where_the_winner_is_the_random_point_itself() -> None:
     compared = {"default_difference": 0.1, "default_difference_interval": [0.05, 0.15]}
-    lines = best_model._comparisons(compared | {"random_difference": 0.0, "random_difference_interval": [0.0, 0.0]})
+    lines = model_card._comparisons(compared | {"random_difference": 0.0, "random_difference_interval": [0.0, 0.0]})
     assert lines == [
         "- Against the default configuration, on the valid split: +10.00 points (95 % interval +5.00 to +15.00).",
         "- The winner is the best configuration that was drawn at random.",
@@ -419,7 +424,7 @@ def test_what_can_fail_fails_before_the_test_split_is_opened(
             train(tmp_path, plan, formats=["pt2"])
     assert opened == ["patterns"]
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
-    assert not (tmp_path / best_model.STAGING).exists()
+    assert not (tmp_path / artefacts.STAGING).exists()
     assert first["test_opened"] == 1
 
 
@@ -438,9 +443,9 @@ def test_a_signal_after_the_opening_costs_no_result_and_advises_no_second_openin
     moment: str,
     run: str | None,
 ) -> None:
-    from tuning import interrupts
+    from tuning.base import interrupts
 
-    module: Any = best_model if moment == "publish" else final
+    module: Any = artefacts if moment == "publish" else final
     act = getattr(module, moment)
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
@@ -457,7 +462,7 @@ def test_a_signal_after_the_opening_costs_no_result_and_advises_no_second_openin
     assert files.read_json(tmp_path / "metrics.json")["test_opened"] == 1
     assert {"model.pth", "model_card.md", "scores.txt", "pca.png"} <= {path.name for path in tmp_path.iterdir()}
     assert (tmp_path / "jobs").exists() == (run is not None)
-    assert final.FINISHING in capfd.readouterr().err
+    assert verdict.FINISHING in capfd.readouterr().err
 
 
 def test_a_command_that_gets_sigterm_when_the_test_split_is_open_ends_with_130_and_its_model(tmp_path: Path) -> None:
@@ -487,7 +492,7 @@ run_command(main)
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 130, done.stderr
-    assert done.stderr.startswith(f"{final.FINISHING}\nInterrupted. The model is in {tmp_path}/")
+    assert done.stderr.startswith(f"{verdict.FINISHING}\nInterrupted. The model is in {tmp_path}/")
     assert (tmp_path / "model.pth").exists() and (tmp_path / "metrics.json").exists()
     assert opening_events(tmp_path) == ["opened", "result"]
 
@@ -495,12 +500,12 @@ run_command(main)
 def test_a_signal_when_the_page_is_written_advises_no_second_opening(
     tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tuning import interrupts
+    from tuning.base import interrupts
 
     def interrupt(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(results, "load", interrupt)
+    monkeypatch.setattr(run_folder, "load", interrupt)
     with pytest.raises(interrupts.Interrupted, match=r"do not run the command again\. `python -m tuning\.report run`"):
         final.carry_out(make_plan(tmp_path), SLOTS, model_dir=tmp_path, threads=1)
 
@@ -513,11 +518,11 @@ def test_what_describes_the_model_and_fails_after_the_opening_costs_no_figure(
     capsys: pytest.CaptureFixture[str],
     function: str,
 ) -> None:
-    from tuning import style
+    from tuning.figures import style
 
     train(tmp_path)  # Nothing of this model stays beside the next one's figures.
-    act, save = getattr(best_model, function), style.save
-    monkeypatch.setattr(best_model, function, lambda *args: broken() if len(opened) > 1 else act(*args))
+    act, save = getattr(artefacts, function), style.save
+    monkeypatch.setattr(artefacts, function, lambda *args: broken() if len(opened) > 1 else act(*args))
     monkeypatch.setattr(style, "save", lambda *args: broken() if len(opened) > 1 else save(*args))
     metrics = train(tmp_path)
     assert files.read_json(tmp_path / "metrics.json") == metrics and metrics["test_opened"] == 2
@@ -536,7 +541,7 @@ def test_a_valid_split_too_small_for_separability_ends_nothing(
 
     first = [int(np.flatnonzero(splits.valid.labels == label)[0]) for label in range(4)][:n]
     valid = type(splits.valid)(splits.valid.images[first], splits.valid.labels[first])
-    monkeypatch.setattr(data, "load_splits", lambda *args, **kwargs: replace(splits, valid=valid))
+    monkeypatch.setattr(splitting, "load_splits", lambda *args, **kwargs: replace(splits, valid=valid))
     train(tmp_path)
     assert (tmp_path / "separability.csv").exists()  # Of the test images, which are enough.
 
@@ -547,7 +552,7 @@ def test_test_images_too_few_for_separability_are_said(
     train(tmp_path)
     few = patterned_images(200, seed=9)
     first = [int(np.flatnonzero(few.labels == label)[0]) for label in range(4)]
-    monkeypatch.setattr(data, "load_test", lambda *args: type(few)(few.images[first], few.labels[first]))
+    monkeypatch.setattr(datasets, "load_test", lambda *args: type(few)(few.images[first], few.labels[first]))
     train(tmp_path)
     assert "separability.csv cannot be made from 4 images and is left out: " in capsys.readouterr().out
     assert not (tmp_path / "separability.csv").exists()
@@ -560,15 +565,15 @@ def test_where_room_cannot_be_reserved_zeros_take_it(
     def fail(*args: int) -> None:
         raise OSError(number, "as some file systems say")
 
-    (tmp_path / best_model.OUTPUTS).write_bytes(b"x" * 1_000_000)
+    (tmp_path / artefacts.OUTPUTS).write_bytes(b"x" * 1_000_000)
     if number is None:
         monkeypatch.delattr(os, "posix_fallocate")
     else:
         monkeypatch.setattr(os, "posix_fallocate", fail)
-    best_model.reserve(tmp_path, 10_000, 2_000)
-    assert (tmp_path / best_model.ROOM).stat().st_size == 12 * 1_000_000 + 2**20
-    best_model.give_back(tmp_path)
-    assert not (tmp_path / best_model.ROOM).exists()
+    artefacts.reserve(tmp_path, 10_000, 2_000)
+    assert (tmp_path / artefacts.ROOM).stat().st_size == 12 * 1_000_000 + 2**20
+    artefacts.give_back(tmp_path)
+    assert not (tmp_path / artefacts.ROOM).exists()
 
 
 @pytest.mark.parametrize(
@@ -585,11 +590,11 @@ def test_zeros_that_cannot_be_written_are_said_unless_one_file_of_them_is_too_la
     def fail(*args: Any) -> None:
         raise OSError(number, "why")
 
-    (tmp_path / best_model.OUTPUTS).write_bytes(b"x" * 1_000_000)
-    monkeypatch.setattr(best_model, "_fill", fail)
+    (tmp_path / artefacts.OUTPUTS).write_bytes(b"x" * 1_000_000)
+    monkeypatch.setattr(artefacts, "_fill", fail)
     with pytest.raises(UserError, match=message) if message else contextlib.nullcontext():
-        best_model.reserve(tmp_path, 10_000, 2_000)
-    assert not (tmp_path / best_model.ROOM).exists()
+        artefacts.reserve(tmp_path, 10_000, 2_000)
+    assert not (tmp_path / artefacts.ROOM).exists()
 
 
 def test_a_users_own_folder_of_the_name_is_not_removed(tmp_path: Path, opened: list[str]) -> None:
@@ -642,19 +647,19 @@ def test_there_must_be_room_for_what_the_test_images_take(tmp_path: Path, monkey
     def fail(descriptor: int, offset: int, size: int) -> None:
         raise OSError(28, "No space left on device")
 
-    (tmp_path / best_model.OUTPUTS).write_bytes(b"x" * 1_000_000)
+    (tmp_path / artefacts.OUTPUTS).write_bytes(b"x" * 1_000_000)
     monkeypatch.setattr(os, "posix_fallocate", fail)
     with pytest.raises(UserError, match=r"No space left on the disk while writing .* \(13 MB are needed\)"):
-        best_model.reserve(tmp_path, 10_000, 2_000)
-    assert not (tmp_path / best_model.ROOM).exists()
+        artefacts.reserve(tmp_path, 10_000, 2_000)
+    assert not (tmp_path / artefacts.ROOM).exists()
 
 
 def test_one_picture_that_fails_is_said_and_costs_no_other(
     tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tuning import pictures
+    from tuning.figures import model_figures
 
-    monkeypatch.setattr(pictures, "pca", broken)
+    monkeypatch.setattr(model_figures, "pca", broken)
     train(tmp_path)
     said = "The picture pca.png cannot be made: RuntimeError: no font\n"
     assert capsys.readouterr().out.count(said) == 1
@@ -665,16 +670,16 @@ def test_one_picture_that_fails_is_said_and_costs_no_other(
 def test_a_picture_of_the_model_before_does_not_stay_with_the_next(
     tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tuning import pictures
+    from tuning.figures import model_figures
 
     train(tmp_path)
-    monkeypatch.setattr(pictures, "pca", broken)
+    monkeypatch.setattr(model_figures, "pca", broken)
     train(tmp_path)
     assert not (tmp_path / "pca.png").exists()
 
 
 def test_a_command_that_was_killed_while_it_wrote_leaves_nothing_behind(tmp_path: Path, opened: list[str]) -> None:
-    left = tmp_path / best_model.STAGING / "half"
+    left = tmp_path / artefacts.STAGING / "half"
     left.mkdir(parents=True)
     train(tmp_path)
     assert not left.parent.exists()
@@ -708,7 +713,7 @@ def test_damaged_files_of_the_test_split_are_said_before_anything_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "c.json").write_text("{}")
-    monkeypatch.setattr(data, "hash_test", full)
+    monkeypatch.setattr(datasets, "hash_test", full)
     monkeypatch.setattr(final, "retrain_and_test", broken)
     with pytest.raises(UserError, match="No space left"):
         final.main(config=tmp_path / "c.json", model_dir=tmp_path / "model")
@@ -718,7 +723,7 @@ def test_a_page_that_cannot_be_written_is_said_when_the_model_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(final.report, "write", full)
-    final._write_page(results.Run(tmp_path / "first"), tmp_path)
+    final._write_page(run_folder.Run(tmp_path / "first"), tmp_path)
     assert "The page is not written: No space left" in (said := capsys.readouterr().out)
     assert f"`python -m tuning.report {tmp_path / 'first'}` writes it later." in said
 
@@ -726,11 +731,11 @@ def test_a_page_that_cannot_be_written_is_said_when_the_model_is_there(
 def test_a_second_command_at_once_is_refused_before_anything_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tuning import locks
+    from tuning.base import locks
 
     (tmp_path / "c.json").write_text("{}")
     (tmp_path / "model").mkdir()
-    monkeypatch.setattr(data, "hash_test", lambda *args: None)
+    monkeypatch.setattr(datasets, "hash_test", lambda *args: None)
     monkeypatch.setattr(final, "retrain_and_test", broken)
     with locks.hold(tmp_path / "model", "final"), pytest.raises(UserError, match=r"/model is in use: .* works on it"):
         final.main(config=tmp_path / "c.json", model_dir=tmp_path / "model")

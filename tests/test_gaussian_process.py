@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tuning.gaussian_process import Floats, Points, Process, fit
+from tuning.sampling.gaussian_process import Floats, Points, Process, fit
 
 LENGTH = 9
 

@@ -174,7 +174,8 @@ def test_retraining_needs_no_ray() -> None:
         "import sys\nclass Absent:\n    def find_spec(self, name, *args):\n"
         "        if name.split('.')[0] in ('ray', 'optuna'): raise ImportError(name)\n"
         "sys.meta_path.insert(0, Absent())\n"
-        "import tuning.final, tuning.training, tuning.models, tuning.plots, tuning.pictures, tuning.predict"
+        "import tuning.final, tuning.training.fit, tuning.models.architectures, tuning.predict\n"
+        "import tuning.figures.run_figures, tuning.figures.model_figures"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
@@ -200,7 +201,7 @@ def test_a_command_can_be_named_without_its_dot_and_a_mistyped_one_is_said() -> 
 def test_ctrl_c_while_a_command_is_imported_shows_no_traceback(command: str) -> None:
     program = (
         "import os, signal, sys\nclass Sends:\n    def find_spec(self, name, *args):\n"
-        "        if name == 'tuning.errors': os.kill(os.getpid(), signal.SIGINT)\n"
+        "        if name == 'tuning.base.errors': os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.meta_path.insert(0, Sends())\nsys.argv[:] = ['-m', '--help']\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # It may be ignored in the background.
         f"import runpy; runpy.run_module('tuning.{command}', run_name='__main__')"

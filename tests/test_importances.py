@@ -1,4 +1,4 @@
-"""`tuning.importances`: what was planted is found, by both methods, with intervals as wide as they have to be."""
+"""`tuning.figures.importances`: what was planted is found, by both methods, with intervals of the right width."""
 
 import logging
 import math
@@ -16,8 +16,9 @@ import pytest
 from conftest import write_run
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from tuning import database, importances, results
-from tuning.errors import UserError
+from tuning.base.errors import UserError
+from tuning.figures import importances
+from tuning.runs import run_folder, study_file
 
 COLUMNS = ["method", "parameter", "importance", "low", "high"]
 UNIT = FloatDistribution(0.0, 1.0)
@@ -304,7 +305,7 @@ def test_importances_are_empty_where_nothing_can_be_said() -> None:
 
 def test_of_a_run_trials_are_compared_at_equal_budget(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 14)
-    database.settle(run.path)  # Else SQLite does when the study that made the run is let go of.
+    study_file.settle(run.path)  # Else SQLite does when the study that made the run is let go of.
     before = (run.path / "study.db").read_bytes()
     frame = importances.of_run(run)
     assert frame.groupby("method")["parameter"].first().tolist() == ["learning_rate", "learning_rate"]
@@ -321,22 +322,22 @@ def test_a_run_without_a_study_is_refused_and_left_as_it_is(tmp_path: Path) -> N
 
 
 @pytest.fixture
-def closed(tmp_path: Path) -> results.Run:
+def closed(tmp_path: Path) -> run_folder.Run:
     """A run of nine trials whose study is all in the one file."""
     run = write_run(tmp_path / "run", 9)
-    database.settle(run.path)
+    study_file.settle(run.path)
     return run
 
 
 @pytest.mark.parametrize("content", [b"no database", b"\0" * 9000, "cut"])
-def test_a_damaged_study_is_named(closed: results.Run, content: bytes | str) -> None:
+def test_a_damaged_study_is_named(closed: run_folder.Run, content: bytes | str) -> None:
     study = closed.path / "study.db"
     study.write_bytes(content if isinstance(content, bytes) else study.read_bytes()[:20_000])
     with pytest.raises(UserError, match=r"run/study\.db is damaged"):
         importances.of_run(closed)
 
 
-def test_a_study_of_another_optuna_is_named(closed: results.Run) -> None:
+def test_a_study_of_another_optuna_is_named(closed: run_folder.Run) -> None:
     with closing(sqlite3.connect(closed.path / "study.db")) as connection:
         connection.execute("UPDATE version_info SET schema_version = 99")
         connection.execute("UPDATE alembic_version SET version_num = 'v99.0.0'")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tuning import interrupts
+from tuning.base import interrupts
 
 ROOT = Path(__file__).parent.parent
 # A command that waits in `main`; what it prints first says that its handlers are there.

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from tuning import checkpoints, jobs, training
-from tuning.config import TrainConfig
-from tuning.data import Splits
-from tuning.errors import UserError
-from tuning.jobs import Job
+from tuning.base.config import TrainConfig
+from tuning.base.errors import UserError
+from tuning.images.splitting import Splits
+from tuning.training import checkpoints, fit, jobs
+from tuning.training.jobs import Job
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_job_leaves_its_result_and_the_best_epochs_weights_and_is_not_trained_
     assert found.epochs == rows
     assert found.valid_accuracy == max(row["valid_accuracy"] for row in rows) == found.valid_accuracy_plain
     assert train(job, splits) == []
-    scores, _ = training.evaluate(jobs.load_model(job, splits, "cpu"), splits.valid, splits, flip_averaging=True)
+    scores, _ = fit.evaluate(jobs.load_model(job, splits, "cpu"), splits.valid, splits, flip_averaging=True)
     accuracy = (scores.argmax(1).numpy() == splits.valid.labels).mean()
     assert accuracy == found.valid_accuracy_flip_averaging
 
@@ -72,10 +72,10 @@ def test_a_killed_job_goes_on_to_the_same_weights(
 
 def test_a_loss_that_is_not_finite_is_a_result(job: Job, splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     def fit(*args: Any) -> Iterator[Any]:
-        raise training.NonFiniteLossError("Training loss must be finite, but got nan")
+        raise fit.NonFiniteLossError("Training loss must be finite, but got nan")
         yield
 
-    monkeypatch.setattr(training, "fit", fit)
+    monkeypatch.setattr(fit, "fit", fit)
     assert train(job, splits) == [{"error": "Training loss must be finite, but got nan"}]
     assert result(job, splits).error == "Training loss must be finite, but got nan"
     assert train(job, splits) == []
@@ -125,14 +125,14 @@ def test_a_length_ends_it_and_keeps_the_last_weights_and_the_rates_that_are_give
 
 def needs(monkeypatch: pytest.MonkeyPatch, parts: int, error: str) -> None:
     """Has a training fail with that error in its second epoch unless its batches are cut into so many parts."""
-    run_epoch = training.Training.run_epoch
+    run_epoch = fit.Training.run_epoch
 
-    def epoch(self: training.Training) -> training.EpochResult:
+    def epoch(self: fit.Training) -> fit.EpochResult:
         if self.epoch == 1 and self.accumulation < parts:
             raise RuntimeError(error)
         return run_epoch(self)
 
-    monkeypatch.setattr(training.Training, "run_epoch", epoch)
+    monkeypatch.setattr(fit.Training, "run_epoch", epoch)
 
 
 def test_a_job_trains_with_its_batches_cut_as_the_search_had_to(job: Job, splits: Splits) -> None:

@@ -1,4 +1,4 @@
-"""`tuning.kernels`: they are compiled once, and used only where they give what torch gives."""
+"""`tuning.models.kernels`: they are compiled once, and used only where they give what torch gives."""
 
 import ctypes
 import shutil
@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tuning import kernels, norm, shortcut
-from tuning.config import TrainConfig
-from tuning.kernels import trusted
-from tuning.models import build_model
-from tuning.norm import Norm
+from tuning.base.config import TrainConfig
+from tuning.models import kernels, norm, shortcut
+from tuning.models.architectures import build_model
+from tuning.models.kernels import trusted
+from tuning.models.norm import Norm
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 

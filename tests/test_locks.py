@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tuning import locks, temporary
-from tuning.errors import UserError
-from tuning.storage import Store
+from tuning.base import locks, temporary
+from tuning.base.errors import UserError
+from tuning.remote import leases
+from tuning.remote.storage import Store
 
 HOLD = """
 import sys, time
@@ -106,8 +107,8 @@ def elsewhere(**changed: object) -> bytes:
     ).encode()
 
 
-def lease(folder: Path, lost: list[UserError] | None = None) -> locks.Lease:
-    return locks.Lease(str(folder / "one"), "search", (lost if lost is not None else []).append)
+def lease(folder: Path, lost: list[UserError] | None = None) -> leases.Lease:
+    return leases.Lease(str(folder / "one"), "search", (lost if lost is not None else []).append)
 
 
 def test_a_lease_of_a_process_that_goes_on_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +143,7 @@ def test_a_lease_of_a_dead_process_of_this_machine_is_taken_at_once(tmp_path: Pa
 
 
 def test_who_has_lost_a_lease_is_told_and_leaves_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(leases, "BEAT_SECONDS", 0.05)
     lost: list[UserError] = []
     mine = lease(tmp_path, lost)
     mine.take(print)
@@ -154,7 +155,7 @@ def test_who_has_lost_a_lease_is_told_and_leaves_it_alone(tmp_path: Path, monkey
 
 
 def test_a_lease_outlives_a_storage_that_is_away_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(leases, "BEAT_SECONDS", 0.05)
     (tmp_path / "runs").mkdir()
     mine = lease(tmp_path / "runs")
     mine.take(print)

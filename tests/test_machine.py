@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from tuning import cluster, machine
-from tuning.errors import UserError
+from tuning.base import machine
+from tuning.base.errors import UserError
+from tuning.remote import cluster
 
 CPUS = (0.1, 0.15, 0.3, 1 / 3, 0.4, 0.5, 0.6, 2 / 3, 0.7, 0.9999, 1, 1.4, 1.5, 2, 2.5, 3.3, 4, 7)
 GPUS = (None, 0, 0.1, 1 / 7, 0.3, 1 / 3, 0.5, 0.7, 1, 2, 3)

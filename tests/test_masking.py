@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tuning.masking import MaskedFormatter, masked, masked_all
+from tuning.base.masking import MaskedFormatter, masked, masked_all
 
 ROOT = Path(__file__).parent.parent
 LONG = 1_000_000  # Characters: what takes quadratic time for them takes hours.

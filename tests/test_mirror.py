@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tuning import checkpoints, locks, mirror
-from tuning.errors import UserError
-from tuning.storage import Store
+from tuning.base import locks
+from tuning.base.errors import UserError
+from tuning.remote import leases, mirror
+from tuning.remote.storage import Store
+from tuning.training import checkpoints
 
 
 def study(*trials: tuple[str, int]) -> bytes:
@@ -199,7 +201,7 @@ def test_a_node_sends_its_rest_but_not_of_a_trial_that_has_gone_on_elsewhere(
 
 def test_nothing_is_sent_once_another_process_has_the_run(run: Path, tmp_path: Path) -> None:
     stored, lost = tmp_path / "storage" / "one", list[UserError]()
-    with locks.leased(str(stored), "search", print, lost.append) as lease:
+    with leases.leased(str(stored), "search", print, lost.append) as lease:
         with mirror.Mirror(run, str(stored), print, every=0.05, lease=lease) as sending:
             wait_until((stored / "trials.csv").exists)
             (stored / "search.lease").unlink()  # Another process took it over, and has ended since.

@@ -1,4 +1,4 @@
-"""`tuning.models`: what every architecture keeps, and the ImageNet weights through torch's cache, never the network."""
+"""`models.architectures`: what every architecture keeps; ImageNet weights through torch's cache, never the network."""
 
 import re
 import urllib.error
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import resnet18
 
-from tuning.config import Architecture, TrainConfig
-from tuning.errors import UserError
-from tuning.models import ARCHITECTURES, build_model, count_parameters, fold_channels
+from tuning.base.config import Architecture, TrainConfig
+from tuning.base.errors import UserError
+from tuning.models.architectures import ARCHITECTURES, build_model, count_parameters, fold_channels
 
 WEIGHTS = "resnet18-f37072fd.pth"
 

@@ -1,4 +1,4 @@
-"""`tuning.norm` and `tuning.shortcut`: the kernels give what torch gives, and where they cannot, it does."""
+"""`tuning.models.norm` and `tuning.models.shortcut`: the kernels give what torch gives; where they cannot, it does."""
 
 import copy
 import shutil
@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tuning import kernels, norm
-from tuning.config import TrainConfig
-from tuning.models import build_model
-from tuning.norm import Norm
-from tuning.shortcut import convolve_both
+from tuning.base.config import TrainConfig
+from tuning.models import kernels, norm
+from tuning.models.architectures import build_model
+from tuning.models.norm import Norm
+from tuning.models.shortcut import convolve_both
 
 TYPES = list(kernels.DEFINES)
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")

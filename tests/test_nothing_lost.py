@@ -29,11 +29,17 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from tuning import checkpoints, database, files, locks, mirror, record, results, search, storage, study
-from tuning.errors import DISK_FULL, UserError
-from tuning.settings import Settings
-from tuning.spaces import Space, load_space
-from tuning.stopping import Stop
+from tuning import search
+from tuning.base import files, locks
+from tuning.base.errors import DISK_FULL, UserError
+from tuning.remote import leases, mirror, storage
+from tuning.runs import run_folder, schema, study_file
+from tuning.sampling import study, study_storage
+from tuning.sampling.spaces import Space, load_space
+from tuning.training import checkpoints
+from tuning.trials import record, session
+from tuning.trials.settings import Settings
+from tuning.trials.stopping import Stop
 
 SPACE = """
 GPU_ONLY = {"width": [32, 64]}
@@ -47,7 +53,7 @@ def space(trial):
 """
 EPOCHS = 3
 HEAD: dict[str, str] = {}  # What Optuna says is its newest revision of its tables.
-READ_FRAME = results.read_frame
+READ_FRAME = schema.read_frame
 FRAMES: dict[tuple[str, tuple[str, ...]], pd.DataFrame] = {}  # By the text of a frame and its columns.
 SPLITS: Any = SimpleNamespace(split_hash="s", valid_hash="v")
 
@@ -98,7 +104,7 @@ class Disk:
             self.fault, self.left = fault, left
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        disk, write, swap, unlink, stored = self, files.write, files.replace, Path.unlink, database.storage
+        disk, write, swap, unlink, stored = self, files.write, files.replace, Path.unlink, study_storage.storage
 
         def writes(file: Any, content: bytes) -> None:
             def half() -> None:
@@ -117,7 +123,7 @@ class Disk:
                 raise Killed
             unlink(path, missing_ok)
 
-        class Connection(database.Connection):
+        class Connection(study_storage.Connection):
             def commit(self) -> None:
                 disk.before_a_write(full=sqlite3.OperationalError("database or disk is full"))
                 super().commit()
@@ -129,8 +135,8 @@ class Disk:
         patch.setattr(files, "write", writes)
         patch.setattr(files, "replace", replaces)
         patch.setattr(Path, "unlink", unlinks)
-        patch.setattr(database, "Connection", Connection)
-        patch.setattr(database, "storage", opened)
+        patch.setattr(study_storage, "Connection", Connection)
+        patch.setattr(study_storage, "storage", opened)
 
     def bury(self, folders: list[Path]) -> None:
         """Closes what a dead process had open, with its files as it left them: SQLite would tidy them up."""
@@ -171,7 +177,7 @@ class AtOnce(mirror.Mirror):
         return self.look()
 
 
-class StillLease(locks.Lease):
+class StillLease(leases.Lease):
     """A lease without a thread: `time.sleep` of whoever waits for it renews it, if its process lives."""
 
     living: ClassVar[list["StillLease"]] = []
@@ -229,16 +235,16 @@ class User(RuleBasedStateMachine):
         head = manager.get_head_version
         patch.setattr(manager, "get_head_version", lambda each: HEAD.get("is") or HEAD.setdefault("is", head(each)))
         patch.setattr(manager, "check_table_schema_compatibility", lambda each: None)
-        patch.setattr(results, "read_frame", read_once)
+        patch.setattr(schema, "read_frame", read_once)
         patch.setattr(study, "datetime", Clock)
         patch.setattr(record, "datetime", Clock)
         patch.setattr(storage, "PATIENCE", 0.0)
         patch.setattr(storage.Store.__init__, "__defaults__", (0.0,))
         patch.setattr(mirror, "Mirror", AtOnce)
-        patch.setattr(locks, "Lease", StillLease)
-        patch.setattr(locks, "LEASE_SECONDS", 0.001)
-        patch.setattr("tuning.locks.time.sleep", sleep)
-        patch.setattr(search, "run_trials", self.replay)
+        patch.setattr(leases, "Lease", StillLease)
+        patch.setattr(leases, "LEASE_SECONDS", 0.001)
+        patch.setattr("tuning.base.locks.time.sleep", sleep)
+        patch.setattr(session, "run_trials", self.replay)
         patch.setattr(record, "conclude", conclude)
         patch.setattr(mirror, "scratch", lambda run_id: self._scratch(run_id))
         self.disk.install(patch)
@@ -287,7 +293,7 @@ class User(RuleBasedStateMachine):
                     self.two_at_once(path)
         except Exception as error:
             stop.on_problem(error)
-        return search.end_trials(stop, run, path)
+        return session.end_trials(stop, run, path)
 
     def _behind(self, settings: Settings, path: Path, proposal: study.Proposal, folder: Path) -> int:
         """Returns the epochs that the trial's checkpoint holds, fetched from the storage where it has more."""
@@ -384,7 +390,7 @@ class User(RuleBasedStateMachine):
         try:
             with contextlib.ExitStack() as stack:
                 path, resumed = self._open(here, stack)
-                search.search(self._resumed(path, resumed), path, SPLITS, self._space(), progress, resumed=resumed)
+                session.search(self._resumed(path, resumed), path, SPLITS, self._space(), progress, resumed=resumed)
         except Killed:
             said = "killed"
         except UserError as error:
@@ -402,7 +408,7 @@ class User(RuleBasedStateMachine):
     def _open(self, here: str, stack: contextlib.ExitStack) -> tuple[Path, bool]:
         """Does what `search.main` does before it loads the data."""
         root = self.root / here / "results"
-        self.patch.setattr(results, "RESULTS", root)
+        self.patch.setattr(run_folder, "RESULTS", root)
         if not self.known:
             self.patch.chdir(self.root / here)
             path = stack.enter_context(record.claimed(None, "d", None if self.storage is None else str(self.storage)))
@@ -411,12 +417,12 @@ class User(RuleBasedStateMachine):
             return path, False
         name = str(self.folder[here]) if here in self.folder else self._uri()
         if "://" in name or here not in self.folder:
-            found = results.Run(mirror.fetch(name, root, retrained=True))
+            found = run_folder.Run(mirror.fetch(name, root, retrained=True))
         else:
             found = record.newest(name)
         self.folder[here] = found.path
         stack.enter_context(locks.hold(found.path, "search"))
-        results.mend(found, lambda text: None)
+        run_folder.mend(found, lambda text: None)
         return found.path, True
 
     def _uri(self) -> str:
@@ -425,7 +431,7 @@ class User(RuleBasedStateMachine):
     def _resumed(self, path: Path, resumed: bool) -> Settings:
         if not resumed:
             return self._settings()
-        return replace(search.of_run(results.Run(path)), samples=self.samples)
+        return replace(search.of_run(run_folder.Run(path)), samples=self.samples)
 
     @rule(here=st.sampled_from(["a", "b"]), how=st.sampled_from(["missing", "cut", "stale"]))
     def damage_the_study(self, here: str, how: str) -> None:
@@ -434,7 +440,7 @@ class User(RuleBasedStateMachine):
         if path is None or not (path / "study.db").exists() or (self.root / "away").exists():
             return
         kept = {file: file.read_bytes() for file in path.glob("[!.]*") if file.is_file()}
-        whole = database.snapshot(path / "study.db")
+        whole = study_file.snapshot(path / "study.db")
         old = self.old.setdefault(path, whole)
         for file in path.glob("study.db*"):
             file.unlink()
@@ -498,14 +504,14 @@ class User(RuleBasedStateMachine):
             assert before[self.folder[here]] - before.get(Path(self._uri()), set()), self.steps
         if not said:
             path = self.folder[here]
-            trials = results.Run(path).trials
+            trials = run_folder.Run(path).trials
             ran = trials[trials["attempt"] != 0]
             if files.read_json(path / "meta.json")["stopped_by"] is None:
                 waiting = ran["state"] == "running"
                 most = max(self.samples, len(before.get(path, ())) + waiting.sum())
                 assert self.samples <= len(ran) <= most, self.steps
-                known = database.facts(database.snapshot(path / "study.db"))[0]
-                epochs = results.Run(path).epochs
+                known = study_file.facts(study_file.snapshot(path / "study.db"))[0]
+                epochs = run_folder.Run(path).epochs
                 assert set(zip(epochs["trial"], epochs["epoch"], strict=True)) >= {
                     pair for pair in known if pair[0] in set(ran["trial"])
                 }, self.steps
@@ -546,7 +552,7 @@ def finished(path: Path) -> dict[int, tuple[Any, ...]]:
     if not (path / "study.db").exists():
         return {}
     with contextlib.closing(sqlite3.connect(":memory:")) as copy:
-        copy.deserialize(database.snapshot(path / "study.db"))
+        copy.deserialize(study_file.snapshot(path / "study.db"))
         if not copy.execute("SELECT 1 FROM sqlite_master WHERE name = 'trial_intermediate_values'").fetchone():
             return {}
         rows = copy.execute(
@@ -560,9 +566,11 @@ def finished(path: Path) -> dict[int, tuple[Any, ...]]:
 
 def check_frames(path: Path, steps: list[str]) -> None:
     """Every reader works, no epoch is there twice, and the frames know nothing that the study does not."""
-    run = results.Run(path)
+    run = run_folder.Run(path)
     epochs, trials = run.epochs, run.trials
-    known, states = database.facts(database.snapshot(path / "study.db")) if (path / "study.db").exists() else ({}, {})
+    known, states = (
+        study_file.facts(study_file.snapshot(path / "study.db")) if (path / "study.db").exists() else ({}, {})
+    )
     text = files.whole_lines(path / "epochs.csv").splitlines()[1:]
     pairs = Counter(tuple(line.split(",")[:2]) for line in text)
     assert not pairs or max(pairs.values()) == 1, (path, pairs, steps)
@@ -573,14 +581,14 @@ def check_frames(path: Path, steps: list[str]) -> None:
         if row["state"] == "complete" and row["attempt"]:
             assert states[row["trial"]][0] == "COMPLETE", (path, row, steps)
     if len(trials) and sum(pairs.values()) % 4 == 0:  # These read the frames six times.
-        assert results.minutes(run) >= 0 and results.summary_line(run)
+        assert run_folder.minutes(run) >= 0 and run_folder.summary_line(run)
 
 
-def conclude(run: results.Run, tell: Callable[[str], None]) -> None:
+def conclude(run: run_folder.Run, tell: Callable[[str], None]) -> None:
     """Stands in for `record.conclude`: `best.json` without the pictures."""
     trials = run.trials
     if trials["state"].isin(["complete", "pruned"]).any() and len(trials) % 4 == 0:
-        results.write_best(run)
+        run_folder.write_best(run)
 
 
 def result(proposal: study.Proposal, epoch: int) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tuning import openings
-from tuning.errors import UserError
+from tuning.base.errors import UserError
+from tuning.runs import openings
 
 OPENED = {"event": openings.OPENED, "dataset": "patterns", "split_hash": "af0c", "seed": 1, "not logged": 7}
 

@@ -1,4 +1,4 @@
-"""`tuning.pictures`: what is drawn is what the arrays hold, and no array is too small to be drawn."""
+"""`tuning.figures.model_figures`: what is drawn is what the arrays hold, and no array is too small to be drawn."""
 
 from collections import Counter
 from pathlib import Path
@@ -10,7 +10,8 @@ from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from tuning import analysis, pictures, style
+from tuning.figures import model_figures, style
+from tuning.runs import analysis
 
 NAMES = ["shirt", "coat", "bag"]
 
@@ -28,7 +29,7 @@ def _scored(n: int) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", "np
 
 def test_confusion_shades_by_row_and_writes_counts() -> None:
     frame = analysis.confusion(np.array([0] * 8 + [1, 1]), np.array([0] * 6 + [1, 1, 1, 1]), ["shirt", "coat"])
-    ax = pictures.confusion(frame).axes[0]
+    ax = model_figures.confusion(frame).axes[0]
     assert np.asarray(ax.images[0].get_array()).tolist() == [[0.75, 0.25], [0, 1]]
     assert {(text.get_position(), text.get_text()) for text in ax.texts} == {
         ((0, 0), "6"),
@@ -43,7 +44,7 @@ def _pca_figure(n: int, labels: "np.ndarray[Any, Any]", channels: int = 1) -> Fi
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (n, channels, 8, 8), dtype=np.uint8)
     names = [f"class {number}" for number in range(12)]
-    return pictures.pca(generator.normal(size=(n, 2)), np.array([0.314, 0.2]), labels, images, names)
+    return model_figures.pca(generator.normal(size=(n, 2)), np.array([0.314, 0.2]), labels, images, names)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -71,14 +72,14 @@ def test_pca_draws_all_points_and_pictures_that_do_not_overlap(channels: int, tm
 def test_pca_picture_is_that_of_its_point() -> None:
     points = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     images = np.stack([np.full((1, 4, 4), value, np.uint8) for value in (10, 20, 30)])
-    gallery = pictures.pca(points, np.array([0.5, 0.5]), np.array([0, 1, 2]), images, ["a", "b", "c"]).axes[1]
+    gallery = model_figures.pca(points, np.array([0.5, 0.5]), np.array([0, 1, 2]), images, ["a", "b", "c"]).axes[1]
     frames = gallery.collections[0].get_edgecolor()
     for picture, frame in zip(gallery.images, frames, strict=True):
         left, right, bottom, top = picture.get_extent()
         value = int(np.asarray(picture.get_array()).flat[0])
         point = points[value // 10 - 1]
         middle = np.array([left + right, bottom + top]) / 2
-        assert np.abs(middle - point).max() < 0.5 * 1.08 / pictures.GALLERY_CELLS + 1e-9
+        assert np.abs(middle - point).max() < 0.5 * 1.08 / model_figures.GALLERY_CELLS + 1e-9
         assert right - left == pytest.approx(top - bottom)
         assert to_hex(frame) == style.CLASS_COLOURS[value // 10 - 1]
 
@@ -86,7 +87,7 @@ def test_pca_picture_is_that_of_its_point() -> None:
 def test_calibration_draws_accuracy_against_confidence_with_intervals() -> None:
     _, labels, probabilities = _scored(200)
     error, bins = analysis.calibration(labels, probabilities)
-    reliability, images = pictures.calibration(error, bins).axes
+    reliability, images = model_figures.calibration(error, bins).axes
     filled = bins[bins["count"] > 0]
     diagonal, model = reliability.lines
     assert np.asarray(diagonal.get_xydata()).tolist() == [[0, 0], [1, 1]]
@@ -103,7 +104,7 @@ def test_calibration_draws_accuracy_against_confidence_with_intervals() -> None:
 def test_worst_mistakes_show_each_image_with_its_truth_and_prediction() -> None:
     images, labels, probabilities = _scored(100)
     worst = analysis.worst_mistakes(labels, probabilities)
-    figure = pictures.worst_mistakes(images, labels, probabilities, NAMES)
+    figure = model_figures.worst_mistakes(images, labels, probabilities, NAMES)
     assert len(worst) == 30
     shown = [int(np.asarray(ax.images[0].get_array()).flat[0]) for ax in figure.axes]
     assert shown == worst.tolist()
@@ -118,7 +119,7 @@ def test_few_mistakes_leave_the_rest_of_their_row_blank() -> None:
     images, labels, probabilities = _scored(12)
     labels = probabilities.argmax(axis=1)
     labels[:2] = (labels[:2] + 1) % 3
-    figure = pictures.worst_mistakes(images, labels, probabilities, NAMES)
+    figure = model_figures.worst_mistakes(images, labels, probabilities, NAMES)
     assert sum(bool(ax.images) for ax in figure.axes) == 2
     assert not any(ax.axison for ax in figure.axes)
 
@@ -126,7 +127,7 @@ def test_few_mistakes_leave_the_rest_of_their_row_blank() -> None:
 def test_of_model_gives_every_picture_by_the_name_of_its_file(tmp_path: Path) -> None:
     images, labels, probabilities = _scored(60)
     components = analysis.pca(np.random.default_rng(0).normal(size=(60, 5)))
-    figures = pictures.of_model(labels, probabilities, images, NAMES, components)
+    figures = model_figures.of_model(labels, probabilities, images, NAMES, components)
     assert set(figures) == {"confusion", "calibration", "pca", "mistakes"}
     for name, figure in figures.items():
         style.save(figure, tmp_path / f"{name}.png")
@@ -140,12 +141,12 @@ def test_nothing_and_little_give_figures() -> None:
     none, point = np.array([], dtype=int), np.zeros((1, 2))
     picture, sure = np.zeros((1, 1, 8, 8), np.uint8), np.array([[1.0, 0.0]])
     for name, figure in {
-        "confusion, empty": pictures.confusion(analysis.confusion(none, none, ["a", "b"])),
-        "pca, empty": pictures.pca(point[:0], np.zeros(2), none, picture[:0], ["a"]),
-        "pca, one": pictures.pca(point, np.zeros(2), np.array([0]), picture, ["a"]),
-        "calibration, one": pictures.calibration(*analysis.calibration(np.array([0]), sure)),
-        "mistakes, empty": pictures.worst_mistakes(picture, np.array([0]), sure, ["a", "b"]),
-        "mistakes, one": pictures.worst_mistakes(picture, np.array([1]), sure, ["a", "b"]),
+        "confusion, empty": model_figures.confusion(analysis.confusion(none, none, ["a", "b"])),
+        "pca, empty": model_figures.pca(point[:0], np.zeros(2), none, picture[:0], ["a"]),
+        "pca, one": model_figures.pca(point, np.zeros(2), np.array([0]), picture, ["a"]),
+        "calibration, one": model_figures.calibration(*analysis.calibration(np.array([0]), sure)),
+        "mistakes, empty": model_figures.worst_mistakes(picture, np.array([0]), sure, ["a", "b"]),
+        "mistakes, one": model_figures.worst_mistakes(picture, np.array([1]), sure, ["a", "b"]),
     }.items():
         figure.canvas.draw()
         says_so = any(text.startswith(("No ", "There are no")) for text in _texts(figure))

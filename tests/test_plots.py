@@ -1,4 +1,4 @@
-"""`tuning.plots`: what is drawn is what the frames hold, and no frame is too small or too odd to be drawn."""
+"""`tuning.figures.run_figures`: what is drawn is what the frames hold; no frame is too small or too odd to be drawn."""
 
 from typing import Any
 
@@ -9,8 +9,9 @@ from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from tuning import analysis, plots, style
-from tuning.config import TrainConfig
+from tuning.base.config import TrainConfig
+from tuning.figures import run_figures, style
+from tuning.runs import analysis
 
 START = pd.Timestamp("2026-11-23T10:00:00", tz="UTC")
 STATES = ("complete", "pruned", "failed", "running")
@@ -66,7 +67,7 @@ def run() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def test_best_so_far_steps_and_dots(run: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     frame = analysis.best_so_far(run[0], clock)
-    (ax,) = plots.best_so_far(frame).axes
+    (ax,) = run_figures.best_so_far(frame).axes
     assert "minutes" in ax.get_xlabel()
     assert ax.get_ylabel() == "validation accuracy"
     assert ax.lines[0].get_drawstyle() == "steps-post"
@@ -79,7 +80,7 @@ def test_best_so_far_is_not_squashed_by_a_poor_first_trial() -> None:
     accuracy = pd.Series([0.1, *np.linspace(0.9, 0.93, 19)])
     frame = pd.DataFrame({"trial": range(20), "ended_seconds": np.arange(20) * 60.0, "valid_accuracy": accuracy})
     states = ["complete"] * 13 + ["pruned"] * 7
-    (ax,) = plots.best_so_far(frame.assign(best=accuracy.cummax(), state=states)).axes
+    (ax,) = run_figures.best_so_far(frame.assign(best=accuracy.cummax(), state=states)).axes
     assert ax.get_ylim()[0] > 0.8
     complete, pruned, triangles = (c for c in ax.collections if isinstance(c, PathCollection))
     assert len(np.asarray(complete.get_offsets())) == 12 and len(complete.get_facecolor()) == 1
@@ -92,7 +93,7 @@ def test_pareto_joins_the_front_and_shows_the_rest() -> None:
     trials = trials.assign(
         valid_accuracy=[0.9, 0.8, 0.7, 0.95], n_parameters=[500, 100, 300, 1], pareto=[True, True, False, False]
     )
-    figure = plots.pareto(trials, "n_parameters")
+    figure = run_figures.pareto(trials, "n_parameters")
     ax = figure.axes[0]
     assert ax.get_xlabel() == "trainable parameters"
     assert len(np.asarray(ax.collections[0].get_offsets())) == 3
@@ -104,7 +105,7 @@ def test_learning_curves_one_line_a_trial_by_state_and_the_best_in_black(
     run: tuple[pd.DataFrame, pd.DataFrame],
 ) -> None:
     trials, epochs = run
-    (ax,) = plots.learning_curves(epochs, trials).axes
+    (ax,) = run_figures.learning_curves(epochs, trials).axes
     assert len(ax.lines) == epochs["trial"].nunique() == 9
     colours = [to_hex(line.get_color()) for line in ax.lines]
     assert colours.count(style.BEST) == 1
@@ -124,14 +125,14 @@ def test_learning_curves_one_line_a_trial_by_state_and_the_best_in_black(
 def test_learning_curves_say_how_many_are_too_low_to_be_seen(run: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     trials, epochs = run
     lost = epochs["valid_accuracy"].mask(epochs["trial"] == 4, 0.2)
-    (ax,) = plots.learning_curves(epochs.assign(valid_accuracy=lost), trials).axes
+    (ax,) = run_figures.learning_curves(epochs.assign(valid_accuracy=lost), trials).axes
     legend = ax.get_legend()
     assert legend is not None
     assert legend.get_texts()[-1].get_text() == "below the axis: 1"
 
 
 def test_parallel_coordinates_draw_what_varies(run: tuple[pd.DataFrame, pd.DataFrame]) -> None:
-    figure = plots.parallel_coordinates(run[0])
+    figure = run_figures.parallel_coordinates(run[0])
     ax = figure.axes[0]
     names = [label.get_text().replace("\n", "_") for label in ax.get_xticklabels()]
     assert names == ["learning_rate", "weight_decay", "schedule", "patience", "flip"]
@@ -139,23 +140,23 @@ def test_parallel_coordinates_draw_what_varies(run: tuple[pd.DataFrame, pd.DataF
     assert len(grey.get_segments()) == 3  # the failed trials
     assert len(coloured.get_segments()) == 9
     heights = np.stack([np.asarray(segment)[:, 1] for segment in coloured.get_segments() + grey.get_segments()])
-    assert (heights[:, 1] == plots.MISSING_HEIGHT).sum() == 1  # weight_decay 0 is not on a log scale
-    assert (heights[:, 3] == plots.MISSING_HEIGHT).sum() == 1  # patience None
+    assert (heights[:, 1] == run_figures.MISSING_HEIGHT).sum() == 1  # weight_decay 0 is not on a log scale
+    assert (heights[:, 3] == run_figures.MISSING_HEIGHT).sum() == 1  # patience None
     assert {"0", "none", "onecycle", "True", "0.01"} <= set(_texts(figure))
 
 
 def test_parallel_coordinates_put_what_does_nothing_below_the_axis() -> None:
     trials = pd.DataFrame({"valid_accuracy": [0.9, 0.8, 0.7], "config/optimizer": ["sgd", "sgd", "adamw"]})
     segments = (
-        plots.parallel_coordinates(trials.assign(**{"config/momentum": [0.8, 0.9, 0.9]})).axes[0].collections[1]
+        run_figures.parallel_coordinates(trials.assign(**{"config/momentum": [0.8, 0.9, 0.9]})).axes[0].collections[1]
     ).get_segments()
-    assert sorted(segment[1, 1] for segment in segments) == [plots.MISSING_HEIGHT, 0, 1]
+    assert sorted(segment[1, 1] for segment in segments) == [run_figures.MISSING_HEIGHT, 0, 1]
 
 
 def test_parallel_coordinates_put_learning_rates_on_a_log_scale() -> None:
     trials = pd.DataFrame({"valid_accuracy": [0.9, 0.8, 0.7], "config/learning_rate": [0.001, 0.01, 0.1]})
     for name, middle in (("config/learning_rate", 0.5), ("config/momentum", 9 / 99)):
-        figure = plots.parallel_coordinates(trials.set_axis(["valid_accuracy", name], axis=1))
+        figure = run_figures.parallel_coordinates(trials.set_axis(["valid_accuracy", name], axis=1))
         segments = figure.axes[0].collections[1].get_segments()
         assert sorted(segment[0, 1] for segment in segments) == pytest.approx([0, middle, 1])
 
@@ -164,7 +165,7 @@ def test_importances_are_a_mark_on_its_interval_for_each_method() -> None:
     rows = [("PED-ANOVA", "rate", 0.5, 0.1, 0.9), ("PED-ANOVA", "width", 0.5, 0.2, 0.4)]
     rows += [("fANOVA", "width", 0.8, 0.6, 1.0), ("fANOVA", "rate", 0.2, 0.0, 0.5)]
     frame = pd.DataFrame(rows, columns=["method", "parameter", "importance", "low", "high"])
-    (ax,) = plots.importances(frame).axes
+    (ax,) = run_figures.importances(frame).axes
     assert [label.get_text() for label in ax.get_yticklabels()] == ["width", "rate"]  # by their means
     assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first on top
     legend = ax.get_legend()
@@ -183,7 +184,7 @@ def test_importances_are_a_mark_on_its_interval_for_each_method() -> None:
 def test_learning_curve_marks_the_best_epoch(run: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     epochs = run[1].query("trial == 0").copy()
     epochs.loc[epochs["epoch"] == 2, "valid_accuracy"] = 0.95
-    figure = plots.learning_curve(epochs)
+    figure = run_figures.learning_curve(epochs)
     assert [ax.get_ylabel() for ax in figure.axes] == ["loss", "accuracy", "learning\nrate"]
     assert figure.axes[2].get_xlabel() == "epoch"
     for ax in figure.axes:
@@ -199,20 +200,20 @@ def _empty_and_tiny() -> dict[str, Figure]:
     importance = pd.DataFrame({"method": "fANOVA", "parameter": ["width"], "importance": 1.0, "low": 1.0, "high": 1.0})
     lone = trials.assign(**{"config/width": pd.Series([pd.NA], dtype="Int64")})
     return {
-        "best, empty": plots.best_so_far(analysis.best_so_far(nothing, clock)),
-        "best, one": plots.best_so_far(analysis.best_so_far(trials, clock)),
-        "curves, empty": plots.learning_curves(none, nothing),
-        "curves, one epoch": plots.learning_curves(epochs.head(1), trials),
-        "curves, no such trial": plots.learning_curves(epochs, nothing),
-        "parallel, empty": plots.parallel_coordinates(nothing),
-        "parallel, one": plots.parallel_coordinates(trials),
-        "parallel, no accuracy": plots.parallel_coordinates(_run(6)[0].assign(valid_accuracy=np.nan)),
-        "parallel, one column": plots.parallel_coordinates(pd.concat([trials, lone])),
-        "importances, empty": plots.importances(importance.iloc[:0]),
-        "importances, one": plots.importances(importance),
-        "curve, empty": plots.learning_curve(none),
-        "curve, one epoch": plots.learning_curve(epochs.head(1)),
-        "curve, diverged": plots.learning_curve(epochs.assign(valid_accuracy=np.nan, train_accuracy=np.nan)),
+        "best, empty": run_figures.best_so_far(analysis.best_so_far(nothing, clock)),
+        "best, one": run_figures.best_so_far(analysis.best_so_far(trials, clock)),
+        "curves, empty": run_figures.learning_curves(none, nothing),
+        "curves, one epoch": run_figures.learning_curves(epochs.head(1), trials),
+        "curves, no such trial": run_figures.learning_curves(epochs, nothing),
+        "parallel, empty": run_figures.parallel_coordinates(nothing),
+        "parallel, one": run_figures.parallel_coordinates(trials),
+        "parallel, no accuracy": run_figures.parallel_coordinates(_run(6)[0].assign(valid_accuracy=np.nan)),
+        "parallel, one column": run_figures.parallel_coordinates(pd.concat([trials, lone])),
+        "importances, empty": run_figures.importances(importance.iloc[:0]),
+        "importances, one": run_figures.importances(importance),
+        "curve, empty": run_figures.learning_curve(none),
+        "curve, one epoch": run_figures.learning_curve(epochs.head(1)),
+        "curve, diverged": run_figures.learning_curve(epochs.assign(valid_accuracy=np.nan, train_accuracy=np.nan)),
     }
 
 

@@ -13,17 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
-from tuning.config import TrainConfig
-from tuning.data import normalise
-from tuning.errors import UserError
-from tuning.models import build_model
-from tuning.predict import (
+from tuning.base.config import TrainConfig
+from tuning.base.errors import UserError
+from tuning.images.batches import normalise
+from tuning.models.architectures import build_model
+from tuning.predict import print_predictions
+from tuning.retraining.best_model import (
     BestModel,
     Prediction,
     load_best_model,
     looks_inverted,
     predict_files,
-    print_predictions,
     probabilities,
     read_image,
 )
@@ -302,7 +302,7 @@ def test_importing_it_is_light() -> None:
 
 @pytest.mark.slow
 def test_fashion_mnist_is_seldom_taken_for_inverted() -> None:
-    from tuning.data import load_train
+    from tuning.images.datasets import load_train
 
     images = load_train("fashion-mnist").images[:10_000]
     assert np.mean([looks_inverted(image) for image in images]) < 0.001

@@ -8,8 +8,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from tuning import files, results
-from tuning.progress import _ENDED, Progress, _about, sparkline
+from tuning.base import files
+from tuning.runs import run_folder, schema
+from tuning.trials.progress import _ENDED, Progress, _about, sparkline
 
 SIZES = [(80, 24), (40, 24), (200, 60), (76, 12), (40, 6), (30, 3)]
 CONTROL_CODES = re.compile("[\x00-\x09\x0b-\x1f\x7f]")
@@ -27,7 +28,7 @@ class Clock:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("tuning.progress.time", clock)
+    monkeypatch.setattr("tuning.trials.progress.time", clock)
     return clock
 
 
@@ -313,11 +314,11 @@ def test_terminal_that_cannot_do_it_gets_lines(clock: Clock) -> None:
 
 def test_seed_takes_in_the_frames_of_a_run(tmp_path: Path) -> None:
     rows = [make_row(0, "complete", 2, 0.91), make_row(1, "failed", error="boom"), make_row(2, "running", 1, 0.8)]
-    files.write_rows(tmp_path / "trials.csv", results.TRIAL_COLUMNS, rows)
+    files.write_rows(tmp_path / "trials.csv", schema.TRIAL_COLUMNS, rows)
     for trial, epoch, accuracy in [(0, 1, 0.85), (2, 1, 0.81), (0, 2, 0.91)]:
-        row = dict.fromkeys(results.EPOCH_COLUMNS, 0.5) | make_result(epoch, accuracy) | {"trial": trial}
-        files.append_row(tmp_path / "epochs.csv", results.EPOCH_COLUMNS, row)
-    run = results.Run(tmp_path)
+        row = dict.fromkeys(schema.EPOCH_COLUMNS, 0.5) | make_result(epoch, accuracy) | {"trial": trial}
+        files.append_row(tmp_path / "epochs.csv", schema.EPOCH_COLUMNS, row)
+    run = run_folder.Run(tmp_path)
     progress = Progress(20, n_done=3, console=make_console(), quiet=True)  # One more than the frames know.
     progress.seed(run.trials.to_dict("records"), run.epochs.to_dict("records"))
     lines = view(progress)

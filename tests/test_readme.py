@@ -9,9 +9,10 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from tuning import files, results
-from tuning.config import TrainConfig
-from tuning.data import load_train
+from tuning.base import files
+from tuning.base.config import TrainConfig
+from tuning.images.datasets import load_train
+from tuning.runs import run_folder, schema
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
@@ -57,7 +58,7 @@ def test_every_command_and_snippet_runs_in_the_order_of_the_readme(wheel: Mappin
     assert sum("Next: python -m tuning.final" in text for text in printed) == 5
     assert sum("Next: python -m tuning.predict" in text for text in printed) == 3
     assert (tmp_path / "best_model" / "pca.png").stat().st_size > 20_000
-    assert len(results.load("first", tmp_path / "results").trials) == 6
+    assert len(run_folder.load("first", tmp_path / "results").trials) == 6
 
     # The configuration that ships with the project has learned on the real images, and labels one of them.
     original = tmp_path / "results" / "first" / "original"
@@ -82,7 +83,7 @@ def test_every_picture_is_there_and_small() -> None:
 
 
 def test_every_column_of_the_frames_is_explained() -> None:
-    for name in [*results.TRIAL_COLUMNS, *results.EPOCH_COLUMNS]:
+    for name in [*schema.TRIAL_COLUMNS, *schema.EPOCH_COLUMNS]:
         assert f"`{name}`" in README or name.removeprefix("config/") in TrainConfig.model_fields, name
 
 

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 from conftest import write_run
 
-from tuning import importances, plots, record, report
-from tuning.errors import UserError
+from tuning import report
+from tuning.base.errors import UserError
+from tuning.figures import importances, run_figures
+from tuning.trials import record
 
 PICTURES = {"best_so_far", "learning_curves", "parallel_coordinates", "importances"}
 
@@ -19,8 +21,8 @@ def broken(*args: Any, **kwargs: Any) -> Any:
 @pytest.mark.parametrize(
     ("module", "function", "said", "lost"),
     [
-        (plots, "best_so_far", "The picture best_so_far.png", {"best_so_far.png"}),
-        (plots, "importances", "The picture importances.png", {"importances.png"}),
+        (run_figures, "best_so_far", "The picture best_so_far.png", {"best_so_far.png"}),
+        (run_figures, "importances", "The picture importances.png", {"importances.png"}),
         (importances, "of_run", "The importances", {"importances.png"}),
         (report, "render", "The page", {"report.html"}),
     ],
@@ -42,7 +44,7 @@ def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise UserError("No space left on the disk while writing x.")
 
     run = write_run(tmp_path / "run", 4)
-    monkeypatch.setattr(plots, "best_so_far", full)
+    monkeypatch.setattr(run_figures, "best_so_far", full)
     with pytest.raises(UserError, match="No space left on the disk"):
         record.conclude(run)
 

@@ -15,9 +15,12 @@ import optuna
 import pandas as pd
 import pytest
 
-from tuning import analysis, charts, files, model_charts, plots, report, results, thumbnails
-from tuning.config import TrainConfig
-from tuning.errors import UserError
+from tuning import report
+from tuning.base import files
+from tuning.base.config import TrainConfig
+from tuning.base.errors import UserError
+from tuning.figures import model_charts, run_charts, run_figures, run_page, thumbnails
+from tuning.runs import analysis, run_folder, schema
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NAMES = ("T-shirt/top", "Bag & <b>strap</b>", "Sandal")
@@ -50,7 +53,7 @@ class Page(HTMLParser):
 
 def make_run(
     path: Path, n_trials: int = 12, n_epochs: int = 6, *, running: bool = False, error: str = ""
-) -> results.Run:
+) -> run_folder.Run:
     """Writes a run whose trial 3 is the best, 1 failed and, if asked for, the last one is still running."""
     draw, path = np.random.default_rng(1), path.absolute()
     files.make_folder(path)
@@ -81,9 +84,9 @@ def make_run(
         trials.append(row | {f"config/{name}": value for name, value in config.model_dump().items()})
         for epoch in range(length):
             epochs.append({"trial": trial, "epoch": epoch + 1, "valid_accuracy": accuracy[epoch]})
-    files.write_rows(path / "trials.csv", results.TRIAL_COLUMNS, trials)
-    files.write_rows(path / "epochs.csv", results.EPOCH_COLUMNS, epochs)
-    return results.Run(path)
+    files.write_rows(path / "trials.csv", schema.TRIAL_COLUMNS, trials)
+    files.write_rows(path / "epochs.csv", schema.EPOCH_COLUMNS, epochs)
+    return run_folder.Run(path)
 
 
 def make_final(folder: Path, run: str, *, n: int = 400, side: int = 8, names: tuple[str, ...] = NAMES) -> Path:
@@ -136,18 +139,18 @@ def final_frame() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> results.Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> run_folder.Run:
     return make_run(tmp_path_factory.mktemp("page") / "first")
 
 
 @pytest.fixture(scope="module")
-def model_dir(run: results.Run) -> Path:
+def model_dir(run: run_folder.Run) -> Path:
     return make_final(run.path.parent / "best_model", run.name)
 
 
 @pytest.fixture(scope="module")
-def written(run: results.Run, model_dir: Path) -> Path:
-    return report.write(run, model_dir)
+def written(run: run_folder.Run, model_dir: Path) -> Path:
+    return run_page.write(run, model_dir)
 
 
 def test_the_numbers_of_the_page_are_those_of_the_files_to_the_last_digit(written: Path, model_dir: Path) -> None:
@@ -167,35 +170,35 @@ def test_the_numbers_of_the_page_are_those_of_the_files_to_the_last_digit(writte
     assert page.says("2026-11-23 12:00 UTC") and page.says("1, 2, 3") and page.says("trained 2 times as long")
 
 
-def test_a_run_alone_leaves_out_what_only_final_knows(run: results.Run, model_dir: Path, tmp_path: Path) -> None:
+def test_a_run_alone_leaves_out_what_only_final_knows(run: run_folder.Run, model_dir: Path, tmp_path: Path) -> None:
     sections = {"seeds", "confusion", "reliability", "features"}
-    alone = Page(report.render(run, None))
+    alone = Page(run_page.render(run, None))
     assert not sections & set(alone.texts)
     assert {"best_so_far", "learning_curves", "parallel_coordinates"} <= set(alone.texts)
     assert alone.says("Best validation accuracy") and not alone.says("Test accuracy")
     assert not alone.says("Was the search worth it") and not alone.says("Openings of the test images")
-    assert sections <= set(Page(report.render(run, report.load_final(run, model_dir))).texts)
-    assert report.load_final(run, make_final(tmp_path / "best_model", "another")) is None
-    assert report.load_final(run, tmp_path / "nothing") is None
+    assert sections <= set(Page(run_page.render(run, run_page.load_final(run, model_dir))).texts)
+    assert run_page.load_final(run, make_final(tmp_path / "best_model", "another")) is None
+    assert run_page.load_final(run, tmp_path / "nothing") is None
 
 
-def test_a_final_without_its_frames_still_has_its_answer(run: results.Run, tmp_path: Path) -> None:
+def test_a_final_without_its_frames_still_has_its_answer(run: run_folder.Run, tmp_path: Path) -> None:
     folder = make_final(tmp_path / "best_model", run.name)
     metrics = json.loads((folder / "metrics.json").read_text())
     files.write_json(folder / "metrics.json", metrics | {"test_accuracy_std": None, "test_opened": 1})
     for name in ("final.csv", "test_outputs.npz", "classification_report.csv", "test_log.jsonl"):
         (folder / name).unlink()
-    page = Page(report.render(run, report.load_final(run, folder)))
+    page = Page(run_page.render(run, run_page.load_final(run, folder)))
     assert page.says(f"{metrics['test_accuracy']:.2%} 95% interval") and not page.says("have been opened")
     assert not {"seeds", "confusion"} & set(page.texts)
 
 
 def test_a_run_that_is_still_going_is_shown_so_far(tmp_path: Path) -> None:
-    page = Page(report.render(make_run(tmp_path / "going", 5, running=True), None))
+    page = Page(run_page.render(make_run(tmp_path / "going", 5, running=True), None))
     assert page.says("The search has not ended") and page.says("1 running") and "learning_curves" in page.texts
-    empty = Page(report.render(make_run(tmp_path / "new", 0, running=True), None))
+    empty = Page(run_page.render(make_run(tmp_path / "new", 0, running=True), None))
     assert empty.says("0 trials (none yet)") and not {"best_so_far", "learning_curves"} & set(empty.texts)
-    first = Page(report.render(make_run(tmp_path / "one", 1, running=True), None))
+    first = Page(run_page.render(make_run(tmp_path / "one", 1, running=True), None))
     assert "learning_curves" in first.texts and not first.says("Winner")
 
 
@@ -203,7 +206,7 @@ def test_what_comes_from_files_is_text_and_nothing_else(tmp_path: Path) -> None:
     run = make_run(tmp_path / HEADER, error=SCRIPT)
     files.write_json(run.path / "meta.json", run.meta | {"command": SCRIPT, SCRIPT: {SCRIPT: [SCRIPT]}})
     folder = make_final(tmp_path / "best_model", run.name, names=(SCRIPT, HEADER, "Bag"))
-    html = report.render(run, report.load_final(run, folder))
+    html = run_page.render(run, run_page.load_final(run, folder))
     page = Page(html)
     assert page.tags.count("script") == 3 and "b" in page.tags
     assert page.tags.count("img") == len(
@@ -213,22 +216,22 @@ def test_what_comes_from_files_is_text_and_nothing_else(tmp_path: Path) -> None:
     assert HEADER not in html and SCRIPT not in html
 
 
-def test_texts_of_figures_are_escaped_for_plotly_which_reads_html(run: results.Run) -> None:
+def test_texts_of_figures_are_escaped_for_plotly_which_reads_html(run: run_folder.Run) -> None:
     counts = analysis.confusion(np.array([0, 1]), np.array([0, 0]), (HEADER, "Bag"))
     assert "&lt;img" in model_charts.confusion(counts).layout.xaxis.ticktext[0]
     frame = pd.DataFrame({"parameter": [HEADER, "b"], "importance": [0.7, 0.3], "method": "<i>"})
-    figure = charts.importances(frame)
+    figure = run_charts.importances(frame)
     assert "<img" not in figure.to_json() and figure.data[0].name == "&lt;i&gt;"
     trials = run.trials.assign(**{"config/optimizer": [HEADER, *["sgd"] * 11]})
     for drawn in (
-        charts.best_so_far(analysis.best_so_far(trials, run.clock), trials),
-        charts.learning_curves(run.epochs, trials, 3),
+        run_charts.best_so_far(analysis.best_so_far(trials, run.clock), trials),
+        run_charts.learning_curves(run.epochs, trials, 3),
     ):
         assert "onerror" in drawn.to_json() and "\\u003cimg" not in drawn.to_json()
 
 
-def test_a_stopped_trial_is_hollow_in_the_best_so_far(run: results.Run) -> None:
-    _, complete, pruned = charts.best_so_far(analysis.best_so_far(run.trials, run.clock), run.trials).data
+def test_a_stopped_trial_is_hollow_in_the_best_so_far(run: run_folder.Run) -> None:
+    _, complete, pruned = run_charts.best_so_far(analysis.best_so_far(run.trials, run.clock), run.trials).data
     assert (complete.marker.symbol, pruned.marker.symbol) == ("circle", "circle-open")
     for dots, state in ((complete, "complete"), (pruned, "pruned")):
         assert len(dots.x) == (run.trials["state"] == state).sum() > 0
@@ -237,45 +240,45 @@ def test_a_stopped_trial_is_hollow_in_the_best_so_far(run: results.Run) -> None:
 
 def test_importances_have_a_colour_a_method_and_their_interval() -> None:
     frame = pd.DataFrame({"parameter": ["a", "b"] * 2, "importance": [0.7, 0.3, 0.6, 0.4]})
-    (plain,) = charts.importances(frame.head(2)).data
+    (plain,) = run_charts.importances(frame.head(2)).data
     assert plain.error_x.array is None and list(plain.x) == [0.7, 0.3]
     frame = frame.assign(method=["PED-ANOVA"] * 2 + ["fANOVA"] * 2, low=frame["importance"] - 0.1, high=0.9)
-    one, two = charts.importances(frame).data
+    one, two = run_charts.importances(frame).data
     assert (one.name, two.name) == ("PED-ANOVA", "fANOVA")
     assert np.allclose(one.error_x.array, [0.2, 0.6]) and np.allclose(two.error_x.arrayminus, 0.1)
 
 
 def test_importances_come_from_the_study_where_there_is_one(tmp_path: Path) -> None:
     run = make_run(tmp_path / "first")
-    assert "importances" not in Page(report.render(run, None)).texts and not (run.path / "study.db").exists()
+    assert "importances" not in Page(run_page.render(run, None)).texts and not (run.path / "study.db").exists()
     study = optuna.create_study(study_name="of another name", storage=f"sqlite:///{run.path}/study.db")
     space = {"learning_rate": optuna.distributions.FloatDistribution(1e-3, 1e-1, log=True)}
     for row in run.trials.to_dict("records"):
         params = {"learning_rate": row["config/learning_rate"]}
         study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=row["valid_accuracy"]))
-    assert "importances" in Page(report.render(run, None)).texts
+    assert "importances" in Page(run_page.render(run, None)).texts
 
 
 def test_an_audit_and_a_front_are_shown_where_there_are_some(
-    run: results.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: run_folder.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = Page(report.render(run, None))
+    page = Page(run_page.render(run, None))
     assert not page.says("Early stopping, audited") and "pareto" not in page.texts
     shutil.copytree(run.path, tmp_path / "first")
-    copy = results.Run(tmp_path / "first")
+    copy = run_folder.Run(tmp_path / "first")
     found = {"trials": [4], "n_stopped": 2, "best_audited": 0.91, "loss": 0.1 / 3}
     audit = found | {"rungs": [{"epoch": 2, "rank_correlation": 0.5 / 3, "n": 5}]}
     files.write_json(copy.path / "meta.json", copy.meta | {"audit": audit})
     trials = copy.trials.assign(pareto=copy.trials["trial"].isin([3, 4]))
-    monkeypatch.setitem(results.TRIAL_COLUMNS, "pareto", "boolean")
+    monkeypatch.setitem(schema.TRIAL_COLUMNS, "pareto", "boolean")
     trials.to_csv(copy.path / "trials.csv", index=False)
-    page = Page(report.render(copy, None))
+    page = Page(run_page.render(copy, None))
     assert page.says("seconds parameters learning rate batch size pareto")
     assert (
         page.says("reached 91.00%, so stopping is estimated to have lost 3.33 points.") and str(0.5 / 3) in page.numbers
     )
     assert "pareto" in page.texts
-    front = charts.pareto(trials, "n_parameters").data[1]
+    front = run_charts.pareto(trials, "n_parameters").data[1]
     assert sorted(front.y) == sorted(trials.loc[trials["pareto"], "valid_accuracy"])
 
 
@@ -296,42 +299,42 @@ def test_an_audit_and_a_front_are_shown_where_there_are_some(
 )
 def test_whether_it_was_worth_it(difference: float, interval: list[float] | None, word: str, sentence: str) -> None:
     metrics = {"default_difference": difference, "default_difference_interval": interval, "random_difference": None}
-    ((found, text),) = report.verdicts(metrics)
+    ((found, text),) = run_page.verdicts(metrics)
     assert found == word and re.match(sentence, text)
 
 
 def test_nothing_is_said_of_what_was_not_measured() -> None:
-    assert report.verdicts({"default_difference": None}) == []
-    ((_, sentence),) = report.verdicts({"random_difference": 0.01, "random_difference_interval": [0.005, 0.015]})
+    assert run_page.verdicts({"default_difference": None}) == []
+    ((_, sentence),) = run_page.verdicts({"random_difference": 0.01, "random_difference_interval": [0.005, 0.015]})
     assert "better than the best of the points drawn at random" in sentence
 
 
 def test_the_random_point_decides_whether_it_was_worth_it() -> None:
     difference = {"default_difference": 0.06, "default_difference_interval": [0.05, 0.07]}
     difference |= {"random_difference": 0.001, "random_difference_interval": [-0.01, 0.012]}
-    assert [word for word, _ in report.verdicts(difference)] == ["Not shown", "Yes"]
+    assert [word for word, _ in run_page.verdicts(difference)] == ["Not shown", "Yes"]
 
 
 @pytest.mark.parametrize("name", ["test_outputs.npz", "config.json"])
-def test_a_damaged_file_of_the_final_model_is_named(run: results.Run, tmp_path: Path, name: str) -> None:
+def test_a_damaged_file_of_the_final_model_is_named(run: run_folder.Run, tmp_path: Path, name: str) -> None:
     folder = make_final(tmp_path / "best_model", run.name)
     (folder / name).write_text("{")
     with pytest.raises(
         UserError, match=r"best_model(/config\.json)? must (hold what `python -m tuning\.final`|be a read)"
     ):
-        report.load_final(run, folder)
+        run_page.load_final(run, folder)
 
 
 @pytest.mark.parametrize("length", [0, 1000])
-def test_outputs_that_were_cut_off_are_an_error_of_the_user(run: results.Run, tmp_path: Path, length: int) -> None:
+def test_outputs_that_were_cut_off_are_an_error_of_the_user(run: run_folder.Run, tmp_path: Path, length: int) -> None:
     folder = make_final(tmp_path / "best_model", run.name)
     whole = (folder / "test_outputs.npz").read_bytes()
     (folder / "test_outputs.npz").write_bytes(whole[:length])
     with pytest.raises(UserError, match=r"best_model must hold what `python -m tuning\.final` writes"):
-        report.load_final(run, folder)
+        run_page.load_final(run, folder)
 
 
-def test_the_command_writes_the_page_and_names_runs_it_does_not_know(run: results.Run, tmp_path: Path) -> None:
+def test_the_command_writes_the_page_and_names_runs_it_does_not_know(run: run_folder.Run, tmp_path: Path) -> None:
     shutil.copytree(run.path, tmp_path / "results" / "first")
     command = [sys.executable, "-m", "tuning.report"]
     done = subprocess.run([*command, "first"], cwd=tmp_path, capture_output=True, text=True)
@@ -347,7 +350,7 @@ def test_the_command_writes_the_page_and_names_runs_it_does_not_know(run: result
 def test_a_hundred_trials_of_thirty_epochs_and_ten_thousand_images_are_under_8_mb(tmp_path: Path) -> None:
     run = make_run(tmp_path / "large", 100, 30)
     folder = make_final(tmp_path / "best_model", run.name, n=10_000, side=28)  # of noise, which PNG cannot compress
-    page = report.write(run, folder)
+    page = run_page.write(run, folder)
     assert 6e6 < page.stat().st_size < 8e6
 
 
@@ -372,8 +375,8 @@ def test_the_worst_mistakes_come_first() -> None:
     assert found["mistakes"][0]["caption"] == "test image 3: a, taken for b (99%)" and not found["grey"]
 
 
-def test_the_curves_are_those_of_the_frame(run: results.Run) -> None:
-    figure = charts.learning_curves(run.epochs, run.trials, 3)
+def test_the_curves_are_those_of_the_frame(run: run_folder.Run) -> None:
+    figure = run_charts.learning_curves(run.epochs, run.trials, 3)
     assert figure.data[-1].name == "best: trial 3" and len(figure.data) == 12
     expected = run.epochs.loc[run.epochs["trial"] == 3, "valid_accuracy"]
     assert list(figure.data[-1].y) == list(expected)
@@ -424,7 +427,7 @@ def point_at(page: Any, figure: str, trace: int, index: int) -> None:
 
 
 @pytest.mark.slow
-def test_the_table_sorts_and_filters(opened: Any, run: results.Run) -> None:
+def test_the_table_sorts_and_filters(opened: Any, run: run_folder.Run) -> None:
     def column(name: str) -> list[str]:
         rows = opened.locator("#trials tbody tr:visible")
         place = opened.locator("#trials th button").all_inner_texts().index(name)
@@ -442,7 +445,7 @@ def test_the_table_sorts_and_filters(opened: Any, run: results.Run) -> None:
 
 
 @pytest.mark.slow
-def test_a_curve_and_a_point_say_what_they_are(opened: Any, run: results.Run, model_dir: Path) -> None:
+def test_a_curve_and_a_point_say_what_they_are(opened: Any, run: run_folder.Run, model_dir: Path) -> None:
     names = opened.locator('[data-figure="learning_curves"]').evaluate("node => node._fullData.map(d => d.meta)")
     trace = next(i for i, text in enumerate(names) if text.startswith("<b>trial 5</b>"))
     point_at(opened, "learning_curves", trace, 3)
@@ -465,7 +468,7 @@ def test_a_curve_and_a_point_say_what_they_are(opened: Any, run: results.Run, mo
 
 
 @pytest.mark.slow
-def test_coordinates_can_be_brushed(opened: Any, run: results.Run) -> None:
+def test_coordinates_can_be_brushed(opened: Any, run: run_folder.Run) -> None:
     plot = opened.locator('[data-figure="parallel_coordinates"]')
     plot.scroll_into_view_if_needed()
     axis = plot.locator(".axis-brush .background").first.bounding_box()
@@ -474,7 +477,7 @@ def test_coordinates_can_be_brushed(opened: Any, run: results.Run) -> None:
     opened.mouse.down()
     opened.mouse.move(x, axis["y"] + 0.7 * axis["height"], steps=8)
     opened.mouse.up()
-    heights, ticks = plots.coordinate(run.trials["config/learning_rate"])
+    heights, ticks = run_figures.coordinate(run.trials["config/learning_rate"])
     for height, text in ticks:
         box = plot.locator(".axis").first.locator(".tick > text").get_by_text(text, exact=True).bounding_box()
         at = axis["y"] + (1 - height) * axis["height"]
@@ -510,7 +513,7 @@ def test_it_fits_and_has_the_colours_of_the_reader(opened: Any, request: pytest.
 def test_what_comes_from_files_is_shown_as_text_in_a_browser(browser: Any, tmp_path: Path) -> None:
     run = make_run(tmp_path / HEADER, error=SCRIPT)
     names = ("<script>alert(1)</script>", HEADER, "Bag")
-    path = report.write(run, make_final(tmp_path / "best_model", run.name, names=names))
+    path = run_page.write(run, make_final(tmp_path / "best_model", run.name, names=names))
     page = browser.new_page()
     alarms: list[str] = []
     page.on("dialog", lambda dialog: alarms.append(dialog.message))
@@ -535,17 +538,17 @@ def broken(*args: Any, **kwargs: Any) -> Any:
 def test_a_run_that_was_interrupted_says_so_and_how_to_resume_it(tmp_path: Path) -> None:
     run = make_run(tmp_path / "cut", 5)
     files.write_json(run.path / "meta.json", run.meta | {"stopped_by": "interrupt"})
-    page = Page(report.render(run, None))
+    page = Page(run_page.render(run, None))
     assert page.says("The search was interrupted and has not ended: these are its results so far.")
     assert page.says(f"python -m tuning.search --resume {run.path}")
     files.write_json(run.path / "meta.json", run.meta | {"stopped_by": "time budget"})
-    assert not Page(report.render(run, None)).says("has not ended")
+    assert not Page(run_page.render(run, None)).says("has not ended")
 
 
 def test_a_run_that_ended_once_and_is_running_again_has_not_ended(tmp_path: Path) -> None:
     run = make_run(tmp_path / "again", 5, running=True)
     files.write_json(run.path / "meta.json", run.meta | {"ended": "2026-11-23T11:00:00+00:00"})
-    assert Page(report.render(run, None)).says("The search has not ended")
+    assert Page(run_page.render(run, None)).says("The search has not ended")
 
 
 def test_proposals_that_repeat_a_trial_are_not_counted(tmp_path: Path) -> None:
@@ -553,17 +556,17 @@ def test_proposals_that_repeat_a_trial_are_not_counted(tmp_path: Path) -> None:
     trials = pd.read_csv(run.path / "trials.csv")
     trials["attempt"] = [0 if number >= 4 else 1 for number in trials["trial"]]
     trials.to_csv(run.path / "trials.csv", index=False)
-    page = Page(report.render(run, None))
+    page = Page(run_page.render(run, None))
     assert page.says("4 trials (2 complete, 1 failed, 1 pruned)") and page.says("Search of 4 trials")
-    assert results.summary_line(run).startswith("twice: fashion-mnist, 4 trials (2 complete, 1 failed, 1 pruned)")
+    assert run_folder.summary_line(run).startswith("twice: fashion-mnist, 4 trials (2 complete, 1 failed, 1 pruned)")
 
 
 @pytest.mark.parametrize(
     ("module", "function", "figure"),
     [
-        (charts, "learning_curves", "learning_curves"),
-        (charts, "best_so_far", "best_so_far"),
-        (charts, "parallel_coordinates", "parallel_coordinates"),
+        (run_charts, "learning_curves", "learning_curves"),
+        (run_charts, "best_so_far", "best_so_far"),
+        (run_charts, "parallel_coordinates", "parallel_coordinates"),
         (model_charts, "seeds", "seeds"),
         (model_charts, "confusion", "confusion"),
         (model_charts, "reliability", "reliability"),
@@ -572,13 +575,13 @@ def test_proposals_that_repeat_a_trial_are_not_counted(tmp_path: Path) -> None:
     ],
 )
 def test_a_figure_that_cannot_be_drawn_is_said_and_costs_no_other(
-    run: results.Run, model_dir: Path, monkeypatch: pytest.MonkeyPatch, module: Any, function: str, figure: str
+    run: run_folder.Run, model_dir: Path, monkeypatch: pytest.MonkeyPatch, module: Any, function: str, figure: str
 ) -> None:
-    final = report.load_final(run, model_dir)
-    whole = set(json.loads(_figures(report.render(run, final))))
+    final = run_page.load_final(run, model_dir)
+    whole = set(json.loads(_figures(run_page.render(run, final))))
     monkeypatch.setattr(module, function, broken)
     told: list[str] = []
-    html = report.render(run, final, tell=told.append)
+    html = run_page.render(run, final, tell=told.append)
     assert len(told) == 1 and told[0].endswith(" cannot be made: RuntimeError: no font")
     assert f'data-figure="{figure}" role' not in html and 'id="provenance"' in html
     assert whole - set(json.loads(_figures(html))) <= {figure}
@@ -591,25 +594,25 @@ def _figures(html: str) -> str:
 
 
 def test_a_damaged_final_model_is_said_and_left_out_of_the_page(
-    run: results.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: run_folder.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = make_final(tmp_path / "best_model", run.name)
     metrics = files.read_json(folder / "metrics.json")
     del metrics["test_interval"]
     files.write_json(folder / "metrics.json", metrics)
-    page = report.write(run, folder, out=tmp_path / "page.html")
+    page = run_page.write(run, folder, out=tmp_path / "page.html")
     assert "The final model is left out of the page: " in (said := capsys.readouterr().out)
     assert "metrics.json has no test_interval: it is damaged, or another version wrote it" in said
     assert "Best validation accuracy" in page.read_text(encoding="utf-8")
 
 
-def test_a_torn_line_of_the_log_is_shown_for_what_it_says(run: results.Run, tmp_path: Path) -> None:
+def test_a_torn_line_of_the_log_is_shown_for_what_it_says(run: run_folder.Run, tmp_path: Path) -> None:
     folder = make_final(tmp_path / "best_model", run.name)
     with (folder / "test_log.jsonl").open("a") as log:
         log.write('{"time": "2026-11-24T12:00:00+00:00", "event": "opened", "da')
-    final = report.load_final(run, folder)
+    final = run_page.load_final(run, folder)
     assert final is not None and list(final.log["event"]) == ["opened", "result", "opened"]
-    assert "2026-11-24 12:00 UTC" in Page(report.render(run, final)).texts
+    assert "2026-11-24 12:00 UTC" in Page(run_page.render(run, final)).texts
 
 
 def test_the_page_can_be_written_elsewhere_and_the_run_is_only_read(
@@ -627,14 +630,14 @@ def test_the_page_can_be_written_elsewhere_and_the_run_is_only_read(
     monkeypatch.setattr(files, "write_text", refuse)
     message = r"report\.html cannot be written \(Read-only file system\)\. `python -m tuning\.report .*first --out FILE"
     with pytest.raises(UserError, match=message):
-        report.write(run)
+        run_page.write(run)
 
 
-def test_a_damaged_study_costs_the_importances_only(run: results.Run, tmp_path: Path) -> None:
-    copy = results.Run(Path(shutil.copytree(run.path, tmp_path / "damaged")))
+def test_a_damaged_study_costs_the_importances_only(run: run_folder.Run, tmp_path: Path) -> None:
+    copy = run_folder.Run(Path(shutil.copytree(run.path, tmp_path / "damaged")))
     (copy.path / "study.db").write_bytes(b"no database at all")
     told: list[str] = []
-    page = Page(report.render(copy, None, tell=told.append))
+    page = Page(run_page.render(copy, None, tell=told.append))
     [line] = told
     assert line.startswith(f"The importances cannot be made: {copy.path}/study.db is damaged")
     assert "learning_curves" in page.texts and "importances" not in page.texts
@@ -644,17 +647,17 @@ def test_a_damaged_study_costs_the_importances_only(run: results.Run, tmp_path: 
 def test_a_meta_json_of_another_version_has_a_page(tmp_path: Path, meta: dict[str, Any]) -> None:
     run = make_run(tmp_path / "other")
     files.write_json(run.path / "meta.json", meta)
-    assert "learning_curves" in Page(report.render(run, None)).texts
+    assert "learning_curves" in Page(run_page.render(run, None)).texts
 
 
-def test_a_final_model_belongs_to_a_run_whatever_its_folder_is_called(run: results.Run, tmp_path: Path) -> None:
+def test_a_final_model_belongs_to_a_run_whatever_its_folder_is_called(run: run_folder.Run, tmp_path: Path) -> None:
     folder = make_final(tmp_path / "best_model", "earlier name")
-    assert report.load_final(run, folder) is None
+    assert run_page.load_final(run, folder) is None
     metrics = files.read_json(folder / "metrics.json")
     files.write_json(folder / "metrics.json", metrics | {"run_id": run.identity})
-    assert report.load_final(run, folder) is not None
+    assert run_page.load_final(run, folder) is not None
     files.write_json(folder / "metrics.json", metrics | {"run": run.name, "run_id": "another"})
-    assert report.load_final(run, folder) is None
+    assert run_page.load_final(run, folder) is None
 
 
 @pytest.mark.parametrize(
@@ -670,4 +673,4 @@ def test_a_final_model_belongs_to_a_run_whatever_its_folder_is_called(run: resul
 def test_a_model_of_no_run_is_no_runs(
     metrics: dict[str, Any], name: str | None, identity: str | None, expected: bool
 ) -> None:
-    assert report.is_of(metrics, name, identity) is expected
+    assert run_page.is_of(metrics, name, identity) is expected

@@ -11,11 +11,14 @@ import pandas as pd
 import pytest
 from conftest import write_run
 
-from tuning import files, record, results
-from tuning.config import TrainConfig
-from tuning.errors import UserError
-from tuning.spaces import load_space
-from tuning.study import RunStudy
+from tuning import results
+from tuning.base import files
+from tuning.base.config import TrainConfig
+from tuning.base.errors import UserError
+from tuning.runs import run_folder, schema
+from tuning.sampling.spaces import load_space
+from tuning.sampling.study import RunStudy
+from tuning.trials import record
 
 TIME = "datetime64[us, UTC]"
 EPOCH_DTYPES = {"trial": "int64", "epoch": "int64"} | dict.fromkeys(
@@ -78,13 +81,13 @@ TRIAL_DTYPES = {
 }
 
 
-def make_run(root: Path, name: str, trials: list[dict[str, Any]]) -> results.Run:
+def make_run(root: Path, name: str, trials: list[dict[str, Any]]) -> run_folder.Run:
     path = record.new_path(name, "fashion-mnist", root)
     files.make_folder(path)
     files.write_json(path / "meta.json", {"dataset": "fashion-mnist", "settings": {"concurrency": 2}})
     config = {f"config/{k}": v for k, v in TrainConfig().model_dump().items()}
-    files.write_rows(path / "trials.csv", results.TRIAL_COLUMNS, ({**config, **trial} for trial in trials))
-    return results.Run(path)
+    files.write_rows(path / "trials.csv", schema.TRIAL_COLUMNS, ({**config, **trial} for trial in trials))
+    return run_folder.Run(path)
 
 
 def trial(number: int, accuracy: float | None, state: str = "complete") -> dict[str, Any]:
@@ -96,9 +99,9 @@ def test_latest_is_the_run_that_was_written_last(tmp_path: Path) -> None:
     make_run(tmp_path, "b", [])
     newest = make_run(tmp_path, "a", [])
     files.write_json(newest.path / "meta.json", newest.meta)
-    assert results.load("latest", tmp_path).name == "a"
-    assert results.load("b", tmp_path).name == "b"
-    assert results.load(newest.path).name == "a"
+    assert run_folder.load("latest", tmp_path).name == "a"
+    assert run_folder.load("b", tmp_path).name == "b"
+    assert run_folder.load(newest.path).name == "a"
 
 
 def test_a_run_that_is_not_there_names_the_closest(tmp_path: Path) -> None:
@@ -106,12 +109,12 @@ def test_a_run_that_is_not_there_names_the_closest(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"Run below .* must be one of first, latest, but got 'frist'\. Did you mean 'first'\?"
     ):
-        results.load("frist", tmp_path)
+        run_folder.load("frist", tmp_path)
 
 
 def test_without_any_run_the_next_step_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"There is no run folder below .*/\. Run `python -m tuning\.search` first"):
-        results.load("latest", tmp_path)
+        run_folder.load("latest", tmp_path)
 
 
 def test_runs_are_numbered_and_names_are_not_used_twice(tmp_path: Path) -> None:
@@ -130,7 +133,7 @@ def test_names_that_are_no_plain_folder_are_refused(tmp_path: Path, name: str) -
 
 
 def test_frames_of_a_run_without_trials_have_all_columns(tmp_path: Path) -> None:
-    run = results.Run(tmp_path)
+    run = run_folder.Run(tmp_path)
     assert {k: str(v) for k, v in run.trials.dtypes.items()} == TRIAL_DTYPES
     assert {k: str(v) for k, v in run.epochs.dtypes.items()} == EPOCH_DTYPES
     with pytest.raises(UserError, match="must have a finished trial, but none of its 0 trials has finished"):
@@ -157,16 +160,16 @@ def test_numbers_that_may_be_missing_are_numbers(tmp_path: Path) -> None:
 
 def test_read_csv_gives_the_documented_columns(tmp_path: Path) -> None:
     run = make_run(tmp_path, "r", [trial(0, 0.9)])
-    assert list(pd.read_csv(run.path / "trials.csv").columns) == list(results.TRIAL_COLUMNS)
+    assert list(pd.read_csv(run.path / "trials.csv").columns) == list(schema.TRIAL_COLUMNS)
 
 
 def test_a_last_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "epochs.csv"
-    row = dict.fromkeys(results.EPOCH_COLUMNS, 1)
-    files.append_row(path, results.EPOCH_COLUMNS, row)
+    row = dict.fromkeys(schema.EPOCH_COLUMNS, 1)
+    files.append_row(path, schema.EPOCH_COLUMNS, row)
     with path.open("a") as file:
         file.write("1,2,0.")
-    assert len(results.read_frame(path, results.EPOCH_COLUMNS)) == 1
+    assert len(schema.read_frame(path, schema.EPOCH_COLUMNS)) == 1
 
 
 @pytest.mark.parametrize(
@@ -183,7 +186,7 @@ def test_a_damaged_frame_is_named(tmp_path: Path, text: str, damage: str) -> Non
     with pytest.raises(
         UserError, match=rf"epochs\.csv is damaged: {damage}.*--resume .* writes it anew from the study"
     ):
-        results.read_frame(tmp_path / "epochs.csv", results.EPOCH_COLUMNS)
+        schema.read_frame(tmp_path / "epochs.csv", schema.EPOCH_COLUMNS)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +201,7 @@ def test_a_meta_json_of_another_shape_is_a_sentence(tmp_path: Path, changed: dic
     run = make_run(tmp_path, "r", [trial(0, 0.9)])
     files.write_json(run.path / "meta.json", run.meta | changed)
     with pytest.raises(UserError, match=message):
-        results.summary_line(run)
+        run_folder.summary_line(run)
 
 
 def test_a_password_in_an_error_is_shown_nowhere(tmp_path: Path) -> None:
@@ -217,8 +220,8 @@ def test_the_best_trial_is_a_finished_one_and_a_complete_one_where_equal(tmp_pat
     ]
     run = make_run(tmp_path, "r", trials)
     assert run.best["trial"] == 1
-    assert list(results.rank_trials(run.trials, run.path)["trial"]) == [1, 0, 3]
-    results.write_best(run)
+    assert list(run_folder.rank_trials(run.trials, run.path)["trial"]) == [1, 0, 3]
+    run_folder.write_best(run)
     best = json.loads((run.path / "best.json").read_text())
     assert (best["trial"], best["second_valid_accuracy"]) == (1, 0.9)
     assert TrainConfig.model_validate(best["config"]) == TrainConfig()
@@ -226,7 +229,7 @@ def test_the_best_trial_is_a_finished_one_and_a_complete_one_where_equal(tmp_pat
 
 def test_the_summary_says_how_much_of_the_slots_time_was_training(tmp_path: Path) -> None:
     run = make_run(tmp_path, "r", [trial(0, 0.9), trial(1, 0.8)])
-    line = results.summary_line(run)
+    line = run_folder.summary_line(run)
     assert line == "r: fashion-mnist, 2 trials (2 complete), 10.0 minutes, 2 side by side, training 83% of that time"
 
 
@@ -239,7 +242,7 @@ def estimated(root: Path, minutes: list[int], estimate: dict[str, float], **meta
     run = make_run(root, "r", [{**trial(i, 0.9), **end} for i, end in enumerate(ends)])
     settings = {"concurrency": 2, "samples": len(minutes)}
     files.write_json(run.path / "meta.json", {**run.meta, "settings": settings, "estimate": estimate, **meta})
-    return results.estimate_line(run)
+    return run_folder.estimate_line(run)
 
 
 def test_an_estimate_is_compared_with_as_many_trials_as_it_was_for(tmp_path: Path) -> None:
@@ -293,7 +296,7 @@ def test_the_next_step_is_one_that_works(
         Path("results"), "r", [row | {"error": "no time" if row["state"] == "failed" else None} for row in rows]
     )
     files.write_json(run.path / "meta.json", run.meta | {"settings": {"concurrency": 2, "samples": samples}})
-    assert results.next_step(run) == step
+    assert run_folder.next_step(run) == step
     results.main(words=[str(run.path)], limit=3)
     said = capsys.readouterr().out
     assert said.strip().endswith(f"Next: {step}")
@@ -303,8 +306,8 @@ def test_the_next_step_is_one_that_works(
 
 def test_proposals_that_repeat_a_trial_are_not_counted(tmp_path: Path) -> None:
     run = make_run(tmp_path, "r", [trial(0, 0.9) | {"attempt": 1}, trial(1, 0.9) | {"attempt": 0}, trial(2, 0.8)])
-    assert list(results.ran(run.trials)["trial"]) == [0, 2]
-    assert results.summary_line(run).startswith("r: fashion-mnist, 2 trials (2 complete)")
+    assert list(run_folder.ran(run.trials)["trial"]) == [0, 2]
+    assert run_folder.summary_line(run).startswith("r: fashion-mnist, 2 trials (2 complete)")
 
 
 @pytest.mark.parametrize(("settings", "message"), [(7, "has no settings"), ({}, "has no setting 'concurrency'")])
@@ -312,7 +315,7 @@ def test_a_meta_json_of_another_version_is_a_sentence(tmp_path: Path, settings: 
     run = make_run(tmp_path, "r", [trial(0, 0.9)])
     files.write_json(run.path / "meta.json", {"settings": settings})
     with pytest.raises(UserError, match=rf"meta\.json {message}: it is damaged, or another version wrote it"):
-        results.summary_line(run)
+        run_folder.summary_line(run)
 
 
 def test_a_frame_that_is_missing_beside_a_study_with_results_is_no_run_without_trials(
@@ -326,12 +329,12 @@ def test_a_frame_that_is_missing_beside_a_study_with_results_is_no_run_without_t
         with pytest.raises(
             UserError, match=rf"one/{name}\.csv is missing, but .* have ended\. .*--resume one` writes it"
         ):
-            getattr(results.load("one"), name)
-    results.mend(run, print)
+            getattr(run_folder.load("one"), name)
+    run_folder.mend(run, print)
     RunStudy(run.path, load_space("smoke"), optuna.samplers.RandomSampler(seed=0), epochs=4, seed=0).close(None)
     assert len(run.trials) == len(before) and len(run.epochs) == before["epochs"].sum()
 
 
 def test_the_latest_run_of_a_folder_that_is_a_storage_is_found(tmp_path: Path) -> None:
     make_run(tmp_path / "store", "a", [])
-    assert results.load(str(tmp_path / "store" / "latest")).name == "a"
+    assert run_folder.load(str(tmp_path / "store" / "latest")).name == "a"

@@ -16,13 +16,18 @@ import typer
 from conftest import write_run
 from test_study import ask, epoch, told, train
 
-from tuning import data, files, final, locks, machine, record, results, search, storage
-from tuning import settings as search_settings
-from tuning.errors import UserError
-from tuning.schedulers import SAMPLERS
-from tuning.settings import Settings
-from tuning.spaces import Space, check_space, load_space
-from tuning.study import RunStudy
+from tuning import final, search
+from tuning.base import files, locks, machine
+from tuning.base.errors import UserError
+from tuning.images import datasets
+from tuning.remote import leases, storage
+from tuning.runs import run_folder
+from tuning.sampling.samplers import SAMPLERS
+from tuning.sampling.spaces import Space, check_space, load_space
+from tuning.sampling.study import RunStudy
+from tuning.trials import record, session
+from tuning.trials import settings as search_settings
+from tuning.trials.settings import Settings
 
 SETTINGS = Settings(
     samples=6, space="smoke", dataset="fashion-mnist", epochs=4, seed=0, sampler="random", scheduler="none",
@@ -111,7 +116,7 @@ def test_a_claim_makes_no_folder_where_the_storage_is_not_mounted(here: Path, tm
 
 
 def test_a_run_that_lies_elsewhere_is_named_by_its_path(here: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    from tuning import files
+    from tuning.base import files
 
     run = here / "results" / "first"
     assert files.called(Path("results/first")) == files.called(run) == "first"
@@ -139,7 +144,7 @@ def test_a_run_that_lies_elsewhere_is_named_by_its_path(here: Path, tmp_path_fac
 def test_settings_that_are_damaged_or_of_another_version_are_a_sentence(
     here: Path, changed: dict[str, Any], message: str
 ) -> None:
-    run = results.Run(here / "results" / "first")
+    run = run_folder.Run(here / "results" / "first")
     values = {name: value for name, value in (run.settings | changed).items() if value is not ...}
     files.write_json(run.path / "meta.json", run.meta | {"settings": values})
     with pytest.raises(UserError, match=message):
@@ -147,7 +152,7 @@ def test_settings_that_are_damaged_or_of_another_version_are_a_sentence(
 
 
 def test_settings_that_only_another_version_knows_are_passed_over(here: Path) -> None:
-    run = results.Run(here / "results" / "first")
+    run = run_folder.Run(here / "results" / "first")
     files.write_json(run.path / "meta.json", run.meta | {"settings": run.settings | {"colour": "blue"}})
     assert search_settings.of_run(run) == SETTINGS
 
@@ -170,29 +175,29 @@ def test_a_run_goes_on_with_what_the_machine_has_and_that_is_said(monkeypatch: p
 
 def test_other_images_than_the_run_was_begun_with_are_refused(here: Path) -> None:
     path = here / "results" / "first"
-    files.write_json(path / "meta.json", results.Run(path).meta | {"split_hash": "aaaa"})
+    files.write_json(path / "meta.json", run_folder.Run(path).meta | {"split_hash": "aaaa"})
     frames = [(path / name).read_bytes() for name in ("trials.csv", "epochs.csv")]
     splits: Any = SimpleNamespace(split_hash="bbbb", valid_hash="c")
     with pytest.raises(
         UserError, match=r"not those that .*first was begun with \(their hash is bbbb, not aaaa\).*--data-d"
     ):
-        search.search(SETTINGS, path, splits, load_space("smoke"), SimpleNamespace(note=print), resumed=True)  # type: ignore[arg-type]
+        session.search(SETTINGS, path, splits, load_space("smoke"), SimpleNamespace(note=print), resumed=True)  # type: ignore[arg-type]
     assert [(path / name).read_bytes() for name in ("trials.csv", "epochs.csv")] == frames
 
 
 def test_frames_that_are_damaged_are_kept_and_written_anew(here: Path) -> None:
     path, notes = here / "results" / "first", list[str]()
-    whole = results.Run(path).epochs
+    whole = run_folder.Run(path).epochs
     header, *lines = (path / "epochs.csv").read_text().splitlines()
     (path / "epochs.csv").write_text("\n".join([header, lines[0] + lines[1], *lines[2:], ""]))
     (path / "trials.csv").write_text("no frame\n")
-    results.mend(results.Run(path), notes.append)
+    run_folder.mend(run_folder.Run(path), notes.append)
     assert [note.partition(" is damaged")[0] for note in notes] == [f"{path}/trials.csv", f"{path}/epochs.csv"]
     assert "It is kept as trials.csv.damaged, and written anew from the study." in notes[0]
     study = RunStudy(path, load_space("smoke"), optuna.samplers.RandomSampler(seed=1), epochs=4, seed=0)
     study.close(None)
-    assert len(results.Run(path).trials) == 3 and (path / "trials.csv.damaged").read_text() == "no frame\n"
-    assert set(zip(results.Run(path).epochs["trial"], results.Run(path).epochs["epoch"], strict=True)) == set(
+    assert len(run_folder.Run(path).trials) == 3 and (path / "trials.csv.damaged").read_text() == "no frame\n"
+    assert set(zip(run_folder.Run(path).epochs["trial"], run_folder.Run(path).epochs["epoch"], strict=True)) == set(
         zip(whole["trial"], whole["epoch"], strict=True)
     )
 
@@ -319,7 +324,7 @@ def test_an_interrupted_trial_waits_for_what_it_needs(tmp_path: Path) -> None:
 def test_a_duplicate_of_a_running_trial_is_shown_as_that_is_and_not_as_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tuning.study.REPEATS_THAT_EXHAUST", 30)
+    monkeypatch.setattr("tuning.sampling.study.REPEATS_THAT_EXHAUST", 30)
     (tmp_path / "two.py").write_text(
         "def space(trial):\n    return {'batch_size': trial.suggest_categorical('batch_size', [8, 16])}\n"
     )
@@ -334,7 +339,7 @@ def test_a_duplicate_of_a_running_trial_is_shown_as_that_is_and_not_as_failed(
     assert {study.row(number)["state"] for number in duplicates} == {"complete"} and study.n_failed == 0
     assert all(told(study, number).user_attrs["no_result"] for number in duplicates)
     study.close("search")
-    trials = results.Run(tmp_path).trials
+    trials = run_folder.Run(tmp_path).trials
     assert (trials["state"] == "complete").all() and (trials["attempt"] == 0).sum() == len(duplicates)
 
 
@@ -347,7 +352,7 @@ def test_a_run_is_stored_under_its_first_name(here: Path) -> None:
     assert record.stored_at(str(store), path) == f"{store}/first"
     path = path.rename(here / "results" / "other")
     assert record.stored_at(str(store), path) == f"{store}/first"  # The study has that name.
-    files.write_json(path / "meta.json", results.Run(path).meta | {"stored_as": "third"})
+    files.write_json(path / "meta.json", run_folder.Run(path).meta | {"stored_as": "third"})
     assert record.stored_at(str(store), path) == f"{store}/third"
     assert record.stored_at(str(here / "results"), path) == f"{here}/results/other"  # It is itself the stored one.
 
@@ -358,11 +363,11 @@ def test_the_latest_run_is_the_one_of_the_latest_record_and_not_of_the_latest_fi
         meta = {"started": moments[0], "pauses": moments[1:], "settings": {}}
         files.write_json(here / "results" / name / "meta.json", meta)
     (here / "results" / "a" / "meta.json").touch()
-    assert results.load("latest", here / "results").name == "b"
+    assert run_folder.load("latest", here / "results").name == "b"
 
 
 def test_the_winners_checkpoint_is_fetched_where_no_trial_of_the_run_has_been(here: Path) -> None:
-    run, store = results.Run(here / "results" / "first"), here / "store"
+    run, store = run_folder.Run(here / "results" / "first"), here / "store"
     for number in range(3):
         files.make_folder(store / "first" / "trials" / f"{number:04d}")
         (store / "first" / "trials" / f"{number:04d}" / "best.pt").write_text(str(number))
@@ -373,13 +378,13 @@ def test_the_winners_checkpoint_is_fetched_where_no_trial_of_the_run_has_been(he
 
 
 def test_a_final_elsewhere_keeps_this_one_from_the_test_split(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "hash_test", lambda *given: None)
+    monkeypatch.setattr(datasets, "hash_test", lambda *given: None)
     monkeypatch.setattr(final, "carry_out", lambda *given, **named: (_ for _ in ()).throw(RuntimeError("trained")))
-    monkeypatch.setattr(locks, "LEASE_SECONDS", 2.0)
-    run, store = results.Run(here / "results" / "first"), here / "storage"
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 2.0)
+    run, store = run_folder.Run(here / "results" / "first"), here / "storage"
     store.mkdir()
     files.write_json(run.path / "meta.json", run.meta | {"settings": run.settings | {"storage": str(store)}})
-    lease = locks.Lease(f"{store}/first", "final", print)
+    lease = leases.Lease(f"{store}/first", "final", print)
     monkeypatch.setattr(locks, "is_here", lambda holder: False)  # It is on another machine.
     lease.take(print)
     sleep = locks.time.sleep
@@ -425,16 +430,16 @@ def test_a_stored_run_that_has_gone_on_since_it_was_fetched_is_not_overwritten(h
 
 def test_a_session_in_which_nothing_happened_is_part_of_one_pause(here: Path) -> None:
     path = here / "results" / "first"
-    last = results.Run(path).trials["ended"].max()
+    last = run_folder.Run(path).trials["ended"].max()
     for hours in (1, 2, 3):
         record.go_on(path, SETTINGS, last.isoformat(), (last + pd.Timedelta(hours=hours)).isoformat())
-    assert len(results.Run(path).meta["pauses"]) == 1
+    assert len(run_folder.Run(path).meta["pauses"]) == 1
     # As version 0.2.0 wrote them.
     pauses = [[last.isoformat(), (last + pd.Timedelta(hours=hours)).isoformat()] for hours in (1, 2)]
-    files.write_json(path / "meta.json", results.Run(path).meta | {"pauses": pauses})
-    assert results.minutes(results.Run(path)) >= 0
+    files.write_json(path / "meta.json", run_folder.Run(path).meta | {"pauses": pauses})
+    assert run_folder.minutes(run_folder.Run(path)) >= 0
     moment = pd.Series([last + pd.Timedelta(hours=2)])
-    assert results.Run(path).clock(moment)[0] < 60
+    assert run_folder.Run(path).clock(moment)[0] < 60
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"id": "4f1c"'])
@@ -443,14 +448,14 @@ def test_a_damaged_meta_json_on_either_side_is_a_sentence(here: Path, content: b
     shutil.copytree(path, store / "first")
     (store / "first" / "meta.json").write_bytes(content)
     with pytest.raises(UserError, match=r"meta\.json in .*store/first is damaged"):
-        results.load(f"file://{store}/first", here / "results")
+        run_folder.load(f"file://{store}/first", here / "results")
 
 
 def test_a_run_that_is_renamed_in_its_storage_goes_on_there(here: Path) -> None:
     path, store = here / "results" / "first", here / "store"
     shutil.copytree(path, store / "renamed")
     path.rename(path.with_name("renamed"))
-    run = results.load(f"{(store / 'renamed').as_uri()}", here / "results")
+    run = run_folder.load(f"{(store / 'renamed').as_uri()}", here / "results")
     assert record.stored_at(run.settings["storage"], run.path) == f"{store.as_uri()}/renamed"
 
 
@@ -460,5 +465,5 @@ def test_the_record_says_what_was_left_out(here: Path, monkeypatch: pytest.Monke
     space = replace(load_space("smoke"), left_out={"network": ["resnet8-64"]})
     splits: Any = SimpleNamespace(split_hash="af0c", valid_hash="c")
     progress: Any = SimpleNamespace(note=print)
-    search.search(replace(SETTINGS, samples=3), path, splits, space, progress, resumed=True)
+    session.search(replace(SETTINGS, samples=3), path, splits, space, progress, resumed=True)
     assert json.loads((path / "meta.json").read_text())["left_out"] == {"network": ["resnet8-64"]}

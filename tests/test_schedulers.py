@@ -5,9 +5,10 @@ from typing import Any
 import optuna
 import pytest
 
-from tuning import settings
-from tuning.schedulers import METRIC, SAMPLERS, SCHEDULERS, StandIn, grace_period, replay
-from tuning.spaces import load_space
+from tuning.sampling.samplers import SAMPLERS
+from tuning.sampling.spaces import load_space
+from tuning.trials import settings
+from tuning.trials.schedulers import METRIC, SCHEDULERS, StandIn, grace_period, replay
 
 
 def decision(scheduler: Any, trial: Any, epoch: int, accuracy: float) -> str:

@@ -22,9 +22,12 @@ import pytest
 import typer
 from optuna.trial import TrialState
 
-from tuning import database, machine, results, search
-from tuning import settings as search_settings
-from tuning.errors import UserError
+from tuning import search
+from tuning.base import machine
+from tuning.base.errors import UserError
+from tuning.runs import run_folder, schema
+from tuning.sampling import study_storage
+from tuning.trials import settings as search_settings
 
 SMOKE = ["--space", "smoke", "--train-images", "1000"]
 SLOWER = ["--space", "smoke", "--train-images", "12000"]  # An epoch takes half a second.
@@ -77,7 +80,7 @@ def count_epochs(run_path: Path) -> int:
 
 def check_record(run_path: Path, n_trials: int) -> pd.DataFrame:
     """Asserts that study and frames agree, that nothing is running and no epoch is there twice; returns the trials."""
-    trials, epochs = results.Run(run_path).trials, results.Run(run_path).epochs
+    trials, epochs = run_folder.Run(run_path).trials, run_folder.Run(run_path).epochs
     assert list(trials["trial"]) == list(range(n_trials))
     assert set(trials["state"]) <= {"complete", "pruned"}
     assert not epochs.duplicated(["trial", "epoch"]).any()
@@ -85,7 +88,7 @@ def check_record(run_path: Path, n_trials: int) -> pd.DataFrame:
         assert list(rows["epoch"]) == list(range(1, len(rows) + 1)), number
     assert list(epochs.groupby("trial").size()) == list(trials["epochs"])
     assert list(epochs.groupby("trial")["valid_accuracy"].max()) == list(trials["valid_accuracy"])
-    study = database.load(run_path)
+    study = study_storage.load(run_path)
     for trial, row in zip(study.trials, trials.to_dict("records"), strict=True):
         assert trial.state == {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}[row["state"]]
         if trial.state == TrialState.COMPLETE:
@@ -115,7 +118,7 @@ def test_a_search_writes_its_run_folder(searched: tuple[Path, subprocess.Complet
     for number in range(5):
         files = {file.name.split(".tfevents")[0] for file in (path / "trials" / f"{number:04d}").iterdir()}
         assert files >= {"trial.log", "events.out"}
-        assert ("best.pt" in files) == ("latest.pt" in files) == (number == results.Run(path).best["trial"])
+        assert ("best.pt" in files) == ("latest.pt" in files) == (number == run_folder.Run(path).best["trial"])
     assert not list(path.rglob("*.pkl"))
     best = json.loads((path / "best.json").read_text())
     assert best["valid_accuracy"] == trials["valid_accuracy"].max()
@@ -148,7 +151,7 @@ def test_a_search_imports_no_torch_in_its_own_process_and_its_events_can_be_read
     assert not (folder / "opened-torch").exists()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    epochs = results.Run(folder / "results" / "one").epochs
+    epochs = run_folder.Run(folder / "results" / "one").epochs
     events = EventAccumulator(str(folder / "results" / "one" / "trials" / "0000"))
     events.Reload()
     logged = [event.value for event in events.Scalars("ray/tune/valid_accuracy")]
@@ -159,7 +162,7 @@ def test_a_search_imports_no_torch_in_its_own_process_and_its_events_can_be_read
 def test_more_samples_extend_a_finished_run(searched: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, _ = searched
     path = folder / "results" / "one"
-    before = results.Run(path).trials
+    before = run_folder.Run(path).trials
     done = run(folder, "--resume", "one", "--samples", "7", OPENED=str(folder / "opened-later"))
     assert done.returncode == 0, done.stderr
     trials = check_record(path, 7)
@@ -204,7 +207,7 @@ def test_a_search_that_each_signal_interrupts_goes_on_where_it_was(tmp_path: Pat
     given = ["--run", "one", "--samples", "3", "--epochs", "12", "--scheduler", "none", *SLOWER]
     environment = os.environ | {"PYTHONPATH": python_path(tmp_path)}
     path = tmp_path / "results" / "one"
-    before = results.Run(path).epochs
+    before = run_folder.Run(path).epochs
     for number, send in ((signal.SIGINT, os.kill), (signal.SIGTERM, os.killpg), (signal.SIGHUP, os.kill)):
         command = [sys.executable, "-m", "tuning.search", *given]
         with (tmp_path / "out").open("w") as out:
@@ -221,14 +224,14 @@ def test_a_search_that_each_signal_interrupts_goes_on_where_it_was(tmp_path: Pat
         said = (tmp_path / "out").read_text()
         assert "Resume it with: python -m tuning.search --resume one" in said
         assert "Traceback" not in said and "SIGTERM" not in said
-        after = results.Run(path).epochs
+        after = run_folder.Run(path).epochs
         pd.testing.assert_frame_equal(after.head(len(before)), before)
         given, before = ["--resume", "one"], after
 
     done = run(tmp_path, "--resume", "one")
     assert done.returncode == 0, done.stderr
     trials = check_record(path, 3)
-    after = results.Run(path).epochs
+    after = run_folder.Run(path).epochs
     pd.testing.assert_frame_equal(after.head(len(before)), before)
     assert trials["attempt"].max() >= 3
     # Nothing was trained again but the epoch that was cut off: the log of the trial tells each that was begun.
@@ -277,10 +280,10 @@ def test_five_kills_lose_nothing(tmp_path: Path) -> None:
         time.sleep(moments.uniform(0, 1))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        trials = results.Run(path).trials
+        trials = run_folder.Run(path).trials
         for row in trials[trials["state"].isin(["complete", "pruned"])].astype(str).to_dict("records"):
             assert finished.setdefault(row["trial"], row) == row  # What has ended once stands.
-        known = results.Run(path).epochs
+        known = run_folder.Run(path).epochs
         latest = known.groupby("trial")["epoch"].max().to_dict()
         for log in path.glob("trials/*/trial.log"):
             log.with_name(f"known-{kill}").write_text(f"{log.stat().st_size} {latest.get(int(log.parent.name), 0)}")
@@ -312,12 +315,12 @@ def test_in_a_folder_of_any_name_a_trial_whose_loss_is_not_finite_fails_and_the_
     surroundings = {"PYTHONIOENCODING": "ascii", "TMPDIR": str(tmp_path / ("x" * 70)), "RAY_TMPDIR": ""}
     done = run(folder, "--run", "one", "--space", "wild.py", *size, **surroundings)
     assert done.returncode == 0, done.stderr
-    trials = results.Run(folder / "results" / "one").trials
+    trials = run_folder.Run(folder / "results" / "one").trials
     assert list(trials["state"]) == ["failed", "complete", "complete"]
     assert re.match("Training loss must be finite, but got (nan|inf) in epoch", trials["error"][0])
     assert trials["attempt"][0] == 1
-    assert len(database.load(folder / "results" / "one").trials) == 3
-    assert list(results.Run(folder / "results" / "one").epochs.groupby("trial").size())[-2:] == [4, 4]
+    assert len(study_storage.load(folder / "results" / "one").trials) == 3
+    assert list(run_folder.Run(folder / "results" / "one").epochs.groupby("trial").size())[-2:] == [4, 4]
     assert "Ray's temporary folder is " in done.stdout
     assert "its path is too long for a socket's" in done.stdout
     ours = re.findall(r"Ray's temporary folder is (\S+),", done.stdout)
@@ -449,13 +452,13 @@ def test_an_audit_trains_stopped_trials_to_their_end_outside_the_samplers_sight(
     path = tmp_path / "results" / "one"
     trials = check_record(path, 8)
     stopped = trials[trials["stopped_by"] == "scheduler"]
-    audited = results.read_frame(path / "audit.csv", results.EPOCH_COLUMNS)
+    audited = schema.read_frame(path / "audit.csv", schema.EPOCH_COLUMNS)
     assert len(stopped) >= 2 and audited["trial"].nunique() == 2
     assert set(audited["trial"]) <= set(stopped["trial"])
     assert list(audited.groupby("trial")["epoch"].max()) == [5, 5]
-    shared = audited.merge(results.Run(path).epochs, on=["trial", "epoch"], suffixes=("", "_search"))
+    shared = audited.merge(run_folder.Run(path).epochs, on=["trial", "epoch"], suffixes=("", "_search"))
     assert len(shared) >= 4 and (shared["valid_accuracy"] == shared["valid_accuracy_search"]).all()
-    meta = results.Run(path).meta["audit"]
+    meta = run_folder.Run(path).meta["audit"]
     assert meta["trials"] == sorted(audited["trial"].unique())
     assert meta["loss"] == max(0.0, audited["valid_accuracy"].max() - trials["valid_accuracy"].max())
     assert f"Audit: 2 of {len(stopped)} stopped trials trained to their end" in done.stdout
@@ -468,7 +471,7 @@ def test_a_spent_time_budget_ends_the_search_and_leaves_nothing_running(tmp_path
     arguments = ["--samples", "50", "--epochs", "500", "--time-budget", "45s", "--run", "one", "--scheduler", "none"]
     done = run(tmp_path, *arguments, *SMOKE)
     assert done.returncode == 0, done.stderr
-    trials = results.Run(tmp_path / "results" / "one").trials
+    trials = run_folder.Run(tmp_path / "results" / "one").trials
     assert not (trials["state"] == "running").any()
     assert "time budget" in set(trials["stopped_by"].dropna())
 
@@ -487,7 +490,7 @@ def test_where_the_first_trials_all_fail_the_search_stops_and_shows_it(tmp_path:
     assert done.returncode == 2
     assert done.stderr.count("error: The first 3 trials must not all fail, but did") == 1
     assert "Training loss must be finite" in done.stderr
-    assert len(results.Run(tmp_path / "results" / "one").trials) < 8
+    assert len(run_folder.Run(tmp_path / "results" / "one").trials) < 8
 
 
 def bad(**arguments: Any) -> None:

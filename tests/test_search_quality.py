@@ -20,7 +20,8 @@ from methods import METHODS, named
 from simulation import Method, Ours, Stock, simulate
 from tables import Curve, Task, lcbench, taskset
 
-from tuning.schedulers import METRIC, SAMPLERS, SCHEDULERS
+from tuning.sampling.samplers import SAMPLERS
+from tuning.trials.schedulers import METRIC, SCHEDULERS
 
 EPOCHS = 9
 
@@ -285,11 +286,11 @@ def test_one_slot_is_as_ray_tune_itself_has_it(tmp_path: Path) -> None:
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
 
-    from tuning.cluster import Slots, started
-    from tuning.progress import Progress
-    from tuning.spaces import Space
-    from tuning.study import RunStudy
-    from tuning.trainable import Proposals, Recorder
+    from tuning.sampling.spaces import Space
+    from tuning.sampling.study import RunStudy
+    from tuning.trials.local_ray import Slots, started
+    from tuning.trials.progress import Progress
+    from tuning.trials.recorder import Proposals, Recorder
 
     task, samples = planted(rising), 12
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tuning import seeds
+from tuning.retraining import seeds
 
 N_VALID, NOISE = 5_000, 0.002
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import optuna
 import pytest
 
-from tuning.config import TrainConfig, read_config
-from tuning.errors import UserError
-from tuning.spaces import SPACES, Space, check_space, load_space, space_names
+from tuning.base.config import TrainConfig, read_config
+from tuning.base.errors import UserError
+from tuning.sampling.spaces import SPACES, Space, check_space, load_space, space_names
 
 
 def write(tmp_path: Path, source: str) -> str:

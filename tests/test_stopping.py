@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from tuning import stopping
-from tuning.stopping import Stop
+from tuning.trials import stopping
+from tuning.trials.stopping import Stop
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -15,9 +15,10 @@ import pytest
 from conftest import ROOT, write_run
 from test_search import check_record, processes
 
-from tuning import results, storage
-from tuning.errors import UserError
-from tuning.storage import Store
+from tuning.base.errors import UserError
+from tuning.remote import storage
+from tuning.remote.storage import Store
+from tuning.runs import run_folder
 
 
 class S3:
@@ -263,7 +264,7 @@ def test_a_killed_search_goes_on_elsewhere_through_an_outage_and_is_read_from_th
             "report": {"report.html"},
             "final": {"report.html", "final"},
         }[module]
-    assert len(results.load(third / "results" / "one").trials) == 4
+    assert len(run_folder.load(third / "results" / "one").trials) == 4
 
 
 @pytest.mark.parametrize(
@@ -325,13 +326,15 @@ def test_the_door_of_every_command_masks_what_it_says() -> None:
 
 
 def test_the_page_and_the_comparison_mask_what_an_earlier_version_wrote_down(tmp_path: Path) -> None:
-    from tuning import compare, files, report, results
+    from tuning.base import files
+    from tuning.figures import run_page
+    from tuning.runs import compare, run_folder
 
     runs = [write_run(tmp_path / name, 3) for name in ("one", "two")]
     meta = runs[0].meta
     meta["settings"]["mlflow"] = "http://bob:hunter2@host"
     files.write_json(runs[0].path / "meta.json", meta | {"command": "search --mlflow http://bob:hunter2@host"})
-    page = report.write(results.Run(runs[0].path)).read_text(encoding="utf-8")
+    page = run_page.write(run_folder.Run(runs[0].path)).read_text(encoding="utf-8")
     assert "http://***@host" in page and "hunter2" not in page
     differing = compare.differences(runs).to_csv()
     assert "http://***@host" in differing and "hunter2" not in differing

@@ -14,11 +14,12 @@ import pandas as pd
 import pytest
 from optuna.trial import TrialState
 
-from tuning import database, files, results
-from tuning.errors import UserError
-from tuning.schedulers import SAMPLERS
-from tuning.spaces import Space, load_space
-from tuning.study import Proposal, RunStudy, trial_seed
+from tuning.base import files
+from tuning.base.errors import UserError
+from tuning.runs import run_folder, schema, study_file
+from tuning.sampling.samplers import SAMPLERS
+from tuning.sampling.spaces import Space, load_space
+from tuning.sampling.study import Proposal, RunStudy, trial_seed
 
 
 def open_study(path: Path, seed: int = 0) -> RunStudy:
@@ -33,7 +34,7 @@ def study(tmp_path: Path) -> RunStudy:
 @pytest.fixture
 def soon_exhausted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets a space of three points count as exhausted after 30 repeats: 200 take eight seconds."""
-    monkeypatch.setattr("tuning.study.REPEATS_THAT_EXHAUST", 30)
+    monkeypatch.setattr("tuning.sampling.study.REPEATS_THAT_EXHAUST", 30)
 
 
 def ask(study: RunStudy) -> Proposal:
@@ -105,9 +106,9 @@ def test_the_frames_have_their_columns_and_dtypes_while_trials_run(tmp_path: Pat
     train(study, ask(study), [0.3, 0.5])
     ask(study)
     study.write_trials()
-    run = results.Run(tmp_path)
-    assert {name: str(dtype) for name, dtype in run.trials.dtypes.items()} == results.TRIAL_COLUMNS
-    assert {name: str(dtype) for name, dtype in run.epochs.dtypes.items()} == results.EPOCH_COLUMNS
+    run = run_folder.Run(tmp_path)
+    assert {name: str(dtype) for name, dtype in run.trials.dtypes.items()} == schema.TRIAL_COLUMNS
+    assert {name: str(dtype) for name, dtype in run.epochs.dtypes.items()} == schema.EPOCH_COLUMNS
     first, second = run.trials.iloc[0], run.trials.iloc[1]
     assert (first["state"], first["valid_accuracy"], first["seconds"], first["epochs"]) == ("running", 0.5, 4.0, 2)
     assert pd.isna(second["valid_accuracy"]) and pd.isna(second["ended"]) and second["epochs"] == 0
@@ -118,7 +119,7 @@ def test_an_epoch_that_is_reported_again_is_written_once(tmp_path: Path, study: 
     proposal = ask(study)
     assert study.report(proposal.number, epoch(1, 0.3))
     assert not study.report(proposal.number, epoch(1, 0.3))
-    assert len(results.Run(tmp_path).epochs) == 1
+    assert len(run_folder.Run(tmp_path).epochs) == 1
 
 
 def test_interrupted_trials_are_asked_for_again_as_they_were(tmp_path: Path, study: RunStudy) -> None:
@@ -135,7 +136,7 @@ def test_interrupted_trials_are_asked_for_again_as_they_were(tmp_path: Path, stu
     assert again.report(proposal.number, epoch(2, 0.6, "length"))
     again.finish(proposal.number, "scheduler")
     assert ask(again).number == 2
-    trials = results.Run(tmp_path).trials
+    trials = run_folder.Run(tmp_path).trials
     assert list(trials["state"]) == ["complete", "complete", "running"]
     assert list(trials["attempt"]) == [1, 2, 1]
     assert list(trials["valid_accuracy"])[:2] == [0.4, 0.6]
@@ -245,7 +246,7 @@ def test_a_study_that_is_missing_or_damaged_is_said_and_costs_no_frame(tmp_path:
     with pytest.raises(UserError, match=r"study\.db is (missing or empty, but trials|damaged \()"):
         open_study(tmp_path)
     assert [(tmp_path / name).read_bytes() for name in ("trials.csv", "epochs.csv")] == frames
-    assert len(results.Run(tmp_path).trials) == 3
+    assert len(run_folder.Run(tmp_path).trials) == 3
 
 
 @pytest.mark.parametrize("name", ["other", "a b", "ü #1 50%?", "a?mode=ro", "a%20b", "-x", "[x]", 'a"b'])
@@ -261,7 +262,7 @@ def test_a_run_is_found_by_what_its_folder_holds_and_not_by_its_name(tmp_path: P
     again = open_study(folder, seed=1)
     assert again.n_finished == 1 and ask(again).number == 1
     again.close(None)
-    assert database.studies(folder) == {"first": 2}
+    assert study_file.studies(folder) == {"first": 2}
     assert [path.name for path in tmp_path.rglob("*.db")] == ["study.db"]
 
 
@@ -300,7 +301,7 @@ def test_epochs_are_written_anew_from_the_study(tmp_path: Path, study: RunStudy,
     again = open_study(tmp_path)
     assert file.read_text() == whole
     train(again, ask(again), [0.3, 0.4, 0.45])
-    epochs = results.Run(tmp_path).epochs
+    epochs = run_folder.Run(tmp_path).epochs
     assert list(zip(epochs["trial"], epochs["epoch"], strict=True)) == [(0, 1), (0, 2), (1, 1), (0, 3)]
 
 
@@ -319,7 +320,7 @@ def test_a_run_of_020_keeps_its_epochs_in_the_frame_alone(tmp_path: Path, study:
     (tmp_path / "epochs.csv").write_text("".join(whole.splitlines(keepends=True)[:2]))
     again.close(None)
     again = open_study(tmp_path)
-    epochs = results.Run(tmp_path).epochs
+    epochs = run_folder.Run(tmp_path).epochs
     assert list(epochs["valid_accuracy"]) == [0.3, 0.4, 0.5, 0.6]
     assert again.row(0)["valid_accuracy"] == 0.4
 
@@ -359,7 +360,7 @@ def test_frames_that_know_a_trial_which_the_study_was_only_drawing_are_kept(
 ) -> None:
     ask_killed_after(study, 3, monkeypatch)
     study.abandon()
-    files.write_rows(tmp_path / "epochs.csv", results.EPOCH_COLUMNS, [epoch(1, 0.9) | {"trial": 0}])
+    files.write_rows(tmp_path / "epochs.csv", schema.EPOCH_COLUMNS, [epoch(1, 0.9) | {"trial": 0}])
     with pytest.raises(UserError, match="have 1 trial more"):
         open_study(tmp_path)
 
@@ -370,7 +371,7 @@ def test_the_frames_never_know_a_trial_that_a_full_disk_kept_from_the_study(
     train(study, ask(study), [0.3], "length")
     ask_killed_after(study, 4, monkeypatch)
     study.close(None)
-    assert list(results.Run(tmp_path).trials["trial"]) == [0]
+    assert list(run_folder.Run(tmp_path).trials["trial"]) == [0]
     assert ask(open_study(tmp_path, seed=1)).number == 0  # It had not ended.
 
 
@@ -457,7 +458,7 @@ def test_times_never_go_back(tmp_path: Path, study: RunStudy, monkeypatch: pytes
         def now(cls, tz: Any = None) -> Any:
             return datetime.now(tz) - timedelta(hours=2)
 
-    monkeypatch.setattr("tuning.study.datetime", Behind)
+    monkeypatch.setattr("tuning.sampling.study.datetime", Behind)
     again = open_study(tmp_path)
     before = again.last_moment
     assert before is not None and again.now() >= before
@@ -484,14 +485,14 @@ def test_two_objectives_give_a_front(tmp_path: Path, name: str) -> None:
         result = epoch(1, accuracy, "" if i == 2 else "length") | {"n_parameters": n_parameters}
         study.report(proposal.number, result)
         study.finish(proposal.number, "time budget")
-    trials = results.Run(tmp_path).trials
+    trials = run_folder.Run(tmp_path).trials
     assert list(trials["pareto"]) == [True, True, False, False, True, False, False]
     assert list(trials["state"]) == ["complete", "complete", "pruned", *["complete"] * 4]
     assert told(study, 1).values == [0.8, 100]  # noqa: PD011
-    assert len(results.within(trials, tmp_path, None)) == 7
-    assert results.rank_trials(results.within(trials, tmp_path, 300), tmp_path).iloc[0]["trial"] == 1
+    assert len(run_folder.within(trials, tmp_path, None)) == 7
+    assert run_folder.rank_trials(run_folder.within(trials, tmp_path, 300), tmp_path).iloc[0]["trial"] == 1
     with pytest.raises(UserError, match=r"--max-parameters must be at least 50, the fewest in .*, but got 49"):
-        results.within(trials, tmp_path, 49)
+        run_folder.within(trials, tmp_path, 49)
 
 
 def test_a_trials_seed_derives_from_the_runs_seed_and_its_number() -> None:
@@ -556,7 +557,7 @@ def test_a_configuration_is_run_once_and_its_twin_gets_its_result(tmp_path: Path
         study.finish(proposal.number, "scheduler")
     assert sorted(sizes) == [8, 16, 32]
     assert study.n_finished == 3
-    trials = results.Run(tmp_path).trials
+    trials = run_folder.Run(tmp_path).trials
     twins = trials[trials["stopped_by"].str.startswith("same configuration as trial")]
     assert len(twins) == len(trials) - 3 > 0
     assert (twins["seconds"] == 0).all()
@@ -586,14 +587,14 @@ def test_writing_the_frame_takes_a_twentieth_of_the_time_at_most(
     study: RunStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, begun, written = [study._opened], study._opened, []
-    monkeypatch.setattr("tuning.study._SECONDS_OF_WRITES", 1.0)
-    monkeypatch.setattr("tuning.study.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("tuning.sampling.study._SECONDS_OF_WRITES", 1.0)
+    monkeypatch.setattr("tuning.sampling.study.time.monotonic", lambda: clock[0])
 
     def write(*given: object) -> None:
         written.append(clock[0] - begun)
         clock[0] += 0.2
 
-    monkeypatch.setattr("tuning.files.write_rows", write)
+    monkeypatch.setattr("tuning.base.files.write_rows", write)
     for _ in range(60):
         study.ask()
         clock[0] += 0.1

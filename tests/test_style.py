@@ -1,4 +1,4 @@
-"""`tuning.style`: figures are written whole or not at all, and classes can be told apart."""
+"""`tuning.figures.style`: figures are written whole or not at all, and classes can be told apart."""
 
 import errno
 from pathlib import Path
@@ -8,12 +8,12 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from tuning import pictures, plots, style
-from tuning.errors import UserError
+from tuning.base.errors import UserError
+from tuning.figures import model_figures, run_figures, style
 
 
 def test_pyplot_is_not_touched() -> None:
-    for room in (style, plots, pictures):
+    for room in (style, run_figures, model_figures):
         source = Path(str(room.__file__)).read_text()
         assert "matplotlib.pyplot" not in source
         assert "rcParams[" not in source

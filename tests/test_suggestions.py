@@ -6,10 +6,10 @@ from typing import Any
 import optuna
 import pytest
 
-from tuning.errors import UserError
-from tuning.schedulers import SAMPLERS
-from tuning.spaces import Space, check_space
-from tuning.study import RunStudy
+from tuning.base.errors import UserError
+from tuning.sampling.samplers import SAMPLERS
+from tuning.sampling.spaces import Space, check_space
+from tuning.sampling.study import RunStudy
 
 
 def by_choice(trial: Any, one: Any, other: Any) -> dict[str, Any]:

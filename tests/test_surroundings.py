@@ -8,11 +8,12 @@ from pathlib import Path
 import optuna
 import pytest
 
-from tuning import record, surroundings
-from tuning.config import TrainConfig
-from tuning.errors import UserError
-from tuning.settings import Settings
-from tuning.spaces import Space, check_space, load_space
+from tuning.base.config import TrainConfig
+from tuning.base.errors import UserError
+from tuning.sampling import surroundings
+from tuning.sampling.spaces import Space, check_space, load_space
+from tuning.trials import record
+from tuning.trials.settings import Settings
 
 END = "def space(trial):\n    return {'width': WIDTH, 'learning_rate': trial.suggest_float('lr', 0.1, 1)}\n"
 LATE = "def space(trial):\n    {}\n    return {{'width': WIDTH, 'learning_rate': trial.suggest_float('lr', 0.1, 1)}}\n"

@@ -8,8 +8,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from tuning import results
-from tuning.tables import Column, encodable, fitting, show
+from tuning.base import tables
+from tuning.base.tables import Column, encodable, fitting, show
 
 # As the final table of a default search.
 BEST = pd.DataFrame(
@@ -53,7 +53,7 @@ def printed(
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     console = Console(file=file, width=width, force_terminal=True, color_system=None, markup=False)
     monkeypatch.setattr("rich.console.Console", lambda **given: console)
-    results.print_frame(frame, "Best trials of 2026-11-26-fashion-mnist-1 …", least=least)
+    tables.print_frame(frame, "Best trials of 2026-11-26-fashion-mnist-1 …", least=least)
     file.seek(0)
     return file.read().splitlines()
 
@@ -73,7 +73,7 @@ def test_no_number_is_cut_and_what_is_left_out_is_named(
         heading = str(name).removeprefix("config/").replace("_", " ")
         if heading not in names and name != "note":
             for value in column:
-                assert re.search(rf"(?<!\S){re.escape(results._cell(value, str(name)))}(?!\S)", text), (name, value)
+                assert re.search(rf"(?<!\S){re.escape(tables._cell(value, str(name)))}(?!\S)", text), (name, value)
     assert len(names) < len(frame.columns)
     assert bool(names) == (width < (120 if frame is BEST else 80))
 
@@ -117,7 +117,7 @@ def test_encodable_writes_what_it_can() -> None:
 
 
 def test_an_empty_frame_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    results.print_frame(BEST.head(0), "Runs below results/")
+    tables.print_frame(BEST.head(0), "Runs below results/")
     assert capsys.readouterr().out == "Runs below results/: nothing\n"
 
 

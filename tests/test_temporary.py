@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tuning import temporary
+from tuning.base import temporary
 
 ROOT = Path(__file__).parent.parent
 # Takes a folder for a Ray and waits for its end.
@@ -92,7 +92,7 @@ def test_a_path_of_as_many_bytes_as_a_socket_leaves_is_used_and_one_byte_more_is
 def test_a_name_that_is_taken_is_not_used_again(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     letters = iter("aaaaabbbbb")
     (base / f"tuning-{os.geteuid()}" / "aaaaa" / "data").mkdir(parents=True)
-    monkeypatch.setattr("tuning.temporary.secrets.choice", lambda given: next(letters))
+    monkeypatch.setattr("tuning.base.temporary.secrets.choice", lambda given: next(letters))
     with temporary.ray_folder([base]) as (folder, _):
         assert folder.name == "bbbbb"
 

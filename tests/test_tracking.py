@@ -13,10 +13,12 @@ import optuna
 import pytest
 from conftest import write_run
 
-from tuning import files, results, tracking
-from tuning.errors import UserError
-from tuning.spaces import load_space
-from tuning.study import RunStudy
+from tuning.base import files
+from tuning.base.errors import UserError
+from tuning.remote import tracking
+from tuning.runs import run_folder
+from tuning.sampling.spaces import load_space
+from tuning.sampling.study import RunStudy
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's use of SQLAlchemy
 PASSWORDS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_URI")
@@ -69,7 +71,7 @@ class Search:
     def __init__(self, path: Path) -> None:
         if not path.exists():
             write_run(path, 0)
-            files.write_json(path / "meta.json", results.Run(path).meta | {"id": "af0c"})
+            files.write_json(path / "meta.json", run_folder.Run(path).meta | {"id": "af0c"})
         self.study = RunStudy(path, load_space("smoke"), optuna.samplers.RandomSampler(seed=0), epochs=4, seed=0)
 
     def ask(self) -> int:

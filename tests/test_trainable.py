@@ -18,14 +18,18 @@ import optuna
 import pytest
 import torch
 
-from tuning import checkpoints, machine
-from tuning.cluster import Slots, started
-from tuning.data import Labelled, Splits, to_tensors
-from tuning.errors import UserError
-from tuning.progress import Progress
-from tuning.spaces import load_space
-from tuning.study import RunStudy
-from tuning.trainable import LOG, EndSearch, Proposals, Recorder, _fetch, train_trial
+from tuning.base import machine
+from tuning.base.errors import UserError
+from tuning.images.batches import to_tensors
+from tuning.images.datasets import Labelled
+from tuning.images.splitting import Splits
+from tuning.sampling.spaces import load_space
+from tuning.sampling.study import RunStudy
+from tuning.training import checkpoints
+from tuning.trials.local_ray import Slots, started
+from tuning.trials.progress import Progress
+from tuning.trials.recorder import EndSearch, Proposals, Recorder
+from tuning.trials.worker import LOG, _fetch, train_trial
 
 FAILURE = """Failure # 1 (occurred at 2026-11-23_18-00-00)
 ray::ImplicitFunc.train() (pid=1, ip=127.0.0.1)
@@ -138,7 +142,7 @@ def test_a_full_disk_stops_the_search_and_leaves_the_trial_to_be_gone_on_with(
     recorder: Recorder, study: RunStudy, failed: Any, problems: list[BaseException]
 ) -> None:
     error = "No space left on the disk while writing trials/0000/latest.pt. Free some space."
-    recorder.on_trial_recover(0, [], failed(FAILURE.format(error=f"tuning.errors.UserError: {error}")))
+    recorder.on_trial_recover(0, [], failed(FAILURE.format(error=f"tuning.base.errors.UserError: {error}")))
     assert [str(problem) for problem in problems] == [error]
     assert isinstance(problems[0], UserError)
     assert study.running() == [0]
@@ -150,7 +154,7 @@ def test_a_problem_while_recording_is_told_and_not_raised(
     def full(*args: Any) -> None:
         raise UserError("No space left on the disk while writing epochs.csv.")
 
-    monkeypatch.setattr("tuning.files.append_row", full)
+    monkeypatch.setattr("tuning.base.files.append_row", full)
     result = {"epoch": 1, "error": "", "train_loss": 1.0, "train_accuracy": 0.1, "valid_loss": 1.0, "lr": 0.1}
     result |= {"valid_accuracy": 0.1, "epoch_seconds": 1.0, "images_per_second": 1.0, "seconds_per_image": 1.0}
     recorder.on_trial_result(0, [], failed(""), result)
@@ -180,7 +184,7 @@ def test_a_trial_takes_the_later_of_its_checkpoints_where_more_is_known_than_is_
 def test_a_trial_whose_storage_is_away_for_long_begins_with_what_is_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tuning.trainable.SECONDS_FOR_A_CHECKPOINT", 0.0)
+    monkeypatch.setattr("tuning.trials.worker.SECONDS_FOR_A_CHECKPOINT", 0.0)
     _fetch("s4://away/one", tmp_path, 3)
     assert "--storage must be a folder, or s3://" in (tmp_path / "trial.log").read_text()
 
@@ -191,7 +195,7 @@ def test_the_log_of_a_trial_has_the_traceback_without_the_password(
     def fail(threads: int) -> None:
         raise ValueError("no answer from http://bob:hunter2@host")
 
-    monkeypatch.setattr("tuning.training.prepare", fail)
+    monkeypatch.setattr("tuning.training.fit.prepare", fail)
     config = {"trial": 0, "seed": 0, "config": {}, "accumulation": 1, "epochs": 0, "device": "cpu"}
     with pytest.raises(ValueError, match="no answer from"):
         train_trial(config, splits=splits, run=str(tmp_path), threads=1)

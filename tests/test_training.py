@@ -1,4 +1,4 @@
-"""`tuning.training`: `fit` learns, repeats itself, goes on from any epoch to the same numbers, and ends in time."""
+"""`tuning.training.fit`: `fit` learns, repeats itself, goes on from any epoch to the same numbers, and ends in time."""
 
 import dataclasses
 import io
@@ -14,14 +14,16 @@ from conftest import CLASS_NAMES, patterned_images
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tuning import acceleration
-from tuning import training as training_module
-from tuning.acceleration import Logits, faster_precision
-from tuning.config import IDLE_WITH, TrainConfig
-from tuning.data import Labelled, Splits, make_splits, normalise, parts_of, to_tensors, train_batches
-from tuning.errors import UserError
-from tuning.models import build_model, count_parameters
-from tuning.training import (
+from tuning.base.config import IDLE_WITH, TrainConfig
+from tuning.base.errors import UserError
+from tuning.images.batches import normalise, parts_of, to_tensors, train_batches
+from tuning.images.datasets import Labelled
+from tuning.images.splitting import Splits, make_splits
+from tuning.models.architectures import build_model, count_parameters
+from tuning.training import acceleration
+from tuning.training import fit as training_module
+from tuning.training.acceleration import Logits, faster_precision
+from tuning.training.fit import (
     FACTORS,
     OPTIMIZERS,
     PLATEAU,

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from tuning import machine, spaces
-from tuning.errors import UserError
+from tuning.base import machine
+from tuning.base.errors import UserError
+from tuning.sampling import spaces
 
 # What a checkout has for its own needs: the script that makes the environment of a clone.
 NOT_INSTALLED = {"tuning/run.sh"}

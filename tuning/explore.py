@@ -12,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from tuning import data, tables
-from tuning.data import HashedTest, Splits
-from tuning.errors import UserError, run_command
-from tuning.results import RESULTS
-from tuning.tables import Column
+from tuning.base import tables
+from tuning.base.errors import UserError, run_command
+from tuning.base.tables import Column
+from tuning.images import datasets, splitting
+from tuning.images.datasets import HashedTest
+from tuning.images.splitting import Splits
+from tuning.runs.run_folder import RESULTS
 
 SAMPLES = 8
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
@@ -59,7 +61,7 @@ def describe(splits: Splits, test: HashedTest) -> Overview:
         samples[label, : len(images)] = images[:SAMPLES]
         if len(images):
             means[label] = images.mean(axis=0)
-    digests = {name: data.image_digests(part.images) for name, part in parts.items()} | {"test": test.digests}
+    digests = {name: datasets.image_digests(part.images) for name, part in parts.items()} | {"test": test.digests}
     labels = np.concatenate([part.labels for part in parts.values()])
     return Overview(
         class_names=splits.class_names,
@@ -118,7 +120,7 @@ def print_overview(overview: Overview) -> None:
 
 
 def main(
-    dataset: Annotated[str, typer.Option(help=f"One of {', '.join(data.DATASETS)}.")] = "fashion-mnist",
+    dataset: Annotated[str, typer.Option(help=f"One of {', '.join(datasets.DATASETS)}.")] = "fashion-mnist",
     data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the data set's files.")] = None,
     out: Annotated[Path, typer.Option(help="Where the figure goes: .png, .pdf or .svg.")] = RESULTS / "explore.png",
     seed: Annotated[int, typer.Option(min=0, help="Chooses the valid images, as in the search.")] = 0,
@@ -126,12 +128,12 @@ def main(
     """Show what is in a data set: counts, value ranges, duplicates, samples and mean images."""
     if out.suffix not in FIGURE_SUFFIXES:
         raise UserError(f"--out must end with {', '.join(FIGURE_SUFFIXES)}, but got {str(out)!r}.")
-    splits = data.load_splits(dataset, data_dir, seed=seed)
-    overview = describe(splits, data.hash_test(dataset, data_dir))
+    splits = splitting.load_splits(dataset, data_dir, seed=seed)
+    overview = describe(splits, datasets.hash_test(dataset, data_dir))
     print_overview(overview)
-    from tuning import pictures, style
+    from tuning.figures import model_figures, style
 
-    figure = pictures.data_overview(overview.samples, overview.means, overview.counts, overview.class_names)
+    figure = model_figures.data_overview(overview.samples, overview.means, overview.counts, overview.class_names)
     style.save(figure, out)
     print(f"Figure: {out}")
 

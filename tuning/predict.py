@@ -3,181 +3,17 @@
 Nothing in best_model/ is run: the weights are read as tensors only, so a model from someone else does no harm.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-import numpy.typing as npt
 import typer
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tuning.config import parse_config
-from tuning.errors import UserError, run_command
+from tuning.base.errors import run_command
+from tuning.retraining.best_model import Invert, Prediction, load_best_model, predict_files
 
 if TYPE_CHECKING:
-    from torch import nn
-
-Invert = Literal["auto", "yes", "no"]
-
-
-@dataclass(frozen=True)
-class BestModel:
-    """A trained model and what its images must look like.
-
-    Attributes:
-        model: In evaluation mode, on the CPU; gives logits (N, n_classes) and features.
-        mean: Per channel, of pixels in [0, 1].
-        std: The same for the standard deviation.
-        channels: 1 (grey) or 3 (RGB).
-        height: Of an image, in pixels.
-        width: Of an image, in pixels.
-        flip_averaging: The probabilities are the mean of those of the image and of its mirror image.
-    """
-
-    model: "nn.Module"
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    channels: int
-    height: int
-    width: int
-    flip_averaging: bool = False
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The class of one file: the most probable, the runner-up, and whether the image was inverted first."""
-
-    path: Path
-    class_name: str
-    probability: float
-    runner_up: str
-    runner_up_probability: float
-    inverted: bool
-
-
-class _Description(BaseModel):
-    """What best_model/config.json must hold; more is allowed."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-
-    config: dict[str, Any]
-    class_names: Annotated[tuple[str, ...], Field(min_length=2)]
-    channels: Literal[1, 3]
-    height: Annotated[int, Field(ge=1)]
-    width: Annotated[int, Field(ge=1)]
-    mean: tuple[float, ...]
-    std: tuple[Annotated[float, Field(gt=0)], ...]
-    flip_averaging: bool = False
-
-
-def load_best_model(folder: Path) -> BestModel:
-    """Returns the model in the folder, ready to predict.
-
-    Raises:
-        UserError: The folder, config.json or model.pth is missing or damaged, or they do not fit each other.
-    """
-    import torch
-
-    from tuning.models import build_model
-
-    description = _read_description(folder / "config.json")
-    config = parse_config(description.config, str(folder / "config.json"))
-    model = build_model(config, description.channels, len(description.class_names), load_pretrained=False)
-    path = folder / "model.pth"
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise _missing(path) from error
-    except Exception as error:  # Damage shows as whatever the zip reader or the restricted unpickler stumbles over.
-        raise UserError(
-            f"{path} must be a state dict (tensors only, no code), but it cannot be read as one: {_first_line(error)} "
-            "Run `python -m tuning.final` again."
-        ) from error
-    try:
-        model.load_state_dict(weights)
-    except (TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(
-            f"{path} must hold the weights of the {config.architecture} in config.json, but got others: "
-            f"{_first_line(error)} Run `python -m tuning.final` again."
-        ) from error
-    return BestModel(model.eval(), **description.model_dump(exclude={"config"}))
-
-
-def read_image(path: Path, channels: int, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Returns the image of a PNG or JPEG file as uint8 (C, H, W), resized; what is transparent becomes white.
-
-    Raises:
-        UserError: The file is missing, damaged, or in another format.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path, formats=("PNG", "JPEG")) as file:
-            image: Image.Image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):  # 16 bits: a plain conversion would clip, not scale.
-                image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = image.convert("L" if channels == 1 else "RGB")
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"IMAGE must be a readable PNG or JPEG file, but got {str(path)!r}: {error}.") from error
-    return np.asarray(image, np.uint8).reshape(height, width, channels).transpose(2, 0, 1)
-
-
-def looks_inverted(image: npt.NDArray[np.uint8]) -> bool:
-    """Returns whether a grey image (1, H, W) is brighter on its border, one pixel wide, than within it.
-
-    So are 8 of the 60,000 training images of Fashion-MNIST, which are bright on black.
-    """
-    if image.shape[0] != 1 or min(image.shape[1:]) < 3:
-        return False
-    inner = image[:, 1:-1, 1:-1]
-    border_mean = (image.sum() - inner.sum()) / (image.size - inner.size)
-    return bool(border_mean > inner.mean())
-
-
-def predict_files(best: BestModel, paths: Sequence[Path], invert: Invert = "auto") -> list[Prediction]:
-    """Returns the prediction for each file.
-
-    Args:
-        best: The model.
-        paths: PNG or JPEG files.
-        invert: Whether images are turned from dark on bright into bright on dark: "auto" where `looks_inverted`.
-
-    Raises:
-        UserError: A file cannot be read.
-    """
-    images = [read_image(path, best.channels, best.height, best.width) for path in paths]
-    inverted = [invert == "yes" or (invert == "auto" and looks_inverted(image)) for image in images]
-    images = [255 - image if inverse else image for image, inverse in zip(images, inverted, strict=True)]
-    predictions = []
-    for path, row, inverse in zip(paths, probabilities(best, np.stack(images)), inverted, strict=True):
-        second, first = np.argsort(row, kind="stable")[-2:]
-        names = best.class_names
-        predictions.append(
-            Prediction(path, names[first], float(row[first]), names[second], float(row[second]), inverted=inverse)
-        )
-    return predictions
-
-
-def probabilities(best: BestModel, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Returns the probability of each class, float32 (N, n_classes), for images uint8 (N, C, H, W)."""
-    import torch
-
-    from tuning.training import predict
-
-    pixels = torch.from_numpy(images)
-    result = predict(best.model, pixels, best.mean, best.std)[0].softmax(1)
-    if best.flip_averaging:
-        result = (result + predict(best.model, pixels.flip(3), best.mean, best.std)[0].softmax(1)) / 2
-    array: npt.NDArray[np.float32] = result.numpy()
-    return array
+    pass
 
 
 def print_predictions(predictions: Sequence[Prediction]) -> None:
@@ -198,40 +34,6 @@ def print_predictions(predictions: Sequence[Prediction]) -> None:
     if not console.is_terminal:
         console.width = 160
     console.print(table)
-
-
-def _read_description(path: Path) -> _Description:
-    try:
-        description = _Description.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise _missing(path) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(
-            f"{path} must be a JSON file, but it cannot be read: {error}. Run `python -m tuning.final` again."
-        ) from error
-    except ValidationError as error:
-        problem = error.errors()[0]
-        name = ".".join(map(str, problem["loc"])) or "its content"
-        raise UserError(f"{path}: {name} is wrong: {problem['msg']}. Run `python -m tuning.final` again.") from error
-    for name in ("mean", "std"):
-        n_values = len(getattr(description, name))
-        if n_values != description.channels:
-            rule = f"{name} must have {description.channels} values, one a channel, but got {n_values}"
-            raise UserError(f"{path}: {rule}. Run `python -m tuning.final` again.")
-    return description
-
-
-def _missing(path: Path) -> UserError:
-    place = "" if path.parent == Path("best_model") else f" --model-dir {path.parent}"
-    return UserError(
-        f"There must be a trained model in {path.parent}, but {path} is missing. Run `python -m tuning.final{place}` "
-        "first."
-    )
-
-
-def _first_line(error: Exception) -> str:
-    line = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return line.rstrip(".: ") + "."
 
 
 def main(

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from tuning import machine
-from tuning.config import TrainConfig, parse_config, read_config
-from tuning.data import Splits, load_splits
-from tuning.errors import UserError
-from tuning.training import Training, fit, prepare
+from tuning.base import machine
+from tuning.base.config import TrainConfig, parse_config, read_config
+from tuning.base.errors import UserError
+from tuning.images.splitting import Splits, load_splits
+from tuning.training.fit import Training, fit, prepare
 
 BASE = {"batch_size": 256, "flip": True, "crop_padding": 2, "epochs": 1000, "patience": None}
 NETWORKS = {

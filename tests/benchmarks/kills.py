@@ -25,8 +25,8 @@ from typing import Any
 import boto3
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 
-from tuning import results
-from tuning.storage import Store
+from tuning.remote.storage import Store
+from tuning.runs import run_folder, schema
 
 ROOT = Path(__file__).parents[2]
 SIZE = ["--space", "smoke", "--epochs", "9", "--scheduler", "none", "--train-images", "24000"]
@@ -40,7 +40,7 @@ def command(folder: Path, *arguments: str) -> tuple[list[str], dict[str, Any]]:
     return [sys.executable, "-m", "tuning.search", *arguments], {"cwd": folder, "env": os.environ | named}
 
 
-def finished(run: results.Run) -> dict[int, str]:
+def finished(run: run_folder.Run) -> dict[int, str]:
     """Returns the rows of the trials that have ended, by number."""
     trials = run.trials
     ended = trials[trials["state"].isin(["complete", "pruned", "failed"])]
@@ -77,7 +77,7 @@ def main() -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
         # Killed before it had fetched the run, it leaves what was known as it was.
-        now = finished(results.Run(path)) if (path / "meta.json").exists() else known
+        now = finished(run_folder.Run(path)) if (path / "meta.json").exists() else known
         lost = {number for number, row in known.items() if now.get(number) != row}
         print(
             f"kill {kill + 1:>2} after {moment:4.1f} s{' (it had ended)' if ended else ''} on machine {machine.name}: "
@@ -99,14 +99,14 @@ def main() -> None:
 
 def finished_in(path: Path) -> dict[int, str]:
     """Returns the same as `finished` of the frame in a file."""
-    trials = results.read_frame(path, results.TRIAL_COLUMNS)
+    trials = schema.read_frame(path, schema.TRIAL_COLUMNS)
     ended = trials[trials["state"].isin(["complete", "pruned", "failed"])]
     return {int(row["trial"]): str(row) for row in ended.to_dict("records")}
 
 
 def check(path: Path, samples: int) -> None:
     """Says what the record holds at the end, and how many epochs were trained twice."""
-    run = results.Run(path)
+    run = run_folder.Run(path)
     ran = run.trials[run.trials["attempt"] != 0]
     assert len(ran) == samples and (ran["state"] == "complete").all(), ran
     pairs = Counter(zip(run.epochs["trial"], run.epochs["epoch"], strict=True))

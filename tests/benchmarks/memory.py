@@ -19,7 +19,7 @@ from pathlib import Path
 
 from common import ROOT, parser, report
 
-from tuning import results
+from tuning.runs import run_folder
 
 SPACE = """
 def space(trial):
@@ -77,7 +77,7 @@ def main() -> None:
         size = ["--train-images", str(given.train_images), "--epochs", "50", "--run", "run", "--quiet"]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         process = subprocess.Popen([sys.executable, *SEARCH, *size], cwd=folder, env=environment)
-        run, end = results.Run(folder / "results/run"), time.monotonic() + given.limit
+        run, end = run_folder.Run(folder / "results/run"), time.monotonic() + given.limit
         while process.poll() is None and time.monotonic() < end:
             seen = {pid: (command, memory(pid)) for pid, command in descendants(process.pid).items()}
             total: dict[str, dict[str, float]] = {}

@@ -8,10 +8,11 @@ from outside import syne_tune
 from ray.tune.schedulers import ASHAScheduler
 from simulation import Method, Ours, Stock
 
-from tuning import schedulers, settings
-from tuning import study as rules
-from tuning.curves import CurveSampler
-from tuning.schedulers import METRIC, SAMPLERS, SCHEDULERS
+from tuning.sampling import study as rules
+from tuning.sampling.curve_sampler import CurveSampler
+from tuning.sampling.samplers import SAMPLERS
+from tuning.trials import schedulers, settings
+from tuning.trials.schedulers import METRIC, SCHEDULERS
 
 SAMPLER, SCHEDULER = settings.check_names("resnet", "fashion-mnist", None, None, None)
 

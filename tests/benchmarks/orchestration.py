@@ -20,7 +20,7 @@ from typing import Any
 
 from common import CORES, parser, report, run
 
-from tuning import results
+from tuning.runs import run_folder
 
 
 def ours(folder: Path, samples: int, train_images: int) -> tuple[float, float, float]:
@@ -29,7 +29,7 @@ def ours(folder: Path, samples: int, train_images: int) -> tuple[float, float, f
     command = ["-m", "tuning.search", "--space", "smoke", *size, "--run", "ours", "--quiet"]
     begin = time.time()
     seconds, start = run(command, folder, appears="results/ours/trials/*/trial.log")
-    trials = results.Run(folder / "results/ours").trials
+    trials = run_folder.Run(folder / "results/ours").trials
     if (trials["state"] != "complete").any() or len(trials) != samples:
         raise SystemExit(f"{samples} trials must be complete, but got {dict(trials['state'].value_counts())}.")
     return trials["ended"].max().timestamp() - begin - start, start, seconds
@@ -50,7 +50,7 @@ def run_stock(folder: Path, samples: int, train_images: int) -> None:
     from ray.tune.search.optuna import OptunaSearch
 
     from search_spaces import smoke
-    from tuning.data import load_splits
+    from tuning.images.splitting import load_splits
 
     class Ends(tune.Callback):
         last: float
@@ -77,8 +77,8 @@ def run_stock(folder: Path, samples: int, train_images: int) -> None:
 def _train(folder: str, config: dict[str, Any], splits: Any) -> None:
     from ray import tune
 
-    from tuning.config import TrainConfig
-    from tuning.training import Training, fit, prepare
+    from tuning.base.config import TrainConfig
+    from tuning.training.fit import Training, fit, prepare
 
     prepare(1)
     training = Training(TrainConfig(**config, epochs=1), splits, seed=0)

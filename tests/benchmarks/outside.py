@@ -12,7 +12,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from simulation import Method
 
-from tuning.schedulers import METRIC, StandIn
+from tuning.trials.schedulers import METRIC, StandIn
 
 
 class SyneTune(optuna.samplers.BaseSampler):

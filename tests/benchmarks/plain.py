@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import VisionDataset
 from torchvision.transforms import ToTensor
 
-from tuning.config import TrainConfig
-from tuning.data import Labelled
-from tuning.models import build_model
+from tuning.base.config import TrainConfig
+from tuning.images.datasets import Labelled
+from tuning.models.architectures import build_model
 
 
 class ItemByItem(VisionDataset):

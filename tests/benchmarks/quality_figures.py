@@ -10,7 +10,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
 
-from tuning import style
+from tuning.figures import style
 
 # The first colours of the house are for classes side by side; lines need dark ones.
 COLOURS = ("#4563de", "#8d1100", "#333333", "#d3430b", "#905c83", "#0b8a6a", "#a88b00", "#639fff", "#520047", "#e6888c")

@@ -76,34 +76,36 @@ def measure(n: int, side_by_side: int, sampler: str) -> dict[str, Any]:
     """Runs a search of `n` trials in this process and folder; returns its row of the table."""
     import optuna
 
-    from tuning import record, results, search, spaces, trainable
-    from tuning.progress import Progress
-    from tuning.settings import Settings
-    from tuning.study import RunStudy
+    from tuning.runs import run_folder
+    from tuning.sampling import spaces
+    from tuning.sampling.study import RunStudy
+    from tuning.trials import record, session, worker
+    from tuning.trials.progress import Progress
+    from tuning.trials.settings import Settings
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = spaces.load_space("resnet").without({"pretrained": [True]})
     settings = Settings(
         n, "resnet", "fashion-mnist", 6, 0, sampler, "asha", "cpu", side_by_side, 1.0, 0.0, None, None, 2, None
     )
-    trainable.train_trial = replay  # type: ignore[assignment]
+    worker.train_trial = replay  # type: ignore[assignment]
     sampled, ended = Clock(spaces.Space, "sample"), Clock(RunStudy, "_end")
     concluded = Clock(record, "conclude")
     peaks: list[float] = []
-    run_trials = search.run_trials
+    run_trials = session.run_trials
 
     def noted(*given: Any) -> Any:
         reason = run_trials(*given)
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return reason
 
-    search.run_trials = noted
-    path = results.RESULTS / "one"
+    session.run_trials = noted
+    path = run_folder.RESULTS / "one"
     record.begin(path, settings, space)
     with Progress(n, quiet=True) as progress:
         splits: Any = SimpleNamespace(split_hash="", valid_hash="")
-        search.search(settings, path, splits, space, progress)
-    run, begin = results.Run(path), time.perf_counter()
+        session.search(settings, path, splits, space, progress)
+    run, begin = run_folder.Run(path), time.perf_counter()
     n_trials, n_epochs = len(run.trials), len(run.epochs)
     frames, begin = time.perf_counter() - begin, time.perf_counter()
     optuna.load_study(study_name="one", storage=f"sqlite:///{path}/study.db").get_trials()

@@ -33,7 +33,8 @@ from methods import MAIN, METHODS
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from simulation import Ended, simulate
 
-from tuning import results, style
+from tuning.base.tables import print_frame
+from tuning.figures import style
 
 COLUMNS = [*comparison.GROUP, *Ended.__dataclass_fields__, "seconds"]
 
@@ -139,7 +140,7 @@ def report(trials: Any, methods: list[str], out: Path) -> None:
     found["ms a search"] = [round(1000 * seconds[row.slots, row.method]) for row in found.itertuples()]
     found.to_csv(out / "table.csv", index=False)
     n_tasks, n_seeds = trials["task"].nunique(), trials["seed"].nunique()
-    results.print_frame(found, f"Regret: median over {n_seeds} seeds, mean over {n_tasks} tasks")
+    print_frame(found, f"Regret: median over {n_seeds} seeds, mean over {n_tasks} tasks")
     first, *_, last = 2 * comparison.numbers_of_samples(frame)
     style.save(quality_figures.regret(frame, comparison.regret_by_cost(trials), methods), out / "regret.png")
     style.save(quality_figures.ranks(frame, methods), out / "ranks.png")

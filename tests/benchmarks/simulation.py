@@ -18,8 +18,8 @@ import scipy.special
 from optuna.trial import TrialState
 from tables import Task
 
-from tuning import study as rules
-from tuning.schedulers import METRIC, StandIn
+from tuning.sampling import study as rules
+from tuning.trials.schedulers import METRIC, StandIn
 
 
 class Ours:

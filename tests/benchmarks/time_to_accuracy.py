@@ -22,10 +22,10 @@ from common import CORES, parser, report
 from plain import ItemByItem, plain_epoch, plain_model
 from torch.utils.data import DataLoader
 
-from tuning import machine
-from tuning.config import TrainConfig, parse_config
-from tuning.data import load_splits
-from tuning.training import Training, fit, prepare
+from tuning.base import machine
+from tuning.base.config import TrainConfig, parse_config
+from tuning.images.splitting import load_splits
+from tuning.training.fit import Training, fit, prepare
 
 TARGET = 0.9038
 RECIPE: dict[str, Any] = {

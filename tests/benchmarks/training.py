@@ -31,10 +31,14 @@ from plain import ItemByItem, plain_epoch, plain_model
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from tuning import kernels, machine, training
-from tuning.config import TrainConfig
-from tuning.data import DATASETS, Labelled, Splits, load_train, make_splits, normalise
-from tuning.models import build_model
+from tuning.base import machine
+from tuning.base.config import TrainConfig
+from tuning.images.batches import normalise
+from tuning.images.datasets import DATASETS, Labelled, load_train
+from tuning.images.splitting import Splits, make_splits
+from tuning.models import kernels
+from tuning.models.architectures import build_model
+from tuning.training import fit as loop_of_ours
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "resnet8": {"architecture": "resnet8"},
@@ -108,20 +112,22 @@ def _matrix_products(arrangements: tuple[tuple[int, int], ...]) -> Iterator[Job]
 
 
 class Clock:
-    """Seconds by name, spent in functions of `tuning.training` that are replaced by timed ones; a call within a timed
-    call counts for the outer one."""
+    """Seconds by name, spent in functions of `tuning.training.fit` that are replaced by timed ones.
+
+    A call within a timed call counts for the outer one.
+    """
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
         self._busy = False
 
     def watch(self) -> None:
-        batches = training.train_batches
-        training.train_batches = lambda *args: iter(
+        batches = loop_of_ours.train_batches
+        loop_of_ours.train_batches = lambda *args: iter(
             self._timed("augment", functools.partial(next, batches(*args), None)), None
         )
-        training.normalise = self._timed("normalise", training.normalise)
-        training.predict = self._timed("evaluate", training.predict)
+        loop_of_ours.normalise = self._timed("normalise", loop_of_ours.normalise)
+        loop_of_ours.predict = self._timed("evaluate", loop_of_ours.predict)
 
     def _timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **options: Any) -> Any:
@@ -162,16 +168,16 @@ def plain(job: Job, seconds: float, clock: Clock) -> Iterator[float]:
 
 def fit(job: Job, seconds: float, clock: Clock) -> Iterator[float]:
     clock.watch()
-    training.prepare(job.threads)
+    loop_of_ours.prepare(job.threads)
     everything = load_train("fashion-mnist")
     part = _part(everything, 2 * job.batch)
     if job.loop == "fit, torch":
         kernels.trusted = lambda dtype, deviation: None
-    probe = training.Training(job.config.model_copy(update={"epochs": 3}), part, seed=0)
-    images_per_second = list(training.fit(probe))[-1].images_per_second
+    probe = loop_of_ours.Training(job.config.model_copy(update={"epochs": 3}), part, seed=0)
+    images_per_second = list(loop_of_ours.fit(probe))[-1].images_per_second
     n_batches = min(max(2, round(images_per_second * seconds / 2 / job.batch)), 50_000 // job.batch)
-    trained = training.Training(job.config, _part(everything, n_batches * job.batch), seed=0)
-    epochs = training.fit(trained)
+    trained = loop_of_ours.Training(job.config, _part(everything, n_batches * job.batch), seed=0)
+    epochs = loop_of_ours.fit(trained)
     clock.seconds.clear()
     yield 0
     for _ in epochs:
@@ -179,9 +185,9 @@ def fit(job: Job, seconds: float, clock: Clock) -> Iterator[float]:
 
 
 def ceiling(job: Job, seconds: float, clock: Clock) -> Iterator[float]:
-    training.prepare(job.threads)
+    loop_of_ours.prepare(job.threads)
     model = build_model(job.config, channels=1, n_classes=10).train()
-    optimizer = training.make_optimizer(model, job.config)
+    optimizer = loop_of_ours.make_optimizer(model, job.config)
     images = normalise(torch.randint(256, (job.batch, 1, 28, 28), dtype=torch.uint8), (0.3,), (0.3,))
     labels = torch.randint(10, (job.batch,))
     while True:
@@ -211,7 +217,7 @@ def measure(job: Job, seconds: float) -> dict[str, float]:
     if job.loop != "plain":
         machine.tune_malloc()
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torchvision.transforms", "tuning.training", "tuning.data"])
+        context.set_forkserver_preload(["torchvision.transforms", "tuning.training.fit", "tuning.images.splitting"])
     barrier, n_ended, figures = context.Barrier(job.processes), context.Value("i", 0), context.SimpleQueue()
     args = (job, seconds, barrier, n_ended, figures)
     processes = [context.Process(target=_measure_one, args=args) for _ in range(job.processes)]

@@ -26,10 +26,10 @@ from time_to_accuracy import RECIPE
 from torch import Tensor
 from torch.nn import functional
 
-from tuning import machine
-from tuning.config import TrainConfig, parse_config
-from tuning.data import Splits, load_splits
-from tuning.training import EpochResult, Training, make_schedule, prepare
+from tuning.base import machine
+from tuning.base.config import TrainConfig, parse_config
+from tuning.images.splitting import Splits, load_splits
+from tuning.training.fit import EpochResult, Training, make_schedule, prepare
 
 BASE = RECIPE | {"flip": True, "image_size": None}
 SIDE, TIMED_STEPS = 28, 60

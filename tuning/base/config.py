@@ -1,0 +1,152 @@
+"""`TrainConfig`: every hyperparameter of a training run, typed and bounded; unknown names are refused.
+
+What is *not* here: the data set's files, the seed and the device. They are how a configuration is run, not what it is.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tuning.base.errors import UserError, unknown_name
+
+MOST_EPOCHS = 1000
+Architecture = Literal["resnet8", "resnet14", "resnet20", "resnet18"]
+
+
+class TrainConfig(BaseModel):
+    """One training run's hyperparameters.
+
+    Attributes:
+        architecture: resnet8, resnet14, resnet20 (three stages of 1, 2, 3 blocks) or resnet18 (torchvision's).
+        width: Channels of the first stage, 4 to 256; the small family only (resnet18 has its own 64).
+        pretrained: Start from torchvision's ImageNet weights; resnet18 only.
+        stem: First layers of resnet18: "imagenet" (7x7, stride 2, max-pool) or "small" (3x3, stride 1, no pooling).
+        image_size: Side in pixels to which images are resized before the network, 8 to 512; None keeps their own.
+        optimizer: "sgd" (Nesterov where momentum > 0) or "adamw" (Adam where weight_decay is 0).
+        learning_rate: Peak learning rate, in (0, 10].
+        momentum: SGD only, in [0, 1).
+        weight_decay: In [0, 1]; not applied to biases and normalisation layers. With SGD it is multiplied by the
+            learning rate, as in torch.
+        batch_size: Images a step, 8 to 4096.
+        epochs: Passes over the train split at most, 1 to 1000.
+        schedule: "plateau" (ReduceLROnPlateau on valid_loss), "onecycle" (Smith & Topin 2019), "cosine" (Loshchilov &
+            Hutter 2017) after a linear warm-up, or "constant".
+        warmup_epochs: Linear warm-up of onecycle and cosine, in epochs, 0 to 100 (at most half of `epochs` is used).
+        plateau_patience: Epochs without a lower valid_loss before the learning rate drops, 0 to 100.
+        plateau_factor: What the learning rate is multiplied by when it drops, in (0, 1).
+        patience: Early stopping: epochs without a lower valid_loss before training ends, 1 to 1000; None never.
+        min_delta: By how much valid_loss must fall to count as lower, in [0, 1]; for plateau, too.
+        label_smoothing: In [0, 0.5].
+        crop_padding: Random crop: pixels that an image may shift by, 0 to 16.
+        flip: Random horizontal flip.
+        erase: Side of a random square that is blanked (cutout, DeVries & Taylor 2017), as a share of the image's.
+        ema_decay: Decay a step of the running mean of the weights that is validated and kept; 0 turns it off.
+        precision: "bf16" autocast, "fp32", or "auto": bf16 where it was measured to be faster on the device.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    architecture: Architecture = "resnet8"
+    width: Annotated[int, Field(ge=4, le=256)] = 16
+    pretrained: bool = False
+    stem: Literal["imagenet", "small"] = "imagenet"
+    image_size: Annotated[int, Field(ge=8, le=512)] | None = None
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 5e-4
+    batch_size: Annotated[int, Field(ge=8, le=4096)] = 128
+    epochs: Annotated[int, Field(ge=1, le=MOST_EPOCHS)] = 15
+    schedule: Literal["plateau", "onecycle", "cosine", "constant"] = "onecycle"
+    warmup_epochs: Annotated[float, Field(ge=0, le=100)] = 1.0
+    plateau_patience: Annotated[int, Field(ge=0, le=100)] = 1
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    patience: Annotated[int, Field(ge=1, le=1000)] | None = 5
+    min_delta: Annotated[float, Field(ge=0, le=1)] = 0.0
+    label_smoothing: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    crop_padding: Annotated[int, Field(ge=0, le=16)] = 0
+    flip: bool = False
+    erase: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.pretrained and self.architecture != "resnet18":
+            raise ValueError(f"pretrained must be false unless architecture is resnet18, but got {self.architecture!r}")
+        return self
+
+    def hash(self) -> str:
+        """Returns 12 hexadecimal digits that are equal for equal configurations."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+
+# Schedules whose rate falls to zero over a training's length: what they reach, they reach at its end.
+ANNEALED = ("onecycle", "cosine")
+
+# Hyperparameter -> another one, and the choices of that with which it does nothing.
+IDLE_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
+    "width": ("architecture", ("resnet18",)),
+    "stem": ("architecture", ("resnet8", "resnet14", "resnet20")),
+    "momentum": ("optimizer", ("adamw",)),
+    "warmup_epochs": ("schedule", ("plateau", "constant")),
+    "plateau_patience": ("schedule", ("onecycle", "cosine", "constant")),
+    "plateau_factor": ("schedule", ("onecycle", "cosine", "constant")),
+}
+
+
+def parse_config(values: Mapping[str, Any], source: str) -> TrainConfig:
+    """Returns the checked configuration.
+
+    Args:
+        values: Hyperparameter names and values; those left out take their defaults.
+        source: Where the values come from, for the error, e.g. "space.py".
+
+    Raises:
+        UserError: A name is unknown (the closest is named) or a value is out of range.
+    """
+    unknown = [name for name in values if name not in TrainConfig.model_fields]
+    if unknown:
+        raise UserError(f"{source}: {unknown_name('Hyperparameter', str(unknown[0]), TrainConfig.model_fields)}")
+    try:
+        return TrainConfig.model_validate(dict(values))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        if not problem["loc"]:
+            raise UserError(f"{source}: {problem['ctx']['error']}.") from error
+        name = str(problem["loc"][0])
+        if problem["type"] == "literal_error":
+            allowed = get_args(TrainConfig.model_fields[name].annotation)
+            raise UserError(f"{source}: {unknown_name(name, str(values[name]), allowed)}") from error
+        rule = problem["msg"].removeprefix("Input should be ").split(", unable")[0].split(", got")[0]
+        raise UserError(f"{source}: {name} must be {rule}, but got {values[name]!r}.") from error
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Returns the configuration in a JSON or YAML file: a mapping of hyperparameters.
+
+    Raises:
+        UserError: The file cannot be read, is damaged, or holds anything but known hyperparameters in range.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix in (".yaml", ".yml"):
+            import yaml
+
+            try:
+                values = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise UserError(f"{path} must be a YAML file, but it cannot be parsed: {error}") from error
+        else:
+            values = json.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Configuration file must be readable, but got {str(path)!r}: {error}.") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} must be a JSON file, but it cannot be parsed: {error}.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a mapping of hyperparameters, but got {type(values).__name__}.")
+    return parse_config(values, str(path))

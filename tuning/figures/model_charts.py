@@ -1,0 +1,197 @@
+"""The interactive figures of a final model on its run's page: fresh seeds, confusion, calibration, features.
+
+As in `charts`: texts that come from a file are escaped, colours are names that the page's style sheet knows.
+"""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import plotly.graph_objects as go
+
+from tuning.figures.run_charts import ACCENT, INK, MUTED, SECOND, axis, figure_of
+from tuning.figures.style import CLASS_MARKERS
+
+# Plotly's names of the markers of `plots`, so that a class looks the same in both.
+SYMBOLS = dict(
+    zip(
+        CLASS_MARKERS,
+        (
+            *("circle", "square", "triangle-up", "diamond", "triangle-down"),
+            *("cross", "x", "triangle-left", "triangle-right", "pentagon"),
+        ),
+        strict=True,
+    )
+)
+
+Floats = npt.NDArray[np.floating[Any]]
+Integers = npt.NDArray[np.integer[Any]]
+
+
+def seeds(final: pd.DataFrame) -> go.Figure:
+    """Returns each configuration's fresh seeds, their mean with its interval, and what the search had said.
+
+    Args:
+        final: `final.csv`.
+    """
+    names = [configuration_name(row) for row in final.to_dict("records")]
+    mean, hover = final["valid_accuracy_mean"], "%{text}, %{fullData.name}: %{x:.2%}<extra></extra>"
+    columns = final.filter(regex=r"^seed_\d+$")
+    interval = {
+        "type": "data",
+        "array": final["valid_accuracy_high"] - mean,
+        "color": INK,
+        "thickness": 1.4,
+        "width": 5,
+    }
+    interval["arrayminus"] = mean - final["valid_accuracy_low"]
+    # The search's value and the seeds lie a little beside the mean, so that neither hides the other.
+    at, marks = np.arange(len(final)), {"mode": "markers", "text": names, "hovertemplate": hover}
+    shown = [
+        go.Scatter(x=mean, y=at, marker={"color": INK, "size": 10, "symbol": "diamond"}, error_x=interval, name="mean"),
+        go.Scatter(
+            x=final["search_valid_accuracy"],
+            y=at - 0.2,
+            marker={"color": SECOND, "size": 10, "symbol": "circle-open", "line": {"width": 2}},
+            name="in the search",
+        ),
+        *(
+            go.Scatter(
+                x=columns[name],
+                y=at + 0.2,
+                marker={"color": ACCENT, "size": 7},
+                name="a fresh seed",
+                legendgroup="seed",
+                showlegend=number == 0,
+            )
+            for number, name in enumerate(columns)
+        ),
+    ]
+    figure = figure_of([trace.update(**marks) for trace in shown], x="validation accuracy", share="x")
+    figure.update_layout(height=130 + 58 * len(final))
+    ticks = {"tickvals": at, "ticktext": names, "range": [len(final) - 0.4, -0.6], "showgrid": False}
+    return figure.update_yaxes(**ticks)
+
+
+def configuration_name(row: Mapping[Any, Any]) -> str:
+    """Returns what the page calls a row of `final.csv`, escaped."""
+    if row["role"] == "default":
+        return "default"
+    name = f"trial {row['trial']}" if pd.notna(row["trial"]) else str(row["config_hash"])
+    return escape(name if row["role"] == "candidate" else f"{name} ({row['role']})")
+
+
+def confusion(counts: pd.DataFrame) -> go.Figure:
+    """Returns the confusion matrix: counts as text, shaded by the square root of their share of the true class.
+
+    Args:
+        counts: Rows truth and columns prediction, from `analysis.confusion`.
+    """
+    values = counts.to_numpy(dtype=float)
+    shares = values / np.maximum(values.sum(axis=1, keepdims=True), 1)
+    names = [escape(str(name)) for name in counts.columns]
+    places = list(range(len(names)))
+    heat = go.Heatmap(
+        x=places,
+        y=places,
+        z=np.sqrt(shares),
+        zmin=0,
+        zmax=1,
+        text=np.where(values > 0, values.astype(int).astype(str), "").tolist(),
+        texttemplate="%{text}",
+        customdata=[
+            [
+                f"{truth}, taken for {prediction}" if i != j else f"{truth}, recognised"
+                for j, prediction in enumerate(names)
+            ]
+            for i, truth in enumerate(names)
+        ],
+        hovertemplate="%{customdata}: %{text}<extra></extra>",
+        colorscale=[[0, "var(--panel)"], [1, "var(--deep)"]],
+        showscale=False,
+        xgap=1,
+        ygap=1,
+    )
+    figure = figure_of([heat], x="prediction", y="truth", height=190 + 36 * len(names))
+    axis = {"tickvals": places, "ticktext": names, "showgrid": False, "showline": False, "ticks": ""}
+    return figure.update_xaxes(**axis, tickangle=-45).update_yaxes(**axis, autorange="reversed", ticklabelstandoff=4)
+
+
+def reliability(bins: pd.DataFrame) -> go.Figure:
+    """Returns accuracy against confidence, with the interval of each bin, over the count of images in it.
+
+    Args:
+        bins: From `analysis.calibration`.
+    """
+    filled = bins[bins["count"] > 0]
+    low, high = filled["accuracy_low"], filled["accuracy_high"]
+    perfect = {"color": MUTED, "dash": "dot", "width": 1.2}
+    traces = [
+        go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=perfect, hoverinfo="skip", name="perfect"),
+        go.Scatter(
+            x=filled["confidence"],
+            y=filled["accuracy"],
+            error_y={
+                "type": "data",
+                "array": high - filled["accuracy"],
+                "arrayminus": filled["accuracy"] - low,
+                "thickness": 1.2,
+                "width": 0,
+            },
+            customdata=filled["count"],
+            hovertemplate="confidence %{x:.1%}, accuracy %{y:.1%}, %{customdata:,} images<extra></extra>",
+            mode="lines+markers",
+            line={"color": ACCENT, "width": 1.6},
+            marker={"size": 7},
+            name="model",
+        ),
+        go.Bar(
+            x=(bins["lower"] + bins["upper"]) / 2,
+            y=bins["count"],
+            marker={"color": MUTED, "opacity": 0.6},
+            hovertemplate="%{y:,} images<extra></extra>",
+            yaxis="y2",
+            showlegend=False,
+        ),
+    ]
+    figure = figure_of(traces, x="confidence", y="accuracy", share="xy", limits=(-0.02, 1.02), height=440)
+    counts = axis("images") | {"domain": [0, 0.2], "type": "log", "nticks": 4, "rangemode": "tozero"}
+    return figure.update_layout(yaxis_domain=[0.28, 1], xaxis={"range": [0, 1.01], "anchor": "y2"}, yaxis2=counts)
+
+
+def features(
+    points: Floats, explained: Floats, labels: Integers, texts: Sequence[str], class_names: Sequence[str]
+) -> go.Figure:
+    """Returns the images on two principal components, a trace a class; a point's `customdata` is the image's number.
+
+    Args:
+        points: float (N, 2).
+        explained: float (2,), shares of the variance.
+        labels: int (N,).
+        texts: What to say of each image; the page shows it as text, so it is not escaped.
+        class_names: The classes' names.
+    """
+    classes = []
+    for number in np.unique(labels).tolist():
+        chosen = np.flatnonzero(labels == number).tolist()
+        symbol = SYMBOLS[CLASS_MARKERS[(number + number // 10) % 10]]
+        rim = {"color": "var(--rim)", "width": 0.7}
+        classes.append(
+            go.Scatter(
+                x=points[chosen, 0],
+                y=points[chosen, 1],
+                customdata=chosen,
+                text=[texts[i] for i in chosen],
+                hoverinfo="none",
+                mode="markers",
+                marker={"color": f"var(--class-{number % 10})", "symbol": symbol, "size": 7, "line": rim},
+                name=escape(class_names[number]),
+            )
+        )
+    titles = [
+        f"{name} principal component ({share:.1%})" for name, share in zip(("first", "second"), explained, strict=True)
+    ]
+    return figure_of(classes, x=titles[0], y=titles[1], height=560)

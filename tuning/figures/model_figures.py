@@ -1,0 +1,324 @@
+"""Pictures of a model and of images: what it confuses, how honest its confidence is, what it sees, where it errs.
+
+What must never live here: the numbers themselves (`analysis`), files (`style.save` writes), the choice of a split.
+Nothing to draw gives a figure that says so.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.collections import PatchCollection, PathCollection
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from tuning.figures.style import (
+    CLASS_COLOURS,
+    FAINT,
+    INK,
+    LABEL,
+    STATE_COLOURS,
+    TICK,
+    class_style,
+    dress,
+    nothing,
+    per_cent,
+    single,
+)
+from tuning.runs import analysis
+
+GALLERY_CELLS = 30  # pictures along the longer side of the PCA figure's panels
+PANEL, LAYERS = 7.6, 20  # inches of that side; layers that the marks are drawn in
+MISTAKES, MISTAKE_COLUMNS = 30, 6
+
+Floats = npt.NDArray[np.floating[Any]]
+Integers = npt.NDArray[np.integer[Any]]
+
+
+def of_model(
+    labels: Integers,
+    probabilities: Floats,
+    images: npt.NDArray[np.uint8],
+    class_names: Sequence[str],
+    components: analysis.PCA2,
+) -> dict[str, Figure]:
+    """Returns all pictures of a model on a split, by the name of their file; arguments as in `drawings_of_model`."""
+    draw = drawings_of_model(labels, probabilities, images, class_names, components)
+    return {name: make() for name, make in draw.items()}
+
+
+def drawings_of_model(
+    labels: Integers,
+    probabilities: Floats,
+    images: npt.NDArray[np.uint8],
+    class_names: Sequence[str],
+    components: analysis.PCA2,
+) -> dict[str, Callable[[], Figure]]:
+    """Returns what draws each picture of a model on a split, by its file's name: confusion, calibration, pca, mistakes.
+
+    Args:
+        labels: int (N,), 0 to C - 1.
+        probabilities: float (N, C); a row adds up to 1.
+        images: uint8 (N, C, H, W).
+        class_names: The classes' names.
+        components: Of the images' features, two or more.
+    """
+    return {
+        "confusion": lambda: confusion(analysis.confusion(labels, probabilities.argmax(axis=1), class_names)),
+        "calibration": lambda: calibration(*analysis.calibration(labels, probabilities)),
+        "pca": lambda: pca(components.points, components.explained, labels, images, class_names),
+        "mistakes": lambda: worst_mistakes(images, labels, probabilities, class_names),
+    }
+
+
+def confusion(frame: pd.DataFrame) -> Figure:
+    """Returns the confusion matrix: counts as text, shaded by their share of the row; a 0 is left blank.
+
+    Args:
+        frame: Counts, rows truth and columns prediction, from `analysis.confusion`.
+    """
+    counts = frame.to_numpy(dtype=float)
+    side = 2.2 + 0.56 * max(4, len(frame))
+    figure, ax = single(side + 0.8, side)
+    if counts.sum() == 0:
+        return nothing(figure, ax, "No image was classified.")
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    # The square root gives the few mistakes, which are what one looks for, a visible shade.
+    shade = ax.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
+    for row, column in np.argwhere(counts > 0):
+        colour = "white" if shares[row, column] > 0.35 else INK
+        weight = "bold" if row == column else "normal"
+        text = f"{counts[row, column]:.0f}"
+        ax.text(column, row, text, ha="center", va="center", color=colour, fontsize=TICK, fontweight=weight)
+    ax.set_xticks(range(len(frame)), [str(name) for name in frame.columns], rotation=40, ha="right", va="top")
+    ax.tick_params(axis="x", rotation=40)
+    ax.set_yticks(range(len(frame)), [str(name) for name in frame.index])
+    for label in ax.get_xticklabels():
+        label.set_rotation_mode("anchor")
+    ax.tick_params(length=0, labelsize=TICK)
+    ax.set_xlabel("prediction", fontsize=LABEL)
+    ax.set_ylabel("truth", fontsize=LABEL)
+    ax.spines[:].set_visible(False)
+    ax.grid(False)
+    bar = figure.colorbar(shade, ax=ax, shrink=0.8, aspect=30, pad=0.02, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: per_cent(value, 0)))
+    bar.ax.tick_params(labelsize=TICK)
+    bar.outline.set_visible(False)
+    bar.set_label("share of the true class", fontsize=LABEL)
+    return figure
+
+
+def calibration(error: float, bins: pd.DataFrame) -> Figure:
+    """Returns the reliability plot: accuracy against confidence by bin, with intervals, and how many images each has.
+
+    Args:
+        error: The expected calibration error, in [0, 1].
+        bins: lower, upper, count, confidence, accuracy, accuracy_low and accuracy_high; with `error` from
+            `analysis.calibration`.
+    """
+    figure = Figure(figsize=(5.6, 6.4), layout="constrained")
+    reliability, images = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1.2))
+    for ax in (reliability, images):
+        dress(ax)
+    filled = bins[bins["count"] > 0]
+    text = f"calibration error {per_cent(error, 2)}"
+    reliability.plot([0, 1], [0, 1], color=INK, lw=1.0, ls="--", label="as sure as right")
+    x, low, high = filled["confidence"], filled["accuracy_low"], filled["accuracy_high"]
+    reliability.vlines(x, low, high, color=STATE_COLOURS["complete"], lw=1.6, label="95 % interval")
+    reliability.plot(x, filled["accuracy"], color=STATE_COLOURS["complete"], lw=1.0, marker="o", ms=5, label="model")
+    reliability.set_ylabel("accuracy", fontsize=LABEL)
+    reliability.set_ylim(0, 1.02)
+    reliability.legend(loc="upper left", fontsize=TICK, frameon=False, title=text, title_fontsize=LABEL)
+    widths = filled["upper"] - filled["lower"]
+    images.bar(filled["lower"], filled["count"], widths, align="edge", color=STATE_COLOURS["running"], ec="white")
+    images.set_yscale("log")
+    images.set_ylim(bottom=0.8)
+    images.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    images.set_ylabel("images", fontsize=LABEL)
+    images.set_xlabel("confidence (probability of the predicted class)", fontsize=LABEL)
+    images.set_xlim(0, 1)
+    for axis in (reliability.yaxis, images.xaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: per_cent(value, 0)))
+    figure.align_ylabels((reliability, images))
+    return figure
+
+
+def worst_mistakes(
+    images: npt.NDArray[np.uint8], labels: Integers, probabilities: Floats, class_names: Sequence[str]
+) -> Figure:
+    """Returns the thirty images that the model is most wrong about, the worst first: truth, prediction, probabilities.
+
+    Args:
+        images: uint8 (N, C, H, W) of one or three channels; one channel is drawn as ink on paper (255 is black).
+        labels: int (N,), 0 to C - 1.
+        probabilities: float (N, C); a row adds up to 1.
+        class_names: The classes' names.
+    """
+    worst = analysis.worst_mistakes(labels, probabilities, MISTAKES)
+    if not len(worst):
+        return nothing(*single(6.0, 3.0), "There are no mistakes.")
+    n_rows = -(-len(worst) // MISTAKE_COLUMNS)
+    figure = Figure(figsize=(1.85 * MISTAKE_COLUMNS, 2.25 * n_rows), layout="constrained")
+    panels = figure.subplots(n_rows, MISTAKE_COLUMNS, squeeze=False).ravel()
+    for ax in panels:
+        ax.set_axis_off()
+    for ax, index in zip(panels, worst, strict=False):
+        truth, prediction = int(labels[index]), int(probabilities[index].argmax())
+        ax.imshow(images[index].transpose(1, 2, 0), cmap="gray_r", vmin=0, vmax=255)
+        shares = [per_cent(float(probabilities[index, number]), 1) for number in (truth, prediction)]
+        text = f"{class_names[truth]} {shares[0]}\n→ {class_names[prediction]} {shares[1]}"
+        ax.set_title(text, fontsize=TICK, color=INK)
+    return figure
+
+
+def pca(
+    points: npt.NDArray[np.floating[Any]],
+    explained: npt.NDArray[np.floating[Any]],
+    labels: Integers,
+    images: npt.NDArray[np.uint8],
+    class_names: Sequence[str],
+) -> Figure:
+    """Returns the images on two principal components: as coloured marks, and as themselves in the same plane.
+
+    The plane is cut into cells; of the images in one, that nearest to its middle is drawn there, moved by at most half
+    a cell.
+
+    Args:
+        points: float (N, 2), or more columns, of which the first two are drawn.
+        explained: float (2,) or more, the components' shares of variance, in [0, 1].
+        labels: int (N,), 0 to C - 1.
+        images: uint8 (N, C, H, W) of one or three channels; one channel is drawn as ink on paper (255 is black).
+        class_names: The classes' names.
+    """
+    if len(points) == 0:
+        return nothing(*single(6.0, 3.0), "There are no images.")
+    plane = points[:, :2].astype(float)
+    low, high = plane.min(axis=0), plane.max(axis=0)
+    span = 1.08 * np.where(high > low, high - low, 1.0)
+    span = np.maximum(span, 0.6 * span[::-1])  # Neither side of a panel is much longer than the other.
+    width, height = PANEL / span.max() * span * (2, 1) + (1.6, 1.2)
+    figure = Figure(figsize=(width, height))
+    figure.set_layout_engine("constrained", h_pad=0.1)
+    scatter, gallery = figure.subplots(1, 2, sharex=True, sharey=True)
+    for ax in (scatter, gallery):
+        dress(ax)
+        ax.grid(False)
+        ax.spines[:].set_visible(True)
+        ax.spines[:].set_color(FAINT)
+        ax.set_aspect("equal")
+    size = float(np.clip(30_000 / len(plane), 7, 40))
+    # In layers, so that no class is on top of all others.
+    for layer in range(LAYERS):
+        for number in np.unique(labels):
+            chosen = plane[layer::LAYERS][labels[layer::LAYERS] == number]
+            colour, marker = class_style(int(number))
+            style: dict[str, Any] = {
+                "s": size,
+                "color": colour,
+                "marker": marker,
+                "alpha": 0.65,
+                "lw": 0,
+                "rasterized": True,
+            }
+            scatter.scatter(*chosen.T, **style, label=class_names[number] if layer == 0 else None)
+    cell = span.max() / GALLERY_CELLS
+    side = 0.92 * cell
+    frames, colours = [], []
+    for index, middle in _nearest_to_cells(plane, cell):
+        x, y = np.subtract(middle, side / 2)
+        picture = images[index].transpose(1, 2, 0)
+        extent = (x, x + side, y, y + side)
+        gallery.imshow(picture, cmap="gray_r", vmin=0, vmax=255, extent=extent, aspect="auto", zorder=2)
+        frames.append(Rectangle((x, y), side, side))
+        colours.append(class_style(int(labels[index]))[0])
+    gallery.add_collection(PatchCollection(frames, facecolor="none", edgecolor=colours, linewidth=1.3, zorder=3))
+    gallery.set_aspect("equal")  # `imshow` has set it otherwise.
+    (left, bottom), (right, top) = (low + high - span) / 2, (low + high + span) / 2
+    gallery.set(xlim=(left, right), ylim=(bottom, top))
+    for ax in (scatter, gallery):
+        ax.set_xlabel(f"first principal component ({per_cent(explained[0], 1)} of the variance)", fontsize=LABEL)
+        ax.set_ylabel(f"second principal component ({per_cent(explained[1], 1)} of the variance)", fontsize=LABEL)
+    legend = figure.legend(
+        *scatter.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=min(10, len(class_names)),
+        fontsize=LABEL,
+        frameon=False,
+        handletextpad=0.1,
+        columnspacing=1.2,
+    )
+    for handle in legend.legend_handles:
+        if isinstance(handle, PathCollection):
+            handle.set(sizes=[60], alpha=1)
+    return figure
+
+
+def data_overview(
+    samples: npt.NDArray[np.uint8],
+    means: npt.NDArray[np.floating[Any]],
+    counts: Mapping[str, Integers],
+    class_names: Sequence[str],
+) -> Figure:
+    """Returns a row a class: sample images, the mean image, and how many images each split has.
+
+    Args:
+        samples: uint8 (n_classes, k, C, H, W) of one or three channels; one channel is drawn as ink on paper.
+        means: float (n_classes, C, H, W) in [0, 255].
+        counts: Split -> images per class, (n_classes,).
+        class_names: The classes' names.
+    """
+    n_classes, k = samples.shape[:2]
+    rows = np.arange(n_classes)
+    figure = Figure(figsize=(3.9 + 0.54 * k, 0.65 + 0.53 * n_classes), layout="constrained")
+    left, middle, right = figure.subplots(1, 3, width_ratios=[k, 1, 4.2])
+    mean_images = means.round().astype(np.uint8)[:, None]
+    for ax, images, title in ((left, samples, f"first {k} train images"), (middle, mean_images, "mean")):
+        extent = (0, images.shape[1], n_classes - 0.5, -0.5)
+        ax.imshow(_mosaic(images), cmap="gray_r", vmin=0, vmax=255, extent=extent)
+        ax.set_title(title, fontsize=LABEL)
+        ax.set_xticks([])
+        ax.set_yticks(rows, class_names if ax is left else [""] * n_classes)
+        ax.tick_params(length=0, labelsize=TICK)
+        ax.spines[:].set_visible(False)
+    dress(right)
+    right.grid(False)
+    starts = np.zeros(n_classes, dtype=np.int64)
+    for (split, values), colour in zip(counts.items(), CLASS_COLOURS, strict=False):
+        right.barh(rows, values, left=starts, height=0.62, color=colour, label=split)
+        starts = starts + values
+    for row, total in enumerate(starts):
+        right.text(total, row, f" {total:,}", va="center", ha="left", fontsize=TICK, color=INK)
+    right.set_ylim(n_classes - 0.5, -0.5)
+    right.set_xlim(0, 1.2 * max(1, starts.max()))
+    right.set_yticks([])
+    right.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    right.set_title("images per class", fontsize=LABEL, pad=22)
+    right.legend(
+        loc="lower center", bbox_to_anchor=(0.45, 0.985), ncols=len(counts), fontsize=TICK, frameon=False,
+        handlelength=1, columnspacing=1.2, handletextpad=0.5,
+    )  # fmt: skip
+    return figure
+
+
+def _mosaic(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Returns images (rows, columns, C, H, W) as one, (rows * H', columns * W', C), two blank pixels around each."""
+    channels = images.shape[2]
+    edges = ((0, 0), (0, 0), (0, 0), (2, 2), (2, 2))
+    padded = np.pad(images, edges, constant_values=0 if channels == 1 else 255)
+    rows, columns, _, height, width = padded.shape
+    return padded.transpose(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
+
+
+def _nearest_to_cells(points: npt.NDArray[np.float64], cell: float) -> list[tuple[int, tuple[float, float]]]:
+    """Returns, for each square of a grid that holds a point, the index of that nearest its middle, and the middle."""
+    cells = np.floor(points / cell)
+    offsets = np.abs(points / cell - cells - 0.5).max(axis=1)
+    nearest: dict[tuple[float, float], int] = {}
+    for index in np.argsort(offsets, kind="stable"):
+        nearest.setdefault((cells[index, 0], cells[index, 1]), int(index))
+    return [(index, ((x + 0.5) * cell, (y + 0.5) * cell)) for (x, y), index in nearest.items()]

@@ -1,0 +1,235 @@
+"""The interactive figures of a run on its page: each function returns a Plotly `Figure` from frames.
+
+`model_charts` has those of the final model. Colours are names that the page's style sheet gives a value in light and in
+dark (`var(--ink)`). Plotly reads texts as HTML: whatever comes from a file goes through `escape`. The numbers are
+`analysis`', the files and the page `report`'s.
+"""
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from tuning.figures.run_figures import coordinate
+from tuning.figures.style import accuracy_limits
+from tuning.runs.analysis import varying
+
+INK, MUTED, GRID, ACCENT, SECOND = (f"var(--{name})" for name in ("ink", "muted", "grid", "complete", "pruned"))
+RAMP = [[i / 4, f"var(--ramp-{i})"] for i in range(5)]
+
+
+def described(trials: pd.DataFrame) -> dict[int, str]:
+    """Returns trial -> the hyperparameters in which it may differ from others, as escaped lines for a hover text."""
+    names = varying(trials)
+    texts = {}
+    for trial, *values in trials[["trial", *names]].itertuples(index=False, name=None):
+        known = [
+            f"{name.removeprefix('config/').replace('_', ' ')} {value:.3g}"
+            if isinstance(value, float)
+            else f"{name.removeprefix('config/').replace('_', ' ')} {value}"
+            for name, value in zip(names, values, strict=True)
+            if pd.notna(value)
+        ]
+        lines = [", ".join(known[i : i + 3]) for i in range(0, len(known), 3)]
+        texts[int(trial)] = "<br>".join(escape(line) for line in lines)
+    return texts
+
+
+def best_so_far(frame: pd.DataFrame, trials: pd.DataFrame) -> go.Figure:
+    """Returns each finished trial as a dot, hollow if it was stopped, and the best so far as a step line, by minutes.
+
+    Args:
+        frame: From `analysis.best_so_far`.
+        trials: A run's trials, which say what each dot is.
+    """
+    texts = described(trials)
+    dots = []
+    for state, symbol in (("complete", "circle"), ("pruned", "circle-open")):
+        chosen = frame[frame["state"] == state]
+        dots.append(
+            go.Scatter(
+                x=chosen["ended_seconds"] / 60,
+                y=chosen["valid_accuracy"],
+                text=[f"<b>trial {trial}</b> ({state})<br>{texts[trial]}" for trial in chosen["trial"]],
+                hovertemplate="%{text}<br>%{y:.2%} after %{x:.1f} minutes<extra></extra>",
+                mode="markers",
+                marker={
+                    "color": ACCENT,
+                    "size": 8,
+                    "opacity": 0.85,
+                    "symbol": symbol,
+                    "line": {"width": 1.4, "color": ACCENT},
+                },
+                name=f"a {state} trial",
+                visible=len(chosen) > 0,
+            )
+        )
+    steps = {"color": INK, "width": 2, "shape": "hv"}
+    minutes = frame["ended_seconds"] / 60
+    line = go.Scatter(x=minutes, y=frame["best"], mode="lines", line=steps, name="best so far", hoverinfo="skip")
+    limits = accuracy_limits(frame["valid_accuracy"])
+    return figure_of(
+        [line, *dots], x="minutes since the search began", y="validation accuracy", share="y", limits=limits
+    )
+
+
+def learning_curves(epochs: pd.DataFrame, trials: pd.DataFrame, best: int | None) -> go.Figure:
+    """Returns the validation accuracy by epoch, a line a trial in the colour of its state, the best one on top."""
+    texts, states = described(trials), dict(zip(trials["trial"], trials["state"], strict=True))
+    rows = epochs[epochs["valid_accuracy"].notna() & epochs["trial"].isin(states)].sort_values(["trial", "epoch"])
+    curves, seen = [], set()
+    for trial, curve in sorted(rows.groupby("trial"), key=lambda item: item[0] == best):
+        group = "best" if trial == best else states[trial]
+        curves.append(
+            go.Scatter(
+                x=curve["epoch"],
+                y=curve["valid_accuracy"],
+                meta=f"<b>trial {trial}</b> ({escape(str(states[trial]))})<br>{texts[int(str(trial))]}",
+                hovertemplate="%{meta}<br>epoch %{x}: %{y:.2%}<extra></extra>",
+                mode="lines+markers",
+                marker={"size": 6 if len(curve) == 1 else 4},
+                line={"color": INK if group == "best" else f"var(--{group})", "width": 3 if group == "best" else 1.4},
+                opacity=1 if group == "best" else 0.8,
+                name=f"best: trial {best}" if group == "best" else str(group),
+                legendgroup=str(group),
+                showlegend=group not in seen,
+                legendrank=1 if group == "best" else 1000,
+            )
+        )
+        seen.add(group)
+    limits = accuracy_limits(rows["valid_accuracy"], reach=4.0)
+    figure = figure_of(curves, x="epoch", y="validation accuracy", share="y", limits=limits, height=440)
+    return figure.update_xaxes(tickformat="d", dtick=math.ceil(rows["epoch"].max() / 12))
+
+
+def parallel_coordinates(trials: pd.DataFrame) -> go.Figure:
+    """Returns a line a trial through the hyperparameters that vary to its accuracy; a range of an axis can be brushed.
+
+    A value that its axis cannot show (missing, or a 0 on a log scale) is drawn below it.
+    """
+    known = trials[np.isfinite(trials["valid_accuracy"])]
+    accuracy = known["valid_accuracy"].to_numpy(dtype=float)
+    dimensions = []
+    for name in varying(known):
+        heights, ticks = coordinate(known[name])
+        # On an axis with ticks of its own, a brush catches ticks: so each value is one, of a text that nobody sees. The
+        # texts must differ.
+        texts = {height: "\u200b" * i for i, height in enumerate(heights, start=1)} | dict(ticks)
+        dimensions.append(
+            {
+                "label": "<br>".join(escape(word) for word in name.removeprefix("config/").split("_")),
+                "values": heights,
+                "range": [min(0.0, heights.min()), 1],
+                "tickvals": sorted(texts),
+                "ticktext": [texts[height] for height in sorted(texts)],
+            }
+        )
+    dimensions.append({"label": "valid<br>accuracy", "values": accuracy, "tickformat": ".1%"})
+    low, _ = accuracy_limits(known["valid_accuracy"], reach=2.5)
+    line = {"color": accuracy, "colorscale": RAMP, "cmin": low, "cmax": max(accuracy.max(), low + 1e-9)}
+    fonts = {"labelfont": font(12, INK), "tickfont": font(11), "rangefont": {"size": 1, "color": "rgba(0,0,0,0)"}}
+    lines = go.Parcoords(dimensions=dimensions, line=line, unselected={"line": {"opacity": 0.06}}, **fonts)
+    return figure_of([lines], height=420, margin={"l": 64, "r": 44, "t": 64, "b": 24})
+
+
+def importances(frame: pd.DataFrame) -> go.Figure:
+    """Returns the importance of each hyperparameter as a bar, by method and with its interval where the frame has them.
+
+    Args:
+        frame: parameter and importance, and perhaps method, low and high.
+    """
+    bars = []
+    methods = frame.groupby("method", sort=False) if "method" in frame else [("importance", frame)]
+    for (method, rows), colour in zip(methods, (ACCENT, SECOND, MUTED), strict=False):
+        value, interval = rows["importance"], None
+        if "low" in rows:
+            above, below = rows["high"] - value, value - rows["low"]
+            interval = {"type": "data", "array": above, "arrayminus": below, "color": INK, "thickness": 1.2, "width": 3}
+        names = [escape(str(name).replace("_", " ")) for name in rows["parameter"]]
+        hover = "%{y}: %{x:.1%}<extra></extra>"
+        name = escape(str(method))
+        bar = go.Bar(x=value, y=names, orientation="h", marker={"color": colour}, error_x=interval, name=name)
+        bars.append(bar.update(hovertemplate=hover, showlegend="method" in frame))
+    height = 120 + 34 * frame["parameter"].nunique()
+    figure = figure_of(bars, x="share of the importance", share="x", height=height, hovermode="closest")
+    order = {"autorange": "reversed", "showgrid": False, "type": "category", "ticklabelstandoff": 6}
+    return figure.update_yaxes(**order).update_layout(bargap=0.35, bargroupgap=0.1)
+
+
+def pareto(trials: pd.DataFrame, goal: str) -> go.Figure:
+    """Returns the finished trials by accuracy and a second goal, which is to be small, and the front of them.
+
+    Args:
+        trials: A run's trials, with a column `pareto` that is True on the front.
+        goal: The column of the second goal.
+    """
+    texts, known = described(trials), trials[trials["valid_accuracy"].notna() & trials[goal].notna()]
+    front = known["pareto"].fillna(False).astype("bool")
+    marks = []
+    for name, rows, mode, colour in (
+        ("dominated", known[~front], "markers", MUTED),
+        ("Pareto front", known[front].sort_values(goal), "lines+markers", ACCENT),
+    ):
+        marks.append(
+            go.Scatter(
+                x=rows[goal],
+                y=rows["valid_accuracy"],
+                text=[f"<b>trial {trial}</b><br>{texts[trial]}" for trial in rows["trial"]],
+                hovertemplate="%{text}<br>%{y:.2%} at %{x:,}<extra></extra>",
+                mode=mode,
+                marker={"size": 8},
+                line={"color": colour, "shape": "hv"},
+                name=name,
+            )
+        )
+    figure = figure_of(marks, x=escape(goal.replace("_", " ")), y="validation accuracy", share="y")
+    return figure.update_xaxes(type="log", dtick="D2")
+
+
+def figure_of(
+    traces: Sequence[Any],
+    *,
+    x: str = "",
+    y: str = "",
+    share: str = "",
+    limits: tuple[float, float] | None = None,
+    **layout: Any,
+) -> go.Figure:
+    """Returns the traces in the house style; `share` names the axes in per cent, `limits` are the y axis'."""
+    style = {
+        "template": go.layout.Template(),
+        "height": 380,
+        "margin": {"l": 56, "r": 12, "t": 12, "b": 48},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": font(12),
+        "hovermode": "closest",
+        "hoverlabel": {"bgcolor": "var(--panel)", "bordercolor": GRID, "font": font(12, INK), "align": "left"},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": font(12)},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": GRID, "activecolor": MUTED},
+        "uirevision": 1,
+        "xaxis": axis(x, "x" in share),
+        "yaxis": axis(y, "y" in share) | ({} if limits is None else {"range": limits}),
+    }
+    return go.Figure(traces, style | layout)
+
+
+def axis(title: str, share: bool = False) -> dict[str, Any]:
+    """Returns an axis in the house style; `share` has it in per cent."""
+    return {
+        "title": {"text": title, "font": font(12), "standoff": 10},
+        "tickformat": ".1~%" if share else "",
+        "gridcolor": GRID,
+        "linecolor": GRID,
+        "zeroline": False,
+        "automargin": True,
+    }
+
+
+def font(size: int, colour: str = MUTED) -> dict[str, Any]:
+    """Returns a font of the page; the size is in pixels."""
+    return {"family": "system-ui, sans-serif", "size": size, "color": colour}

@@ -1,0 +1,374 @@
+"""The page of a run: one HTML file that needs nothing else."""
+
+import io
+import json
+import math
+import numbers
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuning.base import files, masking
+from tuning.base.errors import UserError, each_alone
+from tuning.runs import openings, run_folder, schema
+from tuning.runs.run_folder import MODEL_DIR, Run
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import pandas as pd
+
+MIN_TRIALS_FOR_COORDINATES = 2
+NOTHING = "\N{EN DASH}"
+_TIME = re.compile(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d.*\+00:00$")
+_HEADINGS = {
+    "n_parameters": "parameters",
+    "search_valid_accuracy": "search",
+    **{f"valid_accuracy_{name}": name for name in ("mean", "std", "low", "high")},
+    **{f"difference_{name}": name for name in ("low", "high")},
+}
+_NOTES = ("seconds_per_image", "pareto", "stopped_by", "error")
+# Of metrics.json: without these there is no final model to show.
+_METRICS: tuple[str, ...] = (
+    "test_accuracy",
+    "test_accuracy_mean",
+    "test_accuracy_std",
+    "test_interval",
+    "test_opened",
+    "seeds",
+    "ece",
+)
+_METRICS += ("search_valid_accuracy", "valid_accuracy_mean", "shrinkage")
+_TRIAL_COLUMNS = ("trial", "state", "valid_accuracy", "epochs", "seconds", "n_parameters")
+
+
+@dataclass(frozen=True)
+class Final:
+    """What `python -m tuning.final` left behind for a run.
+
+    Attributes:
+        metrics: `metrics.json`.
+        class_names: Of the data set.
+        configurations: `final.csv`; None where there is none.
+        report: `classification_report.csv`; None where there is none.
+        outputs: `test_outputs.npz` by name; empty where there is none.
+        log: A row a line of `test_log.jsonl`.
+    """
+
+    metrics: dict[str, Any]
+    class_names: tuple[str, ...]
+    configurations: "pd.DataFrame | None"
+    report: "pd.DataFrame | None"
+    outputs: "dict[str, npt.NDArray[Any]]"
+    log: "pd.DataFrame"
+
+
+def load_final(run: Run, model_dir: Path) -> Final | None:
+    """Returns what is known of a run's final model, or None where `model_dir` holds none or that of another run.
+
+    Raises:
+        UserError: A file is damaged.
+    """
+    import numpy as np
+    import pandas as pd
+
+    if not (model_dir / "metrics.json").exists():
+        return None
+    metrics = files.read_json(model_dir / "metrics.json")
+    try:
+        identity = run.identity
+    except UserError:  # Of a run of 0.2.0 whose study is damaged: its name is all there is.
+        identity = None
+    if not is_of(metrics, run.name, identity):
+        return None
+    if missing := [name for name in _METRICS if name not in metrics]:
+        raise UserError(
+            f"{model_dir / 'metrics.json'} has no {missing[0]}: it is damaged, or another version wrote it. "
+            "Run `python -m tuning.final` again."
+        )
+    arrays = model_dir / "test_outputs.npz"
+    try:
+        # numpy leaves a damaged file open.
+        outputs = dict(np.load(io.BytesIO(arrays.read_bytes()), allow_pickle=False)) if arrays.exists() else {}
+        return Final(
+            metrics=metrics,
+            class_names=tuple(files.read_json(model_dir / "config.json")["class_names"]),
+            configurations=_read_csv(model_dir / "final.csv"),
+            report=_read_csv(model_dir / "classification_report.csv"),
+            outputs=outputs,
+            log=pd.DataFrame(openings.read(model_dir)),
+        )
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{model_dir} must hold what `python -m tuning.final` writes, but got: {error}.") from error
+
+
+def is_of(metrics: Mapping[str, Any], name: str | None, identity: str | None) -> bool:
+    """Returns whether a `metrics.json` is of a run; 0.2.0 wrote down the name only that the run's folder then had."""
+    if metrics.get("run_id") is not None and identity is not None:
+        return bool(metrics["run_id"] == identity)
+    known = metrics.get("run")  # None is a model of `--config`, which is no run's.
+    return known is not None and known in (name, identity)
+
+
+def write(
+    run: Run,
+    model_dir: Path = MODEL_DIR,
+    importances: "pd.DataFrame | None" = None,
+    *,
+    out: Path | None = None,
+    tell: Callable[[str], None] = print,
+) -> Path:
+    """Writes a run's `report.html`, whole or not at all, and returns its path.
+
+    Args:
+        run: Finished, or still going.
+        model_dir: Where the final model is; what it holds is shown if it is this run's.
+        importances: From `importances.of_run`; None has them computed.
+        out: Where the page is written; None is `report.html` in the run's folder.
+        tell: Is told what is left out, and why.
+
+    Raises:
+        UserError: A file of the run is damaged, the page cannot be written there, or the disk is full.
+    """
+    path = out or run.path / "report.html"
+    try:
+        final = load_final(run, model_dir)
+    except UserError as error:
+        tell(f"The final model is left out of the page: {error}")
+        final = None
+    page = render(run, final, importances, tell=tell)
+    try:
+        files.write_text(path, page)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}). `python -m tuning.report {run.path} --out FILE.html` writes "
+            "the page elsewhere."
+        ) from error
+    return path
+
+
+def render(
+    run: Run,
+    final: Final | None,
+    importances: "pd.DataFrame | None" = None,
+    *,
+    tell: Callable[[str], None] = lambda text: None,
+) -> str:
+    """Returns the page; arguments as in `write`. A picture that cannot be drawn is told, and costs no other."""
+    import jinja2
+    import pandas as pd
+    import plotly.offline
+    from markupsafe import Markup
+
+    from tuning.figures import thumbnails
+    from tuning.figures.style import CLASS_COLOURS, STATE_COLOURS
+    from tuning.runs import analysis
+    from tuning.trials import audit
+
+    trials, meta = analysis.active(run.trials), masking.masked_all(run.meta)
+    winner = _winner(run, trials, final)
+    draw = _run_figures(run, trials, importances, tell) | ({} if final is None else _final_figures(final))
+    made = each_alone({f"The figure {name}": partial(_as_json, make) for name, make in draw.items()}, tell)
+    figures = {name: made[f"The figure {name}"] for name in draw if f"The figure {name}" in made}
+    audited = None
+    if meta.get("audit"):
+        audited = each_alone({"The audit": lambda: audit.text(meta["audit"])}, tell).get("The audit")
+    images = None
+    if final is not None and final.outputs:
+        outputs, names = final.outputs, final.class_names
+        images = each_alone({"The gallery": lambda: thumbnails.pictures(outputs, names)}, tell).get("The gallery")
+    page = jinja2.Environment(
+        loader=jinja2.PackageLoader("tuning.figures"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    page.globals |= {
+        "exact": exact,
+        "percent": percent,
+        "points": points,
+        "table": table,
+        "spoken": spoken,
+        "frame": pd.DataFrame,
+    }
+    return page.get_template("report.html.j2").render(
+        run=run,
+        meta=meta,
+        trials=trials,
+        final=final,
+        metrics=None if final is None else final.metrics,
+        winner=winner,
+        searched=[name.removeprefix("config/") for name in analysis.varying(trials)],
+        minutes=run_folder.minutes(run) if len(trials) else 0.0,
+        audited=audited,
+        verdicts=[] if final is None else verdicts(final.metrics),
+        shown_trials=_shown_trials(trials),
+        images=images,
+        figures=figures,
+        run_trials=run_folder.ran(run.trials),
+        called=files.called(run.path),
+        interrupted=meta.get("stopped_by") == "interrupt",
+        ended="ended" in meta and not (trials["state"] == "running").any(),
+        colours=STATE_COLOURS | {f"class-{i}": colour for i, colour in enumerate(CLASS_COLOURS)},
+        plotlyjs=Markup(plotly.offline.get_plotlyjs()),
+    )
+
+
+def verdicts(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns a word and a sentence for each thing that the winner was compared with: was the search worth it?"""
+    found = []
+    for name, other in (("random", "the best of the points drawn at random"), ("default", "the default configuration")):
+        value = metrics.get(f"{name}_difference")
+        if value is None:
+            continue
+        low, high = metrics.get(f"{name}_difference_interval") or (math.nan, math.nan)
+        if value == low == high == 0:  # No two configurations are as equal as that.
+            found.append(("No", f"The winner is {other} itself."))
+            continue
+        side = "better" if value >= 0 else "worse"
+        interval = "" if math.isnan(low) else f" (95% interval {100 * low:+.2f} to {100 * high:+.2f})"
+        chance = "" if low > 0 or high < 0 else ", which may be chance"
+        word = "Yes" if low > 0 else "No" if high < 0 else "Not shown"
+        found.append((word, f"{abs(100 * value):.2f} points {side} than {other}{interval}{chance}."))
+    return found
+
+
+def table(frame: "pd.DataFrame") -> dict[str, Any]:
+    """Returns a frame for the page: `columns` (heading, whether numeric) and `rows` of cells (text, full value)."""
+    import pandas as pd
+
+    columns = [
+        {
+            "heading": _HEADINGS.get(str(name), str(name)).removeprefix("config/").replace("_", " "),
+            "numeric": pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column),
+        }
+        for name, column in frame.items()
+    ]
+    said = [
+        [(spoken(value, str(name)), str(value)) for name, value in zip(frame, row, strict=True)]
+        for row in frame.itertuples(index=False, name=None)
+    ]
+    rows = [[(text, "" if text == NOTHING else value) for text, value in row] for row in said]
+    return {"columns": columns, "rows": rows}
+
+
+def exact(value: Any, text: str | None = None) -> Any:
+    """Returns a number as HTML: rounded for the eye, whole in the element's `value` and `title`."""
+    from markupsafe import Markup
+
+    if value is None:
+        return NOTHING
+    return Markup('<data value="{0}" title="{0}">{1}</data>').format(
+        str(value), spoken(value) if text is None else text
+    )
+
+
+def percent(value: float | None, digits: int = 2) -> Any:
+    """Returns a share as HTML, in per cent."""
+    return exact(value, None if value is None else f"{100 * value:.{digits}f}%")
+
+
+def points(value: float | None) -> Any:
+    """Returns a difference of shares as HTML, in points of a per cent with a sign."""
+    return exact(value, None if value is None else f"{100 * value:+.2f}")
+
+
+def spoken(value: Any, name: str = "") -> str:
+    """Returns a value of a frame or of a JSON file, rounded for the eye as its name asks for."""
+    import pandas as pd
+
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if pd.isna(value):
+        return NOTHING
+    if isinstance(value, float):
+        if "difference" in name:
+            return f"{100 * value:+.2f}"
+        if "accuracy" in name or name.startswith(("precision", "recall", "f1", "seed_")):
+            return f"{value:.2%}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    if isinstance(value, numbers.Integral):
+        return f"{int(value):,}" if int(value) >= 10_000 and "seed" not in name else str(value)
+    return _TIME.sub(r"\1 \2 UTC", str(value))
+
+
+def _as_json(make: Callable[[], Any]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(make().to_json())
+    return found
+
+
+def _read_csv(path: Path) -> "pd.DataFrame | None":
+    import pandas as pd
+
+    whole = {"rank": "Int64", "trial": "Int64", "config_hash": "str", "class": "str"}
+    return pd.read_csv(path, dtype=whole) if path.exists() else None
+
+
+def _winner(run: Run, trials: "pd.DataFrame", final: Final | None) -> dict[str, Any] | None:
+    """Returns the row of the trial that `final` chose, or else of the best one so far; None where none has finished."""
+    finished = trials["state"].isin(["complete", "pruned"])
+    if not finished.any():
+        return None
+    chosen = trials[trials["trial"] == (None if final is None else final.metrics.get("trial"))]
+    rows = trials[trials["trial"] == run.best["trial"]] if chosen.empty else chosen
+    return schema.plain({str(name): value for name, value in rows.iloc[0].items()})
+
+
+def _shown_trials(trials: "pd.DataFrame") -> "pd.DataFrame":
+    """Returns the trials as the page lists them: the best first, columns that say nothing left out."""
+    from tuning.runs import analysis
+
+    notes = [name for name in _NOTES if name in trials and trials[name].notna().any()]
+    shown = trials[[*_TRIAL_COLUMNS, *analysis.varying(trials), *notes]]
+    return shown.sort_values(["valid_accuracy", "trial"], ascending=[False, True], na_position="last")
+
+
+def _run_figures(
+    run: Run, trials: "pd.DataFrame", importance: "pd.DataFrame | None", tell: Callable[[str], None]
+) -> dict[str, Callable[[], Any]]:
+    """Returns what draws each figure of the run that there is something to draw for."""
+    from tuning.figures import run_charts
+    from tuning.runs import analysis
+
+    epochs, draw = run.epochs, {}
+    finished = trials["state"].isin(analysis.FINISHED) & trials["valid_accuracy"].notna()
+    if finished.any():
+        draw["best_so_far"] = lambda: run_charts.best_so_far(analysis.best_so_far(trials, run.clock), trials)
+    if epochs["valid_accuracy"].notna().any():
+        best = int(run.best["trial"]) if finished.any() else None
+        draw["learning_curves"] = lambda: run_charts.learning_curves(epochs, trials, best)
+    if trials["valid_accuracy"].notna().sum() >= MIN_TRIALS_FOR_COORDINATES and analysis.varying(trials):
+        draw["parallel_coordinates"] = lambda: run_charts.parallel_coordinates(trials)
+    if importance is None and finished.any() and (run.path / "study.db").exists():
+        from tuning.figures import importances
+
+        importance = each_alone({"The importances": lambda: importances.of_run(run)}, tell).get("The importances")
+    if importance is not None and len(importance):
+        draw["importances"] = lambda: run_charts.importances(importance)
+    if "pareto" in trials and trials["pareto"].any():
+        draw["pareto"] = lambda: run_charts.pareto(trials, run.settings.get("minimize") or "n_parameters")
+    return draw
+
+
+def _final_figures(final: Final) -> dict[str, Callable[[], Any]]:
+    """Returns what draws each figure of the final model that there is something to draw for."""
+    from tuning.figures import model_charts, thumbnails
+    from tuning.runs import analysis
+
+    configurations = final.configurations
+    draw = {} if configurations is None else {"seeds": lambda: model_charts.seeds(configurations)}
+    if not final.outputs:
+        return draw
+    outputs, names = final.outputs, final.class_names
+    labels, probabilities = outputs["labels"], outputs["probabilities"]
+
+    def features() -> Any:
+        shown = thumbnails.thinned(outputs["images"])
+        said = [thumbnails.caption(int(i), labels[i], probabilities[i], names) for i in shown]
+        return model_charts.features(outputs["points"][shown], outputs["explained"], labels[shown], said, names)
+
+    return draw | {
+        "confusion": lambda: model_charts.confusion(analysis.confusion(labels, probabilities.argmax(axis=1), names)),
+        "reliability": lambda: model_charts.reliability(analysis.calibration(labels, probabilities)[1]),
+        "features": features,
+    }

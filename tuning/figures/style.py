@@ -1,0 +1,132 @@
+"""How every figure looks, and how it is written: colours, sizes, axes of accuracies and epochs.
+
+Figures are objects: no pyplot, no backend, no rcParams, so they can be drawn in any thread without a display. What must
+never live here: what a figure shows (`plots`, `pictures`).
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from tuning.base.errors import UserError, disk_full, each_alone
+
+DPI = 150
+# Ten colours for readers with and without a colour vision deficiency: the smallest OKLab distance between two of them,
+# over normal vision and full protan-, deuteran- and tritanopia (Machado et al. 2009), is 15.1; tab10's is 0.7.
+CLASS_COLOURS = (
+    "#4563de", "#c9d200", "#8d1100", "#16dfff", "#27239f", "#905c83", "#d3430b", "#639fff", "#520047", "#e6888c",
+)  # fmt: skip
+CLASS_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
+STATE_COLOURS = {"complete": "#3f90da", "pruned": "#ffa90e", "failed": "#bd1f01", "running": "#94a4a2"}
+BEST, INK, FAINT = "#111111", "#333333", "#d0d0d0"
+TITLE, LABEL, TICK = 11, 10, 9  # font sizes in points
+
+Integers = npt.NDArray[np.integer[Any]]
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes the figure at 150 dots an inch, in the format of the path's suffix; a reader never sees half a file.
+
+    Raises:
+        UserError: It cannot be written, as on a full disk.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(temporary, dpi=DPI)
+        temporary.replace(path)
+    except OSError as error:
+        unwritable = UserError(f"{path} must be a file that can be written, but got: {error.strerror}.")
+        raise disk_full(path, error) or unwritable from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def save_each(draw: Mapping[str, Callable[[], Figure]], folder: Path, tell: Callable[[str], None]) -> int:
+    """Draws pictures and writes them as `<name>.png`; one that fails is told, and costs no other.
+
+    Returns:
+        How many were written.
+
+    Raises:
+        UserError: The disk is full.
+    """
+    makers = {f"The picture {name}.png": partial(_draw, make, folder / f"{name}.png") for name, make in draw.items()}
+    return len(each_alone(makers, tell))
+
+
+def _draw(make: Callable[[], Figure], path: Path) -> None:
+    save(make(), path)
+
+
+def single(width: float, height: float) -> tuple[Figure, Axes]:
+    """Returns a figure of one panel in the house style, its size in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    ax = figure.subplots()
+    dress(ax)
+    return figure, ax
+
+
+def dress(ax: Axes) -> None:
+    """Gives a panel the house style: two spines, a faint grid behind the data, small ticks."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(INK)
+    ax.grid(True, color=FAINT, lw=0.5, alpha=0.7)
+    ax.set_axisbelow(True)
+    ax.tick_params(labelsize=TICK, colors=INK)
+
+
+def class_style(number: int) -> tuple[str, str]:
+    """Returns a class's colour and marker; beyond ten the colours come again with other markers."""
+    return CLASS_COLOURS[number % 10], CLASS_MARKERS[(number + number // 10) % 10]
+
+
+def per_cent(share: float, digits: int) -> str:
+    """Returns a share as text, e.g. "93.4 %"."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def accuracy_limits(
+    accuracy: "pd.Series[Any]", reach: float = 5.0, *, least: float | None = None
+) -> tuple[float, float]:
+    """Returns axis limits: down to the lowest, but at most `reach` times as far as the median is below the best.
+
+    `least` is seen in any case.
+    """
+    values = accuracy.dropna()
+    high, middle, low = float(values.max()), float(values.median()), float(values.min())
+    low = max(low, high - reach * max(high - middle, 0.005))
+    low = low if least is None else min(low, least)
+    margin = max(0.08 * (high - low), 0.002)
+    return max(0.0, low - margin), min(1.0, high + 1.5 * margin)
+
+
+def accuracy_axis(ax: Axes, label: str = "validation accuracy") -> None:
+    """Makes the vertical axis one of accuracies, in per cent."""
+    ax.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.5g} %"))
+    ax.set_ylabel(label, fontsize=LABEL)
+
+
+def epoch_axis(ax: Axes) -> None:
+    """Makes the horizontal axis one of epochs, which are whole."""
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("epoch", fontsize=LABEL)
+
+
+def nothing(figure: Figure, ax: Axes, message: str) -> Figure:
+    """Returns the figure with a message where the data would be."""
+    ax.set_axis_off()
+    ax.text(0.5, 0.5, message, ha="center", va="center", fontsize=TITLE, color=INK, transform=ax.transAxes)
+    return figure

@@ -1,0 +1,328 @@
+"""Where a data set's files come from: a folder, the cache, the system, a mirror or a Debian package; always verified.
+
+What a file holds is checked against the SHA-256 of its uncompressed content, as gzipped files differ from mirror to
+mirror. Nothing here needs root, knows what an image is, or imports torch.
+"""
+
+import gzip
+import hashlib
+import http.client
+import io
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tuning.base import files
+from tuning.base.errors import UserError, disk_full
+from tuning.base.files import cache_dir
+
+# torchvision's IMAGENET1K_V1; the name ends with the first digits of the SHA-256.
+RESNET18_MIRROR, RESNET18 = "https://download.pytorch.org/models/", "resnet18-f37072fd.pth"
+CONNECT_SECONDS = 5.0  # Also the longest that a mirror may stall.
+# A mirror that sends less in such a time is given up. 20 kB/s are a slow mobile line; the images come in 25 minutes.
+SLOWEST_BYTES, SLOWEST_SECONDS = 300_000, 15.0
+LONGEST_SECONDS = 3600.0  # For one file, whatever its rate.
+COMMAND_SECONDS = 300.0
+
+Contents = Iterator[tuple[str, bytes]]
+
+
+@dataclass(frozen=True)
+class FileSet:
+    """The files of a data set and where they may be had.
+
+    Attributes:
+        sha256: File name without .gz -> SHA-256 of the uncompressed content.
+        mirrors: URL prefixes, ending with "/", under which the gzipped files lie.
+        system_dir: Where the Debian package puts the files when it is installed.
+    """
+
+    name: str
+    sha256: Mapping[str, str]
+    mirrors: tuple[str, ...] = ()
+    debian_package: str | None = None
+    system_dir: Path | None = None
+
+
+FASHION_MNIST = FileSet(
+    name="fashion-mnist",
+    sha256={
+        "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    },
+    mirrors=("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
+    debian_package="dataset-fashion-mnist",
+    system_dir=Path("/usr/share/datasets/fashion-mnist"),
+)
+
+
+class _SourceError(Exception):
+    """Why a source could not give what it was asked for; the text names the file and the rule."""
+
+
+def read_files(files: FileSet, names: Sequence[str], data_dir: Path | None = None) -> dict[str, bytes]:
+    """Returns the verified, uncompressed content of each named file.
+
+    Asks `data_dir` (files plain or .gz), the cache, the system's folder, the mirrors and the Debian package, in this
+    order, each for what is still missing. What came over the network is kept in the cache.
+
+    Raises:
+        UserError: A file in `data_dir` is damaged, no source has a file, or the disk is full.
+    """
+    found: dict[str, bytes] = {}
+    missing, reasons = list(names), ""
+    for source, read in _sources(files, data_dir):
+        try:
+            for name, content in read(missing):
+                found[name] = content
+            reason = f"has no undamaged {', '.join(name for name in missing if name not in found)}"
+        except _SourceError as error:
+            reason = str(error)
+        missing = [name for name in names if name not in found]
+        if not missing:
+            return {name: found[name] for name in names}
+        reasons += f"  {source}: {reason}\n"
+        if source.startswith("--data-dir"):
+            print(f"{source} {reason}; looking elsewhere.", file=sys.stderr)
+    raise UserError(
+        f"Data set {files.name} must be in a folder or downloadable, but no source has {', '.join(missing)}:\n{reasons}"
+        f"Put {', '.join(files.sha256)} (each plain or .gz) into a folder and pass it as --data-dir."
+    )
+
+
+def resnet18_weights() -> Path:
+    """Returns the file of ResNet-18's ImageNet weights in torch's cache; they are downloaded where they are not there.
+
+    `models.pretrained_weights` reads them; whoever has to know only whether they can be had need not import torch.
+
+    Raises:
+        UserError: They are in no cache and cannot be downloaded, or are damaged.
+    """
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
+    path = Path(home).expanduser() / "hub/checkpoints" / RESNET18
+    try:
+        raw = path.read_bytes() if path.exists() else _download(RESNET18_MIRROR + RESNET18)
+        if not hashlib.sha256(raw).hexdigest().startswith(RESNET18[-12:-4]):
+            raise _SourceError(f"a damaged file ({len(raw)} bytes)")
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_bytes(path, raw)
+    except (OSError, _SourceError) as error:
+        raise UserError(
+            f"Pretrained ResNet-18 weights must be in {path.parent} or be downloadable, but got {error}. "
+            f"Choose pretrained: false, or put torchvision's {RESNET18} there."
+        ) from error
+    return path
+
+
+def parse_idx(content: bytes, name: str) -> npt.NDArray[np.uint8]:
+    """Returns the read-only uint8 array in a file of the IDX format: (N,) for labels, (N, H, W) for images.
+
+    Raises:
+        UserError: The header is not that of unsigned bytes, or the length is not what the header promises.
+    """
+    n_dimensions = content[3] if len(content) >= 4 else 0
+    header = 4 + 4 * n_dimensions
+    if content[:3] != b"\x00\x00\x08" or n_dimensions == 0 or len(content) < header:
+        raise UserError(f"{name} must begin with an IDX header of unsigned bytes (00 00 08), but got {content[:4]!r}.")
+    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", n_dimensions, offset=4))
+    if len(content) - header != math.prod(shape):
+        sizes = " x ".join(map(str, shape))
+        raise UserError(f"{name} must hold {sizes} bytes after its header, but got {len(content) - header}.")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _sources(files: FileSet, data_dir: Path | None) -> Iterator[tuple[str, Callable[[Sequence[str]], Contents]]]:
+    if data_dir is not None:
+        if not data_dir.is_dir():
+            raise UserError(f"--data-dir must be a folder, but got {str(data_dir)!r}. Leave it out to look elsewhere.")
+        yield f"--data-dir {data_dir}", partial(_from_folder, files, data_dir, strict=True)
+    cache = cache_dir(files.name)
+    yield f"cache {cache}", partial(_from_folder, files, cache)
+    if files.system_dir is not None:
+        yield f"system {files.system_dir}", partial(_from_folder, files, files.system_dir)
+    for mirror in files.mirrors:
+        yield f"mirror {mirror}", partial(_from_mirror, files, mirror)
+    if files.debian_package is not None:
+        yield f"Debian package {files.debian_package}", partial(_from_debian, files, files.debian_package)
+
+
+def _from_folder(files: FileSet, folder: Path, names: Sequence[str], *, strict: bool = False) -> Contents:
+    """Yields what the folder holds; a damaged file is an error if `strict`, else it is said and passed over."""
+    for name in names:
+        for path in (folder / name, folder / f"{name}.gz"):
+            try:
+                if not path.is_file():
+                    continue
+                content = _verify(str(path), path.read_bytes(), files.sha256[name])
+            except (OSError, _SourceError) as error:
+                if strict:
+                    raise UserError(f"{error}. Replace the file, or leave --data-dir out.") from error
+                print(f"warning: {error}. Passed over.", file=sys.stderr)
+            else:
+                yield name, content
+                break
+
+
+def _from_mirror(files: FileSet, mirror: str, names: Sequence[str]) -> Contents:
+    for name in names:
+        url = f"{mirror}{name}.gz"
+        try:
+            raw = _download(url)
+        except _SourceError as error:
+            raise _SourceError(f"{name}.gz: {error}") from error
+        content = _verify(url, raw, files.sha256[name])
+        _keep(files, f"{name}.gz", raw)
+        yield name, content
+
+
+def _from_debian(files: FileSet, package: str, names: Sequence[str]) -> Contents:
+    """Yields the files of a Debian package; apt-get gets a state and a cache folder of its own, so needs no root."""
+    absent = [command for command in ("apt-get", "dpkg-deb") if shutil.which(command) is None]
+    if absent:
+        raise _SourceError(f"{' and '.join(absent)} not installed")
+    print(f"Fetching the Debian package {package} with apt-get (no root needed) ...", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="tuning-") as folder:
+        Path(folder, "lists/partial").mkdir(parents=True)
+        Path(folder, "archives/partial").mkdir(parents=True)
+        # As root, apt-get would drop its rights to a user who may not enter our folder; the sandbox option keeps them.
+        options = (
+            f"Dir::State={folder} Dir::State::lists={folder}/lists Dir::State::status=/var/lib/dpkg/status "
+            f"Dir::Cache={folder} APT::Sandbox::User=root Acquire::Languages=none "
+            f"Acquire::http::Timeout={CONNECT_SECONDS:.0f} Acquire::https::Timeout={CONNECT_SECONDS:.0f}"
+        )
+        apt = ["apt-get", "-q", *(word for option in options.split() for word in ("-o", option))]
+        _run([*apt, "update"], folder)
+        _run([*apt, "download", package], folder)
+        for archive in Path(folder).glob("*.deb"):
+            _run(["dpkg-deb", "-x", archive.name, "unpacked"], folder)
+        for path in Path(folder, "unpacked").rglob("*"):
+            if (name := path.name.removesuffix(".gz")) in files.sha256:
+                raw = path.read_bytes()
+                content = _verify(path.name, raw, files.sha256[name])
+                _keep(files, path.name, raw)
+                yield name, content
+
+
+def _run(command: Sequence[str], folder: str) -> None:
+    """Runs a command in the folder; its first error line becomes the reason if it fails."""
+    try:
+        done = subprocess.run(command, cwd=folder, timeout=COMMAND_SECONDS, capture_output=True)
+    except subprocess.TimeoutExpired as error:
+        raise _SourceError(f"{command[0]} took more than {COMMAND_SECONDS:g} s") from error
+    if done.returncode != 0:
+        lines = done.stderr.decode(errors="replace").splitlines() or ["no message"]
+        said = next((line for line in lines if line.startswith("E:")), lines[-1])
+        raise _SourceError(f"{command[0]} failed with exit code {done.returncode}: {said}")
+
+
+def _verify(source: str, raw: bytes, sha256: str) -> bytes:
+    """Returns the uncompressed content of `raw`, if it is the one that the hash names."""
+    content = raw
+    if source.endswith(".gz"):
+        try:
+            content = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error) as error:
+            raise _SourceError(f"{source} must be a whole gzip file, but got: {error}") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise _SourceError(f"{source} must have the SHA-256 {sha256} (uncompressed), but got {found}")
+    return content
+
+
+@dataclass
+class _Transfer:
+    """A download that goes on in a thread of its own, whose caller may give it up at any moment."""
+
+    content: io.BytesIO
+    total: int | None = None
+    problem: str = "broken off"  # Until it has ended well.
+    given_up: bool = False
+
+    def run(self, url: str, done: threading.Event) -> None:
+        """Receives what lies at the URL; what a slow mirror sends is taken as it comes."""
+        try:
+            with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as response:
+                length = response.headers.get("Content-Length", "")
+                self.total = int(length) if length.isdigit() else None
+                while not self.given_up and (data := response.read1(1 << 16)):
+                    self.content.write(data)
+            self.problem = ""
+        except (OSError, http.client.HTTPException) as error:
+            self.problem = str(error) or type(error).__name__
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
+        finally:
+            done.set()
+
+
+def _download(url: str) -> bytes:
+    """Returns what lies at the URL, with a progress bar on stderr (one line if that is no terminal).
+
+    A mirror that is too slow is given up, whatever it is slow in: names, connecting, headers or content. Its socket's
+    own time limit begins anew with each byte.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console, done = Console(stderr=True), threading.Event()
+    if not console.is_terminal:
+        print(f"Downloading {url} ...", file=sys.stderr)
+    transfer = _Transfer(io.BytesIO())
+    threading.Thread(target=transfer.run, args=(url, done), daemon=True).start()
+    began = window = time.monotonic()
+    n_bytes = n_before = 0
+    try:
+        with Progress(console=console, disable=not console.is_terminal) as progress:
+            task = progress.add_task(url.rsplit("/", 1)[-1], total=None)
+            while not done.wait(0.05):
+                now, n_bytes = time.monotonic(), transfer.content.tell()
+                progress.update(task, completed=n_bytes, total=transfer.total)
+                if now - window > SLOWEST_SECONDS:
+                    if n_bytes - n_before < SLOWEST_BYTES:
+                        raise _SourceError(f"too slow: {n_bytes - n_before:,} bytes in {now - window:.0f} s")
+                    window, n_before = now, n_bytes
+                if now - began > LONGEST_SECONDS:
+                    raise _SourceError(f"too slow: {n_bytes:,} bytes in {now - began:.0f} s")
+            n_bytes = transfer.content.tell()
+            progress.update(task, completed=n_bytes, total=transfer.total or n_bytes)
+    finally:
+        transfer.given_up = True
+    if transfer.problem:
+        raise _SourceError(transfer.problem)
+    if transfer.total is not None and n_bytes < transfer.total:
+        raise _SourceError(f"ended after {n_bytes:,} of {transfer.total:,} bytes")
+    return transfer.content.getvalue()
+
+
+def _keep(files: FileSet, file_name: str, raw: bytes) -> None:
+    """Puts a verified file into the cache, whole or not at all."""
+    path = cache_dir(files.name) / file_name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as temporary:
+            Path(temporary, file_name).write_bytes(raw)
+            Path(temporary, file_name).replace(path)
+        if path.suffix == ".gz":  # A plain file of that name was found to be damaged, and would be read first.
+            path.with_suffix("").unlink(missing_ok=True)
+    except OSError as error:
+        if (full := disk_full(path, error)) is not None:
+            raise full from error
+        print(f"warning: cannot keep {path} ({error.strerror}). Set TUNING_CACHE to another folder.", file=sys.stderr)

@@ -1,0 +1,213 @@
+"""`ARCHITECTURES`: name -> builder. Models return logits (N, n_classes) and the features (N, D) before the last layer.
+
+The small family is the CIFAR ResNet of He et al. 2016 (section 4.2) with three stages of 1, 2 or 3 blocks; resnet18 is
+torchvision's own module. To add one, write a builder and name it in `ARCHITECTURES` and `config.Architecture`.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tuning.base.config import TrainConfig
+from tuning.base.errors import UserError
+from tuning.models.norm import Norm
+from tuning.models.shortcut import convolve_both
+
+Builder = Callable[[TrainConfig, int, int, bool], nn.Module]
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with batch normalisation and a shortcut: (N, in, H, W) -> (N, out, H/stride, W/stride)."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)
+        self.norm1 = Norm(n_out)
+        self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
+        self.norm2 = Norm(n_out)
+        self.shortcut = nn.Sequential()  # Empty, it gives what it is given.
+        if stride != 1 or n_in != n_out:
+            self.shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), Norm(n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the block's output."""
+        if self.shortcut:
+            convolution, norm = self.shortcut
+            y, short = convolve_both(x, self.conv1, convolution)
+            short = norm(short)
+        else:
+            y, short = self.conv1(x), x
+        result: Tensor = self.norm2(self.conv2(self.norm1(y, rectified=True)), short, rectified=True)
+        return result
+
+
+class SmallResNet(nn.Module):
+    """The small family: a 3x3 stem, three stages at full, half and quarter resolution, average pooling, a linear layer.
+
+    Args:
+        blocks: Blocks a stage: 1 is ResNet-8, 2 is ResNet-14, 3 is ResNet-20.
+        width: Channels of the first stage; the second has twice, the third four times as many.
+    """
+
+    def __init__(self, blocks: int, width: int, channels: int, n_classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1, bias=False), Norm(width))
+        stages: list[nn.Module] = []
+        n_in = width
+        for stage in range(3):
+            n_out = width * 2**stage
+            for block in range(blocks):
+                stages.append(Block(n_in, n_out, stride=2 if stage > 0 and block == 0 else 1))
+                n_in = n_out
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Linear(n_in, n_classes)
+        _initialise(self)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns logits (N, n_classes) and features (N, 4 * width) of images (N, C, H, W)."""
+        convolution, norm = self.stem
+        y = self.stages(norm(convolution(images), rectified=True))
+        features = y.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)  # As it lies in memory: its gradient is faster so.
+        return self.head(features), features
+
+
+class ResNet18(nn.Module):
+    """torchvision's ResNet-18 with either stem; its features are the 512 that enter `fc`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.head: nn.Module = network.fc  # type: ignore[assignment]
+        network.fc = nn.Identity()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns logits (N, n_classes) and features (N, 512) of images (N, C, H, W)."""
+        features = self.network(images)
+        return self.head(features), features
+
+
+class Resized(nn.Module):
+    """A model whose images are first resized to a square (bilinear, antialiased)."""
+
+    def __init__(self, model: nn.Module, side: int) -> None:
+        super().__init__()
+        self.model = model
+        self.side = side
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what the model returns for the resized images."""
+        size = (self.side, self.side)
+        resized = functional.interpolate(images, size, mode="bilinear", antialias=True)
+        logits, features = self.model(resized.contiguous(memory_format=torch.channels_last))
+        return logits, features
+
+
+def build_model(config: TrainConfig, channels: int, n_classes: int, load_pretrained: bool = True) -> nn.Module:
+    """Returns a new model; its weights are drawn from torch's global generator, which the caller seeds.
+
+    Args:
+        config: Chooses architecture, width, stem, image_size and pretrained.
+        channels: Of an image.
+        n_classes: Length of the logits.
+        load_pretrained: False builds the module without ImageNet weights, to load a state dict into it.
+
+    Raises:
+        UserError: The pretrained weights cannot be had.
+    """
+    model = ARCHITECTURES[config.architecture](config, channels, n_classes, load_pretrained)
+    if config.image_size is not None:
+        model = Resized(model, config.image_size)
+    return model.to(memory_format=torch.channels_last)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Returns the number of trainable parameters."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def pretrained_weights() -> dict[str, Tensor]:
+    """Returns ImageNet weights of ResNet-18 (torchvision's IMAGENET1K_V1) from torch's cache, or downloads them.
+
+    Raises:
+        UserError: They are in no cache and cannot be downloaded, or are damaged.
+    """
+    from torchvision.models import ResNet18_Weights, resnet18
+
+    try:
+        weights: dict[str, Tensor] = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(
+            progress=False, check_hash=False, weights_only=True
+        )
+        with torch.random.fork_rng(devices=[]):
+            resnet18().load_state_dict(weights)  # Raises where a tensor is missing or of another shape.
+    except Exception as error:  # Whatever the hub, the network, the disk or the reader raises, the step is the same.
+        folder = torch.hub.get_dir()
+        raise UserError(
+            f"Pretrained ResNet-18 weights must be in {folder}/checkpoints or be downloadable, but got {error!r}. "
+            "Choose pretrained: false, or put torchvision's resnet18-f37072fd.pth there."
+        ) from error
+    return weights
+
+
+def fold_channels(weight: Tensor, channels: int) -> Tensor:
+    """Returns a first layer's weight (out, 3, k, k) for images of `channels` channels: (out, channels, k, k).
+
+    For one channel the sum over colour: a grey image gives what it would give as red = green = blue. For more than
+    three, colours repeat, scaled to keep the response's size.
+    """
+    if channels == weight.shape[1]:
+        return weight
+    if channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    index = torch.arange(channels) % weight.shape[1]
+    return weight[:, index] * (weight.shape[1] / channels)
+
+
+def _small(blocks: int) -> Builder:
+    def build(config: TrainConfig, channels: int, n_classes: int, load_pretrained: bool) -> nn.Module:
+        return SmallResNet(blocks, config.width, channels, n_classes)
+
+    return build
+
+
+def _resnet18(config: TrainConfig, channels: int, n_classes: int, load_pretrained: bool) -> nn.Module:
+    from torchvision.models import resnet18
+
+    network = resnet18(weights=None, num_classes=1000 if config.pretrained and load_pretrained else n_classes)
+    weights = pretrained_weights() if config.pretrained and load_pretrained else None
+    if weights is not None:
+        network.load_state_dict(weights)
+        network.fc = nn.Linear(512, n_classes)
+    first = network.conv1.weight.detach()
+    if config.stem == "small":
+        network.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+        network.maxpool = nn.Identity()
+        # The 3x3 centre of the pretrained 7x7 filters, rescaled to the same response, is a better start than noise.
+        centre = first[:, :, 2:5, 2:5]
+        first = centre * (first.norm() / centre.norm())
+    else:
+        network.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+    if weights is not None:
+        with torch.no_grad():
+            network.conv1.weight.copy_(fold_channels(first, channels))
+    else:
+        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    return ResNet18(network)
+
+
+def _initialise(model: nn.Module) -> None:
+    """Draws weights as He et al. 2015; each block's last normalisation starts at 0 (Goyal et al. 2017)."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, Block):
+            nn.init.zeros_(module.norm2.weight)
+
+
+ARCHITECTURES: dict[str, Builder] = {
+    "resnet8": _small(1),
+    "resnet14": _small(2),
+    "resnet20": _small(3),
+    "resnet18": _resnet18,
+}

@@ -1,0 +1,402 @@
+"""Between a run's folder and its storage: a `Mirror` sends what changes, `fetch` brings a record back.
+
+The run folder is the record that is worked on, because SQLite cannot live in a bucket. Trials, which may run on other
+machines, keep their files in a scratch folder of their node, and send them from there. Nothing here knows Ray or torch.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import random
+import shutil
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from tuning.base import files, locks
+from tuning.base.errors import UserError, counted, unknown_name
+from tuning.base.masking import masked
+from tuning.remote import leases, storage
+from tuning.remote.storage import META, Store, joined, split
+from tuning.runs.run_folder import Run, first_name
+from tuning.runs.study_file import FILE, facts, settle, snapshot
+
+STUDY = FILE
+FRAMES = ("epochs.csv", "trials.csv")
+PROGRESS = "progress.json"  # As `tuning.training.checkpoints` writes it: how many epochs are behind a checkpoint.
+Signature = tuple[int, ...]
+PAUSE = 30.0  # Seconds: for which the end of a search waits for its storage; half of it lies between two tries at most.
+
+
+class Mirror:
+    """Sends the files of a folder to a store whenever they change, from a thread of its own.
+
+    A store that fails is tried until it answers; that is said once when it begins, and once when it is over. What lies
+    in the run's subfolders already counts as sent where the storage has as many epochs of it and files as large; where
+    it has more epochs, the trial has run elsewhere since, and nothing of it is sent.
+
+    Args:
+        folder: Of the run, or a node's scratch folder.
+        uri: Of the run in the storage.
+        note: Is told what a person should know.
+        part: Only what is in this folder below the folder.
+        skip: File names that are not sent.
+        every: Seconds between two looks.
+        lease: That of this process on the run in the storage; once another has it, nothing is sent any more.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        uri: str,
+        note: Callable[[str], None],
+        *,
+        part: str = "",
+        skip: Sequence[str] = (),
+        every: float = 3.0,
+        lease: leases.Lease | None = None,
+    ) -> None:
+        self._folder, self._store, self._note = folder, Store(uri, patience=0.0), note
+        self._part, self._skip, self._every = part, skip, every
+        self._sent: dict[str, Signature] | None = None
+        self._without: set[str] = set()  # Frames that the storage has not.
+        self._lease, self._lost = lease, lease.lost if lease is not None else threading.Event()
+        self._end, self._deadline = threading.Event(), float("inf")
+        self._thread = threading.Thread(target=self._run, daemon=True, name="mirror")
+
+    def __enter__(self) -> Self:
+        """Begins to send."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Lets the thread send the rest by itself, and end."""
+        self._end.set()
+
+    def finish(self, patience: float = PAUSE) -> list[str]:
+        """Waits until everything is sent, or for so many seconds; returns the names of what is not, and notes them."""
+        self._deadline = time.monotonic() + patience
+        self._end.set()
+        self._thread.join()
+        if self._lost.is_set():
+            return []
+        sent = self._sent or {}
+        missing = sorted(name for name, signature in self._files().items() if sent.get(name) != signature)
+        if missing:
+            some = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+            self._note(f"Not in the storage yet: {some}. {sent_by(self._folder)}")
+        return missing
+
+    def _run(self) -> None:
+        n_failures = 0
+        while not self._lost.is_set():
+            ended = self._end.is_set()
+            try:
+                self._send()
+                if n_failures:
+                    self._note(f"Storage {masked(self._store.uri)} is back, and what was missing is sent.")
+                n_failures = 0
+            except (UserError, OSError, sqlite3.Error) as error:
+                n_failures += 1
+                if n_failures == 1:
+                    reason = str(error).rpartition("but got ")[2]
+                    self._note(f"Storage cannot be reached: {reason}; training goes on, what is missing is sent later.")
+            if ended and (not n_failures or time.monotonic() > self._deadline):
+                return
+            pause = min(2.0**n_failures, PAUSE / 2) * random.uniform(0.5, 1.0) if n_failures else self._every
+            if ended:
+                time.sleep(min(pause, 2.0))
+            else:
+                self._end.wait(pause)
+
+    def _send(self) -> None:
+        """Sends what has changed."""
+        found = self._files()
+        if self._sent is None:
+            sizes = self._store.sizes(self._part)
+            self._sent, self._without = self._stored_already(found, sizes), set(FRAMES) - set(sizes)
+        changed = {name: signature for name, signature in found.items() if self._sent.get(name) != signature}
+        if changed and self._lease is not None and not self._lease.holds(self._store):
+            return  # This process was cut off for long; what is there has gone on.
+        # The study is read after the frames, and sent before them: nothing that they know is ever missing in it.
+        record = {name: self._read(name) for name in changed if "/" not in name and name != STUDY}
+        if STUDY in found and (record or STUDY in changed):
+            changed[STUDY] = self._files()[STUDY]
+            record[STUDY] = snapshot(self._folder / STUDY)
+            for name in sorted(self._without & set(record)):  # Who reads a study with results never misses its frames.
+                self._store.write(name, (record[name] or b"").partition(b"\n")[0] + b"\n")
+                self._without.discard(name)
+        for name in sorted(changed, key=lambda name: ("/" in name, name != META, name != STUDY, name)):
+            data = record[name] if name in record else self._read(name)
+            if data is not None and not self._lost.is_set():
+                self._store.write(name, data)
+                self._sent[name] = changed[name]
+
+    def _read(self, name: str) -> bytes | None:
+        """Returns a file's content; None where it has been removed since."""
+        try:
+            return (self._folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _stored_already(self, found: Mapping[str, "Signature"], sizes: Mapping[str, int]) -> dict[str, "Signature"]:
+        """Returns the files of subfolders that need not be sent; no clock has a say in that."""
+        sent = {}
+        for folder in sorted({name.rpartition("/")[0] for name in found} - {""}):
+            own = _epochs(self._read(f"{folder}/{PROGRESS}"))
+            stored = _epochs(self._store.read(f"{folder}/{PROGRESS}") if f"{folder}/{PROGRESS}" in sizes else None)
+            for name in (name for name in found if name.rpartition("/")[0] == folder):
+                if stored > own or (stored == own >= 0 and sizes.get(name) == found[name][1]):
+                    sent[name] = found[name]
+        return sent
+
+    def _files(self) -> dict[str, "Signature"]:
+        """Returns what changes when a file does, of each that is to be sent: its time, its bytes."""
+        found: dict[str, Signature] = {}
+        for path in (self._folder / self._part).rglob("*"):
+            name = path.relative_to(self._folder).as_posix()
+            # Ray's own state is pickled beside the trials' folders; what begins with a dot is not whole yet.
+            unwanted = path.name.startswith((".", f"{STUDY}-")) or path.suffix == ".pkl" or path.name in self._skip
+            if unwanted or (name.startswith("trials/") and name.count("/") == 1):
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_file():
+                    found[name] = _signature(path)
+        if STUDY in found:  # SQLite writes beside it at first.
+            with contextlib.suppress(FileNotFoundError):
+                beside = _signature(self._folder / f"{STUDY}-wal")
+                found[STUDY] += beside if beside[1] else ()  # Whoever reads it may leave an empty one.
+        return found
+
+
+def _signature(path: Path) -> "Signature":
+    info = path.stat()
+    return info.st_mtime_ns, info.st_size
+
+
+def _epochs(progress: bytes | None) -> int:
+    """Returns how many epochs a folder's `progress.json` tells of; -1 where there is none."""
+    try:
+        return int(json.loads(progress or b"{}").get("epochs", -1))
+    except (ValueError, AttributeError):
+        return -1
+
+
+def sent_by(run: Path) -> str:
+    """Returns what sends a run's rest when its storage could not be reached to the end."""
+    return f"When it can be reached again, `python -m tuning.search --resume {files.called(run)}` sends the rest."
+
+
+def fetch(uri: str, root: Path, *, path: Path | None = None, retrained: bool = False) -> Path:
+    """Returns the folder of a run below a folder, with its record (no checkpoints) from a storage; says what it does.
+
+    Where the run is there already, the one that has gone on for longer is taken, or the one that a search works on.
+
+    Args:
+        uri: Of the run; its name may be "latest".
+        root: Where the run folders are.
+        path: The run's folder, if it has another name here than in the storage.
+        retrained: Fetch what `final` has trained, too.
+
+    Raises:
+        UserError: There is no such run, or it has gone on here and there, or the storage cannot be reached.
+    """
+    base, name = split(uri)
+    if name == "latest":
+        runs = Store(base).runs()
+        name = max(runs, key=lambda run: runs[run], default=name)
+    store, path = Store(joined(base, name)), path or root / name
+    wanted = ("trials/",) if retrained else ("trials/", "final/")
+    stored = [file for file in store.names() if not file.startswith(wanted) and not file.endswith(".lease")]
+    here = (path / META).exists()
+    if META not in stored and not here:
+        if not (runs := Store(base).runs()):
+            raise UserError(f"{masked(base)!r} must be a storage with runs in it, but got none. Is its name right?")
+        raise unknown_name(f"Run in {masked(base)}", name, runs)
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        with locks.hold(path, "search"):
+            _bring(store, path, stored, (base, name))
+    except locks.InUseError:
+        if not (path / META).exists():
+            raise
+        print(f"{path} is in use on this machine, and is taken as it is.")
+    return path
+
+
+def _bring(store: Store, path: Path, stored: Sequence[str], place: tuple[str, str]) -> None:
+    """Brings a run's stored record into its folder, if it has gone on for longer, and in any case what is missing."""
+    here = (path / META).exists()
+    take = META in stored and (not here or stored_is_newer(store, path))
+    # What goes on there meanwhile sends the study first, so that it is read last; and here it is written first: a study
+    # that knows more than the frames is no harm, and a folder without meta.json is no run.
+    wanted = [file for file in stored if take or not (path / file).exists()]
+    contents = {file: store.read(file) for file in sorted(wanted, key=lambda file: (file == STUDY, file))}
+    if take:
+        settle(path)  # Else SQLite would play what lies beside the study's file here into the one that comes.
+    for file in sorted(wanted, key=lambda file: (file == META, file != STUDY, file)):
+        if (content := contents[file]) is not None:
+            (path / file).parent.mkdir(parents=True, exist_ok=True)
+            files.write_bytes(path / file, content)
+    if META in stored:
+        meta = (path / META).read_bytes()
+        if (placed := _placed(meta, *place)) != meta:
+            files.write_bytes(path / META, placed)
+    if take:
+        print(f"Fetched into {path}: {masked(store.uri)}")
+
+
+def _id(meta: bytes | None, name: str) -> str | None:
+    """Returns a run's id from its `meta.json`; raises UserError where that is damaged."""
+    try:
+        found: str | None = json.loads(meta or b"{}").get("id")
+    except (ValueError, AttributeError) as error:
+        raise UserError(
+            f"{name} is damaged ({error}). Put back a copy of it, or remove it, if the other one is whole."
+        ) from error
+    return found
+
+
+def _placed(meta: bytes, base: str, name: str) -> bytes:
+    """Returns a run's `meta.json` with the place that it was fetched from, which may have another address here."""
+    try:
+        values = json.loads(meta)
+        if (values["settings"].get("storage"), values.get("stored_as")) == (base, name):
+            return meta
+        values["settings"]["storage"], values["stored_as"] = base, name
+    except (ValueError, KeyError, TypeError):  # A damaged one is for whoever reads it to name.
+        return meta
+    return (json.dumps(values, indent=2) + "\n").encode()
+
+
+def stored_is_newer(store: Store, path: Path, tell: Callable[[str], None] = print) -> bool:
+    """Returns whether the stored record has more epochs, or ends of trials, than the one that is here.
+
+    Epochs of trials that still ran, which were not sent before their process was killed, do not count if the run has
+    gone on elsewhere since: they are trained again, or the trial goes on from its checkpoint, which is still here.
+
+    Raises:
+        UserError: Each has trials that ended which the other has not, or they are of different runs.
+    """
+
+    def here(name: str) -> bytes:
+        return (path / name).read_bytes() if (path / name).exists() else b""
+
+    ids = [_id(here(META), f"{path / META}"), _id(store.read(META), f"meta.json in {masked(store.uri)}")]
+    if ids[0] != ids[1]:
+        raise UserError(
+            f"{path} is another run than {masked(store.uri)} (its id in meta.json is {ids[0]}, not {ids[1]}). "
+            f"Move {path} away to fetch the stored one."
+        )
+    study = b""
+    with contextlib.suppress(sqlite3.DatabaseError):  # A damaged one knows nothing; its frames are asked.
+        study = snapshot(path / STUDY) if (path / STUDY).exists() else b""
+    own = Known.of(study, here("epochs.csv"), here("trials.csv"))
+    frames = [store.read(name) or b"" for name in ("epochs.csv", "trials.csv")]
+    stored = Known.of(store.read(STUDY) or b"", *frames)
+    if own.holds(stored) and stored.holds(own):
+        return own.behind_frames  # The study here is missing or damaged; there is the same with one.
+    if stored.holds(own) or (not own.holds(stored) and stored.holds_what_ended(own)):
+        return True
+    if own.holds(stored) or own.holds_what_ended(stored):
+        tell(f"{path} has gone on for longer than what is stored, and is taken.")
+        return False
+    raise UserError(
+        f"{path} and {masked(store.uri)} have diverged: each has finished trials that the other lacks. Move one of "
+        "them away to resume the other."
+    )
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a record knows.
+
+    Attributes:
+        epochs: (trial, epoch).
+        ended: (trial, when it began) of each trial that has ended.
+        behind_frames: The frames have trials that the study lacks, so that nobody can go on from this record.
+    """
+
+    epochs: frozenset[tuple[int, int]]
+    ended: frozenset[tuple[int, str]]
+    behind_frames: bool = False
+
+    @staticmethod
+    def of(study: bytes, epochs: bytes, trials: bytes) -> "Known":
+        """Returns what the study and the frames know; a line that is cut off is none."""
+        values: dict[tuple[int, int], float] = {}
+        states: dict[int, tuple[str, str]] = {}
+        with contextlib.suppress(sqlite3.DatabaseError, KeyError):
+            values, states = facts(study)
+        in_frames: set[int] = set()
+        known, ended = set(values), {(n, start) for n, (state, start) in states.items() if state != "RUNNING"}
+        for row in _rows(epochs):
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                known.add((int(row["trial"]), int(row["epoch"])))
+        for row in _rows(trials):
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                number = int(row["trial"])
+                in_frames.add(number)
+                if row["state"] != "running":
+                    ended.add((number, states[number][1] if number in states else row.get("started") or ""))
+        in_frames |= {number for number, _ in known}
+        return Known(frozenset(known), frozenset(ended), not in_frames <= set(states))
+
+    def holds(self, other: "Known") -> bool:
+        """Returns whether this knows all that the other knows."""
+        return self.epochs >= other.epochs and self.ended >= other.ended
+
+    def holds_what_ended(self, other: "Known") -> bool:
+        """Returns whether what the other knows beyond this is of trials that had not ended there."""
+        beyond, over = {trial for trial, _ in other.epochs - self.epochs}, {trial for trial, _ in other.ended}
+        return self.ended >= other.ended and not over & beyond
+
+
+def _rows(text: bytes) -> list[dict[str, str]]:
+    whole = text[: text.rfind(b"\n") + 1].decode(errors="replace")
+    return list(csv.DictReader(io.StringIO(whole)))
+
+
+def scratch(run_id: str) -> Path:
+    """Makes and returns the folder of this node in which a run's trials keep their files until they are sent.
+
+    Raises:
+        PermissionError: It is somebody else's.
+    """
+    folder = Path(tempfile.gettempdir()) / f"tuning-{run_id}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise PermissionError(f"{folder} must be a folder of this user, but got one of user {folder.stat().st_uid}.")
+    return folder
+
+
+def sweep(run_id: str, uri: str, patience: float = PAUSE) -> str:
+    """Sends what a run's trials on this node have not, and removes their folder; returns what is left, or ""."""
+    folder = scratch(run_id)
+    with Mirror(folder, uri, lambda text: None, part="trials") as mirror:
+        missing = mirror.finish(patience)
+    if missing:
+        return f"{counted(len(missing), 'file')} in {folder}"
+    shutil.rmtree(folder)
+    return ""
+
+
+def send(run: Run) -> None:
+    """Sends the page, and what `final` has trained, to the run's storage, if it has one; says what it cannot."""
+    base = run.settings.get("storage")
+    if base is None or storage.is_at(base, run.path):
+        return
+    uri = storage.joined(base, run.meta.get("stored_as") or first_name(run))
+    with Mirror(run.path, uri, print, part="final") as sending:
+        sending.finish()
+    try:
+        storage.Store(uri).write("report.html", (run.path / "report.html").read_bytes())
+    except UserError as error:
+        print(f"Not in the storage yet: report.html. {error}. {sent_by(run.path)}")

@@ -1,0 +1,187 @@
+"""A place that outlives the machine: files in `s3://bucket/runs`, `gs://bucket/runs` or a shared folder.
+
+Here is how a file gets there and back, whole, and what is tried again; never which files, and when: see `mirror`.
+"""
+
+import random
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tuning.base import files
+from tuning.base.errors import UserError
+from tuning.base.masking import masked as masked
+from tuning.base.masking import masked_all as masked_all
+
+T = TypeVar("T")
+
+PATIENCE, PAUSE = 10.0, 8.0  # Seconds: for which a failing request is tried again, and between two tries at most.
+META = "meta.json"
+# What does not go away by itself, as pyarrow says it of S3 and of Google's storage.
+_LASTING = re.compile(
+    "NO_SUCH_BUCKET|ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|PERMISSION_DENIED|UNAUTHENTICATED"
+)
+
+
+def joined(base: str, name: str) -> str:
+    """Returns the URI of a run (or a file) below a URI; what follows a "?" stays at the end."""
+    place, mark, query = base.partition("?")
+    return f"{place.rstrip('/')}/{name}{mark}{query}"
+
+
+def split(uri: str) -> tuple[str, str]:
+    """Returns the URI of a storage and the name of a run, from the run's URI."""
+    place, mark, query = uri.partition("?")
+    base, _, name = place.rstrip("/").rpartition("/")
+    return f"{base}{mark}{query}", name
+
+
+def is_at(base: str, path: Path) -> bool:
+    """Returns whether a run folder is itself the stored one, in a storage that is a folder of this machine."""
+    return Path(base).is_dir() and path.exists() and Path(base).samefile(path.resolve().parent)
+
+
+def usable(uri: str) -> str:
+    """Returns a storage's URI, that of a folder of this machine absolute, after writing to it.
+
+    Raises:
+        UserError: It holds a secret, or cannot be written to.
+    """
+    if masked(uri) != uri:
+        raise UserError(
+            f"--storage must hold no secret, for it is written down with the run, but got {masked(uri)!r}. Put keys "
+            "into the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or into the provider's own file."
+        )
+    if uri.startswith("file:///") or "://" not in uri:
+        uri = str(Path(uri.removeprefix("file://")).expanduser().absolute())
+        if not Path(uri).is_dir():
+            raise UserError(f"--storage must be a folder that is there, but got {uri!r}. Make it first, or mount it.")
+    store = Store(uri)
+    store.write(".probe", b"")
+    store.remove(".probe")
+    return uri
+
+
+class Store:
+    """Files in a folder at a URI, through pyarrow's file systems; nothing is asked of it before the first use.
+
+    Args:
+        uri: A folder, or one in a bucket: `s3://bucket/runs`, `gs://bucket/runs`. An S3 that is not Amazon's is named
+            by `?endpoint_override=host:port&scheme=http`, or by AWS_ENDPOINT_URL.
+        patience: Seconds for which what fails is tried again, with growing pauses.
+
+    Every method raises UserError where the URI is none, or its patience is at an end.
+    """
+
+    def __init__(self, uri: str, patience: float = PATIENCE) -> None:
+        self.uri = uri
+        self._patience = patience
+        self._opened: tuple[Any, str] | None = None
+
+    def read(self, name: str) -> bytes | None:
+        """Returns what a file holds; None where there is none."""
+
+        def read(system: Any, root: str) -> bytes | None:
+            try:
+                with system.open_input_file(f"{root}/{name}") as file:
+                    return bytes(file.read())
+            except FileNotFoundError:
+                return None
+
+        return self._persist(read)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes a file whole or not at all."""
+
+        def write(system: Any, root: str) -> None:
+            if system.type_name == "local":
+                path = Path(root, name)
+                Path(root).mkdir(exist_ok=True)  # The storage itself must be there: else it is not mounted.
+                path.parent.mkdir(parents=True, exist_ok=True)
+                files.write_bytes(path, data)
+            else:
+                with system.open_output_stream(f"{root}/{name}") as file:
+                    file.write(data)
+
+        self._persist(write)
+
+    def remove(self, name: str) -> None:
+        """Removes a file, if it is there."""
+
+        def remove(system: Any, root: str) -> None:
+            try:
+                system.delete_file(f"{root}/{name}")
+            except FileNotFoundError:
+                return
+
+        self._persist(remove)
+
+    def names(self, prefix: str = "") -> dict[str, float]:
+        """Returns the names of all files in a folder below this one, and in those below it, with their times."""
+        return {name: info.mtime.timestamp() for name, info in self._persist(self._list(prefix)).items()}
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Returns the same names with the files' bytes."""
+        return {name: info.size for name, info in self._persist(self._list(prefix)).items()}
+
+    @staticmethod
+    def _list(prefix: str) -> Callable[[Any, str], dict[str, Any]]:
+        def found(system: Any, root: str) -> dict[str, Any]:
+            from pyarrow import fs
+
+            folder = f"{root}/{prefix}".rstrip("/")
+            infos = system.get_file_info(fs.FileSelector(folder, allow_not_found=True, recursive=True))
+            whole = [info for info in infos if info.type == fs.FileType.File and not info.base_name.startswith(".")]
+            return {info.path.removeprefix(f"{root}/"): info for info in whole}
+
+        return found
+
+    def runs(self) -> dict[str, float]:
+        """Returns the names of the runs in this folder, with the times of their `meta.json`."""
+
+        def runs(system: Any, root: str) -> dict[str, float]:
+            from pyarrow import fs
+
+            found = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
+            folders = [info.path for info in found if info.type == fs.FileType.Directory]
+            metas = zip(folders, system.get_file_info([f"{folder}/{META}" for folder in folders]), strict=True)
+            return {folder.rpartition("/")[2]: info.mtime.timestamp() for folder, info in metas if info.mtime}
+
+        return self._persist(runs)
+
+    def _persist(self, request: Callable[[Any, str], T]) -> T:
+        """Returns what a request does, tried again while it fails for reasons that may go away."""
+        started, pause = time.monotonic(), 0.5
+        while True:
+            try:
+                self._opened = self._opened or _open(self.uri)
+                return request(*self._opened)
+            except ValueError as error:  # pyarrow's: no URI, or no such scheme.
+                raise self._problem("be a folder, or s3:// or gs:// with a bucket and a folder", error) from error
+            except OSError as error:
+                lasting = isinstance(error, PermissionError | NotADirectoryError) or _LASTING.search(str(error))
+                if lasting or time.monotonic() - started + pause > self._patience:
+                    raise self._problem("be a place that can be read and written", error) from error
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, PAUSE)
+
+    def _problem(self, rule: str, error: Exception) -> UserError:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        return UserError(f"--storage must {rule}, but got {masked(self.uri)!r}: {masked(reason)}")
+
+
+def _open(uri: str) -> tuple[Any, str]:
+    """Returns pyarrow's file system of a URI, and the path in it."""
+    from pyarrow import fs
+
+    if "://" not in uri:
+        return fs.LocalFileSystem(), str(Path(uri).absolute())
+    system, root = fs.FileSystem.from_uri(uri)
+    if system.type_name == "s3":  # Pickling is how pyarrow tells the options that it read from the URI.
+        # As it comes, a request to a server that accepts and then says nothing took 288 s to fail; so, 12 s.
+        options = {"connect_timeout": 3.0, "request_timeout": 5.0, "allow_delayed_open": True}
+        retry = fs.AwsStandardS3RetryStrategy(max_attempts=1)
+        system = fs.S3FileSystem(**(system.__reduce__()[1][0] | options), retry_strategy=retry)
+    return system, root.rstrip("/")

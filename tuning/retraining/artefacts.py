@@ -1,0 +1,245 @@
+"""What lies in best_model/: the model, its figures, what it made of each test image, pictures and a model card.
+
+Files are written, each whole or not at all; no data set is opened here and nothing is trained.
+"""
+
+import errno
+import io
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from tuning.base import files
+from tuning.base.config import TrainConfig
+from tuning.base.errors import UserError, counted, disk_full
+from tuning.retraining.best_model import load_best_model, probabilities
+from tuning.retraining.export import FORMATS
+from tuning.retraining.model_card import CARD, scores
+from tuning.training import jobs
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import nn
+
+    from tuning.images.datasets import Labelled
+    from tuning.images.splitting import Splits
+
+IMAGES_TO_TIME = 1000
+PICTURES = ("confusion", "calibration", "pca", "mistakes", "learning_curve")
+STAGING, ROOM, OUTPUTS, SEPARABILITY = ".new", ".room", "test_outputs.npz", "separability.csv"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A split's labels, log-probabilities (N, n_classes) and features (N, D) as the final model gives them."""
+
+    labels: Any
+    log_probabilities: Any
+    features: Any
+
+    @property
+    def predictions(self) -> Any:
+        """The likeliest class of each image, (N,)."""
+        return self.log_probabilities.argmax(1)
+
+    @property
+    def probabilities(self) -> Any:
+        """float32 (N, n_classes)."""
+        return np.exp(self.log_probabilities)
+
+    @property
+    def accuracy(self) -> float:
+        """In [0, 1]."""
+        return float((self.predictions == self.labels).mean())
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """Yields a folder beside the files of a model's folder, for those of the next model; it is removed in the end.
+
+    Raises:
+        UserError: The model's folder cannot be written.
+    """
+    staging = folder / STAGING
+    try:
+        if staging.exists():  # A command that was killed left it.
+            shutil.rmtree(staging)
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise disk_full(staging, error) or UserError(
+            f"{folder} cannot be written ({error.strerror}). Make it writable, or give another --model-dir."
+        ) from error
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def reserve(staging: Path, n_images: int, n_rehearsed: int) -> None:
+    """Takes room on the disk for what is written after the test split was opened; `give_back` frees it.
+
+    Args:
+        staging: Holds what `n_rehearsed` images took.
+        n_images: Of the test split, at most.
+        n_rehearsed: At least 1.
+
+    Raises:
+        UserError: There is not so much room.
+    """
+    sizes = {path.name: path.stat().st_size for path in staging.iterdir()}
+    outputs = sizes[OUTPUTS] * max(1.0, n_images / n_rehearsed)
+    size = int(2 * outputs) + 2 * max(sizes.values()) + 2**20  # A file is whole before the one of its name goes.
+    try:
+        with (staging / ROOM).open("wb") as file:
+            _fill(file, size)
+    except OSError as error:
+        (staging / ROOM).unlink(missing_ok=True)
+        if error.errno == errno.EFBIG:  # One file of it all is too large, which says nothing of each.
+            return
+        raise disk_full(f"{staging} ({size / 1e6:.0f} MB are needed)", error) or UserError(
+            f"{staging} cannot be written ({error.strerror}). Make it writable, or give another --model-dir."
+        ) from error
+
+
+def _fill(file: IO[bytes], size: int) -> None:
+    """Has a new file take so many bytes of the disk; by zeros where the system or the file system cannot reserve."""
+    allocate = getattr(os, "posix_fallocate", None)  # macOS has none.
+    if allocate is not None:
+        try:
+            allocate(file.fileno(), 0, size)
+            return
+        except OSError as error:
+            if disk_full("", error):
+                raise
+    for start in range(0, size, 2**20):
+        file.write(bytes(min(2**20, size - start)))
+
+
+def give_back(staging: Path) -> None:
+    """Frees the room that `reserve` took."""
+    (staging / ROOM).unlink(missing_ok=True)
+
+
+def check_replaceable(staging: Path, folder: Path) -> None:
+    """Raises UserError where one of the files cannot take its place in the model's folder."""
+    for path in staging.iterdir():
+        if (folder / path.name).is_dir():
+            raise UserError(f"{folder / path.name} must be a file, but got a folder. Move it away.")
+
+
+def publish(staging: Path, folder: Path) -> None:
+    """Moves the files into the model's folder, `metrics.json` last; what only the model before had is removed."""
+    for name in (*(f"model.{name}" for name in FORMATS), *(f"{name}.png" for name in PICTURES), SEPARABILITY, CARD):
+        if not (staging / name).exists():
+            (folder / name).unlink(missing_ok=True)
+    for path in sorted(staging.iterdir(), key=lambda path: (path.name == "metrics.json", path.name)):
+        path.replace(folder / path.name)
+
+
+def write_model(
+    folder: Path, model: "nn.Module", config: TrainConfig, splits: "Splits", metrics: Mapping[str, Any]
+) -> None:
+    """Writes `model.pth`, `config.json`, `metrics.json` and `scores.txt`."""
+    jobs.save_weights(folder / "model.pth", model)
+    _, channels, height, width = splits.train.images.shape
+    described = {
+        "config": config.model_dump(),
+        "dataset": splits.dataset,
+        "class_names": splits.class_names,
+        "flip_averaging": metrics["flip_averaging"],
+    }
+    shape = {"channels": channels, "height": height, "width": width, "mean": splits.mean, "std": splits.std}
+    files.write_json(folder / "config.json", described | shape)
+    files.write_json(folder / "metrics.json", metrics)
+    files.write_text(folder / "scores.txt", scores(metrics, config.architecture))
+
+
+def write_outcome(
+    folder: Path, test: Outcome, images: "Labelled", class_names: tuple[str, ...], rows: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Writes `test_outputs.npz`, `epochs.csv`, `classification_report.csv` and the pictures.
+
+    A picture that cannot be drawn is left out, and none of other images stays in its place.
+
+    Returns:
+        A sentence for each picture that could not be drawn.
+
+    Raises:
+        UserError: The disk is full.
+    """
+    import pandas as pd
+
+    from tuning.figures import model_figures, run_figures, style
+    from tuning.runs import analysis
+
+    components, epochs = analysis.pca(test.features), pd.DataFrame([dict(row) for row in rows])
+    report = analysis.classification_report(test.labels, test.predictions, class_names)
+    files.write_text(folder / "classification_report.csv", report.to_csv(index=False))
+    files.write_text(folder / "epochs.csv", epochs.to_csv(index=False))
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        labels=test.labels,
+        probabilities=test.probabilities,
+        points=components.points,
+        explained=components.explained,
+        images=images.images,
+    )
+    files.write_bytes(folder / OUTPUTS, buffer.getvalue())
+    draw = model_figures.drawings_of_model(test.labels, test.probabilities, images.images, class_names, components)
+    draw |= {"learning_curve": lambda: run_figures.learning_curve(epochs)}
+    problems: list[str] = []
+    for name in PICTURES:
+        (folder / f"{name}.png").unlink(missing_ok=True)
+    style.save_each(draw, folder, problems.append)
+    return problems
+
+
+def check_drawn(folder: Path, problems: Sequence[str]) -> None:
+    """Raises UserError where none of the pictures could be drawn; `problems` as `write_outcome` returns them."""
+    if not any((folder / f"{name}.png").exists() for name in PICTURES):
+        raise UserError(f"No picture can be drawn. {problems[0]} Is the package matplotlib installed and whole?")
+
+
+def probe_images(part: "Labelled") -> "Labelled":
+    """Returns as many images, drawn at random, as the linear probe is fitted on at most."""
+    from tuning.runs.analysis import PROBE_IMAGES
+
+    index = np.random.default_rng(0).permutation(len(part))[:PROBE_IMAGES]
+    return type(part)(images=part.images[index], labels=part.labels[index])
+
+
+def write_separability(folder: Path, train: Outcome, test: Outcome) -> list[str]:
+    """Writes `separability.csv`: how well the classes of the test split separate in the features.
+
+    Returns:
+        A sentence where it is left out, because the images are too few or all of one class.
+
+    Raises:
+        UserError: The disk is full.
+    """
+    from tuning.runs import analysis
+
+    try:
+        frame = analysis.separability(train.features, train.labels, test.features, test.labels)
+    except ValueError as error:
+        return [f"{SEPARABILITY} cannot be made from {counted(len(test.labels), 'image')} and is left out: {error}"]
+    files.write_text(folder / SEPARABILITY, frame.to_csv(index=False))
+    return []
+
+
+def images_per_second(folder: Path, images: "npt.NDArray[np.uint8]") -> float:
+    """Returns how many images `tuning.predict` labels in a second, once the model is loaded."""
+    best = load_best_model(folder)
+    images = images[:IMAGES_TO_TIME]
+    probabilities(best, images[:50])  # The first call warms up.
+    start = time.perf_counter()
+    probabilities(best, images)
+    return len(images) / (time.perf_counter() - start)

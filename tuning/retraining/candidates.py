@@ -1,0 +1,244 @@
+"""What `tuning.final` retrains: the best configurations of a run, and those that they are compared with.
+
+A plan is made before anything is trained; every configuration of it gets the same fresh seeds.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tuning.base import files
+from tuning.base.config import TrainConfig, parse_config, read_config
+from tuning.base.errors import UserError
+from tuning.retraining.seeds import fresh_seeds
+from tuning.runs import run_folder, schema
+from tuning.training import jobs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEFAULT = files.SPACES / "original-resnet8.yaml"
+# A search compares many configurations at a short length; the one that is kept earns a longer one. Its schedule is
+# stretched to it.
+LENGTHENING = 2
+MOST_EPOCHS = next(int(rule.le) for rule in TrainConfig.model_fields["epochs"].metadata if hasattr(rule, "le"))
+JOBS = "final"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A configuration to be retrained.
+
+    Attributes:
+        role: Only candidates can win.
+        rank: Among the run's configurations, from 1: complete trials first, the best first.
+        search_accuracy: What the search measured on the valid split, in [0, 1].
+        search_epochs: The length that the search had for it.
+        epoch_seconds: What an epoch took in the search.
+        accumulation: Parts that the search had to cut its batches into, so that they fit into the memory.
+    """
+
+    role: Literal["candidate", "default", "random"]
+    config: TrainConfig
+    rank: int | None = None
+    trial: int | None = None
+    search_accuracy: float | None = None
+    search_epochs: int | None = None
+    epoch_seconds: float | None = None
+    accumulation: int = 1
+
+    @property
+    def expected_seconds(self) -> float:
+        """Of one training, at most; 0 where the search does not tell."""
+        return (self.epoch_seconds or 0.0) * self.config.epochs
+
+    @property
+    def name(self) -> str:
+        """For a line of output."""
+        return self.role if self.trial is None else f"trial {self.trial}"
+
+    def job(self, seed: int, folder: Path, accumulation: int = 1) -> jobs.Job:
+        """Returns its retraining on a seed; with at least so many parts a batch as another seed turned out to need."""
+        return jobs.Job(self.config, seed, folder, accumulation=max(accumulation, self.accumulation))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be retrained, and how its run chose the valid split.
+
+    Attributes:
+        source: The run's folder, or the configuration's file.
+        run: The run's name; None where there is none.
+        identity: What the run is, whatever its folder is called; None where there is none.
+        entries: Distinct configurations, the candidates first, by rank.
+        default: Hash of the default configuration, where it is among them.
+        random: Hash of the best configuration that the search drew at random, where it is among them.
+        folder: Absolute; of the jobs.
+        notes: What a person should know of how the plan was made, a sentence each.
+        data_seed: Chooses the valid split; the run's, so that no image moves from valid to train.
+    """
+
+    source: str
+    run: str | None
+    entries: tuple[Entry, ...]
+    seeds: tuple[int, ...]
+    folder: Path
+    dataset: str
+    data_seed: int = 0
+    train_images: int | None = None
+    default: str | None = None
+    random: str | None = None
+    identity: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def lengthening(self) -> float | None:
+        """How many times as long as in the search the candidates are trained, on average; None without a search."""
+        ratios = [e.config.epochs / e.search_epochs for e in self.entries if e.search_epochs and e.role == "candidate"]
+        return math.fsum(ratios) / len(ratios) if ratios else None
+
+
+def from_run(
+    run: str,
+    *,
+    top_k: int,
+    n_seeds: int,
+    epochs: int | None = None,
+    seed: int | None = None,
+    compare: bool = True,
+    max_parameters: int | None = None,
+) -> Plan:
+    """Returns the plan for the best configurations of a run.
+
+    Args:
+        run: Its name, or "latest".
+        top_k: Candidates at most.
+        n_seeds: Fresh seeds; none of them is a trial's.
+        epochs: Full length; None is twice the search's.
+        seed: The first seed, the others follow it; None derives them from what the run is, whatever its folder's name.
+        compare: Add the default configuration, and the best one that the search drew at random.
+        max_parameters: Of a candidate, and of the one that was drawn at random; None is any number.
+
+    Raises:
+        UserError: There is no such run, it is damaged, none of its trials has finished or is small enough, one had the
+            seeds, or `epochs` are more than a configuration may have.
+    """
+    _check_epochs(epochs)
+    found, notes = run_folder.load(run, retrained=True), []
+    trials = found.trials
+    ranked = list(_ranked(run_folder.within(trials, found.path, max_parameters), found.path, epochs))
+    entries = ranked[:top_k]
+    used = {int(value) for value in trials["seed"].dropna()}
+    default = random = None
+    if compare:
+        try:
+            drawn = _drawn_at_random(found, found.setting("sampler"))
+        except UserError as error:
+            drawn = set()
+            notes.append(f"The best random point is left out of the comparison: {error}")
+        best_drawn = next((entry for entry in ranked if entry.trial in drawn), None)
+        original = read_config(DEFAULT)
+        length = max(entry.config.epochs for entry in entries)
+        others = [Entry("default", _lengthened(original, length, str(DEFAULT)))]
+        default = others[0].config.hash()
+        if best_drawn is not None:
+            random = best_drawn.config.hash()
+            others.append(Entry(**vars(best_drawn) | {"role": "random"}))
+        known = {entry.config.hash() for entry in entries}
+        entries += [entry for entry in others if entry.config.hash() not in known]
+    if epochs is None and any(e.search_epochs and e.config.epochs < LENGTHENING * e.search_epochs for e in entries):
+        notes.append(f"The length is {MOST_EPOCHS} epochs, the most there are, and not twice the search's.")
+    return Plan(
+        source=str(found.path),
+        run=found.name,
+        entries=tuple(entries),
+        seeds=_seeds(found.identity, n_seeds, seed, used),
+        folder=(found.path / JOBS).absolute(),
+        dataset=found.setting("dataset"),
+        data_seed=found.setting("seed"),
+        train_images=found.settings.get("train_images"),
+        default=default,
+        random=random,
+        identity=found.identity,
+        notes=tuple(notes),
+    )
+
+
+def from_file(
+    path: Path, folder: Path, dataset: str, *, n_seeds: int, epochs: int | None = None, seed: int | None = None
+) -> Plan:
+    """Returns the plan for one configuration, without a search; its jobs are below `folder`.
+
+    Raises:
+        UserError: The file holds no valid configuration, or `epochs` are more than one may have.
+    """
+    from tuning.sampling.spaces import shipped_config
+
+    _check_epochs(epochs)
+    config = read_config(shipped_config(path))
+    entry = Entry("candidate", _lengthened(config, epochs or config.epochs, str(path)))
+    seeds = _seeds(config.hash(), n_seeds, seed, set())
+    return Plan(str(path), None, (entry,), seeds, (folder / JOBS).absolute(), dataset)
+
+
+def _ranked(trials: "pd.DataFrame", path: Path, epochs: int | None) -> Iterable[Entry]:
+    """Yields the run's distinct configurations, complete trials first, the best first."""
+    import pandas as pd
+
+    known: set[str] = set()
+    ordered = run_folder.rank_trials(trials, path).sort_values("state", kind="stable")  # "complete" < "pruned"
+    for row in ordered.to_dict("records"):
+        values = {name: row[f"config/{name}"] for name in TrainConfig.model_fields}
+        config = parse_config(schema.plain(values), f"{path}/trials.csv")
+        if config.hash() in known:
+            continue
+        known.add(config.hash())
+        yield Entry(
+            role="candidate",
+            config=_lengthened(config, epochs or min(MOST_EPOCHS, config.epochs * LENGTHENING), f"{path}/trials.csv"),
+            rank=len(known),
+            trial=int(row["trial"]),
+            search_accuracy=float(row["valid_accuracy"]),
+            search_epochs=config.epochs,
+            epoch_seconds=float(row["seconds"] / row["epochs"]) or None,
+            accumulation=1 if pd.isna(row["accumulation"]) else int(row["accumulation"]),
+        )
+
+
+def _lengthened(config: TrainConfig, epochs: int, source: str) -> TrainConfig:
+    """Returns the configuration with another length, checked as one from a file is."""
+    return parse_config(config.model_dump() | {"epochs": epochs}, source)
+
+
+def _check_epochs(epochs: int | None) -> None:
+    if epochs is not None and not 1 <= epochs <= MOST_EPOCHS:
+        raise UserError(f"--epochs must be 1 to {MOST_EPOCHS}, but got {epochs}.")
+
+
+def _drawn_at_random(run: run_folder.Run, sampler: str) -> set[int]:
+    """Returns the trials that no model proposed; none where the run has no study.
+
+    Raises:
+        UserError: The study is damaged.
+    """
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from tuning.sampling.study import drawn_at_random
+    from tuning.trials.settings import N_STARTUP
+
+    try:
+        return drawn_at_random(run.path, sampler, N_STARTUP)
+    except (SQLAlchemyError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UserError(f"{run.path / 'study.db'} cannot be read as a study: {reason}.") from error
+
+
+def _seeds(name: str, n: int, first: int | None, used: set[int]) -> tuple[int, ...]:
+    if first is None:
+        return fresh_seeds(name, n, used)
+    seeds = tuple(range(first, first + n))
+    if taken := sorted(used & set(seeds)):
+        raise UserError(f"--seed must give seeds that no trial of the search had, but got {taken[0]}. Choose another.")
+    return seeds

@@ -1,0 +1,258 @@
+"""The contest of `tuning.final`: the configurations of a plan on fresh seeds, judged on the valid split; who wins.
+
+The test split has no place here. What has been trained is on disk: held again, a contest goes on from there.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tuning.base import machine, tables
+from tuning.base.errors import UserError, counted
+from tuning.retraining import seeds
+from tuning.retraining.candidates import Entry, Plan
+from tuning.training import jobs
+from tuning.training.jobs import Job, Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tuning.images.splitting import Splits
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What came of a plan.
+
+    Attributes:
+        done: Results by configuration hash and seed.
+        failed: Configuration hash to the reason; such a configuration cannot win and is not compared.
+        table: A row an entry, as in `final.csv`.
+        shrinkage: The candidates' search values minus their fresh means; None without a search.
+    """
+
+    plan: Plan
+    done: Mapping[tuple[str, int], Result]
+    failed: Mapping[str, str]
+    table: "pd.DataFrame"
+    shrinkage: seeds.Estimate | None
+
+    @property
+    def winner(self) -> Entry:
+        """The candidate with the best mean."""
+        return self.plan.entries[int(self.table["chosen"].to_numpy().argmax())]
+
+    @property
+    def won(self) -> dict[int, Result]:
+        """The winner's results by seed."""
+        return {seed: self.done[self.winner.config.hash(), seed] for seed in self.plan.seeds}
+
+    @property
+    def seconds(self) -> float:
+        """Training time of all that was trained."""
+        return math.fsum(result.seconds for result in self.done.values())
+
+    def behind(self, config_hash: str | None) -> seeds.Estimate | None:
+        """Returns the winner's lead over a configuration; None where that is none or failed."""
+        rows = self.table[self.table["config_hash"] == config_hash]
+        if rows.empty or rows["difference"].isna().all():
+            return None
+        return seeds.Estimate(*(float(rows[f"difference{end}"].iloc[0]) for end in ("", "_low", "_high")))
+
+
+def hold(plan: Plan, splits: "Splits", slots: Mapping[str, Any], threads: int | None = None) -> Contest:
+    """Trains every configuration on the first seed, those that can still win on the others, and compares them.
+
+    Args:
+        plan: What is to be trained.
+        splits: Train and valid images.
+        slots: As `machine.plan_slots` gives them; where there is one, or a single training, it is done in this process.
+        threads: For torch, in this process; None is all cores.
+
+    Raises:
+        UserError: Every candidate failed, or the disk is full.
+    """
+    done: dict[tuple[str, int], Result] = {}
+    failed: dict[str, str] = {}
+    wanted = [entry.job(plan.seeds[0], plan.folder) for entry in plan.entries]
+    while wanted:
+        for job, error in _train(plan, wanted, splits, slots, threads):
+            failed[job.config.hash()] = error
+        for job in wanted:
+            result = jobs.read(job, splits.split_hash)
+            if result is not None and result.error:
+                failed[job.config.hash()] = result.error
+            elif result is not None:
+                done[job.config.hash(), job.seed] = result
+        values = _values(plan, done, failed)
+        beaten = seeds.beaten(values, _leader(plan, values[1], failed), len(splits.valid))
+        wanted = [
+            entry.job(seed, plan.folder, done[entry.config.hash(), plan.seeds[0]].accumulation)
+            for seed in plan.seeds[1:]
+            for entry in plan.entries
+            if entry.config.hash() not in beaten | set(failed) and (entry.config.hash(), seed) not in done
+        ]
+    return _judge(plan, done, failed, values)
+
+
+def show(contest: Contest) -> None:
+    """Prints the table, who cannot be told from the winner, what the search's values lost, and what it was worth."""
+    table, plan = contest.table, contest.plan
+    interval = [_interval(*row) for row in table[["valid_accuracy_low", "valid_accuracy_high"]].to_numpy()]
+    shown = table[["role", "rank", "trial", "search_valid_accuracy"]].assign(
+        mean_accuracy=table["valid_accuracy_mean"],
+        std_accuracy=table["valid_accuracy_std"],
+        interval=interval,
+        behind=table.apply(_behind, axis="columns"),
+        note=table.apply(lambda row: _note(row, contest.failed), axis="columns"),
+    )
+    least = ("std_accuracy", "rank", "trial", "search_valid_accuracy", "interval", "behind")
+    tables.print_frame(shown, f"Valid accuracy over {counted(len(plan.seeds), 'fresh seed')}", least=least)
+    print("\n".join(explain(contest)))
+
+
+def explain(contest: Contest) -> list[str]:
+    """Returns sentences on dropped configurations, shrinkage, and what the search was worth."""
+    plan, lines = contest.plan, []
+    if (contest.table["state"] == "dropped").any():
+        lines.append(
+            "Dropped: so far behind on the first seed that the chance of the best mean is below "
+            f"{seeds.NO_CHANCE:.0%}; such a difference was a reason to stop, so it is a little too large."
+        )
+    if contest.shrinkage is not None:
+        lines.append(f"The search's values minus the fresh means: {_points(*contest.shrinkage)}. {_meaning(plan)}")
+    for name, config_hash in (("the default configuration", plan.default), ("the best random point", plan.random)):
+        if config_hash is not None:
+            behind = contest.behind(config_hash)
+            told = "the latter failed" if behind is None else _points(*behind)
+            won = config_hash == contest.winner.config.hash()
+            lines.append(f"The winner is {name}." if won else f"Winner minus {name}: {told}.")
+    return lines
+
+
+def _train(
+    plan: Plan, wanted: Sequence[Job], splits: "Splits", slots: Mapping[str, Any], threads: int | None
+) -> Iterator[tuple[Job, str]]:
+    """Trains jobs side by side or one by one, printing each epoch; yields those that failed, and why."""
+    entries = {entry.config.hash(): entry for entry in plan.entries}
+    many = len(plan.entries) * len(plan.seeds) > 1
+    wanted = [job for job in wanted if jobs.read(job, splits.split_hash) is None]
+    # The longest first, so that no slot waits long for another at the end.
+    wanted.sort(key=lambda job: entries[job.config.hash()].expected_seconds, reverse=True)
+    if many and slots["concurrency"] > 1 and wanted:
+        from tuning.trials.worker import train_all
+
+        rows = train_all(wanted, splits, slots)
+    else:
+        n_threads = threads or machine.cores()
+        rows = ((job, row) for job in wanted for row in jobs.train(job, splits, slots["device"], n_threads))
+    for job, row in rows:
+        name = f"{entries[job.config.hash()].name}, seed {plan.seeds.index(job.seed) + 1}  " if many else ""
+        if "note" in row:
+            print(f"{name}{row['note']}", flush=True)
+        elif "error" in row:
+            print(f"{name}failed: {row['error']}", flush=True)
+            yield job, row["error"]
+        else:
+            print(name + epoch_line(row, job.config.epochs), flush=True)
+
+
+def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
+    """Returns an epoch in a line."""
+    best = "  best so far" if row["best_epoch"] == row["epoch"] else ""
+    return (
+        f"epoch {row['epoch']:>3}/{epochs}  train {row['train_loss']:.4f} {row['train_accuracy']:.2%}  "
+        f"valid {row['valid_loss']:.4f} {row['valid_accuracy']:.2%}  {row['epoch_seconds']:.0f} s{best}"
+    )
+
+
+def _values(plan: Plan, done: Mapping[tuple[str, int], Result], failed: Mapping[str, str]) -> "pd.DataFrame":
+    """Returns valid accuracies: a row a configuration hash, a column an index of a seed, from 1."""
+    import pandas as pd
+
+    rows = {}
+    for config_hash in (entry.config.hash() for entry in plan.entries):
+        found = [done.get((config_hash, seed)) for seed in plan.seeds]
+        rows[config_hash] = [
+            math.nan if result is None or config_hash in failed else result.valid_accuracy for result in found
+        ]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=range(1, len(plan.seeds) + 1), dtype="float64")
+
+
+def _candidates(plan: Plan) -> list[str]:
+    return [entry.config.hash() for entry in plan.entries if entry.role == "candidate"]
+
+
+def _leader(plan: Plan, firsts: "pd.Series[float]", failed: Mapping[str, str]) -> str:
+    """Returns the candidate that is best on the first seed.
+
+    Raises:
+        UserError: All of them failed.
+    """
+    alive = [config_hash for config_hash in _candidates(plan) if config_hash not in failed]
+    if not alive:
+        reason = failed[_candidates(plan)[-1]]
+        raise UserError(f"A candidate must train to its end, but all {len(failed)} failed; the last with: {reason}")
+    return str(firsts[alive].idxmax())
+
+
+def _judge(
+    plan: Plan, done: Mapping[tuple[str, int], Result], failed: Mapping[str, str], values: "pd.DataFrame"
+) -> Contest:
+    import pandas as pd
+
+    hashes = list(values.index)
+    winner = seeds.choose(values.loc[_candidates(plan)])
+    taken = [math.fsum(done[key].seconds for key in done if key[0] == config_hash) for config_hash in hashes]
+    state = ["failed" if h in failed else "dropped" if values.loc[h].isna().any() else "complete" for h in hashes]
+    table = pd.DataFrame(
+        {
+            "role": [entry.role for entry in plan.entries],
+            "rank": pd.array([entry.rank for entry in plan.entries], dtype="Int64"),
+            "trial": pd.array([entry.trial for entry in plan.entries], dtype="Int64"),
+            "config_hash": hashes,
+            "search_valid_accuracy": pd.array([e.search_accuracy for e in plan.entries], dtype="float64"),
+        },
+        index=values.index,
+    )
+    table = table.join(seeds.summarise(values, winner)).assign(chosen=table.index == winner, state=state, seconds=taken)
+    table = table.join(values.rename(columns=lambda i: f"seed_{i}")).reset_index(drop=True)
+    searched = pd.Series({e.config.hash(): e.search_accuracy for e in plan.entries}, dtype="float64")[_candidates(plan)]
+    shrunk = None if searched.isna().all() else seeds.shrinkage(searched, values.loc[_candidates(plan)])
+    return Contest(plan, done, failed, table, shrunk)
+
+
+def _note(row: "pd.Series[Any]", failed: Mapping[str, str]) -> str:
+    if row["state"] == "failed":
+        return f"failed: {failed[row['config_hash']]}"
+    if row["chosen"]:
+        return "chosen"
+    told = "cannot be told from the winner" if row["difference_low"] <= 0 else ""
+    return "dropped after its first seed" if row["state"] == "dropped" else told
+
+
+def _behind(row: "pd.Series[Any]") -> str:
+    return "-" if row["chosen"] else _points(row["difference"], row["difference_low"], row["difference_high"])
+
+
+def _interval(low: float, high: float) -> str:
+    return "-" if math.isnan(low) else f"{low:.2%} to {high:.2%}"
+
+
+def _points(value: float, low: float, high: float) -> str:
+    """Returns a difference of accuracies in points, with its interval where there is one."""
+    if math.isnan(value):
+        return "-"
+    return f"{100 * value:+.2f}" + ("" if math.isnan(low) else f" ({100 * low:+.2f} to {100 * high:+.2f})") + " points"
+
+
+def _meaning(plan: Plan) -> str:
+    """Returns what the shrinkage is made of."""
+    ratio = plan.lengthening
+    if ratio is None or math.isclose(ratio, 1):
+        return "Lengths are equal, so this is the luck that the search's best values had."
+    return (
+        f"The models were trained {ratio:.3g} times as long as in the search, so this is the luck that its best values "
+        "had less what the longer training gained; --epochs with the search's length shows the luck alone."
+    )

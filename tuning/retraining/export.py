@@ -1,0 +1,154 @@
+"""The final model for elsewhere: ONNX, safetensors and torch.export files, each run once and compared.
+
+Nothing here opens a data set: the images come from whoever calls.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from tuning.base import files
+from tuning.base.errors import UserError, unknown_name
+from tuning.retraining.best_model import BestModel, load_best_model, probabilities
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TOLERANCE = 1e-4
+IMAGES_TO_COMPARE = 64
+
+Images = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+
+def _onnx(best: BestModel, path: Path, example: Images) -> Callable[[Images], Floats]:
+    """Writes an ONNX file; input `images` uint8 (N, C, H, W), output `probabilities` float32 (N, n_classes)."""
+    import onnxruntime
+    import torch
+
+    program = torch.onnx.export(
+        _whole(best),
+        (torch.from_numpy(example),),
+        input_names=["images"],
+        output_names=["probabilities"],
+        dynamic_shapes=({0: torch.export.Dim("n")},),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    files.write_bytes(path, program.model_proto.SerializeToString())
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: np.asarray(session.run(None, {"images": images})[0])
+
+
+def _pt2(best: BestModel, path: Path, example: Images) -> Callable[[Images], Floats]:
+    """Writes a `torch.export` program of the same input and output as the ONNX file."""
+    import io
+
+    import torch
+
+    shapes = ({0: torch.export.Dim("n")},)
+    program = torch.export.export(_whole(best), (torch.from_numpy(example),), dynamic_shapes=shapes)
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    files.write_bytes(path, buffer.getvalue())
+    loaded = torch.export.load(path).module()
+    return lambda images: np.asarray(loaded(torch.from_numpy(images)).detach())
+
+
+def _safetensors(best: BestModel, path: Path, example: Images) -> Callable[[Images], Floats]:
+    """Writes the weights; the metadata's `config` is config.json, from which `build_model` makes the network."""
+    from dataclasses import replace
+
+    from safetensors.torch import load_file, save
+
+    weights = {name: value.contiguous() for name, value in best.model.state_dict().items()}
+    described = json.dumps(files.read_json(path.parent / "config.json"))
+    files.write_bytes(path, save(weights, {"config": described}))
+    model = load_best_model(path.parent).model
+    for value in model.state_dict().values():
+        value.zero_()
+    model.load_state_dict(load_file(path))
+    return lambda images: probabilities(replace(best, model=model), images)
+
+
+# Format -> what writes it and returns how to run it, and the packages that it needs.
+FORMATS: dict[str, tuple[Callable[[BestModel, Path, Images], Callable[[Images], Floats]], tuple[str, ...]]] = {
+    "onnx": (_onnx, ("onnx", "onnxscript", "onnxruntime")),
+    "pt2": (_pt2, ()),
+    "safetensors": (_safetensors, ("safetensors",)),
+}
+
+
+def check_formats(names: Sequence[str]) -> None:
+    """Raises UserError for a format that is unknown, or whose packages are not installed."""
+    for name in names:
+        if name not in FORMATS:
+            raise unknown_name("--export", name, FORMATS)
+        if missing := [package for package in FORMATS[name][1] if find_spec(package) is None]:
+            raise UserError(
+                f"--export {name} must have the packages {', '.join(FORMATS[name][1])}, but got none of the name "
+                f"{missing[0]!r}. Run `python -m pip install {' '.join(missing)}`."
+            )
+
+
+def export(folder: Path, names: Sequence[str], images: Images, *, shown: Path | None = None) -> list[str]:
+    """Writes `model.<format>` beside `model.pth`, runs each and compares its outputs; returns a line for each.
+
+    Args:
+        folder: Where `tuning.final` wrote the model.
+        names: In `FORMATS`.
+        images: uint8 (N, C, H, W), at least 3, to compare on.
+        shown: The folder that the lines name, where the files are moved to; None is `folder`.
+
+    Raises:
+        UserError: An exported model gives other probabilities.
+    """
+    best, lines = load_best_model(folder), []
+    images = np.ascontiguousarray(images[:IMAGES_TO_COMPARE])
+    expected = probabilities(best, images)
+    for name in names:
+        path = folder / f"model.{name}"
+        run = FORMATS[name][0](best, path, images[:2])
+        worst = float(np.abs(run(images) - expected).max())
+        if not worst <= TOLERANCE:
+            path.unlink()
+            raise UserError(f"--export {name} must give the model's probabilities to {TOLERANCE}, but got {worst:.2g}.")
+        lines.append(
+            f"Exported: {(shown or folder) / path.name}; run on {len(images)} images, its probabilities differ by "
+            f"{worst:.1g} at most"
+        )
+    return lines
+
+
+def _whole(best: BestModel) -> "nn.Module":
+    """Returns a module from images uint8 (N, C, H, W) to probabilities float32 (N, n_classes), as `tuning.predict`."""
+    import copy
+
+    import torch
+    from torch import Tensor, nn
+
+    class Whole(nn.Module):
+        mean: Tensor
+        std: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            # A program's file takes no other layout without a warning.
+            self.model = copy.deepcopy(best.model).to(memory_format=torch.contiguous_format)
+            for name in ("mean", "std"):
+                self.register_buffer(name, torch.tensor(getattr(best, name)).view(1, -1, 1, 1))
+
+        def forward(self, images: Tensor) -> Tensor:
+            pixels = (images.float() / 255 - self.mean) / self.std
+            result: Tensor = self.model(pixels)[0].softmax(1)
+            if best.flip_averaging:
+                result = (result + self.model(pixels.flip(3))[0].softmax(1)) / 2
+            return result
+
+    return Whole().eval()

@@ -1,0 +1,333 @@
+"""A run folder, and how one is found; what it holds is read anew each time."""
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuning.base import files
+from tuning.base.errors import UserError, counted, unknown_name
+from tuning.base.masking import masked
+from tuning.runs import study_file
+from tuning.runs.schema import EPOCH_COLUMNS, FRAMES, TRIAL_COLUMNS, plain, read_frame, whole_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+RESULTS = files.RESULTS
+WORDS = ("latest", "list", "compare")  # what the command understands, so that no run may be called it
+
+# The types of the settings that are read here and elsewhere without a check of their own.
+_SETTINGS: dict[str, type] = {
+    **dict.fromkeys(("samples", "epochs", "seed", "concurrency"), int),
+    **dict.fromkeys(("space", "dataset", "sampler"), str),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder. The frames are read anew each time, so that they are right while a search is running."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """How the run was made: command line, data set, seed, versions, hardware, times.
+
+        Raises:
+            UserError: `meta.json` is missing or damaged.
+        """
+        try:
+            return files.read_json(self.path / "meta.json")
+        except UserError as error:
+            raise UserError(f"{error} Put back a copy of it; where the run has a storage, one is there.") from error
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the search was asked to do.
+
+        Raises:
+            UserError: `meta.json` is missing or damaged, or has no settings.
+        """
+        found = self.meta.get("settings")
+        if not isinstance(found, dict):
+            raise UserError(
+                f"{self.path / 'meta.json'} has no settings: it is damaged, or another version wrote it. "
+                "Put back a copy of it, if there is one."
+            )
+        return found
+
+    def setting(self, name: str) -> Any:
+        """Returns one of the settings; raises UserError where `meta.json` lacks it, or has it with another type."""
+        value = self.settings.get(name, ...)
+        if not isinstance(value, _SETTINGS.get(name, object)) or value is ...:
+            raise UserError(
+                f"{self.path / 'meta.json'} has no {'' if value is ... else 'usable '}setting {name!r}: it is damaged, "
+                "or another version wrote it. Put back a copy of it, if there is one."
+            )
+        return value
+
+    @property
+    def identity(self) -> str:
+        """What tells this run from others, wherever its folder is and whatever its name.
+
+        For a run of version 0.2.0 that is the name of the folder in which it was begun: what `final` trained of it has
+        seeds that derive from that.
+        """
+        meta = self.meta
+        return str(meta["id"]) if "schema" in meta and "id" in meta else first_name(self)
+
+    @property
+    def trials(self) -> "pd.DataFrame":
+        """A row a trial; columns and dtypes as in `TRIAL_COLUMNS`.
+
+        Raises:
+            UserError: The file is damaged, or missing though trials have ended.
+        """
+        trials = self._frame("trials.csv", TRIAL_COLUMNS)
+        return trials.assign(error=trials["error"].map(masked, na_action="ignore").astype("str"))
+
+    @property
+    def epochs(self) -> "pd.DataFrame":
+        """A row an epoch of a trial; columns and dtypes as in `EPOCH_COLUMNS`."""
+        return self._frame("epochs.csv", EPOCH_COLUMNS).drop_duplicates(["trial", "epoch"], ignore_index=True)
+
+    def _frame(self, name: str, dtypes: Mapping[str, str]) -> "pd.DataFrame":
+        """Returns a frame; raises UserError where it is damaged, or missing though the study has results."""
+        if is_missing(self.path / name):
+            raise UserError(
+                f"{self.path / name} is missing, but {self.path / study_file.FILE} has trials that have ended. "
+                f"`python -m tuning.search --resume {files.called(self.path)}` writes it anew."
+            )
+        return read_frame(self.path / name, dtypes)
+
+    def clock(self, moments: "pd.Series[Any]") -> "pd.Series[float]":
+        """Returns the seconds that the search had taken by each moment (UTC): from its first trial, less its pauses."""
+        import pandas as pd
+
+        start = self.trials["started"].min()
+        seconds: pd.Series[float] = (moments - start).dt.total_seconds()
+        try:
+            # Version 0.2.0 wrote a pause twice where nothing happened in the session between.
+            for pause in {pause[0]: pause for pause in self.meta.get("pauses", [])}.values():
+                began, ended = (pd.Timestamp(moment) for moment in pause)
+                rested = (moments.where(moments < ended, ended) - max(began, start)).dt.total_seconds()
+                seconds -= rested.clip(lower=0.0)
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{self.path / 'meta.json'} has pauses that are no pairs of times: it is damaged, or another version "
+                "wrote it. Put back a copy of it, if there is one."
+            ) from error
+        return seconds
+
+    @property
+    def best(self) -> "pd.Series[Any]":
+        """The row of the finished trial with the best valid_accuracy.
+
+        Raises:
+            UserError: No trial has finished.
+        """
+        return rank_trials(self.trials, self.path).iloc[0]
+
+
+def rank_trials(trials: "pd.DataFrame", path: Path) -> "pd.DataFrame":
+    """Returns the complete and pruned trials, complete ones first where accuracies are equal, the best first.
+
+    Raises:
+        UserError: There is none.
+    """
+    finished = trials[trials["state"].isin(["complete", "pruned"])]
+    if finished.empty:
+        raise UserError(
+            f"Run {path} must have a finished trial, but none of its {counted(len(trials), 'trial')} has finished. "
+            f"If nothing is running, go on with `python -m tuning.search --resume {files.called(path)}`."
+        )
+    return finished.sort_values(["valid_accuracy", "state", "trial"], ascending=[False, True, True], kind="stable")
+
+
+def ran(trials: "pd.DataFrame") -> "pd.DataFrame":
+    """Returns the trials that were run: not the proposals that repeat the configuration of another one."""
+    return trials[trials["attempt"].fillna(1) != 0] if "attempt" in trials else trials
+
+
+def within(trials: "pd.DataFrame", path: Path, max_parameters: int | None) -> "pd.DataFrame":
+    """Returns the trials whose model has at most so many parameters; None is all of them.
+
+    Raises:
+        UserError: There is none.
+    """
+    small = trials if max_parameters is None else trials[trials["n_parameters"] <= max_parameters]
+    if small.empty and len(trials):
+        least = trials["n_parameters"].min()
+        raise UserError(f"--max-parameters must be at least {least}, the fewest in {path}, but got {max_parameters}.")
+    return small
+
+
+def load(name: str | Path = "latest", root: Path = RESULTS, *, retrained: bool = False) -> Run:
+    """Returns a run by name, by path, or the newest one; or one in a storage, whose record it fetches.
+
+    Args:
+        name: A folder's name below `root`, a path, a URI (`s3://bucket/runs/<run>`), or "latest".
+        root: Where the run folders are.
+        retrained: Fetch what `final` has trained, too.
+
+    Raises:
+        UserError: There is no such run (the closest name is given), or none at all.
+    """
+    if "://" in str(name):
+        from tuning.remote import mirror
+
+        return Run(mirror.fetch(str(name), root, retrained=retrained))
+    if Path(name).name == "latest" and len(Path(name).parts) > 1 and not Path(name).exists():
+        return load("latest", Path(name).parent, retrained=retrained)  # Of a storage that is a folder.
+    if Path(name).is_dir() and (Path(name) / "meta.json").exists():
+        return Run(Path(name) if Path(name).name not in ("", "..") else Path(name).resolve())
+    names = run_names(root)
+    if not names:
+        raise UserError(
+            f"There is no run folder below {root.absolute()}/. Run `python -m tuning.search` first, or this command in "
+            "the folder in which the search ran."
+        )
+    if str(name) == "latest":
+        return Run(max((root / run for run in names), key=_last_begun))
+    if str(name) not in names:
+        raise unknown_name(f"Run below {root}/", str(name), [*names, "latest"])
+    return Run(root / name)
+
+
+def _last_begun(path: Path) -> tuple[str, int]:
+    """Returns when a run was begun or resumed last, by its record, for a copied folder has other times."""
+    file = path / "meta.json"
+    try:
+        meta = files.read_json(file)
+        moments = [meta.get("started"), meta.get("ended"), *(pause[1] for pause in meta.get("pauses", []))]
+    except (UserError, TypeError, IndexError):
+        moments = []
+    return max((str(moment) for moment in moments if moment), default=""), file.stat().st_mtime_ns
+
+
+def first_name(run: Run) -> str:
+    """Returns the name of the folder in which a run was begun: its study has that name, even where it is renamed."""
+    return next(iter(study_file.studies(run.path)), run.path.resolve().name)
+
+
+def run_names(root: Path = RESULTS) -> list[str]:
+    """Returns the names of the run folders below `root`, sorted."""
+    return sorted(path.parent.name for path in root.glob("*/meta.json"))
+
+
+def is_missing(frame: Path) -> bool:
+    """Returns whether the file of a frame is not there, though the study beside it has trials that have ended."""
+    return not frame.exists() and study_file.has_ended(frame.parent)
+
+
+def mend(run: Run, note: Callable[[str], None]) -> None:
+    """Makes the frames of a run readable before it is resumed: what is damaged is kept, and written anew.
+
+    Args:
+        run: Nothing else may write to it.
+        note: Receives what was damaged.
+    """
+    for path, columns in ((run.path / name, columns) for name, columns in FRAMES.items()):
+        if is_missing(path):
+            files.write_rows(path, columns, [])
+            note(f"{path} was missing, and is written anew from the study.")
+        try:
+            read_frame(path, columns)
+        except UserError as error:
+            kept = next(name for i in itertools.count(1) if not (name := _damaged(path, i)).exists())
+            files.write_bytes(kept, path.read_bytes())
+            if columns is EPOCH_COLUMNS:
+                files.write_rows(path, columns, whole_rows(path))
+            else:
+                path.unlink()
+            note(f"{str(error).partition('. ')[0]}. It is kept as {kept.name}, and written anew from the study.")
+
+
+def _damaged(path: Path, i: int) -> Path:
+    return path.with_name(f"{path.name}.damaged{'' if i == 1 else f'-{i}'}")
+
+
+def write_best(run: Run) -> None:
+    """Writes `best.json`: the winner's configuration and why it won."""
+    ranked = rank_trials(ran(run.trials), run.path)
+    best = plain({str(name): value for name, value in ranked.iloc[0].items()})
+    second = float(ranked.iloc[1]["valid_accuracy"]) if len(ranked) > 1 else None
+    when = f"in its epoch {best['best_epoch']} of {best['epochs']}"
+    why = f"the best valid_accuracy of {len(ranked)} finished trials, {when}"
+    config = {name.removeprefix("config/"): value for name, value in best.items() if name.startswith("config/")}
+    outcome = {name: value for name, value in best.items() if not name.startswith("config/")}
+    files.write_json(run.path / "best.json", {"why": why, "second_valid_accuracy": second, **outcome, "config": config})
+
+
+def summary_line(run: Run) -> str:
+    """Returns one line on the run: data set, trials by state, how long it has taken."""
+    trials, meta = ran(run.trials), run.meta
+    counts = ", ".join(f"{n} {state}" for state, n in trials["state"].value_counts().items())
+    dataset = meta.get("dataset", "unknown data")
+    if trials.empty:
+        return f"{run.name}: {dataset}, no trials yet"
+    taken, slots = minutes(run), max(run.setting("concurrency"), meta.get("side_by_side", 1))
+    busy = trials["seconds"].sum() / 60 / (slots * taken) if taken else 0.0
+    return (
+        f"{run.name}: {dataset}, {counted(len(trials), 'trial')} ({counts}), {taken:.1f} minutes, "
+        f"{slots} side by side, training {busy:.0%} of that time"
+    )
+
+
+def minutes(run: Run) -> float:
+    """Returns the minutes, on its clock, that a run with trials took until the last end of a trial or of an epoch."""
+    trials = run.trials
+    trained = (1e6 * trials["seconds"].fillna(0.0)).astype("timedelta64[us]")
+    seen = trials["ended"].fillna(trials["started"] + trained)  # so a killed run's clock stands still
+    return float(run.clock(seen).max() / 60)
+
+
+def next_step(run: Run) -> str:
+    """Returns the command that goes on from a run as it is: `final` can work only where a trial has finished."""
+    trials = ran(run.trials)
+    if trials["state"].isin(["complete", "pruned"]).any():
+        return f"python -m tuning.final --run {files.called(run.path)}"
+    resume = f"python -m tuning.search --resume {files.called(run.path)}"
+    asked = run.settings.get("samples") or 0
+    # What has failed is not run again: where all that was asked for has failed, only more samples are something to do.
+    more = f" --samples {len(trials) + asked}" if asked and (trials["state"] != "running").sum() >= asked else ""
+    return f"{resume}{more}"
+
+
+def estimate_line(run: Run) -> str:
+    """Returns how far off the dry run's estimate was, over as many trials as the estimate was for.
+
+    Of a run that was extended these are the first ones; of one with fewer trials the line says only that. An estimate
+    of version 0.2.0 does not say for how many it was: the run's samples count, as far as the run was never resumed.
+    """
+    meta, trials = run.meta, run.trials
+    guess = {name: value / 60 for name, value in meta["estimate"].items()}
+    said = (
+        f"The dry run said {guess['seconds']:.1f} minutes ({guess['seconds_low']:.1f} to {guess['seconds_high']:.1f})"
+    )
+    n = meta["estimate"].get("samples", None if meta.get("pauses") else meta["settings"]["samples"])
+    if n is None:
+        return f"{said}, for the samples that the run began with."
+    said += f" for {counted(int(n), 'trial')}"
+    ended = trials.loc[(trials["attempt"].fillna(1) != 0) & (trials["state"] != "running"), "ended"].sort_values()
+    if len(ended) < n:
+        return f"{said}, of which {len(ended):,} ended."
+    took = float(run.clock(ended).iloc[int(n) - 1] / 60)
+    which = f"the first {int(n):,}" if len(ended) > n else "it"
+    return f"{said}; {which} took {took:.1f}, {took / guess['seconds'] - 1:+.0%}"
+
+
+MODEL_DIR = Path("best_model")
+
+
+def trial_folder(run: Path, number: int) -> Path:
+    """Returns the folder of a trial's log, events and checkpoints."""
+    return run / "trials" / f"{number:04d}"

@@ -1,0 +1,66 @@
+"""The samplers by name."""
+
+import warnings
+from collections.abc import Callable
+
+import optuna
+
+from tuning.sampling.curve_sampler import CurveSampler
+
+
+def _tpe(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
+    """Tree-structured Parzen estimator (Bergstra et al. 2011), each hyperparameter by itself.
+
+    On recorded learning curves the multivariate one was far behind it: `tests/benchmarks/README.md`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            seed=seed,
+            n_startup_trials=n_startup,
+            n_ei_candidates=64,
+            multivariate=False,
+            group=False,
+            constant_liar=True,
+        )
+
+
+def _gp(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
+    """Gaussian process with log expected improvement; branches that not every trial has are drawn independently."""
+    import torch  # noqa: F401  The sampler needs it at its first proposal, which `one_thread` then limits, too.
+
+    return optuna.samplers.GPSampler(
+        seed=seed, n_startup_trials=n_startup, deterministic_objective=False, warn_independent_sampling=False
+    )
+
+
+def _random(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _qmc(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
+    """Scrambled Sobol points (Bergstra & Bengio 2012 compare them with random ones)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.QMCSampler(
+            qmc_type="sobol",
+            scramble=True,
+            seed=seed,
+            warn_asynchronous_seeding=False,
+            warn_independent_sampling=False,
+        )
+
+
+def _nsga2(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
+    """NSGA-II (Deb et al. 2002), a generation as large as the other samplers' start-up."""
+    return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(2, n_startup))
+
+
+SAMPLERS: dict[str, Callable[[int, int], optuna.samplers.BaseSampler]] = {
+    "curves": CurveSampler,
+    "tpe": _tpe,
+    "gp": _gp,
+    "random": _random,
+    "qmc": _qmc,
+    "nsga2": _nsga2,
+}

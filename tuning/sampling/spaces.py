@@ -1,0 +1,209 @@
+"""Search spaces: found by name or file, checked before the first trial, limited to what this machine can do.
+
+A space is a module with `space(trial) -> dict`; it may have `FIRST`, a list of points to try first, and `GPU_ONLY`, a
+mapping from names of categorical parameters to the choices that a search on CPUs leaves out.
+"""
+
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from tuning.base import files
+from tuning.base.config import TrainConfig, parse_config
+from tuning.base.errors import UserError, unknown_name
+from tuning.sampling.suggestions import Steady
+from tuning.sampling.surroundings import Surroundings, of_run
+
+SPACES = files.SPACES
+_DRAWS_TO_CHECK = 50
+# Choices that a machine may lack, beside those that a space names as for GPUs only: the pretrained weights.
+LIMITED = {"pretrained": [True]}
+# Optuna's warnings of what is wrong with a space: a first point out of its range, a choice that no study can keep, and
+# a parameter that is drawn twice from two ranges.
+_WRONG = ("The value .* is out of", "Choices for a categorical distribution should be", "Inconsistent parameter values")
+
+
+@dataclass(frozen=True)
+class Space:
+    """A search space.
+
+    Attributes:
+        name: Its name, or its file's.
+        file: Its path.
+        source: The module's text; a run keeps it as `space.py`.
+        define: The module's `space(trial) -> dict`.
+        first: Points to try first, as parameters of the trial.
+        gpu_only: Choices that a search on CPUs leaves out.
+        left_out: Choices that are not drawn, because this machine cannot do them.
+        recorded: Choices that the run's study has on record.
+        surroundings: What its code uses from beside its file; None where it has no file.
+    """
+
+    name: str
+    file: str
+    source: str
+    define: Callable[[Any], Mapping[str, Any]]
+    first: Sequence[Mapping[str, Any]]
+    gpu_only: Mapping[str, Sequence[Any]]
+    left_out: Mapping[str, Sequence[Any]]
+    recorded: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    surroundings: Surroundings | None = None
+
+    def sample(self, trial: optuna.trial.BaseTrial, epochs: int) -> TrainConfig:
+        """Returns the configuration that the space makes of a trial; `epochs` counts where the space sets none.
+
+        Raises:
+            UserError: The space raised, gave no mapping, or an unknown or out-of-range hyperparameter.
+        """
+        try:
+            with self.surroundings.active() if self.surroundings else nullcontext():
+                values = self.define(_Limited(Steady(trial), self))
+        except UserError as error:
+            raise UserError(f"Search space {self.name}: {error}") from error
+        except Exception as error:  # The space is a user's code: whatever it raises is for the user to mend.
+            raise UserError(
+                f"Search space {self.name} must return hyperparameters, but {_raised(error, self.file)}."
+            ) from error
+        if not isinstance(values, Mapping):
+            raise UserError(f"Search space {self.name} must return a dict, but got {type(values).__name__}.")
+        return parse_config({"epochs": epochs, **values}, f"Search space {self.name}")
+
+    def without(self, left_out: Mapping[str, Sequence[Any]]) -> "Space":
+        """Returns the space less these choices, and less the first points that need them.
+
+        The choices stay in the distribution that Optuna records, so that a run can be resumed where more is possible,
+        or less; they are not drawn (`possible`).
+        """
+        merged = {k: [*self.left_out.get(k, []), *left_out.get(k, [])] for k in {**self.left_out, **left_out}}
+        space = replace(self, left_out=merged)
+        return replace(space, first=[point for point in self.first if space.is_possible(point)])
+
+    def is_possible(self, params: Mapping[str, Any]) -> bool:
+        """Returns whether a point has none of the choices that are left out, nor one that its study cannot record."""
+        offered = all(params[name] in choices for name, choices in self.recorded.items() if name in params)
+        return offered and not any(params[name] in gone for name, gone in self.left_out.items() if name in params)
+
+    def possible(self, sampler: optuna.samplers.BaseSampler) -> optuna.samplers.BaseSampler:
+        """Returns a sampler that draws what `sampler` does, less the choices that are left out."""
+        from tuning.sampling.possible import PossibleSampler
+
+        return PossibleSampler(sampler, self.left_out) if self.left_out else sampler
+
+    def as_recorded(self, trials: Sequence[optuna.trial.FrozenTrial]) -> "Space":
+        """Returns the space with the choices that a study has recorded, where it has fewer.
+
+        Version 0.2.0 recorded only those that were possible when a run was begun, and Optuna takes no others later.
+        """
+        recorded: dict[str, tuple[Any, ...]] = {}
+        for trial in trials:
+            for name, one in trial.distributions.items():
+                if isinstance(one, optuna.distributions.CategoricalDistribution):
+                    recorded[name] = one.choices
+        space = replace(self, recorded=recorded)
+        return replace(space, first=[point for point in self.first if space.is_possible(point)])
+
+
+class _Limited:
+    """A trial that offers the choices which its study has recorded; all else is the trial's own."""
+
+    def __init__(self, trial: Steady, space: Space) -> None:
+        self._trial = trial
+        self._space = space
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        recorded, limited = self._space.recorded.get(name, ()), {**LIMITED, **self._space.gpu_only}.get(name, ())
+        lacking = [choice for choice in choices if choice not in recorded]
+        if recorded and len(lacking) + len(recorded) == len(choices) and all(one in limited for one in lacking):
+            choices = recorded
+        if all(choice in self._space.left_out.get(name, ()) for choice in choices):
+            raise UserError(
+                f"This machine can do none of the choices of {name!r}. Add one that needs no GPU or weights."
+            )
+        return self._trial.suggest_categorical(name, choices)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trial, name)
+
+
+def _raised(error: Exception, file: str) -> str:
+    """Returns what a user's code raised, and in which line of its file."""
+    if isinstance(error, SyntaxError) and error.filename == file:
+        return f"line {error.lineno} raised SyntaxError({error.msg!r})"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f"line {lines[-1]} raised {error!r}" if lines else f"raised {error!r}"
+
+
+def space_names() -> list[str]:
+    """Returns the names of the spaces that come with the project."""
+    return sorted(path.stem for path in SPACES.glob("*.py") if not path.stem.startswith("_"))
+
+
+def shipped_config(path: Path) -> Path:
+    """Returns the file of a configuration: a path of the user's, or the name of one that comes with the project.
+
+    Raises:
+        UserError: It is a name, not a path, and no configuration of that name comes with the project.
+    """
+    if path.suffix or len(path.parts) > 1 or path.exists():
+        return path
+    names = sorted(file.stem for file in SPACES.glob("*.yaml"))
+    if str(path) not in names:
+        raise unknown_name("--config without a file's suffix", str(path), names)
+    return SPACES / f"{path}.yaml"
+
+
+def load_space(name: str) -> Space:
+    """Returns a space by name, or by the path of a .py file.
+
+    Raises:
+        UserError: The name is unknown (the closest is given); the file is missing, fails to import or has no `space`.
+    """
+    if name.endswith(".py"):
+        path = Path(name)
+    elif name in space_names():
+        path = SPACES / f"{name}.py"
+    else:
+        raise unknown_name("Search space", name, space_names())
+    around = of_run(path) or Surroundings(path, Path.cwd())
+    try:
+        source = around.file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--space must be a readable .py file, but got {name!r}: {error}.") from error
+    file = str(around.file)
+    try:
+        module = around.execute(source)
+    except Exception as error:  # The user's code again.
+        raise UserError(f"Search space {path} must import without an error, but {_raised(error, file)}.") from error
+    if not callable(module.get("space")):
+        raise UserError(f"Search space {path} must define space(trial) -> dict, but has no such function.")
+    first, gpu_only = module.get("FIRST", []), module.get("GPU_ONLY", {})
+    return Space(path.stem, file, source, module["space"], first, gpu_only, {}, surroundings=around)
+
+
+def check_space(space: Space, epochs: int) -> set[str]:
+    """Draws points at random, and the first points, before any trial runs; returns the parameters that it offers.
+
+    Raises:
+        UserError: One of them is not a valid configuration.
+    """
+    study = optuna.create_study(sampler=space.possible(optuna.samplers.RandomSampler(seed=0)))
+    offered: set[str] = set()
+    with warnings.catch_warnings():
+        for message in _WRONG:  # All other warnings are the user's own, and are no errors.
+            warnings.filterwarnings("error", message)
+        for _ in range(_DRAWS_TO_CHECK):
+            trial = study.ask()
+            space.sample(trial, epochs)
+            offered |= {f"{name}={value!r}" for name, value in trial.params.items()}
+        for point in space.first:
+            try:
+                space.sample(optuna.trial.FixedTrial(dict(point)), epochs)
+            except UserError as error:
+                raise UserError(f"FIRST must hold points of the space, but got {dict(point)}. {error}") from error
+    return offered

@@ -1,0 +1,553 @@
+"""The Optuna side of a run: what the sampler is asked, and what a finished, stopped or failed trial tells it.
+
+The study (SQLite, in the run folder) is the record: it holds each trial, and each of its epochs. `trials.csv` and
+`epochs.csv` are written from it, after the disk has it; where they lack something they are written anew. Nothing here
+knows Ray: whoever runs trials calls `ask`, `report`, `finish`, `fail`.
+"""
+
+import hashlib
+import math
+import time
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from tuning.base import files
+from tuning.base.config import TrainConfig
+from tuning.base.errors import UserError, counted, unknown_name
+from tuning.base.masking import masked
+from tuning.base.registries import SAMPLERS
+from tuning.base.threads import one_thread
+from tuning.runs import run_folder, schema, study_file
+from tuning.runs.study_file import EPOCH
+from tuning.sampling import study_storage
+from tuning.sampling.spaces import Space
+
+OBJECTIVE = "valid_accuracy"
+_STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+}
+# What the study keeps of a trial that has ended, beside its configuration.
+_KEPT = (
+    "state",
+    "ended",
+    "stopped_by",
+    "error",
+    "attempt",
+    "accumulation",
+    "device",
+    "precision",
+    "node",
+    *schema.OBJECTIVES,
+)
+# What an epoch's result says of its trial: the study keeps it with the epoch.
+_OF_TRIAL = ("n_parameters", "device", "precision", "finished", "seconds_per_image")
+_SECONDS_BETWEEN_WRITES = 1.0
+_SECONDS_OF_WRITES = 1.0  # So long `trials.csv` is written at every change; then for a twentieth of the time.
+REPEATS_BEFORE_RANDOM, REPEATS_THAT_EXHAUST = 10, 200
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A trial to run: its number in the study, its seed, its configuration, and the parts that a batch is cut into.
+
+    `epochs` are those that the study knows of it already: more than none for a trial that was interrupted.
+    """
+
+    number: int
+    seed: int
+    config: TrainConfig
+    accumulation: int = 1
+    epochs: int = 0
+
+
+class RunStudy:
+    """A run's trials.
+
+    Args:
+        path: The run folder; a study that it holds already is gone on with, whatever its name.
+        space: Makes configurations.
+        sampler: Chooses parameters.
+        epochs: Length of a trial where the space sets none.
+        seed: The run's; a trial's seed derives from it and the trial's number.
+        minimize: A column of `trials.csv` to be minimized beside the accuracy, or None. With it the sampler gets final
+            values only: Optuna has no intermediate ones for two objectives.
+
+    Attributes:
+        study: The Optuna study.
+
+    Raises:
+        UserError: The study is damaged or missing, or knows fewer trials than the frames; nothing is written then.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        space: Space,
+        sampler: optuna.samplers.BaseSampler,
+        *,
+        epochs: int,
+        seed: int,
+        minimize: str | None = None,
+    ) -> None:
+        self._minimize = minimize
+        self._path, self._epochs, self._seed = path, epochs, seed
+        study_file.check(path)
+        numbers, ended, epoch_rows = _of_frames(path)
+        names = study_file.studies(path)
+        if not names and numbers:
+            _refuse(path, f"{study_file.FILE} is missing or empty", numbers)
+        self._database = study_storage.storage(path)
+        self.study = optuna.create_study(
+            study_name=next(iter(names), path.resolve().name),
+            storage=self._database,
+            sampler=space.possible(sampler),
+            pruner=optuna.pruners.NopPruner(),
+            directions=["maximize"] if minimize is None else ["maximize", "minimize"],
+            load_if_exists=True,
+        )
+        self._study_id = self._database.get_study_id_from_name(self.study.study_name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
+            self.study.set_metric_names([OBJECTIVE] if minimize is None else [OBJECTIVE, minimize])
+        self._attrs: dict[int, dict[str, Any]] = {}
+        self._rows: dict[int, list[dict[str, Any]]] = {}
+        self._numbers: dict[str, list[int]] = {}
+        self._given_up: set[int] = set()
+        self._opened, self._written, self._write_seconds = time.monotonic(), -math.inf, 0.0
+        trials = self.study.get_trials(deepcopy=False)
+        told = (t for t in trials if t.state.is_finished() or {"seed", "same_as"} & set(t.user_attrs))
+        if unknown := numbers - {trial.number for trial in told}:
+            _refuse(path, f"{study_file.FILE} knows {counted(len(trials), 'trial')}", unknown)
+        self._space = space.as_recorded(trials)
+        self._read(trials, epoch_rows)
+        self._began = max([datetime.now(UTC), *self._moments()])
+        running = [t.number for t in trials if t.state == TrialState.RUNNING and t.number not in self._given_up]
+        for number in running:
+            self._adopt_end(number, ended.get(number))
+        running = [number for number in running if "state" not in self._attrs[number]]
+        self._undrawn = [number for number in running if "seed" not in self._attrs[number]]
+        begun = [number for number in running if "seed" in self._attrs[number]]
+        self._interrupted = [n for n in begun if self._space.is_possible(self._attrs[n]["params"])]
+        self.waiting = [number for number in begun if number not in self._interrupted]
+        self._rewrite_frames(epoch_rows)
+
+    def _read(self, trials: Sequence[optuna.trial.FrozenTrial], epoch_rows: Sequence[dict[str, Any]]) -> None:
+        """Takes in what the study knows of its trials, and of frames that an earlier version wrote what it lacks."""
+        in_frames: dict[int, dict[int, dict[str, Any]]] = {}
+        for row in epoch_rows:
+            in_frames.setdefault(row["trial"], {}).setdefault(row["epoch"], row)
+        for trial in trials:
+            undrawn = not {"seed", "state", "same_as"} & set(trial.user_attrs)
+            if trial.state == TrialState.WAITING or (trial.state == TrialState.RUNNING and undrawn):
+                point = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+                if not self._space.is_possible(point):  # It would be drawn as it was begun.
+                    self._database.set_trial_state_values(self._id(trial.number), TrialState.FAIL)
+                    self._given_up.add(trial.number)
+                    continue
+            if trial.state == TrialState.WAITING or (trial.state == TrialState.FAIL and undrawn):
+                continue
+            kept = {k: v for k, v in trial.user_attrs.items() if not k.startswith(EPOCH) and v is not None}
+            known = [value for name, value in trial.user_attrs.items() if name.startswith(EPOCH)]
+            rows: dict[int, dict[str, Any]] = {
+                epoch: dict.fromkeys(schema.EPOCH_COLUMNS, math.nan) for epoch in trial.intermediate_values
+            }
+            for epoch, row in rows.items():
+                row |= {"trial": trial.number, "epoch": epoch, OBJECTIVE: trial.intermediate_values[epoch]}
+            rows |= in_frames.get(trial.number, {})
+            rows |= {value["epoch"]: {"trial": trial.number, **value} for value in known}
+            self._rows[trial.number] = [rows[epoch] for epoch in sorted(rows)]
+            of_epochs = {
+                name: v for row in self._rows[trial.number] for name in _OF_TRIAL if (v := row.get(name)) is not None
+            }
+            first = {"attempt": 1, "accumulation": 1} if "seed" in kept else {}
+            self._attrs[trial.number] = {"params": dict(trial.params), **first, **of_epochs, **kept}
+            if trial.state == TrialState.RUNNING:  # Cut off while it was being told, perhaps.
+                self._attrs[trial.number].pop("state", None)
+                for epoch in set(rows) - set(trial.intermediate_values):
+                    self._tell_epoch(trial.number, rows[epoch])
+            if "seed" in trial.user_attrs:  # The last of what a proposal writes; a duplicate's has none.
+                config = TrainConfig.model_validate(trial.user_attrs["config"])
+                self._numbers.setdefault(config.hash(), []).append(trial.number)
+
+    def _adopt_end(self, number: int, ended: Mapping[str, Any] | None) -> None:
+        """Tells the study the end of a trial that the frames know and it does not: it was copied too early."""
+        if ended is None or "seed" not in self._attrs[number] or ended["attempt"] == 0:
+            return
+        told = {name: ended[name] for name in (*_KEPT, *_OF_TRIAL) if name != "state" and ended.get(name) is not None}
+        self._attrs[number] = told | {name: v for name, v in self._attrs[number].items() if v is not None}
+        state = next(state for state, name in _STATES.items() if name == ended["state"])
+        if state == TrialState.COMPLETE and not self._rows[number]:
+            return  # Its epochs are nowhere; it is trained again.
+        self._end(number, state, stopped_by=ended["stopped_by"], error=ended["error"], at=ended["ended"])
+
+    def _rewrite_frames(self, epoch_rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes `epochs.csv` anew where it lacks an epoch, has one twice, or has a line that is no row.
+
+        Both frames are there from then on, if only with their first lines: whoever reads them tells a search that has
+        just begun from one whose frames were lost.
+        """
+        for name, columns in schema.FRAMES.items():
+            if not (self._path / name).exists():
+                files.write_rows(self._path / name, columns, [])
+        order = {(row["trial"], row["epoch"]): i for i, row in reversed(list(enumerate(epoch_rows)))}
+        rows = [row for number in sorted(self._rows) for row in self._rows[number]]
+        if not rows or (len(rows) == len(epoch_rows) == len(order) and _is_whole(self._path / "epochs.csv", len(rows))):
+            return
+        rows.sort(key=lambda row: order.get((row["trial"], row["epoch"]), len(order)))
+        files.write_rows(self._path / "epochs.csv", schema.EPOCH_COLUMNS, rows)
+
+    def _moments(self) -> list[datetime]:
+        """Returns all times that the record holds."""
+        times = [attrs.get(name) for attrs in self._attrs.values() for name in ("started", "ended")]
+        times += [row.get("at") for rows in self._rows.values() for row in rows]
+        found = [datetime.fromisoformat(moment) for moment in times if moment]
+        for number, rows in self._rows.items():  # Version 0.2.0 kept no time of an epoch.
+            if (started := self._attrs[number].get("started")) and "same_as" not in self._attrs[number]:
+                found.append(datetime.fromisoformat(started) + timedelta(seconds=_total(rows, "epoch_seconds")))
+        return found
+
+    def now(self) -> str:
+        """Returns the time in UTC; it never goes back, though a clock may, or another machine's be behind."""
+        return (self._began + timedelta(seconds=time.monotonic() - self._opened)).isoformat()
+
+    @property
+    def last_moment(self) -> str | None:
+        """The time of the last thing that the record holds, as it was when this study was opened; None without any."""
+        return max((moment.isoformat() for moment in self._moments()), default=None)
+
+    @property
+    def n_finished(self) -> int:
+        """Trials that were run and are complete, stopped or failed for good."""
+        return sum("state" in attrs and "same_as" not in attrs for attrs in self._attrs.values())
+
+    @property
+    def n_failed(self) -> int:
+        """Trials that failed for good."""
+        return sum(attrs.get("state") == "failed" and "same_as" not in attrs for attrs in self._attrs.values())
+
+    def running(self) -> list[int]:
+        """Returns the numbers of the trials that have not ended."""
+        return [number for number, attrs in self._attrs.items() if "state" not in attrs]
+
+    def is_running(self, number: int) -> bool:
+        """Returns whether a trial has not ended."""
+        return "state" not in self._attrs[number]
+
+    def finished(self) -> dict[int, tuple[dict[str, Any], list[dict[str, Any]]]]:
+        """Returns hyperparameters and epochs of each trial that has ended; a new scheduler has to learn them again."""
+        return {
+            number: (attrs["config"], self._rows[number])
+            for number, attrs in self._attrs.items()
+            if attrs.get("state") in ("complete", "pruned") and "same_as" not in attrs and self._rows[number]
+        }
+
+    @one_thread()  # Trials train beside the sampler.
+    def ask(self) -> Proposal | None:
+        """Returns a trial that was interrupted, or else a new one; None where the space has nothing new.
+
+        A configuration that was proposed before is not run again: the sampler is told the result of that trial. After
+        some such proposals in a row points are drawn at random, and after many the space counts as exhausted.
+
+        Raises:
+            UserError: The space gave no valid configuration.
+        """
+        if self._interrupted:
+            number = self._interrupted.pop(0)
+            attrs = self._attrs[number]
+            self._keep(number, attempt=attrs.get("attempt", 1) + 1)
+            config = TrainConfig.model_validate(attrs["config"])
+            return Proposal(number, attrs["seed"], config, attrs.get("accumulation", 1), len(self._rows[number]))
+        sampler = self.study.sampler
+        try:
+            for n_repeats in range(REPEATS_THAT_EXHAUST):
+                if n_repeats == REPEATS_BEFORE_RANDOM:
+                    seed = trial_seed(self._seed, len(self._attrs))
+                    self.study.sampler = self._space.possible(optuna.samplers.RandomSampler(seed=seed))
+                trial = self._next_trial()
+                config = self._space.sample(trial, self._epochs)
+                same = self._same(config)
+                if same is None:
+                    return self._propose(trial, config)
+                self._reuse(trial, config, same)
+        finally:
+            self.study.sampler = sampler
+        return None
+
+    def _next_trial(self) -> optuna.Trial:
+        """Returns the trial to draw: one that was cut off meanwhile, a first point, or one of the sampler's."""
+        if self._undrawn:  # What it has of its point, it keeps.
+            return optuna.Trial(self.study, self._id(self._undrawn.pop(0)))
+        trials = self.study.get_trials(deepcopy=False)
+        if not any(trial.state == TrialState.WAITING for trial in trials):
+            drawn = [t for t in trials if t.state != TrialState.FAIL or t.params]
+            tried = [t.system_attrs["fixed_params"] for t in drawn if "fixed_params" in t.system_attrs]
+            untried = (dict(point) for point in self._space.first if dict(point) not in tried)
+            if (point := next(untried, None)) is not None:
+                self.study.enqueue_trial(point)
+        return self.study.ask()
+
+    def _propose(self, trial: optuna.Trial, config: TrainConfig) -> Proposal:
+        seed = trial_seed(self._seed, trial.number)
+        self._attrs[trial.number] = {"attempt": 1, "accumulation": 1, "params": dict(trial.params)}
+        for name in ("same_as", "no_result", "attempt"):  # Of a duplicate that was cut off, and is none any more.
+            if trial.user_attrs.get(name) is not None:
+                self._set(trial.number, name, None)
+        self._keep(trial.number, config=config.model_dump(), started=self.now(), seed=seed)
+        self._numbers.setdefault(config.hash(), []).append(trial.number)
+        self._rows[trial.number] = []
+        self._write_now_and_then()
+        return Proposal(trial.number, seed, config)
+
+    def _same(self, config: TrainConfig) -> int | None:
+        """Returns the number of the trial that runs or ran this configuration and did not fail."""
+        for number in self._numbers.get(config.hash(), []):
+            attrs = self._attrs[number]
+            if attrs.get("state") != "failed" and "same_as" not in attrs:
+                return number
+        return None
+
+    def _reuse(self, trial: optuna.Trial, config: TrainConfig, same: int) -> None:
+        """Tells the sampler, for a duplicate, what the trial that it repeats told; nothing yet, while that one runs."""
+        number, state = trial.number, self._attrs[same].get("state")
+        self._attrs[number], self._rows[number] = {"params": dict(trial.params)}, []
+        self._keep(number, config=config.model_dump(), started=self.now(), attempt=0, same_as=same)
+        if state is None:
+            self._keep(number, no_result=True)
+            self._end(number, TrialState.FAIL, error=f"same configuration as trial {same}, which is running")
+            return
+        for row in self._rows[same]:
+            self._tell_epoch(number, row)
+        self._end(number, TrialState.COMPLETE if state == "complete" else TrialState.PRUNED)
+
+    def report(self, number: int, result: Mapping[str, Any]) -> bool:
+        """Takes an epoch's result into the study and `epochs.csv`; returns False for an epoch that was known.
+
+        When this returns, a power cut does not undo it.
+        """
+        rows, attrs = self._rows[number], self._attrs[number]
+        attrs |= {name: result.get(name) for name in _OF_TRIAL[:-1]}
+        attrs["seconds_per_image"] = min(attrs.get("seconds_per_image", math.inf), result["seconds_per_image"])
+        if any(row["epoch"] == result["epoch"] for row in rows):
+            return False
+        row = {"trial": number, **{name: result[name] for name in schema.EPOCH_COLUMNS if name != "trial"}}
+        row |= {"at": self.now(), **{name: attrs.get(name) for name in _OF_TRIAL}}
+        self._set(number, f"{EPOCH}{row['epoch']}", row)
+        rows.append(row)
+        self._tell_epoch(number, row)
+        study_file.sync(self._path)
+        files.append_row(self._path / "epochs.csv", schema.EPOCH_COLUMNS, row)
+        self._write_now_and_then(_SECONDS_BETWEEN_WRITES)
+        return True
+
+    def ran_on(self, number: int, node: str | None) -> None:
+        """Notes the host that a trial's last result came from."""
+        self._attrs[number]["node"] = node
+
+    def retry(self, number: int, error: str, *, accumulation: int) -> None:
+        """Notes that a trial failed and begins another attempt, its batches cut into so many parts."""
+        attempt = self._attrs[number]["attempt"] + 1
+        self._keep(number, attempt=attempt, error=masked(error), accumulation=accumulation)
+
+    def finish(self, number: int, stopped_by: str) -> None:
+        """Tells the sampler the outcome of a trial that ended without an error; see `end_state`."""
+        finished = self._attrs[number].get("finished")
+        state = end_state(bool(finished), len(self._rows[number]))
+        if state == TrialState.FAIL:
+            self._keep(number, no_result=True)  # It says nothing of its configuration.
+            self._end(number, state, error=f"stopped by {stopped_by} before its first epoch ended")
+        else:
+            self._end(number, state, stopped_by=finished or stopped_by)
+
+    def fail(self, number: int, error: str) -> None:
+        """Tells the sampler that a trial failed for good, and why."""
+        self._end(number, TrialState.FAIL, error=masked(error))
+
+    def close(self, stopped_by: str | None) -> None:
+        """Writes everything; with a reason, ends the trials that still run. Without one they can be resumed.
+
+        Those that this machine cannot run stay as they are.
+        """
+        if stopped_by is not None:
+            for number in set(self.running()) - set(self.waiting):
+                self.finish(number, stopped_by)
+        self.write_trials()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Closes the study's file, whereupon SQLite has everything in the one file; nothing else is written."""
+        self._database.remove_session()
+        self._database.engine.dispose()
+
+    def row(self, number: int) -> dict[str, Any]:
+        """Returns a trial's row of `trials.csv`."""
+        attrs, rows = self._attrs[number], self._rows[number]
+        if attrs.get("same_as") in self._attrs:
+            same = {"trial": number, "seconds": 0.0, "stopped_by": f"same configuration as trial {attrs['same_as']}"}
+            return (
+                self.row(attrs["same_as"]) | same | {name: attrs.get(name) for name in ("started", "ended", "attempt")}
+            )
+        row = {name: attrs.get(name) for name in schema.TRIAL_COLUMNS if name in attrs}
+        row |= {"trial": number, "state": attrs.get("state", "running"), "epochs": len(rows)}
+        row |= {f"config/{name}": value for name, value in attrs.get("config", {}).items()}
+        if rows:
+            best = max(rows, key=lambda r: (r["valid_accuracy"], -r["valid_loss"]))
+            rates = [r["images_per_second"] for r in rows if not math.isnan(r["images_per_second"])]
+            row |= {
+                "valid_accuracy": best["valid_accuracy"],
+                "valid_loss": best["valid_loss"],
+                "best_epoch": best["epoch"],
+            }
+            row["seconds"] = _total(rows, "epoch_seconds")
+            row["images_per_second"] = sum(rates) / len(rates) if rates else None
+        return row
+
+    def write_trials(self) -> None:
+        """Writes `trials.csv`."""
+        begun = time.monotonic()
+        study_file.sync(self._path)
+        drawn = [number for number, attrs in sorted(self._attrs.items()) if {"seed", "same_as"} & set(attrs)]
+        rows = [self.row(number) for number in drawn]
+        if self._minimize is not None:
+            front = {trial.number for trial in self.study.best_trials}
+            rows = [row | {"pareto": row["trial"] in front} for row in rows]
+        files.write_rows(self._path / "trials.csv", schema.TRIAL_COLUMNS, rows)
+        self._written = time.monotonic()
+        self._write_seconds += self._written - begun
+
+    def _write_now_and_then(self, seconds: float = 0.0) -> None:
+        """Does so unless it was done within these seconds, or has taken too much of the time."""
+        now = time.monotonic()
+        if now - self._written >= seconds and self._write_seconds <= _SECONDS_OF_WRITES + (now - self._opened) / 20:
+            self.write_trials()
+
+    def _id(self, number: int) -> int:
+        return self._database.get_trial_id_from_study_id_trial_number(self._study_id, number)
+
+    def _set(self, number: int, name: str, value: Any) -> None:
+        self._database.set_trial_user_attr(self._id(number), name, value)
+
+    def _keep(self, number: int, **values: Any) -> None:
+        """Notes what is to be known of a trial, here and in the study."""
+        for name, value in values.items():
+            self._set(number, name, value)  # First, as the frames must never know what the study does not.
+            self._attrs[number][name] = value
+
+    def _tell_epoch(self, number: int, row: Mapping[str, Any]) -> None:
+        """Tells the sampler what a running trial's value is after an epoch."""
+        if self._minimize is None:
+            tell_epoch(self.study, number, row["epoch"], row[OBJECTIVE])
+
+    def _end(
+        self,
+        number: int,
+        state: TrialState,
+        *,
+        stopped_by: str | None = None,
+        error: str | None = None,
+        at: str | None = None,
+    ) -> None:
+        attrs = self._attrs[number]
+        attrs |= {"state": _STATES[state], "ended": at or self.now(), "stopped_by": stopped_by}
+        if error is not None:
+            attrs["error"] = error
+        for name in _KEPT:
+            if attrs.get(name) is not None:
+                self._set(number, name, attrs[name])
+        objectives = [OBJECTIVE] if self._minimize is None else [OBJECTIVE, self._minimize]
+        tell_end(self.study, number, state, [self.row(number).get(name, math.nan) for name in objectives])
+        self._write_now_and_then()
+
+
+def tell_epoch(study: optuna.Study, number: int, epoch: int, value: float) -> None:
+    """Tells the sampler what a running trial's value is after an epoch."""
+    trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    study._storage.set_trial_intermediate_value(trial_id, epoch, value)
+
+
+def end_state(finished: bool, n_epochs: int) -> TrialState:
+    """Returns as what the sampler sees a trial that ended without an error after so many epochs.
+
+    One that is `finished`, as it reached its length or stopped early by itself, is COMPLETE with its *best* value. One
+    that was stopped from outside is PRUNED, and its values by epoch stand: it is not a bad configuration, but a short
+    run. One that was stopped before its first epoch ended has failed.
+    """
+    if finished:
+        return TrialState.COMPLETE
+    return TrialState.PRUNED if n_epochs else TrialState.FAIL
+
+
+def tell_end(study: optuna.Study, number: int, state: TrialState, values: Sequence[float]) -> None:
+    """Tells the sampler that a trial ended; its best values, one an objective, count if it is COMPLETE."""
+    study.tell(number, list(values) if state == TrialState.COMPLETE else None, state=state)
+
+
+def trial_seed(run_seed: int, number: int) -> int:
+    """Returns a trial's seed in [0, 2**31): a hash of the run's seed and the trial's number."""
+    return int.from_bytes(hashlib.sha256(f"{run_seed}/{number}".encode()).digest()[:4], "big") >> 1
+
+
+def drawn_at_random(path: Path, sampler: str, n_startup: int) -> set[int]:
+    """Returns the numbers of a run's trials that no model proposed, the space's first points not among them.
+
+    Those are all of a sampler that draws at random; of the others the first `n_startup`, as fewer trials were there.
+
+    Raises:
+        UserError: `SAMPLERS` has no sampler of that name.
+    """
+    if sampler not in SAMPLERS:
+        raise unknown_name("sampler", sampler, SAMPLERS)
+    if not study_file.studies(path):
+        return set()
+    return {
+        trial.number
+        for trial in study_storage.load(path).get_trials(deepcopy=False)
+        if "fixed_params" not in trial.system_attrs and (SAMPLERS[sampler] or trial.number < n_startup)
+    }
+
+
+def _of_frames(path: Path) -> tuple[set[int], dict[int, dict[str, Any]], list[dict[str, Any]]]:
+    """Returns what the frames know: the numbers of all trials, the rows of those that have ended, and all epochs.
+
+    Lines that are no rows are passed over: the study has them, too.
+    """
+    rows = schema.whole_rows(path / "epochs.csv")
+    try:
+        trials = run_folder.Run(path).trials.to_dict("records")
+    except UserError:
+        trials = []
+    ended = {}
+    for row in trials:
+        if row["state"] in ("complete", "pruned", "failed"):
+            known = schema.plain({str(name): value for name, value in row.items()})
+            ended[int(row["trial"])] = known | {"ended": known["ended"] and known["ended"].isoformat()}
+    return {*(int(row["trial"]) for row in trials), *(row["trial"] for row in rows)}, ended, rows
+
+
+def _refuse(path: Path, what: str, unknown: Collection[int]) -> None:
+    """Raises UserError: the study is not the one that the frames were written from, and must not replace them."""
+    some = ", ".join(map(str, sorted(unknown)[:5])) + (", ..." if len(unknown) > 5 else "")
+    raise UserError(
+        f"In {path}, {what}, but trials.csv and epochs.csv have {counted(len(unknown), 'trial')} more ({some}). "
+        f"Nothing was changed. Put back the {study_file.FILE} that belongs to them, with {study_file.BESIDE[0]} if "
+        "there is one, or fetch the run from its storage. To go on without those trials, delete their lines from both "
+        "files."
+    )
+
+
+def _is_whole(path: Path, n_rows: int) -> bool:
+    """Returns whether a file has a header, so many lines, and nothing else."""
+    return path.exists() and (text := path.read_bytes()).count(b"\n") == n_rows + 1 and text.endswith(b"\n")
+
+
+def _total(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+    return math.fsum(row[name] for row in rows if not math.isnan(row[name]))

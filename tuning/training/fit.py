@@ -1,0 +1,445 @@
+"""`fit`: a generator that yields one `EpochResult` an epoch. Early stopping and the learning-rate schedules live here.
+
+Nothing here prints, and nothing here knows Ray or Optuna. `Training` holds all that changes while a model trains; saved
+between any two epochs and loaded again, it goes on to the same numbers.
+"""
+
+import copy
+import functools
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+from tuning.base.config import TrainConfig
+from tuning.base.errors import unknown_name
+from tuning.images.batches import normalise, parts_of, to_tensors, train_batches
+from tuning.images.datasets import Labelled
+from tuning.images.splitting import Splits
+from tuning.models.architectures import build_model, count_parameters
+from tuning.training import acceleration
+from tuning.training.acceleration import Logits, autocast, faster_precision
+
+EVALUATION_BATCH = 500
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The training loss became infinite or not a number."""
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch gave.
+
+    Attributes:
+        epoch: From 1.
+        train_loss: Mean cross entropy of the epoch's augmented batches, label smoothing included.
+        train_accuracy: Share of the augmented train images that were labelled rightly while training, in [0, 1].
+        valid_loss: Mean cross entropy of the valid split after the epoch, without label smoothing.
+        valid_accuracy: In [0, 1].
+        lr: The learning rate of the epoch's last step.
+        epoch_seconds: Wall time, validation included.
+        images_per_second: Train images a second of training, validation not included.
+        seconds_per_image: Seconds that it took to label one valid image, in batches of 500.
+        best_epoch: The epoch with the best valid_accuracy so far (of equal ones, that with the lower valid_loss).
+        finished: Why training ends with this epoch: "length" or "early stopping"; "" while it goes on.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    valid_loss: float
+    valid_accuracy: float
+    lr: float
+    epoch_seconds: float
+    images_per_second: float
+    seconds_per_image: float
+    best_epoch: int
+    finished: str
+
+
+def fit(training: "Training") -> Iterator[EpochResult]:
+    """Yields one result an epoch until the training's length is reached or early stopping ends it.
+
+    Between two items `training.state_dict()` holds everything that is needed to go on; a finished training yields
+    nothing.
+
+    Raises:
+        NonFiniteLossError: Names epoch and step.
+    """
+    while not training.finished:
+        yield training.run_epoch()
+
+
+class Training:
+    """A model in training: weights, their running mean, optimizer, schedule, random state, and the best weights so far.
+
+    Args:
+        config: Every hyperparameter.
+        splits: Train and valid images.
+        seed: Of the initial weights, the order of the images and the augmentation.
+        device: Where it runs, e.g. "cpu" or "cuda".
+        accumulation: Parts that a batch is cut into, one forward and backward pass each, where a whole one takes too
+            much memory; fewer where a part would have less than two images. The gradient is that of the whole batch,
+            but for batch normalisation, which sees the parts.
+        lrs: Learning rate of each epoch, instead of a "plateau" schedule's: there are no fresh images to judge by where
+            the valid ones are trained on.
+        accelerated: Whether the step is captured by `acceleration.accelerate`; None: on a GPU.
+
+    Raises:
+        UserError: Pretrained weights were asked for and cannot be had.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        splits: Splits,
+        *,
+        seed: int,
+        device: str = "cpu",
+        accumulation: int = 1,
+        lrs: Sequence[float] | None = None,
+        accelerated: bool | None = None,
+    ) -> None:
+        self.config = config
+        self.accumulation = accumulation
+        self.device = torch.device(device)
+        self.precision = config.precision if config.precision != "auto" else faster_precision(self.device.type)
+        self.mean, self.std = splits.mean, splits.std
+        self._belongs_to = {"config": config.model_dump(), "seed": seed, "split_hash": splits.split_hash}
+        self._train = to_tensors(splits.train, self.device)
+        self._valid = to_tensors(splits.valid, self.device)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            self.model = build_model(config, splits.channels, splits.n_classes).to(self.device)
+        self.n_parameters = count_parameters(self.model)
+        if accelerated is None:
+            accelerated = self.device.type == "cuda" and accumulation == 1
+        self._logits = Logits(self.model, self.precision)
+        # Made in the first epoch: loading a state comes before.
+        self._whole_batch: Callable[[Tensor], Tensor] | None = None if accelerated else self._logits
+        self._generator = torch.Generator().manual_seed(seed)
+        self._averaged = _RunningMean(self.model, config.ema_decay) if config.ema_decay else None
+        self._optimizer = make_optimizer(self.model, config)
+        self._schedule = make_schedule(self._optimizer, config, self._steps_per_epoch(), lrs)
+        self.epoch = 0
+        self.best: dict[str, float] = {"epoch": 0, "valid_accuracy": -1.0, "valid_loss": math.inf}
+        self.finished = ""
+        self._lowest_loss, self._epochs_without_lower = math.inf, 0
+        self._best_weights: dict[str, Tensor] = {}
+
+    def run_epoch(self) -> EpochResult:
+        """Trains one epoch, validates, keeps the weights if they are the best, and returns the result."""
+        start = time.perf_counter()
+        self.epoch += 1
+        train_loss, train_accuracy, n_seen = self._train_epoch()
+        trained = time.perf_counter()
+        lr = float(self._last_lr)
+        logits, _ = predict(self.evaluated_model, self._valid[0], self.mean, self.std, self.precision)
+        valid_loss = functional.cross_entropy(logits, self._valid[1]).item()
+        labelled = time.perf_counter()
+        valid_accuracy = (logits.argmax(1) == self._valid[1]).sum().item() / len(logits)
+        self._after_epoch(valid_loss, valid_accuracy)
+        return EpochResult(
+            epoch=self.epoch,
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            valid_loss=valid_loss,
+            valid_accuracy=valid_accuracy,
+            lr=lr,
+            epoch_seconds=time.perf_counter() - start,
+            images_per_second=n_seen / (trained - start),
+            seconds_per_image=(labelled - trained) / len(logits),
+            best_epoch=int(self.best["epoch"]),
+            finished=self.finished,
+        )
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The model that is validated: the running mean of the weights where there is one."""
+        return self._averaged.model if self._averaged is not None else self.model
+
+    def best_model(self) -> nn.Module:
+        """Returns a copy of the model with the weights of the best epoch, ready to evaluate."""
+        model = copy.deepcopy(self.evaluated_model)
+        model.load_state_dict(self._best_weights)
+        return model.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns everything that changes in training; loads with `torch.load(..., weights_only=True)`."""
+        return {
+            "belongs_to": self._belongs_to,
+            "model": self.model.state_dict(),
+            "averaged": self._averaged.model.state_dict() if self._averaged is not None else None,
+            "averaged_steps": self._averaged.n_steps if self._averaged is not None else 0,
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "generator": self._generator.get_state(),
+            "epoch": self.epoch,
+            "best": dict(self.best),
+            "finished": self.finished,
+            "lowest_loss": self._lowest_loss,
+            "epochs_without_lower": self._epochs_without_lower,
+            "best_weights": self._best_weights,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes on the state that `state_dict` gave for the same configuration, seed and splits.
+
+        Raises:
+            ValueError: It belongs to others.
+        """
+        if state["belongs_to"] != self._belongs_to:
+            raise ValueError(f"The state must belong to {self._belongs_to}, but got one of {state['belongs_to']}.")
+        self.model.load_state_dict(state["model"])
+        if self._averaged is not None:
+            self._averaged.model.load_state_dict(state["averaged"])
+            self._averaged.n_steps = state["averaged_steps"]
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._generator.set_state(state["generator"].cpu())
+        self.epoch, self.best, self.finished = state["epoch"], dict(state["best"]), state["finished"]
+        self._lowest_loss, self._epochs_without_lower = state["lowest_loss"], state["epochs_without_lower"]
+        self._best_weights = state["best_weights"]
+
+    def _train_epoch(self) -> tuple[float, float, int]:
+        """Returns mean loss, accuracy and number of images of one pass over the train split."""
+        self._logits.train()
+        if self._whole_batch is None:
+            images = normalise(self._train[0][: self.config.batch_size], self.mean, self.std)
+            self._whole_batch = acceleration.accelerate(self._logits, images)
+        optimizer = self._optimizer
+        losses: list[Tensor] = []
+        n_right, n_seen = torch.zeros((), dtype=torch.int64, device=self.device), 0
+        for step, (images, labels) in enumerate(train_batches(*self._train, self.config, self._generator), start=1):
+            optimizer.zero_grad(set_to_none=True)
+            loss, right = self._gradients(images, labels)
+            losses.append(loss)
+            if self.device.type == "cpu" and not math.isfinite(loss.item()):
+                raise self._non_finite(step, loss.item())
+            optimizer.step()
+            if isinstance(self._schedule, LambdaLR):
+                self._last_lr = optimizer.param_groups[0]["lr"]
+                self._schedule.step()
+            if self._averaged is not None:
+                self._averaged.update()
+            n_right += right
+            n_seen += len(labels)
+        if not isinstance(self._schedule, LambdaLR):
+            self._last_lr = optimizer.param_groups[0]["lr"]
+        values = torch.stack(losses).tolist()
+        for step, value in enumerate(values, start=1):
+            if not math.isfinite(value):
+                raise self._non_finite(step, value)
+        return sum(values) / len(values), n_right.item() / n_seen, n_seen
+
+    def _gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds a batch's gradients to the parameters'; returns its mean loss and how many were labelled rightly."""
+        losses, rights = [], []
+        # Another size, as the last batch may have, would have to be captured, too.
+        whole = len(images) == self.config.batch_size and self.accumulation == 1
+        forward = self._whole_batch if whole and self._whole_batch is not None else self._logits
+        n_parts = parts_of(len(images), self.accumulation)
+        for part, truth in zip(images.tensor_split(n_parts), labels.tensor_split(n_parts), strict=True):
+            logits = forward(normalise(part, self.mean, self.std))
+            loss = functional.cross_entropy(logits, truth, label_smoothing=self.config.label_smoothing)
+            loss = loss * (len(part) / len(images))
+            loss.backward()
+            losses.append(loss.detach())
+            rights.append((logits.detach().argmax(1) == truth).sum())
+        return torch.stack(losses).sum(), torch.stack(rights).sum()
+
+    def _non_finite(self, step: int, value: float) -> NonFiniteLossError:
+        return NonFiniteLossError(
+            f"Training loss must be finite, but got {value} in epoch {self.epoch}, step {step} "
+            f"(learning rate {self._optimizer.param_groups[0]['lr']:.3g}). A lower learning_rate may help."
+        )
+
+    def _after_epoch(self, valid_loss: float, valid_accuracy: float) -> None:
+        """Keeps the best weights, counts towards early stopping and lowers a plateau's learning rate."""
+        if not math.isfinite(valid_loss):
+            raise NonFiniteLossError(
+                f"Validation loss must be finite, but got {valid_loss} after epoch {self.epoch}. "
+                "A lower learning_rate may help."
+            )
+        if (valid_accuracy, -valid_loss) > (self.best["valid_accuracy"], -self.best["valid_loss"]):
+            self.best = {"epoch": self.epoch, "valid_accuracy": valid_accuracy, "valid_loss": valid_loss}
+            self._best_weights = {name: value.clone() for name, value in self.evaluated_model.state_dict().items()}
+        if valid_loss < self._lowest_loss - self.config.min_delta:
+            self._lowest_loss, self._epochs_without_lower = valid_loss, 0
+        else:
+            self._epochs_without_lower += 1
+        if isinstance(self._schedule, ReduceLROnPlateau):
+            self._schedule.step(valid_loss)
+        if self.epoch >= self.config.epochs:
+            self.finished = "length"
+        elif self.config.patience is not None and self._epochs_without_lower >= self.config.patience:
+            self.finished = "early stopping"
+
+    def _steps_per_epoch(self) -> int:
+        n, batch_size = len(self._train[1]), self.config.batch_size
+        return max(1, n // batch_size + (n % batch_size * 2 >= batch_size))
+
+
+def predict(
+    model: nn.Module, images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], precision: str = "fp32"
+) -> tuple[Tensor, Tensor]:
+    """Returns logits (N, n_classes) and features (N, D), float32, of images uint8 (N, C, H, W)."""
+    model.eval()
+    outputs = []
+    with torch.inference_mode(), autocast(images.device, precision):
+        for batch in images.split(EVALUATION_BATCH):
+            logits, features = model(normalise(batch, mean, std))
+            outputs.append((logits.float(), features.float()))
+    logits, features = zip(*outputs, strict=True)
+    return torch.cat(logits), torch.cat(features)
+
+
+def evaluate(
+    model: nn.Module, part: Labelled, splits: Splits, *, device: str = "cpu", flip_averaging: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Returns float32 log-probabilities (N, n_classes) and features (N, D) of labelled images, on the CPU.
+
+    Args:
+        model: As `build_model` makes them.
+        part: The images.
+        splits: Whose mean and std normalise the images.
+        device: Where the model is.
+        flip_averaging: Take the mean probability (and mean features) of each image and its mirror image.
+    """
+    images, _ = to_tensors(part, torch.device(device))
+    logits, features = predict(model, images, splits.mean, splits.std)
+    log_probabilities = logits.log_softmax(1)
+    if flip_averaging:
+        mirrored, mirrored_features = predict(model, images.flip(3), splits.mean, splits.std)
+        log_probabilities = torch.logaddexp(log_probabilities, mirrored.log_softmax(1)) - math.log(2)
+        features = (features + mirrored_features) / 2
+    return log_probabilities.cpu(), features.cpu()
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Returns the optimizer; weight decay is applied to weights of two and more dimensions only (not biases, norms).
+
+    Raises:
+        UserError: `OPTIMIZERS` has none of the configuration's name.
+    """
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if config.optimizer not in OPTIMIZERS:
+        raise unknown_name("optimizer", config.optimizer, OPTIMIZERS)
+    return OPTIMIZERS[config.optimizer](groups, config)
+
+
+def _sgd(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    nesterov = config.momentum > 0
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=True)
+
+
+def _adamw(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+
+
+OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], TrainConfig], torch.optim.Optimizer]] = {
+    "sgd": _sgd,
+    "adamw": _adamw,
+}
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int, lrs: Sequence[float] | None = None
+) -> LambdaLR | ReduceLROnPlateau:
+    """Returns the schedule: a step a batch for all but "plateau", which takes one an epoch with the valid_loss.
+
+    With `lrs` a plateau's rates are these, one an epoch.
+
+    Raises:
+        UserError: The configuration's is neither "plateau" nor in `FACTORS`.
+    """
+    if config.schedule == PLATEAU and lrs is not None:
+        factors = [lr / config.learning_rate for lr in lrs]
+        return LambdaLR(
+            optimizer, functools.partial(_factor_of_epoch, factors=factors, steps_per_epoch=steps_per_epoch)
+        )
+    if config.schedule == PLATEAU:
+        return ReduceLROnPlateau(
+            optimizer,
+            factor=config.plateau_factor,
+            patience=config.plateau_patience,
+            threshold=config.min_delta,
+            threshold_mode="abs",
+        )
+    if config.schedule not in FACTORS:
+        raise unknown_name("schedule", config.schedule, [PLATEAU, *FACTORS])
+    n_steps = config.epochs * steps_per_epoch
+    n_warmup = min(config.warmup_epochs, config.epochs / 2) * steps_per_epoch
+    return LambdaLR(
+        optimizer, functools.partial(lr_factor, schedule=config.schedule, n_steps=n_steps, n_warmup=n_warmup)
+    )
+
+
+def lr_factor(step: int, *, schedule: str, n_steps: int, n_warmup: float) -> float:
+    """Returns the share of the peak learning rate, in [0, 1], at a step counted from 0.
+
+    "onecycle" rises linearly and falls linearly to 0; "cosine" rises so, too, and falls along half a cosine; "constant"
+    does neither.
+    """
+    fall = FACTORS[schedule]
+    if fall is None:
+        return 1.0
+    if step < n_warmup:
+        return (step + 1) / (n_warmup + 1)
+    return fall(min(1.0, (step - n_warmup) / max(1.0, n_steps - n_warmup)))
+
+
+PLATEAU = "plateau"
+# Schedule -> the share of the peak rate after a share of the steps after the warm-up; None: the peak rate throughout.
+FACTORS: dict[str, Callable[[float], float] | None] = {
+    "onecycle": lambda progress: 1 - progress,
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+    "constant": None,
+}
+
+
+def _factor_of_epoch(step: int, *, factors: Sequence[float], steps_per_epoch: int) -> float:
+    return factors[min(step // steps_per_epoch, len(factors) - 1)]
+
+
+def prepare(threads: int) -> None:
+    """Sets what torch keeps for the whole process: threads on a CPU, denormal numbers flushed to zero; frees a GPU."""
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    if torch.cuda.is_initialized():  # By a trial before, in the same worker.
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+class _RunningMean:
+    """The exponential moving average of a model's weights and buffers; the first steps weigh more.
+
+    torch's `AveragedModel` would do, but for its step count on the device, and its averaging of integer buffers.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model)
+        self.decay = decay
+        self.n_steps = 0
+        self._pairs = [
+            (mean, value)
+            for mean, value in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True)
+            if value.is_floating_point()
+        ]
+
+    def update(self) -> None:
+        """Takes the model's present weights into the mean."""
+        self.n_steps += 1
+        weight = 1 - min(self.decay, (1 + self.n_steps) / (10 + self.n_steps))
+        means, values = zip(*self._pairs, strict=True)
+        torch._foreach_lerp_(means, values, weight)

@@ -1,0 +1,216 @@
+"""A retraining: one configuration on one seed, in a folder of its own; killed at any moment, it goes on where it was.
+
+What has ended is a `result.json` and the weights; it is not trained again. Nothing here knows Ray or the test split.
+"""
+
+import gc
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuning.base import files
+from tuning.base.config import TrainConfig
+from tuning.base.errors import UserError, survive_encoding
+from tuning.base.masking import masked
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tuning.images.splitting import Splits
+    from tuning.training.fit import Training
+
+RESULT, WEIGHTS, ERROR = "result.json", "weights.pt", "error.log"
+SMALLEST_PART = 2  # Images: batch normalisation needs more than one.
+# As torch says it of a GPU and of the host, Python of itself, and Ray of a worker that it has killed.
+OUT_OF_MEMORY = re.compile(
+    r"OutOfMemory|CUDA (error: )?out of memory|MemoryError|can't allocate memory|running low on memory"
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be trained.
+
+    Attributes:
+        folder: Of all jobs; this one's is below it.
+        length: Train exactly this many epochs and keep the last one's weights; None: stop early, and keep the best's.
+        lrs: Learning rate of each epoch, instead of a "plateau" schedule's.
+        accumulation: Parts that each batch is cut into from the start, because a whole one was too much in the search.
+    """
+
+    config: TrainConfig
+    seed: int
+    folder: Path
+    length: int | None = None
+    lrs: tuple[float, ...] | None = None
+    accumulation: int = 1
+
+    @property
+    def path(self) -> Path:
+        """The job's own folder."""
+        return self.folder / f"{self.config.hash()}-{self.seed}{'' if self.length is None else f'-{self.length}'}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a job.
+
+    Attributes:
+        split_hash: Of what it was trained on.
+        valid_accuracy: Of the epoch whose weights were kept, as a search measures it.
+        valid_accuracy_plain: The same weights in fp32.
+        valid_accuracy_flip_averaging: The same, averaged with each image's mirror image.
+        best_epoch: The epoch whose weights were kept.
+        seconds: Of all epochs.
+        epochs: A row an epoch.
+        error: Why it failed for good; "" where it did not.
+        accumulation: Parts that each batch was cut into in the end.
+    """
+
+    split_hash: str
+    valid_accuracy: float | None = None
+    valid_accuracy_plain: float | None = None
+    valid_accuracy_flip_averaging: float | None = None
+    best_epoch: int | None = None
+    n_parameters: int | None = None
+    seconds: float = 0.0
+    epochs: Sequence[dict[str, Any]] = ()
+    error: str = ""
+    accumulation: int = 1
+
+
+def read(job: Job, split_hash: str) -> Result | None:
+    """Returns the result of a job that has ended; None where it has not, or was trained on other images.
+
+    A damaged result counts for nothing, and this is printed: the job is then trained again.
+    """
+    path = job.path / RESULT
+    if not path.exists():
+        return None
+    try:
+        found = Result(**files.read_json(path))
+    except (UserError, TypeError) as error:
+        print(f"The result of a retraining cannot be read, so it is trained again: {error}", flush=True)
+        return None
+    return found if found.split_hash == split_hash else None
+
+
+def train(job: Job, splits: "Splits", device: str, threads: int, *, alone: bool = True) -> Iterator[dict[str, Any]]:
+    """Trains a job to its end and yields a row an epoch; one that has ended yields nothing, one that fails its `error`.
+
+    A loss that is not finite would come again, so it is the job's result; after another failure it can be gone on with.
+    Out of memory, a job that is alone goes on from its last epoch with its batches cut into twice as many parts, and
+    yields a `note` of it; beside others its failure has `out_of_memory`, and it is worth another try alone.
+
+    Raises:
+        UserError: The disk is full.
+    """
+    from tuning.training.fit import NonFiniteLossError, prepare
+
+    if read(job, splits.split_hash) is not None:
+        return
+    survive_encoding()  # A worker prints, too, and a path may have letters that a terminal's encoding lacks.
+    parts = job.accumulation
+    while True:
+        try:
+            files.make_folder(job.path, exist_ok=True)
+            prepare(threads)
+            yield from _train(job, splits, device, parts)
+            return
+        except UserError:
+            raise
+        except NonFiniteLossError as error:
+            files.write_json(job.path / RESULT, asdict(Result(splits.split_hash, error=str(error))))
+            yield {"error": str(error)}
+            return
+        except Exception as error:  # One failure must not end the jobs beside it.
+            failure = masked(f"{type(error).__name__}: {error}")
+            no_memory = OUT_OF_MEMORY.search(failure) is not None
+            files.write_text(job.path / ERROR, masked(traceback.format_exc()))
+            if not (no_memory and alone and 2 * parts <= job.config.batch_size // SMALLEST_PART):
+                yield {"error": f"{failure} (traceback: {job.path / ERROR})", "out_of_memory": no_memory}
+                return
+        parts *= 2
+        gc.collect()  # The traceback held the model; `prepare` gives back what a GPU then has free.
+        yield {"note": f"{failure.splitlines()[0][:200]} It goes on with each batch in {parts} parts."}
+
+
+def load_model(job: Job, splits: "Splits", device: str) -> "nn.Module":
+    """Returns the model of a job that has ended, ready to evaluate.
+
+    Raises:
+        UserError: Its weights are missing or damaged.
+    """
+    import torch
+
+    from tuning.models.architectures import build_model
+
+    model, path = build_model(job.config, splits.channels, splits.n_classes, load_pretrained=False), job.path / WEIGHTS
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # Damage shows as whatever the zip reader or the restricted unpickler stumbles over.
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UserError(
+            f"The weights of a retraining in {path} cannot be read ({reason.rstrip('. ')}). Remove the folder "
+            f"{job.path} and run the command again: this one is then trained again."
+        ) from error
+    return model.to(device).eval()
+
+
+def save_weights(path: Path, model: "nn.Module") -> None:
+    """Writes a model's state dict, whole or not at all."""
+    import io
+
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save({name: value.cpu() for name, value in model.state_dict().items()}, buffer)
+    files.write_bytes(path, buffer.getvalue())
+
+
+def _train(job: Job, splits: "Splits", device: str, parts: int) -> Iterator[dict[str, Any]]:
+    """Trains a job from its last checkpoint to its end, each batch in so many parts; yields a row an epoch."""
+    from tuning.training import checkpoints
+    from tuning.training.fit import Training, fit
+
+    training = Training(job.config, splits, seed=job.seed, device=device, lrs=job.lrs, accumulation=parts)
+    rows = checkpoints.load(job.path, training)
+    length = job.length or job.config.epochs
+    for epoch in islice(fit(training), max(0, length - training.epoch)):
+        rows.append(asdict(epoch))
+        checkpoints.save(job.path, training, rows)
+        yield rows[-1]
+    _finish(job, training, rows, splits)
+
+
+def _finish(job: Job, training: "Training", rows: list[dict[str, Any]], splits: "Splits") -> None:
+    """Writes weights and result, and removes the checkpoints."""
+    from tuning.training import checkpoints
+    from tuning.training.fit import evaluate
+
+    model = training.best_model() if job.length is None else training.evaluated_model.eval()
+    kept = rows[-1]["best_epoch"] if job.length is None else rows[-1]["epoch"]
+
+    def accuracy(flip_averaging: bool) -> float:
+        device = training.device.type
+        scores, _ = evaluate(model, splits.valid, splits, device=device, flip_averaging=flip_averaging)
+        return float((scores.argmax(1).numpy() == splits.valid.labels).mean())
+
+    result = Result(
+        split_hash=splits.split_hash,
+        valid_accuracy=rows[kept - 1]["valid_accuracy"],
+        valid_accuracy_plain=accuracy(flip_averaging=False),
+        valid_accuracy_flip_averaging=accuracy(flip_averaging=True),
+        best_epoch=kept,
+        n_parameters=training.n_parameters,
+        seconds=sum(row["epoch_seconds"] for row in rows),
+        epochs=rows,
+        accumulation=training.accumulation,
+    )
+    save_weights(job.path / WEIGHTS, model)
+    files.write_json(job.path / RESULT, asdict(result))
+    checkpoints.remove(job.path)

@@ -1,0 +1,303 @@
+"""What a search will take, from a few real steps of each kind of trial that its space can give: `search --dry-run`.
+
+Each kind (network, image size, batch size) trains a few batches with as many side by side as the search would run; then
+searches of random trials are simulated, each of its own length, through the search's own scheduler. On a GPU it is
+measured, too, how many trials side by side on it pay. Nothing is written but the estimate.
+"""
+
+import hashlib
+import heapq
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tuning.base import files, machine
+from tuning.base.config import ANNEALED, TrainConfig
+from tuning.base.errors import UserError
+from tuning.images.datasets import Labelled
+from tuning.images.splitting import Splits
+from tuning.runs import run_folder
+from tuning.trials import local_ray
+
+if TYPE_CHECKING:
+    from tuning.sampling.spaces import Space
+
+DRAWS, SIMULATIONS, VALID_IMAGES = 400, 200, 500
+RISE = 0.3  # Of a simulated trial's accuracy, from its beginning to its end.
+START_SECONDS = 8.0  # From the command to the first step, two cores.
+FILE = ".estimates.json"
+SIDE_BY_SIDE = (2, 4, 8)
+# A GPU is done with few batches before the workers beside have begun with theirs: there are more, and for a while.
+BATCHES, SECONDS = {"cpu": 5, "cuda": 50}, {"cpu": 0.0, "cuda": 2.0}
+CONTEXT_BYTES = 600 << 20  # What CUDA itself keeps of a GPU's memory for each process, roughly; torch does not know.
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an epoch of one kind of trial costs.
+
+    Attributes:
+        share: Of the space's random points, in [0, 1].
+        epoch_seconds: Of the whole train and valid splits.
+        peak_bytes: Memory of the worker on a CPU; on a GPU what it takes of the GPU's, CUDA's own included.
+        checkpoint_bytes: Of a checkpoint file; a running trial has two at most.
+    """
+
+    config: TrainConfig
+    share: float
+    epoch_seconds: float
+    peak_bytes: int
+    checkpoint_bytes: int
+
+
+def kinds(space: "Space", epochs: int) -> list[tuple[TrainConfig, float]]:
+    """Returns a configuration of each kind that the space gives, and the kind's share of random points.
+
+    A kind is what a step costs (`step_kind`), how long a trial is and whether its learning rate is annealed.
+    """
+    import optuna
+
+    study = optuna.create_study(sampler=space.possible(optuna.samplers.RandomSampler(seed=0)))
+    drawn = [space.sample(study.ask(), epochs) for _ in range(DRAWS)]
+    one: dict[tuple[Any, ...], TrainConfig] = {}
+    count: Counter[tuple[Any, ...]] = Counter()
+    for config in drawn:
+        kind = (*step_kind(config), config.epochs, config.schedule in ANNEALED)
+        one.setdefault(kind, config.model_copy(update={"pretrained": False}))
+        count[kind] += 1
+    return [(config, count[kind] / DRAWS) for kind, config in one.items()]
+
+
+def step_kind(config: TrainConfig) -> tuple[Any, ...]:
+    """Returns what the cost of a step depends on; kinds in which it is equal are measured once."""
+    return config.architecture, config.width, config.stem, config.image_size, config.batch_size
+
+
+def time_steps(config: TrainConfig, splits: Splits, device: str, threads: int) -> tuple[float, int, int]:
+    """Returns seconds an epoch, peak bytes of memory and bytes of a checkpoint, from a few batches of real images."""
+    import io
+    import resource
+
+    import torch
+
+    from tuning.training.fit import Training, prepare
+
+    prepare(threads)
+    few = Splits(
+        **vars(splits)
+        | {
+            "train": _first(splits.train, BATCHES[device] * config.batch_size),
+            "valid": _first(splits.valid, VALID_IMAGES),
+        }
+    )
+    training = Training(config.model_copy(update={"epochs": 1000, "patience": None}), few, seed=0, device=device)
+    training.run_epoch()  # It warms up.
+    timed, end = [training.run_epoch()], time.perf_counter() + SECONDS[device]
+    while time.perf_counter() < end:
+        timed.append(training.run_epoch())
+    train_seconds = float(np.mean([len(few.train) / result.images_per_second for result in timed]))
+    valid_seconds = max(0.0, float(np.mean([result.epoch_seconds for result in timed])) - train_seconds)
+    seconds = train_seconds * len(splits.train) / len(few.train) + valid_seconds * len(splits.valid) / len(few.valid)
+    buffer = io.BytesIO()
+    torch.save(training.state_dict(), buffer)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if device == "cuda":
+        peak = torch.cuda.max_memory_reserved() + CONTEXT_BYTES
+        torch.cuda.empty_cache()  # The worker may wait, holding it, while others are measured.
+    return seconds, peak, buffer.tell()
+
+
+def measure(settings: Any, kinds: Sequence[tuple[TrainConfig, float]], splits: Splits) -> list[Cost]:
+    """Returns the cost of each kind, timed in Ray workers with as many side by side as the search runs.
+
+    Ray must have been started.
+    """
+    import ray
+
+    shared = ray.put(splits)
+    remote = ray.remote(num_cpus=settings.cpus_per_trial, num_gpus=settings.gpus_per_trial)(time_steps)
+    threads = max(1, int(settings.cpus_per_trial))
+    measured: dict[tuple[Any, ...], tuple[float, int, int]] = {}
+    for config, _ in kinds:
+        if step_kind(config) not in measured:
+            beside = [remote.remote(config, shared, settings.device, threads) for _ in range(settings.concurrency)]
+            seconds, peaks, sizes = zip(*local_ray.get(beside), strict=True)
+            measured[step_kind(config)] = (sum(seconds) / len(seconds), max(peaks), max(sizes))
+    return [Cost(config, share, *measured[step_kind(config)]) for config, share in kinds]
+
+
+def measure_slots(settings: Any, kinds: Sequence[tuple[TrainConfig, float]], splits: Splits) -> dict[int, float]:
+    """Returns the epochs a second that 1, 2, 4 and 8 trials on one GPU do together, less what cannot be.
+
+    The quickest kind, the slowest and the one between stand for all. Ray must have been started.
+    """
+    gpus = machine.gpu_memory()
+    alone = measure(replace(settings, concurrency=1, gpus_per_trial=1.0), kinds, splits)
+    alone = list({step_kind(cost.config): cost for cost in alone}.values())
+    alone.sort(key=lambda cost: cost.epoch_seconds)
+    some = [alone[0], alone[len(alone) // 2], alone[-1]]
+    rates = {1: len(some) / sum(cost.epoch_seconds for cost in some)}
+    peak = max(cost.peak_bytes for cost in alone)
+    for n in slots_that_fit(peak, min(gpus), machine.cores() / len(gpus) / settings.cpus_per_trial):
+        several = replace(settings, concurrency=n, gpus_per_trial=1 / n)
+        measure(several, [(some[0].config, 1.0)], splits)  # Its workers start, which is not to be timed.
+        costs = measure(several, [(cost.config, cost.share) for cost in some], splits)
+        rates[n] = n * len(some) / sum(cost.epoch_seconds for cost in costs)
+    return rates
+
+
+def slots_that_fit(peak_bytes: int, gpu_bytes: int, most: float) -> list[int]:
+    """Returns which numbers of trials side by side one GPU has memory for, though all be of the largest kind.
+
+    Args:
+        peak_bytes: Of a trial of the largest kind.
+        gpu_bytes: Of the GPU.
+        most: As many as it has cores.
+    """
+    return [n for n in SIDE_BY_SIDE if n * peak_bytes <= machine.GPU_ROOM * gpu_bytes and n <= most]
+
+
+def slots_that_pay(rates: Mapping[int, float]) -> int:
+    """Returns the least number of trials side by side that do 95 % of the most epochs a second.
+
+    More would gain next to nothing, and the sampler and the scheduler would know less at each of their decisions.
+
+    Args:
+        rates: Trials on one GPU -> epochs a second of all of them together.
+    """
+    return min(n for n, rate in rates.items() if rate >= 0.95 * max(rates.values()))
+
+
+def simulate(settings: Any, costs: Sequence[Cost], n: int = SIMULATIONS) -> npt.NDArray[np.float64]:
+    """Returns the seconds that each of `n` simulated searches takes, (n,).
+
+    Trials are of random kinds, and their accuracies rise to random levels with noise; who is stopped when, the search's
+    own scheduler says, which is shown the best accuracy so far, as in a search. A sampler that comes to prefer large
+    networks makes a real search longer.
+    """
+    from tuning.trials.schedulers import METRIC, SCHEDULERS, StandIn
+
+    generator = np.random.default_rng(settings.seed)
+    shares = np.array([cost.share for cost in costs])
+    times = np.empty(n)
+    for i in range(n):
+        scheduler: Any = SCHEDULERS[settings.scheduler](settings.epochs, int(generator.integers(2**31)))
+        kind = generator.choice(len(costs), size=settings.samples, p=shares / shares.sum())
+        level, best = generator.random(settings.samples), np.full(settings.samples, -np.inf)
+        configs = [costs[k].config for k in kind]
+        trials = [
+            StandIn(str(number), {"config": {"schedule": config.schedule, "epochs": config.epochs}})
+            for number, config in enumerate(configs)
+        ]
+        waiting = list(range(settings.samples))[::-1]
+        clock = 0.0
+        events: list[tuple[float, int, int]] = []
+        while events or waiting:
+            while waiting and len(events) < settings.concurrency:
+                number = waiting.pop()
+                scheduler.on_trial_add(None, trials[number])
+                heapq.heappush(events, (clock + costs[kind[number]].epoch_seconds, number, 1))
+            clock, number, epoch = heapq.heappop(events)
+            accuracy = level[number] - RISE * (1 - epoch / configs[number].epochs) + generator.normal(0, 0.1)
+            best[number] = max(best[number], accuracy)
+            decision = scheduler.on_trial_result(None, trials[number], {"epoch": epoch, METRIC: best[number]})
+            if decision != "STOP" and epoch < configs[number].epochs:
+                heapq.heappush(events, (clock + costs[kind[number]].epoch_seconds, number, epoch + 1))
+        times[i] = clock + START_SECONDS
+    return times
+
+
+def summarise(settings: Any, costs: Sequence[Cost]) -> dict[str, float]:
+    """Returns the estimate: for how many samples, seconds of the search (median, 10 % and 90 % quantile), bytes, ..."""
+    low, middle, high = np.quantile(simulate(settings, costs), [0.1, 0.5, 0.9])
+    largest = max(cost.checkpoint_bytes for cost in costs)
+    return {
+        "samples": float(settings.samples),
+        "seconds": float(middle),
+        "seconds_low": float(low),
+        "seconds_high": float(high),
+        "longest_trial_seconds": max(cost.epoch_seconds * cost.config.epochs for cost in costs),
+        "peak_bytes": float(max(cost.peak_bytes for cost in costs)),
+        # While it runs: best and latest of each slot, one of them being written, and those of the trials that ended.
+        "disk_bytes": float(largest * (3 * settings.concurrency + 2 * settings.samples)),
+    }
+
+
+def text(settings: Any, costs: Sequence[Cost], found: dict[str, float], rates: Mapping[int, float] = {}) -> str:
+    """Returns what the dry run prints; with `rates` also what `measure_slots` found."""
+    networks: dict[str, list[Cost]] = {}
+    for cost in costs:
+        width = "" if cost.config.architecture == "resnet18" else f"-{cost.config.width}"
+        networks.setdefault(f"{cost.config.architecture}{width}", []).append(cost)
+    lines = ["One epoch, with as many trials side by side as the search runs:"]
+    for name, group in networks.items():
+        seconds = [cost.epoch_seconds for cost in group]
+        share = sum(cost.share for cost in group)
+        lines.append(f"  {name:<14} {min(seconds):6.1f} to {max(seconds):6.1f} s   {share:4.0%} of the space")
+    if rates:
+        together = ", ".join(f"{60 * rate:.1f} with {n}" for n, rate in rates.items())
+        lines.append(
+            f"Epochs a minute of all trials on one GPU: {together}. "
+            f"A search of this space here runs {slots_that_pay(rates)} a GPU from now on."
+        )
+    minutes = {name: value / 60 for name, value in found.items() if "seconds" in name}
+    return "\n".join(
+        [
+            *lines,
+            f"The search      about {minutes['seconds']:.1f} minutes (80 % of simulated ones: "
+            f"{minutes['seconds_low']:.1f} to {minutes['seconds_high']:.1f})",
+            f"One full trial  {minutes['longest_trial_seconds']:.1f} minutes at most",
+            f"Side by side    {settings.concurrency} on {settings.device}, "
+            f"{found['peak_bytes'] / 1e9:.1f} GB of memory each at most",
+            f"Disk            {found['disk_bytes'] / 1e6:.0f} MB at most while it runs",
+        ]
+    )
+
+
+def keep(settings: dict[str, Any], found: dict[str, float], root: Path = run_folder.RESULTS) -> None:
+    """Writes an estimate down, so that the run of the same settings can say how far off it was."""
+    _keep(json.dumps(settings, sort_keys=True), found, root)
+
+
+def recall(settings: dict[str, Any], root: Path = run_folder.RESULTS) -> dict[str, float] | None:
+    """Returns the last estimate for these settings, or None."""
+    found: dict[str, float] | None = _kept(root).get(json.dumps(settings, sort_keys=True))
+    return found
+
+
+def keep_slots(source: str, dataset: str, rates: Mapping[int, float], root: Path = run_folder.RESULTS) -> None:
+    """Writes down how many trials a GPU pay: for searches of the same data set and space (its source) on these GPUs."""
+    _keep(_slots_key(source, dataset), {"trials_a_gpu": slots_that_pay(rates), "epochs_per_second": dict(rates)}, root)
+
+
+def recall_slots(source: str, dataset: str, root: Path = run_folder.RESULTS) -> int | None:
+    """Returns how many trials a GPU the last dry run of the same found to pay, or None."""
+    found: dict[str, int] = _kept(root).get(_slots_key(source, dataset), {}) if machine.gpu_memory() else {}
+    return found.get("trials_a_gpu")
+
+
+def _slots_key(source: str, dataset: str) -> str:
+    return f"{dataset}, space {hashlib.sha256(source.encode()).hexdigest()[:12]}, GPUs of {machine.gpu_memory()} bytes"
+
+
+def _keep(key: str, found: Mapping[str, Any], root: Path) -> None:
+    root.mkdir(exist_ok=True)
+    files.write_json(root / FILE, _kept(root) | {key: found})
+
+
+def _kept(root: Path) -> dict[str, Any]:
+    try:
+        return files.read_json(root / FILE)
+    except UserError:  # None was kept, or a damaged file: an estimate is no loss.
+        return {}
+
+
+def _first(part: Labelled, n: int) -> Labelled:
+    return Labelled(part.images[:n], part.labels[:n])

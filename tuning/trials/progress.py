@@ -1,0 +1,304 @@
+"""What a person watches while a search runs: in a terminal one live view, elsewhere one line an event.
+
+Nothing is decided or recorded here. All events come from one thread; the live view's own thread only reads.
+"""
+
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from tuning.base.errors import counted
+from tuning.base.masking import masked
+from tuning.base.tables import encodable
+from tuning.runs import schema
+
+Row = Mapping[str, Any]
+
+_STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
+_ENDED = ("complete", "pruned", "failed")
+_SPARKS = "▁▂▃▄▅▆▇█"
+_POINTS_A_BLOCK = 0.02  # Of accuracy; a fixed scale, so that a trial that diverged does not flatten the others.
+_MAX_WIDTH, _INDENT, _N_BEST, _N_FAILED = 110, len("running"), 5, 2
+_UNKNOWN = "–"  # noqa: RUF001
+# What gives way, one after the other, where the terminal is low: a part of the view, and the rows that it keeps.
+_SHRINK = [("running", 4), ("failed", 1), ("best", 3), ("running", 2), ("failed", 0), ("best", 0), ("running", 0)]
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A trial as it was last heard of. Times are the clock's; `began` is None where this session has not run it."""
+
+    row: Row
+    curve: tuple[float | None, ...] = ()  # valid_accuracy by epoch; None where it is not known.
+    began: float | None = None
+    ended: float | None = None
+    epoch_ended: float = 0.0
+    epoch_seconds: float = 0.0
+
+    @property
+    def state(self) -> str:
+        return "to come" if self.row["state"] == "running" and self.began is None else str(self.row["state"])
+
+    @property
+    def length(self) -> int:
+        return int(self.row.get("config/epochs") or 0)
+
+    @property
+    def network(self) -> str:
+        name, width = _cell(self.row.get("config/architecture")), self.row.get("config/width")
+        if name == "resnet18":
+            return f"{name}-pre" if self.row.get("config/pretrained") else name
+        return name if width is None else f"{name}-{width}"
+
+    @property
+    def error(self) -> str:
+        return _plain(masked(next(iter(str(self.row.get("error") or "").strip().splitlines()), "unknown error")))
+
+
+class Progress:
+    """Shows what happens to the trials of a search.
+
+    Args:
+        n_samples: Trials that the search will run.
+        n_done: Those that have ended already.
+        quiet: Print nothing but notes.
+        verbose: In a terminal, too, print a line an event, above the live view.
+        time_budget: Seconds after which the search ends in any case; None is no limit.
+        console: Where to print; None is stdout.
+    """
+
+    def __init__(
+        self,
+        n_samples: int,
+        n_done: int = 0,
+        quiet: bool = False,
+        verbose: bool = False,
+        *,
+        time_budget: float | None = None,
+        console: Console | None = None,
+    ) -> None:
+        if console is None:  # Not even FORCE_COLOR may bring control codes into a file.
+            console = Console(file=sys.stdout, highlight=False, force_terminal=None if sys.stdout.isatty() else False)
+        self._console, self._start = console, time.monotonic()
+        self._n_samples, self._n_before, self._time_budget = n_samples, n_done, time_budget
+        self._slots = 1
+        self._trials: dict[int, _Trial] = {}  # Replaced as a whole, never changed: the view's thread reads it.
+        in_terminal = console.is_interactive and console.encoding.startswith("utf")
+        self._lines = not quiet and (verbose or not in_terminal)
+        self._live: Live | None = None
+        if in_terminal and not quiet:
+            self._live = Live(console=console, get_renderable=self.view, refresh_per_second=4)
+
+    def __enter__(self) -> Self:
+        """Begins; the live view comes with the first trial, so that a download before it can show its own."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Ends; the last state of the live view stays."""
+        if self._live is not None:
+            self._live.stop()
+
+    def seed(self, trials: Iterable[Mapping[Any, Any]], epochs: Iterable[Mapping[Any, Any]] = ()) -> None:
+        """Takes in the rows of the frames of a run that is gone on with; the epochs are for the curves."""
+        curves: dict[int, tuple[float | None, ...]] = {}
+        for row in epochs:
+            curves[row["trial"]] = (*curves.get(row["trial"], ()), row["valid_accuracy"])
+        for row in map(schema.plain, trials):
+            self._set(_Trial(row, curves.get(row["trial"], ())))
+            self._n_before = max(0, self._n_before - (row["state"] != "running"))
+
+    def note(self, text: str) -> None:
+        """Prints what is no event of a trial."""
+        self._print("\n".join(_plain(line) for line in text.splitlines()))
+
+    def started(self, row: Row) -> None:
+        """Shows that a trial began, or began again."""
+        old, now = self._trials.get(row["trial"], _Trial(row)), time.monotonic()
+        trial = replace(old, row=row, began=now if old.began is None else old.began, epoch_ended=now)
+        self._set(trial)
+        self._slots = max(self._slots, len(_in_state(self._trials, "running")))
+        names = ("optimizer", "learning_rate", "batch_size", "schedule")
+        began = f"goes on after epoch {len(trial.curve)}" if trial.curve else "started"
+        self._line(row, " ".join([began, trial.network, *(_cell(row.get(f"config/{name}")) for name in names)]))
+        if self._live is not None:
+            self._live.start()
+
+    def epoch(self, row: Row, result: Mapping[str, Any]) -> None:
+        """Shows an epoch of a trial."""
+        old, now = self._trials.get(row["trial"], _Trial(row, began=time.monotonic())), time.monotonic()
+        known = (*old.curve, *[None] * result["epoch"])[: result["epoch"] - 1]
+        curve = (*known, result["valid_accuracy"])
+        self._set(replace(old, row=row, curve=curve, epoch_ended=now, epoch_seconds=result["epoch_seconds"]))
+        speed = f"{result['epoch_seconds']:.1f} s, {result['images_per_second']:,.0f} images/s"
+        self._line(row, f"epoch {result['epoch']}  valid {_cell(result['valid_accuracy'], '.2%')}  {speed}")
+
+    def ended(self, row: Row) -> None:
+        """Shows that a trial ended, and the best so far."""
+        trial = replace(self._trials.get(row["trial"], _Trial(row)), row=row, ended=time.monotonic())
+        self._set(trial)
+        text = f"failed: {trial.error}"
+        if trial.state != "failed":
+            n_ended = self._n_before + len(_in_state(self._trials, *_ENDED))
+            best = next((t.row["valid_accuracy"] for t in _ranked(self._trials)), None)
+            valid = _cell(row.get("valid_accuracy"), ".2%")
+            text = f"{trial.state} after {counted(row['epochs'], 'epoch')}  valid {valid}"
+            text += f"  ({n_ended}/{self._n_samples} done, best {_cell(best, '.2%')})"
+        self._line(row, text)
+
+    def seconds_left(self) -> float | None:
+        """Returns about how long the search will go on; None until two trials of this session have ended.
+
+        A trial to come takes the mean of those that ended, pruned ones included; a running one takes that, too, or if
+        it has taken more already, its full length. Simulated ASHA searches: off by 13 to 24 % of the whole on average.
+        """
+        now, trials = time.monotonic(), self._trials
+        seconds = [t.ended - t.began for t in trials.values() if t.ended is not None and t.began is not None]
+        if len(seconds) < 2:
+            return None
+        mean = sum(seconds) / len(seconds)
+        running = []
+        for trial in _in_state(trials, "running"):
+            in_full = (trial.length - trial.row["epochs"]) * trial.epoch_seconds - (now - trial.epoch_ended)
+            spent = now - (trial.began or 0.0)
+            running.append(mean - spent if spent < mean else max(0.0, in_full))
+        n_to_come = max(0, self._n_samples - self._n_before - len(_in_state(trials, *_ENDED)) - len(running))
+        left = max([(n_to_come * mean + sum(running)) / self._slots, *running])
+        return left if self._time_budget is None else min(left, max(0.0, self._start + self._time_budget - now))
+
+    def view(self) -> Group:
+        """Returns what the live view shows now; it leaves a line of the console free and is at most 110 wide."""
+        size, trials = self._console.size, self._trials
+        width, height = min(size.width, _MAX_WIDTH), max(1, size.height - 1)
+        counts = {"earlier": self._n_before, **{state: len(_in_state(trials, state)) for state in _STYLES}}
+        counts["to come"] = max(0, self._n_samples - sum(counts.values()))
+        bar, legend, n, n_all = Text(), [Text()], 0, max(1, sum(counts.values()))
+        for state, count in counts.items():
+            style, begin, n = _STYLES.get(state, "bright_black"), round(width * n / n_all), n + count
+            bar.append(("─" if state == "to come" else "━") * (round(width * n / n_all) - begin), style)
+            if count:
+                if legend[-1] and legend[-1].cell_len + len(f"   {count} {state}") > width:
+                    legend.append(Text())
+                legend[-1].append(f"{'   ' if legend[-1] else ''}{count} {state}", style)
+        title = f"{sum(counts[state] for state in ('earlier', *_ENDED))}/{self._n_samples} trials"
+        left = f"   left {_about(self.seconds_left())}" if counts["running"] + counts["to come"] else ""
+        times = f"elapsed {self._elapsed()}{left}"
+        if len(title) + len(times) >= width:
+            times = times.removeprefix("elapsed ")
+        times = times.rjust(width - len(title))
+        lines = [*[Text()] * (height > 20), Text.assemble((title, "bold"), times), bar, *legend]
+        lines += _parts(trials, width, height - len(lines))
+        for line in lines:
+            line.truncate(width, overflow="ellipsis")
+        return Group(*lines[:height])
+
+    def _elapsed(self) -> timedelta:
+        return timedelta(seconds=int(time.monotonic() - self._start))
+
+    def _set(self, trial: _Trial) -> None:
+        self._trials = self._trials | {trial.row["trial"]: trial}
+
+    def _line(self, row: Row, text: str) -> None:
+        if self._lines:
+            self._print(f"{self._elapsed()}  trial {row['trial']:>3}  {text}")
+
+    def _print(self, text: str) -> None:
+        text = encodable(masked(text), self._console.encoding)
+        self._console.print(Text(text), soft_wrap=self._live is None)
+
+
+def _parts(trials: Mapping[int, _Trial], width: int, height: int) -> list[Text]:
+    """Returns the trials that run, the best and the last that failed, as many as fit; each part after a blank line."""
+    running, failed = _in_state(trials, "running"), _in_state(trials, "failed")
+    parts = {"running": running, "best": _ranked(trials)[:_N_BEST], "failed": failed[: -_N_FAILED - 1 : -1]}
+    n_running = len(running)
+    for name, least in _SHRINK:
+        while sum(2 + len(part) for part in parts.values() if part) > height and len(parts[name]) > least:
+            parts[name].pop()
+    more = 1 < len(running) < n_running and running.pop()  # Whose line says how many are not shown.
+    header, *rows = _table([*running, *parts["best"]], width)
+    lines = []
+    for name, part in parts.items():
+        color = _STYLES.get(name, "green")
+        if part:
+            lines += [Text(), Text.assemble((f"{name:{_INDENT}}", f"bold {color}"), (header, "dim"))]
+            header = ""
+        for trial in part:
+            rest = f"  {trial.network}  {trial.error}" if name == "failed" else rows.pop(0)
+            style = "bold" if name == "best" and trial is part[0] else ""
+            lines.append(Text(f"{trial.row['trial']:>{_INDENT}}{rest}", style))
+            lines[-1].highlight_regex(f"[{_SPARKS}]+", color)
+            lines[-1].highlight_regex("·+", "bright_black")
+        if name == "running" and more:
+            lines.append(Text(f"{'':{_INDENT}}  +{n_running - len(running)} more", "dim"))
+    return lines
+
+
+def _table(trials: Sequence[_Trial], width: int) -> list[str]:
+    """Returns a line of names and one a trial, of the columns that fit; the curve has what is left of the width."""
+    config = {"optimizer": "optimizer", "lr": "learning_rate", "schedule": "schedule", "batch": "batch_size"}
+    cells = {
+        "network": [t.network for t in trials],
+        "epoch": [f"{t.row['epochs']}/{t.length or '?'}" for t in trials],
+        "valid": [_cell(t.row.get("valid_accuracy"), ".2%") for t in trials],
+        "curve": [""] * len(trials),
+        **{name: [_cell(t.row.get(f"config/{key}")) for t in trials] for name, key in config.items()},
+    }
+    names, gap = list(cells)[: 4 if width < 76 else 7 if width < 96 else 8], 1 if width < 60 else 2
+    widths = {name: max(map(len, [name, *cells[name]])) for name in names}
+    room = width - _INDENT - sum(widths.values()) - gap * len(names) + widths["curve"]
+    longest = max((max(t.length, len(t.curve)) for t in trials), default=0)
+    widths["curve"] = max(widths["curve"], min(longest, room))
+    high = max((accuracy for t in trials for accuracy in t.curve if accuracy is not None), default=1.0)
+    cells["curve"] = [sparkline(t.curve, t.length, widths["curve"], high) for t in trials]
+    lines = [""] * (1 + len(trials))
+    for name in names:
+        side = ">" if name in ("epoch", "valid", "lr", "batch") else "<"
+        for i, cell in enumerate([name, *cells[name]]):
+            lines[i] += f"{'':{gap}}{cell:{side}{widths[name]}}"
+    return lines
+
+
+def sparkline(values: Sequence[float | None], length: int, width: int, high: float) -> str:
+    """Returns a curve with a block an epoch, or at most `width` evenly chosen ones; "·" is an epoch without a value."""
+    total, blocks = max(length, len(values)), ""
+    for i in range(min(width, total)):
+        epoch = (i + 1) * total // min(width, total) - 1
+        value = values[epoch] if epoch < len(values) else None
+        blocks += "·" if value is None else _SPARKS[max(0, min(7, 7 - round((high - value) / _POINTS_A_BLOCK)))]
+    return blocks
+
+
+def _in_state(trials: Mapping[int, _Trial], *states: str) -> list[_Trial]:
+    return [trial for trial in trials.values() if trial.state in states]
+
+
+def _ranked(trials: Mapping[int, _Trial]) -> list[_Trial]:
+    """Returns the trials that ended with an accuracy, the best first, in the order of `results.rank_trials`."""
+    known = [t for t in _in_state(trials, "complete", "pruned") if t.row.get("valid_accuracy") is not None]
+    return sorted(known, key=lambda t: (-t.row["valid_accuracy"], t.state, t.row["trial"]))
+
+
+def _cell(value: Any, form: str = ".2g") -> str:
+    return _UNKNOWN if value is None else format(value, form) if isinstance(value, float) else _plain(str(value))
+
+
+def _plain(line: str) -> str:
+    """Returns the text of a line without colours and other control codes (Ray's errors have some)."""
+    return "".join(c if c.isprintable() else " " for c in Text.from_ansi(line).plain)
+
+
+def _about(seconds: float | None) -> str:
+    """Returns a duration as roughly as it is known."""
+    if seconds is None:
+        return _UNKNOWN
+    minutes, hours = seconds / 60, seconds / 3600
+    if minutes < 59.5:
+        return f"~{minutes:.0f} min" if minutes >= 1 else "<1 min"
+    return f"~{hours:.0f} h" if hours >= 9.95 else f"~{hours:.1f} h"

@@ -1,0 +1,303 @@
+"""What a search writes into its run folder beside study and frames: `meta.json`, and at the end pictures and the page.
+
+Where a run has a storage, what is in its folder goes there from here.
+"""
+
+import re
+import secrets
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuning.base import files, locks, machine
+from tuning.base.errors import UserError, disk_full, each_alone
+from tuning.remote import leases, mirror
+from tuning.remote import storage as storages
+from tuning.runs import run_folder
+from tuning.trials.settings import Settings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from tuning.sampling.spaces import Space
+    from tuning.trials.progress import Progress
+
+SCHEMA = 1  # Of `meta.json`; version 0.2.0 wrote none.
+
+
+@contextmanager
+def claimed(name: str | None, dataset: str, storage: str | None) -> Iterator[Path]:
+    """Makes the folder of a new run, which is this search's alone; removes it where nothing came of it.
+
+    No other search can take the name from then on, on this machine or on another one with the same storage. A folder
+    that a search made before it was killed, and that has no record yet, is taken over.
+
+    Args:
+        name: Of the run; None gives <date>-<dataset>-<number>, the next number where another search was quicker.
+        dataset: For the name.
+        storage: Whose runs' names are taken, too.
+
+    Raises:
+        UserError: The name is taken, or no name.
+    """
+    made_parent = not run_folder.RESULTS.exists()
+    with ExitStack() as stack:
+        path = _claim(name, dataset, storage, stack)
+        try:
+            yield path
+        finally:
+            if not (path / storages.META).exists():
+                shutil.rmtree(path, ignore_errors=True)
+                with suppress(OSError):
+                    if made_parent:
+                        path.parent.rmdir()
+
+
+def _claim(name: str | None, dataset: str, storage: str | None, stack: ExitStack) -> Path:
+    """Returns the folder that `claimed` yields; `stack` ends the claim."""
+    if storage is not None and storages.is_at(storage, run_folder.RESULTS / "any"):
+        storage = None
+    taken: set[str] = set()
+    while True:
+        path = new_path(name, dataset, taken={*taken, *(storages.Store(storage).runs() if storage else ())})
+        with ExitStack() as claim:
+            try:
+                path.parent.mkdir(exist_ok=True)
+                path.mkdir(exist_ok=name is not None)
+            except FileExistsError:  # Of this moment, and without a record.
+                continue
+            except OSError as error:
+                raise (
+                    disk_full(path, error) or UserError(f"{path} must be a folder that can be made: {error}.")
+                ) from error
+            claim.enter_context(locks.hold(path, "search"))
+            if storage is None or claim.enter_context(leases.claimed(storages.joined(storage, path.name))):
+                stack.push(claim.pop_all())
+                return path
+        taken.add(path.name)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def new_path(name: str | None, dataset: str, root: Path | None = None, *, taken: Collection[str] = ()) -> Path:
+    """Returns where a new run's folder is to be.
+
+    Args:
+        name: Letters, digits, ".", "_" and "-"; None gives <date>-<dataset>-<number>.
+        dataset: For the name.
+        root: Where the run folders are; None is `results/`.
+        taken: Names that are taken elsewhere.
+
+    Raises:
+        UserError: The name has other characters, or exists.
+    """
+    root = run_folder.RESULTS if root is None else root
+    if name is None:
+        stem = f"{date.today().isoformat()}-{dataset}-"
+        names = [*(path.name for path in root.glob(f"{stem}*")), *taken]
+        numbers = [name.removeprefix(stem) for name in names if name.startswith(stem)]
+        name = f"{stem}{max((int(number) for number in numbers if number.isdigit()), default=0) + 1}"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in run_folder.WORDS:
+        raise UserError(
+            f"--run must be letters, digits, '.', '_' and '-' (and none of {run_folder.WORDS}), but got {name!r}."
+        )
+    if (root / name).exists() and not _is_beginning(root / name):
+        there = root / name / "meta.json"
+        other = f"Resume that run with --resume {files.called(root / name)}, or choose another name."
+        raise UserError(
+            f"--run must be a new name, but got {name!r}, and {root / name} exists. "
+            f"{other if there.exists() else 'Choose another.'}"
+        )
+    if name in taken:
+        raise UserError(f"--run must be a new name, but got {name!r}, and the storage has it. Choose another.")
+    return root / name
+
+
+def _is_beginning(path: Path) -> bool:
+    """Returns whether a folder has only what a search writes before its record, as one that was killed then has."""
+    return path.is_dir() and {file.name for file in path.iterdir()} <= {".search.lock", "space.py", "space.zip"}
+
+
+def begin(path: Path, settings: Settings, space: "Space") -> str:
+    """Writes `space.py` and `meta.json` of a new run; returns what of the space cannot be kept, or ""."""
+    from tuning.trials import estimate
+
+    files.make_folder(path, exist_ok=True)
+    files.write_text(path / "space.py", space.source)
+    left = space.surroundings.keep(path) if space.surroundings else ""
+    update_meta(
+        path,
+        settings,
+        schema=SCHEMA,
+        id=secrets.token_hex(6),
+        stored_as=path.name,
+        dataset=settings.dataset,
+        seed=settings.seed,
+        command=shlex.join(["python", "-m", "tuning.search", *storages.masked_all(sys.argv[1:])]),
+        started=now(),
+        estimate=estimate.recall(asdict(settings)),
+        versions=machine.versions(),
+        hardware=machine.hardware(),
+        git_commit=machine.git_commit(),
+    )
+    return left
+
+
+def go_on(path: Path, settings: Settings, last: str | None, now: str) -> None:
+    """Writes into `meta.json` for how long nothing happened in a run, by its own record: no time that the search took.
+
+    Args:
+        path: The run folder.
+        settings: Those of this session.
+        last: The last moment that the record holds; None if there is none.
+        now: The first of this session, not before the last.
+    """
+    pauses = files.read_json(path / "meta.json").get("pauses", [])
+    if last is not None:  # A session in which nothing happened is part of the pause.
+        pauses = [*(pause for pause in pauses if pause[0] != last), [last, now]]
+    update_meta(path, settings, pauses=pauses)
+
+
+def update_meta(path: Path, settings: Settings, **values: Any) -> None:
+    """Writes the settings and some values into `meta.json`, beside what it has."""
+    file = path / "meta.json"
+    meta = files.read_json(file) if file.exists() else {}
+    files.write_json(file, meta | {"settings": asdict(settings)} | values, durable=True)
+
+
+def now() -> str:
+    """Returns the time in UTC, as the record has it."""
+    return datetime.now(UTC).isoformat()
+
+
+def newest(name: str) -> run_folder.Run:
+    """Returns the run to go on with: as it is here, or in its storage, if it has gone on elsewhere since."""
+    uri, root = name, run_folder.RESULTS
+    if "://" not in name:
+        found = run_folder.load(name)
+        base = found.settings.get("storage")
+        if base is None:
+            return found
+        try:
+            storages.usable(base)
+        except UserError as error:
+            raise UserError(
+                f"{error} The run {found.name} is kept there, too, and may have gone on there. If that place has "
+                f"another address now, resume it from there: --resume ADDRESS/{found.name}."
+            ) from error
+        if storages.is_at(base, found.path):
+            return found
+        uri = stored_at(base, found.path)
+        return run_folder.Run(mirror.fetch(uri, root, path=found.path, retrained=True))
+    storages.usable(storages.split(uri)[0])
+    return run_folder.Run(mirror.fetch(uri, root, retrained=True))
+
+
+@contextmanager
+def mirrored(
+    settings: Settings, path: Path, progress: "Progress", on_lost: Callable[[UserError], None]
+) -> Iterator[None]:
+    """Sends the run folder to its storage, if it has one; a search has the run to itself there meanwhile.
+
+    Args:
+        settings: Of the run.
+        path: The run folder.
+        progress: Receives what a person should know.
+        on_lost: Called when another process has taken the run over in the storage, because this one seemed dead.
+
+    Raises:
+        UserError: Another process works on the run in the storage.
+    """
+    from tuning.training import checkpoints
+
+    if settings.storage is None:
+        yield
+        return
+    uri = stored_at(settings.storage, path)
+    with leases.leased(uri, "search", progress.note, on_lost) as lease:
+        if storages.is_at(settings.storage, path):  # What is written there is stored.
+            yield
+            return
+        store = storages.Store(uri)
+        if store.read(storages.META) is not None and mirror.stored_is_newer(store, path, lambda text: None):
+            raise UserError(f"{storages.masked(uri)} has gone on meanwhile. Run the command again, which fetches it.")
+        with mirror.Mirror(path, uri, progress.note, skip=checkpoints.NAMES, lease=lease) as sending:
+            try:
+                yield
+            finally:
+                sending.finish()
+
+
+def stored_at(base: str, path: Path) -> str:
+    """Returns the URI of a run in its storage: under the name that it was begun with, whatever its folder's is now."""
+    if storages.is_at(base, path):
+        return storages.joined(base, path.resolve().name)
+    run = run_folder.Run(path)
+    return storages.joined(base, run.meta.get("stored_as") or run_folder.first_name(run))
+
+
+def conclude(run: run_folder.Run, tell: Callable[[str], None] = print) -> None:
+    """Writes the run's pictures, page and `best.json`, if a trial has finished; of the losers no checkpoint is kept.
+
+    What cannot be drawn is told, and costs nothing else.
+
+    Raises:
+        UserError: The disk is full.
+    """
+    import pandas as pd
+
+    from tuning.figures import importances, run_figures, run_page, style
+    from tuning.runs import analysis
+    from tuning.runs.run_folder import trial_folder
+    from tuning.training import checkpoints
+
+    trials, epochs = run.trials, run.epochs
+    if not trials["state"].isin(["complete", "pruned"]).any():
+        return
+    best = run.best["trial"]
+    for number in trials.loc[trials["state"] != "running", "trial"]:
+        if number != best:
+            checkpoints.remove(trial_folder(run.path, number))
+    run_folder.write_best(run)
+    found = each_alone({"The importances": lambda: importances.of_run(run)}, tell)
+    importance = found.get("The importances", pd.DataFrame(columns=list(importances.COLUMNS)))
+    draw: dict[str, Callable[[], Figure]] = {
+        "best_so_far": lambda: run_figures.best_so_far(analysis.best_so_far(trials, run.clock)),
+        "learning_curves": lambda: run_figures.learning_curves(epochs, trials),
+        "parallel_coordinates": lambda: run_figures.parallel_coordinates(trials),
+    }
+    if found:
+        draw["importances"] = lambda: run_figures.importances(importance)
+    if (minimized := run.settings.get("minimize")) is not None:
+        draw["pareto"] = lambda: run_figures.pareto(trials, minimized)
+    style.save_each(draw, run.path, tell)
+    each_alone({"The page": lambda: run_page.write(run, importances=importance, tell=tell)}, tell)
+
+
+def conclude_stored(run: run_folder.Run, uri: str, progress: "Progress") -> None:
+    """Removes the losers' checkpoints from the storage, and brings the winner's best one into the run folder."""
+    from tuning.runs.run_folder import trial_folder
+    from tuning.training import checkpoints
+
+    trials = run.trials
+    if not trials["state"].isin(["complete", "pruned"]).any():
+        return
+    store, best = storages.Store(uri), run.best["trial"]
+    losers = {f"{number:04d}" for number in trials.loc[trials["state"] != "running", "trial"] if number != best}
+    try:
+        stored = [name.split("/") for name in store.names("trials")]
+        lost = ["/".join(name) for name in stored if name[1] in losers and name[-1] in checkpoints.NAMES]
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(store.remove, lost))
+        folder = trial_folder(run.path, best)
+        if checkpoint := store.read(f"trials/{folder.name}/{checkpoints.BEST}"):
+            files.make_folder(folder, exist_ok=True)  # The trial may have ended on another machine.
+            files.write_bytes(folder / checkpoints.BEST, checkpoint)
+    except UserError as error:
+        progress.note(f"The losers' checkpoints stay in the storage: {error}. {mirror.sent_by(run.path)}")

@@ -1,0 +1,170 @@
+"""`SCHEDULERS` and `SAMPLERS`: name -> builder. Every option is named, because Ray's and Optuna's defaults change.
+
+The metric that schedulers compare is the best valid_accuracy so far, of trials whose curves have the same form
+(`LikeWithLike`); time is counted in epochs. How long a trial may train is its own configuration's `epochs`.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+
+from tuning.base.config import ANNEALED, MOST_EPOCHS
+
+METRIC = "best_valid_accuracy"
+REDUCTION_FACTOR = 3
+
+
+class LikeWithLike(FIFOScheduler):
+    """Several schedulers of a kind: each trial is compared with those whose learning curves have the form of its own.
+
+    An annealed learning rate is still high where a trial may be stopped, and its accuracy behind that of a rate that is
+    held or has dropped; at the end it is ahead. Compared with these, the default search stopped its one-cycle trials
+    after two epochs and never saw what they come to. Where a space sets the epochs, an annealed rate falls over these:
+    such trials are compared with those of the same full length. A rate that is held does not know how long it will be;
+    there it is enough that the trials may be stopped at the same epochs.
+
+    Args:
+        build: Makes the scheduler of trials of a full length, in epochs.
+        epochs: Full length of a trial that has none of its own.
+    """
+
+    def __init__(self, build: Callable[[int], TrialScheduler], epochs: int) -> None:
+        super().__init__()
+        self._build, self._epochs = build, epochs
+        self._schedulers: dict[tuple[bool, int], TrialScheduler] = {}
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Tells the trial's scheduler; so do the others."""
+        self._of(trial).on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Returns what the trial's scheduler decides; at its full length a trial has ended anyhow."""
+        decision = self._of(trial).on_trial_result(tune_controller, trial, result)
+        return TrialScheduler.STOP if result.get("epoch", 0) >= self._length(trial) else decision
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Tells the trial's scheduler that it has ended."""
+        self._of(trial).on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Tells the trial's scheduler that it has failed."""
+        self._of(trial).on_trial_error(tune_controller, trial)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Tells the trial's scheduler that it is gone."""
+        self._of(trial).on_trial_remove(tune_controller, trial)
+
+    def _length(self, trial: Any) -> int:
+        return int(trial.config.get("config", {}).get("epochs", self._epochs))
+
+    def _of(self, trial: Any) -> TrialScheduler:
+        length = self._length(trial)
+        annealed = trial.config.get("config", {}).get("schedule") in ANNEALED
+        alike = (annealed, length if annealed else grace_period(length))
+        if alike not in self._schedulers:
+            self._schedulers[alike] = self._build(length)
+        return self._schedulers[alike]
+
+
+def grace_period(epochs: int) -> int:
+    """Returns the epochs that every trial gets: a ninth of the full length, at least 2.
+
+    A plateau schedule survives that: until its first drop its rate is constant, which is ahead of the other schedules'
+    warm-up, and by the second rung, at three times as many epochs, it has had time to drop.
+    """
+    return min(epochs, max(2, epochs // REDUCTION_FACTOR**2))
+
+
+def _halving(epochs: int, *, hyperband: bool) -> TrialScheduler:
+    grace = grace_period(epochs)
+    n_rungs = int(np.log(epochs / grace) / np.log(REDUCTION_FACTOR)) + 1
+    return AsyncHyperBandScheduler(
+        time_attr="epoch",
+        metric=METRIC,
+        mode="max",
+        # No rung is to end a trial for its length: of trials with a held rate some may have more epochs than others.
+        max_t=MOST_EPOCHS,
+        grace_period=grace,
+        reduction_factor=REDUCTION_FACTOR,
+        brackets=n_rungs if hyperband else 1,
+        stop_last_trials=True,
+    )
+
+
+def _asha(epochs: int, seed: int) -> TrialScheduler:
+    """ASHA in its stopping form (Li et al. 2020, MLSys)."""
+    np.random.seed(seed % 2**32)  # noqa: NPY002  Ray draws a trial's bracket from numpy's global state.
+    return LikeWithLike(partial(_halving, hyperband=False), epochs)
+
+
+def _hyperband(epochs: int, seed: int) -> TrialScheduler:
+    """Asynchronous Hyperband (Li et al. 2020, section 3.3): ASHA with several grace periods."""
+    np.random.seed(seed % 2**32)  # noqa: NPY002  Ray draws a trial's bracket from numpy's global state.
+    return LikeWithLike(partial(_halving, hyperband=True), epochs)
+
+
+def _median_stopping(epochs: int) -> TrialScheduler:
+    return MedianStoppingRule(
+        time_attr="epoch",
+        metric=METRIC,
+        mode="max",
+        grace_period=grace_period(epochs),
+        min_samples_required=3,
+        # Never pause a trial to let others catch up: that would take it off its slot.
+        min_time_slice=math.inf,  # type: ignore[arg-type]
+        hard_stop=True,
+    )
+
+
+def _median(epochs: int, seed: int) -> TrialScheduler:
+    """The median stopping rule (Golovin et al. 2017, Google Vizier)."""
+    return LikeWithLike(_median_stopping, epochs)
+
+
+def _none(epochs: int, seed: int) -> TrialScheduler:
+    return FIFOScheduler()
+
+
+SCHEDULERS: dict[str, Callable[[int, int], TrialScheduler]] = {
+    "asha": _asha,
+    "hyperband": _hyperband,
+    "median": _median,
+    "none": _none,
+}
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """What stands in for Ray's trial where a scheduler is asked without Ray.
+
+    Attributes:
+        config: As the search gives it to a trial: its hyperparameters are `config["config"]`.
+    """
+
+    trial_id: str
+    config: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    status: str = "RUNNING"
+
+
+def replay(
+    scheduler: TrialScheduler, trials: Mapping[int, tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]
+) -> None:
+    """Shows a new scheduler the trials that have ended, so that a resumed search judges by all of them.
+
+    Args:
+        scheduler: Of `SCHEDULERS`.
+        trials: Number -> hyperparameters, and a row an epoch.
+    """
+    for number, (config, rows) in trials.items():
+        trial: Any = StandIn(f"before-{number}", {"config": config})
+        controller: Any = None
+        scheduler.on_trial_add(controller, trial)
+        best = 0.0
+        for row in sorted(rows, key=lambda r: int(r["epoch"])):
+            best = max(best, row["valid_accuracy"])
+            scheduler.on_trial_result(controller, trial, {"epoch": row["epoch"], METRIC: best})
