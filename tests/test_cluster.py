@@ -326,9 +326,9 @@ def test_no_cluster_at_all_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 # Prints each socket on which Ray listens beyond the loopback address, while a task is running.
 LISTENING = """
 import logging, pathlib, ray
-from tuning import cluster
+from tuning.trials import local_ray
 
-with cluster.started({"device": "cpu", "concurrency": 1, "cpus_per_trial": 1.0}, logging.NullHandler()):
+with local_ray.started({"device": "cpu", "concurrency": 1, "cpus_per_trial": 1.0}, logging.NullHandler()):
     ray.get(ray.remote(lambda: 1).remote())
     inodes, processes = {}, [pathlib.Path("/proc/self")]
     for process in processes:
@@ -360,8 +360,8 @@ def test_a_dashboard_that_cannot_be_served_is_said(monkeypatch: pytest.MonkeyPat
 # A worker raises what a user can mend, where `ray.get` says it with Ray's traceback; then it prints what is left.
 ENDING = """
 import logging, os, signal, sys, time, psutil, ray
-from tuning import cluster
-from tuning.errors import UserError
+from tuning.trials import local_ray
+from tuning.base.errors import UserError
 def fail():
     raise UserError("Free some space.")
 def wait():
@@ -370,7 +370,7 @@ def mask():
     import signal
     return sorted(signal.pthread_sigmask(signal.SIG_BLOCK, []))
 slots = {"device": "cpu", "concurrency": 5, "cpus_per_trial": 0.5}
-with cluster.started(slots, logging.NullHandler()):
+with local_ray.started(slots, logging.NullHandler()):
     assert ray.cluster_resources()["CPU"] == 3
     try:
         cluster.get(ray.remote(max_retries=0)(fail).remote())

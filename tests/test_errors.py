@@ -40,7 +40,9 @@ def test_disk_full_leaves_other_errors_alone() -> None:
 def test_commands_exit_with_2_for_users_and_keep_the_traceback_of_bugs(
     raised: str, code: int, message: str, traceback: bool
 ) -> None:
-    program = f"from tuning.errors import *\ndef main() -> None:\n    'Fail.'\n    raise {raised}\nrun_command(main)"
+    program = (
+        f"from tuning.base.errors import *\ndef main() -> None:\n    'Fail.'\n    raise {raised}\nrun_command(main)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == code
     assert message in done.stderr
@@ -54,7 +56,7 @@ def test_a_user_error_is_an_exception() -> None:
 
 def test_what_a_command_writes_is_not_everybodys_to_change() -> None:
     program = (
-        "import os; os.umask(0)\nfrom tuning.errors import *\n"
+        "import os; os.umask(0)\nfrom tuning.base.errors import *\n"
         "def main() -> None:\n    'Print the umask.'\n    print(os.umask(0))\nrun_command(main)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -67,7 +69,7 @@ def test_what_a_command_writes_is_not_everybodys_to_change() -> None:
 )
 def test_what_an_encoding_lacks_is_written_in_plain_letters(encoding: str, written: str) -> None:
     program = (
-        "import sys\nfrom tuning.errors import *\ndef main() -> None:\n    'Print.'\n    text = '93 ± 1 → Grün'\n"
+        "import sys\nfrom tuning.base.errors import *\ndef main() -> None:\n    'Print.'\n    text = '93 ± 1 → Grün'\n"
         "    print(text)\n    raise UserError(text)\nrun_command(main)"
     )
     done = subprocess.run(

@@ -471,18 +471,20 @@ import os, signal, sys
 from pathlib import Path
 sys.path[:0] = [{str(Path(__file__).parent)!r}]
 import conftest, test_final
-from tuning import data, final
-from tuning.errors import run_command
+from tuning import final
+from tuning.base.errors import run_command
+from tuning.images import datasets, splitting
+from tuning.retraining import verdict
 here = Path({str(tmp_path)!r})
-splits = data.make_splits(conftest.patterned_images(600), "patterns", conftest.CLASS_NAMES, valid_images=120)
-data.load_splits = lambda *args, **kwargs: splits
-data.load_test = lambda *args: conftest.patterned_images(200, seed=9)
-write = final.write_everything
+splits = splitting.make_splits(conftest.patterned_images(600), "patterns", conftest.CLASS_NAMES, valid_images=120)
+splitting.load_splits = lambda *args, **kwargs: splits
+datasets.load_test = lambda *args: conftest.patterned_images(200, seed=9)
+write = verdict.write_everything
 def interrupted(*args, rehearsing):
     if not rehearsing:
         os.kill(os.getpid(), signal.SIGTERM)
     return write(*args, rehearsing=rehearsing)
-final.write_everything = interrupted
+verdict.write_everything = interrupted
 def main():
     "Train."
     final.retrain_and_test(test_final.make_plan(here, run=None), test_final.SLOTS, threads=1, model_dir=here)

@@ -12,85 +12,53 @@ import pytest
 from tuning.__main__ import COMMANDS
 
 ROOT = Path(__file__).parent.parent
-ROOMS = {path.stem: path for path in (ROOT / "tuning").glob("*.py") if not path.stem.startswith("__")}
-# From the ground up: a room imports only from rooms above it in this list.
-ORDER = [
-    *(
-        "interrupts",
-        "temporary",
-        "masking",
-        "errors",
-        "names",
-        "config",
-        "machine",
-        "threads",
-        "files",
-        "database",
-        "openings",
-        "storage",
-        "locks",
-        "mirror",
-        "fetch",
-        "data",
-        "kernels",
-        "norm",
-        "shortcut",
-        "models",
-        "acceleration",
-        "training",
-        "checkpoints",
-        "tables",
-        "results",
-        "analysis",
-        "importances",
-        "compare",
-        "style",
-        "plots",
-        "pictures",
-        "charts",
-        "model_charts",
-        "thumbnails",
-        "seeds",
-        "jobs",
-        "audit",
-    ),
-    *(
-        "surroundings",
-        "suggestions",
-        "possible",
-        "spaces",
-        "study",
-        "report",
-        "gaussian_process",
-        "curves",
-        "schedulers",
-        "progress",
-        "tracking",
-        "cluster",
-        "trainable",
-        "estimate",
-        "settings",
-        "stopping",
-        "record",
-        "search",
-    ),
-    *("candidates", "contest", "predict", "export", "best_model", "final", "explore"),
-]
-# What a person calls may show, imported when asked to, what the rooms below make of its frames.
-COMMAND_MAY_IMPORT = {"results": {"compare", "plots", "style"}}
-MAY_NAME_RAY = {"cluster", "trainable", "schedulers", "estimate", "search"}
-MAY_NAME_OPTUNA = {
-    "database",
-    "possible",
-    "suggestions",
-    "spaces",
-    "study",
-    "curves",
-    "schedulers",
-    "estimate",
-    "search",
-    "importances",
+PACKAGE = ROOT / "tuning"
+FILES = {
+    path.relative_to(PACKAGE).with_suffix("").as_posix(): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if not path.stem.startswith("__")
 }
+# The law: which rooms a room may import at the top of a file. Commands stand above all of them.
+ARROWS = {
+    "base": "",
+    "images": "base",
+    "models": "base",
+    "runs": "base",
+    "training": "images models base",
+    "sampling": "runs base",
+    "trials": "sampling training images models runs base",
+    "retraining": "trials sampling training images models runs base",
+    "figures": "sampling runs base",
+    "remote": "runs base",
+}
+# The rim: the core imports it inside functions only, so that it can be deleted with what it does.
+RIM = {"figures", "remote"}
+INSIDE = {"trials": RIM, "retraining": RIM, "runs": {"remote"}}
+
+
+def room_of(module: str) -> str:
+    """Returns the room of a module such as `tuning.base.files`; that of a command is ""."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and (PACKAGE / parts[1]).is_dir() else ""
+
+
+def arrows(path: Path) -> dict[bool, set[str]]:
+    """Returns the rooms that a file imports: at its top (True), and inside functions or for types (False)."""
+    found: dict[bool, set[str]] = {True: set(), False: set()}
+
+    def visit(node: ast.AST, top: bool) -> None:
+        for child in ast.iter_child_nodes(node):
+            typing = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)
+            below = top and not typing and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+            if isinstance(child, ast.ImportFrom) and (child.module or "").split(".")[0] == "tuning":
+                modules = (
+                    [child.module] if child.module != "tuning" else [f"tuning.{name.name}" for name in child.names]
+                )
+                found[below] |= {room_of(str(module)) for module in modules}
+            visit(child, below)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")), True)
+    return found
 
 
 def imported(path: Path) -> set[str]:
@@ -109,7 +77,7 @@ def imported(path: Path) -> set[str]:
 def test_text_files_are_read_and_written_as_utf_8() -> None:
     """Whatever the locale says; `files.write_text` encodes by itself."""
     lacking = []
-    for room, path in ROOMS.items():
+    for room, path in FILES.items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call):
                 continue
@@ -120,31 +88,58 @@ def test_text_files_are_read_and_written_as_utf_8() -> None:
                 name == "open" and "b" not in mode and owner not in ("os", "Image")
             )
             named = {keyword.arg for keyword in node.keywords}
-            encodes = owner == "files" or room == "files"  # Its own `write_text` encodes by itself.
+            encodes = owner == "files" or room == "base/files"  # Its own `write_text` encodes by itself.
             if text and not encodes and mode != "a" and not named & {"encoding", "timeout", "formats"}:
                 lacking.append(f"{room}:{node.lineno}")
     assert lacking == []
 
 
-def test_every_room_is_in_the_order() -> None:
-    assert set(ORDER) == set(ROOMS)
+def test_every_folder_has_its_place_in_the_plan_and_says_what_it_is() -> None:
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and not path.name.startswith("__")}
+    assert folders == set(ARROWS)
+    for room in ARROWS:
+        tree = ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))
+        assert ast.get_docstring(tree) and len(tree.body) == 1
 
 
-@pytest.mark.parametrize("room", ORDER)
-def test_a_room_imports_only_from_above_itself(room: str) -> None:
-    below = set(ORDER[ORDER.index(room) :]) - COMMAND_MAY_IMPORT.get(room, set())
-    assert not {name.removeprefix("tuning.") for name in imported(ROOMS[room])} & below
+@pytest.mark.parametrize("name", FILES)
+def test_imports_between_rooms_run_one_way(name: str) -> None:
+    room = name.split("/")[0] if "/" in name else ""
+    found = arrows(FILES[name])
+    if not room:
+        assert found[True] <= set(ARROWS) - RIM | {""} | ({"figures"} if name == "report" else set())
+        return
+    allowed = {room, *ARROWS[room].split()}
+    assert found[True] <= allowed
+    assert found[False] <= allowed | INSIDE.get(room, set())
 
 
-@pytest.mark.parametrize(("library", "allowed"), [("ray", MAY_NAME_RAY), ("optuna", MAY_NAME_OPTUNA)])
-def test_only_some_rooms_name_ray_and_optuna(library: str, allowed: set[str]) -> None:
-    naming = {room for room, path in ROOMS.items() if library in {name.split(".")[0] for name in imported(path)}}
-    assert naming == allowed
+@pytest.mark.parametrize(
+    ("library", "rooms", "files"),
+    [
+        ("ray", {"trials", "remote"}, set()),
+        ("optuna", {"sampling"}, {"figures/importances", "trials/estimate", "trials/session"}),
+    ],
+)
+def test_only_some_rooms_name_ray_and_optuna(library: str, rooms: set[str], files: set[str]) -> None:
+    naming = {name for name, path in FILES.items() if library in {each.split(".")[0] for each in imported(path)}}
+    assert {name.split("/")[0] for name in naming - files} == rooms
+
+
+def test_torch_is_imported_at_the_top_of_models_and_training_alone() -> None:
+    for name, path in FILES.items():
+        top = {
+            alias.name.split(".")[0]
+            for node in ast.parse(path.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in ([ast.alias(node.module or "")] if isinstance(node, ast.ImportFrom) else node.names)
+        }
+        assert not {"torch", "torchvision"} & top or name.split("/")[0] in ("models", "training"), name
 
 
 def test_only_final_names_the_function_that_opens_the_test_split() -> None:
-    naming = {room for room, path in ROOMS.items() if "load_test" in path.read_text()}
-    assert naming == {"data", "final"}
+    naming = {name for name, path in FILES.items() if "load_test" in path.read_text()}
+    assert naming == {"images/datasets", "retraining/verdict"}
 
 
 def test_search_spaces_import_nothing() -> None:
@@ -184,7 +179,7 @@ def test_the_list_of_commands_has_each_with_what_it_does() -> None:
     done = subprocess.run([sys.executable, "-m", "tuning"], capture_output=True, text=True, check=True)
     for command in COMMANDS:
         assert f"python -m tuning.{command}" in done.stdout
-    with_main = {room for room, path in ROOMS.items() if "run_command(main)" in path.read_text()} - {"errors"}
+    with_main = {name for name, path in FILES.items() if "run_command(main)" in path.read_text()} - {"base/errors"}
     assert set(COMMANDS) == with_main
 
 

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 # A command that waits in `main`; what it prints first says that its handlers are there.
 COMMAND = """
 import sys, time
-from tuning.errors import run_command
-from tuning.interrupts import resumable
+from tuning.base.errors import run_command
+from tuning.base.interrupts import resumable
 def main(how: str = "") -> None:
     "Wait."
     try:

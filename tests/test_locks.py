@@ -19,7 +19,7 @@ from tuning.remote.storage import Store
 HOLD = """
 import sys, time
 from pathlib import Path
-from tuning import locks
+from tuning.base import locks
 with locks.hold(Path(sys.argv[1]), "search"):
     print("held", flush=True)
     time.sleep(60)

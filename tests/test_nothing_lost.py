@@ -32,7 +32,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tuning import search
 from tuning.base import files, locks
 from tuning.base.errors import DISK_FULL, UserError
-from tuning.remote import leases, mirror, storage
+from tuning.remote import leases, mirror, storage, stored_runs
 from tuning.runs import run_folder, schema, study_file
 from tuning.sampling import study, study_storage
 from tuning.sampling.spaces import Space, load_space
@@ -300,7 +300,7 @@ class User(RuleBasedStateMachine):
         own = mirror._epochs(_read(folder / mirror.PROGRESS))
         if settings.storage and proposal.epochs > max(own, 0):
             with contextlib.suppress(UserError):
-                store = storage.Store(record.stored_at(settings.storage, path))
+                store = storage.Store(stored_runs.stored_at(settings.storage, path))
                 own = max(own, mirror._epochs(store.read(f"trials/{folder.name}/{mirror.PROGRESS}")))
         return max(own, 0)
 
@@ -325,7 +325,7 @@ class User(RuleBasedStateMachine):
             if settings.storage and self.random.random() < 0.5:
                 root = folder.parent.parent
                 part = folder.relative_to(root).as_posix()
-                AtOnce(root, record.stored_at(settings.storage, path), print, part=part).look()
+                AtOnce(root, stored_runs.stored_at(settings.storage, path), print, part=part).look()
         if behind >= length:
             if proposal.seed % 11 == 0:
                 run.fail(number, "made up")
@@ -338,7 +338,7 @@ class User(RuleBasedStateMachine):
         with pytest.raises(UserError, match="is in use"), locks.hold(path, "search"):
             pass
         if self.storage is not None and self.storage.exists() and StillLease.living:
-            uri = record.stored_at(str(self.storage), path)
+            uri = stored_runs.stored_at(str(self.storage), path)
             with pytest.raises(UserError, match="is in use"), self.disk.spared():
                 StillLease(uri, "search", print).take(lambda text: None)
 
@@ -419,7 +419,7 @@ class User(RuleBasedStateMachine):
         if "://" in name or here not in self.folder:
             found = run_folder.Run(mirror.fetch(name, root, retrained=True))
         else:
-            found = record.newest(name)
+            found = stored_runs.newest(name)
         self.folder[here] = found.path
         stack.enter_context(locks.hold(found.path, "search"))
         run_folder.mend(found, lambda text: None)

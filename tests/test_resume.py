@@ -20,11 +20,12 @@ from tuning import final, search
 from tuning.base import files, locks, machine
 from tuning.base.errors import UserError
 from tuning.images import datasets
-from tuning.remote import leases, storage
+from tuning.remote import leases, storage, stored_runs
 from tuning.runs import run_folder
 from tuning.sampling.samplers import SAMPLERS
 from tuning.sampling.spaces import Space, check_space, load_space
 from tuning.sampling.study import RunStudy
+from tuning.training import checkpoints
 from tuning.trials import record, session
 from tuning.trials import settings as search_settings
 from tuning.trials.settings import Settings
@@ -349,12 +350,12 @@ def test_a_duplicate_of_a_running_trial_is_shown_as_that_is_and_not_as_failed(
 def test_a_run_is_stored_under_its_first_name(here: Path) -> None:
     store, path = here / "storage", here / "results" / "first"
     store.mkdir()
-    assert record.stored_at(str(store), path) == f"{store}/first"
+    assert stored_runs.stored_at(str(store), path) == f"{store}/first"
     path = path.rename(here / "results" / "other")
-    assert record.stored_at(str(store), path) == f"{store}/first"  # The study has that name.
+    assert stored_runs.stored_at(str(store), path) == f"{store}/first"  # The study has that name.
     files.write_json(path / "meta.json", run_folder.Run(path).meta | {"stored_as": "third"})
-    assert record.stored_at(str(store), path) == f"{store}/third"
-    assert record.stored_at(str(here / "results"), path) == f"{here}/results/other"  # It is itself the stored one.
+    assert stored_runs.stored_at(str(store), path) == f"{store}/third"
+    assert stored_runs.stored_at(str(here / "results"), path) == f"{here}/results/other"  # It is itself the stored one.
 
 
 def test_the_latest_run_is_the_one_of_the_latest_record_and_not_of_the_latest_file(here: Path) -> None:
@@ -371,7 +372,7 @@ def test_the_winners_checkpoint_is_fetched_where_no_trial_of_the_run_has_been(he
     for number in range(3):
         files.make_folder(store / "first" / "trials" / f"{number:04d}")
         (store / "first" / "trials" / f"{number:04d}" / "best.pt").write_text(str(number))
-    record.conclude_stored(run, f"{store}/first", SimpleNamespace(note=print))  # type: ignore[arg-type]
+    stored_runs.conclude(run, f"{store}/first", print, checkpoints=checkpoints.NAMES, best=checkpoints.BEST)
     best = run.best["trial"]
     assert [path.read_text() for path in here.rglob("results/first/trials/*/best.pt")] == [str(best)]
     assert [path.read_text() for path in store.rglob("best.pt")] == [str(best)]
@@ -419,10 +420,9 @@ def test_a_stored_run_that_has_gone_on_since_it_was_fetched_is_not_overwritten(h
     later.finish(3, "scheduler")
     later.close("search")
     before = {file.name: file.read_bytes() for file in (store / "first").iterdir() if file.is_file()}
-    progress: Any = SimpleNamespace(note=print)
     with (
         pytest.raises(UserError, match=r"store/first has gone on meanwhile\. Run the command again, which fetches it"),
-        record.mirrored(replace(SETTINGS, storage=str(store)), path, progress, print),
+        stored_runs.mirrored(str(store), path, skip=(), note=print, on_lost=print),
     ):
         pass
     assert {file.name: file.read_bytes() for file in (store / "first").iterdir() if file.is_file()} == before
@@ -456,7 +456,7 @@ def test_a_run_that_is_renamed_in_its_storage_goes_on_there(here: Path) -> None:
     shutil.copytree(path, store / "renamed")
     path.rename(path.with_name("renamed"))
     run = run_folder.load(f"{(store / 'renamed').as_uri()}", here / "results")
-    assert record.stored_at(run.settings["storage"], run.path) == f"{store.as_uri()}/renamed"
+    assert stored_runs.stored_at(run.settings["storage"], run.path) == f"{store.as_uri()}/renamed"
 
 
 def test_the_record_says_what_was_left_out(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

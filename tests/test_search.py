@@ -540,7 +540,7 @@ def test_bad_input_is_said_before_torch_or_ray_is_imported(tmp_path: Path) -> No
     errors = [["--samples", "0"], ["--sampler", "tp"], ["--space", "resnt"], ["--concurrency", "99"], ["--run", "a/b"]]
     errors += [["--cpus-per-trial", "999"], ["--device", "cuda"], ["--resume", "one"], ["--data-dir", "none"]]
     program = (
-        "import json, sys\nfrom tuning import errors, search\n"
+        "import json, sys\nfrom tuning import search\nfrom tuning.base import errors\n"
         f"for arguments in {errors!r}:\n"
         "    sys.argv[1:] = arguments\n"
         "    try: errors.run_command(search.main)\n"

@@ -318,7 +318,7 @@ def test_what_an_earlier_version_wrote_down_is_masked_wherever_it_is() -> None:
 
 def test_the_door_of_every_command_masks_what_it_says() -> None:
     program = (
-        "from tuning.errors import *\ndef main() -> None:\n    'Fail.'\n"
+        "from tuning.base.errors import *\ndef main() -> None:\n    'Fail.'\n"
         "    raise UserError('no answer from http://bob:hunter2@host')\nrun_command(main)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 HOLDER = """
 import sys, time
 from pathlib import Path
-from tuning import temporary
+from tuning.base import temporary
 with temporary.ray_folder([Path(sys.argv[1])]) as (folder, note):
     (folder / "session").mkdir()
     print(folder, flush=True)
@@ -184,9 +184,10 @@ def without_a_name(folder: Path, program: str, **variables: str) -> list[str]:
 def test_a_user_without_name_or_home_gets_a_home_and_a_cache(base: Path, home: str | None) -> None:
     base.chmod(0o777)
     program = (
-        "import getpass, os; from pathlib import Path; from tuning import fetch, temporary; temporary.provide_home()\n"
-        "print(getpass.getuser()); print(Path.home()); print(fetch.cache_dir('kernels'))\n"
-        "fetch.cache_dir('kernels').mkdir(parents=True); Path.home().joinpath('x').write_text('')"
+        "import getpass, os; from pathlib import Path; from tuning.base import files, temporary\n"
+        "temporary.provide_home()\n"
+        "print(getpass.getuser()); print(Path.home()); print(files.cache_dir('kernels'))\n"
+        "files.cache_dir('kernels').mkdir(parents=True); Path.home().joinpath('x').write_text('')"
     )
     given = {} if home is None else {"HOME": home}
     user, found, cache = without_a_name(base, program, TMPDIR=str(base), **given)
@@ -200,8 +201,8 @@ def test_a_home_that_can_only_be_read_is_kept_and_the_cache_moves(base: Path) ->
     home = base / "home"
     home.mkdir(mode=0o755)
     program = (
-        "import os; from pathlib import Path; from tuning import fetch, temporary; temporary.provide_home()\n"
-        "print(Path.home()); print(fetch.cache_dir('kernels')); print(os.environ['MPLCONFIGDIR'])"
+        "import os; from pathlib import Path; from tuning.base import files, temporary; temporary.provide_home()\n"
+        "print(Path.home()); print(files.cache_dir('kernels')); print(os.environ['MPLCONFIGDIR'])"
     )
     found = without_a_name(base, program, TMPDIR=str(base), HOME=str(home), USER="somebody")
     own = base / "home-54321"

@@ -42,7 +42,8 @@ def test_commands_run_from_the_wheel_in_an_empty_folder(wheel: Mapping[str, str]
         wheel,
         tmp_path,
         "-c",
-        "from tuning import candidates, spaces, kernels, report; import pathlib\n"
+        "import pathlib\nfrom tuning.figures import run_page\nfrom tuning.models import kernels\n"
+        "from tuning.retraining import candidates\nfrom tuning.sampling import spaces\n"
         "print(spaces.SPACES, spaces.space_names(), kernels.SOURCE.is_file())\n"
         "print(spaces.shipped_config(pathlib.Path('original-resnet8')).read_text(encoding='utf-8'))\n"
         "print(candidates.read_config(candidates.DEFAULT).architecture)",

@@ -21,7 +21,6 @@ import typer
 from tuning.base import files, interrupts, locks, machine
 from tuning.base.errors import UserError, counted, run_command, unknown_name
 from tuning.figures import run_page
-from tuning.remote import leases, mirror
 from tuning.retraining import artefacts, candidates, contest, export
 from tuning.retraining.candidates import Plan
 from tuning.retraining.verdict import (
@@ -37,7 +36,6 @@ from tuning.retraining.verdict import (
 )
 from tuning.runs import run_folder
 from tuning.training import jobs
-from tuning.trials import record
 
 if TYPE_CHECKING:
     pass
@@ -148,7 +146,10 @@ def _write_page(run: run_folder.Run, model_dir: Path) -> None:
     """Writes the run's page and sends it to the storage; what cannot be is said, as the model is there already."""
     try:
         print(f"Page: {run_page.write(run, model_dir)}")
-        mirror.send(run)
+        if run.settings.get("storage") is not None:
+            from tuning.remote import stored_runs
+
+            stored_runs.send(run)
     except (UserError, OSError) as error:
         print(f"The page is not written: {error} `python -m tuning.report {files.called(run.path)}` writes it later.")
 
@@ -222,7 +223,9 @@ def main(
         for folder in (*([] if plan.run is None else [Path(plan.source)]), model_dir):
             held.enter_context(locks.hold(folder, "final"))
         if plan.run is not None and (base := run_folder.Run(Path(plan.source)).settings.get("storage")) is not None:
-            uri = record.stored_at(base, Path(plan.source))
+            from tuning.remote import leases, stored_runs
+
+            uri = stored_runs.stored_at(base, Path(plan.source))
             try:
                 held.enter_context(leases.leased(uri, "final", print, _end_for))
             except locks.InUseError:

@@ -8,18 +8,14 @@ what its model made of them. Whatever comes from a file is escaped.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tuning.base.errors import UserError, run_command
 from tuning.figures.run_page import write
-from tuning.remote import mirror
 from tuning.runs import run_folder
 from tuning.runs.run_folder import MODEL_DIR
-
-if TYPE_CHECKING:
-    pass
 
 
 def main(
@@ -34,8 +30,10 @@ def main(
     if model_dir != MODEL_DIR and not model_dir.is_dir():
         raise UserError(f"--model-dir must be a folder that `final` has written, but got {str(model_dir)!r}.")
     path = write(found, model_dir, out=out)
-    if out is None:
-        mirror.send(found)
+    if out is None and found.settings.get("storage") is not None:
+        from tuning.remote import stored_runs
+
+        stored_runs.send(found)
     print(f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB). Open it in a browser.")
 
 

@@ -7,7 +7,7 @@ This module needs neither torch nor Ray. Rows come from the search; here they ar
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,9 +15,6 @@ from tuning.base.errors import UserError, run_command
 from tuning.base.tables import print_frame
 from tuning.runs.run_folder import RESULTS, Run, load, next_step, ran, rank_trials, summary_line
 from tuning.runs.schema import OBJECTIVES
-
-if TYPE_CHECKING:
-    pass
 
 
 def print_trials(run: Run, limit: int = 10) -> None:

@@ -5,17 +5,17 @@
 The run folder holds everything: the study, the frames, the checkpoints. The test split is not opened.
 """
 
+from collections.abc import Collection
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tuning import results
 from tuning.base import files, interrupts, locks
 from tuning.base.errors import UserError, counted, run_command
-from tuning.remote import storage as storages
-from tuning.remote import tracking
 from tuning.runs import run_folder
 from tuning.trials import local_ray, record
 from tuning.trials.session import dry_run, load, search
@@ -30,8 +30,14 @@ from tuning.trials.settings import (
     plan_slots,
 )
 
-if TYPE_CHECKING:
-    pass
+
+def _newest(name: str) -> run_folder.Run:
+    """Returns the run to go on with: as it is here, or in its storage, if it has gone on elsewhere since."""
+    if "://" not in name and (found := run_folder.load(name)).settings.get("storage") is None:
+        return found
+    from tuning.remote import stored_runs
+
+    return stored_runs.newest(name)
 
 
 def main(
@@ -101,15 +107,19 @@ def main(
     budget = None if time_budget is None else parse_duration(time_budget)
     open_slots, trials_a_gpu, password, changed = False, None, "", ""
     if resume is not None:
-        found = record.newest(resume)
+        found = _newest(resume)
         if not dry_run_only:
             context.with_resource(locks.hold(found.path, "search"))
             run_folder.mend(found, print)
         settings = replace(of_run(found), time_budget=budget)
         settings = replace(settings, samples=samples or settings.samples, audit=audit or settings.audit)
         if "://" in resume:
-            settings = replace(settings, storage=storages.split(resume)[0])
+            from tuning.remote.storage import split
+
+            settings = replace(settings, storage=split(resume)[0])
         if settings.mlflow is not None:  # Version 0.2.0 wrote its password down.
+            from tuning.remote import tracking
+
             settings = replace(settings, mlflow=tracking.without_secret(settings.mlflow))
         settings = replace(settings, dashboard=dashboard)
         check_resumed(context, found, samples)
@@ -128,11 +138,16 @@ def main(
             raise UserError(f"{source}, the search space of the run, is missing. Put back a copy of it to resume.")
     else:
         sampler, scheduler = check_names(space, dataset, sampler, scheduler, minimize)
+        taken: Collection[str] = ()
         if storage is not None:
-            storage = storages.usable(storage)
-        taken = storages.Store(storage).runs() if storage is not None else ()
+            from tuning.remote.storage import Store, usable
+
+            storage = usable(storage)
+            taken = Store(storage).runs()
         source, path = space, record.new_path(run, dataset, taken=taken)
         if mlflow is not None:
+            from tuning.remote import tracking
+
             recorded = tracking.check(mlflow)
             password, mlflow = "" if recorded == mlflow else tracking.needed(recorded), recorded
         if dashboard:
@@ -192,7 +207,11 @@ def main(
         if resume is None and (left := record.begin(path, settings, found_space)):
             progress.note(left)
         resume_it = interrupts.resumable(f"Resume it with: python -m tuning.search --resume {files.called(path)}")
-        with resume_it, tracking.logged(settings.mlflow, path, progress.note):
+        with resume_it, ExitStack() as stack:
+            if settings.mlflow is not None:
+                from tuning.remote import tracking
+
+                stack.enter_context(tracking.logged(settings.mlflow, path, progress.note))
             search(settings, path, splits, found_space, progress, resumed=resume is not None)
     found = run_folder.Run(path)
     print(run_folder.summary_line(found))
@@ -205,9 +224,7 @@ def main(
     if found.meta["estimate"]:
         print(run_folder.estimate_line(found))
     if found.meta.get("audit"):
-        from tuning.trials.audit import text
-
-        print(text(found.meta["audit"]))
+        print(run_folder.audit_text(found.meta["audit"]))
     print(f"Run folder: {found.path}. Next: {run_folder.next_step(found)}")
 
 

@@ -48,7 +48,7 @@ def hold(folder: Path, what: str, note: Callable[[str], None] = print) -> Iterat
         ) from error
     with opened as file:
         file.seek(0)
-        holder = _parsed(file.read())
+        holder = parsed(file.read())
         try:
             _lock(file)
         except OSError as error:
@@ -148,7 +148,7 @@ def _namespace() -> str:
         return ""
 
 
-def _parsed(text: str | bytes | None) -> dict[str, Any]:
+def parsed(text: str | bytes | None) -> dict[str, Any]:
     """Returns what a process wrote of itself; nothing where that is damaged."""
     try:
         value = json.loads(text or "{}")

@@ -166,7 +166,6 @@ def render(
     from tuning.figures import thumbnails
     from tuning.figures.style import CLASS_COLOURS, STATE_COLOURS
     from tuning.runs import analysis
-    from tuning.trials import audit
 
     trials, meta = analysis.active(run.trials), masking.masked_all(run.meta)
     winner = _winner(run, trials, final)
@@ -175,7 +174,7 @@ def render(
     figures = {name: made[f"The figure {name}"] for name in draw if f"The figure {name}" in made}
     audited = None
     if meta.get("audit"):
-        audited = each_alone({"The audit": lambda: audit.text(meta["audit"])}, tell).get("The audit")
+        audited = each_alone({"The audit": lambda: run_folder.audit_text(meta["audit"])}, tell).get("The audit")
     images = None
     if final is not None and final.outputs:
         outputs, names = final.outputs, final.class_names

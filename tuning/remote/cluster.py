@@ -1,24 +1,22 @@
-"""Where trials run: a Ray of our own on this machine, or a cluster that was started elsewhere and is joined.
+"""A Ray cluster that was started elsewhere, and is joined.
 
 What is asked of a cluster is what its nodes have now, and what its autoscaler may add. Nothing here knows a trial.
 """
 
-import contextlib
 import json
 import re
 import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuning.base import files, machine
 from tuning.base.errors import UserError, unknown_name
-from tuning.trials.local_ray import _QUIET, _own_handlers
 
 DEVICES = ("cpu", "cuda", "any")
-SECONDS_TO_ANSWER, SECONDS_BETWEEN_LOOKS = 25.0, 2.0
+SECONDS_TO_ANSWER = 25.0
 # Ray retries a connection for many minutes, so it is tried in a process of its own first. What it prints: the resources
 # of each node that is alive, and of each that an autoscaler may add (-1: without end).
 _LOOK = """
@@ -151,19 +149,23 @@ def _fitting(slots: Mapping[str, Any], node: Resources) -> dict[str, int]:
     return {"cuda": on_gpus, "cpu": 0 if slots["device"] == "cuda" else fit - on_gpus}
 
 
-@contextlib.contextmanager
-def _joined(address: str) -> Iterator[None]:
-    """Joins a cluster."""
-    import ray
+def nodes_to_come() -> list[tuple[Resources, int]]:
+    """Returns the nodes that the autoscaler of the joined cluster may add: their resources, and how many (-1: any)."""
+    from ray._private import state
+
+    config = state.state.get_cluster_config()
+    groups = config.node_group_configs if config is not None else []
+    return [(dict(group.resources), group.max_count) for group in groups]
+
+
+def joining(address: str) -> dict[str, Any]:
+    """Returns the arguments of `ray.init` that join a cluster: it gets this package with the job."""
     from ray._private import ray_constants
     from ray._private.authentication import authentication_token_setup as tokens
 
     ray_constants.ENABLE_RAY_CLUSTER = True
     tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-    code = {"py_modules": [str(files.PACKAGE)], "excludes": ["__pycache__"]}
-    try:
-        with _own_handlers():
-            ray.init(address=address, runtime_env=code, **_QUIET)
-        yield
-    finally:
-        ray.shutdown()
+    return {
+        "address": address,
+        "runtime_env": {"py_modules": [str(files.PACKAGE)], "excludes": ["__pycache__"]},
+    }

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tuning.base.errors import UserError
-from tuning.base.locks import InUseError, _parsed, described, is_alive, is_here, myself
+from tuning.base.locks import InUseError, described, is_alive, is_here, myself, parsed
 from tuning.remote.storage import META, Store, masked
 
 BEAT_SECONDS, LEASE_SECONDS = 10.0, 45.0
@@ -48,7 +48,7 @@ class Lease:
         """
         patience = LEASE_SECONDS if patience is None else patience
         found = self._store.read(self._name)
-        holder = _parsed(found)
+        holder = parsed(found)
         if found and not (is_here(holder) and not is_alive(holder)):
             note(f"{described(holder)} worked on {masked(self._uri)}; waiting {patience:.0f} s to see if it goes on.")
             deadline = time.monotonic() + patience
@@ -56,12 +56,12 @@ class Lease:
                 time.sleep(min(1.0, patience))
             if now not in (found, None):
                 raise InUseError(
-                    f"{masked(self._uri)} is in use: {described(_parsed(now))} works on it. Wait until that has ended, "
+                    f"{masked(self._uri)} is in use: {described(parsed(now))} works on it. Wait until that has ended, "
                     "or end it, then run the command again."
                 )
         self._store.write(self._name, json.dumps(self._own).encode())
         time.sleep(min(0.5, patience))
-        quicker = _parsed(self._store.read(self._name))
+        quicker = parsed(self._store.read(self._name))
         if quicker.get("lease") != self._own["lease"]:  # Two took it at once.
             raise InUseError(
                 f"{masked(self._uri)} is in use: {described(quicker)} was quicker. Run the command again later."
@@ -100,7 +100,7 @@ class Lease:
         """
         if self.lost.is_set():
             return False
-        found = _parsed(store.read(self._name))
+        found = parsed(store.read(self._name))
         if found.get("lease") == self._own["lease"] or (not found and META not in store.names()):
             return True  # Without the run's record it is the storage that is away, as a folder that is not mounted.
         self.lost.set()
@@ -140,7 +140,7 @@ def claimed(uri: str) -> Iterator[bool]:
     """
     store, file = Store(uri), ".claim"
     own = json.dumps(myself("search") | {"claim": secrets.token_hex(6)}).encode()
-    holder = _parsed(store.read(file))
+    holder = parsed(store.read(file))
     if holder and not (is_here(holder) and not is_alive(holder)):
         yield False
         return

@@ -23,9 +23,8 @@ from typing import Self
 from tuning.base import files, locks
 from tuning.base.errors import UserError, counted, unknown_name
 from tuning.base.masking import masked
-from tuning.remote import leases, storage
+from tuning.remote import leases
 from tuning.remote.storage import META, Store, joined, split
-from tuning.runs.run_folder import Run, first_name
 from tuning.runs.study_file import FILE, facts, settle, snapshot
 
 STUDY = FILE
@@ -386,17 +385,3 @@ def sweep(run_id: str, uri: str, patience: float = PAUSE) -> str:
         return f"{counted(len(missing), 'file')} in {folder}"
     shutil.rmtree(folder)
     return ""
-
-
-def send(run: Run) -> None:
-    """Sends the page, and what `final` has trained, to the run's storage, if it has one; says what it cannot."""
-    base = run.settings.get("storage")
-    if base is None or storage.is_at(base, run.path):
-        return
-    uri = storage.joined(base, run.meta.get("stored_as") or first_name(run))
-    with Mirror(run.path, uri, print, part="final") as sending:
-        sending.finish()
-    try:
-        storage.Store(uri).write("report.html", (run.path / "report.html").read_bytes())
-    except UserError as error:
-        print(f"Not in the storage yet: report.html. {error}. {sent_by(run.path)}")

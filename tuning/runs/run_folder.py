@@ -331,3 +331,17 @@ MODEL_DIR = Path("best_model")
 def trial_folder(run: Path, number: int) -> Path:
     """Returns the folder of a trial's log, events and checkpoints."""
     return run / "trials" / f"{number:04d}"
+
+
+def audit_text(found: dict[str, Any]) -> str:
+    """Returns what the summary of a search says of an audit."""
+    rungs = ", ".join(
+        f"{rung['rank_correlation']:+.2f} after epoch {rung['epoch']} ({rung['n']} trials)"
+        for rung in found["rungs"]
+        if rung["rank_correlation"] is not None
+    )
+    return (
+        f"Audit: {len(found['trials'])} of {found['n_stopped']} stopped trials trained to their end; the best of them "
+        f"reached {found['best_audited']:.2%}, so stopping is estimated to have lost {100 * found['loss']:.2f} points. "
+        f"Rank correlation with the final accuracy: {rungs or 'too few trials'}."
+    )

@@ -114,20 +114,6 @@ def summarise(run: run_folder.Run, audited: "pd.DataFrame") -> dict[str, Any]:
     }
 
 
-def text(found: dict[str, Any]) -> str:
-    """Returns what the summary of a search says of an audit."""
-    rungs = ", ".join(
-        f"{rung['rank_correlation']:+.2f} after epoch {rung['epoch']} ({rung['n']} trials)"
-        for rung in found["rungs"]
-        if rung["rank_correlation"] is not None
-    )
-    return (
-        f"Audit: {len(found['trials'])} of {found['n_stopped']} stopped trials trained to their end; the best of them "
-        f"reached {found['best_audited']:.2%}, so stopping is estimated to have lost {100 * found['loss']:.2f} points. "
-        f"Rank correlation with the final accuracy: {rungs or 'too few trials'}."
-    )
-
-
 def _rank_correlation(curves: dict[Any, "pd.DataFrame"], final: dict[Any, float], rung: int) -> dict[str, Any]:
     from scipy.stats import spearmanr
 

@@ -12,8 +12,8 @@ from typing import Any
 from tuning.base import interrupts, machine, temporary
 from tuning.base.errors import UserError, counted
 from tuning.base.masking import MaskedFormatter
-from tuning.remote.cluster import SECONDS_BETWEEN_LOOKS, _joined, capacity
 
+SECONDS_BETWEEN_LOOKS = 2.0  # At what a cluster has.
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
@@ -62,15 +62,13 @@ class Slots:
         if self._slots.get("address") is None or time.monotonic() - self._looked < SECONDS_BETWEEN_LOOKS:
             return
         import ray
-        from ray._private import state
+
+        from tuning.remote.cluster import capacity, nodes_to_come
 
         self._looked = time.monotonic()
         alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-        config = state.state.get_cluster_config()
-        groups = config.node_group_configs if config is not None else []
-        to_come = [(dict(group.resources), group.max_count) for group in groups]
         nodes = [node["Resources"] for node in alive.values()]
-        self._capacity = capacity(self._slots, nodes, to_come)
+        self._capacity = capacity(self._slots, nodes, nodes_to_come())
         before, self._names = self._names, {name: _name(node) for name, node in alive.items()}
         now = sum(capacity(self._slots, nodes, []).values())
         side_by_side = f"{counted(now, 'trial')} side by side"
@@ -117,10 +115,25 @@ def started(slots: Mapping[str, Any], log: logging.Handler) -> Iterator[None]:
         stack.callback(log.close)
         for logger in loggers:
             stack.callback(logger.removeHandler, log)
-        stack.enter_context(_joined(slots["address"]) if slots.get("address") is not None else _own(slots))
+        stack.enter_context(_own(slots) if slots.get("address") is None else _joined(slots["address"]))
         for logger in loggers:
             logger.handlers, logger.propagate = [log], False
         yield
+
+
+@contextlib.contextmanager
+def _joined(address: str) -> Iterator[None]:
+    """Joins a cluster."""
+    import ray
+
+    from tuning.remote import cluster
+
+    try:
+        with _own_handlers():
+            ray.init(**cluster.joining(address), **_QUIET)
+        yield
+    finally:
+        ray.shutdown()
 
 
 @contextlib.contextmanager

@@ -1,7 +1,4 @@
-"""What a search writes into its run folder beside study and frames: `meta.json`, and at the end pictures and the page.
-
-Where a run has a storage, what is in its folder goes there from here.
-"""
+"""What a search writes beside study and frames: `meta.json`, and at the end pictures and the page."""
 
 import re
 import secrets
@@ -9,7 +6,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, date, datetime
@@ -18,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuning.base import files, locks, machine
 from tuning.base.errors import UserError, disk_full, each_alone
-from tuning.remote import leases, mirror
-from tuning.remote import storage as storages
+from tuning.base.masking import masked_all
 from tuning.runs import run_folder
 from tuning.trials.settings import Settings
 
@@ -27,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from tuning.sampling.spaces import Space
-    from tuning.trials.progress import Progress
 
 SCHEMA = 1  # Of `meta.json`; version 0.2.0 wrote none.
 
@@ -53,7 +47,7 @@ def claimed(name: str | None, dataset: str, storage: str | None) -> Iterator[Pat
         try:
             yield path
         finally:
-            if not (path / storages.META).exists():
+            if not (path / "meta.json").exists():
                 shutil.rmtree(path, ignore_errors=True)
                 with suppress(OSError):
                     if made_parent:
@@ -62,8 +56,12 @@ def claimed(name: str | None, dataset: str, storage: str | None) -> Iterator[Pat
 
 def _claim(name: str | None, dataset: str, storage: str | None, stack: ExitStack) -> Path:
     """Returns the folder that `claimed` yields; `stack` ends the claim."""
-    if storage is not None and storages.is_at(storage, run_folder.RESULTS / "any"):
-        storage = None
+    if storage is not None:
+        from tuning.remote import leases
+        from tuning.remote import storage as storages
+
+        if storages.is_at(storage, run_folder.RESULTS / "any"):
+            storage = None
     taken: set[str] = set()
     while True:
         path = new_path(name, dataset, taken={*taken, *(storages.Store(storage).runs() if storage else ())})
@@ -139,7 +137,7 @@ def begin(path: Path, settings: Settings, space: "Space") -> str:
         stored_as=path.name,
         dataset=settings.dataset,
         seed=settings.seed,
-        command=shlex.join(["python", "-m", "tuning.search", *storages.masked_all(sys.argv[1:])]),
+        command=shlex.join(["python", "-m", "tuning.search", *masked_all(sys.argv[1:])]),
         started=now(),
         estimate=estimate.recall(asdict(settings)),
         versions=machine.versions(),
@@ -174,72 +172,6 @@ def update_meta(path: Path, settings: Settings, **values: Any) -> None:
 def now() -> str:
     """Returns the time in UTC, as the record has it."""
     return datetime.now(UTC).isoformat()
-
-
-def newest(name: str) -> run_folder.Run:
-    """Returns the run to go on with: as it is here, or in its storage, if it has gone on elsewhere since."""
-    uri, root = name, run_folder.RESULTS
-    if "://" not in name:
-        found = run_folder.load(name)
-        base = found.settings.get("storage")
-        if base is None:
-            return found
-        try:
-            storages.usable(base)
-        except UserError as error:
-            raise UserError(
-                f"{error} The run {found.name} is kept there, too, and may have gone on there. If that place has "
-                f"another address now, resume it from there: --resume ADDRESS/{found.name}."
-            ) from error
-        if storages.is_at(base, found.path):
-            return found
-        uri = stored_at(base, found.path)
-        return run_folder.Run(mirror.fetch(uri, root, path=found.path, retrained=True))
-    storages.usable(storages.split(uri)[0])
-    return run_folder.Run(mirror.fetch(uri, root, retrained=True))
-
-
-@contextmanager
-def mirrored(
-    settings: Settings, path: Path, progress: "Progress", on_lost: Callable[[UserError], None]
-) -> Iterator[None]:
-    """Sends the run folder to its storage, if it has one; a search has the run to itself there meanwhile.
-
-    Args:
-        settings: Of the run.
-        path: The run folder.
-        progress: Receives what a person should know.
-        on_lost: Called when another process has taken the run over in the storage, because this one seemed dead.
-
-    Raises:
-        UserError: Another process works on the run in the storage.
-    """
-    from tuning.training import checkpoints
-
-    if settings.storage is None:
-        yield
-        return
-    uri = stored_at(settings.storage, path)
-    with leases.leased(uri, "search", progress.note, on_lost) as lease:
-        if storages.is_at(settings.storage, path):  # What is written there is stored.
-            yield
-            return
-        store = storages.Store(uri)
-        if store.read(storages.META) is not None and mirror.stored_is_newer(store, path, lambda text: None):
-            raise UserError(f"{storages.masked(uri)} has gone on meanwhile. Run the command again, which fetches it.")
-        with mirror.Mirror(path, uri, progress.note, skip=checkpoints.NAMES, lease=lease) as sending:
-            try:
-                yield
-            finally:
-                sending.finish()
-
-
-def stored_at(base: str, path: Path) -> str:
-    """Returns the URI of a run in its storage: under the name that it was begun with, whatever its folder's is now."""
-    if storages.is_at(base, path):
-        return storages.joined(base, path.resolve().name)
-    run = run_folder.Run(path)
-    return storages.joined(base, run.meta.get("stored_as") or run_folder.first_name(run))
 
 
 def conclude(run: run_folder.Run, tell: Callable[[str], None] = print) -> None:
@@ -278,26 +210,3 @@ def conclude(run: run_folder.Run, tell: Callable[[str], None] = print) -> None:
         draw["pareto"] = lambda: run_figures.pareto(trials, minimized)
     style.save_each(draw, run.path, tell)
     each_alone({"The page": lambda: run_page.write(run, importances=importance, tell=tell)}, tell)
-
-
-def conclude_stored(run: run_folder.Run, uri: str, progress: "Progress") -> None:
-    """Removes the losers' checkpoints from the storage, and brings the winner's best one into the run folder."""
-    from tuning.runs.run_folder import trial_folder
-    from tuning.training import checkpoints
-
-    trials = run.trials
-    if not trials["state"].isin(["complete", "pruned"]).any():
-        return
-    store, best = storages.Store(uri), run.best["trial"]
-    losers = {f"{number:04d}" for number in trials.loc[trials["state"] != "running", "trial"] if number != best}
-    try:
-        stored = [name.split("/") for name in store.names("trials")]
-        lost = ["/".join(name) for name in stored if name[1] in losers and name[-1] in checkpoints.NAMES]
-        with ThreadPoolExecutor(16) as pool:
-            list(pool.map(store.remove, lost))
-        folder = trial_folder(run.path, best)
-        if checkpoint := store.read(f"trials/{folder.name}/{checkpoints.BEST}"):
-            files.make_folder(folder, exist_ok=True)  # The trial may have ended on another machine.
-            files.write_bytes(folder / checkpoints.BEST, checkpoint)
-    except UserError as error:
-        progress.note(f"The losers' checkpoints stay in the storage: {error}. {mirror.sent_by(run.path)}")

@@ -2,13 +2,13 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuning.base import files, machine
 from tuning.base.errors import UserError, counted
-from tuning.remote import mirror
 from tuning.runs import run_folder, study_file
 from tuning.trials import local_ray, record
 from tuning.trials.settings import (
@@ -82,7 +82,7 @@ def _search(
 
     study = RunStudy(path, space, sampler, epochs=settings.epochs, seed=settings.seed, minimize=settings.minimize)
     stop = Stop(settings.time_budget)
-    with record.mirrored(settings, path, progress, stop.on_problem):
+    with _stored(settings, path, progress, stop):
         if resumed:
             record.go_on(path, settings, study.last_moment, study.now())
         left_out = {name: list(choices) for name, choices in space.left_out.items()}
@@ -100,12 +100,33 @@ def _search(
         else:
             study.close(None)
             if settings.storage is not None:  # What an earlier session could not send.
-                mirror.sweep(files.read_json(path / "meta.json")["id"], record.stored_at(settings.storage, path))
+                from tuning.remote import mirror, stored_runs
+
+                mirror.sweep(files.read_json(path / "meta.json")["id"], stored_runs.stored_at(settings.storage, path))
         if settings.audit and not (to_run > 0 and stopped_by == "interrupt"):
             hold_audit(settings, path, splits, progress)
         record.conclude(run_folder.Run(path), progress.note)
         if settings.storage is not None:
-            record.conclude_stored(run_folder.Run(path), record.stored_at(settings.storage, path), progress)
+            from tuning.remote import stored_runs
+            from tuning.training import checkpoints
+
+            uri = stored_runs.stored_at(settings.storage, path)
+            names, best = checkpoints.NAMES, checkpoints.BEST
+            stored_runs.conclude(run_folder.Run(path), uri, progress.note, checkpoints=names, best=best)
+
+
+@contextmanager
+def _stored(settings: Settings, path: Path, progress: "Progress", stop: Stop) -> Iterator[None]:
+    """Sends the run folder to its storage, if it has one."""
+    if settings.storage is None:
+        yield
+        return
+    from tuning.remote import stored_runs
+    from tuning.training import checkpoints
+
+    skip, note = checkpoints.NAMES, progress.note
+    with stored_runs.mirrored(settings.storage, path, skip=skip, note=note, on_lost=stop.on_problem):
+        yield
 
 
 def hold_audit(settings: Settings, path: Path, splits: "Splits", progress: "Progress") -> None:
@@ -154,7 +175,9 @@ def run_trials(
     schedulers.replay(scheduler, study.finished())
     stored = None
     if settings.storage is not None:
-        stored = (record.stored_at(settings.storage, path), files.read_json(path / "meta.json")["id"])
+        from tuning.remote import stored_runs
+
+        stored = (stored_runs.stored_at(settings.storage, path), files.read_json(path / "meta.json")["id"])
     trainable = tune.with_parameters(
         train_trial,
         splits=splits,
@@ -188,8 +211,9 @@ def run_trials(
         )
         tuner.fit()
         record.update_meta(path, settings, side_by_side=slots.most)
-        left = [] if stored is None else sweep_nodes(stored[1], stored[0])
-        if left:
+        if stored is not None and (left := sweep_nodes(stored[1], stored[0])):
+            from tuning.remote import mirror
+
             progress.note(f"Not in the storage yet: {'; '.join(left)}. {mirror.sent_by(path)}")
     for leftover in (path / "trials").glob("*"):
         if leftover.is_file():  # Ray's own state, pickled: the study and the frames are the record to go on from.

@@ -14,7 +14,6 @@ from pydantic import TypeAdapter, ValidationError
 from tuning.base import machine
 from tuning.base.errors import UserError, counted, unknown_name
 from tuning.base.registries import SAMPLERS, SCHEDULERS
-from tuning.remote import cluster
 from tuning.runs import run_folder, schema
 
 DEFAULT_EPOCHS = {"cpu": 6, "cuda": 18}
@@ -130,6 +129,8 @@ def plan_slots(address: str | None, storage: str | None, asked: Asked, trials_a_
             f"--storage must be given with --address, because checkpoints must outlive a node, but got --address "
             f"{address} alone. Add --storage s3://BUCKET/FOLDER, or a folder that all nodes share."
         )
+    from tuning.remote import cluster
+
     return cluster.plan_slots(address, *asked)
 
 

@@ -22,7 +22,6 @@ from tuning.base import files, machine
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
 from tuning.images.splitting import Splits
-from tuning.remote import mirror, storage
 from tuning.runs.run_folder import trial_folder
 from tuning.training import checkpoints, jobs
 from tuning.trials import local_ray
@@ -58,6 +57,9 @@ def train_trial(
     import torch
 
     from tuning.training.fit import Training, prepare
+
+    if stored is not None:
+        from tuning.remote import mirror
 
     root = Path(run) if stored is None else mirror.scratch(stored[1])
     folder = trial_folder(root, config["trial"])
@@ -101,6 +103,8 @@ def _fetch(uri: str, folder: Path, epochs: int) -> None:
 
     Where the storage is away for long, the trial goes on from what is here, if only from its beginning.
     """
+    from tuning.remote import storage
+
     latest, log = folder / checkpoints.LATEST, folder / LOG
     if epochs == 0 or checkpoints.n_epochs(latest) >= epochs:
         return
@@ -207,6 +211,8 @@ def sweep_nodes(run_id: str, uri: str) -> list[str]:
     """Has each node send what its trials have not, and clear it away; returns what is left, and where."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from tuning.remote import mirror
 
     remote, here = ray.remote(num_cpus=0, max_retries=0)(mirror.sweep), ray.get_runtime_context().get_node_id()
     others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
