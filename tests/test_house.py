@@ -139,7 +139,7 @@ def test_torch_is_imported_at_the_top_of_models_and_training_alone() -> None:
 
 def test_only_final_names_the_function_that_opens_the_test_split() -> None:
     naming = {name for name, path in FILES.items() if "load_test" in path.read_text()}
-    assert naming == {"images/datasets", "retraining/verdict"}
+    assert naming == {"images/datasets", "images/splitting", "retraining/opening"}
 
 
 def test_search_spaces_import_nothing() -> None:

@@ -9,101 +9,23 @@ started again, it goes on from the last epochs.
 """
 
 import contextlib
-import shutil
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from tuning.base import files, interrupts, locks, machine
 from tuning.base.errors import UserError, counted, run_command, unknown_name
-from tuning.figures import run_page
-from tuning.retraining import artefacts, candidates, contest, export
+from tuning.retraining import candidates, export
 from tuning.retraining.candidates import Plan
-from tuning.retraining.verdict import (
-    FINISHING,
-    MOST_TEST_IMAGES,
-    TRAIN_ON,
-    choose,
-    opened_again,
-    rehearse,
-    test_once,
-    train_on_everything,
-    write_everything,
-)
+from tuning.retraining.opening import opened_again, retrain_and_test, written
+from tuning.retraining.verdict import TRAIN_ON
 from tuning.runs import run_folder
-from tuning.training import jobs
 
-if TYPE_CHECKING:
-    pass
-
-MODEL_DIR = Path("best_model")
-
-
-def retrain_and_test(
-    plan: Plan,
-    slots: Mapping[str, Any],
-    *,
-    model_dir: Path = MODEL_DIR,
-    data_dir: Path | None = None,
-    threads: int | None = None,
-    train_on: str = "train",
-    formats: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Holds the contest, tests the winner once, and writes and exports it; returns what `metrics.json` holds.
-
-    Before the test split is opened, everything is written and drawn once for valid images in the place of the test
-    images: whatever can fail there fails while nothing is lost, and the model before stands.
-
-    Raises:
-        UserError: The data cannot be had, every candidate failed, or the disk is full.
-    """
-    from tuning.images.splitting import load_splits
-
-    with artefacts.staged(model_dir):  # Whether it can be written is known before hours of training, not after them.
-        pass
-    splits = load_splits(plan.dataset, data_dir, seed=plan.data_seed, train_images=plan.train_images)
-    held = contest.hold(plan, splits, slots, threads)
-    contest.show(held)
-    chosen = choose(held)
-    if train_on == "train+valid":
-        chosen = train_on_everything(chosen, splits, slots["device"], threads or machine.cores())
-    with artefacts.staged(model_dir) as staging:
-        ready = rehearse(held, chosen, splits, staging, device=slots["device"])
-        for line in export.export(staging, formats, splits.valid.images, shown=model_dir):
-            print(line)
-        artefacts.check_replaceable(staging, model_dir)
-        artefacts.reserve(staging, MOST_TEST_IMAGES, len(ready.rehearsed))
-        trained = [held.winner.job(seed, plan.folder) for seed in plan.seeds]
-        models = [jobs.load_model(job, splits, slots["device"]) for job in (chosen.job, *trained)]
-        with interrupts.postponed(FINISHING, _written(plan, model_dir)):
-            metrics, test, images = test_once(ready, models, data_dir=data_dir, log=model_dir, staging=staging)
-            for problem in write_everything(ready, metrics, test, images, staging, rehearsing=False):
-                print(problem)
-            artefacts.publish(staging, model_dir)
-            if plan.run is None:  # Of a run the trained models are kept: more seeds go on from them.
-                _remove_jobs(plan, (chosen.job, *trained))
-    return metrics
-
-
-def _written(plan: Plan, model_dir: Path) -> str:
-    """Returns what there is, and what is left to do, when a signal came after the test split was opened."""
-    page = "" if plan.run is None else f" `python -m tuning.report {plan.run}` writes its page."
-    return (
-        f"The model is in {model_dir}/, with its figures: the test split need not be opened again, so do not run the "
-        f"command again.{page}"
-    )
-
-
-def _remove_jobs(plan: Plan, trained: Sequence[jobs.Job]) -> None:
-    """Removes what a plan has trained; whatever else is in the folder, which may be a user's own, stays."""
-    for job in trained:
-        shutil.rmtree(job.path, ignore_errors=True)
-    with contextlib.suppress(OSError):  # Not empty.
-        plan.folder.rmdir()
+MODEL_DIR = run_folder.MODEL_DIR
 
 
 def _summary(plan: Plan) -> str:
@@ -123,7 +45,7 @@ def replaced(model_dir: Path, plan: Plan) -> str:
         old = files.read_json(file)
     except UserError as error:
         return f"The model in {model_dir}/ will be replaced; --model-dir DIR keeps it. {error}\n"
-    if run_page.is_of(old, plan.run, plan.identity):
+    if run_folder.is_of(old, plan.run, plan.identity):
         return ""
     if plan.run is None and old.get("run") is None and old.get("config_hash") == plan.entries[0].config.hash():
         return ""
@@ -144,6 +66,8 @@ def _check_test_files(dataset: str, data_dir: Path | None) -> None:
 
 def _write_page(run: run_folder.Run, model_dir: Path) -> None:
     """Writes the run's page and sends it to the storage; what cannot be is said, as the model is there already."""
+    from tuning.figures import run_page
+
     try:
         print(f"Page: {run_page.write(run, model_dir)}")
         if run.settings.get("storage") is not None:
@@ -261,7 +185,7 @@ def carry_out(plan: Plan, slots: Mapping[str, Any], *, model_dir: Path, **asked:
     print(f"Retraining {plan.source}: {_summary(plan)}", flush=True)
     print("".join(f"{note}\n" for note in plan.notes) + replaced(model_dir, plan), end="", flush=True)
     metrics = retrain_and_test(plan, slots, model_dir=model_dir, **asked)
-    with interrupts.resumable(_written(plan, model_dir)):
+    with interrupts.resumable(written(plan, model_dir)):
         print((model_dir / "scores.txt").read_text(encoding="utf-8"), end="")
         if plan.run is not None:
             _write_page(run_folder.load(plan.source), model_dir)

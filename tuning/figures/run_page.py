@@ -6,7 +6,7 @@ import math
 import numbers
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tuning.base import files, masking
 from tuning.base.errors import UserError, each_alone
 from tuning.runs import openings, run_folder, schema
-from tuning.runs.run_folder import MODEL_DIR, Run
+from tuning.runs.run_folder import MODEL_DIR, Run, is_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -103,14 +103,6 @@ def load_final(run: Run, model_dir: Path) -> Final | None:
         )
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{model_dir} must hold what `python -m tuning.final` writes, but got: {error}.") from error
-
-
-def is_of(metrics: Mapping[str, Any], name: str | None, identity: str | None) -> bool:
-    """Returns whether a `metrics.json` is of a run; 0.2.0 wrote down the name only that the run's folder then had."""
-    if metrics.get("run_id") is not None and identity is not None:
-        return bool(metrics["run_id"] == identity)
-    known = metrics.get("run")  # None is a model of `--config`, which is no run's.
-    return known is not None and known in (name, identity)
 
 
 def write(

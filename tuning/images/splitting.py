@@ -1,6 +1,6 @@
 """Labelled images: read, checked, split, hashed; whole batches cut, augmented and normalised on the device.
 
-The test split is behind `load_test`, which only `tuning.final` may name (held by a test); everything else sees hashes.
+The test split is behind `load_test`, which only `tuning.retraining.opening` may name (held by a test); everything else sees hashes.
 Images stay uint8, (N, C, H, W), until a batch is made; there are no loader processes.
 """
 

@@ -16,12 +16,12 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from tuning.base import files
+from tuning.base import files, machine
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError, counted, disk_full
 from tuning.retraining.best_model import load_best_model, probabilities
 from tuning.retraining.export import FORMATS
-from tuning.retraining.model_card import CARD, scores
+from tuning.retraining.model_card import CARD, model_card, scores
 from tuning.training import jobs
 
 if TYPE_CHECKING:
@@ -243,3 +243,20 @@ def images_per_second(folder: Path, images: "npt.NDArray[np.uint8]") -> float:
     start = time.perf_counter()
     probabilities(best, images)
     return len(images) / (time.perf_counter() - start)
+
+
+def write_card(folder: Path, images: Any) -> None:
+    """Writes `model_card.md` from what lies in the folder, and how fast `tuning.predict` labels these images."""
+    import pandas as pd
+
+    speed = images_per_second(folder, images)
+    with np.load(folder / OUTPUTS) as outputs:
+        text = model_card(
+            files.read_json(folder / "metrics.json"),
+            files.read_json(folder / "config.json"),
+            report=pd.read_csv(folder / "classification_report.csv"),
+            labels=outputs["labels"],
+            test_probabilities=outputs["probabilities"],
+            speed=f"`tuning.predict` labels {speed:,.0f} images a second on {machine.hardware()['cpu']}.",
+        )
+    files.write_text(folder / CARD, text)

@@ -1,39 +1,18 @@
 """The model card of a folder."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tuning.base import files, machine
 from tuning.base.errors import counted
-from tuning.retraining.artefacts import OUTPUTS, images_per_second
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
-
 CARD = "model_card.md"
 LICENCES = {"fashion-mnist": "Fashion-MNIST: Xiao, Rasul and Vollgraf 2017, Zalando SE, MIT licence."}
-
-
-def write_card(folder: Path, images: Any) -> None:
-    """Writes `model_card.md` from what lies in the folder, and how fast `tuning.predict` labels these images."""
-    import pandas as pd
-
-    speed = images_per_second(folder, images)
-    with np.load(folder / OUTPUTS) as outputs:
-        text = model_card(
-            files.read_json(folder / "metrics.json"),
-            files.read_json(folder / "config.json"),
-            report=pd.read_csv(folder / "classification_report.csv"),
-            labels=outputs["labels"],
-            test_probabilities=outputs["probabilities"],
-            speed=f"`tuning.predict` labels {speed:,.0f} images a second on {machine.hardware()['cpu']}.",
-        )
-    files.write_text(folder / CARD, text)
 
 
 def scores(metrics: Mapping[str, Any], architecture: str) -> str:

@@ -15,7 +15,6 @@ from tuning.runs.schema import EPOCH_COLUMNS, FRAMES, TRIAL_COLUMNS, plain, read
 if TYPE_CHECKING:
     import pandas as pd
 
-
 RESULTS = files.RESULTS
 WORDS = ("latest", "list", "compare")  # what the command understands, so that no run may be called it
 
@@ -345,3 +344,11 @@ def audit_text(found: dict[str, Any]) -> str:
         f"reached {found['best_audited']:.2%}, so stopping is estimated to have lost {100 * found['loss']:.2f} points. "
         f"Rank correlation with the final accuracy: {rungs or 'too few trials'}."
     )
+
+
+def is_of(metrics: Mapping[str, Any], name: str | None, identity: str | None) -> bool:
+    """Returns whether a `metrics.json` is of a run; 0.2.0 wrote down the name only that the run's folder then had."""
+    if metrics.get("run_id") is not None and identity is not None:
+        return bool(metrics["run_id"] == identity)
+    known = metrics.get("run")  # None is a model of `--config`, which is no run's.
+    return known is not None and known in (name, identity)

@@ -1,0 +1,121 @@
+"""A run that is kept in a storage, too: which record is the later one, and what is sent when."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from tuning.base import files
+from tuning.base.errors import UserError
+from tuning.base.masking import masked
+from tuning.remote import leases, mirror, storage
+from tuning.runs.run_folder import RESULTS, Run, first_name, load, trial_folder
+
+
+def newest(name: str) -> Run:
+    """Returns the run to go on with: as it is here, or in its storage, if it has gone on elsewhere since."""
+    uri, root = name, RESULTS
+    if "://" not in name:
+        found = load(name)
+        base = found.settings.get("storage")
+        if base is None:
+            return found
+        try:
+            storage.usable(base)
+        except UserError as error:
+            raise UserError(
+                f"{error} The run {found.name} is kept there, too, and may have gone on there. If that place has "
+                f"another address now, resume it from there: --resume ADDRESS/{found.name}."
+            ) from error
+        if storage.is_at(base, found.path):
+            return found
+        uri = stored_at(base, found.path)
+        return Run(mirror.fetch(uri, root, path=found.path, retrained=True))
+    storage.usable(storage.split(uri)[0])
+    return Run(mirror.fetch(uri, root, retrained=True))
+
+
+@contextmanager
+def mirrored(
+    base: str,
+    path: Path,
+    *,
+    skip: Sequence[str],
+    note: Callable[[str], None],
+    on_lost: Callable[[UserError], None],
+) -> Iterator[None]:
+    """Sends the run folder to its storage; a search has the run to itself there meanwhile.
+
+    Args:
+        base: The storage.
+        path: The run folder.
+        skip: Names of files that are not sent.
+        note: Receives what a person should know.
+        on_lost: Called when another process has taken the run over in the storage, because this one seemed dead.
+
+    Raises:
+        UserError: Another process works on the run in the storage.
+    """
+    uri = stored_at(base, path)
+    with leases.leased(uri, "search", note, on_lost) as lease:
+        if storage.is_at(base, path):  # What is written there is stored.
+            yield
+            return
+        store = storage.Store(uri)
+        if store.read(storage.META) is not None and mirror.stored_is_newer(store, path, lambda text: None):
+            raise UserError(f"{masked(uri)} has gone on meanwhile. Run the command again, which fetches it.")
+        with mirror.Mirror(path, uri, note, skip=skip, lease=lease) as sending:
+            try:
+                yield
+            finally:
+                sending.finish()
+
+
+def stored_at(base: str, path: Path) -> str:
+    """Returns the URI of a run in its storage: under the name that it was begun with, whatever its folder's is now."""
+    if storage.is_at(base, path):
+        return storage.joined(base, path.resolve().name)
+    run = Run(path)
+    return storage.joined(base, run.meta.get("stored_as") or first_name(run))
+
+
+def conclude(run: Run, uri: str, note: Callable[[str], None], *, checkpoints: Collection[str], best: str) -> None:
+    """Removes the losers' checkpoints from the storage, and brings the winner's best one into the run folder.
+
+    Args:
+        run: The run.
+        uri: Of the run in the storage.
+        note: Receives what could not be done.
+        checkpoints: The names of all checkpoints of a trial.
+        best: The name of the best one.
+    """
+    trials = run.trials
+    if not trials["state"].isin(["complete", "pruned"]).any():
+        return
+    store, winner = storage.Store(uri), run.best["trial"]
+    losers = {f"{number:04d}" for number in trials.loc[trials["state"] != "running", "trial"] if number != winner}
+    try:
+        stored = [name.split("/") for name in store.names("trials")]
+        lost = ["/".join(name) for name in stored if name[1] in losers and name[-1] in checkpoints]
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(store.remove, lost))
+        folder = trial_folder(run.path, winner)
+        if checkpoint := store.read(f"trials/{folder.name}/{best}"):
+            files.make_folder(folder, exist_ok=True)  # The trial may have ended on another machine.
+            files.write_bytes(folder / best, checkpoint)
+    except UserError as error:
+        note(f"The losers' checkpoints stay in the storage: {error}. {mirror.sent_by(run.path)}")
+
+
+def send(run: Run) -> None:
+    """Sends the page, and what `final` has trained, to the run's storage, if it has one; says what it cannot."""
+    base = run.settings.get("storage")
+    if base is None or storage.is_at(base, run.path):
+        return
+    uri = stored_at(base, run.path)
+    with mirror.Mirror(run.path, uri, print, part="final") as sending:
+        sending.finish()
+    try:
+        storage.Store(uri).write("report.html", (run.path / "report.html").read_bytes())
+    except UserError as error:
+        print(f"Not in the storage yet: report.html. {error}. {mirror.sent_by(run.path)}")

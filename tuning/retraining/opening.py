@@ -1,0 +1,243 @@
+"""The one opening of the test split, and its rehearsal with valid images: whatever can fail fails before.
+
+Only this file names what loads the test split.
+"""
+
+import contextlib
+import math
+import shutil
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuning.base import files, interrupts, machine
+from tuning.base.errors import UserError, each_alone
+from tuning.retraining import artefacts, contest, export, model_card
+from tuning.retraining.artefacts import Outcome
+from tuning.retraining.candidates import Plan
+from tuning.retraining.contest import Contest
+from tuning.retraining.verdict import Chosen, choose, describe, train_on_everything
+from tuning.runs.openings import OPENED, RESULT, times_opened
+from tuning.runs.openings import append as log_test
+from tuning.runs.run_folder import MODEL_DIR
+from tuning.training import jobs
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tuning.images.datasets import Labelled
+    from tuning.images.splitting import Splits
+
+REHEARSED, MOST_TEST_IMAGES = 2_000, 10_000
+FINISHING = "The test split is open: the command ends as soon as its result is written, in seconds."
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What `write_everything` needs, whichever images stand for the test split.
+
+    Attributes:
+        model: On the CPU.
+        trained_on: What the model makes of some train images.
+        rehearsed: The valid images that stood for the test split.
+        device: What the test images are evaluated on.
+    """
+
+    held: Contest
+    chosen: Chosen
+    splits: "Splits"
+    model: "nn.Module"
+    trained_on: Outcome
+    rehearsed: "Labelled"
+    device: str
+
+
+def rehearse(held: Contest, chosen: Chosen, splits: "Splits", staging: Path, *, device: str) -> Ready:
+    """Writes everything for valid images, so that what can fail does so before the test split is opened.
+
+    Raises:
+        UserError: The disk is full, the pictures cannot be drawn, or the model cannot be loaded again.
+    """
+    model = jobs.load_model(chosen.job, splits, "cpu")
+    probe = artefacts.probe_images(splits.train)
+    images = type(splits.valid)(splits.valid.images[:REHEARSED], splits.valid.labels[:REHEARSED])
+    flip = chosen.flip_averaging
+    ready = Ready(held, chosen, splits, model, _outcome(model, probe, splits, "cpu", flip), images, device)
+    outcome = _outcome(jobs.load_model(chosen.job, splits, device), images, splits, device, flip)
+    figures = _test_metrics(outcome, [outcome.accuracy] * len(held.plan.seeds)) | {"test_opened": 1}
+    try:
+        problems = write_everything(
+            ready, describe(held, chosen, splits) | figures, outcome, images, staging, rehearsing=True
+        )
+        artefacts.check_drawn(staging, problems)
+    except ImportError as error:
+        raise UserError(
+            f"What belongs to the model cannot be written, because a package is missing or broken: {error}. Install it "
+            "again; what has been trained is kept."
+        ) from error
+    return ready
+
+
+def write_everything(
+    ready: Ready, metrics: Mapping[str, Any], test: Outcome, images: "Labelled", folder: Path, *, rehearsing: bool
+) -> list[str]:
+    """Writes all that belongs to the model but its exports; returns a sentence for each part that is left out.
+
+    What describes the model only must not cost its figures: except when rehearsing, its failure is such a sentence.
+
+    Raises:
+        UserError: The disk is full.
+    """
+    splits, chosen = ready.splits, ready.chosen
+    artefacts.write_model(folder, ready.model, chosen.job.config, splits, metrics)
+    files.write_text(folder / "final.csv", ready.held.table.to_csv(index=False))
+    problems = artefacts.write_outcome(folder, test, images, splits.class_names, chosen.result.epochs)
+    parts = {
+        artefacts.SEPARABILITY: lambda: problems.extend(artefacts.write_separability(folder, ready.trained_on, test)),
+        model_card.CARD: lambda: artefacts.write_card(folder, splits.valid.images),
+    }
+    for name in parts:
+        (folder / name).unlink(missing_ok=True)  # Of the rehearsal: it is of other images.
+    if rehearsing:
+        for write in parts.values():
+            write()
+    else:
+        each_alone(parts, problems.append)
+    return problems
+
+
+def test_once(
+    ready: Ready, models: Sequence["nn.Module"], *, data_dir: Path | None, log: Path, staging: Path
+) -> tuple[dict[str, Any], Outcome, "Labelled"]:
+    """Opens the test split and writes that down; returns the metrics, the saved model's outcome, and the test images.
+
+    Args:
+        ready: What was chosen.
+        models: The model to be saved, then the winner's of each seed; on the device, ready to evaluate.
+        data_dir: Holds the data set's files, where they are the user's own.
+        log: The folder of the log.
+        staging: Where room was reserved.
+
+    Raises:
+        UserError: The data cannot be had.
+    """
+    from tuning.images.datasets import load_test
+
+    splits, flip_averaging = ready.splits, ready.chosen.flip_averaging
+    metrics = describe(ready.held, ready.chosen, splits)
+    # The choice is made: only now the test split is opened, and the log says so before anything is seen of it.
+    log_test(log, metrics | {"event": OPENED, "dataset": splits.dataset})
+    images = load_test(splits.dataset, data_dir)
+    outcomes = {flip: _outcome(models[0], images, splits, ready.device, flip) for flip in (False, True)}
+    accuracies = [_outcome(each, images, splits, ready.device, flip_averaging).accuracy for each in models[1:]]
+    metrics |= _test_metrics(outcomes[flip_averaging], accuracies) | {
+        "test_accuracy_plain": outcomes[False].accuracy,
+        "test_accuracy_flip_averaging": outcomes[True].accuracy,
+        "test_opened": times_opened(log, splits.dataset),
+    }
+    artefacts.give_back(staging)
+    log_test(log, metrics | {"event": RESULT, "dataset": splits.dataset})
+    return metrics, outcomes[flip_averaging], images
+
+
+def opened_again(metrics: Mapping[str, Any]) -> str:
+    """Returns what it does to the figure that the test split had been opened before."""
+    from tuning.retraining.seeds import best_of
+
+    n, accuracy = metrics["test_opened"], metrics["test_accuracy"]
+    too_high = 100 * best_of(n) * math.sqrt(accuracy * (1 - accuracy) / metrics["test_images"])
+    return (
+        f"The test split has been opened {n} times for this data set. This figure is unbiased, and its interval right, "
+        f"only if nothing was changed in the light of the earlier ones. The best of {n} figures is too high by up to "
+        f"{too_high:.2f} points on average ({best_of(n):.2f} standard errors: equally good models, independent errors)."
+    )
+
+
+def _outcome(model: "nn.Module", part: Any, splits: "Splits", device: str, flip_averaging: bool) -> Outcome:
+    from tuning.training.fit import evaluate
+
+    log_probabilities, features = evaluate(model, part, splits, device=device, flip_averaging=flip_averaging)
+    return Outcome(part.labels, log_probabilities.numpy(), features.numpy())
+
+
+def _test_metrics(test: Outcome, accuracies: Sequence[float]) -> dict[str, Any]:
+    """Returns figures of the saved model, and the mean over the winner's seeds."""
+    from tuning.runs import analysis
+
+    n = len(test.labels)
+    right = int((test.predictions == test.labels).sum())
+    loss = -float(test.log_probabilities[range(n), test.labels].mean())
+    return {
+        "test_accuracy": right / n,
+        "test_interval": list(analysis.wilson_interval(right, n)),
+        "test_accuracy_mean": statistics.mean(accuracies),
+        "test_accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        "test_loss": loss,
+        "test_images": n,
+        "ece": analysis.calibration(test.labels, test.probabilities)[0],
+    }
+
+
+def retrain_and_test(
+    plan: Plan,
+    slots: Mapping[str, Any],
+    *,
+    model_dir: Path = MODEL_DIR,
+    data_dir: Path | None = None,
+    threads: int | None = None,
+    train_on: str = "train",
+    formats: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Holds the contest, tests the winner once, and writes and exports it; returns what `metrics.json` holds.
+
+    Before the test split is opened, everything is written and drawn once for valid images in the place of the test
+    images: whatever can fail there fails while nothing is lost, and the model before stands.
+
+    Raises:
+        UserError: The data cannot be had, every candidate failed, or the disk is full.
+    """
+    from tuning.images.splitting import load_splits
+
+    with artefacts.staged(model_dir):  # Whether it can be written is known before hours of training, not after them.
+        pass
+    splits = load_splits(plan.dataset, data_dir, seed=plan.data_seed, train_images=plan.train_images)
+    held = contest.hold(plan, splits, slots, threads)
+    contest.show(held)
+    chosen = choose(held)
+    if train_on == "train+valid":
+        chosen = train_on_everything(chosen, splits, slots["device"], threads or machine.cores())
+    with artefacts.staged(model_dir) as staging:
+        ready = rehearse(held, chosen, splits, staging, device=slots["device"])
+        for line in export.export(staging, formats, splits.valid.images, shown=model_dir):
+            print(line)
+        artefacts.check_replaceable(staging, model_dir)
+        artefacts.reserve(staging, MOST_TEST_IMAGES, len(ready.rehearsed))
+        trained = [held.winner.job(seed, plan.folder) for seed in plan.seeds]
+        models = [jobs.load_model(job, splits, slots["device"]) for job in (chosen.job, *trained)]
+        with interrupts.postponed(FINISHING, written(plan, model_dir)):
+            metrics, test, images = test_once(ready, models, data_dir=data_dir, log=model_dir, staging=staging)
+            for problem in write_everything(ready, metrics, test, images, staging, rehearsing=False):
+                print(problem)
+            artefacts.publish(staging, model_dir)
+            if plan.run is None:  # Of a run the trained models are kept: more seeds go on from them.
+                _remove_jobs(plan, (chosen.job, *trained))
+    return metrics
+
+
+def written(plan: Plan, model_dir: Path) -> str:
+    """Returns what there is, and what is left to do, when a signal came after the test split was opened."""
+    page = "" if plan.run is None else f" `python -m tuning.report {plan.run}` writes its page."
+    return (
+        f"The model is in {model_dir}/, with its figures: the test split need not be opened again, so do not run the "
+        f"command again.{page}"
+    )
+
+
+def _remove_jobs(plan: Plan, trained: Sequence[jobs.Job]) -> None:
+    """Removes what a plan has trained; whatever else is in the folder, which may be a user's own, stays."""
+    for job in trained:
+        shutil.rmtree(job.path, ignore_errors=True)
+    with contextlib.suppress(OSError):  # Not empty.
+        plan.folder.rmdir()
