@@ -1,7 +1,7 @@
-"""Labelled images: read, checked, split, hashed; whole batches cut, augmented and normalised on the device.
+"""Labelled images: split, checked, hashed.
 
-The test split is behind `load_test`, which only `tuning.retraining.opening` may name (held by a test); everything else sees hashes.
-Images stay uint8, (N, C, H, W), until a batch is made; there are no loader processes.
+The test split is behind `load_test`, which only `tuning.retraining.opening` may name (held by a test); everything else
+sees hashes. Images stay uint8, (N, C, H, W), until a batch is made; there are no loader processes.
 """
 
 import hashlib
