@@ -42,7 +42,7 @@ def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     def read_files(files: object, names: tuple[str, ...], data_dir: Path | None = None) -> dict[str, bytes]:
         return {name: contents[name] for name in names}
 
-    monkeypatch.setattr(splitting, "read_files", read_files)
+    monkeypatch.setattr(datasets, "read_files", read_files)
     return contents
 
 

@@ -24,12 +24,13 @@ from tuning import final
 from tuning.base import files
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
+from tuning.figures import run_page
 from tuning.images import datasets, splitting
 from tuning.images.splitting import Splits
 from tuning.models.architectures import build_model
-from tuning.retraining import artefacts, contest, model_card, verdict
+from tuning.retraining import artefacts, contest, model_card, opening, verdict
 from tuning.retraining.candidates import Entry, Plan
-from tuning.runs import run_folder
+from tuning.runs import openings, run_folder
 from tuning.training import jobs
 from tuning.training.fit import evaluate
 
@@ -69,7 +70,7 @@ def make_plan(folder: Path, seeds: tuple[int, ...] = (1,), run: str | None = "ru
 
 def train(model_dir: Path, plan: Plan | None = None, **values: Any) -> dict[str, Any]:
     model_dir.mkdir(exist_ok=True)
-    return final.retrain_and_test(plan or make_plan(model_dir), SLOTS, threads=1, model_dir=model_dir, **values)
+    return opening.retrain_and_test(plan or make_plan(model_dir), SLOTS, threads=1, model_dir=model_dir, **values)
 
 
 def test_everything_is_written_and_agrees(tmp_path: Path, opened: list[str], splits: Splits) -> None:
@@ -149,7 +150,7 @@ def test_the_log_says_each_time_that_the_test_split_was_opened(
 ) -> None:
     first = train(tmp_path)
     second = train(tmp_path, make_plan(tmp_path, (2,)))
-    assert final.times_opened(tmp_path, "patterns") == len(opened) == 2
+    assert openings.times_opened(tmp_path, "patterns") == len(opened) == 2
     assert (first["test_opened"], second["test_opened"]) == (1, 2)
     lines = [json.loads(line) for line in (tmp_path / "test_log.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines] == ["opened", "result", "opened", "result"]
@@ -157,14 +158,14 @@ def test_the_log_says_each_time_that_the_test_split_was_opened(
     assert "test_accuracy" not in lines[0]
     assert [lines[1]["test_accuracy"], lines[3]["test_accuracy"]] == [first["test_accuracy"], second["test_accuracy"]]
     assert all(line["time"] and line["split_hash"] and line["config_hash"] == TINY.hash() for line in lines)
-    assert final.times_opened(tmp_path, "other") == 0
+    assert openings.times_opened(tmp_path, "other") == 0
     with (tmp_path / "test_log.jsonl").open("a") as log:
         log.write('{"event": "opened"}\n')  # As it was written before there was a name.
-    assert final.times_opened(tmp_path, "other") == 1
+    assert openings.times_opened(tmp_path, "other") == 1
 
 
 def test_from_the_second_opening_on_it_is_said_what_that_does(tmp_path: Path) -> None:
-    text = verdict.opened_again({"test_opened": 3, "test_accuracy": 0.9, "test_images": 10_000})
+    text = opening.opened_again({"test_opened": 3, "test_accuracy": 0.9, "test_images": 10_000})
     assert "has been opened 3 times" in text
     assert "too high by up to 0.25 points on average (0.85 standard errors" in text
 
@@ -176,7 +177,7 @@ def test_the_test_split_is_opened_after_training_only(
         assert not opened
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(final, "log_test", fail)
+    monkeypatch.setattr(opening, "log_test", fail)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, train_on="train+valid")
     assert not opened
@@ -391,15 +392,25 @@ def missing(*args: Any, **kwargs: Any) -> Any:
 @pytest.mark.parametrize(
     ("module", "function", "fail", "message"),
     [
-        ("style", "save", broken, r"No picture can be drawn\. .*RuntimeError: no font Is the package matplotlib"),
-        ("style", "save", full, "No space left on the disk"),
-        ("best_model", "write_card", full, "No space left on the disk"),
-        ("best_model", "write_separability", missing, "a package is missing or broken: No module named 'sklearn'"),
-        ("best_model", "load_best_model", full, "No space left on the disk"),
-        ("export", "load_best_model", full, "No space left on the disk"),
-        ("openings", "append", full, "No space left on the disk"),
+        (
+            "figures.style",
+            "save",
+            broken,
+            r"No picture can be drawn\. .*RuntimeError: no font Is the package matplotlib",
+        ),
+        ("figures.style", "save", full, "No space left on the disk"),
+        ("retraining.artefacts", "write_card", full, "No space left on the disk"),
+        (
+            "retraining.artefacts",
+            "write_separability",
+            missing,
+            "a package is missing or broken: No module named 'sklearn'",
+        ),
+        ("retraining.artefacts", "load_best_model", full, "No space left on the disk"),
+        ("retraining.export", "load_best_model", full, "No space left on the disk"),
+        ("runs.openings", "append", full, "No space left on the disk"),
         ("os", "posix_fallocate", full, "No space left on the disk"),
-        ("jobs", "load_model", full, "No space left on the disk"),
+        ("training.jobs", "load_model", full, "No space left on the disk"),
     ],
 )
 def test_what_can_fail_fails_before_the_test_split_is_opened(
@@ -418,8 +429,8 @@ def test_what_can_fail_fails_before_the_test_split_is_opened(
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     with monkeypatch.context() as patch:
         patch.setattr(importlib.import_module(module if module == "os" else f"tuning.{module}"), function, fail)
-        if module == "openings":
-            patch.setattr(final, "log_test", fail)
+        if module == "runs.openings":
+            patch.setattr(opening, "log_test", fail)
         with pytest.raises(UserError, match=message):
             train(tmp_path, plan, formats=["pt2"])
     assert opened == ["patterns"]
@@ -445,7 +456,7 @@ def test_a_signal_after_the_opening_costs_no_result_and_advises_no_second_openin
 ) -> None:
     from tuning.base import interrupts
 
-    module: Any = artefacts if moment == "publish" else final
+    module: Any = artefacts if moment == "publish" else opening
     act = getattr(module, moment)
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
@@ -462,7 +473,7 @@ def test_a_signal_after_the_opening_costs_no_result_and_advises_no_second_openin
     assert files.read_json(tmp_path / "metrics.json")["test_opened"] == 1
     assert {"model.pth", "model_card.md", "scores.txt", "pca.png"} <= {path.name for path in tmp_path.iterdir()}
     assert (tmp_path / "jobs").exists() == (run is not None)
-    assert verdict.FINISHING in capfd.readouterr().err
+    assert opening.FINISHING in capfd.readouterr().err
 
 
 def test_a_command_that_gets_sigterm_when_the_test_split_is_open_ends_with_130_and_its_model(tmp_path: Path) -> None:
@@ -474,27 +485,27 @@ import conftest, test_final
 from tuning import final
 from tuning.base.errors import run_command
 from tuning.images import datasets, splitting
-from tuning.retraining import verdict
+from tuning.retraining import opening
 here = Path({str(tmp_path)!r})
 splits = splitting.make_splits(conftest.patterned_images(600), "patterns", conftest.CLASS_NAMES, valid_images=120)
 splitting.load_splits = lambda *args, **kwargs: splits
 datasets.load_test = lambda *args: conftest.patterned_images(200, seed=9)
-write = verdict.write_everything
+write = opening.write_everything
 def interrupted(*args, rehearsing):
     if not rehearsing:
         os.kill(os.getpid(), signal.SIGTERM)
     return write(*args, rehearsing=rehearsing)
-verdict.write_everything = interrupted
+opening.write_everything = interrupted
 def main():
     "Train."
-    final.retrain_and_test(test_final.make_plan(here, run=None), test_final.SLOTS, threads=1, model_dir=here)
+    opening.retrain_and_test(test_final.make_plan(here, run=None), test_final.SLOTS, threads=1, model_dir=here)
 run_command(main)
 """
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 130, done.stderr
-    assert done.stderr.startswith(f"{verdict.FINISHING}\nInterrupted. The model is in {tmp_path}/")
+    assert done.stderr.startswith(f"{opening.FINISHING}\nInterrupted. The model is in {tmp_path}/")
     assert (tmp_path / "model.pth").exists() and (tmp_path / "metrics.json").exists()
     assert opening_events(tmp_path) == ["opened", "result"]
 
@@ -641,7 +652,7 @@ def test_a_model_folder_that_cannot_be_written_is_said_before_anything_is_traine
     with pytest.raises(
         UserError, match=r"cannot be written \(Read-only file system\)\. Make it writable, or give anoth"
     ):
-        final.retrain_and_test(plan, SLOTS, threads=1, model_dir=tmp_path)
+        opening.retrain_and_test(plan, SLOTS, threads=1, model_dir=tmp_path)
     assert not opened and not plan.folder.exists()
 
 
@@ -724,7 +735,7 @@ def test_damaged_files_of_the_test_split_are_said_before_anything_is_trained(
 def test_a_page_that_cannot_be_written_is_said_when_the_model_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(final.report, "write", full)
+    monkeypatch.setattr(run_page, "write", full)
     final._write_page(run_folder.Run(tmp_path / "first"), tmp_path)
     assert "The page is not written: No space left" in (said := capsys.readouterr().out)
     assert f"`python -m tuning.report {tmp_path / 'first'}` writes it later." in said

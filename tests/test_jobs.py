@@ -71,11 +71,11 @@ def test_a_killed_job_goes_on_to_the_same_weights(
 
 
 def test_a_loss_that_is_not_finite_is_a_result(job: Job, splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fit(*args: Any) -> Iterator[Any]:
+    def diverge(*args: Any) -> Iterator[Any]:
         raise fit.NonFiniteLossError("Training loss must be finite, but got nan")
         yield
 
-    monkeypatch.setattr(fit, "fit", fit)
+    monkeypatch.setattr(fit, "fit", diverge)
     assert train(job, splits) == [{"error": "Training loss must be finite, but got nan"}]
     assert result(job, splits).error == "Training loss must be finite, but got nan"
     assert train(job, splits) == []

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 from conftest import write_run
 
-from tuning import report
 from tuning.base.errors import UserError
-from tuning.figures import importances, run_figures
+from tuning.figures import importances, run_figures, run_page
 from tuning.trials import record
 
 PICTURES = {"best_so_far", "learning_curves", "parallel_coordinates", "importances"}
@@ -24,7 +23,7 @@ def broken(*args: Any, **kwargs: Any) -> Any:
         (run_figures, "best_so_far", "The picture best_so_far.png", {"best_so_far.png"}),
         (run_figures, "importances", "The picture importances.png", {"importances.png"}),
         (importances, "of_run", "The importances", {"importances.png"}),
-        (report, "render", "The page", {"report.html"}),
+        (run_page, "render", "The page", {"report.html"}),
     ],
 )
 def test_what_cannot_be_made_is_said_and_costs_nothing_else(

@@ -161,7 +161,7 @@ def test_the_numbers_of_the_page_are_those_of_the_files_to_the_last_digit(writte
     assert {str(value) for value in [*ends, *(metrics[name] for name in shown)]} <= page.numbers
     final = final_frame().drop(columns="chosen")
     assert {str(value) for value in final.to_numpy().ravel() if pd.notna(value)} <= page.numbers
-    trials = report.results.Run(written.parent).trials
+    trials = run_folder.Run(written.parent).trials
     assert {str(value) for value in trials["valid_accuracy"]} <= page.numbers
     assert {str(value) for value in trials["config/learning_rate"]} <= page.numbers
     assert (

@@ -21,6 +21,7 @@ from ray import tune
 from tuning.base import files, machine
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
+from tuning.base.masking import masked
 from tuning.images.splitting import Splits
 from tuning.runs.run_folder import trial_folder
 from tuning.training import checkpoints, jobs
@@ -87,7 +88,7 @@ def train_trial(
             print(f"trial {config['trial']}, seed {config['seed']}, {device}, {training.precision}: {config['config']}")
             _train(training, folder)
         except Exception:
-            print(storage.masked(traceback.format_exc()), end="", file=sys.stderr)
+            print(masked(traceback.format_exc()), end="", file=sys.stderr)
             raise
 
 
