@@ -53,7 +53,7 @@ def hold(folder: Path, what: str, note: Callable[[str], None] = print) -> Iterat
             _lock(file)
         except OSError as error:
             file.seek(0)
-            holder = _parsed(file.read()) or holder  # Who was quicker may have begun to write only now.
+            holder = parsed(file.read()) or holder  # Who was quicker may have begun to write only now.
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, *NO_LOCKS):
                 raise
             if error.errno not in NO_LOCKS or (is_here(holder) and is_alive(holder)):
