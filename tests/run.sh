@@ -18,6 +18,6 @@ fi
 "$python" -m ruff format --check .
 "$python" -m ruff check .
 "$python" -m mypy
-"$python" -c 'from tuning.data import load_train; print(len(load_train("fashion-mnist")), "images at hand")'
+"$python" -c 'from tuning.images.datasets import load_train; print(len(load_train("fashion-mnist")), "images at hand")'
 # Two tests at a time, the slow ones first (tests/conftest.py): half of a test with Ray is waiting.
 "$python" -m pytest --numprocesses 2 --dist loadgroup "$@"

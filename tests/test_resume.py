@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import typer
 from conftest import write_run
-from test_study import ask, epoch, told, train
+from studies import ask, epoch, told, train
 
 from tuning import final, search
 from tuning.base import files, locks, machine

@@ -21,7 +21,7 @@ from tuning.training.fit import Training, evaluate, fit
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
-BENCHMARK = Path(__file__).parent / "benchmarks" / "gpu.py"
+BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import pytest
 
 from tuning.base import interrupts
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # A command that waits in `main`; what it prints first says that its handlers are there.
 COMMAND = """
 import sys, time

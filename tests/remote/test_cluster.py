@@ -21,7 +21,7 @@ from tuning.runs import run_folder
 from tuning.trials import local_ray
 
 BIN = Path(sys.executable).parent
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # A network, a file system's mounts, a host name and a process tree of its own, without being root outside of it.
 MACHINE = ["unshare", "--map-root-user", "--net", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
 # As the README has it for a cluster by hand: a node that says nothing for 15 s is lost.

@@ -11,7 +11,7 @@ import pytest
 
 from tuning.base.masking import MaskedFormatter, masked, masked_all
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LONG = 1_000_000  # Characters: what takes quadratic time for them takes hours.
 
 

@@ -13,13 +13,14 @@ import optuna
 import pandas as pd
 import pytest
 from optuna.trial import TrialState
+from studies import ask, epoch, told, train
 
 from tuning.base import files
 from tuning.base.errors import UserError
 from tuning.runs import run_folder, schema, study_file
 from tuning.sampling.samplers import SAMPLERS
 from tuning.sampling.spaces import Space, load_space
-from tuning.sampling.study import Proposal, RunStudy, trial_seed
+from tuning.sampling.study import RunStudy, trial_seed
 
 
 def open_study(path: Path, seed: int = 0) -> RunStudy:
@@ -35,28 +36,6 @@ def study(tmp_path: Path) -> RunStudy:
 def soon_exhausted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets a space of three points count as exhausted after 30 repeats: 200 take eight seconds."""
     monkeypatch.setattr("tuning.sampling.study.REPEATS_THAT_EXHAUST", 30)
-
-
-def ask(study: RunStudy) -> Proposal:
-    proposal = study.ask()
-    assert proposal is not None
-    return proposal
-
-
-def epoch(number: int, accuracy: float, finished: str = "") -> dict[str, Any]:
-    row = {"epoch": number, "train_loss": 1.0, "train_accuracy": 0.5, "valid_loss": 1 - accuracy, "lr": 0.1}
-    row |= {"valid_accuracy": accuracy, "epoch_seconds": 2.0, "images_per_second": 100.0}
-    row |= {"n_parameters": 5142, "seconds_per_image": 1e-4, "device": "cpu", "precision": "fp32"}
-    return row | {"finished": finished}
-
-
-def train(study: RunStudy, proposal: Proposal, accuracies: list[float], finished: str = "") -> None:
-    for i, accuracy in enumerate(accuracies, start=1):
-        study.report(proposal.number, epoch(i, accuracy, finished if i == len(accuracies) else ""))
-
-
-def told(study: RunStudy, number: int) -> optuna.trial.FrozenTrial:
-    return study.study.get_trials(deepcopy=False)[number]
 
 
 @pytest.mark.parametrize("finished", ["length", "early stopping"])

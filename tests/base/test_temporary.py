@@ -16,7 +16,7 @@ import pytest
 
 from tuning.base import temporary
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # Takes a folder for a Ray and waits for its end.
 HOLDER = """
 import sys, time
