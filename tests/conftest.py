@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 
 import alembic.util
@@ -30,6 +31,19 @@ SHARED = ("wheel", "searched", "s3", "browser")
 def pytest_configure(config: pytest.Config) -> None:
     """Lets threads that wait sleep: commands with a thread a core, two beside each other, else take twice the time."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def pytest_report_header() -> list[str]:
+    """Says which versions the tests saw, and which of them are not those of `tuning/constraints.txt`."""
+    pins = (line.partition("==") for line in (ROOT / "tuning" / "constraints.txt").read_text("utf-8").splitlines())
+    pinned = {name: version for name, _, version in pins if version}
+    found = {name: metadata.version(name) for name in ("torch", "torchvision", "ray", "optuna", "pandas", "numpy")}
+    installed = {each.name: each.version for each in metadata.distributions()}
+    others = [f"{name} {installed[name]}, not {v}" for name, v in pinned.items() if installed.get(name, v) != v]
+    return [
+        "versions: " + ", ".join(f"{name} {version}" for name, version in found.items()),
+        f"other than in tuning/constraints.txt: {'; '.join(others) or 'none'}",
+    ]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -4,10 +4,12 @@ One test makes a real environment, in a folder whose name has all that a path ma
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,9 @@ case "$*" in
   "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; touch "$3/pyvenv.cfg";;
 esac
 """
-BASE = "-m pip install --quiet --disable-pip-version-check --editable ."
+NEWEST = "-m pip install --quiet --disable-pip-version-check --editable ."
+PINNED = " --constraint tuning/constraints.txt"
+BASE, DEV = f"{NEWEST}{PINNED}", f"{NEWEST}[dev]{PINNED}"
 VENV = "-m venv .venv"
 
 
@@ -33,7 +37,7 @@ class Clone:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.venv = folder / "clone", folder / "clone/.venv"
-        for name in ("tuning/run.sh", "tests/run.sh", "pyproject.toml"):
+        for name in ("tuning/run.sh", "tuning/constraints.txt", "tests/run.sh", "pyproject.toml"):
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.folder / name)
         self.bin, self.log = folder / "bin", folder / "log"
@@ -112,25 +116,21 @@ def test_developers_tools_are_added_and_stay(clone: Clone) -> None:
     clone.run("search")
     done = clone.run("--dev")
     assert done.stderr == "Setting up .venv anew: it lacks what pyproject.toml asks for ...\n"
-    assert clone.asked() == [f"{BASE}[dev]"]
+    assert clone.asked() == [DEV]
     clone.run("search")
     assert clone.asked() == ["-m tuning.search"]
     with (clone.folder / "pyproject.toml").open("a") as file:
         file.write("# changed\n")
     clone.run("search")
-    assert clone.asked() == [f"{BASE}[dev]", "-m tuning.search"]
+    assert clone.asked() == [DEV, "-m tuning.search"]
 
 
 def test_the_environment_of_version_0_2_0_is_gone_on_with(clone: Clone) -> None:
     (clone.venv / "bin").mkdir(parents=True)
     shutil.copy(clone.bin / "python3", clone.venv / "bin" / "python")
-    stamp = subprocess.run(["sha256sum", "pyproject.toml"], cwd=clone.folder, capture_output=True, text=True)
-    (clone.venv / "installed").write_text(stamp.stdout)
-    assert clone.run("search").returncode == 0
-    assert clone.asked() == ["-m tuning.search"]
     (clone.venv / "installed").write_text("of an older pyproject.toml\n")
     assert clone.run("search").returncode == 0
-    assert clone.asked() == [f"{BASE}[dev]", "-m tuning.search"]
+    assert clone.asked() == [DEV, "-m tuning.search"]
 
 
 def test_an_upgrade_of_version_0_2_0_that_is_killed_is_known_as_its_own(clone: Clone) -> None:
@@ -173,6 +173,30 @@ def test_a_set_up_that_fails_is_said_and_goes_on_later(clone: Clone, moment: str
     assert clone.run("search").returncode == 0
 
 
+def test_versions_that_are_not_to_be_had_give_way_to_the_newest_ones_and_that_is_said(clone: Clone) -> None:
+    done = clone.run("search", FAIL="--constraint")
+    assert done.returncode == 0 and clone.asked() == [VENV, BASE, NEWEST, "-m tuning.search"]
+    said = "The versions of tuning/constraints.txt cannot be installed, as said above. Trying the newest ones ...\n"
+    assert done.stderr.endswith(f"no network\n{said}")
+    assert clone.run("search").stderr == ""
+
+
+def test_the_newest_versions_can_be_asked_for(clone: Clone) -> None:
+    assert clone.run("search", TUNING_NEWEST="1").returncode == 0
+    assert clone.asked() == [VENV, NEWEST, "-m tuning.search"]
+
+
+def test_the_constraints_are_names_and_versions_of_all_that_the_project_asks_for() -> None:
+    lines = (ROOT / "tuning" / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", pin) for pin in pins)
+    pinned = {re.sub(r"[-_.]+", "-", pin.partition("==")[0]).lower() for pin in pins}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    asked = [*project["dependencies"], *extras["dev"], *extras["export"], *extras["mlflow"]]
+    assert {re.split(r"[\[<>=]", name)[0].lower() for name in asked} <= pinned
+
+
 def test_tools_that_cannot_be_had_cost_no_environment(clone: Clone) -> None:
     clone.run("search")
     assert clone.run("--dev", FAIL="pip").returncode == 2
@@ -210,9 +234,7 @@ def test_what_apt_get_installs_is_said_and_can_be_left_out(clone: Clone, case: s
         "no root": (asked == [] and "Chromium is not installed: the tests of the page in a br" in done.stderr),
         "fails": (len(asked) == 1 and "apt-get could not install Chromium: the tests of the page" in done.stderr),
     }[case]
-    assert clone.asked()[1] == f"{BASE}[dev]" and clone.asked()[-1].endswith(
-        "-m pytest --numprocesses 2 --dist loadgroup -k x"
-    )
+    assert clone.asked()[1] == DEV and clone.asked()[-1].endswith("-m pytest --numprocesses 2 --dist loadgroup -k x")
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 #   bash tuning/run.sh search --samples 20
 #   bash tuning/run.sh --dev            only makes the environment, with the developers' tools
 # TUNING_VENV is the environment's folder (default: .venv in the clone). One that was not made here is left alone.
+# TUNING_NEWEST=1 installs the newest versions of all packages in place of those of tuning/constraints.txt.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -31,7 +32,7 @@ if [ -e "$venv" ] && [ ! -e "$made" ] && [ ! -e "$installed" ] &&
     "\`python -m tuning.search\`; or choose another folder with TUNING_VENV=FOLDER; or move it away."
 fi
 
-wanted=$(sha256sum pyproject.toml)
+wanted=$(sha256sum pyproject.toml tuning/constraints.txt | sha256sum)
 known= known_level=
 if [ -e "$installed" ]; then
   known=$(sed -n 1p "$installed")
@@ -58,10 +59,18 @@ if [ "$known" != "$wanted" ] || [ "$known_level" != "$level" ]; then
   if [ -z "$known" ]; then
     python3 -m venv "$venv" || fail "python3 -m venv failed. On Debian and Ubuntu, install python3-venv."
   fi
-  if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".$extra"; then
-    # pip leaves all as it was where it fails.
+  install() {
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".$extra" "$@"
+  }
+  fails() { # pip leaves all as it was where it fails.
     [ -z "$known" ] || mv "$venv/installed-before" "$installed"
     fail "pip could not install the project into $venv, for the reason above. Run the command again to go on."
+  }
+  if [ -n "${TUNING_NEWEST:-}" ]; then
+    install || fails
+  elif ! install --constraint tuning/constraints.txt; then
+    echo "The versions of tuning/constraints.txt cannot be installed, as said above. Trying the newest ones ..." >&2
+    install || fails
   fi
   printf '%s\n%s\n' "$wanted" "$level" >"$installed"
   rm -f "$venv/installed-before"
