@@ -1,10 +1,14 @@
-"""The house: who may import whom, who may name the test split, and what the commands say of themselves."""
+"""The house: who may import whom, who may name the test split, and what the commands say of themselves.
+
+python tests/test_house.py      prints each room with its lines, and with the rooms that it imports
+"""
 
 import ast
 import importlib
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -228,3 +232,30 @@ def test_nothing_names_a_registry_or_a_path_of_one_machine() -> None:
         path = ROOT / name
         if path.suffix in (".py", ".md", ".toml", ".sh", ".yaml", ".ipynb"):
             assert not [host for host in hosts if host in path.read_text()], name
+
+
+def plan() -> str:
+    """Returns the rooms in order of their floors: lines, rooms imported at the top of a file, inside functions."""
+    found: dict[str, tuple[set[str], set[str]]] = {room: (set(), set()) for room in ("", *ARROWS)}
+    lines: Counter[str] = Counter()
+    for name, path in FILES.items():
+        room = name.split("/")[0] if "/" in name else ""
+        lines[room] += len(path.read_text(encoding="utf-8").splitlines())
+        for top, rooms in arrows(path).items():
+            found[room][0 if top else 1].update(rooms - {room, ""})
+    order = sorted(found, key=lambda room: (room == "", len(ARROWS.get(room, "").split()), room))
+    rows = [f"{'room':<11} {'lines':>6}  imports at the top -> (inside functions)"]
+    for room in order:
+        top, inside = (" ".join(sorted(rooms)) for rooms in (found[room][0], found[room][1] - found[room][0]))
+        rows.append(f"{room or 'commands':<11} {lines[room]:>6}  -> {top}{f' ({inside})' if inside else ''}")
+    return "\n".join([*rows, f"{'all':<11} {lines.total():>6}"])
+
+
+def test_the_plan_names_each_room_and_what_it_imports() -> None:
+    lines = plan().splitlines()
+    assert {line.split()[0] for line in lines[1:]} == {*ARROWS, "commands", "all"}
+    assert next(line for line in lines if line.startswith("base ")).endswith("->")
+
+
+if __name__ == "__main__":
+    print(plan())
