@@ -1,4 +1,4 @@
-"""The ground: configurations, errors, files, locks, and what this machine is. It imports nothing of the other rooms.
+"""The ground floor: configurations, names, errors, files, locks, and the properties of this machine.
 
-Every command uses it. A trial, a model or a picture must never come in.
+Every command uses it. It imports no other room, and knows no trial, model or picture.
 """

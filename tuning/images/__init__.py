@@ -1,4 +1,4 @@
 """Images as arrays: data sets by name, the splits, and batches that are augmented on the device.
 
-`search`, `final` and `explore` use it. Models, trials and pictures must never come in.
+`search`, `final` and `explore` use it. It must never import models, trials or pictures.
 """

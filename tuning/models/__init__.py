@@ -1,4 +1,4 @@
-"""Networks by name, and the kernels that make small ones quick.
+"""Networks by name, and the kernels that make small networks fast on a CPU.
 
-`search`, `final` and `predict` use it. Images, training and trials must never come in.
+`search`, `final` and `predict` use it. It must never import images, training or trials.
 """

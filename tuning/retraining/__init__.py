@@ -1,4 +1,4 @@
-"""What becomes of the winner: candidates on fresh seeds, the choice, the one opening of the test split, the model.
+"""The candidates on fresh seeds, the choice of the winner, the one opening of the test split, and the model folder.
 
-`final` uses it, and `predict` what it ships. Only this room may name what loads the test split.
+`final` uses it, and `predict` reads what it writes. No other room may name the function that loads the test split.
 """

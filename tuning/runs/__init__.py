@@ -1,4 +1,4 @@
-"""A run folder as typed data frames, and what can be computed from them.
+"""A run folder as typed data frames, and what is computed from them.
 
-Every command that reads a run uses it. Torch, Ray and pictures must never come in.
+Every command that reads a run uses it. It must never import torch, Ray or pictures.
 """

@@ -1,4 +1,4 @@
-"""Images and a configuration in, epochs and weights out: `fit` is the hinge of the whole.
+"""Images and a configuration in, epochs and weights out: everything else is built around `fit`.
 
-`search` and `final` use it. It prints nothing; Ray, Optuna and the test split must never come in.
+`search` and `final` use it. It prints nothing, and must never import Ray, Optuna or the test split.
 """

@@ -1,4 +1,4 @@
-"""Trying it: what a search was asked for, Ray, the workers, the schedulers and what a person sees meanwhile.
+"""How trials are run: the settings of a search, Ray, the workers, the schedulers and the live view.
 
-`search` uses it, and `final` to train side by side. The test split must never come in.
+`search` uses it, and `final` to train side by side. It must never load the test split.
 """
