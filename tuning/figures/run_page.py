@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 import numbers
 import re
 import zipfile
@@ -16,6 +15,7 @@ from tuning.base import files, masking
 from tuning.base.errors import UserError, each_alone
 from tuning.runs import openings, run_folder, schema
 from tuning.runs.run_folder import MODEL_DIR, Run, is_of
+from tuning.runs.verdicts import luck, verdicts
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -180,6 +180,7 @@ def render(
         "points": points,
         "table": table,
         "spoken": spoken,
+        "luck": luck,
         "frame": pd.DataFrame,
     }
     return page.get_template("report.html.j2").render(
@@ -203,25 +204,6 @@ def render(
         colours=STATE_COLOURS | {f"class-{i}": colour for i, colour in enumerate(CLASS_COLOURS)},
         plotlyjs=Markup(plotly.offline.get_plotlyjs()),
     )
-
-
-def verdicts(metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns a word and a sentence for each thing that the winner was compared with: was the search worth it?"""
-    found = []
-    for name, other in (("random", "the best of the points drawn at random"), ("default", "the default configuration")):
-        value = metrics.get(f"{name}_difference")
-        if value is None:
-            continue
-        low, high = metrics.get(f"{name}_difference_interval") or (math.nan, math.nan)
-        if value == low == high == 0:  # No two configurations are as equal as that.
-            found.append(("No", f"The winner is {other} itself."))
-            continue
-        side = "better" if value >= 0 else "worse"
-        interval = "" if math.isnan(low) else f" (95% interval {100 * low:+.2f} to {100 * high:+.2f})"
-        chance = "" if low > 0 or high < 0 else ", which may be chance"
-        word = "Yes" if low > 0 else "No" if high < 0 else "Not shown"
-        found.append((word, f"{abs(100 * value):.2f} points {side} than {other}{interval}{chance}."))
-    return found
 
 
 def table(frame: "pd.DataFrame") -> dict[str, Any]:

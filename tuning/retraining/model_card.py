@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tuning.base.errors import counted
+from tuning.runs.verdicts import verdicts
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -80,7 +81,7 @@ def model_card(
             f"- The same configuration trained on {counted(len(metrics['seeds']), 'fresh seed')}: {seeds}.",
             f"- Calibration: expected calibration error {metrics['ece']:.4f} (15 bins).",
             f"- The test images had been opened {counted(metrics['test_opened'], 'time')} by then.",
-            *_comparisons(metrics),
+            *[f"- {sentence}" for _, sentence in verdicts(metrics)],
             "",
             "| class | test accuracy | 95 % interval | precision |",
             "|---|---|---|---|",
@@ -133,20 +134,6 @@ def confused_pairs(
 
 def _averaged(metrics: Mapping[str, Any]) -> str:
     return f"{'with' if metrics['flip_averaging'] else 'without'} flip averaging"
-
-
-def _comparisons(metrics: Mapping[str, Any]) -> list[str]:
-    """Returns lines on what the search was worth, where that was measured."""
-    names = {"default": "the default configuration", "random": "the best configuration that was drawn at random"}
-    lines = []
-    for key, name in names.items():
-        difference, interval = metrics[f"{key}_difference"], metrics[f"{key}_difference_interval"]
-        if difference == 0 and interval and not any(interval):
-            lines.append(f"- The winner is {name}.")
-        elif difference is not None:
-            within = f" (95 % interval {100 * interval[0]:+.2f} to {100 * interval[1]:+.2f})" if interval else ""
-            lines.append(f"- Against {name}, on the valid split: {100 * difference:+.2f} points{within}.")
-    return lines
 
 
 def _class_row(row: Mapping[Any, Any]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuning.base import files
+from tuning.base import files, rim
 from tuning.base.errors import UserError, counted, unknown_name
 from tuning.base.masking import masked
 from tuning.runs import study_file
@@ -181,6 +181,7 @@ def load(name: str | Path = "latest", root: Path = RESULTS, *, retrained: bool =
         UserError: There is no such run (the closest name is given), or none at all.
     """
     if "://" in str(name):
+        rim.need("remote", f"The run {masked(str(name))}")
         from tuning.remote import mirror
 
         return Run(mirror.fetch(str(name), root, retrained=retrained))
