@@ -15,11 +15,8 @@ import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import SQLAlchemyError
 
-from tuning.base.errors import UserError
 from tuning.base.threads import one_thread
-from tuning.runs import study_file
 from tuning.runs.analysis import equal_budget_values
 from tuning.runs.run_folder import Run
 from tuning.sampling import study_storage
@@ -37,17 +34,7 @@ def of_run(run: Run) -> pd.DataFrame:
     Raises:
         UserError: The run has no study, or it is damaged.
     """
-    path = run.path.absolute() / study_file.FILE
-    if not path.exists():
-        raise UserError(f"{path} must be the run's study, but got no such file.")
-    try:
-        study = study_storage.load(run.path)
-    except (SQLAlchemyError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UserError(
-            f"{path} cannot be read as a study: {reason.rstrip('.')}. It is damaged, or another version of Optuna "
-            "wrote it."
-        ) from error
+    study = study_storage.load(run.path)
     return assess(study, equal_budget_values(run.trials, run.epochs))
 
 
