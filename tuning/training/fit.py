@@ -302,6 +302,25 @@ def predict(
     return torch.cat(logits), torch.cat(features)
 
 
+def flip_averaged(
+    apply: Callable[[Tensor], tuple[Tensor, Tensor]], images: Tensor, averaging: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Returns log-probabilities (N, n_classes) and features (N, D): the means over each image and its mirror image.
+
+    Args:
+        apply: Returns logits and features of images.
+        images: (N, C, H, W).
+        averaging: False leaves the mirror images out.
+    """
+    logits, features = apply(images)
+    log_probabilities = logits.log_softmax(1)
+    if averaging:
+        mirrored, mirrored_features = apply(images.flip(3))
+        log_probabilities = torch.logaddexp(log_probabilities, mirrored.log_softmax(1)) - math.log(2)
+        features = (features + mirrored_features) / 2
+    return log_probabilities, features
+
+
 def evaluate(
     model: nn.Module, part: Labelled, splits: Splits, *, device: str = "cpu", flip_averaging: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -315,12 +334,8 @@ def evaluate(
         flip_averaging: Take the mean probability (and mean features) of each image and its mirror image.
     """
     images, _ = to_tensors(part, torch.device(device))
-    logits, features = predict(model, images, splits.mean, splits.std)
-    log_probabilities = logits.log_softmax(1)
-    if flip_averaging:
-        mirrored, mirrored_features = predict(model, images.flip(3), splits.mean, splits.std)
-        log_probabilities = torch.logaddexp(log_probabilities, mirrored.log_softmax(1)) - math.log(2)
-        features = (features + mirrored_features) / 2
+    apply = functools.partial(predict, model, mean=splits.mean, std=splits.std)
+    log_probabilities, features = flip_averaged(apply, images, flip_averaging)
     return log_probabilities.cpu(), features.cpu()
 
 
