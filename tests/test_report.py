@@ -358,8 +358,8 @@ def test_a_hundred_trials_of_thirty_epochs_and_ten_thousand_images_are_under_8_m
 def test_the_sheet_has_the_images_in_their_order() -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 1, 2, 3), dtype=np.uint8)
     sheet = thumbnails._sheet(images, 3)
-    assert sheet.shape == (1, 4, 9)
-    assert (sheet[:, 2:4, 3:6] == images[4]).all() and (sheet[:, :2, 6:9] == images[2]).all()
+    assert sheet.shape == (4, 9, 1)
+    assert (sheet[2:4, 3:6, 0] == images[4]).all() and (sheet[:2, 6:9, 0] == images[2]).all()
 
 
 def test_few_large_images_are_shown_and_many_small_ones_up_to_a_number() -> None:

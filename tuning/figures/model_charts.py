@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import plotly.graph_objects as go
 
-from tuning.figures.run_charts import ACCENT, INK, MUTED, SECOND, axis, figure_of
+from tuning.figures.run_charts import ACCENT, INK, MUTED, SECOND, axis, figure_of, interval
 from tuning.figures.style import CLASS_MARKERS
 
 # Plotly's names of the markers of `plots`, so that a class looks the same in both.
@@ -40,18 +40,11 @@ def seeds(final: pd.DataFrame) -> go.Figure:
     names = [configuration_name(row) for row in final.to_dict("records")]
     mean, hover = final["valid_accuracy_mean"], "%{text}, %{fullData.name}: %{x:.2%}<extra></extra>"
     columns = final.filter(regex=r"^seed_\d+$")
-    interval = {
-        "type": "data",
-        "array": final["valid_accuracy_high"] - mean,
-        "color": INK,
-        "thickness": 1.4,
-        "width": 5,
-    }
-    interval["arrayminus"] = mean - final["valid_accuracy_low"]
+    error = interval(mean, final["valid_accuracy_low"], final["valid_accuracy_high"], color=INK, thickness=1.4, width=5)
     # The search's value and the seeds lie a little beside the mean, so that neither hides the other.
     at, marks = np.arange(len(final)), {"mode": "markers", "text": names, "hovertemplate": hover}
     shown = [
-        go.Scatter(x=mean, y=at, marker={"color": INK, "size": 10, "symbol": "diamond"}, error_x=interval, name="mean"),
+        go.Scatter(x=mean, y=at, marker={"color": INK, "size": 10, "symbol": "diamond"}, error_x=error, name="mean"),
         go.Scatter(
             x=final["search_valid_accuracy"],
             y=at - 0.2,
@@ -127,20 +120,13 @@ def reliability(bins: pd.DataFrame) -> go.Figure:
         bins: From `analysis.calibration`.
     """
     filled = bins[bins["count"] > 0]
-    low, high = filled["accuracy_low"], filled["accuracy_high"]
     perfect = {"color": MUTED, "dash": "dot", "width": 1.2}
     traces = [
         go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=perfect, hoverinfo="skip", name="perfect"),
         go.Scatter(
             x=filled["confidence"],
             y=filled["accuracy"],
-            error_y={
-                "type": "data",
-                "array": high - filled["accuracy"],
-                "arrayminus": filled["accuracy"] - low,
-                "thickness": 1.2,
-                "width": 0,
-            },
+            error_y=interval(filled["accuracy"], filled["accuracy_low"], filled["accuracy_high"], width=0),
             customdata=filled["count"],
             hovertemplate="confidence %{x:.1%}, accuracy %{y:.1%}, %{customdata:,} images<extra></extra>",
             mode="lines+markers",

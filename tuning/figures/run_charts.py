@@ -145,14 +145,12 @@ def importances(frame: pd.DataFrame) -> go.Figure:
     bars = []
     methods = frame.groupby("method", sort=False) if "method" in frame else [("importance", frame)]
     for (method, rows), colour in zip(methods, (ACCENT, SECOND, MUTED), strict=False):
-        value, interval = rows["importance"], None
-        if "low" in rows:
-            above, below = rows["high"] - value, value - rows["low"]
-            interval = {"type": "data", "array": above, "arrayminus": below, "color": INK, "thickness": 1.2, "width": 3}
+        value = rows["importance"]
+        error = interval(value, rows["low"], rows["high"], color=INK, width=3) if "low" in rows else None
         names = [escape(str(name).replace("_", " ")) for name in rows["parameter"]]
         hover = "%{y}: %{x:.1%}<extra></extra>"
         name = escape(str(method))
-        bar = go.Bar(x=value, y=names, orientation="h", marker={"color": colour}, error_x=interval, name=name)
+        bar = go.Bar(x=value, y=names, orientation="h", marker={"color": colour}, error_x=error, name=name)
         bars.append(bar.update(hovertemplate=hover, showlegend="method" in frame))
     height = 120 + 34 * frame["parameter"].nunique()
     figure = figure_of(bars, x="share of the importance", share="x", height=height, hovermode="closest")
@@ -216,6 +214,11 @@ def figure_of(
         "yaxis": axis(y, "y" in share) | ({} if limits is None else {"range": limits}),
     }
     return go.Figure(traces, style | layout)
+
+
+def interval(value: "pd.Series[Any]", low: "pd.Series[Any]", high: "pd.Series[Any]", **look: Any) -> dict[str, Any]:
+    """Returns the error bars from `low` to `high` about some values."""
+    return {"type": "data", "array": high - value, "arrayminus": value - low, "thickness": 1.2} | look
 
 
 def axis(title: str, share: bool = False) -> dict[str, Any]:

@@ -73,9 +73,7 @@ def staged(folder: Path) -> Iterator[Path]:
             shutil.rmtree(staging)
         staging.mkdir(parents=True)
     except OSError as error:
-        raise disk_full(staging, error) or UserError(
-            f"{folder} cannot be written ({error.strerror}). Make it writable, or give another --model-dir."
-        ) from error
+        raise disk_full(staging, error) or _unwritable(folder, error) from error
     try:
         yield staging
     finally:
@@ -103,9 +101,12 @@ def reserve(staging: Path, n_images: int, n_rehearsed: int) -> None:
         (staging / ROOM).unlink(missing_ok=True)
         if error.errno == errno.EFBIG:  # One file of it all is too large, which says nothing of each.
             return
-        raise disk_full(f"{staging} ({size / 1e6:.0f} MB are needed)", error) or UserError(
-            f"{staging} cannot be written ({error.strerror}). Make it writable, or give another --model-dir."
-        ) from error
+        place = f"{staging} ({size / 1e6:.0f} MB are needed)"
+        raise disk_full(place, error) or _unwritable(staging, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"{folder} cannot be written ({error.strerror}). Make it writable, or give another --model-dir.")
 
 
 def _fill(file: IO[bytes], size: int) -> None:

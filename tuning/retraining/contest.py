@@ -177,13 +177,12 @@ def _values(plan: Plan, done: Mapping[tuple[str, int], Result], failed: Mapping[
     """Returns valid accuracies: a row a configuration hash, a column an index of a seed, from 1."""
     import pandas as pd
 
-    rows = {}
-    for config_hash in (entry.config.hash() for entry in plan.entries):
-        found = [done.get((config_hash, seed)) for seed in plan.seeds]
-        rows[config_hash] = [
-            math.nan if result is None or config_hash in failed else result.valid_accuracy for result in found
-        ]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=range(1, len(plan.seeds) + 1), dtype="float64")
+    hashes, numbers = [entry.config.hash() for entry in plan.entries], range(1, len(plan.seeds) + 1)
+    values = pd.DataFrame(index=hashes, columns=numbers, dtype="float64")
+    for (config_hash, seed), result in done.items():
+        if config_hash not in failed:
+            values.loc[config_hash, plan.seeds.index(seed) + 1] = result.valid_accuracy
+    return values
 
 
 def _candidates(plan: Plan) -> list[str]:

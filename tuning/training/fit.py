@@ -28,6 +28,8 @@ from tuning.training import acceleration
 from tuning.training.acceleration import Logits, autocast, faster_precision
 
 EVALUATION_BATCH = 500
+# What `Training` keeps from epoch to epoch beside the states of others; each is replaced as a whole, never changed.
+_COUNTS = ("epoch", "best", "finished", "_lowest_loss", "_epochs_without_lower", "_best_weights")
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -182,12 +184,7 @@ class Training:
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "generator": self._generator.get_state(),
-            "epoch": self.epoch,
-            "best": dict(self.best),
-            "finished": self.finished,
-            "lowest_loss": self._lowest_loss,
-            "epochs_without_lower": self._epochs_without_lower,
-            "best_weights": self._best_weights,
+            **{name.removeprefix("_"): getattr(self, name) for name in _COUNTS},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -205,9 +202,8 @@ class Training:
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self._generator.set_state(state["generator"].cpu())
-        self.epoch, self.best, self.finished = state["epoch"], dict(state["best"]), state["finished"]
-        self._lowest_loss, self._epochs_without_lower = state["lowest_loss"], state["epochs_without_lower"]
-        self._best_weights = state["best_weights"]
+        for name in _COUNTS:
+            setattr(self, name, state[name.removeprefix("_")])
 
     def _train_epoch(self) -> tuple[float, float, int]:
         """Returns mean loss, accuracy and number of images of one pass over the train split."""
@@ -225,15 +221,13 @@ class Training:
             if self.device.type == "cpu" and not math.isfinite(loss.item()):
                 raise self._non_finite(step, loss.item())
             optimizer.step()
+            self._last_lr = optimizer.param_groups[0]["lr"]
             if isinstance(self._schedule, LambdaLR):
-                self._last_lr = optimizer.param_groups[0]["lr"]
                 self._schedule.step()
             if self._averaged is not None:
                 self._averaged.update()
             n_right += right
             n_seen += len(labels)
-        if not isinstance(self._schedule, LambdaLR):
-            self._last_lr = optimizer.param_groups[0]["lr"]
         values = torch.stack(losses).tolist()
         for step, value in enumerate(values, start=1):
             if not math.isfinite(value):
