@@ -43,7 +43,7 @@ SLOTS = {"device": "cpu", "concurrency": 1, "cpus_per_trial": 1.0, "gpus_per_tri
 def pictures_that_are_not_rendered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Has pictures drawn and written, empty but for one test: to render them is most of a retraining's four seconds."""
     if request.function is not test_everything_is_written_and_agrees:
-        monkeypatch.setattr(Figure, "savefig", lambda figure, path, **how: Path(path).write_bytes(b"a picture"))
+        monkeypatch.setattr(Figure, "savefig", lambda figure, file, **how: file.write(b"a picture"))
 
 
 @pytest.fixture

@@ -106,8 +106,8 @@ def count_axis(axis: Axis) -> None:
 
 def legend_above(ax: Axes, *entries: Any, ncols: int) -> None:
     """Puts a legend in a row above a panel; `entries` are handles and labels, where they are not the panel's own."""
-    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
-    ax.legend(*entries, **place, ncols=ncols, fontsize=TICK, frameon=False)
+    look: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False, "borderaxespad": 0.2}
+    ax.legend(*entries, **look, ncols=ncols, fontsize=TICK)
 
 
 def mosaic(images: npt.NDArray[np.uint8], edge: int = 0) -> npt.NDArray[np.uint8]:
