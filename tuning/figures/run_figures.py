@@ -60,14 +60,9 @@ def best_so_far(frame: pd.DataFrame) -> Figure:
     ax.step(minutes, frame["best"], where="post", color=INK, lw=1.8, label="best so far")
     for state, inside in (("complete", STATE_COLOURS["complete"]), ("pruned", "none")):
         chosen = shown & (frame["state"] == state)
-        look: dict[str, Any] = {
-            "s": 26,
-            "facecolors": inside,
-            "edgecolors": STATE_COLOURS["complete"],
-            "linewidths": 1.2,
-        }
         if chosen.any():
-            ax.scatter(minutes[chosen], accuracy[chosen], **look, zorder=3, label=f"a {state} trial")
+            x, y, rim = minutes[chosen], accuracy[chosen], STATE_COLOURS["complete"]
+            ax.scatter(x, y, s=26, facecolors=inside, edgecolors=rim, lw=1.2, zorder=3, label=f"a {state} trial")
     if not shown.all():
         floor = np.full(int((~shown).sum()), low)
         label = "a trial below the axis"
