@@ -13,18 +13,11 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from tuning.figures.run_charts import ACCENT, INK, MUTED, SECOND, axis, figure_of, interval
-from tuning.figures.style import CLASS_MARKERS
 
-# Plotly's names of the markers of `plots`, so that a class looks the same in both.
-SYMBOLS = dict(
-    zip(
-        CLASS_MARKERS,
-        (
-            *("circle", "square", "triangle-up", "diamond", "triangle-down"),
-            *("cross", "x", "triangle-left", "triangle-right", "pentagon"),
-        ),
-        strict=True,
-    )
+# Plotly's names of `style.CLASS_MARKERS`, so that a class looks the same in both.
+SYMBOLS = (
+    *("circle", "square", "triangle-up", "diamond", "triangle-down"),
+    *("cross", "x", "triangle-left", "triangle-right", "pentagon"),
 )
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -96,11 +89,8 @@ def confusion(counts: pd.DataFrame) -> go.Figure:
         text=np.where(values > 0, values.astype(int).astype(str), "").tolist(),
         texttemplate="%{text}",
         customdata=[
-            [
-                f"{truth}, taken for {prediction}" if i != j else f"{truth}, recognised"
-                for j, prediction in enumerate(names)
-            ]
-            for i, truth in enumerate(names)
+            [f"{truth}, {'recognised' if truth == other else f'taken for {other}'}" for other in names]
+            for truth in names
         ],
         hovertemplate="%{customdata}: %{text}<extra></extra>",
         colorscale=[[0, "var(--panel)"], [1, "var(--deep)"]],
@@ -163,7 +153,7 @@ def features(
     classes = []
     for number in np.unique(labels).tolist():
         chosen = np.flatnonzero(labels == number).tolist()
-        symbol = SYMBOLS[CLASS_MARKERS[(number + number // 10) % 10]]
+        symbol = SYMBOLS[(number + number // 10) % 10]
         rim = {"color": "var(--rim)", "width": 0.7}
         classes.append(
             go.Scatter(
