@@ -105,7 +105,7 @@ def test_figure_has_a_row_a_class(tmp_path: Path, channels: int) -> None:
 
 def test_mosaic_keeps_images_in_place() -> None:
     images = np.arange(24, dtype=np.uint8).reshape(2, 3, 1, 2, 2)
-    mosaic = model_figures._mosaic(images)
+    mosaic = style.mosaic(images, edge=2)
     assert mosaic.shape == (12, 18, 1)
     np.testing.assert_array_equal(mosaic[8:10, 14:16, 0], images[1, 2, 0])
     assert mosaic.sum() == images.sum()

@@ -31,6 +31,7 @@ from tuning.models.architectures import build_model
 from tuning.retraining import artefacts, contest, model_card, opening, verdict
 from tuning.retraining.candidates import Entry, Plan
 from tuning.runs import openings, run_folder
+from tuning.runs.verdicts import verdicts
 from tuning.training import jobs
 from tuning.training.fit import evaluate
 
@@ -42,7 +43,7 @@ SLOTS = {"device": "cpu", "concurrency": 1, "cpus_per_trial": 1.0, "gpus_per_tri
 def pictures_that_are_not_rendered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Has pictures drawn and written, empty but for one test: to render them is most of a retraining's four seconds."""
     if request.function is not test_everything_is_written_and_agrees:
-        monkeypatch.setattr(Figure, "savefig", lambda figure, path, **how: Path(path).write_bytes(b"a picture"))
+        monkeypatch.setattr(Figure, "savefig", lambda figure, file, **how: file.write(b"a picture"))
 
 
 @pytest.fixture
@@ -370,10 +371,11 @@ def test_a_killed_command_goes_on_where_it_was_and_a_second_one_says_so(tmp_path
 
 def test_the_model_card_says_where_the_winner_is_the_random_point_itself() -> None:
     compared = {"default_difference": 0.1, "default_difference_interval": [0.05, 0.15]}
-    lines = model_card._comparisons(compared | {"random_difference": 0.0, "random_difference_interval": [0.0, 0.0]})
+    lines = verdicts(compared | {"random_difference": 0.0, "random_difference_interval": [0.0, 0.0]})
+    better = "10.00 points better than the default configuration (95% interval +5.00 to +15.00)."
     assert lines == [
-        "- Against the default configuration, on the valid split: +10.00 points (95 % interval +5.00 to +15.00).",
-        "- The winner is the best configuration that was drawn at random.",
+        ("No", "The winner is the best of the points drawn at random itself."),
+        ("Yes", f"On the valid split, the winner is {better}"),
     ]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from tuning.base import tables
+from tuning.base import rim, tables
 from tuning.base.errors import UserError, run_command
 from tuning.base.tables import Column
 from tuning.images import datasets, splitting
@@ -131,6 +131,8 @@ def main(
     splits = splitting.load_splits(dataset, data_dir, seed=seed)
     overview = describe(splits, datasets.hash_test(dataset, data_dir))
     print_overview(overview)
+    if not rim.usable("figures", "The figure is", print):
+        return
     from tuning.figures import model_figures, style
 
     figure = model_figures.data_overview(overview.samples, overview.means, overview.counts, overview.class_names)

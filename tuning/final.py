@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tuning.base import files, interrupts, locks, machine
+from tuning.base import files, interrupts, locks, machine, rim
 from tuning.base.errors import UserError, counted, run_command, unknown_name
 from tuning.retraining import candidates, export
 from tuning.retraining.candidates import Plan
@@ -66,11 +66,13 @@ def _check_test_files(dataset: str, data_dir: Path | None) -> None:
 
 def _write_page(run: run_folder.Run, model_dir: Path) -> None:
     """Writes the run's page and sends it to the storage; what cannot be is said, as the model is there already."""
+    if not rim.usable("figures", "The page is", print):
+        return
     from tuning.figures import run_page
 
     try:
         print(f"Page: {run_page.write(run, model_dir)}")
-        if run.settings.get("storage") is not None:
+        if run.settings.get("storage") is not None and rim.usable("remote", "The storage is", print):
             from tuning.remote import stored_runs
 
             stored_runs.send(run)
@@ -146,7 +148,8 @@ def main(
         # Two at once would train everything twice, and open the test split twice.
         for folder in (*([] if plan.run is None else [Path(plan.source)]), model_dir):
             held.enter_context(locks.hold(folder, "final"))
-        if plan.run is not None and (base := run_folder.Run(Path(plan.source)).settings.get("storage")) is not None:
+        base = None if plan.run is None else run_folder.Run(Path(plan.source)).settings.get("storage")
+        if base is not None and rim.usable("remote", "The storage is", print):
             from tuning.remote import leases, stored_runs
 
             uri = stored_runs.stored_at(base, Path(plan.source))

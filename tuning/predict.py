@@ -5,35 +5,30 @@ Nothing in best_model/ is run: the weights are read as tensors only, so a model 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tuning.base.errors import run_command
+from tuning.base.tables import print_frame
 from tuning.retraining.best_model import Invert, Prediction, load_best_model, predict_files
-
-if TYPE_CHECKING:
-    pass
 
 
 def print_predictions(predictions: Sequence[Prediction]) -> None:
     """Prints a row a file."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    import pandas as pd
 
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("file", overflow="fold")
-    for name in ("class", "probability", "runner-up", "inverted"):
-        table.add_column(name, justify="right" if name == "probability" else "left", no_wrap=True)
-    for found in predictions:
-        runner_up = f"{found.runner_up} {found.runner_up_probability:.1%}"
-        inverted = "yes" if found.inverted else "no"
-        table.add_row(str(found.path), found.class_name, f"{found.probability:.1%}", runner_up, inverted)
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 160
-    console.print(table)
+    rows = [
+        {
+            "file": str(found.path),
+            "class": found.class_name,
+            "probability": f"{found.probability:.1%}",
+            "runner-up": f"{found.runner_up} {found.runner_up_probability:.1%}",
+            "inverted": "yes" if found.inverted else "no",
+        }
+        for found in predictions
+    ]
+    print_frame(pd.DataFrame(rows), "The most probable classes")
 
 
 def main(

@@ -12,8 +12,8 @@ from typing import Annotated
 
 import typer
 
+from tuning.base import rim
 from tuning.base.errors import UserError, run_command
-from tuning.figures.run_page import write
 from tuning.runs import run_folder
 from tuning.runs.run_folder import MODEL_DIR
 
@@ -26,11 +26,15 @@ def main(
     ] = None,
 ) -> None:
     """Write a run and its final model as one page that opens offline: results/<run>/report.html."""
+    rim.need("figures", "The page of a run")
+    from tuning.figures.run_page import write
+
     found = run_folder.load(run)
     if model_dir != MODEL_DIR and not model_dir.is_dir():
         raise UserError(f"--model-dir must be a folder that `final` has written, but got {str(model_dir)!r}.")
     path = write(found, model_dir, out=out)
-    if out is None and found.settings.get("storage") is not None:
+    stored = out is None and found.settings.get("storage") is not None
+    if stored and rim.usable("remote", "The storage is", print):
         from tuning.remote import stored_runs
 
         stored_runs.send(found)

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from tuning.base import rim
 from tuning.base.errors import UserError, run_command
 from tuning.base.tables import print_frame
 from tuning.runs.run_folder import RESULTS, Run, load, next_step, ran, rank_trials, summary_line
@@ -37,7 +38,6 @@ def print_trials(run: Run, limit: int = 10) -> None:
 
 
 def _print_comparison(runs: list[Run], out: Path) -> None:
-    from tuning.figures import run_figures, style
     from tuning.runs import compare
 
     if out.suffix not in (".png", ".pdf", ".svg"):
@@ -46,6 +46,10 @@ def _print_comparison(runs: list[Run], out: Path) -> None:
     print_frame(differences, "What differs")
     print_frame(accuracies, "Best, and median of the trials, at the cost that all runs reached")
     print("\n".join(compare.caveats(runs)))
+    if not rim.usable("figures", "The picture is", print):
+        return
+    from tuning.figures import run_figures, style
+
     try:
         style.save(run_figures.best_so_far_of(compare.curves(runs)), out)
     except UserError as error:

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from tuning import results
-from tuning.base import files, interrupts, locks
+from tuning.base import files, interrupts, locks, rim
 from tuning.base.errors import UserError, counted, run_command
 from tuning.runs import run_folder
 from tuning.trials import local_ray, record
@@ -35,6 +35,7 @@ def _newest(name: str) -> run_folder.Run:
     """Returns the run to go on with: as it is here, or in its storage, if it has gone on elsewhere since."""
     if "://" not in name and (found := run_folder.load(name)).settings.get("storage") is None:
         return found
+    rim.need("remote", "A run with a storage")
     from tuning.remote import stored_runs
 
     return stored_runs.newest(name)
@@ -102,6 +103,9 @@ def main(
     """Search architecture, learning rate, batch size and the rest; print the best configurations."""
     from tuning.trials.progress import Progress
 
+    for option, value in (("--address", address), ("--storage", storage), ("--mlflow", mlflow)):
+        if value is not None:
+            rim.need("remote", option)
     if samples is not None and samples < 1:
         raise UserError(f"--samples must be at least 1, but got {samples}.")
     budget = None if time_budget is None else parse_duration(time_budget)
@@ -118,6 +122,7 @@ def main(
 
             settings = replace(settings, storage=split(resume)[0])
         if settings.mlflow is not None:  # Version 0.2.0 wrote its password down.
+            rim.need("remote", "--mlflow")
             from tuning.remote import tracking
 
             settings = replace(settings, mlflow=tracking.without_secret(settings.mlflow))
@@ -217,7 +222,8 @@ def main(
     print(run_folder.summary_line(found))
     if found.trials["state"].isin(["complete", "pruned"]).any():
         results.print_trials(found, limit=5)
-        print(f"Page: {found.path}/report.html")
+        if (page := found.path / "report.html").exists():
+            print(f"Page: {page}")
     if found.meta.get("stopped_by") == "interrupt":
         print(f"Interrupted. Resume it with: python -m tuning.search --resume {files.called(found.path)}")
         raise typer.Exit(130)

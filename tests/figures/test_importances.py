@@ -316,7 +316,7 @@ def test_of_a_run_trials_are_compared_at_equal_budget(tmp_path: Path) -> None:
 def test_a_run_without_a_study_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 1)
     (run.path / "study.db").unlink()
-    with pytest.raises(UserError, match=r"run/study\.db must be the run's study, but got no such file\."):
+    with pytest.raises(UserError, match=r"run has no study: .*study\.db is missing or empty\."):
         importances.of_run(run)
     assert not (run.path / "study.db").exists()
 

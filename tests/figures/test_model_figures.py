@@ -124,10 +124,11 @@ def test_few_mistakes_leave_the_rest_of_their_row_blank() -> None:
     assert not any(ax.axison for ax in figure.axes)
 
 
-def test_of_model_gives_every_picture_by_the_name_of_its_file(tmp_path: Path) -> None:
+def test_a_model_has_every_picture_by_the_name_of_its_file(tmp_path: Path) -> None:
     images, labels, probabilities = _scored(60)
     components = analysis.pca(np.random.default_rng(0).normal(size=(60, 5)))
-    figures = model_figures.of_model(labels, probabilities, images, NAMES, components)
+    draw = model_figures.drawings_of_model(labels, probabilities, images, NAMES, components)
+    figures = {name: make() for name, make in draw.items()}
     assert set(figures) == {"confusion", "calibration", "pca", "mistakes"}
     for name, figure in figures.items():
         style.save(figure, tmp_path / f"{name}.png")

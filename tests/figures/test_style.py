@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from tuning.base import files
 from tuning.base.errors import UserError
 from tuning.figures import model_figures, run_figures, style
 
@@ -36,11 +37,11 @@ def test_save_names_the_file_on_a_full_disk_and_keeps_the_old_one(
     path = tmp_path / "figure.png"
     path.write_bytes(b"old")
 
-    def full(self: Figure, target: Path, **_: Any) -> None:
-        target.write_bytes(b"half")
+    def full(file: Any, content: bytes) -> None:
+        file.write(content[:9])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Figure, "savefig", full)
+    monkeypatch.setattr(files, "write", full)
     with pytest.raises(UserError, match=r"No space left on the disk while writing .*figure\.png"):
         style.save(Figure(), path)
     assert path.read_bytes() == b"old"

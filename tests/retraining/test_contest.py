@@ -84,13 +84,13 @@ def test_the_best_mean_wins_and_the_table_says_how(
     assert "dropped after its first seed" in printed and "Dropped: so far behind on the first seed" in printed
     assert "The search's values minus the fresh means: +3.50 (" in printed
     assert "trained 3 times as long as in the search" in printed
-    assert "Winner minus the default configuration: +62.00 (" in printed
+    assert "the winner is 62.00 points better than the default configuration (95% interval " in printed
 
 
 def test_at_equal_length_the_shrinkage_is_luck_alone(tmp_path: Path, planted: Any, splits: Splits) -> None:
     plant(planted[0], {1: [0.9, 0.9, 0.9]})
     [line] = contest.explain(contest.hold(make_plan(tmp_path, entry(1, epochs=1)), splits, SLOTS))
-    assert line.endswith("Lengths are equal, so this is the luck that the search's best values had.")
+    assert line.endswith("makes them too high: this is the luck that they had.")
 
 
 def test_what_has_been_trained_is_not_trained_again(tmp_path: Path, planted: Any, splits: Splits) -> None:
@@ -133,16 +133,15 @@ def test_a_comparison_cannot_win_and_its_failure_is_said(tmp_path: Path, planted
     hashes = {"random": random.config.hash(), "default": default.config.hash()}
     held = contest.hold(make_plan(tmp_path, entry(1), random, default, **hashes), splits, SLOTS)
     assert held.winner.trial == 1
-    *_, first, second = contest.explain(held)
-    assert first == "Winner minus the default configuration: the latter failed."
-    assert second.startswith("Winner minus the best random point: -40.00 (")
+    assert held.facts["default_difference"] is None and states(held)[-1] == "failed"
+    assert "40.00 points worse than the best of the points drawn at random (95% " in contest.explain(held)[-1]
 
 
 def test_a_random_point_may_be_the_winner(tmp_path: Path, planted: Any, splits: Splits) -> None:
     plant(planted[0], {1: [0.5, 0.5, 0.5]})
     found = entry(1)
     held = contest.hold(make_plan(tmp_path, found, random=found.config.hash()), splits, SLOTS)
-    assert contest.explain(held)[-1] == "The winner is the best random point."
+    assert contest.explain(held)[-1] == "The winner is the best of the points drawn at random itself."
 
 
 @pytest.mark.slow

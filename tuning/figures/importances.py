@@ -15,11 +15,8 @@ import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import SQLAlchemyError
 
-from tuning.base.errors import UserError
 from tuning.base.threads import one_thread
-from tuning.runs import study_file
 from tuning.runs.analysis import equal_budget_values
 from tuning.runs.run_folder import Run
 from tuning.sampling import study_storage
@@ -37,17 +34,7 @@ def of_run(run: Run) -> pd.DataFrame:
     Raises:
         UserError: The run has no study, or it is damaged.
     """
-    path = run.path.absolute() / study_file.FILE
-    if not path.exists():
-        raise UserError(f"{path} must be the run's study, but got no such file.")
-    try:
-        study = study_storage.load(run.path)
-    except (SQLAlchemyError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UserError(
-            f"{path} cannot be read as a study: {reason.rstrip('.')}. It is damaged, or another version of Optuna "
-            "wrote it."
-        ) from error
+    study = study_storage.load(run.path)
     return assess(study, equal_budget_values(run.trials, run.epochs))
 
 
@@ -116,16 +103,14 @@ def _with_values(study: optuna.Study, values: "pd.Series[float]") -> list[Frozen
 
 def _holding(distribution: BaseDistribution, value: Any) -> BaseDistribution:
     """Returns the distribution, widened to a value that it does not hold: a first point may lie out of its range."""
-    if isinstance(distribution, CategoricalDistribution) or distribution._contains(
-        distribution.to_internal_repr(value)
-    ):
+    if isinstance(distribution, CategoricalDistribution):
         return distribution
-    if isinstance(distribution, IntDistribution):
-        low, high = min(distribution.low, value), max(distribution.high, value)
-        return IntDistribution(low, high, distribution.log and low > 0)
-    assert isinstance(distribution, FloatDistribution)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
     low, high = min(distribution.low, value), max(distribution.high, value)
-    return FloatDistribution(low, high, distribution.log and low > 0)
+    steps = (value - low) / (distribution.step or 1)
+    if (low, high) == (distribution.low, distribution.high) and (distribution.step is None or steps == round(steps)):
+        return distribution
+    return type(distribution)(low, high, distribution.log and low > 0)
 
 
 def _differ(trials: Sequence[FrozenTrial]) -> bool:

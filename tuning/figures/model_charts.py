@@ -12,19 +12,12 @@ import numpy.typing as npt
 import pandas as pd
 import plotly.graph_objects as go
 
-from tuning.figures.run_charts import ACCENT, INK, MUTED, SECOND, axis, figure_of
-from tuning.figures.style import CLASS_MARKERS
+from tuning.figures.run_charts import ACCENT, INK, MUTED, SECOND, axis, figure_of, interval
 
-# Plotly's names of the markers of `plots`, so that a class looks the same in both.
-SYMBOLS = dict(
-    zip(
-        CLASS_MARKERS,
-        (
-            *("circle", "square", "triangle-up", "diamond", "triangle-down"),
-            *("cross", "x", "triangle-left", "triangle-right", "pentagon"),
-        ),
-        strict=True,
-    )
+# Plotly's names of `style.CLASS_MARKERS`, so that a class looks the same in both.
+SYMBOLS = (
+    *("circle", "square", "triangle-up", "diamond", "triangle-down"),
+    *("cross", "x", "triangle-left", "triangle-right", "pentagon"),
 )
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -40,18 +33,11 @@ def seeds(final: pd.DataFrame) -> go.Figure:
     names = [configuration_name(row) for row in final.to_dict("records")]
     mean, hover = final["valid_accuracy_mean"], "%{text}, %{fullData.name}: %{x:.2%}<extra></extra>"
     columns = final.filter(regex=r"^seed_\d+$")
-    interval = {
-        "type": "data",
-        "array": final["valid_accuracy_high"] - mean,
-        "color": INK,
-        "thickness": 1.4,
-        "width": 5,
-    }
-    interval["arrayminus"] = mean - final["valid_accuracy_low"]
+    error = interval(mean, final["valid_accuracy_low"], final["valid_accuracy_high"], color=INK, thickness=1.4, width=5)
     # The search's value and the seeds lie a little beside the mean, so that neither hides the other.
     at, marks = np.arange(len(final)), {"mode": "markers", "text": names, "hovertemplate": hover}
     shown = [
-        go.Scatter(x=mean, y=at, marker={"color": INK, "size": 10, "symbol": "diamond"}, error_x=interval, name="mean"),
+        go.Scatter(x=mean, y=at, marker={"color": INK, "size": 10, "symbol": "diamond"}, error_x=error, name="mean"),
         go.Scatter(
             x=final["search_valid_accuracy"],
             y=at - 0.2,
@@ -103,11 +89,8 @@ def confusion(counts: pd.DataFrame) -> go.Figure:
         text=np.where(values > 0, values.astype(int).astype(str), "").tolist(),
         texttemplate="%{text}",
         customdata=[
-            [
-                f"{truth}, taken for {prediction}" if i != j else f"{truth}, recognised"
-                for j, prediction in enumerate(names)
-            ]
-            for i, truth in enumerate(names)
+            [f"{truth}, {'recognised' if truth == other else f'taken for {other}'}" for other in names]
+            for truth in names
         ],
         hovertemplate="%{customdata}: %{text}<extra></extra>",
         colorscale=[[0, "var(--panel)"], [1, "var(--deep)"]],
@@ -127,20 +110,13 @@ def reliability(bins: pd.DataFrame) -> go.Figure:
         bins: From `analysis.calibration`.
     """
     filled = bins[bins["count"] > 0]
-    low, high = filled["accuracy_low"], filled["accuracy_high"]
     perfect = {"color": MUTED, "dash": "dot", "width": 1.2}
     traces = [
         go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=perfect, hoverinfo="skip", name="perfect"),
         go.Scatter(
             x=filled["confidence"],
             y=filled["accuracy"],
-            error_y={
-                "type": "data",
-                "array": high - filled["accuracy"],
-                "arrayminus": filled["accuracy"] - low,
-                "thickness": 1.2,
-                "width": 0,
-            },
+            error_y=interval(filled["accuracy"], filled["accuracy_low"], filled["accuracy_high"], width=0),
             customdata=filled["count"],
             hovertemplate="confidence %{x:.1%}, accuracy %{y:.1%}, %{customdata:,} images<extra></extra>",
             mode="lines+markers",
@@ -177,7 +153,7 @@ def features(
     classes = []
     for number in np.unique(labels).tolist():
         chosen = np.flatnonzero(labels == number).tolist()
-        symbol = SYMBOLS[CLASS_MARKERS[(number + number // 10) % 10]]
+        symbol = SYMBOLS[(number + number // 10) % 10]
         rim = {"color": "var(--rim)", "width": 0.7}
         classes.append(
             go.Scatter(

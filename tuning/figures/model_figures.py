@@ -14,7 +14,7 @@ from matplotlib.collections import PatchCollection, PathCollection
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from tuning.figures.style import (
     CLASS_COLOURS,
@@ -24,9 +24,12 @@ from tuning.figures.style import (
     STATE_COLOURS,
     TICK,
     class_style,
+    count_axis,
     dress,
+    mosaic,
     nothing,
     per_cent,
+    share_axis,
     single,
 )
 from tuning.runs import analysis
@@ -37,18 +40,6 @@ MISTAKES, MISTAKE_COLUMNS = 30, 6
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
-
-
-def of_model(
-    labels: Integers,
-    probabilities: Floats,
-    images: npt.NDArray[np.uint8],
-    class_names: Sequence[str],
-    components: analysis.PCA2,
-) -> dict[str, Figure]:
-    """Returns all pictures of a model on a split, by the name of their file; arguments as in `drawings_of_model`."""
-    draw = drawings_of_model(labels, probabilities, images, class_names, components)
-    return {name: make() for name, make in draw.items()}
 
 
 def drawings_of_model(
@@ -105,7 +96,7 @@ def confusion(frame: pd.DataFrame) -> Figure:
     ax.spines[:].set_visible(False)
     ax.grid(False)
     bar = figure.colorbar(shade, ax=ax, shrink=0.8, aspect=30, pad=0.02, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: per_cent(value, 0)))
+    share_axis(bar.ax.yaxis)
     bar.ax.tick_params(labelsize=TICK)
     bar.outline.set_visible(False)
     bar.set_label("share of the true class", fontsize=LABEL)
@@ -137,12 +128,12 @@ def calibration(error: float, bins: pd.DataFrame) -> Figure:
     images.bar(filled["lower"], filled["count"], widths, align="edge", color=STATE_COLOURS["running"], ec="white")
     images.set_yscale("log")
     images.set_ylim(bottom=0.8)
-    images.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    count_axis(images.yaxis)
     images.set_ylabel("images", fontsize=LABEL)
     images.set_xlabel("confidence (probability of the predicted class)", fontsize=LABEL)
     images.set_xlim(0, 1)
     for axis in (reliability.yaxis, images.xaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: per_cent(value, 0)))
+        share_axis(axis)
     figure.align_ylabels((reliability, images))
     return figure
 
@@ -216,15 +207,9 @@ def pca(
         for number in np.unique(labels):
             chosen = plane[layer::LAYERS][labels[layer::LAYERS] == number]
             colour, marker = class_style(int(number))
-            style: dict[str, Any] = {
-                "s": size,
-                "color": colour,
-                "marker": marker,
-                "alpha": 0.65,
-                "lw": 0,
-                "rasterized": True,
-            }
-            scatter.scatter(*chosen.T, **style, label=class_names[number] if layer == 0 else None)
+            look: dict[str, Any] = {"s": size, "color": colour, "marker": marker, "alpha": 0.65, "lw": 0}
+            label = class_names[number] if layer == 0 else None
+            scatter.scatter(*chosen.T, **look, rasterized=True, label=label)
     cell = span.max() / GALLERY_CELLS
     side = 0.92 * cell
     frames, colours = [], []
@@ -278,7 +263,7 @@ def data_overview(
     mean_images = means.round().astype(np.uint8)[:, None]
     for ax, images, title in ((left, samples, f"first {k} train images"), (middle, mean_images, "mean")):
         extent = (0, images.shape[1], n_classes - 0.5, -0.5)
-        ax.imshow(_mosaic(images), cmap="gray_r", vmin=0, vmax=255, extent=extent)
+        ax.imshow(mosaic(images, edge=2), cmap="gray_r", vmin=0, vmax=255, extent=extent)
         ax.set_title(title, fontsize=LABEL)
         ax.set_xticks([])
         ax.set_yticks(rows, class_names if ax is left else [""] * n_classes)
@@ -296,22 +281,13 @@ def data_overview(
     right.set_xlim(0, 1.2 * max(1, starts.max()))
     right.set_yticks([])
     right.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    count_axis(right.xaxis)
     right.set_title("images per class", fontsize=LABEL, pad=22)
     right.legend(
         loc="lower center", bbox_to_anchor=(0.45, 0.985), ncols=len(counts), fontsize=TICK, frameon=False,
         handlelength=1, columnspacing=1.2, handletextpad=0.5,
     )  # fmt: skip
     return figure
-
-
-def _mosaic(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Returns images (rows, columns, C, H, W) as one, (rows * H', columns * W', C), two blank pixels around each."""
-    channels = images.shape[2]
-    edges = ((0, 0), (0, 0), (0, 0), (2, 2), (2, 2))
-    padded = np.pad(images, edges, constant_values=0 if channels == 1 else 255)
-    rows, columns, _, height, width = padded.shape
-    return padded.transpose(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
 
 
 def _nearest_to_cells(points: npt.NDArray[np.float64], cell: float) -> list[tuple[int, tuple[float, float]]]:

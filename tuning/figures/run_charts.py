@@ -24,14 +24,12 @@ RAMP = [[i / 4, f"var(--ramp-{i})"] for i in range(5)]
 
 def described(trials: pd.DataFrame) -> dict[int, str]:
     """Returns trial -> the hyperparameters in which it may differ from others, as escaped lines for a hover text."""
-    names = varying(trials)
-    texts = {}
+    names, texts = varying(trials), {}
+    labels = [name.removeprefix("config/").replace("_", " ") for name in names]
     for trial, *values in trials[["trial", *names]].itertuples(index=False, name=None):
         known = [
-            f"{name.removeprefix('config/').replace('_', ' ')} {value:.3g}"
-            if isinstance(value, float)
-            else f"{name.removeprefix('config/').replace('_', ' ')} {value}"
-            for name, value in zip(names, values, strict=True)
+            f"{label} {format(value, '.3g') if isinstance(value, float) else value}"
+            for label, value in zip(labels, values, strict=True)
             if pd.notna(value)
         ]
         lines = [", ".join(known[i : i + 3]) for i in range(0, len(known), 3)]
@@ -47,7 +45,7 @@ def best_so_far(frame: pd.DataFrame, trials: pd.DataFrame) -> go.Figure:
         trials: A run's trials, which say what each dot is.
     """
     texts = described(trials)
-    dots = []
+    dots, marker = [], {"color": ACCENT, "size": 8, "opacity": 0.85, "line": {"width": 1.4, "color": ACCENT}}
     for state, symbol in (("complete", "circle"), ("pruned", "circle-open")):
         chosen = frame[frame["state"] == state]
         dots.append(
@@ -57,13 +55,7 @@ def best_so_far(frame: pd.DataFrame, trials: pd.DataFrame) -> go.Figure:
                 text=[f"<b>trial {trial}</b> ({state})<br>{texts[trial]}" for trial in chosen["trial"]],
                 hovertemplate="%{text}<br>%{y:.2%} after %{x:.1f} minutes<extra></extra>",
                 mode="markers",
-                marker={
-                    "color": ACCENT,
-                    "size": 8,
-                    "opacity": 0.85,
-                    "symbol": symbol,
-                    "line": {"width": 1.4, "color": ACCENT},
-                },
+                marker=marker | {"symbol": symbol},
                 name=f"a {state} trial",
                 visible=len(chosen) > 0,
             )
@@ -145,14 +137,12 @@ def importances(frame: pd.DataFrame) -> go.Figure:
     bars = []
     methods = frame.groupby("method", sort=False) if "method" in frame else [("importance", frame)]
     for (method, rows), colour in zip(methods, (ACCENT, SECOND, MUTED), strict=False):
-        value, interval = rows["importance"], None
-        if "low" in rows:
-            above, below = rows["high"] - value, value - rows["low"]
-            interval = {"type": "data", "array": above, "arrayminus": below, "color": INK, "thickness": 1.2, "width": 3}
+        value = rows["importance"]
+        error = interval(value, rows["low"], rows["high"], color=INK, width=3) if "low" in rows else None
         names = [escape(str(name).replace("_", " ")) for name in rows["parameter"]]
         hover = "%{y}: %{x:.1%}<extra></extra>"
         name = escape(str(method))
-        bar = go.Bar(x=value, y=names, orientation="h", marker={"color": colour}, error_x=interval, name=name)
+        bar = go.Bar(x=value, y=names, orientation="h", marker={"color": colour}, error_x=error, name=name)
         bars.append(bar.update(hovertemplate=hover, showlegend="method" in frame))
     height = 120 + 34 * frame["parameter"].nunique()
     figure = figure_of(bars, x="share of the importance", share="x", height=height, hovermode="closest")
@@ -216,6 +206,11 @@ def figure_of(
         "yaxis": axis(y, "y" in share) | ({} if limits is None else {"range": limits}),
     }
     return go.Figure(traces, style | layout)
+
+
+def interval(value: "pd.Series[Any]", low: "pd.Series[Any]", high: "pd.Series[Any]", **look: Any) -> dict[str, Any]:
+    """Returns the error bars from `low` to `high` about some values."""
+    return {"type": "data", "array": high - value, "arrayminus": value - low, "thickness": 1.2} | look
 
 
 def axis(title: str, share: bool = False) -> dict[str, Any]:

@@ -30,8 +30,10 @@ from tuning.figures.style import (
     class_style,
     dress,
     epoch_axis,
+    legend_above,
     nothing,
     per_cent,
+    share_axis,
     single,
 )
 from tuning.runs.analysis import active, varying
@@ -58,14 +60,9 @@ def best_so_far(frame: pd.DataFrame) -> Figure:
     ax.step(minutes, frame["best"], where="post", color=INK, lw=1.8, label="best so far")
     for state, inside in (("complete", STATE_COLOURS["complete"]), ("pruned", "none")):
         chosen = shown & (frame["state"] == state)
-        style: dict[str, Any] = {
-            "s": 26,
-            "facecolors": inside,
-            "edgecolors": STATE_COLOURS["complete"],
-            "linewidths": 1.2,
-        }
         if chosen.any():
-            ax.scatter(minutes[chosen], accuracy[chosen], **style, zorder=3, label=f"a {state} trial")
+            x, y, rim = minutes[chosen], accuracy[chosen], STATE_COLOURS["complete"]
+            ax.scatter(x, y, s=26, facecolors=inside, edgecolors=rim, lw=1.2, zorder=3, label=f"a {state} trial")
     if not shown.all():
         floor = np.full(int((~shown).sum()), low)
         label = "a trial below the axis"
@@ -80,7 +77,7 @@ def best_so_far(frame: pd.DataFrame) -> Figure:
     ax.set_xlim(left=0)
     accuracy_axis(ax)
     ax.set_xlabel("minutes since the search began", fontsize=LABEL)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=TICK, frameon=False, borderaxespad=0.2)
+    legend_above(ax, ncols=4)
     return figure
 
 
@@ -137,7 +134,7 @@ def pareto(trials: pd.DataFrame, minimized: str) -> Figure:
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:.0e}"))
     ax.xaxis.set_minor_formatter("")
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=TICK, frameon=False, borderaxespad=0.2)
+    legend_above(ax, ncols=2)
     return figure
 
 
@@ -216,7 +213,7 @@ def parallel_coordinates(trials: pd.DataFrame) -> Figure:
         )
         extend = "min" if accuracy[known].min() < low else "neither"
         bar = figure.colorbar(ScalarMappable(norm, shades), ax=ax, pad=0.02, aspect=30, extend=extend)
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: per_cent(value, 1)))
+        share_axis(bar.ax.yaxis, 1)
         bar.ax.tick_params(labelsize=TICK)
         bar.set_label("validation accuracy", fontsize=LABEL)
     ax.set_xlim(-0.6, len(columns) - 0.4)
@@ -251,11 +248,11 @@ def importances(frame: pd.DataFrame) -> Figure:
     ax.set_yticks(range(len(place)), list(place))
     ax.set_ylim(len(place) - 0.5, -0.5)
     ax.set_xlim(left=-0.01)
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: per_cent(value, 0)))
+    share_axis(ax.xaxis)
     ax.set_xlabel("importance (share of the method's sum; line: 95 % interval over trials)", fontsize=LABEL)
     ax.tick_params(axis="y", length=0, labelsize=LABEL)
     ax.spines["left"].set_visible(False)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=TICK, frameon=False, borderaxespad=0.2)
+    legend_above(ax, ncols=3)
     return figure
 
 
@@ -296,15 +293,7 @@ def learning_curve(epochs: pd.DataFrame) -> Figure:
         accuracy.set_ylim(*accuracy_limits(both, reach=10.0))
     accuracy_axis(accuracy, "accuracy")
     loss.set_ylabel("loss", fontsize=LABEL)
-    loss.legend(
-        *accuracy.get_legend_handles_labels(),
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=3,
-        fontsize=TICK,
-        frameon=False,
-        borderaxespad=0.2,
-    )
+    legend_above(loss, *accuracy.get_legend_handles_labels(), ncols=3)
     rate.set_ylabel("learning\nrate", fontsize=LABEL)
     rate.set_ylim(0, 1.15 * float(rows["lr"].max()))
     rate.yaxis.set_major_locator(MaxNLocator(2))

@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 import numbers
 import re
 import zipfile
@@ -16,6 +15,7 @@ from tuning.base import files, masking
 from tuning.base.errors import UserError, each_alone
 from tuning.runs import openings, run_folder, schema
 from tuning.runs.run_folder import MODEL_DIR, Run, is_of
+from tuning.runs.verdicts import luck, verdicts
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -32,16 +32,10 @@ _HEADINGS = {
 }
 _NOTES = ("seconds_per_image", "pareto", "stopped_by", "error")
 # Of metrics.json: without these there is no final model to show.
-_METRICS: tuple[str, ...] = (
-    "test_accuracy",
-    "test_accuracy_mean",
-    "test_accuracy_std",
-    "test_interval",
-    "test_opened",
-    "seeds",
-    "ece",
+_METRICS = (
+    *("test_accuracy", "test_accuracy_mean", "test_accuracy_std", "test_interval", "test_opened", "seeds", "ece"),
+    *("search_valid_accuracy", "valid_accuracy_mean", "shrinkage"),
 )
-_METRICS += ("search_valid_accuracy", "valid_accuracy_mean", "shrinkage")
 _TRIAL_COLUMNS = ("trial", "state", "valid_accuracy", "epochs", "seconds", "n_parameters")
 
 
@@ -163,14 +157,12 @@ def render(
     winner = _winner(run, trials, final)
     draw = _run_figures(run, trials, importances, tell) | ({} if final is None else _final_figures(final))
     made = each_alone({f"The figure {name}": partial(_as_json, make) for name, make in draw.items()}, tell)
-    figures = {name: made[f"The figure {name}"] for name in draw if f"The figure {name}" in made}
-    audited = None
+    others: dict[str, Callable[[], Any]] = {}
     if meta.get("audit"):
-        audited = each_alone({"The audit": lambda: run_folder.audit_text(meta["audit"])}, tell).get("The audit")
-    images = None
+        others["The audit"] = lambda: run_folder.audit_text(meta["audit"])
     if final is not None and final.outputs:
-        outputs, names = final.outputs, final.class_names
-        images = each_alone({"The gallery": lambda: thumbnails.pictures(outputs, names)}, tell).get("The gallery")
+        others["The gallery"] = lambda: thumbnails.pictures(final.outputs, final.class_names)
+    made |= each_alone(others, tell)
     page = jinja2.Environment(
         loader=jinja2.PackageLoader("tuning.figures"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -180,6 +172,7 @@ def render(
         "points": points,
         "table": table,
         "spoken": spoken,
+        "luck": luck,
         "frame": pd.DataFrame,
     }
     return page.get_template("report.html.j2").render(
@@ -191,11 +184,11 @@ def render(
         winner=winner,
         searched=[name.removeprefix("config/") for name in analysis.varying(trials)],
         minutes=run_folder.minutes(run) if len(trials) else 0.0,
-        audited=audited,
+        audited=made.get("The audit"),
         verdicts=[] if final is None else verdicts(final.metrics),
         shown_trials=_shown_trials(trials),
-        images=images,
-        figures=figures,
+        images=made.get("The gallery"),
+        figures={name: made[f"The figure {name}"] for name in draw if f"The figure {name}" in made},
         run_trials=run_folder.ran(run.trials),
         called=files.called(run.path),
         interrupted=meta.get("stopped_by") == "interrupt",
@@ -203,25 +196,6 @@ def render(
         colours=STATE_COLOURS | {f"class-{i}": colour for i, colour in enumerate(CLASS_COLOURS)},
         plotlyjs=Markup(plotly.offline.get_plotlyjs()),
     )
-
-
-def verdicts(metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns a word and a sentence for each thing that the winner was compared with: was the search worth it?"""
-    found = []
-    for name, other in (("random", "the best of the points drawn at random"), ("default", "the default configuration")):
-        value = metrics.get(f"{name}_difference")
-        if value is None:
-            continue
-        low, high = metrics.get(f"{name}_difference_interval") or (math.nan, math.nan)
-        if value == low == high == 0:  # No two configurations are as equal as that.
-            found.append(("No", f"The winner is {other} itself."))
-            continue
-        side = "better" if value >= 0 else "worse"
-        interval = "" if math.isnan(low) else f" (95% interval {100 * low:+.2f} to {100 * high:+.2f})"
-        chance = "" if low > 0 or high < 0 else ", which may be chance"
-        word = "Yes" if low > 0 else "No" if high < 0 else "Not shown"
-        found.append((word, f"{abs(100 * value):.2f} points {side} than {other}{interval}{chance}."))
-    return found
 
 
 def table(frame: "pd.DataFrame") -> dict[str, Any]:
@@ -235,11 +209,13 @@ def table(frame: "pd.DataFrame") -> dict[str, Any]:
         }
         for name, column in frame.items()
     ]
-    said = [
-        [(spoken(value, str(name)), str(value)) for name, value in zip(frame, row, strict=True)]
+    rows = [
+        [
+            (text := spoken(value, str(name)), "" if text == NOTHING else str(value))
+            for name, value in zip(frame, row, strict=True)
+        ]
         for row in frame.itertuples(index=False, name=None)
     ]
-    rows = [[(text, "" if text == NOTHING else value) for text, value in row] for row in said]
     return {"columns": columns, "rows": rows}
 
 

@@ -4,9 +4,8 @@ Figures are objects: no pyplot, no backend, no rcParams, so they can be drawn in
 never live here: what a figure shows (`plots`, `pictures`).
 """
 
-import os
+import io
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from tuning.base.errors import UserError, disk_full, each_alone
+from tuning.base import files
+from tuning.base.errors import UserError, each_alone
 
 DPI = 150
 # Ten colours for readers with and without a colour vision deficiency: the smallest OKLab distance between two of them,
@@ -40,17 +41,13 @@ def save(figure: Figure, path: Path) -> None:
     Raises:
         UserError: It cannot be written, as on a full disk.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    picture = io.BytesIO()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(temporary, dpi=DPI)
-        temporary.replace(path)
+        figure.savefig(picture, format=path.suffix.removeprefix("."), dpi=DPI)
+        files.write_bytes(path, picture.getvalue())
     except OSError as error:
-        unwritable = UserError(f"{path} must be a file that can be written, but got: {error.strerror}.")
-        raise disk_full(path, error) or unwritable from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+        raise UserError(f"{path} must be a file that can be written, but got: {error.strerror}.") from error
 
 
 def save_each(draw: Mapping[str, Callable[[], Figure]], folder: Path, tell: Callable[[str], None]) -> int:
@@ -95,6 +92,30 @@ def class_style(number: int) -> tuple[str, str]:
 def per_cent(share: float, digits: int) -> str:
     """Returns a share as text, e.g. "93.4 %"."""
     return f"{100 * share:.{digits}f} %"
+
+
+def share_axis(axis: Axis, digits: int = 0) -> None:
+    """Makes an axis one of shares, in per cent."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: per_cent(value, digits)))
+
+
+def count_axis(axis: Axis) -> None:
+    """Makes an axis one of counts, with commas."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def legend_above(ax: Axes, *entries: Any, ncols: int) -> None:
+    """Puts a legend in a row above a panel; `entries` are handles and labels, where they are not the panel's own."""
+    look: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False, "borderaxespad": 0.2}
+    ax.legend(*entries, **look, ncols=ncols, fontsize=TICK)
+
+
+def mosaic(images: npt.NDArray[np.uint8], edge: int = 0) -> npt.NDArray[np.uint8]:
+    """Returns images (rows, columns, C, H, W) as one, (rows * H', columns * W', C), `edge` blank pixels around each."""
+    edges = ((0, 0), (0, 0), (0, 0), (edge, edge), (edge, edge))
+    padded = np.pad(images, edges, constant_values=0 if images.shape[2] == 1 else 255)
+    rows, columns, channels, height, width = padded.shape
+    return padded.transpose(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
 
 
 def accuracy_limits(

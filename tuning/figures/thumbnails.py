@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from tuning.figures.style import mosaic
 from tuning.runs import analysis
 
 MAX_POINTS, MAX_BYTES = 1500, 1_500_000  # images in the scatter: at most so many, and so many bytes of them
@@ -33,7 +34,7 @@ def pictures(outputs: Mapping[str, npt.NDArray[Any]], class_names: Sequence[str]
     columns = math.ceil(math.sqrt(len(shown)))
     mistakes = [
         {
-            "picture": _data_uri(images[i]),
+            "picture": _data_uri(images[i].transpose(1, 2, 0)),
             "caption": caption(int(i), labels[i], probabilities[i], class_names),
             "truth": class_names[labels[i]],
             "prediction": class_names[probabilities[i].argmax()],
@@ -60,18 +61,17 @@ def caption(index: int, label: int, probabilities: npt.NDArray[np.floating[Any]]
 
 
 def _sheet(images: Images, columns: int) -> Images:
-    """Returns images (N, C, H, W) as one, (C, rows * H, columns * W), row by row; the rest is 0."""
-    n, channels, height, width = images.shape
+    """Returns images (N, C, H, W) as one, (rows * H, columns * W, C), row by row; the rest is 0."""
+    n, *shape = images.shape
     rows = math.ceil(n / columns)
-    padded = np.zeros((rows * columns, channels, height, width), dtype=np.uint8)
+    padded = np.zeros((rows * columns, *shape), dtype=np.uint8)
     padded[:n] = images
-    grid = padded.reshape(rows, columns, channels, height, width).transpose(2, 0, 3, 1, 4)
-    return grid.reshape(channels, rows * height, columns * width)
+    return mosaic(padded.reshape(rows, columns, *shape))
 
 
 def _data_uri(image: Images) -> str:
-    """Returns an image (C, H, W) of one or three channels as PNG; one channel as ink on paper (255 is black)."""
-    picture = Image.fromarray(255 - image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+    """Returns an image (H, W, C) of one or three channels as PNG; one channel as ink on paper (255 is black)."""
+    picture = Image.fromarray(255 - image[..., 0] if image.shape[2] == 1 else image)
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from tuning.base import files, machine
+from tuning.base import files, machine, rim
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError, counted, disk_full
 from tuning.retraining.best_model import load_best_model, probabilities
@@ -73,9 +73,7 @@ def staged(folder: Path) -> Iterator[Path]:
             shutil.rmtree(staging)
         staging.mkdir(parents=True)
     except OSError as error:
-        raise disk_full(staging, error) or UserError(
-            f"{folder} cannot be written ({error.strerror}). Make it writable, or give another --model-dir."
-        ) from error
+        raise disk_full(staging, error) or _unwritable(folder, error) from error
     try:
         yield staging
     finally:
@@ -103,9 +101,12 @@ def reserve(staging: Path, n_images: int, n_rehearsed: int) -> None:
         (staging / ROOM).unlink(missing_ok=True)
         if error.errno == errno.EFBIG:  # One file of it all is too large, which says nothing of each.
             return
-        raise disk_full(f"{staging} ({size / 1e6:.0f} MB are needed)", error) or UserError(
-            f"{staging} cannot be written ({error.strerror}). Make it writable, or give another --model-dir."
-        ) from error
+        place = f"{staging} ({size / 1e6:.0f} MB are needed)"
+        raise disk_full(place, error) or _unwritable(staging, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"{folder} cannot be written ({error.strerror}). Make it writable, or give another --model-dir.")
 
 
 def _fill(file: IO[bytes], size: int) -> None:
@@ -176,7 +177,6 @@ def write_outcome(
     """
     import pandas as pd
 
-    from tuning.figures import model_figures, run_figures, style
     from tuning.runs import analysis
 
     components, epochs = analysis.pca(test.features), pd.DataFrame([dict(row) for row in rows])
@@ -193,18 +193,22 @@ def write_outcome(
         images=images.images,
     )
     files.write_bytes(folder / OUTPUTS, buffer.getvalue())
-    draw = model_figures.drawings_of_model(test.labels, test.probabilities, images.images, class_names, components)
-    draw |= {"learning_curve": lambda: run_figures.learning_curve(epochs)}
     problems: list[str] = []
     for name in PICTURES:
         (folder / f"{name}.png").unlink(missing_ok=True)
+    if not rim.usable("figures", "The model's pictures are", problems.append):
+        return problems
+    from tuning.figures import model_figures, run_figures, style
+
+    draw = model_figures.drawings_of_model(test.labels, test.probabilities, images.images, class_names, components)
+    draw |= {"learning_curve": lambda: run_figures.learning_curve(epochs)}
     style.save_each(draw, folder, problems.append)
     return problems
 
 
 def check_drawn(folder: Path, problems: Sequence[str]) -> None:
     """Raises UserError where none of the pictures could be drawn; `problems` as `write_outcome` returns them."""
-    if not any((folder / f"{name}.png").exists() for name in PICTURES):
+    if rim.is_there("figures") and not any((folder / f"{name}.png").exists() for name in PICTURES):
         raise UserError(f"No picture can be drawn. {problems[0]} Is the package matplotlib installed and whole?")
 
 

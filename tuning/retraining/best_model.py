@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tuning.base.config import parse_config
 from tuning.base.errors import UserError
@@ -69,6 +69,13 @@ class _Description(BaseModel):
     mean: tuple[float, ...]
     std: tuple[Annotated[float, Field(gt=0)], ...]
     flip_averaging: bool = False
+
+    @model_validator(mode="after")
+    def _a_value_a_channel(self) -> "_Description":
+        for name in ("mean", "std"):
+            if (n_values := len(getattr(self, name))) != self.channels:
+                raise ValueError(f"{name} must have {self.channels} values, one a channel, but got {n_values}")
+        return self
 
 
 def load_best_model(folder: Path) -> BestModel:
@@ -165,37 +172,34 @@ def predict_files(best: BestModel, paths: Sequence[Path], invert: Invert = "auto
 
 def probabilities(best: BestModel, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """Returns the probability of each class, float32 (N, n_classes), for images uint8 (N, C, H, W)."""
+    from functools import partial
+
     import torch
 
-    from tuning.training.fit import predict
+    from tuning.training.fit import flip_averaged, predict
 
-    pixels = torch.from_numpy(images)
-    result = predict(best.model, pixels, best.mean, best.std)[0].softmax(1)
-    if best.flip_averaging:
-        result = (result + predict(best.model, pixels.flip(3), best.mean, best.std)[0].softmax(1)) / 2
-    array: npt.NDArray[np.float32] = result.numpy()
-    return array
+    apply = partial(predict, best.model, mean=best.mean, std=best.std)
+    result: npt.NDArray[np.float32] = (
+        flip_averaged(apply, torch.from_numpy(images), best.flip_averaging)[0].exp().numpy()
+    )
+    return result
 
 
 def _read_description(path: Path) -> _Description:
     try:
-        description = _Description.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return _Description.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise _missing(path) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(map(str, problem["loc"]))
+        wrong = f"{name or 'its content'} is wrong: {problem['msg']}"
+        said = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else wrong
+        raise UserError(f"{path}: {said}. Run `python -m tuning.final` again.") from error
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path} must be a JSON file, but it cannot be read: {error}. Run `python -m tuning.final` again."
         ) from error
-    except ValidationError as error:
-        problem = error.errors()[0]
-        name = ".".join(map(str, problem["loc"])) or "its content"
-        raise UserError(f"{path}: {name} is wrong: {problem['msg']}. Run `python -m tuning.final` again.") from error
-    for name in ("mean", "std"):
-        n_values = len(getattr(description, name))
-        if n_values != description.channels:
-            rule = f"{name} must have {description.channels} values, one a channel, but got {n_values}"
-            raise UserError(f"{path}: {rule}. Run `python -m tuning.final` again.")
-    return description
 
 
 def _missing(path: Path) -> UserError:

@@ -125,6 +125,9 @@ def from_run(
         UserError: There is no such run, it is damaged, none of its trials has finished or is small enough, one had the
             seeds, or `epochs` are more than a configuration may have.
     """
+    from tuning.sampling.study import drawn_at_random
+    from tuning.trials.settings import N_STARTUP
+
     _check_epochs(epochs)
     found, notes = run_folder.load(run, retrained=True), []
     trials = found.trials
@@ -134,7 +137,7 @@ def from_run(
     default = random = None
     if compare:
         try:
-            drawn = _drawn_at_random(found, found.setting("sampler"))
+            drawn = drawn_at_random(found.path, found.setting("sampler"), N_STARTUP)
         except UserError as error:
             drawn = set()
             notes.append(f"The best random point is left out of the comparison: {error}")
@@ -215,24 +218,6 @@ def _lengthened(config: TrainConfig, epochs: int, source: str) -> TrainConfig:
 def _check_epochs(epochs: int | None) -> None:
     if epochs is not None and not 1 <= epochs <= MOST_EPOCHS:
         raise UserError(f"--epochs must be 1 to {MOST_EPOCHS}, but got {epochs}.")
-
-
-def _drawn_at_random(run: run_folder.Run, sampler: str) -> set[int]:
-    """Returns the trials that no model proposed; none where the run has no study.
-
-    Raises:
-        UserError: The study is damaged.
-    """
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from tuning.sampling.study import drawn_at_random
-    from tuning.trials.settings import N_STARTUP
-
-    try:
-        return drawn_at_random(run.path, sampler, N_STARTUP)
-    except (SQLAlchemyError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UserError(f"{run.path / 'study.db'} cannot be read as a study: {reason}.") from error
 
 
 def _seeds(name: str, n: int, first: int | None, used: set[int]) -> tuple[int, ...]:

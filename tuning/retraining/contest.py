@@ -12,6 +12,7 @@ from tuning.base import machine, tables
 from tuning.base.errors import UserError, counted
 from tuning.retraining import seeds
 from tuning.retraining.candidates import Entry, Plan
+from tuning.runs.verdicts import luck, verdicts
 from tuning.training import jobs
 from tuning.training.jobs import Job, Result
 
@@ -59,6 +60,16 @@ class Contest:
         if rows.empty or rows["difference"].isna().all():
             return None
         return seeds.Estimate(*(float(rows[f"difference{end}"].iloc[0]) for end in ("", "_low", "_high")))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the search was worth, as in `metrics.json`."""
+        return {
+            "lengthening": self.plan.lengthening,
+            **_estimate("shrinkage", self.shrinkage),
+            **_estimate("default_difference", self.behind(self.plan.default)),
+            **_estimate("random_difference", self.behind(self.plan.random)),
+        }
 
 
 def hold(plan: Plan, splits: "Splits", slots: Mapping[str, Any], threads: int | None = None) -> Contest:
@@ -114,21 +125,16 @@ def show(contest: Contest) -> None:
 
 def explain(contest: Contest) -> list[str]:
     """Returns sentences on dropped configurations, shrinkage, and what the search was worth."""
-    plan, lines = contest.plan, []
+    lines = []
     if (contest.table["state"] == "dropped").any():
         lines.append(
             "Dropped: so far behind on the first seed that the chance of the best mean is below "
             f"{seeds.NO_CHANCE:.0%}; such a difference was a reason to stop, so it is a little too large."
         )
     if contest.shrinkage is not None:
-        lines.append(f"The search's values minus the fresh means: {_points(*contest.shrinkage)}. {_meaning(plan)}")
-    for name, config_hash in (("the default configuration", plan.default), ("the best random point", plan.random)):
-        if config_hash is not None:
-            behind = contest.behind(config_hash)
-            told = "the latter failed" if behind is None else _points(*behind)
-            won = config_hash == contest.winner.config.hash()
-            lines.append(f"The winner is {name}." if won else f"Winner minus {name}: {told}.")
-    return lines
+        shrunk = _points(*contest.shrinkage)
+        lines.append(f"The search's values minus the fresh means: {shrunk}. {luck(contest.plan.lengthening)}")
+    return [*lines, *(sentence for _, sentence in verdicts(contest.facts))]
 
 
 def _train(
@@ -171,13 +177,12 @@ def _values(plan: Plan, done: Mapping[tuple[str, int], Result], failed: Mapping[
     """Returns valid accuracies: a row a configuration hash, a column an index of a seed, from 1."""
     import pandas as pd
 
-    rows = {}
-    for config_hash in (entry.config.hash() for entry in plan.entries):
-        found = [done.get((config_hash, seed)) for seed in plan.seeds]
-        rows[config_hash] = [
-            math.nan if result is None or config_hash in failed else result.valid_accuracy for result in found
-        ]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=range(1, len(plan.seeds) + 1), dtype="float64")
+    hashes, numbers = [entry.config.hash() for entry in plan.entries], range(1, len(plan.seeds) + 1)
+    values = pd.DataFrame(index=hashes, columns=numbers, dtype="float64")
+    for (config_hash, seed), result in done.items():
+        if config_hash not in failed:
+            values.loc[config_hash, plan.seeds.index(seed) + 1] = result.valid_accuracy
+    return values
 
 
 def _candidates(plan: Plan) -> list[str]:
@@ -247,12 +252,9 @@ def _points(value: float, low: float, high: float) -> str:
     return f"{100 * value:+.2f}" + ("" if math.isnan(low) else f" ({100 * low:+.2f} to {100 * high:+.2f})") + " points"
 
 
-def _meaning(plan: Plan) -> str:
-    """Returns what the shrinkage is made of."""
-    ratio = plan.lengthening
-    if ratio is None or math.isclose(ratio, 1):
-        return "Lengths are equal, so this is the luck that the search's best values had."
-    return (
-        f"The models were trained {ratio:.3g} times as long as in the search, so this is the luck that its best values "
-        "had less what the longer training gained; --epochs with the search's length shows the luck alone."
-    )
+def _estimate(name: str, estimate: seeds.Estimate | None) -> dict[str, Any]:
+    """Returns a figure and its interval by name; None where there is none."""
+    if estimate is None:
+        return {name: None, f"{name}_interval": None}
+    interval = None if math.isnan(estimate.low) else [estimate.low, estimate.high]
+    return {name: None if math.isnan(estimate.value) else estimate.value, f"{name}_interval": interval}

@@ -133,6 +133,8 @@ def _whole(best: BestModel) -> "nn.Module":
     import torch
     from torch import Tensor, nn
 
+    from tuning.training.fit import flip_averaged
+
     class Whole(nn.Module):
         mean: Tensor
         std: Tensor
@@ -145,10 +147,10 @@ def _whole(best: BestModel) -> "nn.Module":
                 self.register_buffer(name, torch.tensor(getattr(best, name)).view(1, -1, 1, 1))
 
         def forward(self, images: Tensor) -> Tensor:
-            pixels = (images.float() / 255 - self.mean) / self.std
-            result: Tensor = self.model(pixels)[0].softmax(1)
-            if best.flip_averaging:
-                result = (result + self.model(pixels.flip(3))[0].softmax(1)) / 2
-            return result
+            def apply(part: Tensor) -> tuple[Tensor, Tensor]:
+                logits, features = self.model((part.float() / 255 - self.mean) / self.std)
+                return logits, features
+
+            return flip_averaged(apply, images, best.flip_averaging)[0].exp()
 
     return Whole().eval()

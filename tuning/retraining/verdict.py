@@ -12,7 +12,6 @@ from tuning.training import jobs
 
 if TYPE_CHECKING:
     from tuning.images.splitting import Splits
-    from tuning.retraining.seeds import Estimate
 
 TRAIN_ON = ("train", "train+valid")
 
@@ -86,7 +85,6 @@ def describe(held: Contest, chosen: Chosen, splits: "Splits") -> dict[str, Any]:
     """Returns what is known before the test split is opened, as in `metrics.json`."""
     plan, winner = held.plan, held.winner
     row = held.table.loc[held.table["chosen"]].iloc[0]
-    default, random = held.behind(plan.default), held.behind(plan.random)
     return {
         "source": plan.source + ("" if winner.trial is None else f", trial {winner.trial}"),
         "run": plan.run,
@@ -95,7 +93,7 @@ def describe(held: Contest, chosen: Chosen, splits: "Splits") -> dict[str, Any]:
         "search_valid_accuracy": winner.search_accuracy,
         "valid_accuracy": chosen.valid_accuracy,
         "valid_accuracy_mean": float(row["valid_accuracy_mean"]),
-        "valid_accuracy_std": _number(row["valid_accuracy_std"]),
+        "valid_accuracy_std": None if math.isnan(row["valid_accuracy_std"]) else float(row["valid_accuracy_std"]),
         "flip_averaging": chosen.flip_averaging,
         "train_on": chosen.train_on,
         "train_images": len(splits.train) + (len(splits.valid) if chosen.train_on != "train" else 0),
@@ -108,20 +106,5 @@ def describe(held: Contest, chosen: Chosen, splits: "Splits") -> dict[str, Any]:
         "split_hash": splits.split_hash,
         "config_hash": winner.config.hash(),
         "n_parameters": chosen.result.n_parameters,
-        "lengthening": plan.lengthening,
-        **_estimate("shrinkage", held.shrinkage),
-        **_estimate("default_difference", default),
-        **_estimate("random_difference", random),
+        **held.facts,
     }
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
-
-
-def _estimate(name: str, estimate: "Estimate | None") -> dict[str, Any]:
-    """Returns a figure and its interval by name; None where there is none."""
-    if estimate is None:
-        return {name: None, f"{name}_interval": None}
-    interval = None if math.isnan(estimate.low) else [estimate.low, estimate.high]
-    return {name: _number(estimate.value), f"{name}_interval": interval}

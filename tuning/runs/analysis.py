@@ -40,14 +40,9 @@ def pca(features: Floats, n_components: int = 2) -> PCA2:
     Args:
         features: float (N, D), finite.
         n_components: 1 to min(N, D).
-
-    Raises:
-        ValueError: There are more components than images or features.
     """
     from sklearn.decomposition import PCA
 
-    if not 1 <= n_components <= min(features.shape):
-        raise ValueError(f"n_components must be 1 to {min(features.shape)}, but got {n_components}.")
     # A full decomposition: "auto" may choose a randomised one, whose figures depend on the number of images.
     model = PCA(n_components=n_components, svd_solver="full")
     with np.errstate(invalid="ignore"):  # features that are all equal have no variance to share: 0 / 0
@@ -62,16 +57,8 @@ def confusion(labels: Integers, predictions: Integers, class_names: Sequence[str
         labels: int (N,), 0 to C - 1.
         predictions: int (N,), 0 to C - 1.
         class_names: The C names.
-
-    Raises:
-        ValueError: The lengths differ, or a number is no class.
     """
-    if labels.shape != predictions.shape:
-        raise ValueError(f"predictions must be of shape {labels.shape}, but got {predictions.shape}.")
     n_classes = len(class_names)
-    for name, values in (("labels", labels), ("predictions", predictions)):
-        if values.size and not 0 <= values.min() <= values.max() < n_classes:
-            raise ValueError(f"{name} must be 0 to {n_classes - 1}, but got {values.min()} to {values.max()}.")
     cells = labels.astype(np.int64) * n_classes + predictions.astype(np.int64)
     counts = np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes).astype(np.int64)
     return pd.DataFrame(
@@ -94,16 +81,13 @@ def classification_report(labels: Integers, predictions: Integers, class_names: 
     Returns:
         class, precision, precision_low, precision_high, the same for recall and f1, support; the average has no
         intervals (NaN).
-
-    Raises:
-        ValueError: As `confusion`.
     """
     counts = confusion(labels, predictions, class_names).to_numpy()
     correct, support, predicted = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
     scores = pd.DataFrame({"class": list(class_names)})
     either = support + predicted - correct
     for name, n in (("precision", predicted), ("recall", support), ("f1", either)):
-        shares = np.array([correct / np.maximum(n, 1), *_wilson(correct, n)])
+        shares = np.array([correct / np.maximum(n, 1), *wilson_interval(correct, n)])
         if name == "f1":
             shares = 2 * shares / (1 + shares)
         scores[name], scores[f"{name}_low"], scores[f"{name}_high"] = shares
@@ -112,30 +96,14 @@ def classification_report(labels: Integers, predictions: Integers, class_names: 
     return pd.concat([scores.assign(support=support), average], ignore_index=True)
 
 
-def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Returns the interval of a share by the score method (Wilson 1927), within [0, 1].
+def wilson_interval(successes: Any, n: Any) -> tuple[Any, Any]:
+    """Returns the 95 % interval of a share by the score method (Wilson 1927), within [0, 1]; of no trials, [0, 1].
 
     Args:
-        successes: 0 to n.
-        n: At least 1.
-        confidence: In (0, 1).
-
-    Raises:
-        ValueError: An argument is out of range.
+        successes: 0 to n; a number, or an array of them.
+        n: The same, at least 0.
     """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, but got {n}.")
-    if not 0 <= successes <= n:
-        raise ValueError(f"successes must be 0 to {n}, but got {successes}.")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be in (0, 1), but got {confidence}.")
-    low, high = _wilson(np.array([successes]), np.array([n]), confidence)
-    return float(low[0]), float(high[0])
-
-
-def _wilson(successes: Integers | Floats, n: Integers, confidence: float = 0.95) -> tuple[Floats, Floats]:
-    """Returns the ends of the intervals of several shares; of no trials, [0, 1]."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    z = NormalDist().inv_cdf(0.975)
     centre = (successes + z**2 / 2) / (n + z**2)
     half = z * np.sqrt(successes * (n - successes) / np.maximum(n, 1) + z**2 / 4) / (n + z**2)
     return np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0)
@@ -152,25 +120,17 @@ def calibration(labels: Integers, probabilities: Floats, n_bins: int = 15) -> tu
     Returns:
         The error: the mean over the images of |accuracy - confidence| of their bin. The bins: lower, upper, count,
         confidence and accuracy (means), accuracy_low and accuracy_high (95 %, Wilson); NaN in an empty bin.
-
-    Raises:
-        ValueError: There are no labels, or not as many as rows of probabilities.
     """
     if not 0 < len(labels) == len(probabilities):
         raise ValueError(f"probabilities must be a row a label, but got {len(probabilities)} for {len(labels)} labels.")
     edges = np.linspace(0.0, 1.0, n_bins + 1)
-    confidences = probabilities.max(axis=1).astype(np.float64)
-    correct = (probabilities.argmax(axis=1) == labels).astype(np.float64)
-    index = np.digitize(confidences, edges[1:-1], right=True)
-    counts = np.bincount(index, minlength=n_bins)
-    with np.errstate(invalid="ignore"):
-        confidence = np.bincount(index, weights=confidences, minlength=n_bins) / counts
-        right = np.bincount(index, weights=correct, minlength=n_bins)
-        accuracy = right / counts
-    low, high = (np.where(counts > 0, end, np.nan) for end in _wilson(right, counts))
-    means = {"confidence": confidence, "accuracy": accuracy, "accuracy_low": low, "accuracy_high": high}
-    bins = pd.DataFrame({"lower": edges[:-1], "upper": edges[1:], "count": counts, **means})
-    return float(np.nansum(counts * np.abs(accuracy - confidence)) / len(labels)), bins
+    judged = pd.DataFrame({"confidence": probabilities.max(axis=1).astype(float)})
+    judged["accuracy"] = probabilities.argmax(axis=1) == labels
+    by_bin = judged.groupby(np.digitize(judged["confidence"], edges[1:-1], right=True))
+    bins = pd.DataFrame({"lower": edges[:-1], "upper": edges[1:], "count": by_bin.size()}, index=range(n_bins))
+    bins = bins.fillna({"count": 0}).astype({"count": "int64"}).join(by_bin.mean())
+    bins["accuracy_low"], bins["accuracy_high"] = wilson_interval(bins["accuracy"] * bins["count"], bins["count"])
+    return float((bins["count"] * (bins["accuracy"] - bins["confidence"]).abs()).sum() / len(labels)), bins
 
 
 def worst_mistakes(labels: Integers, probabilities: Floats, limit: int = 30) -> npt.NDArray[np.int64]:

@@ -5,14 +5,14 @@ own, and what is torn counts as an opening unless it says that it is something e
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tuning.base.errors import UserError, disk_full
+from tuning.base import files
+from tuning.base.errors import UserError
 
 LOG = "test_log.jsonl"
 OPENED, RESULT = "opened", "result"
@@ -28,16 +28,10 @@ def append(folder: Path, metrics: Mapping[str, Any]) -> None:
     """
     path, line = folder / LOG, {"time": datetime.now(UTC).isoformat()}
     line |= {name: metrics[name] for name in _FIELDS + _SCORES if name in metrics}
-    text = json.dumps(line) + "\n"
     try:
-        with path.open("a+b") as file:
-            if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-                text = "\n" + text  # Half a line is there.
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        files.append_line(path, json.dumps(line))
     except OSError as error:
-        raise disk_full(path, error) or UserError(
+        raise UserError(
             f"{path} cannot be written ({error.strerror}), and the test split is not opened without a line in it. "
             "Make it writable, or give another --model-dir."
         ) from error

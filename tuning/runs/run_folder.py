@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuning.base import files
+from tuning.base import files, rim
 from tuning.base.errors import UserError, counted, unknown_name
 from tuning.base.masking import masked
 from tuning.runs import study_file
@@ -57,21 +57,22 @@ class Run:
         """
         found = self.meta.get("settings")
         if not isinstance(found, dict):
-            raise UserError(
-                f"{self.path / 'meta.json'} has no settings: it is damaged, or another version wrote it. "
-                "Put back a copy of it, if there is one."
-            )
+            raise self._damaged("no settings")
         return found
 
     def setting(self, name: str) -> Any:
         """Returns one of the settings; raises UserError where `meta.json` lacks it, or has it with another type."""
         value = self.settings.get(name, ...)
         if not isinstance(value, _SETTINGS.get(name, object)) or value is ...:
-            raise UserError(
-                f"{self.path / 'meta.json'} has no {'' if value is ... else 'usable '}setting {name!r}: it is damaged, "
-                "or another version wrote it. Put back a copy of it, if there is one."
-            )
+            raise self._damaged(f"no {'' if value is ... else 'usable '}setting {name!r}")
         return value
+
+    def _damaged(self, what: str) -> UserError:
+        """Returns the error for a `meta.json` that has no, or another, `what` than every version writes."""
+        return UserError(
+            f"{self.path / 'meta.json'} has {what}: it is damaged, or another version wrote it. "
+            "Put back a copy of it, if there is one."
+        )
 
     @property
     def identity(self) -> str:
@@ -120,10 +121,7 @@ class Run:
                 rested = (moments.where(moments < ended, ended) - max(began, start)).dt.total_seconds()
                 seconds -= rested.clip(lower=0.0)
         except (ValueError, TypeError) as error:
-            raise UserError(
-                f"{self.path / 'meta.json'} has pauses that are no pairs of times: it is damaged, or another version "
-                "wrote it. Put back a copy of it, if there is one."
-            ) from error
+            raise self._damaged("pauses that are no pairs of times") from error
         return seconds
 
     @property
@@ -181,6 +179,7 @@ def load(name: str | Path = "latest", root: Path = RESULTS, *, retrained: bool =
         UserError: There is no such run (the closest name is given), or none at all.
     """
     if "://" in str(name):
+        rim.need("remote", f"The run {masked(str(name))}")
         from tuning.remote import mirror
 
         return Run(mirror.fetch(str(name), root, retrained=retrained))

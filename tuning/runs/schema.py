@@ -139,8 +139,6 @@ def _typed(column: "pd.Series[Any]", dtype: str) -> "pd.Series[Any]":
         return pd.to_datetime(column, utc=True, format="ISO8601").astype("datetime64[us, UTC]")
     if dtype == "boolean":
         return column.map({"True": True, "False": False}).astype("boolean")
-    if dtype == _INT:  # By way of Python's integers: seeds do not fit a float.
-        return pd.Series([pd.NA if pd.isna(v) else int(v) for v in column], index=column.index, dtype=_INT)
     return column.astype(pd.api.types.pandas_dtype(dtype))
 
 

@@ -12,13 +12,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tuning.base import files
 from tuning.base.errors import DISK_FULL, UserError
-
-if TYPE_CHECKING:
-    pass
 
 FILE = "study.db"
 BESIDE = (f"{FILE}-wal", f"{FILE}-shm", f"{FILE}-journal")

@@ -7,7 +7,6 @@ ResNet-8 (0.4 to 3 MB) and nothing that could be measured for a ResNet-18 (140 M
 
 import contextlib
 import copy
-import errno
 import os
 import shutil
 import tempfile
@@ -41,8 +40,7 @@ def save(folder: Path, training: "Training", results: Sequence[Mapping[str, Any]
         descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{LATEST}.")
         with os.fdopen(descriptor, "wb") as file:
             torch.save({"training": training.state_dict(), "results": [dict(result) for result in results]}, file)
-            file.flush()
-            _sync(file.fileno())
+        files.sync(Path(temporary))
         os.chmod(temporary, 0o644)
         os.replace(temporary, latest)
         if training.best["epoch"] == training.epoch:
@@ -51,7 +49,7 @@ def save(folder: Path, training: "Training", results: Sequence[Mapping[str, Any]
             except OSError:  # Not every file system has hard links.
                 shutil.copyfile(latest, temporary)
             os.replace(temporary, folder / BEST)
-        _sync_names(folder)
+        files.sync(folder)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError.
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -97,22 +95,3 @@ def remove(folder: Path) -> None:
     """Removes the folder's checkpoints."""
     for path in [*(folder / name for name in NAMES), *folder.glob(f".{LATEST}.*")]:  # And what a kill has left.
         path.unlink(missing_ok=True)
-
-
-def _sync(descriptor: int) -> None:
-    """Has what was written on the disk; a file system that cannot say so keeps it as well as it can."""
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
-            raise
-
-
-def _sync_names(folder: Path) -> None:
-    """Has the folder's names on the disk, too; some file systems cannot, and keep them by themselves."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

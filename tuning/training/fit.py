@@ -28,6 +28,8 @@ from tuning.training import acceleration
 from tuning.training.acceleration import Logits, autocast, faster_precision
 
 EVALUATION_BATCH = 500
+# What `Training` keeps from epoch to epoch beside the states of others; each is replaced as a whole, never changed.
+_COUNTS = ("epoch", "best", "finished", "_lowest_loss", "_epochs_without_lower", "_best_weights")
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -182,12 +184,7 @@ class Training:
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "generator": self._generator.get_state(),
-            "epoch": self.epoch,
-            "best": dict(self.best),
-            "finished": self.finished,
-            "lowest_loss": self._lowest_loss,
-            "epochs_without_lower": self._epochs_without_lower,
-            "best_weights": self._best_weights,
+            **{name.removeprefix("_"): getattr(self, name) for name in _COUNTS},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -205,9 +202,8 @@ class Training:
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self._generator.set_state(state["generator"].cpu())
-        self.epoch, self.best, self.finished = state["epoch"], dict(state["best"]), state["finished"]
-        self._lowest_loss, self._epochs_without_lower = state["lowest_loss"], state["epochs_without_lower"]
-        self._best_weights = state["best_weights"]
+        for name in _COUNTS:
+            setattr(self, name, state[name.removeprefix("_")])
 
     def _train_epoch(self) -> tuple[float, float, int]:
         """Returns mean loss, accuracy and number of images of one pass over the train split."""
@@ -225,15 +221,13 @@ class Training:
             if self.device.type == "cpu" and not math.isfinite(loss.item()):
                 raise self._non_finite(step, loss.item())
             optimizer.step()
+            self._last_lr = optimizer.param_groups[0]["lr"]
             if isinstance(self._schedule, LambdaLR):
-                self._last_lr = optimizer.param_groups[0]["lr"]
                 self._schedule.step()
             if self._averaged is not None:
                 self._averaged.update()
             n_right += right
             n_seen += len(labels)
-        if not isinstance(self._schedule, LambdaLR):
-            self._last_lr = optimizer.param_groups[0]["lr"]
         values = torch.stack(losses).tolist()
         for step, value in enumerate(values, start=1):
             if not math.isfinite(value):
@@ -302,6 +296,25 @@ def predict(
     return torch.cat(logits), torch.cat(features)
 
 
+def flip_averaged(
+    apply: Callable[[Tensor], tuple[Tensor, Tensor]], images: Tensor, averaging: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Returns log-probabilities (N, n_classes) and features (N, D): the means over each image and its mirror image.
+
+    Args:
+        apply: Returns logits and features of images.
+        images: (N, C, H, W).
+        averaging: False leaves the mirror images out.
+    """
+    logits, features = apply(images)
+    log_probabilities = logits.log_softmax(1)
+    if averaging:
+        mirrored, mirrored_features = apply(images.flip(3))
+        log_probabilities = torch.logaddexp(log_probabilities, mirrored.log_softmax(1)) - math.log(2)
+        features = (features + mirrored_features) / 2
+    return log_probabilities, features
+
+
 def evaluate(
     model: nn.Module, part: Labelled, splits: Splits, *, device: str = "cpu", flip_averaging: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -315,12 +328,8 @@ def evaluate(
         flip_averaging: Take the mean probability (and mean features) of each image and its mirror image.
     """
     images, _ = to_tensors(part, torch.device(device))
-    logits, features = predict(model, images, splits.mean, splits.std)
-    log_probabilities = logits.log_softmax(1)
-    if flip_averaging:
-        mirrored, mirrored_features = predict(model, images.flip(3), splits.mean, splits.std)
-        log_probabilities = torch.logaddexp(log_probabilities, mirrored.log_softmax(1)) - math.log(2)
-        features = (features + mirrored_features) / 2
+    apply = functools.partial(predict, model, mean=splits.mean, std=splits.std)
+    log_probabilities, features = flip_averaged(apply, images, flip_averaging)
     return log_probabilities.cpu(), features.cpu()
 
 

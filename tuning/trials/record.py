@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuning.base import files, locks, machine
+from tuning.base import files, locks, machine, rim
 from tuning.base.errors import UserError, disk_full, each_alone
 from tuning.base.masking import masked_all
 from tuning.runs import run_folder
@@ -184,7 +184,6 @@ def conclude(run: run_folder.Run, tell: Callable[[str], None] = print) -> None:
     """
     import pandas as pd
 
-    from tuning.figures import importances, run_figures, run_page, style
     from tuning.runs import analysis
     from tuning.runs.run_folder import trial_folder
     from tuning.training import checkpoints
@@ -197,6 +196,10 @@ def conclude(run: run_folder.Run, tell: Callable[[str], None] = print) -> None:
         if number != best:
             checkpoints.remove(trial_folder(run.path, number))
     run_folder.write_best(run)
+    if not rim.usable("figures", "Pictures and page are", tell):
+        return
+    from tuning.figures import importances, run_figures, run_page, style
+
     found = each_alone({"The importances": lambda: importances.of_run(run)}, tell)
     importance = found.get("The importances", pd.DataFrame(columns=list(importances.COLUMNS)))
     draw: dict[str, Callable[[], Figure]] = {
