@@ -3,12 +3,14 @@
 Here is how a file gets there and back, whole, and what is tried again; never which files, and when: see `mirror`.
 """
 
+import os
 import random
 import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from tuning.base import files
 from tuning.base.errors import UserError
@@ -179,9 +181,22 @@ def _open(uri: str) -> tuple[Any, str]:
     if "://" not in uri:
         return fs.LocalFileSystem(), str(Path(uri).absolute())
     system, root = fs.FileSystem.from_uri(uri)
-    if system.type_name == "s3":  # Pickling is how pyarrow tells the options that it read from the URI.
-        # As it comes, a request to a server that accepts and then says nothing took 288 s to fail; so, 12 s.
-        options = {"connect_timeout": 3.0, "request_timeout": 5.0, "allow_delayed_open": True}
-        retry = fs.AwsStandardS3RetryStrategy(max_attempts=1)
-        system = fs.S3FileSystem(**(system.__reduce__()[1][0] | options), retry_strategy=retry)
+    if system.type_name == "s3":
+        # As it comes, a request to a server that accepts and then says nothing took 288 s to fail; so, 12 s. `from_uri`
+        # takes no such options, so what it has read (and checked) is read again.
+        url = urlsplit(uri)
+        query = dict(parse_qsl(url.query))
+        environment = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        system = fs.S3FileSystem(
+            access_key=None if url.username is None else unquote(url.username),
+            secret_key=None if url.password is None else unquote(url.password),
+            region=system.region,
+            scheme=query.get("scheme"),
+            endpoint_override=query.get("endpoint_override", environment),
+            tls_ca_file_path=query.get("tls_ca_file_path"),
+            connect_timeout=3.0,
+            request_timeout=5.0,
+            allow_delayed_open=True,
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),
+        )
     return system, root.rstrip("/")

@@ -161,7 +161,8 @@ def run_trials(
 
     from tuning.runs.run_folder import trial_folder
     from tuning.trials import schedulers
-    from tuning.trials.recorder import EndSearch, Proposals, Recorder, TensorBoard
+    from tuning.trials.recorder import EndSearch, Proposals, Recorder
+    from tuning.trials.tensorboard import TensorBoard
     from tuning.trials.worker import sweep_nodes, train_trial
 
     slots = local_ray.Slots(asdict(settings), study.is_running, progress.note)
