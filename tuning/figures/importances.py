@@ -116,16 +116,15 @@ def _with_values(study: optuna.Study, values: "pd.Series[float]") -> list[Frozen
 
 def _holding(distribution: BaseDistribution, value: Any) -> BaseDistribution:
     """Returns the distribution, widened to a value that it does not hold: a first point may lie out of its range."""
-    if isinstance(distribution, CategoricalDistribution) or distribution._contains(
-        distribution.to_internal_repr(value)
-    ):
+    if isinstance(distribution, CategoricalDistribution):
         return distribution
-    if isinstance(distribution, IntDistribution):
-        low, high = min(distribution.low, value), max(distribution.high, value)
-        return IntDistribution(low, high, distribution.log and low > 0)
-    assert isinstance(distribution, FloatDistribution)
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
     low, high = min(distribution.low, value), max(distribution.high, value)
-    return FloatDistribution(low, high, distribution.log and low > 0)
+    steps = (value - distribution.low) / (distribution.step or 1)
+    on_a_step = distribution.step is None or math.isclose(steps, round(steps), abs_tol=1e-8)
+    if (low, high) == (distribution.low, distribution.high) and on_a_step:
+        return distribution
+    return type(distribution)(low, high, distribution.log and low > 0)
 
 
 def _differ(trials: Sequence[FrozenTrial]) -> bool:

@@ -293,7 +293,7 @@ def usable_space(space: "Space", settings: Settings, progress: "Progress") -> "S
         space = space.without(space.gpu_only)
     offered = check_space(space, settings.epochs)
     if "pretrained=True" in offered:
-        from tuning.images.fetch import resnet18_weights
+        from tuning.base.downloads import resnet18_weights
 
         try:
             resnet18_weights()
