@@ -4,18 +4,13 @@ Nothing here knows what is in a table. What a terminal cannot encode is written 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.console import Console
 
 FILE_WIDTH = 160  # Of a table that goes into a file or a pipe, in columns of characters.
@@ -129,11 +124,9 @@ def print_frame(frame: "pd.DataFrame", title: str, *, least: Sequence[str] = ())
     """
     from rich.console import Console
 
-    from tuning.base import tables
-
     console = Console(markup=False)
     if not console.is_terminal:
-        console.width = tables.FILE_WIDTH
+        console.width = FILE_WIDTH
     if frame.empty:
         console.print(f"{title}: nothing")
         return
@@ -141,8 +134,8 @@ def print_frame(frame: "pd.DataFrame", title: str, *, least: Sequence[str] = ())
     for name, column in frame.items():
         heading = str(name).removeprefix("config/").replace("_", " ")
         cells = [_cell(value, str(name)) for value in column]
-        columns[str(name)] = tables.Column(heading, cells, text=column.dtype == "str")
-    tables.show(title, columns, console, least=least)
+        columns[str(name)] = Column(heading, cells, text=column.dtype == "str")
+    show(title, columns, console, least=least)
 
 
 def _cell(value: Any, column: str) -> str:

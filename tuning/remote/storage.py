@@ -9,13 +9,15 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from tuning.base import files
 from tuning.base.errors import UserError
-from tuning.base.masking import masked as masked
-from tuning.base.masking import masked_all as masked_all
+from tuning.base.masking import masked
+
+if TYPE_CHECKING:
+    from pyarrow import fs
 
 T = TypeVar("T")
 
@@ -120,25 +122,18 @@ class Store:
 
         self._persist(remove)
 
-    def names(self, prefix: str = "") -> dict[str, float]:
-        """Returns the names of all files in a folder below this one, and in those below it, with their times."""
-        return {name: info.mtime.timestamp() for name, info in self._persist(self._list(prefix)).items()}
+    def infos(self, prefix: str = "") -> dict[str, "fs.FileInfo"]:
+        """Returns all files in a folder below this one, and in those below it: name -> what pyarrow tells of it."""
 
-    def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Returns the same names with the files' bytes."""
-        return {name: info.size for name, info in self._persist(self._list(prefix)).items()}
-
-    @staticmethod
-    def _list(prefix: str) -> Callable[[Any, str], dict[str, Any]]:
-        def found(system: Any, root: str) -> dict[str, Any]:
+        def infos(system: Any, root: str) -> dict[str, "fs.FileInfo"]:
             from pyarrow import fs
 
             folder = f"{root}/{prefix}".rstrip("/")
-            infos = system.get_file_info(fs.FileSelector(folder, allow_not_found=True, recursive=True))
-            whole = [info for info in infos if info.type == fs.FileType.File and not info.base_name.startswith(".")]
+            found = system.get_file_info(fs.FileSelector(folder, allow_not_found=True, recursive=True))
+            whole = [info for info in found if info.type == fs.FileType.File and not info.base_name.startswith(".")]
             return {info.path.removeprefix(f"{root}/"): info for info in whole}
 
-        return found
+        return self._persist(infos)
 
     def runs(self) -> dict[str, float]:
         """Returns the names of the runs in this folder, with the times of their `meta.json`."""
