@@ -70,6 +70,7 @@ def test_ray_reads_each_variable_that_we_set(name: str) -> None:
         ("its node has died", ("core/src/ray/gcs/gcs_server",)),
         ("is unavailable: ", ("exceptions.py",)),
         ("running low on memory", ("core/src/ray/raylet/raylet",)),
+        ("OutOfMemoryError", ("exceptions.py",)),
     ],
 )
 def test_ray_still_says_of_a_death_what_we_look_for(text: str, files: Sequence[str]) -> None:
