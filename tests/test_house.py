@@ -78,6 +78,53 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+# What these files are for: each says why no public name does, and a test of its own misses the name when it is gone.
+INTERNALS = {"trials/ray_internals", "remote/cluster_internals"}
+# Name with an underscore -> the only file that may use it elsewhere, and why.
+PRIVATE = {
+    "_exit": ("base/interrupts", "documented: how a process ends at once"),
+    "_storage": ("sampling/study", "Optuna has no other way to report an epoch of a trial that is known by its number"),
+    "_study_id": ("sampling/study", "as `_storage`"),
+}
+
+
+def private_names(path: Path) -> set[str]:
+    """Returns what a file names with one underscore before it and does not define: modules, attributes, arguments."""
+
+    def private(name: str) -> bool:
+        return name.startswith("_") and not name.startswith("__")
+
+    tree, found = ast.parse(path.read_text(encoding="utf-8")), set[str]()
+    own = {
+        getattr(node, "name", getattr(node, "attr", getattr(node, "id", "")))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        or (isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Store))
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            found |= {node.attr}
+        elif isinstance(node, ast.Call):
+            found |= {keyword.arg or "" for keyword in node.keywords}
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            module = "" if isinstance(node, ast.Import) else str(node.module)
+            found |= {part for alias in node.names for part in [*module.split("."), *alias.name.split(".")]}
+    return {name for name in found - own if private(name)}
+
+
+@pytest.mark.parametrize("name", sorted(set(FILES) - INTERNALS))
+def test_no_file_uses_a_private_name_of_another_library(name: str) -> None:
+    allowed = {private for private, (file, _) in PRIVATE.items() if file == name}
+    assert private_names(FILES[name]) <= allowed, f"{name} must use public names, or {sorted(INTERNALS)}"
+
+
+def test_the_law_on_private_names_sees_each_way_to_use_one(tmp_path: Path) -> None:
+    written = "import ray._a\nfrom ray._b import c\nfrom ray import _d\nray.e._f(_g=1)\nclass H(ray.H):\n"
+    written += "    def _i(self): self._j = self._i() + self._k + self.__dict__\n"
+    (tmp_path / "file.py").write_text(written)
+    assert private_names(tmp_path / "file.py") == {"_a", "_b", "_d", "_f", "_g", "_k"}
+
+
 def test_text_files_are_read_and_written_as_utf_8() -> None:
     """Whatever the locale says; `files.write_text` encodes by itself."""
     lacking = []

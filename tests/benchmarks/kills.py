@@ -112,7 +112,7 @@ def check(path: Path, samples: int) -> None:
     pairs = Counter(zip(run.epochs["trial"], run.epochs["epoch"], strict=True))
     assert max(pairs.values()) == 1
     trained: Counter[tuple[int, int]] = Counter()
-    for name in Store(URI).names("trials"):
+    for name in Store(URI).infos("trials"):
         if name.endswith("trial.log"):
             text = (Store(URI).read(name) or b"").decode(errors="replace")
             for epoch in re.findall(r"EpochResult\(epoch=(\d+),", text):

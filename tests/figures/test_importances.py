@@ -345,3 +345,28 @@ def test_a_study_of_another_optuna_is_named(closed: run_folder.Run) -> None:
     message = r"run/study\.db was written by another version of Optuna: .*"
     with pytest.raises(UserError, match=message):
         importances.of_run(closed)
+
+
+def test_where_nothing_varies_nothing_is_important() -> None:
+    same = [optuna.trial.create_trial(params={"a": x}, distributions={"a": UNIT}, value=0.5) for x in (0.1, 0.5, 0.9)]
+    assert importances._shares(optuna.importance.FanovaImportanceEvaluator(seed=0), same) == {}
+
+
+@pytest.mark.parametrize(
+    ("distribution", "value", "expected"),
+    [
+        (FloatDistribution(0.1, 1.0, log=True), 0.5, FloatDistribution(0.1, 1.0, log=True)),
+        (FloatDistribution(0.1, 1.0, log=True), 2.0, FloatDistribution(0.1, 2.0, log=True)),
+        (FloatDistribution(0.1, 1.0, log=True), 0.0, FloatDistribution(0.0, 1.0)),
+        (FloatDistribution(0.0, 1.0, step=0.1), 0.3, FloatDistribution(0.0, 1.0, step=0.1)),
+        (FloatDistribution(0.0, 1.0, step=0.1), 0.35, FloatDistribution(0.0, 1.0)),
+        (IntDistribution(0, 8, step=2), 6, IntDistribution(0, 8, step=2)),
+        (IntDistribution(0, 8, step=2), 5, IntDistribution(0, 8)),
+        (IntDistribution(1, 8), 9, IntDistribution(1, 9)),
+    ],
+)
+def test_a_range_is_widened_to_a_value_that_it_does_not_hold(
+    distribution: BaseDistribution, value: float, expected: BaseDistribution
+) -> None:
+    assert importances._holding(distribution, value) == expected
+    optuna.trial.create_trial(params={"a": value}, distributions={"a": expected}, value=0.0)

@@ -12,14 +12,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
 
+from tuning.base import downloads
+from tuning.base.downloads import resnet18_weights
 from tuning.base.errors import UserError
 from tuning.base.files import cache_dir
 from tuning.images import fetch
-from tuning.images.fetch import FASHION_MNIST, FileSet, parse_idx, read_files, resnet18_weights
+from tuning.images.fetch import FASHION_MNIST, FileSet, parse_idx, read_files
 
 CONTENTS = {"images": b"the images " * 2000, "labels": b"the labels " * 20}
 NAMES = tuple(CONTENTS)
@@ -247,7 +250,7 @@ def test_a_data_dir_that_is_not_there_is_refused(tmp_path: Path, mirror: Mirror)
 
 
 def test_silent_mirror_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr(downloads, "CONNECT_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/"
         start = time.monotonic()
@@ -303,7 +306,7 @@ def test_a_mirror_that_sends_a_byte_at_a_time_is_given_up(
     then: bytes,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fetch, "SLOWEST_SECONDS", 0.3)
+    monkeypatch.setattr(downloads, "SLOWEST_SECONDS", 0.3)
     slow, start = dripping(first, then), time.monotonic()
     with pytest.raises(UserError, match=rf"mirror {slow}: images\.gz: too slow: \d+ bytes in 0 s"):
         read_files(replace(FILES, mirrors=(slow,)), NAMES)
@@ -314,7 +317,7 @@ def test_a_mirror_that_sends_a_byte_at_a_time_is_given_up(
 def test_a_download_has_an_overall_limit(
     dripping: Callable[[bytes, bytes], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "LONGEST_SECONDS", 0.3)
+    monkeypatch.setattr(downloads, "LONGEST_SECONDS", 0.3)
     with pytest.raises(UserError, match=r"images\.gz: too slow: [\d,]+ bytes in 0 s"):
         read_files(replace(FILES, mirrors=(dripping(HEAD, b"x" * 50_000),)), NAMES)
 
@@ -328,8 +331,8 @@ def test_a_mirror_that_ends_too_soon_is_said(mirror: Mirror) -> None:
 def test_slow_weights_are_given_up(
     dripping: Callable[[bytes, bytes], str], pretrained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "SLOWEST_SECONDS", 0.3)
-    monkeypatch.setattr(fetch, "RESNET18_MIRROR", dripping(HEAD, b"x"))
+    monkeypatch.setattr(downloads, "SLOWEST_SECONDS", 0.3)
+    monkeypatch.setattr(downloads, "RESNET18_MIRROR", dripping(HEAD, b"x"))
     with pytest.raises(UserError, match=r"or be downloadable, but got too slow: \d+ bytes in 0 s\. Choose pretrained"):
         resnet18_weights()
 
@@ -342,10 +345,10 @@ def test_cache_that_cannot_be_written_is_said(mirror: Mirror, cache: Path, capsy
 
 
 def test_full_disk_is_an_error(mirror: Mirror, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write_bytes(path: Path, data: bytes) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    def write(file: IO[bytes], content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", file.name)
 
-    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    monkeypatch.setattr("tuning.base.files.write", write)
     with pytest.raises(UserError, match=rf"No space left on the disk while writing {cache}/images\.gz"):
         read_files(replace(FILES, mirrors=(mirror.url,)), NAMES)
     assert list(cache.iterdir()) == []
@@ -405,8 +408,8 @@ def pretrained(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     content = b"weights " * 100
     name = f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
     mirror.bodies[name] = content
-    monkeypatch.setattr(fetch, "RESNET18", name)
-    monkeypatch.setattr(fetch, "RESNET18_MIRROR", mirror.url)
+    monkeypatch.setattr(downloads, "RESNET18", name)
+    monkeypatch.setattr(downloads, "RESNET18_MIRROR", mirror.url)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return tmp_path / "torch/hub/checkpoints" / name
 
@@ -441,12 +444,12 @@ def test_pretrained_weights_are_torchvisions_and_where_torch_looks_for_them(
     import torch.hub
     from torchvision.models import ResNet18_Weights
 
-    assert ResNet18_Weights.IMAGENET1K_V1.url == fetch.RESNET18_MIRROR + fetch.RESNET18
+    assert ResNet18_Weights.IMAGENET1K_V1.url == downloads.RESNET18_MIRROR + downloads.RESNET18
     monkeypatch.setattr("torch.hub._hub_dir", None)
-    monkeypatch.setattr(fetch, "_download", lambda url: pytest.fail("is to be looked for first"))
+    monkeypatch.setattr(downloads, "download", lambda url: pytest.fail("is to be looked for first"))
     monkeypatch.delenv("TORCH_HOME", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    path = Path(torch.hub.get_dir(), "checkpoints", fetch.RESNET18)
+    path = Path(torch.hub.get_dir(), "checkpoints", downloads.RESNET18)
     path.parent.mkdir(parents=True)
     path.write_bytes(b"")
     with pytest.raises(UserError, match=rf"must be in {path.parent} or be downloadable, but got a damaged file"):

@@ -1,5 +1,6 @@
 """`models.architectures`: what every architecture keeps; ImageNet weights through torch's cache, never the network."""
 
+import hashlib
 import re
 import urllib.error
 from pathlib import Path
@@ -172,33 +173,34 @@ def test_folded_channels_keep_sum_or_repeat_the_colours() -> None:
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
-    """A folder like torch's home whose cache holds weights of ResNet-18 (random ones here), and the weights."""
+    """The file of ResNet-18's weights (random ones here) in a cache like torch's, and the weights."""
     home = tmp_path_factory.mktemp("torch")
     (home / "hub/checkpoints").mkdir(parents=True)
     with torch.random.fork_rng():
         torch.manual_seed(7)
         weights = resnet18().state_dict()
-    torch.save(weights, home / "hub/checkpoints" / WEIGHTS)
-    return home, weights
+    torch.save(weights, home / "weights")
+    digest = hashlib.sha256((home / "weights").read_bytes()).hexdigest()
+    return (home / "weights").rename(home / f"hub/checkpoints/resnet18-{digest[:8]}.pth"), weights
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Gives torch an empty cache and no network."""
 
-    def refuse(request: object) -> None:
+    def refuse(url: str, timeout: float) -> None:
         raise urllib.error.URLError("no network in a test")
 
-    monkeypatch.setattr("torch.hub.urlopen", refuse)
-    monkeypatch.setattr("torch.hub._hub_dir", None)
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
 
 @pytest.fixture
 def cached(imagenet: tuple[Path, dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     """The weights that are now in torch's cache."""
-    home, weights = imagenet
-    monkeypatch.setenv("TORCH_HOME", str(home))
+    path, weights = imagenet
+    monkeypatch.setenv("TORCH_HOME", str(path.parents[2]))
+    monkeypatch.setattr("tuning.base.downloads.RESNET18", path.name)
     return weights
 
 
@@ -238,7 +240,7 @@ def test_a_grey_image_gives_the_features_of_red_green_and_blue_alike(cached: dic
 def test_pretrained_weights_that_cannot_be_had_name_the_next_step(tmp_path: Path) -> None:
     expected = (
         rf"^Pretrained ResNet-18 weights must be in {re.escape(str(tmp_path))}/hub/checkpoints or be downloadable, "
-        r"but got URLError\('no network in a test'\)\. Choose pretrained: false, or put torchvision's "
+        r"but got <urlopen error no network in a test>\. Choose pretrained: false, or put torchvision's "
         rf"{WEIGHTS} there\.$"
     )
     with pytest.raises(UserError, match=expected):
@@ -249,7 +251,7 @@ def test_pretrained_weights_that_cannot_be_had_name_the_next_step(tmp_path: Path
 def test_damaged_pretrained_weights_name_the_next_step(
     imagenet: tuple[Path, dict[str, Tensor]], tmp_path: Path, damage: str
 ) -> None:
-    home, weights = imagenet
+    stored, weights = imagenet
     path = tmp_path / "hub/checkpoints" / WEIGHTS
     path.parent.mkdir(parents=True)
     if damage == "other first layer":
@@ -259,7 +261,7 @@ def test_damaged_pretrained_weights_name_the_next_step(
     elif damage == "a list":
         torch.save([1, 2], path)
     else:
-        whole = (home / "hub/checkpoints" / WEIGHTS).read_bytes()
+        whole = stored.read_bytes()
         path.write_bytes({"cut": whole[:100_000], "text": b"<html>not found</html>", "empty": b""}[damage])
     with pytest.raises(UserError, match=r"^Pretrained ResNet-18 weights must be in .* put torchvision's .* there\.$"):
         build(architecture="resnet18", pretrained=True)

@@ -373,10 +373,10 @@ slots = {"device": "cpu", "concurrency": 5, "cpus_per_trial": 0.5}
 with local_ray.started(slots, logging.NullHandler()):
     assert ray.cluster_resources()["CPU"] == 3
     try:
-        cluster.get(ray.remote(max_retries=0)(fail).remote())
+        local_ray.get(ray.remote(max_retries=0)(fail).remote())
     except UserError as error:
         print(type(error).__name__, str(error))
-    assert {signal.SIGTERM, signal.SIGHUP} <= set(cluster.get(ray.remote(mask).remote()))
+    assert {signal.SIGTERM, signal.SIGHUP} <= set(local_ray.get(ray.remote(mask).remote()))
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     folder = ray._private.worker._global_node.get_session_dir_path()
     assert os.path.exists(folder)

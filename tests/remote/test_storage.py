@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT, write_run
 from test_search import check_record, processes
 
+from tuning.base import masking
 from tuning.base.errors import UserError
 from tuning.remote import storage
 from tuning.remote.storage import Store
@@ -71,17 +72,17 @@ def test_files_go_there_and_come_back(tmp_path: Path, s3: S3, place: str, monkey
         monkeypatch.delenv("AWS_ENDPOINT_URL")
         base = f"s3://bucket/other?endpoint_override=127.0.0.1:{s3.port}&scheme=http"
     store = Store(storage.joined(base, "one"))
-    assert store.names() == {} and store.read("meta.json") is None
+    assert store.infos() == {} and store.read("meta.json") is None
     large = os.urandom(12 << 20)  # Which S3 gets in parts.
     for name, data in (("meta.json", b"1"), ("meta.json", b"2"), ("trials/0000/latest.pt", large), ("empty", b"")):
         store.write(name, data)
     assert (store.read("meta.json"), store.read("trials/0000/latest.pt"), store.read("empty")) == (b"2", large, b"")
-    assert set(store.names()) == {"meta.json", "trials/0000/latest.pt", "empty"}
-    assert all(abs(moment - time.time()) < 60 for moment in store.names().values())
-    assert set(store.names("trials")) == {"trials/0000/latest.pt"}
+    assert set(store.infos()) == {"meta.json", "trials/0000/latest.pt", "empty"}
+    assert all(abs(info.mtime.timestamp() - time.time()) < 60 for info in store.infos().values())
+    assert set(store.infos("trials")) == {"trials/0000/latest.pt"}
     for _ in range(2):
         store.remove("trials/0000/latest.pt")
-        assert set(store.names()) == {"meta.json", "empty"}
+        assert set(store.infos()) == {"meta.json", "empty"}
     Store(storage.joined(base, "no-run")).write("x", b"")
     assert list(Store(base).runs()) == ["one"]
 
@@ -205,7 +206,7 @@ def test_a_killed_search_goes_on_elsewhere_through_an_outage_and_is_read_from_th
     checkpoints, epochs = {f"trials/000{i}/latest.pt" for i in range(2)}, b""
     # Both trials, and the record of them, which is sent every three seconds, are in the storage.
     while time.monotonic() < deadline and not (
-        checkpoints <= set(store.names()) and {b"0", b"1"} <= {line.split(b",")[0] for line in epochs.splitlines()}
+        checkpoints <= set(store.infos()) and {b"0", b"1"} <= {line.split(b",")[0] for line in epochs.splitlines()}
     ):
         time.sleep(0.2)
         epochs = store.read("epochs.csv") or b""
@@ -236,7 +237,7 @@ def test_a_killed_search_goes_on_elsewhere_through_an_outage_and_is_read_from_th
     trials = check_record(path, 4)
     assert trials["attempt"].max() == 2 and not list((second / "scratch").glob("tuning-*"))
     winner = f"{trials['valid_accuracy'].idxmax():04d}"
-    names = set(store.names())
+    names = set(store.infos())
     assert {name for name in names if name.endswith(".pt")} == {
         f"trials/{winner}/{kind}.pt" for kind in ("best", "latest")
     }
@@ -255,10 +256,10 @@ def test_a_killed_search_goes_on_elsewhere_through_an_outage_and_is_read_from_th
         "report": ["s3://bucket/runs/latest"],
         "final": ["--run", uri, "--top-k", "1", "--seeds", "1", "--epochs", "1"],
     }.items():
-        before = store.names()
+        before = store.infos()
         done = run(third, *arguments, module=module)
         assert done.returncode == 0, done.stderr
-        written = {name for name, moment in store.names().items() if before.get(name) != moment}
+        written = {name for name, info in store.infos().items() if before.get(name) != info}
         assert {name.split("/")[0] for name in written} == {
             "results": set(),
             "report": {"report.html"},
@@ -291,8 +292,8 @@ def test_a_killed_search_goes_on_elsewhere_through_an_outage_and_is_read_from_th
 def test_a_secret_is_masked_in_any_text(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if "again" in text:
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
-    assert "hunt" not in storage.masked(text) and "er2" not in storage.masked(text)
-    assert "***" in storage.masked(text)
+    assert "hunt" not in masking.masked(text) and "er2" not in masking.masked(text)
+    assert "***" in masking.masked(text)
 
 
 @pytest.mark.parametrize(
@@ -307,13 +308,13 @@ def test_a_secret_is_masked_in_any_text(text: str, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:
-    assert storage.masked(text) == text
+    assert masking.masked(text) == text
 
 
 def test_what_an_earlier_version_wrote_down_is_masked_wherever_it_is() -> None:
     meta = {"settings": {"mlflow": "http://bob:hunter2@host", "seed": 3}, "command": ["x", "http://bob:hunter2@host"]}
     expected = {"settings": {"mlflow": "http://***@host", "seed": 3}, "command": ["x", "http://***@host"]}
-    assert storage.masked_all(meta) == expected
+    assert masking.masked_all(meta) == expected
 
 
 def test_the_door_of_every_command_masks_what_it_says() -> None:

@@ -187,3 +187,11 @@ def test_weights_that_cannot_be_read_are_named(job: Job, splits: Splits, damage:
         weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(UserError, match=r"The weights of a retraining in .*weights\.pt cannot be read .* Remove the"):
         jobs.load_model(job, splits, "cpu")
+
+
+def test_what_torch_and_python_say_when_memory_is_short_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as host:
+        torch.empty(1 << 50)
+    for said in (str(host.value), torch.OutOfMemoryError.__name__, MemoryError.__name__):
+        message = f"torch {torch.__version__} says {said!r}: see OUT_OF_MEMORY in tuning/training/jobs.py"
+        assert jobs.OUT_OF_MEMORY.search(said), message

@@ -105,10 +105,11 @@ def _holding(distribution: BaseDistribution, value: Any) -> BaseDistribution:
     """Returns the distribution, widened to a value that it does not hold: a first point may lie out of its range."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
     low, high = min(distribution.low, value), max(distribution.high, value)
-    steps = (value - low) / (distribution.step or 1)
-    if (low, high) == (distribution.low, distribution.high) and (distribution.step is None or steps == round(steps)):
+    steps = (value - distribution.low) / (distribution.step or 1)
+    on_a_step = distribution.step is None or math.isclose(steps, round(steps), abs_tol=1e-8)
+    if (low, high) == (distribution.low, distribution.high) and on_a_step:
         return distribution
     return type(distribution)(low, high, distribution.log and low > 0)
 

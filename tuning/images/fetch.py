@@ -6,18 +6,11 @@ mirror. Nothing here needs root, knows what an image is, or imports torch.
 
 import gzip
 import hashlib
-import http.client
-import io
 import math
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,16 +20,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tuning.base import files
-from tuning.base.errors import UserError, disk_full
-from tuning.base.files import cache_dir
+from tuning.base.downloads import CONNECT_SECONDS, SourceError, download
+from tuning.base.errors import UserError
+from tuning.base.files import cache_dir, write_bytes
 
-# torchvision's IMAGENET1K_V1; the name ends with the first digits of the SHA-256.
-RESNET18_MIRROR, RESNET18 = "https://download.pytorch.org/models/", "resnet18-f37072fd.pth"
-CONNECT_SECONDS = 5.0  # Also the longest that a mirror may stall.
-# A mirror that sends less in such a time is given up. 20 kB/s are a slow mobile line; the images come in 25 minutes.
-SLOWEST_BYTES, SLOWEST_SECONDS = 300_000, 15.0
-LONGEST_SECONDS = 3600.0  # For one file, whatever its rate.
 COMMAND_SECONDS = 300.0
 
 Contents = Iterator[tuple[str, bytes]]
@@ -73,10 +60,6 @@ FASHION_MNIST = FileSet(
 )
 
 
-class _SourceError(Exception):
-    """Why a source could not give what it was asked for; the text names the file and the rule."""
-
-
 def read_files(files: FileSet, names: Sequence[str], data_dir: Path | None = None) -> dict[str, bytes]:
     """Returns the verified, uncompressed content of each named file.
 
@@ -93,7 +76,7 @@ def read_files(files: FileSet, names: Sequence[str], data_dir: Path | None = Non
             for name, content in read(missing):
                 found[name] = content
             reason = f"has no undamaged {', '.join(name for name in missing if name not in found)}"
-        except _SourceError as error:
+        except SourceError as error:
             reason = str(error)
         missing = [name for name in names if name not in found]
         if not missing:
@@ -105,31 +88,6 @@ def read_files(files: FileSet, names: Sequence[str], data_dir: Path | None = Non
         f"Data set {files.name} must be in a folder or downloadable, but no source has {', '.join(missing)}:\n{reasons}"
         f"Put {', '.join(files.sha256)} (each plain or .gz) into a folder and pass it as --data-dir."
     )
-
-
-def resnet18_weights() -> Path:
-    """Returns the file of ResNet-18's ImageNet weights in torch's cache; they are downloaded where they are not there.
-
-    `models.pretrained_weights` reads them; whoever has to know only whether they can be had need not import torch.
-
-    Raises:
-        UserError: They are in no cache and cannot be downloaded, or are damaged.
-    """
-    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
-    path = Path(home).expanduser() / "hub/checkpoints" / RESNET18
-    try:
-        raw = path.read_bytes() if path.exists() else _download(RESNET18_MIRROR + RESNET18)
-        if not hashlib.sha256(raw).hexdigest().startswith(RESNET18[-12:-4]):
-            raise _SourceError(f"a damaged file ({len(raw)} bytes)")
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_bytes(path, raw)
-    except (OSError, _SourceError) as error:
-        raise UserError(
-            f"Pretrained ResNet-18 weights must be in {path.parent} or be downloadable, but got {error}. "
-            f"Choose pretrained: false, or put torchvision's {RESNET18} there."
-        ) from error
-    return path
 
 
 def parse_idx(content: bytes, name: str) -> npt.NDArray[np.uint8]:
@@ -172,7 +130,7 @@ def _from_folder(files: FileSet, folder: Path, names: Sequence[str], *, strict: 
                 if not path.is_file():
                     continue
                 content = _verify(str(path), path.read_bytes(), files.sha256[name])
-            except (OSError, _SourceError) as error:
+            except (OSError, SourceError) as error:
                 if strict:
                     raise UserError(f"{error}. Replace the file, or leave --data-dir out.") from error
                 print(f"warning: {error}. Passed over.", file=sys.stderr)
@@ -185,9 +143,9 @@ def _from_mirror(files: FileSet, mirror: str, names: Sequence[str]) -> Contents:
     for name in names:
         url = f"{mirror}{name}.gz"
         try:
-            raw = _download(url)
-        except _SourceError as error:
-            raise _SourceError(f"{name}.gz: {error}") from error
+            raw = download(url)
+        except SourceError as error:
+            raise SourceError(f"{name}.gz: {error}") from error
         content = _verify(url, raw, files.sha256[name])
         _keep(files, f"{name}.gz", raw)
         yield name, content
@@ -197,7 +155,7 @@ def _from_debian(files: FileSet, package: str, names: Sequence[str]) -> Contents
     """Yields the files of a Debian package; apt-get gets a state and a cache folder of its own, so needs no root."""
     absent = [command for command in ("apt-get", "dpkg-deb") if shutil.which(command) is None]
     if absent:
-        raise _SourceError(f"{' and '.join(absent)} not installed")
+        raise SourceError(f"{' and '.join(absent)} not installed")
     print(f"Fetching the Debian package {package} with apt-get (no root needed) ...", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="tuning-") as folder:
         Path(folder, "lists/partial").mkdir(parents=True)
@@ -226,11 +184,11 @@ def _run(command: Sequence[str], folder: str) -> None:
     try:
         done = subprocess.run(command, cwd=folder, timeout=COMMAND_SECONDS, capture_output=True)
     except subprocess.TimeoutExpired as error:
-        raise _SourceError(f"{command[0]} took more than {COMMAND_SECONDS:g} s") from error
+        raise SourceError(f"{command[0]} took more than {COMMAND_SECONDS:g} s") from error
     if done.returncode != 0:
         lines = done.stderr.decode(errors="replace").splitlines() or ["no message"]
         said = next((line for line in lines if line.startswith("E:")), lines[-1])
-        raise _SourceError(f"{command[0]} failed with exit code {done.returncode}: {said}")
+        raise SourceError(f"{command[0]} failed with exit code {done.returncode}: {said}")
 
 
 def _verify(source: str, raw: bytes, sha256: str) -> bytes:
@@ -240,76 +198,11 @@ def _verify(source: str, raw: bytes, sha256: str) -> bytes:
         try:
             content = gzip.decompress(raw)
         except (OSError, EOFError, zlib.error) as error:
-            raise _SourceError(f"{source} must be a whole gzip file, but got: {error}") from error
+            raise SourceError(f"{source} must be a whole gzip file, but got: {error}") from error
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
-        raise _SourceError(f"{source} must have the SHA-256 {sha256} (uncompressed), but got {found}")
+        raise SourceError(f"{source} must have the SHA-256 {sha256} (uncompressed), but got {found}")
     return content
-
-
-@dataclass
-class _Transfer:
-    """A download that goes on in a thread of its own, whose caller may give it up at any moment."""
-
-    content: io.BytesIO
-    total: int | None = None
-    problem: str = "broken off"  # Until it has ended well.
-    given_up: bool = False
-
-    def run(self, url: str, done: threading.Event) -> None:
-        """Receives what lies at the URL; what a slow mirror sends is taken as it comes."""
-        try:
-            with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as response:
-                length = response.headers.get("Content-Length", "")
-                self.total = int(length) if length.isdigit() else None
-                while not self.given_up and (data := response.read1(1 << 16)):
-                    self.content.write(data)
-            self.problem = ""
-        except (OSError, http.client.HTTPException) as error:
-            self.problem = str(error) or type(error).__name__
-            if isinstance(error, urllib.error.HTTPError):
-                error.close()
-        finally:
-            done.set()
-
-
-def _download(url: str) -> bytes:
-    """Returns what lies at the URL, with a progress bar on stderr (one line if that is no terminal).
-
-    A mirror that is too slow is given up, whatever it is slow in: names, connecting, headers or content. Its socket's
-    own time limit begins anew with each byte.
-    """
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console, done = Console(stderr=True), threading.Event()
-    if not console.is_terminal:
-        print(f"Downloading {url} ...", file=sys.stderr)
-    transfer = _Transfer(io.BytesIO())
-    threading.Thread(target=transfer.run, args=(url, done), daemon=True).start()
-    began = window = time.monotonic()
-    n_bytes = n_before = 0
-    try:
-        with Progress(console=console, disable=not console.is_terminal) as progress:
-            task = progress.add_task(url.rsplit("/", 1)[-1], total=None)
-            while not done.wait(0.05):
-                now, n_bytes = time.monotonic(), transfer.content.tell()
-                progress.update(task, completed=n_bytes, total=transfer.total)
-                if now - window > SLOWEST_SECONDS:
-                    if n_bytes - n_before < SLOWEST_BYTES:
-                        raise _SourceError(f"too slow: {n_bytes - n_before:,} bytes in {now - window:.0f} s")
-                    window, n_before = now, n_bytes
-                if now - began > LONGEST_SECONDS:
-                    raise _SourceError(f"too slow: {n_bytes:,} bytes in {now - began:.0f} s")
-            n_bytes = transfer.content.tell()
-            progress.update(task, completed=n_bytes, total=transfer.total or n_bytes)
-    finally:
-        transfer.given_up = True
-    if transfer.problem:
-        raise _SourceError(transfer.problem)
-    if transfer.total is not None and n_bytes < transfer.total:
-        raise _SourceError(f"ended after {n_bytes:,} of {transfer.total:,} bytes")
-    return transfer.content.getvalue()
 
 
 def _keep(files: FileSet, file_name: str, raw: bytes) -> None:
@@ -317,12 +210,8 @@ def _keep(files: FileSet, file_name: str, raw: bytes) -> None:
     path = cache_dir(files.name) / file_name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as temporary:
-            Path(temporary, file_name).write_bytes(raw)
-            Path(temporary, file_name).replace(path)
+        write_bytes(path, raw)
         if path.suffix == ".gz":  # A plain file of that name was found to be damaged, and would be read first.
             path.with_suffix("").unlink(missing_ok=True)
     except OSError as error:
-        if (full := disk_full(path, error)) is not None:
-            raise full from error
         print(f"warning: cannot keep {path} ({error.strerror}). Set TUNING_CACHE to another folder.", file=sys.stderr)

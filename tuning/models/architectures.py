@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tuning.base.config import TrainConfig
-from tuning.base.errors import UserError
+from tuning.base.downloads import resnet18_weights
 from tuning.models.norm import Norm
 from tuning.models.shortcut import convolve_both
 
@@ -127,29 +127,6 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def pretrained_weights() -> dict[str, Tensor]:
-    """Returns ImageNet weights of ResNet-18 (torchvision's IMAGENET1K_V1) from torch's cache, or downloads them.
-
-    Raises:
-        UserError: They are in no cache and cannot be downloaded, or are damaged.
-    """
-    from torchvision.models import ResNet18_Weights, resnet18
-
-    try:
-        weights: dict[str, Tensor] = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(
-            progress=False, check_hash=False, weights_only=True
-        )
-        with torch.random.fork_rng(devices=[]):
-            resnet18().load_state_dict(weights)  # Raises where a tensor is missing or of another shape.
-    except Exception as error:  # Whatever the hub, the network, the disk or the reader raises, the step is the same.
-        folder = torch.hub.get_dir()
-        raise UserError(
-            f"Pretrained ResNet-18 weights must be in {folder}/checkpoints or be downloadable, but got {error!r}. "
-            "Choose pretrained: false, or put torchvision's resnet18-f37072fd.pth there."
-        ) from error
-    return weights
-
-
 def fold_channels(weight: Tensor, channels: int) -> Tensor:
     """Returns a first layer's weight (out, 3, k, k) for images of `channels` channels: (out, channels, k, k).
 
@@ -174,10 +151,10 @@ def _small(blocks: int) -> Builder:
 def _resnet18(config: TrainConfig, channels: int, n_classes: int, load_pretrained: bool) -> nn.Module:
     from torchvision.models import resnet18
 
-    network = resnet18(weights=None, num_classes=1000 if config.pretrained and load_pretrained else n_classes)
-    weights = pretrained_weights() if config.pretrained and load_pretrained else None
-    if weights is not None:
-        network.load_state_dict(weights)
+    pretrained = config.pretrained and load_pretrained
+    network = resnet18(weights=None, num_classes=1000 if pretrained else n_classes)
+    if pretrained:
+        network.load_state_dict(torch.load(resnet18_weights(), map_location="cpu", weights_only=True))
         network.fc = nn.Linear(512, n_classes)
     first = network.conv1.weight.detach()
     if config.stem == "small":
@@ -188,7 +165,7 @@ def _resnet18(config: TrainConfig, channels: int, n_classes: int, load_pretraine
         first = centre * (first.norm() / centre.norm())
     else:
         network.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
-    if weights is not None:
+    if pretrained:
         with torch.no_grad():
             network.conv1.weight.copy_(fold_channels(first, channels))
     else:

@@ -14,6 +14,7 @@ from typing import Any
 
 from tuning.base import files, machine
 from tuning.base.errors import UserError, unknown_name
+from tuning.remote import cluster_internals
 
 DEVICES = ("cpu", "cuda", "any")
 SECONDS_TO_ANSWER = 25.0
@@ -21,14 +22,11 @@ SECONDS_TO_ANSWER = 25.0
 # of each node that is alive, and of each that an autoscaler may add (-1: without end).
 _LOOK = """
 import json, sys, ray
-from ray._private import state
-from ray._private.authentication import authentication_token_setup as tokens
-tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+from tuning.remote import cluster_internals
+cluster_internals.accept_token()
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
 alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-config = state.state.get_cluster_config()
-groups = config.node_group_configs if config is not None else []
-print(json.dumps([alive, [[dict(group.resources), group.max_count] for group in groups]]))
+print(json.dumps([alive, cluster_internals.nodes_to_come()]))
 """
 Resources = Mapping[str, float]
 
@@ -57,7 +55,9 @@ def look(address: str) -> tuple[list[Resources], list[tuple[Resources, int]]]:
             raise UserError(f"{wanted}: nothing answers there ({error}). Start one with `ray start --head`.") from error
     try:
         command = [sys.executable, "-c", _LOOK, address]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=False)
+        done = subprocess.run(
+            command, cwd=files.PACKAGE.parent, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise UserError(f"{wanted}: it gave no answer in {SECONDS_TO_ANSWER:.0f} s.") from error
     if done.returncode != 0:
@@ -149,22 +149,9 @@ def _fitting(slots: Mapping[str, Any], node: Resources) -> dict[str, int]:
     return {"cuda": on_gpus, "cpu": 0 if slots["device"] == "cuda" else fit - on_gpus}
 
 
-def nodes_to_come() -> list[tuple[Resources, int]]:
-    """Returns the nodes that the autoscaler of the joined cluster may add: their resources, and how many (-1: any)."""
-    from ray._private import state
-
-    config = state.state.get_cluster_config()
-    groups = config.node_group_configs if config is not None else []
-    return [(dict(group.resources), group.max_count) for group in groups]
-
-
 def joining(address: str) -> dict[str, Any]:
     """Returns the arguments of `ray.init` that join a cluster: it gets this package with the job."""
-    from ray._private import ray_constants
-    from ray._private.authentication import authentication_token_setup as tokens
-
-    ray_constants.ENABLE_RAY_CLUSTER = True
-    tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    cluster_internals.accept_token()
     return {
         "address": address,
         "runtime_env": {"py_modules": [str(files.PACKAGE)], "excludes": ["__pycache__"]},

@@ -15,7 +15,8 @@ from typing import Any
 
 from tuning.base.errors import UserError
 from tuning.base.locks import InUseError, described, is_alive, is_here, myself, parsed
-from tuning.remote.storage import META, Store, masked
+from tuning.base.masking import masked
+from tuning.remote.storage import META, Store
 
 BEAT_SECONDS, LEASE_SECONDS = 10.0, 45.0
 
@@ -101,7 +102,7 @@ class Lease:
         if self.lost.is_set():
             return False
         found = parsed(store.read(self._name))
-        if found.get("lease") == self._own["lease"] or (not found and META not in store.names()):
+        if found.get("lease") == self._own["lease"] or (not found and META not in store.infos()):
             return True  # Without the run's record it is the storage that is away, as a folder that is not mounted.
         self.lost.set()
         self._on_lost(

@@ -18,16 +18,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from tuning.base import files, locks
 from tuning.base.errors import UserError, counted, unknown_name
 from tuning.base.masking import masked
 from tuning.remote import leases
 from tuning.remote.storage import META, Store, joined, split
-from tuning.runs.study_file import FILE, facts, settle, snapshot
+from tuning.runs.study_file import FILE as STUDY
+from tuning.runs.study_file import facts, settle, snapshot
 
-STUDY = FILE
 FRAMES = ("epochs.csv", "trials.csv")
 PROGRESS = "progress.json"  # As `tuning.training.checkpoints` writes it: how many epochs are behind a checkpoint.
 Signature = tuple[int, ...]
@@ -119,8 +119,8 @@ class Mirror:
         """Sends what has changed."""
         found = self._files()
         if self._sent is None:
-            sizes = self._store.sizes(self._part)
-            self._sent, self._without = self._stored_already(found, sizes), set(FRAMES) - set(sizes)
+            stored = self._store.infos(self._part)
+            self._sent, self._without = self._stored_already(found, stored), set(FRAMES) - set(stored)
         changed = {name: signature for name, signature in found.items() if self._sent.get(name) != signature}
         if changed and self._lease is not None and not self._lease.holds(self._store):
             return  # This process was cut off for long; what is there has gone on.
@@ -145,18 +145,19 @@ class Mirror:
         except FileNotFoundError:
             return None
 
-    def _stored_already(self, found: Mapping[str, "Signature"], sizes: Mapping[str, int]) -> dict[str, "Signature"]:
+    def _stored_already(self, found: Mapping[str, Signature], infos: Mapping[str, Any]) -> dict[str, Signature]:
         """Returns the files of subfolders that need not be sent; no clock has a say in that."""
         sent = {}
         for folder in sorted({name.rpartition("/")[0] for name in found} - {""}):
             own = _epochs(self._read(f"{folder}/{PROGRESS}"))
-            stored = _epochs(self._store.read(f"{folder}/{PROGRESS}") if f"{folder}/{PROGRESS}" in sizes else None)
+            stored = _epochs(self._store.read(f"{folder}/{PROGRESS}") if f"{folder}/{PROGRESS}" in infos else None)
             for name in (name for name in found if name.rpartition("/")[0] == folder):
-                if stored > own or (stored == own >= 0 and sizes.get(name) == found[name][1]):
+                as_large = name in infos and infos[name].size == found[name][1]
+                if stored > own or (stored == own >= 0 and as_large):
                     sent[name] = found[name]
         return sent
 
-    def _files(self) -> dict[str, "Signature"]:
+    def _files(self) -> dict[str, Signature]:
         """Returns what changes when a file does, of each that is to be sent: its time, its bytes."""
         found: dict[str, Signature] = {}
         for path in (self._folder / self._part).rglob("*"):
@@ -175,7 +176,7 @@ class Mirror:
         return found
 
 
-def _signature(path: Path) -> "Signature":
+def _signature(path: Path) -> Signature:
     info = path.stat()
     return info.st_mtime_ns, info.st_size
 
@@ -213,7 +214,7 @@ def fetch(uri: str, root: Path, *, path: Path | None = None, retrained: bool = F
         name = max(runs, key=lambda run: runs[run], default=name)
     store, path = Store(joined(base, name)), path or root / name
     wanted = ("trials/",) if retrained else ("trials/", "final/")
-    stored = [file for file in store.names() if not file.startswith(wanted) and not file.endswith(".lease")]
+    stored = [file for file in store.infos() if not file.startswith(wanted) and not file.endswith(".lease")]
     here = (path / META).exists()
     if META not in stored and not here:
         if not (runs := Store(base).runs()):

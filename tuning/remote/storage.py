@@ -3,17 +3,21 @@
 Here is how a file gets there and back, whole, and what is tried again; never which files, and when: see `mirror`.
 """
 
+import os
 import random
 import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from tuning.base import files
 from tuning.base.errors import UserError
-from tuning.base.masking import masked as masked
-from tuning.base.masking import masked_all as masked_all
+from tuning.base.masking import masked
+
+if TYPE_CHECKING:
+    from pyarrow import fs
 
 T = TypeVar("T")
 
@@ -118,25 +122,18 @@ class Store:
 
         self._persist(remove)
 
-    def names(self, prefix: str = "") -> dict[str, float]:
-        """Returns the names of all files in a folder below this one, and in those below it, with their times."""
-        return {name: info.mtime.timestamp() for name, info in self._persist(self._list(prefix)).items()}
+    def infos(self, prefix: str = "") -> dict[str, "fs.FileInfo"]:
+        """Returns all files in a folder below this one, and in those below it: name -> what pyarrow tells of it."""
 
-    def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Returns the same names with the files' bytes."""
-        return {name: info.size for name, info in self._persist(self._list(prefix)).items()}
-
-    @staticmethod
-    def _list(prefix: str) -> Callable[[Any, str], dict[str, Any]]:
-        def found(system: Any, root: str) -> dict[str, Any]:
+        def infos(system: Any, root: str) -> dict[str, "fs.FileInfo"]:
             from pyarrow import fs
 
             folder = f"{root}/{prefix}".rstrip("/")
-            infos = system.get_file_info(fs.FileSelector(folder, allow_not_found=True, recursive=True))
-            whole = [info for info in infos if info.type == fs.FileType.File and not info.base_name.startswith(".")]
+            found = system.get_file_info(fs.FileSelector(folder, allow_not_found=True, recursive=True))
+            whole = [info for info in found if info.type == fs.FileType.File and not info.base_name.startswith(".")]
             return {info.path.removeprefix(f"{root}/"): info for info in whole}
 
-        return found
+        return self._persist(infos)
 
     def runs(self) -> dict[str, float]:
         """Returns the names of the runs in this folder, with the times of their `meta.json`."""
@@ -179,9 +176,22 @@ def _open(uri: str) -> tuple[Any, str]:
     if "://" not in uri:
         return fs.LocalFileSystem(), str(Path(uri).absolute())
     system, root = fs.FileSystem.from_uri(uri)
-    if system.type_name == "s3":  # Pickling is how pyarrow tells the options that it read from the URI.
-        # As it comes, a request to a server that accepts and then says nothing took 288 s to fail; so, 12 s.
-        options = {"connect_timeout": 3.0, "request_timeout": 5.0, "allow_delayed_open": True}
-        retry = fs.AwsStandardS3RetryStrategy(max_attempts=1)
-        system = fs.S3FileSystem(**(system.__reduce__()[1][0] | options), retry_strategy=retry)
+    if system.type_name == "s3":
+        # As it comes, a request to a server that accepts and then says nothing took 288 s to fail; so, 12 s. `from_uri`
+        # takes no such options, so what it has read (and checked) is read again.
+        url = urlsplit(uri)
+        query = dict(parse_qsl(url.query))
+        environment = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        system = fs.S3FileSystem(
+            access_key=None if url.username is None else unquote(url.username),
+            secret_key=None if url.password is None else unquote(url.password),
+            region=system.region,
+            scheme=query.get("scheme"),
+            endpoint_override=query.get("endpoint_override", environment),
+            tls_ca_file_path=query.get("tls_ca_file_path"),
+            connect_timeout=3.0,
+            request_timeout=5.0,
+            allow_delayed_open=True,
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),
+        )
     return system, root.rstrip("/")

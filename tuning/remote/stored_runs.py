@@ -95,7 +95,7 @@ def conclude(run: Run, uri: str, note: Callable[[str], None], *, checkpoints: Co
     store, winner = storage.Store(uri), run.best["trial"]
     losers = {f"{number:04d}" for number in trials.loc[trials["state"] != "running", "trial"] if number != winner}
     try:
-        stored = [name.split("/") for name in store.names("trials")]
+        stored = [name.split("/") for name in store.infos("trials")]
         lost = ["/".join(name) for name in stored if name[1] in losers and name[-1] in checkpoints]
         with ThreadPoolExecutor(16) as pool:
             list(pool.map(store.remove, lost))

@@ -60,12 +60,14 @@ def _opened(folder: Path, engine: dict[str, Any]) -> "optuna.storages.RDBStorage
     """
     import optuna
 
-    try:
-        return optuna.storages.RDBStorage(f"sqlite:///{FILE}", engine_kwargs=engine)
-    except RuntimeError as error:
-        if "table schema" not in str(error):
-            raise
-        raise UserError(f"{folder / FILE} was written by another version of Optuna: {error}") from error
+    opened = optuna.storages.RDBStorage(f"sqlite:///{FILE}", engine_kwargs=engine, skip_compatibility_check=True)
+    found, known = opened.get_current_version(), opened.get_head_version()
+    if found != known:
+        raise UserError(
+            f"{folder / FILE} was written by another version of Optuna: its tables are those of {found}, and Optuna "
+            f"{optuna.__version__} uses those of {known}. Install the version that meta.json names."
+        )
+    return opened
 
 
 def load(folder: Path) -> "optuna.Study":

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tuning.base.config import TrainConfig
 from tuning.base.errors import unknown_name
@@ -449,6 +450,6 @@ class _RunningMean:
     def update(self) -> None:
         """Takes the model's present weights into the mean."""
         self.n_steps += 1
-        weight = 1 - min(self.decay, (1 + self.n_steps) / (10 + self.n_steps))
+        decay = min(self.decay, (1 + self.n_steps) / (10 + self.n_steps))
         means, values = zip(*self._pairs, strict=True)
-        torch._foreach_lerp_(means, values, weight)
+        get_ema_multi_avg_fn(decay)(means, values, self.n_steps)

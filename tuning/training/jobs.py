@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 
 RESULT, WEIGHTS, ERROR = "result.json", "weights.pt", "error.log"
 SMALLEST_PART = 2  # Images: batch normalisation needs more than one.
-# As torch says it of a GPU and of the host, Python of itself, and Ray of a worker that it has killed.
-OUT_OF_MEMORY = re.compile(
-    r"OutOfMemory|CUDA (error: )?out of memory|MemoryError|can't allocate memory|running low on memory"
-)
+# As torch says it of a GPU and Python of itself, by a class; and torch of the host and of CUDA, by a text alone.
+OUT_OF_MEMORY = re.compile(r"OutOfMemory|CUDA (error: )?out of memory|MemoryError|can't allocate memory")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 from tuning.base import interrupts, machine, temporary
 from tuning.base.errors import UserError, counted
 from tuning.base.masking import MaskedFormatter
+from tuning.trials import ray_internals
 
 SECONDS_BETWEEN_LOOKS = 2.0  # At what a cluster has.
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -63,7 +64,8 @@ class Slots:
             return
         import ray
 
-        from tuning.remote.cluster import capacity, nodes_to_come
+        from tuning.remote.cluster import capacity
+        from tuning.remote.cluster_internals import nodes_to_come
 
         self._looked = time.monotonic()
         alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
@@ -94,20 +96,7 @@ def started(slots: Mapping[str, Any], log: logging.Handler) -> Iterator[None]:
             `dashboard`, Ray's own page is served, on the loopback address.
         log: Gets what Ray has to say, without passwords and keys.
     """
-    os.environ |= {
-        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",
-        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-        # How many trials there are side by side, `Slots` says; Ray would start one after the other.
-        "TUNE_MAX_PENDING_TRIALS_PG": "10000",
-        "RAY_AIR_NEW_OUTPUT": "0",
-        # Ray would run trials at niceness 15, where whatever else the machine does takes their cores from them.
-        "RAY_worker_niceness": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        # Tune gives its trials an environment of their own, which the workers that Ray starts in advance do not have.
-        "RAY_prestart_worker_first_driver": "0",
-    }
+    os.environ |= ray_internals.ENVIRONMENT
     machine.tune_malloc()
     log.setFormatter(MaskedFormatter())
     loggers = [logging.getLogger("ray"), logging.getLogger("ray.tune")]
@@ -140,11 +129,7 @@ def _joined(address: str) -> Iterator[None]:
 def _own(slots: Mapping[str, Any]) -> Iterator[None]:
     """Starts a Ray of our own, which ends with this process, or before; none of its files stays."""
     import ray
-    from ray._private import ray_constants
 
-    # Where it is false, Ray takes the loopback address for that of the machine; else its ports are open to the world,
-    # whatever `_node_ip_address` says (ray 2.60: "127.0.0.1" is replaced by an address that others can reach).
-    ray_constants.ENABLE_RAY_CLUSTER = False
     with contextlib.ExitStack() as stack:
         try:
             folder, note = stack.enter_context(temporary.ray_folder())
@@ -153,14 +138,14 @@ def _own(slots: Mapping[str, Any]) -> Iterator[None]:
         if note:
             print(note, flush=True)
         stack.callback(_end_ray)
-        with _own_handlers():
+        with ray_internals.on_loopback(), _own_handlers():
             context = ray.init(
                 address="local",
                 num_cpus=machine.cpus_in_use(slots),
                 num_gpus=len(machine.gpu_memory()) if slots["device"] == "cuda" else 0,
                 include_dashboard=slots.get("dashboard", False),
                 dashboard_host="127.0.0.1",
-                _temp_dir=str(folder),
+                **ray_internals.in_folder(folder),
                 **_QUIET,
             )
         if slots.get("dashboard", False):
@@ -171,15 +156,8 @@ def _own(slots: Mapping[str, Any]) -> Iterator[None]:
 @contextlib.contextmanager
 def _own_handlers() -> Iterator[None]:
     """Has signals wait while Ray starts, and keeps Ray's handler of SIGTERM out, which ends the process unsaid."""
-    from ray._private import utils
-
-    theirs = utils.set_sigterm_handler
-    utils.set_sigterm_handler = lambda handler: None
-    try:
-        with interrupts.held_back():
-            yield
-    finally:
-        utils.set_sigterm_handler = theirs
+    with interrupts.held_back(), ray_internals.without_sigterm_handler():
+        yield
 
 
 def _end_ray() -> None:
@@ -190,19 +168,11 @@ def _end_ray() -> None:
     """
     import psutil  # type: ignore[import-untyped]  # Ray brings one.
     import ray
-    from ray._private import worker
 
-    node: Any = worker._global_node
-    if node is None:  # It was interrupted while it started.
-        ray.shutdown()
-        return
-    begun = [started.process.pid for kind in node.all_processes.values() for started in kind]
     processes = []
-    for pid in begun:
+    for pid in ray_internals.kill_quickly():
         with contextlib.suppress(psutil.NoSuchProcess):
             processes += [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    kill = node.kill_all_processes
-    node.kill_all_processes = lambda **how: kill(**how | {"allow_graceful": False})
     ray.shutdown()
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):

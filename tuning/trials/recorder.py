@@ -1,31 +1,23 @@
 """What a search tells Ray Tune, and what it writes down of what Ray reports."""
 
 import contextlib
-import re
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray import tune
-from ray.tune.logger import TBXLoggerCallback
 from ray.tune.search import Searcher
 
 from tuning.base.errors import DISK_FULL, UserError
 from tuning.images.batches import parts_of
 from tuning.sampling.study import RunStudy
-from tuning.training import jobs
-from tuning.trials import local_ray
+from tuning.trials import local_ray, ray_internals
 from tuning.trials.progress import Progress
 from tuning.trials.schedulers import METRIC
 from tuning.trials.worker import LOG
 
-if TYPE_CHECKING:
-    pass
-
 FAILURES_THAT_STOP = 3
-_LOST_NODE = re.compile(r"its node has died|is unavailable: ")
 
 
 class _NotRestored:
@@ -104,31 +96,6 @@ class Proposals(_NotRestored, Searcher):
         """Does nothing: the study in the run folder is the record."""
 
 
-class TensorBoard(TBXLoggerCallback):
-    """Ray's own callback, with its library imported at the first epoch, and without the torch that this takes along.
-
-    While the workers start, the import would take a core from them; in the search's own process nothing needs torch.
-    """
-
-    def __init__(self) -> None:
-        self._trial_writer, self._trial_result = {}, {}
-
-    @property
-    def _summary_writer_cls(self) -> Any:
-        known = sys.modules.get("torch")
-        if known is None:
-            sys.modules["torch"] = None  # type: ignore[assignment]  # An import of it raises ImportError.
-        try:
-            from tensorboardX import SummaryWriter
-        finally:
-            if known is None:
-                del sys.modules["torch"]
-        return SummaryWriter
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Does nothing: the first result makes a trial's writer."""
-
-
 class Recorder(_NotRestored, tune.Callback):
     """Writes what trials do into the study, the frames and the progress view.
 
@@ -194,8 +161,8 @@ class Recorder(_NotRestored, tune.Callback):
         with self._guard():
             if DISK_FULL in error:  # No trial would fare better; they stay as they are, to be gone on with.
                 raise UserError(error[error.index(DISK_FULL) :])
-            room = self._give_room(trial) if jobs.OUT_OF_MEMORY.search(_last_failure(trial)) else ""
-            if _LOST_NODE.search(_last_failure(trial)):
+            room = self._give_room(trial) if ray_internals.OUT_OF_MEMORY.search(_last_failure(trial)) else ""
+            if ray_internals.LOST_NODE.search(_last_failure(trial)):
                 error = f"its node {self._study.row(number).get('node') or ''} was lost: {error.partition('. ')[0]}"
             trial.set_config({**trial.config, "epochs": self._study.row(number)["epochs"]})
             self._study.retry(number, f"{error}{room}", accumulation=trial.config["accumulation"])

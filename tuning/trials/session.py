@@ -161,7 +161,8 @@ def run_trials(
 
     from tuning.runs.run_folder import trial_folder
     from tuning.trials import schedulers
-    from tuning.trials.recorder import EndSearch, Proposals, Recorder, TensorBoard
+    from tuning.trials.recorder import EndSearch, Proposals, Recorder
+    from tuning.trials.tensorboard import TensorBoard
     from tuning.trials.worker import sweep_nodes, train_trial
 
     slots = local_ray.Slots(asdict(settings), study.is_running, progress.note)
@@ -292,7 +293,7 @@ def usable_space(space: "Space", settings: Settings, progress: "Progress") -> "S
         space = space.without(space.gpu_only)
     offered = check_space(space, settings.epochs)
     if "pretrained=True" in offered:
-        from tuning.images.fetch import resnet18_weights
+        from tuning.base.downloads import resnet18_weights
 
         try:
             resnet18_weights()

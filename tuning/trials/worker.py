@@ -25,7 +25,7 @@ from tuning.base.masking import masked
 from tuning.images.splitting import Splits
 from tuning.runs.run_folder import trial_folder
 from tuning.training import checkpoints, jobs
-from tuning.trials import local_ray
+from tuning.trials import local_ray, ray_internals
 from tuning.trials.schedulers import METRIC
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def train_all(
                 raise
             except ray.exceptions.RayError as error:  # The worker died; `jobs.train` tells of what it can catch.
                 reason = str(error).strip()
-                no_memory = jobs.OUT_OF_MEMORY.search(f"{type(error).__name__} {reason}") is not None
+                no_memory = ray_internals.OUT_OF_MEMORY.search(f"{type(error).__name__} {reason}") is not None
                 row = {"error": reason.splitlines()[0], "out_of_memory": no_memory, "killed": True}
             again = _again(running[rows], row, alone) if row.get("out_of_memory") else None
             if again is not None:
