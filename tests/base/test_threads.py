@@ -40,7 +40,7 @@ def test_all_libraries_have_one_thread_inside_and_their_own_again_after_it() -> 
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
 def test_every_sampler_proposes_on_one_thread(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[set[int]] = []
-    sampler = samplers.SAMPLERS[name](0, 2)
+    sampler = samplers.SAMPLERS.load(name)(0, 2)
     propose = sampler.sample_relative
 
     def spied(*given: Any) -> Any:

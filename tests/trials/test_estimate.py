@@ -19,11 +19,12 @@ from tuning import search
 from tuning.base import machine
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
+from tuning.base.registries import SCHEDULERS
 from tuning.images.splitting import Splits
 from tuning.sampling.spaces import load_space
 from tuning.trials import estimate, session
 from tuning.trials.estimate import Cost
-from tuning.trials.schedulers import METRIC, SCHEDULERS
+from tuning.trials.schedulers import METRIC
 from tuning.trials.settings import Settings
 
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tuning.base.errors import counted
+from tuning.images.catalogue import DATASETS
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
 CARD = "model_card.md"
-LICENCES = {"fashion-mnist": "Fashion-MNIST: Xiao, Rasul and Vollgraf 2017, Zalando SE, MIT licence."}
 
 
 def scores(metrics: Mapping[str, Any], architecture: str) -> str:
@@ -65,7 +65,7 @@ def model_card(
     low, high = metrics["test_interval"]
     mean, std = metrics["test_accuracy_mean"], metrics["test_accuracy_std"]
     seeds = f"{mean:.2%} ± {std:.2%} (standard deviation)" if std is not None else f"{mean:.2%}"
-    config = described["config"]
+    config, known = described["config"], DATASETS.get(described["dataset"])
     classes = [row for row in report.to_dict("records") if row["class"] in described["class_names"]]
     return "\n".join(
         [
@@ -98,7 +98,7 @@ def model_card(
             f"({metrics['train_on']}); configuration, "
             "epoch and flip averaging were chosen on the valid split; the test images were opened after that. "
             f"Images are {described['channels']} x {described['height']} x {described['width']} uint8.",
-            f"{LICENCES.get(described['dataset'], 'Licence of the data: see its source.')}",
+            known.licence if known is not None else "Licence of the data: see its source.",
             "",
             "Configuration: " + ", ".join(f"{name} {value}" for name, value in config.items()) + ".",
             "",
