@@ -19,7 +19,7 @@ import pytest
 from tuning.base.errors import UserError
 from tuning.base.files import cache_dir
 from tuning.images import fetch
-from tuning.images.catalogue import FileSet
+from tuning.images.catalogue import DATASETS, FileSet
 from tuning.images.fetch import parse_idx, read_files, resnet18_weights
 
 CONTENTS = {"images": b"the images " * 2000, "labels": b"the labels " * 20}

@@ -454,7 +454,7 @@ def test_what_a_trial_told_survives_the_process(tmp_path: Path, study: RunStudy)
     assert [row["valid_accuracy"] for row in open_study(tmp_path).finished()[0][1]] == [0.3, 0.9, 0.4]
 
 
-@pytest.mark.parametrize("name", ["tpe", "nsga2"])
+@pytest.mark.parametrize("name", [name for name, known in SAMPLERS.items() if known.two_objectives])
 def test_two_objectives_give_a_front(tmp_path: Path, name: str) -> None:
     sampler = SAMPLERS.load(name)(0, 4)
     study = RunStudy(tmp_path, load_space("smoke"), sampler, epochs=5, seed=7, minimize="n_parameters")
