@@ -50,7 +50,7 @@ def main(
     context: typer.Context,
     samples: Annotated[int | None, typer.Option(help="Trials to run in all (default: 20).")] = None,
     space: Annotated[
-        str, typer.Option(help="A search space: resnet, resnet8, resnet18, smoke, or FILE.py.")
+        str, typer.Option(help=f"A search space: {', '.join(files.space_names())}, or FILE.py.")
     ] = "resnet",
     dataset: Annotated[str, typer.Option(help=f"{DATASETS.listed}: the data set.")] = DATASETS.default,
     epochs: Annotated[int | None, typer.Option(min=1, help="Length of a full trial (default: 6; on GPUs 18).")] = None,
