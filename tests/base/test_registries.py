@@ -3,12 +3,14 @@
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT
 
+from tuning.base import files
 from tuning.base.config import NAMED, TrainConfig, parse_config
 from tuning.base.errors import UserError
 from tuning.base.registries import (
@@ -35,9 +37,9 @@ PAGES = {
     )
     if path.exists()
 }
-# Command -> the registries whose names it offers.
-OFFERED: dict[str, list[Registry[Any]]] = {
-    "search": [SAMPLERS, SCHEDULERS, OBJECTIVES, DATASETS],
+# Command -> the names that it offers.
+OFFERED: dict[str, list[Iterable[str]]] = {
+    "search": [SAMPLERS, SCHEDULERS, OBJECTIVES, DATASETS, files.space_names()],
     "final": [DATASETS],
     "explore": [DATASETS],
 }
@@ -65,8 +67,8 @@ def test_every_name_is_in_the_help_of_the_commands_that_offer_it(command: str) -
     done = subprocess.run(
         [sys.executable, "-m", f"tuning.{command}", "--help"], capture_output=True, text=True, check=True
     )
-    for registry in OFFERED[command]:
-        assert [name for name in registry if name not in done.stdout] == []
+    for names in OFFERED[command]:
+        assert [name for name in names if name not in done.stdout] == []
 
 
 @pytest.mark.parametrize("registry", ALL, ids=lambda registry: registry.kind)
