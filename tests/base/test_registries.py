@@ -16,19 +16,18 @@ from tuning.base.errors import UserError
 from tuning.base.registries import (
     LR_SCHEDULES,
     OBJECTIVES,
-    REGISTRIES,
     SAMPLERS,
     SCHEDULERS,
     Entry,
     Registry,
-    located,
+    registries,
     renewed,
 )
 from tuning.images.catalogue import DATASETS
 from tuning.runs import schema
 from tuning.trials.settings import check_names
 
-ALL: list[Registry[Any]] = [located(where) for where in REGISTRIES]
+ALL = registries()
 NAMES = [pytest.param(registry, name, id=f"{registry.kind}-{name}") for registry in ALL for name in registry]
 PAGES = {
     path: path.read_text(encoding="utf-8")
@@ -46,11 +45,11 @@ OFFERED: dict[str, list[Iterable[str]]] = {
 
 
 @pytest.mark.parametrize(("registry", "name"), NAMES)
-def test_every_entry_has_a_phrase_and_a_builder_where_it_says(registry: Registry[Any], name: str) -> None:
+def test_every_entry_has_a_phrase_and_a_builder(registry: Registry[Any], name: str) -> None:
     entry = registry[name]
     assert re.fullmatch(r"[^|\n]+[^|\n.]", entry.summary)
-    if entry.where:
-        assert entry.where.startswith("tuning.") and callable(registry.load(name))
+    if registry.module:
+        assert registry.module.startswith("tuning.") and callable(registry.load(name))
     assert set(entry.uses) <= set(TrainConfig.model_fields)
 
 

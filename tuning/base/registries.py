@@ -1,14 +1,14 @@
-"""What can be chosen by name: where each name's builder is, what it builds, and which facts about it others go by.
+"""What can be chosen by name: for each name a phrase, where its builder is, and the facts that others go by.
 
-Nothing here imports torch, Ray or Optuna, so help texts and checks cost nothing. To add a name, write its builder in
-the room that the entries beside it point to, and its entry here: options, error messages and contract tests follow.
-`python -m tuning.base.registries` prints the tables of the READMEs; with files it renews those that stand in them.
+Nothing here imports torch, Ray or Optuna. To add a name, write a builder of that name in the registry's module, and an
+entry here: options, error messages and contract tests follow. `python -m tuning.base.registries` prints the tables of
+the READMEs; with files it renews those that stand in them.
 """
 
 import importlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -22,12 +22,10 @@ class Entry:
 
     Attributes:
         summary: What it is, for a table: a phrase without a full stop.
-        where: "module:attribute" of its builder; "" where the entry itself says all.
         uses: Hyperparameters that do something with this name, and nothing with some others of its registry.
     """
 
     summary: str
-    where: str = ""
     uses: tuple[str, ...] = ()
 
     @property
@@ -40,29 +38,18 @@ class Entry:
 E = TypeVar("E", bound=Entry)
 
 
-class Registry(Mapping[str, E], Generic[E]):
+class Registry(dict[str, E], Generic[E]):
     """Name -> entry, in the order of preference: where nothing is chosen, the first that fits is taken.
 
     Args:
         kind: What a name stands for, as errors call it.
         entries: The names.
+        module: Has a builder for each name, of that name; "" where the entries say all.
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, E]) -> None:
-        self.kind = kind
-        self._entries = dict(entries)
-
-    def __getitem__(self, name: str) -> E:
-        """Returns the entry; raises KeyError for an unknown name, which `find` reports to a user."""
-        return self._entries[name]
-
-    def __iter__(self) -> Iterator[str]:
-        """Yields the names."""
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        """Returns the number of names."""
-        return len(self._entries)
+    def __init__(self, kind: str, entries: Mapping[str, E], module: str = "") -> None:
+        super().__init__(entries)
+        self.kind, self.module = kind, module
 
     @property
     def default(self) -> str:
@@ -87,7 +74,8 @@ class Registry(Mapping[str, E], Generic[E]):
 
     def load(self, name: str) -> Any:
         """Returns the builder of a name, and imports what it needs; raises UserError for an unknown name."""
-        return located(self.find(name).where)
+        self.find(name)
+        return getattr(importlib.import_module(self.module), name)
 
     def table(self) -> str:
         """Returns the names, what they are and what is true of them, as a Markdown table."""
@@ -97,7 +85,7 @@ class Registry(Mapping[str, E], Generic[E]):
 
 @dataclass(frozen=True)
 class Architecture(Entry):
-    """A network. Its builder takes configuration, channels and number of classes, and returns the module.
+    """A network. Its builder takes configuration, channels and number of classes.
 
     Attributes:
         pretrained: There are weights to start from.
@@ -112,8 +100,7 @@ class LrSchedule(Entry):
 
     Attributes:
         annealed: The rate falls to zero over a training's length: what it reaches, it reaches at its end.
-        drops_on_plateau: The rate drops where the valid loss stops falling; it is stepped once an epoch, not once a
-            batch, and needs fresh images to judge by.
+        drops_on_plateau: The rate drops where the valid loss stops falling, so it needs fresh images to judge by.
     """
 
     annealed: bool = False
@@ -147,102 +134,63 @@ class Scheduler(Entry):
 ARCHITECTURES = Registry(
     "architecture",
     {
-        "resnet8": Architecture(
-            "the CIFAR ResNet of He et al. 2016 with 1 block in each of three stages",
-            "tuning.models.architectures:resnet8",
-            uses=("width",),
-        ),
-        "resnet14": Architecture("the same with 2 blocks", "tuning.models.architectures:resnet14", uses=("width",)),
-        "resnet20": Architecture("the same with 3 blocks", "tuning.models.architectures:resnet20", uses=("width",)),
+        "resnet8": Architecture("the CIFAR ResNet of He et al. 2016, 1 block in each of three stages", ("width",)),
+        "resnet14": Architecture("the same, 2 blocks", ("width",)),
+        "resnet20": Architecture("the same, 3 blocks", ("width",)),
         "resnet18": Architecture(
-            "torchvision's ResNet-18, from scratch or from its ImageNet weights",
-            "tuning.models.architectures:resnet18",
-            uses=("stem",),
-            pretrained=True,
+            "torchvision's, from scratch or from its ImageNet weights", ("stem",), pretrained=True
         ),
     },
+    "tuning.models.architectures",
 )
 
+# Its builders take groups of parameters and the configuration.
 OPTIMIZERS = Registry(
     "optimizer",
     {
-        "sgd": Entry(
-            "SGD, with Nesterov momentum where `momentum` > 0", "tuning.training.optimizers:sgd", uses=("momentum",)
-        ),
-        "adamw": Entry("AdamW; Adam where `weight_decay` is 0", "tuning.training.optimizers:adamw"),
+        "sgd": Entry("SGD, with Nesterov momentum where `momentum` > 0", ("momentum",)),
+        "adamw": Entry("AdamW; Adam where `weight_decay` is 0"),
     },
+    "tuning.training.optimizers",
 )
 
 LR_SCHEDULES = Registry(
     "schedule",
     {
-        "onecycle": LrSchedule(
-            "a linear rise and a linear fall to zero (Smith & Topin 2019)",
-            "tuning.training.schedules:onecycle",
-            uses=("warmup_epochs",),
-            annealed=True,
-        ),
+        "onecycle": LrSchedule("a linear rise, a linear fall (Smith & Topin 2019)", ("warmup_epochs",), annealed=True),
         "cosine": LrSchedule(
-            "a linear rise and a fall to zero along half a cosine (Loshchilov & Hutter 2017)",
-            "tuning.training.schedules:cosine",
-            uses=("warmup_epochs",),
-            annealed=True,
+            "a linear rise, a fall along half a cosine (Loshchilov & Hutter 2017)", ("warmup_epochs",), annealed=True
         ),
         "plateau": LrSchedule(
-            "torch's ReduceLROnPlateau on the valid loss",
-            "tuning.training.schedules:plateau",
-            uses=("plateau_patience", "plateau_factor"),
-            drops_on_plateau=True,
+            "torch's ReduceLROnPlateau on the valid loss", ("plateau_patience", "plateau_factor"), drops_on_plateau=True
         ),
-        "constant": LrSchedule("the same rate at every step", "tuning.training.schedules:constant"),
+        "constant": LrSchedule("the same rate at every step"),
     },
+    "tuning.training.schedules",
 )
 
 SAMPLERS = Registry(
     "sampler",
     {
-        "curves": Sampler(
-            "a Gaussian process over configuration and epoch, which learns from learning curves as far as they go",
-            "tuning.sampling.curve_sampler:CurveSampler",
-        ),
-        "tpe": Sampler(
-            "the tree-structured Parzen estimator (Bergstra et al. 2011), each hyperparameter by itself",
-            "tuning.sampling.samplers:tpe",
-            two_objectives=True,
-        ),
-        "gp": Sampler(
-            "Optuna's Gaussian process with log expected improvement",
-            "tuning.sampling.samplers:gp",
-            two_objectives=True,
-        ),
-        "random": Sampler(
-            "independent random points", "tuning.sampling.samplers:random", random=True, two_objectives=True
-        ),
-        "qmc": Sampler("scrambled Sobol points", "tuning.sampling.samplers:qmc", random=True, two_objectives=True),
-        "nsga2": Sampler(
-            "the genetic algorithm NSGA-II (Deb et al. 2002)", "tuning.sampling.samplers:nsga2", two_objectives=True
-        ),
+        "curves": Sampler("a Gaussian process over configuration and epoch, which reads learning curves"),
+        "tpe": Sampler("the tree-structured Parzen estimator (Bergstra et al. 2011)", two_objectives=True),
+        "gp": Sampler("Optuna's Gaussian process with log expected improvement", two_objectives=True),
+        "random": Sampler("independent random points", random=True, two_objectives=True),
+        "qmc": Sampler("scrambled Sobol points", random=True, two_objectives=True),
+        "nsga2": Sampler("the genetic algorithm NSGA-II (Deb et al. 2002)", two_objectives=True),
     },
+    "tuning.sampling.samplers",
 )
 
 SCHEDULERS = Registry(
     "scheduler",
     {
-        "asha": Scheduler(
-            "ASHA in its stopping form (Li et al. 2020, MLSys)", "tuning.trials.schedulers:asha", stops_trials=True
-        ),
-        "hyperband": Scheduler(
-            "asynchronous Hyperband: ASHA with several grace periods (Li et al. 2020, section 3.3)",
-            "tuning.trials.schedulers:hyperband",
-            stops_trials=True,
-        ),
-        "median": Scheduler(
-            "the median stopping rule (Golovin et al. 2017, Google Vizier)",
-            "tuning.trials.schedulers:median",
-            stops_trials=True,
-        ),
-        "none": Scheduler("every trial goes its full length", "tuning.trials.schedulers:none"),
+        "asha": Scheduler("ASHA in its stopping form (Li et al. 2020, MLSys)", stops_trials=True),
+        "hyperband": Scheduler("ASHA with several grace periods (Li et al. 2020, section 3.3)", stops_trials=True),
+        "median": Scheduler("the median stopping rule (Golovin et al. 2017, Google Vizier)", stops_trials=True),
+        "none": Scheduler("every trial goes its full length"),
     },
+    "tuning.trials.schedulers",
 )
 
 # Columns of `trials.csv` that a search can minimize beside its accuracy.
@@ -254,29 +202,18 @@ OBJECTIVES = Registry(
     },
 )
 
-REGISTRIES = (
-    "tuning.base.registries:ARCHITECTURES",
-    "tuning.base.registries:OPTIMIZERS",
-    "tuning.base.registries:LR_SCHEDULES",
-    "tuning.base.registries:SAMPLERS",
-    "tuning.base.registries:SCHEDULERS",
-    "tuning.base.registries:OBJECTIVES",
-    "tuning.images.catalogue:DATASETS",
-)
 
-
-def located(where: str) -> Any:
-    """Returns what "module:attribute" stands for, after importing the module."""
-    module, _, attribute = where.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+def registries() -> list[Registry[Any]]:
+    """Returns all registries; that of the data sets is where images are."""
+    data_sets = importlib.import_module("tuning.images.catalogue").DATASETS
+    return [ARCHITECTURES, OPTIMIZERS, LR_SCHEDULES, SAMPLERS, SCHEDULERS, OBJECTIVES, data_sets]
 
 
 def renewed(text: str) -> str:
-    """Returns a Markdown text whose tables of registries, known by their first cell, say what these say now."""
-    for where in REGISTRIES:
-        table = located(where).table()
-        old = rf"^{re.escape(table.splitlines()[0])}\n(?:\|.*\n)+"
-        text = re.sub(old, lambda _, new=table: f"{new}\n", text, flags=re.MULTILINE)  # type: ignore[misc]
+    """Returns a Markdown text whose tables of registries, known by their first line, say what these say now."""
+    for table in (registry.table() for registry in registries()):
+        first = re.escape(table.splitlines()[0])
+        text = re.sub(rf"^{first}\n(\|.*\n)+", table.replace("\\", r"\\") + "\n", text, flags=re.MULTILINE)
     return text
 
 
@@ -284,4 +221,4 @@ if __name__ == "__main__":
     for file in map(Path, sys.argv[1:]):
         file.write_text(renewed(file.read_text(encoding="utf-8")), encoding="utf-8")
     if not sys.argv[1:]:
-        print("\n\n".join(located(where).table() for where in REGISTRIES))
+        print("\n\n".join(registry.table() for registry in registries()))

@@ -7,6 +7,13 @@ import warnings
 
 import optuna
 
+from tuning.sampling.curve_sampler import CurveSampler
+
+
+def curves(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
+    """The sampler that reads learning curves."""
+    return CurveSampler(seed, n_startup)
+
 
 def tpe(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
     """Tree-structured Parzen estimator (Bergstra et al. 2011), each hyperparameter by itself.
