@@ -61,11 +61,11 @@ def space(trial):
     """Returns one configuration; hyperparameters that it leaves out take the defaults of `TrainConfig`."""
     architecture, _, width = trial.suggest_categorical("network", CPU_NETWORKS + GPU_NETWORKS).partition("-")
     config = {"architecture": architecture}
-    if architecture == "resnet18":
+    if width:
+        config["width"] = int(width)
+    else:
         config["pretrained"] = trial.suggest_categorical("pretrained", [True, False])
         config["stem"] = trial.suggest_categorical("stem", ["imagenet", "small"])
-    else:
-        config["width"] = int(width)
 
     config["optimizer"] = trial.suggest_categorical("optimizer", ["sgd", "adamw"])
     if config["optimizer"] == "sgd":

@@ -18,6 +18,7 @@ from tuning import explore
 from tuning.base.errors import UserError
 from tuning.figures import model_figures, style
 from tuning.images import datasets, splitting
+from tuning.images.catalogue import DATASETS
 from tuning.images.datasets import HashedTest, Labelled
 from tuning.images.splitting import Splits
 
@@ -140,7 +141,8 @@ def test_unknown_data_set_is_an_error_without_traceback(tmp_path: Path) -> None:
     root = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
-    expected = "error: Data set must be one of fashion-mnist, but got 'fashion-mnits'. Did you mean 'fashion-mnist'?\n"
+    known = ", ".join(sorted(DATASETS))
+    expected = f"error: Data set must be one of {known}, but got 'fashion-mnits'. Did you mean 'fashion-mnist'?\n"
     assert done.stderr == expected
 
 

@@ -19,10 +19,10 @@ from studies import ask, epoch, told, train
 from tuning import final, search
 from tuning.base import files, locks, machine
 from tuning.base.errors import UserError
+from tuning.base.registries import SAMPLERS
 from tuning.images import datasets
 from tuning.remote import leases, storage, stored_runs
 from tuning.runs import run_folder
-from tuning.sampling.samplers import SAMPLERS
 from tuning.sampling.spaces import Space, check_space, load_space
 from tuning.sampling.study import RunStudy
 from tuning.training import checkpoints
@@ -214,7 +214,7 @@ def spaces() -> dict[str, Space]:
 
 
 def opened(path: Path, space: Space, sampler: str = "random", seed: int = 0) -> RunStudy:
-    return RunStudy(path, space, SAMPLERS[sampler](seed, 3), epochs=3, seed=0)
+    return RunStudy(path, space, SAMPLERS.load(sampler)(seed, 3), epochs=3, seed=0)
 
 
 def run_some(study: RunStudy, n: int) -> list[Any]:

@@ -20,8 +20,8 @@ from methods import METHODS, named
 from simulation import Method, Ours, Stock, simulate
 from tables import Curve, Task, lcbench, taskset
 
-from tuning.sampling.samplers import SAMPLERS
-from tuning.trials.schedulers import METRIC, SCHEDULERS
+from tuning.base.registries import SAMPLERS, SCHEDULERS
+from tuning.trials.schedulers import METRIC
 
 EPOCHS = 9
 
@@ -42,7 +42,7 @@ def rising(config: dict[str, Any]) -> Curve:
 
 
 def test_one_slot_runs_one_trial_after_the_other() -> None:
-    trials = simulate(planted(rising), Method(named("random"), SCHEDULERS["none"]), slots=1, samples=3, seed=0)
+    trials = simulate(planted(rising), Method(named("random"), SCHEDULERS.load("none")), slots=1, samples=3, seed=0)
     assert [trial.ended for trial in trials] == pytest.approx([0.9, 1.8, 2.7])
     assert {(trial.state, trial.epochs) for trial in trials} == {("complete", EPOCHS)}
 
@@ -59,7 +59,7 @@ def test_a_slot_that_is_free_asks_the_sampler_again_in_the_order_of_costs() -> N
     def curve(config: dict[str, Any]) -> Curve:
         return Curve(np.full(EPOCHS, 0.5), next(costs) * np.arange(1.0, EPOCHS + 1))
 
-    method = Method(named("random"), SCHEDULERS["none"], Order)
+    method = Method(named("random"), SCHEDULERS.load("none"), Order)
     trials = simulate(planted(curve), method, slots=2, samples=4, seed=0)
     assert told == [(0, 2), (2, 3), (1, 4), (3, 4)]  # 1 and 3 end together: the lower number reports first
     assert [trial.ended for trial in trials] == pytest.approx([0.9, 2.7, 1.8, 2.7])
@@ -70,8 +70,8 @@ def test_a_trial_that_diverges_has_failed_and_is_not_chosen() -> None:
         return Curve(np.array([0.8] * 3 + [np.nan] * 6), np.arange(1.0, EPOCHS + 1))
 
     for method, epochs in (
-        (Method(named("tpe"), SCHEDULERS["none"]), 4),
-        (Method(named("tpe"), SCHEDULERS["none"], Stock, goes_on_diverged=True), EPOCHS),
+        (Method(named("tpe"), SCHEDULERS.load("none")), 4),
+        (Method(named("tpe"), SCHEDULERS.load("none"), Stock, goes_on_diverged=True), EPOCHS),
     ):
         trials = simulate(planted(curve), method, slots=1, samples=2, seed=0)
         assert {(trial.state, trial.epochs, trial.value) for trial in trials} == {("failed", epochs, 0.0)}
@@ -180,7 +180,9 @@ def test_a_search_has_each_configuration_of_taskset_once_and_on_record(tmp_path:
         asked.append(config)
         return task.curve(config)
 
-    simulate(replace(task, curve=curve), Method(named("tpe"), SCHEDULERS["none"], Told), slots=1, samples=40, seed=0)
+    simulate(
+        replace(task, curve=curve), Method(named("tpe"), SCHEDULERS.load("none"), Told), slots=1, samples=40, seed=0
+    )
     assert sorted(config["plain"] for config in asked) == sorted({config["plain"] for config in asked})
     for config, parameters in zip(asked, told, strict=True):
         assert parameters["plain"] == config["plain"]
@@ -325,17 +327,19 @@ def test_one_slot_is_as_ray_tune_itself_has_it(tmp_path: Path) -> None:
 
     run = tmp_path / "run"
     run.mkdir()
-    study = RunStudy(run, Space("planted", "", "", space, [], {}, {}), SAMPLERS["tpe"](0, 4), epochs=EPOCHS, seed=0)
+    study = RunStudy(
+        run, Space("planted", "", "", space, [], {}, {}), SAMPLERS.load("tpe")(0, 4), epochs=EPOCHS, seed=0
+    )
     slots = {"device": "cpu", "concurrency": 1, "cpus_per_trial": 1}
     with started(slots, logging.NullHandler()), Progress(samples, 0, quiet=True) as progress:
         beside = Slots(slots, study.is_running, progress.note)
         recorder = Recorder(study, progress, raised, beside)
-        fit(Proposals(study, raised, lambda: None, beside), SCHEDULERS["asha"](EPOCHS, 0), recorder)
+        fit(Proposals(study, raised, lambda: None, beside), SCHEDULERS.load("asha")(EPOCHS, 0), recorder)
         stock_asha = METHODS["stock"].scheduler(EPOCHS, 0)
         fit(OptunaSearch(space, metric=METRIC, mode="max", seed=0), stock_asha, Latest())
     study.close(stopped_by=None)
     rows = [study.row(number) for number in range(samples)]
-    simulated = simulate(task, Method(named("tpe", 4), SCHEDULERS["asha"]), slots=1, samples=samples, seed=0)
+    simulated = simulate(task, Method(named("tpe", 4), SCHEDULERS.load("asha")), slots=1, samples=samples, seed=0)
     assert [(t.state, t.epochs) for t in simulated] == [(row["state"], row["epochs"]) for row in rows]
     assert [t.observed for t in simulated] == pytest.approx([row["valid_accuracy"] for row in rows])
     assert len({t.epochs for t in simulated}) > 1

@@ -16,6 +16,7 @@ from tuning.base import rim, tables
 from tuning.base.errors import UserError, run_command
 from tuning.base.tables import Column
 from tuning.images import datasets, splitting
+from tuning.images.catalogue import DATASETS
 from tuning.images.datasets import HashedTest
 from tuning.images.splitting import Splits
 from tuning.runs.run_folder import RESULTS
@@ -120,7 +121,7 @@ def print_overview(overview: Overview) -> None:
 
 
 def main(
-    dataset: Annotated[str, typer.Option(help=f"One of {', '.join(datasets.DATASETS)}.")] = "fashion-mnist",
+    dataset: Annotated[str, typer.Option(help=f"{DATASETS.listed}.")] = DATASETS.default,
     data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the data set's files.")] = None,
     out: Annotated[Path, typer.Option(help="Where the figure goes: .png, .pdf or .svg.")] = RESULTS / "explore.png",
     seed: Annotated[int, typer.Option(min=0, help="Chooses the valid images, as in the search.")] = 0,

@@ -19,6 +19,7 @@ import typer
 
 from tuning.base import files, interrupts, locks, machine, rim
 from tuning.base.errors import UserError, counted, run_command, unknown_name
+from tuning.images.catalogue import DATASETS
 from tuning.retraining import candidates, export
 from tuning.retraining.candidates import Plan
 from tuning.retraining.opening import opened_again, retrain_and_test, written
@@ -112,7 +113,7 @@ def main(
     seed: Annotated[
         int | None, typer.Option(min=0, help="The first seed; the others follow it (default: derived from the run).")
     ] = None,
-    dataset: Annotated[str, typer.Option(help="The data set, with --config.")] = "fashion-mnist",
+    dataset: Annotated[str, typer.Option(help=f"{DATASETS.listed}: the data set, with --config.")] = DATASETS.default,
     data_dir: Annotated[Path | None, typer.Option(help="A folder that holds the data set's files.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda where there is one).")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Trainings side by side (default: as many as fit).")] = None,

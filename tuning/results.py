@@ -13,9 +13,9 @@ import typer
 
 from tuning.base import rim
 from tuning.base.errors import UserError, run_command
+from tuning.base.registries import OBJECTIVES
 from tuning.base.tables import print_frame
 from tuning.runs.run_folder import RESULTS, Run, load, next_step, ran, rank_trials, summary_line
-from tuning.runs.schema import OBJECTIVES
 
 
 def print_trials(run: Run, limit: int = 10) -> None:

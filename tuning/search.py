@@ -16,6 +16,8 @@ import typer
 from tuning import results
 from tuning.base import files, interrupts, locks, rim
 from tuning.base.errors import UserError, counted, run_command
+from tuning.base.registries import OBJECTIVES, SAMPLERS, SCHEDULERS
+from tuning.images.catalogue import DATASETS
 from tuning.runs import run_folder
 from tuning.trials import local_ray, record
 from tuning.trials.session import dry_run, load, search
@@ -24,11 +26,15 @@ from tuning.trials.settings import (
     Settings,
     check_names,
     check_resumed,
+    fitting,
     of_run,
     parse_duration,
     placed,
     plan_slots,
 )
+
+# The defaults with --minimize.
+[OTHER_SAMPLER, *_], [OTHER_SCHEDULER, *_] = fitting(two_objectives=True)
 
 
 def _newest(name: str) -> run_folder.Run:
@@ -45,9 +51,9 @@ def main(
     context: typer.Context,
     samples: Annotated[int | None, typer.Option(help="Trials to run in all (default: 20).")] = None,
     space: Annotated[
-        str, typer.Option(help="A search space: resnet, resnet8, resnet18, smoke, or FILE.py.")
+        str, typer.Option(help=f"A search space: {', '.join(files.space_names())}, or FILE.py.")
     ] = "resnet",
-    dataset: Annotated[str, typer.Option(help="The data set.")] = "fashion-mnist",
+    dataset: Annotated[str, typer.Option(help=f"{DATASETS.listed}: the data set.")] = DATASETS.default,
     epochs: Annotated[int | None, typer.Option(min=1, help="Length of a full trial (default: 6; on GPUs 18).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the valid split, the points and the trials' seeds.")] = 0,
     run: Annotated[
@@ -55,14 +61,17 @@ def main(
     ] = None,
     sampler: Annotated[
         str | None,
-        typer.Option(help="curves, tpe, gp, random, qmc or nsga2 (default: curves; tpe with --minimize)."),
+        typer.Option(help=f"{SAMPLERS.listed} (default: {SAMPLERS.default}; {OTHER_SAMPLER} with --minimize)."),
     ] = None,
     scheduler: Annotated[
         str | None,
-        typer.Option(help="asha, hyperband, median or none: what stops trials early (default: asha, or none)."),
+        typer.Option(
+            help=f"{SCHEDULERS.listed}: what stops trials early (default: {SCHEDULERS.default}; {OTHER_SCHEDULER} with "
+            "--minimize)."
+        ),
     ] = None,
     minimize: Annotated[
-        str | None, typer.Option(help="n_parameters or seconds_per_image: beside accuracy, without a scheduler.")
+        str | None, typer.Option(help=f"{OBJECTIVES.listed}: beside accuracy, without a scheduler.")
     ] = None,
     address: Annotated[
         str | None, typer.Option(help="Run on this Ray cluster: auto or HOST:PORT, from a node of it; with --storage.")

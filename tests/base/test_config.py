@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from tuning.base.config import TrainConfig, parse_config, read_config
 from tuning.base.errors import UserError
+from tuning.base.registries import ARCHITECTURES, LR_SCHEDULES, OPTIMIZERS
 
 OUT_OF_RANGE = [
     ("width", 3, "greater than or equal to 4"),
@@ -114,10 +115,10 @@ def test_every_bounded_number_is_in_both_tables() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "choices", "closest"),
     [
-        ("architecture", "resnet15", "resnet14, resnet18, resnet20, resnet8", "resnet18"),
+        ("architecture", "resnet18s", ", ".join(sorted(ARCHITECTURES)), "resnet18"),
         ("stem", "smal", "imagenet, small", "small"),
-        ("optimizer", "adam", "adamw, sgd", "adamw"),
-        ("schedule", "cosin", "constant, cosine, onecycle, plateau", "cosine"),
+        ("optimizer", "adamww", ", ".join(sorted(OPTIMIZERS)), "adamw"),
+        ("schedule", "cosin", ", ".join(sorted(LR_SCHEDULES)), "cosine"),
         ("precision", "bf_16", "auto, bf16, fp32", "bf16"),
     ],
 )

@@ -8,18 +8,18 @@ from outside import syne_tune
 from ray.tune.schedulers import ASHAScheduler
 from simulation import Method, Ours, Stock
 
+from tuning.base.registries import SAMPLERS, SCHEDULERS
 from tuning.sampling import study as rules
 from tuning.sampling.curve_sampler import CurveSampler
-from tuning.sampling.samplers import SAMPLERS
 from tuning.trials import schedulers, settings
-from tuning.trials.schedulers import METRIC, SCHEDULERS
+from tuning.trials.schedulers import METRIC
 
 SAMPLER, SCHEDULER = settings.check_names("resnet", "fashion-mnist", None, None, None)
 
 
 def named(name: str, n_startup: int = settings.N_STARTUP) -> Callable[[int], optuna.samplers.BaseSampler]:
     """Returns a builder of one of the project's samplers."""
-    return lambda seed: SAMPLERS[name](seed, n_startup)
+    return lambda seed: SAMPLERS.load(name)(seed, n_startup)
 
 
 def tpe(**changes: Any) -> Callable[[int], optuna.samplers.BaseSampler]:
@@ -101,17 +101,17 @@ class StartSpread(CurveSampler):
         return super().sample_relative(study, trial, search_space)
 
 
-OURS = SCHEDULERS[SCHEDULER]
-NONE = SCHEDULERS["none"]
+OURS = SCHEDULERS.load(SCHEDULER)
+NONE = SCHEDULERS.load("none")
 
 METHODS: dict[str, Method] = {
     "stock": Method(lambda seed: optuna.samplers.TPESampler(seed=seed), stock_asha, Stock, goes_on_diverged=True),
     "ours": Method(named(SAMPLER), OURS),
-    "random + asha": Method(named("random"), SCHEDULERS["asha"]),
+    "random + asha": Method(named("random"), SCHEDULERS.load("asha")),
     "random": Method(named("random"), NONE),
     "tpe": Method(named("tpe"), NONE),
     "gp": Method(named("gp"), NONE),
-    "hyperband": Method(named("random"), SCHEDULERS["hyperband"]),
+    "hyperband": Method(named("random"), SCHEDULERS.load("hyperband")),
     # Another system, if it is installed.
     "syne-tune asha-cqr": syne_tune("ASHACQR"),
     "syne-tune bohb": syne_tune("BOHB"),
@@ -124,33 +124,33 @@ METHODS: dict[str, Method] = {
     "ours, latest to scheduler": Method(named(SAMPLER), OURS, LatestToScheduler),
     "ours, told failures": Method(named(SAMPLER), OURS, FailuresAsWorst),
     **{f"ours, {n} start-up": Method(named(SAMPLER, n), OURS) for n in (3, 5, 8, 12)},
-    "ours, hyperband": Method(named(SAMPLER), SCHEDULERS["hyperband"]),
+    "ours, hyperband": Method(named(SAMPLER), SCHEDULERS.load("hyperband")),
     "ours, grace 1 by 4": Method(named(SAMPLER), asha(lambda epochs: 1, 4)),
     "ours, grace 1/9 by 2": Method(named(SAMPLER), asha(schedulers.grace_period, 2)),
     "ours, grace 1/4 by 2": Method(named(SAMPLER), asha(lambda epochs: max(1, epochs // 4), 2)),
     "ours, grace 1/27 by 3": Method(named(SAMPLER), asha(lambda epochs: max(1, epochs // 27), 3)),
     # Other samplers beside ASHA.
-    "tpe + asha": Method(named("tpe"), SCHEDULERS["asha"]),
-    "gp + asha": Method(named("gp"), SCHEDULERS["asha"]),
-    "qmc + asha": Method(named("qmc"), SCHEDULERS["asha"]),
+    "tpe + asha": Method(named("tpe"), SCHEDULERS.load("asha")),
+    "gp + asha": Method(named("gp"), SCHEDULERS.load("asha")),
+    "qmc + asha": Method(named("qmc"), SCHEDULERS.load("asha")),
     # TPE's options.
-    "tpe + asha, multivariate, group": Method(tpe(multivariate=True, group=True), SCHEDULERS["asha"]),
-    "tpe + asha, multivariate": Method(tpe(multivariate=True), SCHEDULERS["asha"]),
-    "tpe + asha, univariate": Method(tpe(), SCHEDULERS["asha"]),
-    "tpe + asha, univariate, no liar": Method(tpe(constant_liar=False), SCHEDULERS["asha"]),
-    "tpe + asha, univariate, 24 candidates": Method(tpe(n_ei_candidates=24), SCHEDULERS["asha"]),
-    "tpe + asha, univariate, 4 start-up": Method(tpe(n_startup_trials=4), SCHEDULERS["asha"]),
-    "tpe + asha, univariate, 12 start-up": Method(tpe(n_startup_trials=12), SCHEDULERS["asha"]),
-    "tpe + asha, univariate, best 20 %": Method(tpe(gamma=lambda n: max(1, n // 5)), SCHEDULERS["asha"]),
-    "tpe + asha, univariate, told failures": Method(tpe(), SCHEDULERS["asha"], FailuresAsWorst),
-    "tpe + asha, univariate, told last values": Method(tpe(), SCHEDULERS["asha"], LastValues),
+    "tpe + asha, multivariate, group": Method(tpe(multivariate=True, group=True), SCHEDULERS.load("asha")),
+    "tpe + asha, multivariate": Method(tpe(multivariate=True), SCHEDULERS.load("asha")),
+    "tpe + asha, univariate": Method(tpe(), SCHEDULERS.load("asha")),
+    "tpe + asha, univariate, no liar": Method(tpe(constant_liar=False), SCHEDULERS.load("asha")),
+    "tpe + asha, univariate, 24 candidates": Method(tpe(n_ei_candidates=24), SCHEDULERS.load("asha")),
+    "tpe + asha, univariate, 4 start-up": Method(tpe(n_startup_trials=4), SCHEDULERS.load("asha")),
+    "tpe + asha, univariate, 12 start-up": Method(tpe(n_startup_trials=12), SCHEDULERS.load("asha")),
+    "tpe + asha, univariate, best 20 %": Method(tpe(gamma=lambda n: max(1, n // 5)), SCHEDULERS.load("asha")),
+    "tpe + asha, univariate, told failures": Method(tpe(), SCHEDULERS.load("asha"), FailuresAsWorst),
+    "tpe + asha, univariate, told last values": Method(tpe(), SCHEDULERS.load("asha"), LastValues),
     # ASHA's options: grace period in shares of the full length, reduction factor, brackets.
     "tpe, asha grace 1/9 by 2": Method(tpe(), asha(schedulers.grace_period, 2)),
     "tpe, asha grace 1/9 by 4": Method(tpe(), asha(schedulers.grace_period, 4)),
     "tpe, asha grace 1/27 by 3": Method(tpe(), asha(lambda epochs: max(1, epochs // 27), 3)),
     "tpe, asha grace 1/4 by 2": Method(tpe(), asha(lambda epochs: max(1, epochs // 4), 2)),
     "tpe, asha grace 1/3 by 3": Method(tpe(), asha(lambda epochs: max(1, epochs // 3), 3)),
-    "tpe, median": Method(tpe(), SCHEDULERS["median"]),
-    "tpe, hyperband": Method(tpe(), SCHEDULERS["hyperband"]),
+    "tpe, median": Method(tpe(), SCHEDULERS.load("median")),
+    "tpe, hyperband": Method(tpe(), SCHEDULERS.load("hyperband")),
 }
 MAIN = ["ours", "stock", "random + asha", "hyperband", "tpe", "random"]

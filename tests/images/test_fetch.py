@@ -22,7 +22,8 @@ from tuning.base.downloads import resnet18_weights
 from tuning.base.errors import UserError
 from tuning.base.files import cache_dir
 from tuning.images import fetch
-from tuning.images.fetch import FASHION_MNIST, FileSet, parse_idx, read_files
+from tuning.images.catalogue import DATASETS, FileSet
+from tuning.images.fetch import parse_idx, read_files
 
 CONTENTS = {"images": b"the images " * 2000, "labels": b"the labels " * 20}
 NAMES = tuple(CONTENTS)
@@ -491,8 +492,9 @@ def test_parse_idx_says_what_is_wrong(content: bytes, match: str) -> None:
 
 
 def test_fashion_mnist_is_the_protocols() -> None:
+    files = DATASETS["fashion-mnist"].files
     names = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-    assert tuple(FASHION_MNIST.sha256) == names
-    assert [value[:8] for value in FASHION_MNIST.sha256.values()] == ["c59f468a", "bad3541b", "5b4141f0", "0402a96d"]
-    assert str(FASHION_MNIST.system_dir) == "/usr/share/datasets/fashion-mnist"
-    assert FASHION_MNIST.debian_package == "dataset-fashion-mnist"
+    assert tuple(files.sha256) == names
+    assert [value[:8] for value in files.sha256.values()] == ["c59f468a", "bad3541b", "5b4141f0", "0402a96d"]
+    assert str(files.system_dir) == "/usr/share/datasets/fashion-mnist"
+    assert files.debian_package == "dataset-fashion-mnist"

@@ -4,7 +4,7 @@ import hashlib
 import re
 import urllib.error
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import resnet18
 
-from tuning.base.config import Architecture, TrainConfig
+from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
-from tuning.models.architectures import ARCHITECTURES, build_model, count_parameters, fold_channels
+from tuning.base.registries import ARCHITECTURES
+from tuning.models.architectures import build_model, count_parameters, fold_channels
 
 WEIGHTS = "resnet18-f37072fd.pth"
+# Hyperparameters that only some architectures use, and a value that is not the default.
+OTHER: dict[str, Any] = {"width": 8, "stem": "small"}
 
 
 def build(
@@ -41,8 +44,20 @@ def outputs(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     return logits, features
 
 
-def test_registry_and_configuration_name_the_same_architectures() -> None:
-    assert set(ARCHITECTURES) == set(get_args(Architecture))
+@pytest.mark.parametrize("hyperparameter", OTHER)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_hyperparameter_changes_the_architectures_that_use_it_and_no_others(
+    architecture: str, hyperparameter: str
+) -> None:
+    default, other = (
+        outputs(build(architecture=architecture, **values), random_images(1))[0]
+        for values in ({}, {hyperparameter: OTHER[hyperparameter]})
+    )
+    assert torch.equal(default, other) == (hyperparameter not in ARCHITECTURES[architecture].uses)
+
+
+def test_all_hyperparameters_that_only_some_architectures_use_are_tried() -> None:
+    assert {used for known in ARCHITECTURES.values() for used in known.uses} <= set(OTHER)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -51,10 +66,10 @@ def test_logits_and_features_have_their_shapes(architecture: str, channels: int)
     model = build(channels, architecture=architecture, width=4)
     logits, features = outputs(model, random_images(3, channels, 16, 12))
     assert logits.shape == (3, 5)
-    assert features.shape == (3, 512 if architecture == "resnet18" else 16)
-    assert features.std(0).max() > 0
     head = model.head
     assert isinstance(head, nn.Linear)
+    assert features.shape == (3, head.in_features)
+    assert features.std(0).max() > 0
     torch.testing.assert_close(head(features.clone()), logits)
 
 

@@ -9,6 +9,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
+from tuning.base.registries import SAMPLERS
 from tuning.sampling.curve_sampler import (
     INACTIVE,
     Activity,
@@ -20,7 +21,6 @@ from tuning.sampling.curve_sampler import (
     says_nothing,
     scores,
 )
-from tuning.sampling.samplers import SAMPLERS
 from tuning.sampling.spaces import load_space
 
 DISTRIBUTIONS = [
@@ -180,7 +180,7 @@ SPACES: dict[str, Any] = {
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("name", SPACES)
 def test_every_sampler_serves_a_space_whose_ranges_depend_on_the_trial(name: str, sampler: str) -> None:
-    study = optuna.create_study(direction="maximize", sampler=SAMPLERS[sampler](0, 4))
+    study = optuna.create_study(direction="maximize", sampler=SAMPLERS.load(sampler)(0, 4))
     for number in range(16):
         one = study.ask()
         value = SPACES[name](one)

@@ -14,6 +14,7 @@ import torch
 
 from tuning.base import machine
 from tuning.base.config import TrainConfig
+from tuning.base.registries import OPTIMIZERS
 from tuning.images.batches import augment, normalise, to_tensors, train_batches
 from tuning.images.splitting import Splits
 from tuning.training.fit import Training, evaluate, fit
@@ -51,7 +52,7 @@ def test_batches_are_the_same_to_the_bit(splits: Splits, augmented: TrainConfig,
         torch.testing.assert_close(scaled, normalise(images, splits.mean, splits.std))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("device", DEVICES)
 def test_training_gives_the_same_losses(splits: Splits, augmented: TrainConfig, device: str, optimizer: str) -> None:
     config = augmented.model_copy(update={"optimizer": optimizer, "learning_rate": 0.01})

@@ -2,10 +2,9 @@
 
 import dataclasses
 import io
-import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +13,7 @@ from conftest import CLASS_NAMES, patterned_images
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tuning.base.config import IDLE_WITH, TrainConfig
-from tuning.base.errors import UserError
+from tuning.base.config import NAMED, TrainConfig
 from tuning.images.batches import normalise, parts_of, to_tensors, train_batches
 from tuning.images.datasets import Labelled
 from tuning.images.splitting import Splits, make_splits
@@ -24,17 +22,11 @@ from tuning.training import acceleration
 from tuning.training import fit as training_module
 from tuning.training.acceleration import Logits, faster_precision
 from tuning.training.fit import (
-    FACTORS,
-    OPTIMIZERS,
-    PLATEAU,
     EpochResult,
     NonFiniteLossError,
     Training,
     evaluate,
     fit,
-    lr_factor,
-    make_optimizer,
-    make_schedule,
     predict,
     prepare,
 )
@@ -87,27 +79,6 @@ def script_validation(
     remaining = iter(scripts)
     patch.setattr(training_module, "predict", lambda *args: (next(remaining), torch.zeros(len(wanted), 1)))
     return [functional.cross_entropy(script, wanted).item() for script in scripts]
-
-
-def test_the_registries_have_all_names_of_a_configuration() -> None:
-    fields = TrainConfig.model_fields
-    assert set(OPTIMIZERS) == set(get_args(fields["optimizer"].annotation))
-    assert {PLATEAU, *FACTORS} == set(get_args(fields["schedule"].annotation))
-
-
-def test_an_optimizer_or_a_schedule_that_is_in_no_registry_is_refused(tiny: TrainConfig) -> None:
-    model = build_model(tiny, 1, 4)
-    with pytest.raises(
-        UserError, match=r"optimizer must be one of adamw, sgd, but got 'adam'\. Did you mean 'adamw'\?"
-    ):
-        make_optimizer(model, tiny.model_copy(update={"optimizer": "adam"}))
-    unknown = tiny.model_copy(update={"schedule": "cosines"})
-    with pytest.raises(
-        UserError, match=r"schedule must be one of .*plateau, but got 'cosines'\. Did you mean 'cosine'"
-    ):
-        make_schedule(make_optimizer(model, tiny), unknown, steps_per_epoch=3)
-    with pytest.raises(KeyError, match="cosines"):
-        lr_factor(1, schedule="cosines", n_steps=3, n_warmup=0)
 
 
 def test_batches_in_parts_give_the_gradient_of_the_whole(splits: Splits, tiny: TrainConfig) -> None:
@@ -177,20 +148,6 @@ def test_only_whole_batches_are_accelerated(splits: Splits, tiny: TrainConfig, m
     assert [numbers(result) for result in accelerated] == run(config, splits)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", IDLE_WITH)
-def test_what_is_called_idle_changes_nothing(splits: Splits, name: str) -> None:
-    two = {
-        **{"width": (8, 12), "stem": ("small", "imagenet"), "momentum": (0.1, 0.9), "warmup_epochs": (0.2, 0.5)},
-        **{"plateau_patience": (0, 5), "plateau_factor": (0.1, 0.9)},
-    }
-    other, choices = IDLE_WITH[name]
-    for choice in choices:
-        values: dict[str, Any] = {"width": 4, "batch_size": 120, "precision": "fp32", "epochs": 1, other: choice}
-        one, another = (run(TrainConfig(**values | {name: value}), splits) for value in two[name])
-        assert one == another
-
-
 def test_fit_yields_a_frozen_result_an_epoch_and_then_nothing(splits: Splits, tiny: TrainConfig) -> None:
     training = Training(tiny, splits, seed=0)
     results = list(fit(training))
@@ -213,6 +170,24 @@ def test_fit_learns(splits: Splits, tiny: TrainConfig) -> None:
     assert results[-1]["train_accuracy"] > 0.9
     assert results[-1]["train_loss"] < results[0]["train_loss"]
     assert results[-1]["best_epoch"] > 1
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, registry in NAMED.items() for name in registry])
+def test_every_name_trains_and_goes_on_from_a_saved_state_to_the_same_numbers(
+    splits: Splits, tiny: TrainConfig, kind: str, name: str
+) -> None:
+    few = dataclasses.replace(splits, train=Labelled(splits.train.images[:192], splits.train.labels[:192]))
+    config = changed(tiny, **{kind: name}, learning_rate=0.01, epochs=2)
+    unbroken = Training(config, few, seed=0)
+    first = numbers(unbroken.run_epoch())
+    file = io.BytesIO()
+    torch.save(unbroken.state_dict(), file)
+    resumed = Training(config, few, seed=0)
+    resumed.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    second = numbers(unbroken.run_epoch())
+    assert numbers(resumed.run_epoch()) == second
+    assert equal_weights(resumed.model, unbroken.model)
+    assert second["train_loss"] < first["train_loss"]
 
 
 @pytest.mark.parametrize("optimizer", [{"optimizer": "adamw", "learning_rate": 0.01}, {"momentum": 0.0}])
@@ -416,49 +391,6 @@ def test_the_best_model_is_a_copy(splits: Splits, tiny: TrainConfig) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("n_warmup", [0, 0.5, 1, 7.5, 10, 50])
-@pytest.mark.parametrize("schedule", ["onecycle", "cosine"])
-def test_the_learning_rate_rises_to_its_peak_and_falls_towards_0(schedule: str, n_warmup: float) -> None:
-    factors = [lr_factor(step, schedule=schedule, n_steps=100, n_warmup=n_warmup) for step in range(101)]
-    peak = math.ceil(n_warmup)
-    assert all(earlier < later for earlier, later in itertools.pairwise(factors[: peak + 1]))
-    assert all(earlier > later for earlier, later in itertools.pairwise(factors[peak:]))
-    assert factors[0] == pytest.approx(1 / (n_warmup + 1) if n_warmup else 1)
-    assert 0.98 < factors[peak] <= 1
-    assert factors[peak] == 1 or n_warmup % 1
-    assert 0 < factors[99] < 0.03
-    assert factors[100] == pytest.approx(0)
-
-
-def test_onecycle_falls_in_a_line_and_cosine_along_half_a_cosine() -> None:
-    values = {"n_steps": 110, "n_warmup": 10}
-    assert lr_factor(35, schedule="onecycle", **values) == pytest.approx(0.75)
-    assert lr_factor(35, schedule="cosine", **values) == pytest.approx((1 + math.sqrt(0.5)) / 2)
-    assert lr_factor(60, schedule="cosine", **values) == pytest.approx(0.5)
-
-
-def test_a_constant_learning_rate_stays_from_the_first_step() -> None:
-    assert {lr_factor(step, schedule="constant", n_steps=10, n_warmup=5) for step in range(12)} == {1.0}
-
-
-@pytest.mark.parametrize("schedule", ["onecycle", "cosine"])
-@pytest.mark.parametrize(("epochs", "warmup_epochs", "n_warmup"), [(4, 1.5, 15), (4, 100.0, 20), (1, 1.0, 5)])
-def test_the_warm_up_takes_its_epochs_but_at_most_half(
-    tiny: TrainConfig, schedule: str, epochs: int, warmup_epochs: float, n_warmup: int
-) -> None:
-    config = changed(tiny, schedule=schedule, epochs=epochs, warmup_epochs=warmup_epochs, learning_rate=0.5)
-    optimizer = make_optimizer(build_model(config, 1, 4), config)
-    scheduler = make_schedule(optimizer, config, steps_per_epoch=10)
-    assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
-    rates = []
-    for _ in range(epochs * 10):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert rates.index(max(rates)) == n_warmup
-    assert max(rates) == 0.5
-
-
 @pytest.mark.parametrize("batch_size", [32, 50, 100, 320, 321, 350, 4096])
 def test_the_schedule_counts_the_steps_that_are_taken(splits: Splits, tiny: TrainConfig, batch_size: int) -> None:
     config = changed(tiny, batch_size=batch_size, epochs=2, warmup_epochs=0)
@@ -480,38 +412,6 @@ def test_a_plateau_keeps_the_learning_rate_while_the_loss_falls(
     script_validation(monkeypatch, splits.valid.labels.tolist(), [(1.0, logit) for logit in (1, 2, 3)])
     results = run(changed(tiny, schedule="plateau", plateau_patience=0), splits)
     assert [result["lr"] for result in results] == [0.1] * 3
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("architecture", ["resnet8", "resnet18"])
-def test_weight_decay_spares_biases_and_normalisation(optimizer: str, architecture: str) -> None:
-    config = TrainConfig(
-        architecture=architecture,  # type: ignore[arg-type]
-        width=4,
-        optimizer=optimizer,  # type: ignore[arg-type]
-        learning_rate=0.1,
-        weight_decay=0.5,
-        momentum=0.0,
-    )
-    model = build_model(config, 1, 4)
-    for parameter in model.parameters():
-        torch.nn.init.constant_(parameter, 2.0)
-        parameter.grad = torch.zeros_like(parameter)
-    make_optimizer(model, config).step()
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    spared = {id(parameter) for module in norms for parameter in module.parameters()}
-    for name, parameter in model.named_parameters():
-        expected = 2.0 if id(parameter) in spared or name.endswith("bias") else 2.0 * 0.95
-        assert parameter.unique().tolist() == pytest.approx([expected]), name
-
-
-@pytest.mark.parametrize(("momentum", "nesterov"), [(0.9, True), (0.0, False)])
-def test_sgd_takes_its_options_from_the_configuration(tiny: TrainConfig, momentum: float, nesterov: bool) -> None:
-    config = changed(tiny, momentum=momentum, learning_rate=0.3)
-    optimizer = make_optimizer(build_model(config, 1, 4), config)
-    assert isinstance(optimizer, torch.optim.SGD)
-    for group in optimizer.param_groups:
-        assert (group["momentum"], group["nesterov"], group["lr"]) == (momentum, nesterov, 0.3)
 
 
 def test_the_mean_of_the_weights_is_what_is_validated(splits: Splits, tiny: TrainConfig) -> None:

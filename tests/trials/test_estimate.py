@@ -23,7 +23,7 @@ from tuning.images.splitting import Splits
 from tuning.sampling.spaces import load_space
 from tuning.trials import estimate, session
 from tuning.trials.estimate import Cost
-from tuning.trials.schedulers import METRIC, SCHEDULERS
+from tuning.trials.schedulers import METRIC
 from tuning.trials.settings import Settings
 
 
@@ -66,7 +66,7 @@ def test_a_simulated_scheduler_sees_accuracies_that_rise(monkeypatch: pytest.Mon
             told[trial.trial_id, result["epoch"]] = result[METRIC]
             return super().on_trial_result(tune_controller, trial, result)
 
-    monkeypatch.setitem(SCHEDULERS, "none", lambda epochs, seed: Spy())
+    monkeypatch.setattr("tuning.trials.schedulers.none", lambda epochs, seed: Spy())
     estimate.simulate(settings(samples=40, epochs=6), [cost(1.0, epochs=6)], n=1)
     curves = np.array([[told[str(number), epoch] for epoch in range(1, 7)] for number in range(40)])
     assert (np.diff(curves) >= 0).all()  # The best so far, as a search shows it.

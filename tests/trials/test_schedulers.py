@@ -1,14 +1,14 @@
-"""Contracts over the names in `SCHEDULERS` and `SAMPLERS`."""
+"""`tuning.trials.schedulers`: the contract of every scheduler by name, and what Ray's are made to do."""
 
 from typing import Any
 
-import optuna
 import pytest
 
-from tuning.sampling.samplers import SAMPLERS
-from tuning.sampling.spaces import load_space
-from tuning.trials import settings
-from tuning.trials.schedulers import METRIC, SCHEDULERS, StandIn, grace_period, replay
+from tuning.base.registries import LR_SCHEDULES, SCHEDULERS
+from tuning.trials.schedulers import METRIC, StandIn, grace_period, replay
+
+ANNEALED = [name for name, known in LR_SCHEDULES.items() if known.annealed]
+STOPPING = [name for name, known in SCHEDULERS.items() if known.stops_trials]
 
 
 def decision(scheduler: Any, trial: Any, epoch: int, accuracy: float) -> str:
@@ -21,23 +21,18 @@ def trial(scheduler: Any, name: str, schedule: str = "plateau", **config: Any) -
     return one
 
 
-def test_the_commands_names_are_those_of_the_registries() -> None:
-    assert set(settings.SAMPLERS) == set(SAMPLERS)
-    assert set(settings.SCHEDULERS) == set(SCHEDULERS)
-
-
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_no_scheduler_stops_a_trial_in_its_grace_period(name: str) -> None:
-    scheduler = SCHEDULERS[name](18, 0)
+    scheduler = SCHEDULERS.load(name)(18, 0)
     for i in range(12):
         one = trial(scheduler, str(i))
         for epoch in range(1, grace_period(18)):
             assert decision(scheduler, one, epoch, 0.9 - 0.05 * i) == "CONTINUE"
 
 
-@pytest.mark.parametrize("name", ["asha", "hyperband", "median"])
+@pytest.mark.parametrize("name", STOPPING)
 def test_a_bad_trial_after_good_ones_is_stopped(name: str) -> None:
-    scheduler = SCHEDULERS[name](18, 0)
+    scheduler = SCHEDULERS.load(name)(18, 0)
     for i in range(12):
         good = trial(scheduler, f"good{i}")
         for epoch in range(1, 18):
@@ -47,17 +42,17 @@ def test_a_bad_trial_after_good_ones_is_stopped(name: str) -> None:
     assert any(decision(scheduler, bad, epoch, 0.1) == "STOP" for epoch in range(1, 18))
 
 
-@pytest.mark.parametrize("name", ["asha", "hyperband", "median"])
+@pytest.mark.parametrize("name", STOPPING)
 def test_an_annealed_trial_is_compared_with_annealed_ones(name: str) -> None:
     """Which are behind early on, and come to more: they must not be stopped for that."""
-    scheduler = SCHEDULERS[name](18, 0)
+    scheduler = SCHEDULERS.load(name)(18, 0)
     for i in range(12):
         held = trial(scheduler, f"held{i}")
         for epoch in range(1, 18):
             decision(scheduler, held, epoch, 0.75)
         scheduler.on_trial_complete(None, held, {"epoch": 17, METRIC: 0.75})
     for i in range(6):
-        annealed = trial(scheduler, f"annealed{i}", ["onecycle", "cosine"][i % 2])
+        annealed = trial(scheduler, f"annealed{i}", ANNEALED[i % len(ANNEALED)])
         assert {decision(scheduler, annealed, epoch, 0.5) for epoch in range(1, 18)} == {"CONTINUE"}
         scheduler.on_trial_complete(None, annealed, {"epoch": 17, METRIC: 0.5})
     worse = trial(scheduler, "worse", "cosine")
@@ -68,7 +63,7 @@ def test_an_annealed_trial_is_compared_with_annealed_ones(name: str) -> None:
 @pytest.mark.parametrize("epochs", [2, 6, 30])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_trial_ends_at_its_own_length_and_not_at_the_searchs(name: str, epochs: int, schedule: str) -> None:
-    scheduler = SCHEDULERS[name](epochs, 0)
+    scheduler = SCHEDULERS.load(name)(epochs, 0)
     for length in (12, 3, 12, 20):
         one = trial(scheduler, f"{length}", schedule, epochs=length)
         decisions = [decision(scheduler, one, epoch, 0.5 + 0.01 * epoch) for epoch in range(1, length + 1)]
@@ -76,9 +71,9 @@ def test_a_trial_ends_at_its_own_length_and_not_at_the_searchs(name: str, epochs
         assert decisions[-1] == ("CONTINUE" if name == "none" else "STOP")
 
 
-@pytest.mark.parametrize("name", ["asha", "hyperband", "median"])
+@pytest.mark.parametrize("name", STOPPING)
 def test_of_trials_that_are_longer_than_the_search_the_bad_ones_are_stopped(name: str) -> None:
-    scheduler = SCHEDULERS[name](6, 0)
+    scheduler = SCHEDULERS.load(name)(6, 0)
     for i in range(12):
         good = trial(scheduler, f"good{i}", epochs=18)
         for epoch in range(1, 18):
@@ -89,14 +84,14 @@ def test_of_trials_that_are_longer_than_the_search_the_bad_ones_are_stopped(name
 
 @pytest.mark.parametrize("name", ["asha", "median"])
 def test_the_grace_period_is_of_the_trials_own_length(name: str) -> None:
-    scheduler = SCHEDULERS[name](6, 0)
+    scheduler = SCHEDULERS.load(name)(6, 0)
     for i in range(12):
         long = trial(scheduler, str(i), epochs=90)
         assert {decision(scheduler, long, epoch, 0.9 - 0.05 * i) for epoch in range(1, 10)} == {"CONTINUE"}
 
 
 def test_trials_whose_rate_is_held_are_compared_whatever_their_lengths() -> None:
-    scheduler = SCHEDULERS["asha"](6, 0)
+    scheduler = SCHEDULERS.load("asha")(6, 0)
     for i in range(6):
         short = trial(scheduler, str(i), epochs=4 + i)
         for epoch in (1, 2):
@@ -106,7 +101,7 @@ def test_trials_whose_rate_is_held_are_compared_whatever_their_lengths() -> None
 
 def test_an_annealed_trial_is_compared_with_those_whose_rate_falls_as_fast() -> None:
     """After two of three epochs a rate has nearly fallen; after two of twelve it has hardly begun to."""
-    scheduler = SCHEDULERS["asha"](6, 0)
+    scheduler = SCHEDULERS.load("asha")(6, 0)
     for i in range(6):
         short = trial(scheduler, str(i), "cosine", epochs=3)
         for epoch in (1, 2, 3):
@@ -115,8 +110,9 @@ def test_an_annealed_trial_is_compared_with_those_whose_rate_falls_as_fast() -> 
     assert decision(scheduler, trial(scheduler, "bad", "cosine", epochs=3), 2, 0.5) == "STOP"
 
 
-def test_none_stops_nothing() -> None:
-    scheduler = SCHEDULERS["none"](18, 0)
+@pytest.mark.parametrize("name", set(SCHEDULERS) - set(STOPPING))
+def test_a_scheduler_that_is_said_to_stop_no_trials_stops_none(name: str) -> None:
+    scheduler = SCHEDULERS.load(name)(18, 0)
     for i in range(8):
         one = trial(scheduler, str(i))
         assert {decision(scheduler, one, epoch, 1 - 0.1 * i) for epoch in range(1, 18)} == {"CONTINUE"}
@@ -128,47 +124,8 @@ def test_the_grace_period_is_a_ninth_and_at_least_two(epochs: int, grace: int) -
 
 
 def test_a_new_scheduler_that_is_shown_old_trials_judges_by_them() -> None:
-    scheduler = SCHEDULERS["asha"](18, 0)
+    scheduler = SCHEDULERS.load("asha")(18, 0)
     rows = [{"epoch": e, "valid_accuracy": 0.9} for e in range(1, 19)]
     replay(scheduler, {n: ({"schedule": "onecycle"}, rows) for n in range(6)})
     assert decision(scheduler, trial(scheduler, "new", "onecycle"), 2, 0.1) == "STOP"
     assert decision(scheduler, trial(scheduler, "other", "plateau"), 2, 0.1) == "CONTINUE"
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_serves_the_default_space_with_trials_running_beside(name: str) -> None:
-    space = load_space("resnet")
-    study = optuna.create_study(direction="maximize", sampler=SAMPLERS[name](0, 4))
-    running = [study.ask(), study.ask()]
-    hashes = {space.sample(one, epochs=8).hash() for one in running}
-    for i in range(10):
-        one = study.ask()
-        hashes.add(space.sample(one, epochs=8).hash())
-        one.report(0.5 + 0.01 * i, 1)
-        study.tell(one, 0.5 + 0.01 * i) if i % 2 else study.tell(one, state=optuna.trial.TrialState.PRUNED)
-    assert len(hashes) == 12
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_a_sampler_is_known_as_random_where_its_points_do_not_depend_on_the_results(name: str) -> None:
-    def points(sign: float) -> list[dict[str, Any]]:
-        study = optuna.create_study(direction="maximize", sampler=SAMPLERS[name](0, 4))
-        for _ in range(16):
-            one = study.ask()
-            x = one.suggest_float("x", 0, 1) + one.suggest_float("y", 0, 1)
-            one.report(sign * x, 1)
-            study.tell(one, sign * x)
-        return [one.params for one in study.trials]
-
-    assert (points(1.0) == points(-1.0)) == settings.SAMPLERS[name]
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_the_same_seed_gives_the_same_first_point(name: str) -> None:
-    def point(seed: int) -> dict[str, Any]:
-        one = optuna.create_study(sampler=SAMPLERS[name](seed, 4)).ask()
-        load_space("smoke").sample(one, epochs=2)
-        return one.params
-
-    assert point(1) == point(1)
-    assert point(1) != point(2)

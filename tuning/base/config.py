@@ -9,33 +9,44 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, ValidationError, model_validator
+from pydantic_core import core_schema
 
 from tuning.base.errors import UserError, unknown_name
+from tuning.base.registries import ARCHITECTURES, LR_SCHEDULES, OPTIMIZERS, Registry
 
 MOST_EPOCHS = 1000
-Architecture = Literal["resnet8", "resnet14", "resnet20", "resnet18"]
+# Hyperparameter -> the registry that has its choices.
+NAMED: Mapping[str, Registry[Any]] = {
+    "architecture": ARCHITECTURES,
+    "optimizer": OPTIMIZERS,
+    "schedule": LR_SCHEDULES,
+}
+
+
+def _name_in(registry: Registry[Any]) -> GetPydanticSchema:
+    """Returns the annotation of a hyperparameter that must be a name in a registry."""
+    return GetPydanticSchema(lambda source, handler: core_schema.literal_schema(list(registry)))
 
 
 class TrainConfig(BaseModel):
     """One training run's hyperparameters.
 
     Attributes:
-        architecture: resnet8, resnet14, resnet20 (three stages of 1, 2, 3 blocks) or resnet18 (torchvision's).
-        width: Channels of the first stage, 4 to 256; the small family only (resnet18 has its own 64).
-        pretrained: Start from torchvision's ImageNet weights; resnet18 only.
+        architecture: A name in `ARCHITECTURES`.
+        width: Channels of the first stage, 4 to 256; only where the architecture uses it (resnet18 has its own 64).
+        pretrained: Start from ImageNet weights; only where the architecture has them.
         stem: First layers of resnet18: "imagenet" (7x7, stride 2, max-pool) or "small" (3x3, stride 1, no pooling).
         image_size: Side in pixels to which images are resized before the network, 8 to 512; None keeps their own.
-        optimizer: "sgd" (Nesterov where momentum > 0) or "adamw" (Adam where weight_decay is 0).
+        optimizer: A name in `OPTIMIZERS`.
         learning_rate: Peak learning rate, in (0, 10].
-        momentum: SGD only, in [0, 1).
+        momentum: In [0, 1); only where the optimizer uses it.
         weight_decay: In [0, 1]; not applied to biases and normalisation layers. With SGD it is multiplied by the
             learning rate, as in torch.
         batch_size: Images a step, 8 to 4096.
         epochs: Passes over the train split at most, 1 to 1000.
-        schedule: "plateau" (ReduceLROnPlateau on valid_loss), "onecycle" (Smith & Topin 2019), "cosine" (Loshchilov &
-            Hutter 2017) after a linear warm-up, or "constant".
-        warmup_epochs: Linear warm-up of onecycle and cosine, in epochs, 0 to 100 (at most half of `epochs` is used).
+        schedule: A name in `LR_SCHEDULES`.
+        warmup_epochs: Linear warm-up of schedules that use it, in epochs, 0 to 100 (at most half of `epochs` is used).
         plateau_patience: Epochs without a lower valid_loss before the learning rate drops, 0 to 100.
         plateau_factor: What the learning rate is multiplied by when it drops, in (0, 1).
         patience: Early stopping: epochs without a lower valid_loss before training ends, 1 to 1000; None never.
@@ -50,18 +61,18 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    architecture: Architecture = "resnet8"
+    architecture: Annotated[str, _name_in(ARCHITECTURES)] = ARCHITECTURES.default
     width: Annotated[int, Field(ge=4, le=256)] = 16
     pretrained: bool = False
     stem: Literal["imagenet", "small"] = "imagenet"
     image_size: Annotated[int, Field(ge=8, le=512)] | None = None
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Annotated[str, _name_in(OPTIMIZERS)] = OPTIMIZERS.default
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 5e-4
     batch_size: Annotated[int, Field(ge=8, le=4096)] = 128
     epochs: Annotated[int, Field(ge=1, le=MOST_EPOCHS)] = 15
-    schedule: Literal["plateau", "onecycle", "cosine", "constant"] = "onecycle"
+    schedule: Annotated[str, _name_in(LR_SCHEDULES)] = LR_SCHEDULES.default
     warmup_epochs: Annotated[float, Field(ge=0, le=100)] = 1.0
     plateau_patience: Annotated[int, Field(ge=0, le=100)] = 1
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -76,8 +87,9 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.pretrained and self.architecture != "resnet18":
-            raise ValueError(f"pretrained must be false unless architecture is resnet18, but got {self.architecture!r}")
+        if self.pretrained and not ARCHITECTURES[self.architecture].pretrained:
+            able = " or ".join(name for name, known in ARCHITECTURES.items() if known.pretrained)
+            raise ValueError(f"pretrained must be false unless architecture is {able}, but got {self.architecture!r}")
         return self
 
     def hash(self) -> str:
@@ -85,18 +97,18 @@ class TrainConfig(BaseModel):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
 
-# Schedules whose rate falls to zero over a training's length: what they reach, they reach at its end.
-ANNEALED = ("onecycle", "cosine")
-
 # Hyperparameter -> another one, and the choices of that with which it does nothing.
 IDLE_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
-    "width": ("architecture", ("resnet18",)),
-    "stem": ("architecture", ("resnet8", "resnet14", "resnet20")),
-    "momentum": ("optimizer", ("adamw",)),
-    "warmup_epochs": ("schedule", ("plateau", "constant")),
-    "plateau_patience": ("schedule", ("onecycle", "cosine", "constant")),
-    "plateau_factor": ("schedule", ("onecycle", "cosine", "constant")),
+    used: (decider, tuple(name for name, entry in registry.items() if used not in entry.uses))
+    for decider, registry in NAMED.items()
+    for used in (used for entry in registry.values() for used in entry.uses)
 }
+
+
+def network(architecture: str, width: object) -> str:
+    """Returns the name of an architecture with its width, if it uses one: "resnet8-16"."""
+    known = ARCHITECTURES.get(architecture)
+    return f"{architecture}-{width}" if width is not None and known and "width" in known.uses else architecture
 
 
 def parse_config(values: Mapping[str, Any], source: str) -> TrainConfig:
@@ -120,7 +132,7 @@ def parse_config(values: Mapping[str, Any], source: str) -> TrainConfig:
             raise UserError(f"{source}: {problem['ctx']['error']}.") from error
         name = str(problem["loc"][0])
         if problem["type"] == "literal_error":
-            allowed = get_args(TrainConfig.model_fields[name].annotation)
+            allowed = NAMED.get(name) or get_args(TrainConfig.model_fields[name].annotation)
             raise UserError(f"{source}: {unknown_name(name, str(values[name]), allowed)}") from error
         rule = problem["msg"].removeprefix("Input should be ").split(", unable")[0].split(", got")[0]
         raise UserError(f"{source}: {name} must be {rule}, but got {values[name]!r}.") from error

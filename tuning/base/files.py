@@ -36,6 +36,11 @@ def called(run: Path) -> str:
     return shlex.quote(str(run))
 
 
+def space_names() -> list[str]:
+    """Returns the names of the search spaces that come with the project."""
+    return sorted(path.stem for path in SPACES.glob("*.py") if not path.stem.startswith("_"))
+
+
 def make_folder(path: Path, *, exist_ok: bool = False) -> None:
     """Makes a folder; raises UserError where that cannot be."""
     try:

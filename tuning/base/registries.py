@@ -1,8 +1,224 @@
-"""The names of samplers and schedulers, and what is true of each, without the libraries that build them.
+"""What can be chosen by name: for each name a phrase, where its builder is, and the facts that others go by.
 
-`tuning.trials.schedulers` has the builders.
+Nothing here imports torch, Ray or Optuna. To add a name, write a builder of that name in the registry's module, and an
+entry here: options, error messages and contract tests follow. `python -m tuning.base.registries` prints the tables of
+the READMEs; with files it renews those that stand in them.
 """
 
-# Sampler -> whether it draws all of its points at random, whatever came of those before.
-SAMPLERS = {"curves": False, "tpe": False, "gp": False, "random": True, "qmc": True, "nsga2": False}
-SCHEDULERS = ("asha", "hyperband", "median", "none")
+import importlib
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from tuning.base.errors import unknown_name
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a name without importing what it stands for.
+
+    Attributes:
+        summary: What it is, for a table: a phrase without a full stop.
+        uses: Hyperparameters that do something with this name, and nothing with some others of its registry.
+    """
+
+    summary: str
+    uses: tuple[str, ...] = ()
+
+    @property
+    def facts(self) -> str:
+        """What is true of it, for a table."""
+        true = [field.name.replace("_", " ") for field in fields(self) if getattr(self, field.name) is True]
+        return ", ".join([*true, *(f"uses `{name}`" for name in self.uses)])
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class Registry(dict[str, E], Generic[E]):
+    """Name -> entry, in the order of preference: where nothing is chosen, the first that fits is taken.
+
+    Args:
+        kind: What a name stands for, as errors call it.
+        entries: The names.
+        module: Has a builder for each name, of that name; "" where the entries say all.
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, E], module: str = "") -> None:
+        super().__init__(entries)
+        self.kind, self.module = kind, module
+
+    @property
+    def default(self) -> str:
+        """The first name."""
+        return next(iter(self))
+
+    @property
+    def listed(self) -> str:
+        """All names, for a help text: "a, b or c"."""
+        *others, last = self
+        return f"{', '.join(others)} or {last}" if others else last
+
+    def find(self, name: str, option: str = "") -> E:
+        """Returns the entry of a name that a user gave, with the option that it was given to, if any.
+
+        Raises:
+            UserError: The name is unknown; the closest one is named.
+        """
+        if name not in self:
+            raise unknown_name(option or self.kind, name, self)
+        return self[name]
+
+    def load(self, name: str) -> Any:
+        """Returns the builder of a name, and imports what it needs; raises UserError for an unknown name."""
+        self.find(name)
+        return getattr(importlib.import_module(self.module), name)
+
+    def table(self) -> str:
+        """Returns the names, what they are and what is true of them, as a Markdown table."""
+        rows = [f"| `{name}` | {entry.summary} | {entry.facts} |" for name, entry in self.items()]
+        return "\n".join([f"| {self.kind.lower()} | what it is | facts |", "|---|---|---|", *rows])
+
+
+@dataclass(frozen=True)
+class Architecture(Entry):
+    """A network. Its builder takes configuration, channels and number of classes.
+
+    Attributes:
+        pretrained: There are weights to start from.
+    """
+
+    pretrained: bool = False
+
+
+@dataclass(frozen=True)
+class LrSchedule(Entry):
+    """A learning-rate schedule. Its builder takes optimizer, configuration and steps an epoch.
+
+    Attributes:
+        annealed: The rate falls to zero over a training's length: what it reaches, it reaches at its end.
+        drops_on_plateau: The rate drops where the valid loss stops falling, so it needs fresh images to judge by.
+    """
+
+    annealed: bool = False
+    drops_on_plateau: bool = False
+
+
+@dataclass(frozen=True)
+class Sampler(Entry):
+    """Draws the points of a search. Its builder takes a seed and the number of points to draw at random first.
+
+    Attributes:
+        random: It draws all points at random, whatever came of those before.
+        two_objectives: It can minimize something beside the accuracy.
+    """
+
+    random: bool = False
+    two_objectives: bool = False
+
+
+@dataclass(frozen=True)
+class Scheduler(Entry):
+    """Decides which trials go on. Its builder takes the full length of a trial, in epochs, and a seed.
+
+    Attributes:
+        stops_trials: It stops some before their full length.
+    """
+
+    stops_trials: bool = False
+
+
+ARCHITECTURES = Registry(
+    "architecture",
+    {
+        "resnet8": Architecture("the CIFAR ResNet of He et al. 2016, 1 block in each of three stages", ("width",)),
+        "resnet14": Architecture("the same, 2 blocks", ("width",)),
+        "resnet20": Architecture("the same, 3 blocks", ("width",)),
+        "resnet18": Architecture(
+            "torchvision's, from scratch or from its ImageNet weights", ("stem",), pretrained=True
+        ),
+    },
+    "tuning.models.architectures",
+)
+
+# Its builders take groups of parameters and the configuration.
+OPTIMIZERS = Registry(
+    "optimizer",
+    {
+        "sgd": Entry("SGD, with Nesterov momentum where `momentum` > 0", ("momentum",)),
+        "adamw": Entry("AdamW; Adam where `weight_decay` is 0"),
+    },
+    "tuning.training.optimizers",
+)
+
+LR_SCHEDULES = Registry(
+    "schedule",
+    {
+        "onecycle": LrSchedule("a linear rise, a linear fall (Smith & Topin 2019)", ("warmup_epochs",), annealed=True),
+        "cosine": LrSchedule(
+            "a linear rise, a fall along half a cosine (Loshchilov & Hutter 2017)", ("warmup_epochs",), annealed=True
+        ),
+        "plateau": LrSchedule(
+            "torch's ReduceLROnPlateau on the valid loss", ("plateau_patience", "plateau_factor"), drops_on_plateau=True
+        ),
+        "constant": LrSchedule("the same rate at every step"),
+    },
+    "tuning.training.schedules",
+)
+
+SAMPLERS = Registry(
+    "sampler",
+    {
+        "curves": Sampler("a Gaussian process over configuration and epoch, which reads learning curves"),
+        "tpe": Sampler("the tree-structured Parzen estimator (Bergstra et al. 2011)", two_objectives=True),
+        "gp": Sampler("Optuna's Gaussian process with log expected improvement", two_objectives=True),
+        "random": Sampler("independent random points", random=True, two_objectives=True),
+        "qmc": Sampler("scrambled Sobol points", random=True, two_objectives=True),
+        "nsga2": Sampler("the genetic algorithm NSGA-II (Deb et al. 2002)", two_objectives=True),
+    },
+    "tuning.sampling.samplers",
+)
+
+SCHEDULERS = Registry(
+    "scheduler",
+    {
+        "asha": Scheduler("ASHA in its stopping form (Li et al. 2020, MLSys)", stops_trials=True),
+        "hyperband": Scheduler("ASHA with several grace periods (Li et al. 2020, section 3.3)", stops_trials=True),
+        "median": Scheduler("the median stopping rule (Golovin et al. 2017, Google Vizier)", stops_trials=True),
+        "none": Scheduler("every trial goes its full length"),
+    },
+    "tuning.trials.schedulers",
+)
+
+# Columns of `trials.csv` that a search can minimize beside its accuracy.
+OBJECTIVES = Registry(
+    "objective",
+    {
+        "n_parameters": Entry("trainable parameters"),
+        "seconds_per_image": Entry("seconds to label one image"),
+    },
+)
+
+
+def registries() -> list[Registry[Any]]:
+    """Returns all registries; that of the data sets is where images are."""
+    data_sets = importlib.import_module("tuning.images.catalogue").DATASETS
+    return [ARCHITECTURES, OPTIMIZERS, LR_SCHEDULES, SAMPLERS, SCHEDULERS, OBJECTIVES, data_sets]
+
+
+def renewed(text: str) -> str:
+    """Returns a Markdown text whose tables of registries, known by their first line, say what these say now."""
+    for table in (registry.table() for registry in registries()):
+        first = re.escape(table.splitlines()[0])
+        text = re.sub(rf"^{first}\n(\|.*\n)+", table.replace("\\", r"\\") + "\n", text, flags=re.MULTILINE)
+    return text
+
+
+if __name__ == "__main__":
+    for file in map(Path, sys.argv[1:]):
+        file.write_text(renewed(file.read_text(encoding="utf-8")), encoding="utf-8")
+    if not sys.argv[1:]:
+        print("\n\n".join(registry.table() for registry in registries()))

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
+from tuning.base.registries import OBJECTIVES
 from tuning.figures.style import (
     BEST,
     FAINT,
@@ -114,7 +115,7 @@ def pareto(trials: pd.DataFrame, minimized: str) -> Figure:
 
     Args:
         trials: A run's trials, with `pareto`.
-        minimized: One of `results.OBJECTIVES`.
+        minimized: A name in `OBJECTIVES`.
     """
     figure, ax = single(7.0, 4.6)
     done = trials[(trials["state"] == "complete") & trials[minimized].notna()]
@@ -129,8 +130,7 @@ def pareto(trials: pd.DataFrame, minimized: str) -> Figure:
     for trial, at_x, at_y in zip(front["trial"], x, y, strict=True):
         ax.annotate(f"{trial}", (at_x, at_y), (5, -11), textcoords="offset points", fontsize=TICK, color=BEST)
     accuracy_axis(ax)
-    names = {"n_parameters": "trainable parameters", "seconds_per_image": "seconds to label one image"}
-    ax.set_xlabel(names[minimized], fontsize=LABEL)
+    ax.set_xlabel(OBJECTIVES[minimized].summary, fontsize=LABEL)
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:.0e}"))
     ax.xaxis.set_minor_formatter("")

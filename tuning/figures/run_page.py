@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuning.base import files, masking
 from tuning.base.errors import UserError, each_alone
+from tuning.base.registries import OBJECTIVES
 from tuning.runs import openings, run_folder, schema
 from tuning.runs.run_folder import MODEL_DIR, Run, is_of
 from tuning.runs.verdicts import luck, verdicts
@@ -313,7 +314,7 @@ def _run_figures(
     if importance is not None and len(importance):
         draw["importances"] = lambda: run_charts.importances(importance)
     if "pareto" in trials and trials["pareto"].any():
-        draw["pareto"] = lambda: run_charts.pareto(trials, run.settings.get("minimize") or "n_parameters")
+        draw["pareto"] = lambda: run_charts.pareto(trials, run.settings.get("minimize") or OBJECTIVES.default)
     return draw
 
 

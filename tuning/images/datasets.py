@@ -1,35 +1,15 @@
-"""The data sets by name, and how one becomes arrays."""
+"""How a data set of `DATASETS` becomes arrays."""
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from tuning.base.errors import UserError, unknown_name
-from tuning.images.fetch import FASHION_MNIST, FileSet, parse_idx, read_files
-
-if TYPE_CHECKING:
-    pass
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A data set of four IDX files: its classes and where its images and labels are.
-
-    Attributes:
-        files: Names, hashes and sources.
-        train: Names of the image and the label file of the training images.
-        test: The same for the test images.
-    """
-
-    name: str
-    class_names: tuple[str, ...]
-    files: FileSet
-    train: tuple[str, str]
-    test: tuple[str, str]
+from tuning.base.errors import UserError
+from tuning.images.catalogue import DATASETS, Dataset
+from tuning.images.fetch import parse_idx, read_files
 
 
 @dataclass(frozen=True)
@@ -61,54 +41,25 @@ class HashedTest:
     value_range: tuple[int, int]
 
 
-DATASETS = {
-    "fashion-mnist": Dataset(
-        name="fashion-mnist",
-        class_names=(
-            "T-shirt/top",
-            "Trouser",
-            "Pullover",
-            "Dress",
-            "Coat",
-            "Sandal",
-            "Shirt",
-            "Sneaker",
-            "Bag",
-            "Ankle boot",
-        ),
-        files=FASHION_MNIST,
-        train=("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-        test=("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-    ),
-}
-
-
-def find_dataset(name: str) -> Dataset:
-    """Returns the data set of that name; raises UserError with the closest match if there is none."""
-    if name not in DATASETS:
-        raise unknown_name("Data set", name, DATASETS)
-    return DATASETS[name]
-
-
 def load_train(dataset: str, data_dir: Path | None = None) -> Labelled:
     """Returns all training images of the data set, before they are split.
 
     Raises:
         UserError: The files cannot be had, or are damaged, or images and labels differ in number.
     """
-    found = find_dataset(dataset)
+    found = DATASETS.find(dataset)
     return _load(found, found.train, data_dir)
 
 
 def load_test(dataset: str, data_dir: Path | None = None) -> Labelled:
     """Returns the test images. For `tuning.final` alone, which logs each time that it calls this."""
-    found = find_dataset(dataset)
+    found = DATASETS.find(dataset)
     return _load(found, found.test, data_dir)
 
 
 def hash_test(dataset: str, data_dir: Path | None = None) -> HashedTest:
     """Returns what may be known of the test split without opening it: a digest an image, and counts."""
-    found = find_dataset(dataset)
+    found = DATASETS.find(dataset)
     test = _load(found, found.test, data_dir)
     return HashedTest(
         digests=image_digests(test.images),

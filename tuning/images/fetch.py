@@ -12,8 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,41 +22,11 @@ import numpy.typing as npt
 from tuning.base.downloads import CONNECT_SECONDS, SourceError, download
 from tuning.base.errors import UserError
 from tuning.base.files import cache_dir, write_bytes
+from tuning.images.catalogue import FileSet
 
 COMMAND_SECONDS = 300.0
 
 Contents = Iterator[tuple[str, bytes]]
-
-
-@dataclass(frozen=True)
-class FileSet:
-    """The files of a data set and where they may be had.
-
-    Attributes:
-        sha256: File name without .gz -> SHA-256 of the uncompressed content.
-        mirrors: URL prefixes, ending with "/", under which the gzipped files lie.
-        system_dir: Where the Debian package puts the files when it is installed.
-    """
-
-    name: str
-    sha256: Mapping[str, str]
-    mirrors: tuple[str, ...] = ()
-    debian_package: str | None = None
-    system_dir: Path | None = None
-
-
-FASHION_MNIST = FileSet(
-    name="fashion-mnist",
-    sha256={
-        "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-        "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-        "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-        "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-    },
-    mirrors=("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
-    debian_package="dataset-fashion-mnist",
-    system_dir=Path("/usr/share/datasets/fashion-mnist"),
-)
 
 
 def read_files(files: FileSet, names: Sequence[str], data_dir: Path | None = None) -> dict[str, bytes]:

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tuning.base.errors import UserError, counted
-from tuning.images.datasets import Labelled, find_dataset, load_train
+from tuning.images.catalogue import DATASETS
+from tuning.images.datasets import Labelled, load_train
 
 if TYPE_CHECKING:
     pass
@@ -70,7 +71,7 @@ def load_splits(
             than the classes.
     """
     everything = load_train(dataset, data_dir)
-    return make_splits(everything, dataset, find_dataset(dataset).class_names, seed=seed, train_images=train_images)
+    return make_splits(everything, dataset, DATASETS.find(dataset).class_names, seed=seed, train_images=train_images)
 
 
 def make_splits(

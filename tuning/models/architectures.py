@@ -1,10 +1,8 @@
-"""`ARCHITECTURES`: name -> builder. Models return logits (N, n_classes) and the features (N, D) before the last layer.
+"""The networks. They return logits (N, n_classes) and the features (N, D) before the last layer, which is `head`.
 
 The small family is the CIFAR ResNet of He et al. 2016 (section 4.2) with three stages of 1, 2 or 3 blocks; resnet18 is
-torchvision's own module. To add one, write a builder and name it in `ARCHITECTURES` and `config.Architecture`.
+torchvision's own module. To add one, write a builder like `resnet8` and its entry in `registries.ARCHITECTURES`.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +10,9 @@ from torch.nn import functional
 
 from tuning.base.config import TrainConfig
 from tuning.base.downloads import resnet18_weights
+from tuning.base.registries import ARCHITECTURES
 from tuning.models.norm import Norm
 from tuning.models.shortcut import convolve_both
-
-Builder = Callable[[TrainConfig, int, int, bool], nn.Module]
 
 
 class Block(nn.Module):
@@ -116,7 +113,9 @@ def build_model(config: TrainConfig, channels: int, n_classes: int, load_pretrai
     Raises:
         UserError: The pretrained weights cannot be had.
     """
-    model = ARCHITECTURES[config.architecture](config, channels, n_classes, load_pretrained)
+    if not load_pretrained:
+        config = config.model_copy(update={"pretrained": False})
+    model: nn.Module = ARCHITECTURES.load(config.architecture)(config, channels, n_classes)
     if config.image_size is not None:
         model = Resized(model, config.image_size)
     return model.to(memory_format=torch.channels_last)
@@ -141,19 +140,27 @@ def fold_channels(weight: Tensor, channels: int) -> Tensor:
     return weight[:, index] * (weight.shape[1] / channels)
 
 
-def _small(blocks: int) -> Builder:
-    def build(config: TrainConfig, channels: int, n_classes: int, load_pretrained: bool) -> nn.Module:
-        return SmallResNet(blocks, config.width, channels, n_classes)
-
-    return build
+def resnet8(config: TrainConfig, channels: int, n_classes: int) -> nn.Module:
+    """Returns a ResNet-8."""
+    return SmallResNet(1, config.width, channels, n_classes)
 
 
-def _resnet18(config: TrainConfig, channels: int, n_classes: int, load_pretrained: bool) -> nn.Module:
-    from torchvision.models import resnet18
+def resnet14(config: TrainConfig, channels: int, n_classes: int) -> nn.Module:
+    """Returns a ResNet-14."""
+    return SmallResNet(2, config.width, channels, n_classes)
 
-    pretrained = config.pretrained and load_pretrained
-    network = resnet18(weights=None, num_classes=1000 if pretrained else n_classes)
-    if pretrained:
+
+def resnet20(config: TrainConfig, channels: int, n_classes: int) -> nn.Module:
+    """Returns a ResNet-20."""
+    return SmallResNet(3, config.width, channels, n_classes)
+
+
+def resnet18(config: TrainConfig, channels: int, n_classes: int) -> nn.Module:
+    """Returns torchvision's ResNet-18; its first layer takes any number of channels."""
+    from torchvision import models
+
+    network = models.resnet18(weights=None, num_classes=1000 if config.pretrained else n_classes)
+    if config.pretrained:
         network.load_state_dict(torch.load(resnet18_weights(), map_location="cpu", weights_only=True))
         network.fc = nn.Linear(512, n_classes)
     first = network.conv1.weight.detach()
@@ -165,7 +172,7 @@ def _resnet18(config: TrainConfig, channels: int, n_classes: int, load_pretraine
         first = centre * (first.norm() / centre.norm())
     else:
         network.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
-    if pretrained:
+    if config.pretrained:
         with torch.no_grad():
             network.conv1.weight.copy_(fold_channels(first, channels))
     else:
@@ -180,11 +187,3 @@ def _initialise(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, Block):
             nn.init.zeros_(module.norm2.weight)
-
-
-ARCHITECTURES: dict[str, Builder] = {
-    "resnet8": _small(1),
-    "resnet14": _small(2),
-    "resnet20": _small(3),
-    "resnet18": _resnet18,
-}

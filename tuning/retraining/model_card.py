@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tuning.base.errors import counted
+from tuning.images.catalogue import DATASETS
 from tuning.runs.verdicts import verdicts
 
 if TYPE_CHECKING:
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CARD = "model_card.md"
-LICENCES = {"fashion-mnist": "Fashion-MNIST: Xiao, Rasul and Vollgraf 2017, Zalando SE, MIT licence."}
 
 
 def scores(metrics: Mapping[str, Any], architecture: str) -> str:
@@ -56,7 +56,7 @@ def model_card(
         test_probabilities: float32 (N, n_classes).
         speed: A sentence.
     """
-    names = described["class_names"]
+    names, known = described["class_names"], DATASETS.get(described["dataset"])
     return _filled(
         f"{CARD}.j2",
         metrics,
@@ -65,7 +65,7 @@ def model_card(
         verdicts=verdicts(metrics),
         classes=report[report["class"].isin(names)].to_dict("records"),
         confused=confused_pairs(labels, test_probabilities, names),
-        licence=LICENCES.get(described["dataset"], "Licence of the data: see its source."),
+        licence=known.licence if known is not None else "Licence of the data: see its source.",
     )
 
 

@@ -14,8 +14,6 @@ from tuning.base.errors import UserError, counted
 if TYPE_CHECKING:
     import pandas as pd
 
-OBJECTIVES = ("n_parameters", "seconds_per_image")  # The columns that a search can minimize beside its accuracy.
-
 _INT, _FLOAT, _TEXT, _TIME = "Int64", "float64", "str", "datetime64[us, UTC]"
 
 EPOCH_COLUMNS = {

@@ -1,14 +1,21 @@
-"""The samplers by name."""
+"""Optuna's samplers as a search uses them. Every option is named, because Optuna's defaults change.
+
+To add one, write a builder like `tpe` and its entry in `registries.SAMPLERS`.
+"""
 
 import warnings
-from collections.abc import Callable
 
 import optuna
 
 from tuning.sampling.curve_sampler import CurveSampler
 
 
-def _tpe(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
+def curves(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
+    """The sampler that reads learning curves."""
+    return CurveSampler(seed, n_startup)
+
+
+def tpe(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
     """Tree-structured Parzen estimator (Bergstra et al. 2011), each hyperparameter by itself.
 
     On recorded learning curves the multivariate one was far behind it: `tests/benchmarks/README.md`.
@@ -25,7 +32,7 @@ def _tpe(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
         )
 
 
-def _gp(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
+def gp(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
     """Gaussian process with log expected improvement; branches that not every trial has are drawn independently."""
     import torch  # noqa: F401  The sampler needs it at its first proposal, which `one_thread` then limits, too.
 
@@ -34,11 +41,12 @@ def _gp(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
     )
 
 
-def _random(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
+def random(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
+    """Independent random points."""
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-def _qmc(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
+def qmc(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
     """Scrambled Sobol points (Bergstra & Bengio 2012 compare them with random ones)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -51,16 +59,6 @@ def _qmc(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
         )
 
 
-def _nsga2(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
+def nsga2(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
     """NSGA-II (Deb et al. 2002), a generation as large as the other samplers' start-up."""
     return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(2, n_startup))
-
-
-SAMPLERS: dict[str, Callable[[int, int], optuna.samplers.BaseSampler]] = {
-    "curves": CurveSampler,
-    "tpe": _tpe,
-    "gp": _gp,
-    "random": _random,
-    "qmc": _qmc,
-    "nsga2": _nsga2,
-}

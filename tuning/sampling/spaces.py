@@ -20,7 +20,7 @@ from tuning.base.errors import UserError, unknown_name
 from tuning.sampling.suggestions import Steady
 from tuning.sampling.surroundings import Surroundings, of_run
 
-SPACES = files.SPACES
+SPACES, space_names = files.SPACES, files.space_names
 _DRAWS_TO_CHECK = 50
 # Choices that a machine may lack, beside those that a space names as for GPUs only: the pretrained weights.
 LIMITED = {"pretrained": [True]}
@@ -137,11 +137,6 @@ def _raised(error: Exception, file: str) -> str:
         return f"line {error.lineno} raised SyntaxError({error.msg!r})"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     return f"line {lines[-1]} raised {error!r}" if lines else f"raised {error!r}"
-
-
-def space_names() -> list[str]:
-    """Returns the names of the spaces that come with the project."""
-    return sorted(path.stem for path in SPACES.glob("*.py") if not path.stem.startswith("_"))
 
 
 def shipped_config(path: Path) -> Path:

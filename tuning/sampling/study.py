@@ -20,9 +20,9 @@ from optuna.trial import TrialState
 
 from tuning.base import files
 from tuning.base.config import TrainConfig
-from tuning.base.errors import UserError, counted, unknown_name
+from tuning.base.errors import UserError, counted
 from tuning.base.masking import masked
-from tuning.base.registries import SAMPLERS
+from tuning.base.registries import OBJECTIVES, SAMPLERS
 from tuning.base.threads import one_thread
 from tuning.runs import run_folder, schema, study_file
 from tuning.runs.study_file import EPOCH
@@ -47,7 +47,7 @@ _KEPT = (
     "device",
     "precision",
     "node",
-    *schema.OBJECTIVES,
+    *OBJECTIVES,
 )
 # What an epoch's result says of its trial: the study keeps it with the epoch.
 _OF_TRIAL = ("n_parameters", "device", "precision", "finished", "seconds_per_image")
@@ -504,14 +504,13 @@ def drawn_at_random(path: Path, sampler: str, n_startup: int) -> set[int]:
     Raises:
         UserError: `SAMPLERS` has no sampler of that name.
     """
-    if sampler not in SAMPLERS:
-        raise unknown_name("sampler", sampler, SAMPLERS)
+    all_random = SAMPLERS.find(sampler).random
     if not study_file.studies(path):
         return set()
     return {
         trial.number
         for trial in study_storage.load(path).get_trials(deepcopy=False)
-        if "fixed_params" not in trial.system_attrs and (SAMPLERS[sampler] or trial.number < n_startup)
+        if "fixed_params" not in trial.system_attrs and (all_random or trial.number < n_startup)
     }
 
 

@@ -1,4 +1,4 @@
-"""`fit`: a generator that yields one `EpochResult` an epoch. Early stopping and the learning-rate schedules live here.
+"""`fit`: a generator that yields one `EpochResult` an epoch. Early stopping lives here.
 
 Nothing here prints, and nothing here knows Ray or Optuna. `Training` holds all that changes while a model trains; saved
 between any two epochs and loaded again, it goes on to the same numbers.
@@ -16,17 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tuning.base.config import TrainConfig
-from tuning.base.errors import unknown_name
 from tuning.images.batches import normalise, parts_of, to_tensors, train_batches
 from tuning.images.datasets import Labelled
 from tuning.images.splitting import Splits
 from tuning.models.architectures import build_model, count_parameters
 from tuning.training import acceleration
 from tuning.training.acceleration import Logits, autocast, faster_precision
+from tuning.training.optimizers import make_optimizer
+from tuning.training.schedules import make_schedule
 
 EVALUATION_BATCH = 500
 # What `Training` keeps from epoch to epoch beside the states of others; each is replaced as a whole, never changed.
@@ -92,8 +93,8 @@ class Training:
         accumulation: Parts that a batch is cut into, one forward and backward pass each, where a whole one takes too
             much memory; fewer where a part would have less than two images. The gradient is that of the whole batch,
             but for batch normalisation, which sees the parts.
-        lrs: Learning rate of each epoch, instead of a "plateau" schedule's: there are no fresh images to judge by where
-            the valid ones are trained on.
+        lrs: Learning rate of each epoch, instead of that of a schedule which drops on a plateau: there are no fresh
+            images to judge by where the valid ones are trained on.
         accelerated: Whether the step is captured by `acceleration.accelerate`; None: on a GPU.
 
     Raises:
@@ -212,7 +213,7 @@ class Training:
         if self._whole_batch is None:
             images = normalise(self._train[0][: self.config.batch_size], self.mean, self.std)
             self._whole_batch = acceleration.accelerate(self._logits, images)
-        optimizer = self._optimizer
+        optimizer, by_epoch = self._optimizer, isinstance(self._schedule, ReduceLROnPlateau)
         losses: list[Tensor] = []
         n_right, n_seen = torch.zeros((), dtype=torch.int64, device=self.device), 0
         for step, (images, labels) in enumerate(train_batches(*self._train, self.config, self._generator), start=1):
@@ -223,7 +224,7 @@ class Training:
                 raise self._non_finite(step, loss.item())
             optimizer.step()
             self._last_lr = optimizer.param_groups[0]["lr"]
-            if isinstance(self._schedule, LambdaLR):
+            if not by_epoch:
                 self._schedule.step()
             if self._averaged is not None:
                 self._averaged.update()
@@ -332,94 +333,6 @@ def evaluate(
     apply = functools.partial(predict, model, mean=splits.mean, std=splits.std)
     log_probabilities, features = flip_averaged(apply, images, flip_averaging)
     return log_probabilities.cpu(), features.cpu()
-
-
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Returns the optimizer; weight decay is applied to weights of two and more dimensions only (not biases, norms).
-
-    Raises:
-        UserError: `OPTIMIZERS` has none of the configuration's name.
-    """
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    if config.optimizer not in OPTIMIZERS:
-        raise unknown_name("optimizer", config.optimizer, OPTIMIZERS)
-    return OPTIMIZERS[config.optimizer](groups, config)
-
-
-def _sgd(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    nesterov = config.momentum > 0
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=True)
-
-
-def _adamw(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
-
-
-OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], TrainConfig], torch.optim.Optimizer]] = {
-    "sgd": _sgd,
-    "adamw": _adamw,
-}
-
-
-def make_schedule(
-    optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int, lrs: Sequence[float] | None = None
-) -> LambdaLR | ReduceLROnPlateau:
-    """Returns the schedule: a step a batch for all but "plateau", which takes one an epoch with the valid_loss.
-
-    With `lrs` a plateau's rates are these, one an epoch.
-
-    Raises:
-        UserError: The configuration's is neither "plateau" nor in `FACTORS`.
-    """
-    if config.schedule == PLATEAU and lrs is not None:
-        factors = [lr / config.learning_rate for lr in lrs]
-        return LambdaLR(
-            optimizer, functools.partial(_factor_of_epoch, factors=factors, steps_per_epoch=steps_per_epoch)
-        )
-    if config.schedule == PLATEAU:
-        return ReduceLROnPlateau(
-            optimizer,
-            factor=config.plateau_factor,
-            patience=config.plateau_patience,
-            threshold=config.min_delta,
-            threshold_mode="abs",
-        )
-    if config.schedule not in FACTORS:
-        raise unknown_name("schedule", config.schedule, [PLATEAU, *FACTORS])
-    n_steps = config.epochs * steps_per_epoch
-    n_warmup = min(config.warmup_epochs, config.epochs / 2) * steps_per_epoch
-    return LambdaLR(
-        optimizer, functools.partial(lr_factor, schedule=config.schedule, n_steps=n_steps, n_warmup=n_warmup)
-    )
-
-
-def lr_factor(step: int, *, schedule: str, n_steps: int, n_warmup: float) -> float:
-    """Returns the share of the peak learning rate, in [0, 1], at a step counted from 0.
-
-    "onecycle" rises linearly and falls linearly to 0; "cosine" rises so, too, and falls along half a cosine; "constant"
-    does neither.
-    """
-    fall = FACTORS[schedule]
-    if fall is None:
-        return 1.0
-    if step < n_warmup:
-        return (step + 1) / (n_warmup + 1)
-    return fall(min(1.0, (step - n_warmup) / max(1.0, n_steps - n_warmup)))
-
-
-PLATEAU = "plateau"
-# Schedule -> the share of the peak rate after a share of the steps after the warm-up; None: the peak rate throughout.
-FACTORS: dict[str, Callable[[float], float] | None] = {
-    "onecycle": lambda progress: 1 - progress,
-    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
-    "constant": None,
-}
-
-
-def _factor_of_epoch(step: int, *, factors: Sequence[float], steps_per_epoch: int) -> float:
-    return factors[min(step // steps_per_epoch, len(factors) - 1)]
 
 
 def prepare(threads: int) -> None:

@@ -36,7 +36,7 @@ class Job:
     Attributes:
         folder: Of all jobs; this one's is below it.
         length: Train exactly this many epochs and keep the last one's weights; None: stop early, and keep the best's.
-        lrs: Learning rate of each epoch, instead of a "plateau" schedule's.
+        lrs: Learning rate of each epoch, instead of that of a schedule which drops on a plateau.
         accumulation: Parts that each batch is cut into from the start, because a whole one was too much in the search.
     """
 

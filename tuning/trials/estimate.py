@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tuning.base import files, machine
-from tuning.base.config import ANNEALED, TrainConfig
+from tuning.base.config import TrainConfig, network
 from tuning.base.errors import UserError
+from tuning.base.registries import LR_SCHEDULES, SCHEDULERS
 from tuning.images.datasets import Labelled
 from tuning.images.splitting import Splits
 from tuning.runs import run_folder
@@ -69,7 +70,7 @@ def kinds(space: "Space", epochs: int) -> list[tuple[TrainConfig, float]]:
     one: dict[tuple[Any, ...], TrainConfig] = {}
     count: Counter[tuple[Any, ...]] = Counter()
     for config in drawn:
-        kind = (*step_kind(config), config.epochs, config.schedule in ANNEALED)
+        kind = (*step_kind(config), config.epochs, LR_SCHEDULES[config.schedule].annealed)
         one.setdefault(kind, config.model_copy(update={"pretrained": False}))
         count[kind] += 1
     return [(config, count[kind] / DRAWS) for kind, config in one.items()]
@@ -182,13 +183,13 @@ def simulate(settings: Any, costs: Sequence[Cost], n: int = SIMULATIONS) -> npt.
     own scheduler says, which is shown the best accuracy so far, as in a search. A sampler that comes to prefer large
     networks makes a real search longer.
     """
-    from tuning.trials.schedulers import METRIC, SCHEDULERS, StandIn
+    from tuning.trials.schedulers import METRIC, StandIn
 
     generator = np.random.default_rng(settings.seed)
     shares = np.array([cost.share for cost in costs])
     times = np.empty(n)
     for i in range(n):
-        scheduler: Any = SCHEDULERS[settings.scheduler](settings.epochs, int(generator.integers(2**31)))
+        scheduler: Any = SCHEDULERS.load(settings.scheduler)(settings.epochs, int(generator.integers(2**31)))
         kind = generator.choice(len(costs), size=settings.samples, p=shares / shares.sum())
         level, best = generator.random(settings.samples), np.full(settings.samples, -np.inf)
         configs = [costs[k].config for k in kind]
@@ -234,8 +235,7 @@ def text(settings: Any, costs: Sequence[Cost], found: dict[str, float], rates: M
     """Returns what the dry run prints; with `rates` also what `measure_slots` found."""
     networks: dict[str, list[Cost]] = {}
     for cost in costs:
-        width = "" if cost.config.architecture == "resnet18" else f"-{cost.config.width}"
-        networks.setdefault(f"{cost.config.architecture}{width}", []).append(cost)
+        networks.setdefault(network(cost.config.architecture, cost.config.width), []).append(cost)
     lines = ["One epoch, with as many trials side by side as the search runs:"]
     for name, group in networks.items():
         seconds = [cost.epoch_seconds for cost in group]

@@ -14,6 +14,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from tuning.base.config import network
 from tuning.base.errors import counted
 from tuning.base.masking import masked
 from tuning.base.tables import encodable
@@ -52,10 +53,8 @@ class _Trial:
 
     @property
     def network(self) -> str:
-        name, width = _cell(self.row.get("config/architecture")), self.row.get("config/width")
-        if name == "resnet18":
-            return f"{name}-pre" if self.row.get("config/pretrained") else name
-        return name if width is None else f"{name}-{width}"
+        name = network(_cell(self.row.get("config/architecture")), self.row.get("config/width"))
+        return f"{name}-pre" if self.row.get("config/pretrained") else name
 
     @property
     def error(self) -> str:

@@ -1,7 +1,8 @@
-"""`SCHEDULERS` and `SAMPLERS`: name -> builder. Every option is named, because Ray's and Optuna's defaults change.
+"""Ray's schedulers as a search uses them. Every option is named, because Ray's defaults change.
 
 The metric that schedulers compare is the best valid_accuracy so far, of trials whose curves have the same form
-(`LikeWithLike`); time is counted in epochs. How long a trial may train is its own configuration's `epochs`.
+(`LikeWithLike`); time is counted in epochs. How long a trial may train is its own configuration's `epochs`. To
+add one, write a builder like `asha` and its entry in `registries.SCHEDULERS`.
 """
 
 import math
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
-from tuning.base.config import ANNEALED, MOST_EPOCHS
+from tuning.base.config import MOST_EPOCHS
+from tuning.base.registries import LR_SCHEDULES
 
 METRIC = "best_valid_accuracy"
 REDUCTION_FACTOR = 3
@@ -64,7 +66,8 @@ class LikeWithLike(FIFOScheduler):
 
     def _of(self, trial: Any) -> TrialScheduler:
         length = self._length(trial)
-        annealed = trial.config.get("config", {}).get("schedule") in ANNEALED
+        schedule = LR_SCHEDULES.get(trial.config.get("config", {}).get("schedule"))
+        annealed = schedule is not None and schedule.annealed
         alike = (annealed, length if annealed else grace_period(length))
         if alike not in self._schedulers:
             self._schedulers[alike] = self._build(length)
@@ -96,13 +99,13 @@ def _halving(epochs: int, *, hyperband: bool) -> TrialScheduler:
     )
 
 
-def _asha(epochs: int, seed: int) -> TrialScheduler:
+def asha(epochs: int, seed: int) -> TrialScheduler:
     """ASHA in its stopping form (Li et al. 2020, MLSys)."""
     np.random.seed(seed % 2**32)  # noqa: NPY002  Ray draws a trial's bracket from numpy's global state.
     return LikeWithLike(partial(_halving, hyperband=False), epochs)
 
 
-def _hyperband(epochs: int, seed: int) -> TrialScheduler:
+def hyperband(epochs: int, seed: int) -> TrialScheduler:
     """Asynchronous Hyperband (Li et al. 2020, section 3.3): ASHA with several grace periods."""
     np.random.seed(seed % 2**32)  # noqa: NPY002  Ray draws a trial's bracket from numpy's global state.
     return LikeWithLike(partial(_halving, hyperband=True), epochs)
@@ -121,21 +124,14 @@ def _median_stopping(epochs: int) -> TrialScheduler:
     )
 
 
-def _median(epochs: int, seed: int) -> TrialScheduler:
+def median(epochs: int, seed: int) -> TrialScheduler:
     """The median stopping rule (Golovin et al. 2017, Google Vizier)."""
     return LikeWithLike(_median_stopping, epochs)
 
 
-def _none(epochs: int, seed: int) -> TrialScheduler:
+def none(epochs: int, seed: int) -> TrialScheduler:
+    """No stopping."""
     return FIFOScheduler()
-
-
-SCHEDULERS: dict[str, Callable[[int, int], TrialScheduler]] = {
-    "asha": _asha,
-    "hyperband": _hyperband,
-    "median": _median,
-    "none": _none,
-}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuning.base import files, machine
 from tuning.base.errors import UserError, counted
+from tuning.base.registries import SAMPLERS, SCHEDULERS
 from tuning.runs import run_folder, study_file
 from tuning.trials import local_ray, record
 from tuning.trials.settings import (
@@ -54,15 +55,13 @@ def search(
         UserError: The record does not fit the study or the images; the space raised in mid-search; the disk is full;
             or another process has the run in its storage.
     """
-    from tuning.sampling import samplers
-
     before = files.read_json(path / "meta.json").get("split_hash") if resumed else None
     if before not in (None, splits.split_hash):
         raise UserError(
             f"The images are not those that {path} was begun with (their hash is {splits.split_hash}, not {before}). "
             "Its trials could not be compared with new ones. Name the folder of the former ones with --data-dir."
         )
-    sampler = samplers.SAMPLERS[settings.sampler](_sampler_seed(settings.seed, path), N_STARTUP)
+    sampler = SAMPLERS.load(settings.sampler)(_sampler_seed(settings.seed, path), N_STARTUP)
     with study_file.writing(path):
         _search(settings, path, splits, space, progress, sampler, resumed=resumed)
 
@@ -172,7 +171,7 @@ def run_trials(
     def exhausted() -> None:
         progress.note(f"The space has nothing new after {study.n_finished} trials and those that run; they end it.")
 
-    scheduler = schedulers.SCHEDULERS[settings.scheduler](settings.epochs, settings.seed)
+    scheduler = SCHEDULERS.load(settings.scheduler)(settings.epochs, settings.seed)
     schedulers.replay(scheduler, study.finished())
     stored = None
     if settings.storage is not None:

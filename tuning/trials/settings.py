@@ -1,6 +1,6 @@
 """What a search is asked to do: its settings, their defaults, and what of them is refused before anything is imported.
 
-`tuning.search` asks here before it imports torch or Ray; `tuning.trials.schedulers` has the builders of the names.
+`tuning.search` asks here before it imports torch or Ray.
 """
 
 import re
@@ -12,9 +12,10 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from tuning.base import machine
-from tuning.base.errors import UserError, counted, unknown_name
-from tuning.base.registries import SAMPLERS, SCHEDULERS
-from tuning.runs import run_folder, schema
+from tuning.base.errors import UserError, counted
+from tuning.base.registries import OBJECTIVES, SAMPLERS, SCHEDULERS
+from tuning.images.catalogue import DATASETS
+from tuning.runs import run_folder
 
 DEFAULT_EPOCHS = {"cpu": 6, "cuda": 18}
 N_STARTUP = 8
@@ -74,24 +75,33 @@ def check_names(
     space: str, dataset: str, sampler: str | None, scheduler: str | None, minimize: str | None
 ) -> tuple[str, str]:
     """Returns sampler and scheduler; raises UserError for an unknown name. Imports neither torch nor Ray."""
-    if sampler is not None and sampler not in SAMPLERS:
-        raise unknown_name("--sampler", sampler, SAMPLERS)
-    if scheduler is not None and scheduler not in SCHEDULERS:
-        raise unknown_name("--scheduler", scheduler, SCHEDULERS)
-    if minimize is not None and minimize not in schema.OBJECTIVES:
-        raise unknown_name("--minimize", minimize, schema.OBJECTIVES)
-    if minimize is not None and sampler == "curves":
-        raise UserError("--sampler must be one for two objectives beside --minimize, but got 'curves'. Choose tpe.")
-    if minimize is not None and scheduler not in (None, "none"):
+    if sampler is not None:
+        SAMPLERS.find(sampler, "--sampler")
+    if scheduler is not None:
+        SCHEDULERS.find(scheduler, "--scheduler")
+    if minimize is not None:
+        OBJECTIVES.find(minimize, "--minimize")
+    samplers, schedulers = fitting(minimize is not None)
+    if sampler not in (None, *samplers):
         raise UserError(
-            f"--scheduler must be none beside --minimize, which compares full trials, but got {scheduler!r}."
+            f"--sampler must be one for two objectives beside --minimize, but got {sampler!r}. Choose {samplers[0]}."
         )
-    from tuning.images.datasets import find_dataset
+    if scheduler not in (None, *schedulers):
+        raise UserError(
+            f"--scheduler must be {' or '.join(schedulers)} beside --minimize, which compares full trials, "
+            f"but got {scheduler!r}."
+        )
     from tuning.sampling.spaces import load_space
 
-    find_dataset(dataset)
+    DATASETS.find(dataset)
     load_space(space)
-    return (sampler or "curves", scheduler or "asha") if minimize is None else (sampler or "tpe", "none")
+    return sampler or samplers[0], scheduler or schedulers[0]
+
+
+def fitting(two_objectives: bool) -> tuple[list[str], list[str]]:
+    """Returns the samplers and the schedulers that a search with one or two objectives can have, the default first."""
+    samplers = [name for name, known in SAMPLERS.items() if known.two_objectives or not two_objectives]
+    return samplers, [name for name, known in SCHEDULERS.items() if not (known.stops_trials and two_objectives)]
 
 
 def check_resumed(context: typer.Context, run: run_folder.Run, samples: int | None) -> None:

@@ -1,0 +1,93 @@
+"""`tuning.training.optimizers`: the contract of every optimizer by name, and what each one takes."""
+
+import pytest
+import torch
+from torch import nn
+
+from tuning.base.config import TrainConfig
+from tuning.base.errors import UserError
+from tuning.base.registries import OPTIMIZERS
+from tuning.models.architectures import build_model
+from tuning.training.optimizers import make_optimizer
+
+# Hyperparameters that only some optimizers use, and a value that is not the default.
+OTHER: dict[str, object] = {"momentum": 0.0}
+
+
+def steps(**values: object) -> list[float]:
+    """Returns a weight after each of three steps along the same gradient."""
+    model = nn.Linear(1, 1)
+    nn.init.constant_(model.weight, 1.0)
+    optimizer = make_optimizer(model, TrainConfig(**{"learning_rate": 0.1, **values}))  # type: ignore[arg-type]
+    found = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        model.weight.sum().backward()
+        optimizer.step()
+        found.append(model.weight.item())
+    return found
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_goes_down_the_gradient_by_the_learning_rate(name: str) -> None:
+    first, second, third = steps(optimizer=name, weight_decay=0.0)
+    assert 1 > first > second > third
+    half, *_ = steps(optimizer=name, weight_decay=0.0, learning_rate=0.05)
+    assert 1 - half == pytest.approx((1 - first) / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("hyperparameter", OTHER)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_hyperparameter_changes_the_optimizers_that_use_it_and_no_others(name: str, hyperparameter: str) -> None:
+    changes = steps(optimizer=name) != steps(optimizer=name, **{hyperparameter: OTHER[hyperparameter]})
+    assert changes == (hyperparameter in OPTIMIZERS[name].uses)
+
+
+def test_all_hyperparameters_that_only_some_optimizers_use_are_tried() -> None:
+    assert {used for known in OPTIMIZERS.values() for used in known.uses} <= set(OTHER)
+
+
+def test_an_optimizer_that_is_in_no_registry_is_refused() -> None:
+    with pytest.raises(UserError, match=r"optimizer must be one of .*sgd, but got 'adam'\. Did you mean 'adamw'\?"):
+        make_optimizer(nn.Linear(1, 1), TrainConfig().model_copy(update={"optimizer": "adam"}))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("architecture", ["resnet8", "resnet18"])
+def test_weight_decay_spares_biases_and_normalisation(optimizer: str, architecture: str) -> None:
+    config = TrainConfig(
+        architecture=architecture,
+        width=4,
+        optimizer=optimizer,
+        learning_rate=0.1,
+        weight_decay=0.5,
+        momentum=0.0,
+    )
+    model = build_model(config, 1, 4)
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, 2.0)
+        parameter.grad = torch.zeros_like(parameter)
+    make_optimizer(model, config).step()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    spared = {id(parameter) for module in norms for parameter in module.parameters()}
+    for name, parameter in model.named_parameters():
+        [value] = parameter.unique().tolist()
+        assert value == 2.0 if id(parameter) in spared or name.endswith("bias") else value < 2.0, name
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_weight_decay_is_multiplied_by_the_learning_rate(name: str) -> None:
+    model = nn.Linear(1, 1)
+    before = model.weight.item()
+    model.weight.grad = torch.zeros_like(model.weight)
+    make_optimizer(model, TrainConfig(optimizer=name, learning_rate=0.1, momentum=0.0, weight_decay=0.5)).step()
+    assert model.weight.item() == pytest.approx(0.95 * before)
+
+
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.9, True), (0.0, False)])
+def test_sgd_takes_its_options_from_the_configuration(momentum: float, nesterov: bool) -> None:
+    config = TrainConfig(width=4, momentum=momentum, learning_rate=0.3)
+    optimizer = make_optimizer(build_model(config, 1, 4), config)
+    assert isinstance(optimizer, torch.optim.SGD)
+    for group in optimizer.param_groups:
+        assert (group["momentum"], group["nesterov"], group["lr"]) == (momentum, nesterov, 0.3)
