@@ -38,8 +38,8 @@ from tuning.sampling import study, study_storage
 from tuning.sampling.spaces import Space, load_space
 from tuning.training import checkpoints
 from tuning.trials import record, session
+from tuning.trials.session import Session
 from tuning.trials.settings import Settings
-from tuning.trials.stopping import Stop
 
 SPACE = """
 GPU_ONLY = {"width": [32, 64]}
@@ -244,7 +244,7 @@ class User(RuleBasedStateMachine):
         patch.setattr(leases, "Lease", StillLease)
         patch.setattr(leases, "LEASE_SECONDS", 0.001)
         patch.setattr("tuning.base.locks.time.sleep", sleep)
-        patch.setattr(session, "run_trials", self.replay)
+        patch.setattr(Session, "run_trials", lambda search, n_trials: self.replay(search, n_trials))
         patch.setattr(record, "conclude", conclude)
         patch.setattr(mirror, "scratch", lambda run_id: self._scratch(run_id))
         self.disk.install(patch)
@@ -262,18 +262,17 @@ class User(RuleBasedStateMachine):
 
     # What the search's workers would do.
 
-    def replay(
-        self, settings: Settings, path: Path, splits: Any, run: study.RunStudy, progress: Any, stop: Stop, n_trials: int
-    ) -> str | None:
-        """Stands in for `search.run_trials`: two slots, epochs in any order, the checkpoint before the report."""
+    def replay(self, search: Session, n_trials: int) -> None:
+        """Stands in for `Session.run_trials`: two slots, epochs in any order, the checkpoint before the report."""
+        settings, path, run = search.settings, search.path, search.study
         running: dict[int, tuple[study.Proposal, int, Path]] = {}
         begun, run_id = 0, files.read_json(path / "meta.json")["id"]
         interrupt_at = self.random.choice([None, None, self.random.randrange(12)])
         try:
             for step in range(1000):
                 if interrupt_at == step:
-                    stop.reason = "interrupt"
-                if stop.now():
+                    search.reason = "interrupt"
+                if search.should_end():
                     break
                 while len(running) < 2 and begun < n_trials and (proposal := run.ask()) is not None:
                     folder = (self._scratch(run_id) if settings.storage else path) / "trials" / f"{proposal.number:04d}"
@@ -292,8 +291,7 @@ class User(RuleBasedStateMachine):
                 if self.random.random() < 0.1:
                     self.two_at_once(path)
         except Exception as error:
-            stop.on_problem(error)
-        return session.end_trials(stop, run, path)
+            search.on_problem(error)
 
     def _behind(self, settings: Settings, path: Path, proposal: study.Proposal, folder: Path) -> int:
         """Returns the epochs that the trial's checkpoint holds, fetched from the storage where it has more."""

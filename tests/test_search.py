@@ -592,34 +592,3 @@ def test_only_the_cores_that_this_process_may_use_count() -> None:
     code += "from tuning import machine\nprint(machine.cores(), machine.hardware()['cores'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "1"]
-
-
-@pytest.mark.parametrize(
-    ("n_cpus", "gpus", "asked", "planned"),
-    [
-        (2, [], {}, ("cpu", 2, 1.0, 0.0)),
-        (8, [], {"cpus_per_trial": 3.0}, ("cpu", 2, 3.0, 0.0)),
-        (8, [], {"concurrency": 5}, ("cpu", 5, 1.0, 0.0)),
-        (16, [80 << 30], {}, ("cuda", 4, 1.0, 0.25)),
-        (16, [24 << 30], {}, ("cuda", 3, 1.0, 0.3333)),
-        (4, [12 << 30, 12 << 30], {}, ("cuda", 2, 1.0, 1.0)),
-        (16, [80 << 30], {"gpus_per_trial": 1.0}, ("cuda", 1, 1.0, 1.0)),
-        (16, [80 << 30], {"device": "cpu"}, ("cpu", 16, 1.0, 0.0)),
-        (16, [80 << 30], {"trials_a_gpu": 8}, ("cuda", 8, 1.0, 0.125)),
-        (8, [80 << 30, 80 << 30], {"trials_a_gpu": 8}, ("cuda", 8, 1.0, 0.25)),
-        (16, [80 << 30], {"concurrency": 6, "trials_a_gpu": 8}, ("cuda", 6, 1.0, 0.1666)),
-        (16, [80 << 30, 80 << 30], {"concurrency": 3}, ("cuda", 3, 1.0, 0.5)),
-    ],
-)
-def test_slots_are_planned_from_the_machine(
-    monkeypatch: pytest.MonkeyPatch,
-    n_cpus: int,
-    gpus: list[int],
-    asked: dict[str, Any],
-    planned: tuple[str, int, float, float],
-) -> None:
-    monkeypatch.setattr(machine, "cores", lambda: n_cpus)
-    monkeypatch.setattr(machine, "gpu_memory", lambda: gpus)
-    names = ("device", "cpus_per_trial", "gpus_per_trial", "concurrency", "trials_a_gpu")
-    plan = machine.plan_slots(**{name: asked.get(name) for name in names})
-    assert (plan["device"], plan["concurrency"], plan["cpus_per_trial"], plan["gpus_per_trial"]) == planned

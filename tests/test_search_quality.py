@@ -290,9 +290,11 @@ def test_one_slot_is_as_ray_tune_itself_has_it(tmp_path: Path) -> None:
 
     from tuning.sampling.spaces import Space
     from tuning.sampling.study import RunStudy
-    from tuning.trials.local_ray import Slots, started
+    from tuning.trials.local_ray import started
     from tuning.trials.progress import Progress
     from tuning.trials.recorder import Proposals, Recorder
+    from tuning.trials.session import Session
+    from tuning.trials.settings import Settings
 
     task, samples = planted(rising), 12
 
@@ -314,9 +316,6 @@ def test_one_slot_is_as_ray_tune_itself_has_it(tmp_path: Path) -> None:
 
     stock: dict[str, list[float]] = {}
 
-    def raised(error: BaseException) -> None:
-        raise error
-
     def fit(search_alg: Any, scheduler: Any, *callbacks: Any) -> Any:
         options: dict[str, Any] = {"num_samples": samples, "max_concurrent_trials": 1, "reuse_actors": True}
         return tune.Tuner(
@@ -330,11 +329,16 @@ def test_one_slot_is_as_ray_tune_itself_has_it(tmp_path: Path) -> None:
     study = RunStudy(
         run, Space("planted", "", "", space, [], {}, {}), SAMPLERS.load("tpe")(0, 4), epochs=EPOCHS, seed=0
     )
-    slots = {"device": "cpu", "concurrency": 1, "cpus_per_trial": 1}
-    with started(slots, logging.NullHandler()), Progress(samples, 0, quiet=True) as progress:
-        beside = Slots(slots, study.is_running, progress.note)
-        recorder = Recorder(study, progress, raised, beside)
-        fit(Proposals(study, raised, lambda: None, beside), SCHEDULERS.load("asha")(EPOCHS, 0), recorder)
+    settings = Settings(
+        samples=samples, space="planted", dataset="x", epochs=EPOCHS, seed=0, sampler="tpe", scheduler="asha",
+        device="cpu", concurrency=1, cpus_per_trial=1.0, gpus_per_trial=0.0, train_images=None, data_dir=None,
+        max_failures=0, time_budget=None,
+    )  # fmt: skip
+    splits: Any = None  # Nothing is trained on them.
+    with started(settings.slots, logging.NullHandler()), Progress(samples, 0, quiet=True) as progress:
+        session = Session(settings, run, splits, study, progress)
+        fit(Proposals(session), SCHEDULERS.load("asha")(EPOCHS, 0), Recorder(session))
+        assert session.problem is None
         stock_asha = METHODS["stock"].scheduler(EPOCHS, 0)
         fit(OptunaSearch(space, metric=METRIC, mode="max", seed=0), stock_asha, Latest())
     study.close(stopped_by=None)

@@ -11,13 +11,12 @@ started again, it goes on from the last epochs.
 import contextlib
 import signal
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tuning.base import files, interrupts, locks, machine, rim
+from tuning.base import files, interrupts, locks, rim
 from tuning.base.errors import UserError, counted, run_command, unknown_name
 from tuning.images.catalogue import DATASETS
 from tuning.retraining import candidates, export
@@ -25,6 +24,7 @@ from tuning.retraining.candidates import Plan
 from tuning.retraining.opening import opened_again, retrain_and_test, written
 from tuning.retraining.verdict import TRAIN_ON
 from tuning.runs import run_folder
+from tuning.trials.slots import Asked, Slots, plan_slots
 
 MODEL_DIR = run_folder.MODEL_DIR
 
@@ -142,7 +142,7 @@ def main(
         raise UserError(f"--compare must be used with a run, but got --config {config}. Leave one of them out.")
     else:
         plan = candidates.from_file(config, model_dir, dataset, n_seeds=seeds or 1, epochs=epochs, seed=seed)
-    slots = machine.plan_slots(device, None, None, concurrency)
+    slots = plan_slots(Asked(device, concurrency=concurrency))
     files.make_folder(model_dir, exist_ok=True)
     _check_test_files(plan.dataset, data_dir)
     with contextlib.ExitStack() as held:
@@ -180,7 +180,7 @@ def _end_for(other: UserError) -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
-def carry_out(plan: Plan, slots: Mapping[str, Any], *, model_dir: Path, **asked: Any) -> None:
+def carry_out(plan: Plan, slots: Slots, *, model_dir: Path, **asked: Any) -> None:
     """Retrains, tests, writes the model and the run's page, and prints what came of it; `asked` as in the command.
 
     Raises:

@@ -32,6 +32,7 @@ from tuning.trials.settings import (
     placed,
     plan_slots,
 )
+from tuning.trials.slots import Asked
 
 # The defaults with --minimize.
 [OTHER_SAMPLER, *_], [OTHER_SCHEDULER, *_] = fitting(two_objectives=True)
@@ -175,13 +176,13 @@ def main(
 
         open_slots = address is None and concurrency is None and gpus_per_trial is None and device != "cpu"
         trials_a_gpu = estimate.recall_slots(load_space(space).source, dataset) if open_slots else None
-        asked = (device, cpus_per_trial, gpus_per_trial, concurrency)
+        asked = Asked(device, cpus_per_trial, gpus_per_trial, concurrency)
         slots = plan_slots(address, storage, asked, trials_a_gpu)
         settings = Settings(
             samples=samples or 20,
             space=space,
             dataset=dataset,
-            epochs=epochs or DEFAULT_EPOCHS["cuda" if slots["device"] == "cuda" else "cpu"],
+            epochs=epochs or DEFAULT_EPOCHS["cuda" if slots.device == "cuda" else "cpu"],
             seed=seed,
             sampler=sampler,
             scheduler=scheduler,
@@ -194,7 +195,7 @@ def main(
             audit=audit,
             dashboard=dashboard,
             storage=storage,
-            **slots,
+            **vars(slots),
         )
         if not dry_run_only:
             path = context.with_resource(record.claimed(run, dataset, storage))

@@ -92,14 +92,13 @@ def measure(n: int, side_by_side: int, sampler: str) -> dict[str, Any]:
     sampled, ended = Clock(spaces.Space, "sample"), Clock(RunStudy, "_end")
     concluded = Clock(record, "conclude")
     peaks: list[float] = []
-    run_trials = session.run_trials
+    run_trials = session.Session.run_trials
 
-    def noted(*given: Any) -> Any:
-        reason = run_trials(*given)
+    def noted(*given: Any) -> None:
+        run_trials(*given)
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-        return reason
 
-    session.run_trials = noted
+    session.Session.run_trials = noted  # type: ignore[method-assign]
     path = run_folder.RESULTS / "one"
     record.begin(path, settings, space)
     with Progress(n, quiet=True) as progress:

@@ -19,6 +19,7 @@ from tuning.base.errors import UserError
 from tuning.remote import cluster
 from tuning.runs import run_folder
 from tuning.trials import local_ray
+from tuning.trials.slots import Slots
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
@@ -220,67 +221,6 @@ def test_a_search_whose_head_is_lost_goes_on_from_the_storage_on_another_cluster
     assert log.count("EpochResult(epoch=1,") == 1 and "Going on after epoch " in log, log
 
 
-def test_slots_are_planned_from_what_a_cluster_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    nodes = [{"CPU": 8.0}, {"CPU": 16.0, "GPU": 2.0}, {"memory": 1e9}]
-    monkeypatch.setattr(cluster, "look", lambda address: (nodes, []))
-
-    def plan(*asked: Any) -> tuple[Any, ...]:
-        slots = cluster.plan_slots("auto", *asked)
-        found = cluster.capacity(slots, nodes, [])
-        return slots["device"], slots["concurrency"], found["cuda"], found["cpu"]
-
-    assert plan(None, None, None, None) == ("cuda", 2, 2, 0)
-    assert plan(None, None, 0.25, None) == ("cuda", 8, 8, 0)
-    assert plan(None, None, 0.0, None) == ("cpu", 24, 0, 24)
-    assert plan("any", 2.0, 0.5, None) == ("any", 12, 4, 8)
-    assert plan("any", 2.0, 0.5, 5) == ("any", 5, 4, 1)
-    assert plan("cpu", 9.0, None, None) == ("cpu", 1, 0, 1)
-
-
-def test_an_autoscaler_counts_for_what_it_may_add(monkeypatch: pytest.MonkeyPatch) -> None:
-    to_come = [({"CPU": 4.0}, 3), ({"CPU": 16.0, "GPU": 1.0}, 2)]
-    monkeypatch.setattr(cluster, "look", lambda address: ([{"CPU": 0.0}], to_come))
-    slots = cluster.plan_slots("auto", "cpu", 4.0, None, None)
-    assert slots["concurrency"] == 1  # None is there yet; the first are waited for.
-    assert cluster.capacity(slots, [{"CPU": 0.0}], to_come) == {"cuda": 0, "cpu": 3 + 2 * 4}
-    assert cluster.capacity(slots, [{"CPU": 4.0}] * 12, to_come) == {"cuda": 0, "cpu": 12}
-    assert cluster.plan_slots("auto", None, None, None, None)["device"] == "cuda"
-
-
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        (("gpu", None, None, None), "--device must be one of any, cpu, cuda, but got 'gpu'"),
-        (("cuda", None, None, None), "--device must be 'cpu' on a cluster without a GPU for trials, but got 'cuda'"),
-        ((None, 9.0, None, None), "--cpus-per-trial must be at most 8, the cores of the largest node, but got 9"),
-        ((None, None, 1.0, None), "--gpus-per-trial must be at most 0, the GPUs of a node .*, but got 1"),
-        ((None, None, None, 0), "--concurrency must be at least 1, but got 0"),
-    ],
-)
-def test_what_no_node_can_hold_is_refused(
-    monkeypatch: pytest.MonkeyPatch, asked: tuple[Any, ...], message: str
-) -> None:
-    monkeypatch.setattr(cluster, "look", lambda address: ([{"CPU": 8.0}, {"CPU": 4.0}], []))
-    with pytest.raises(UserError, match=message):
-        cluster.plan_slots("auto", *asked)
-
-
-def test_a_trial_takes_a_gpu_where_one_is_free_and_gives_it_back() -> None:
-    running = {1, 2, 3}
-    slots = local_ray.Slots({"device": "any", "concurrency": 3}, running.__contains__, pytest.fail)
-    slots._capacity = {"cuda": 1, "cpu": 2}
-    taken = []
-    for number in running:
-        taken.append(slots.free())
-        slots.take(number, taken[-1] or "")
-    assert taken == ["cuda", "cpu", "cpu"] and slots.free() is None
-    running.remove(1)
-    assert slots.free() == "cuda"
-    asked = {"cpus_per_trial": 2.0, "gpus_per_trial": 0.5}
-    assert local_ray.resources(asked, "cuda") == {"CPU": 2.0, "GPU": 0.5}
-    assert local_ray.resources(asked, "cpu") == {"CPU": 2.0}
-
-
 @pytest.mark.parametrize(
     ("address", "message"),
     [
@@ -327,8 +267,9 @@ def test_no_cluster_at_all_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 LISTENING = """
 import logging, pathlib, ray
 from tuning.trials import local_ray
+from tuning.trials.slots import Slots
 
-with local_ray.started({"device": "cpu", "concurrency": 1, "cpus_per_trial": 1.0}, logging.NullHandler()):
+with local_ray.started(Slots("cpu", 1), logging.NullHandler()):
     ray.get(ray.remote(lambda: 1).remote())
     inodes, processes = {}, [pathlib.Path("/proc/self")]
     for process in processes:
@@ -361,6 +302,7 @@ def test_a_dashboard_that_cannot_be_served_is_said(monkeypatch: pytest.MonkeyPat
 ENDING = """
 import logging, os, signal, sys, time, psutil, ray
 from tuning.trials import local_ray
+from tuning.trials.slots import Slots
 from tuning.base.errors import UserError
 def fail():
     raise UserError("Free some space.")
@@ -369,7 +311,7 @@ def wait():
 def mask():
     import signal
     return sorted(signal.pthread_sigmask(signal.SIG_BLOCK, []))
-slots = {"device": "cpu", "concurrency": 5, "cpus_per_trial": 0.5}
+slots = Slots("cpu", 5, 0.5)
 with local_ray.started(slots, logging.NullHandler()):
     assert ray.cluster_resources()["CPU"] == 3
     try:
@@ -400,7 +342,7 @@ def test_a_ray_of_our_own_holds_all_slots_says_errors_as_they_are_and_leaves_not
 def test_where_no_temporary_folder_can_be_had_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("tuning.base.temporary.bases", lambda: [tmp_path / "file"])
-    slots = {"device": "cpu", "concurrency": 1, "cpus_per_trial": 1.0}
+    slots = Slots("cpu", 1)
     wanted = pytest.raises(UserError, match="Ray needs a temporary folder, and none can be used")
     with wanted, local_ray.started(slots, logging.NullHandler()):
         pass
@@ -409,10 +351,10 @@ def test_where_no_temporary_folder_can_be_had_it_is_said(monkeypatch: pytest.Mon
 def test_the_log_of_ray_has_no_password_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     logger = logging.getLogger("ray.tune")
     monkeypatch.setattr("os.environ", dict(os.environ))
-    monkeypatch.setattr(local_ray, "_own", lambda slots: contextlib.nullcontext())
+    monkeypatch.setattr(local_ray, "_own", lambda slots, dashboard: contextlib.nullcontext())
     for each in (logger, logging.getLogger("ray")):
         monkeypatch.setattr(each, "handlers", [])
         monkeypatch.setattr(each, "propagate", True)
-    with local_ray.started({"device": "cpu"}, logging.FileHandler(tmp_path / "driver.log")):
+    with local_ray.started(Slots("cpu", 1), logging.FileHandler(tmp_path / "driver.log")):
         logger.error("No answer from http://bob:hunter2@host")
     assert (tmp_path / "driver.log").read_text() == "No answer from http://***@host\n"

@@ -25,6 +25,7 @@ from tuning.trials import estimate, session
 from tuning.trials.estimate import Cost
 from tuning.trials.schedulers import METRIC
 from tuning.trials.settings import Settings
+from tuning.trials.slots import Asked, plan_slots
 
 
 def settings(**values: Any) -> Any:
@@ -183,7 +184,7 @@ def test_trials_side_by_side_are_measured_as_far_as_they_fit(
 
 def gpu_settings() -> Settings:
     settled = {"samples": 4, "epochs": 3, "seed": 0, "sampler": "random", "scheduler": "none", "train_images": None}
-    slots = machine.plan_slots(None, None, None, None)
+    slots = vars(plan_slots(Asked()))
     return Settings(space="smoke", dataset="x", data_dir=None, max_failures=0, time_budget=None, **settled, **slots)
 
 
@@ -207,7 +208,7 @@ def test_a_dry_run_chooses_the_slots_and_a_later_search_takes_them_and_says_so(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(machine, "gpu_memory", lambda: [80 * GB])
     monkeypatch.setattr(machine, "cores", lambda: 16)
-    monkeypatch.setattr("tuning.trials.local_ray.started", lambda slots, log: contextlib.nullcontext())
+    monkeypatch.setattr("tuning.trials.local_ray.started", lambda slots, log, **more: contextlib.nullcontext())
     monkeypatch.setattr(estimate, "measure_slots", lambda settings, kinds, splits: {1: 1.0, 2: 1.9, 4: 2.0, 8: 3.9})
     monkeypatch.setattr(estimate, "measure", lambda settings, kinds, splits: [cost(settings.concurrency)])
     asked = []

@@ -26,9 +26,12 @@ from tuning.images.splitting import Splits
 from tuning.sampling.spaces import load_space
 from tuning.sampling.study import RunStudy
 from tuning.training import checkpoints
-from tuning.trials.local_ray import Slots, started
+from tuning.trials.local_ray import started
 from tuning.trials.progress import Progress
 from tuning.trials.recorder import EndSearch, Proposals, Recorder
+from tuning.trials.session import Session
+from tuning.trials.settings import Settings
+from tuning.trials.slots import Slots
 from tuning.trials.worker import LOG, _fetch, train_trial
 
 FAILURE = """Failure # 1 (occurred at 2026-11-23_18-00-00)
@@ -44,18 +47,18 @@ def study(tmp_path: Path) -> RunStudy:
 
 
 @pytest.fixture
-def slots(study: RunStudy) -> Slots:
-    return Slots({"device": "cpu", "concurrency": 2}, study.is_running, pytest.fail)
+def session(study: RunStudy, splits: Splits, tmp_path: Path) -> Session:
+    settings = Settings(
+        samples=3, space="smoke", dataset="x", epochs=5, seed=7, sampler="random", scheduler="none", device="cpu",
+        concurrency=2, cpus_per_trial=1.0, gpus_per_trial=0.0, train_images=None, data_dir=None, max_failures=0,
+        time_budget=None,
+    )  # fmt: skip
+    return Session(settings, tmp_path, splits, study, Progress(3, quiet=True))
 
 
 @pytest.fixture
-def problems() -> list[BaseException]:
-    return []
-
-
-@pytest.fixture
-def recorder(study: RunStudy, slots: Slots, problems: list[BaseException]) -> Recorder:
-    return Recorder(study, Progress(3, quiet=True), problems.append, slots)
+def recorder(session: Session) -> Recorder:
+    return Recorder(session)
 
 
 @pytest.fixture
@@ -104,9 +107,10 @@ def test_a_failure_is_told_in_a_line(recorder: Recorder, study: RunStudy, failed
         "Failure # 1 (then)\nThe actor died.\n1 worker(s) were killed due to the node running low on memory.\n",
     ],
 )
-def test_out_of_memory_is_tried_alone_and_then_in_parts(study: RunStudy, slots: Slots, failed: Any, text: str) -> None:
-    recorder = Recorder(study, Progress(3, quiet=True), lambda error: None, slots, alone={"cpu": 2, "gpu": 0})
-    proposals = Proposals(study, pytest.fail, pytest.fail, slots, recorder.holds)
+def test_out_of_memory_is_tried_alone_and_then_in_parts(
+    session: Session, recorder: Recorder, study: RunStudy, failed: Any, text: str
+) -> None:
+    proposals = Proposals(session)
     trial = failed(text)
     recorder.on_trial_recover(0, [], trial)
     assert (trial.resources, trial.config["accumulation"]) == ({"cpu": 2, "gpu": 0}, 1)
@@ -121,8 +125,9 @@ def test_out_of_memory_is_tried_alone_and_then_in_parts(study: RunStudy, slots: 
 
 
 def test_a_batch_that_cannot_be_cut_further_is_tried_again_as_it_is(
-    recorder: Recorder, study: RunStudy, failed: Any
+    session: Session, recorder: Recorder, study: RunStudy, failed: Any
 ) -> None:
+    session.settings = replace(session.settings, concurrency=1)  # Each is alone on its device.
     trial = failed(FAILURE.format(error="torch.OutOfMemoryError: CUDA out of memory."))
     batch_size = study.row(0)["config/batch_size"]
     for _ in range(12):
@@ -131,25 +136,23 @@ def test_a_batch_that_cannot_be_cut_further_is_tried_again_as_it_is(
     assert study.row(0)["error"] == "torch.OutOfMemoryError: CUDA out of memory."
 
 
-def test_another_failure_is_tried_again_as_it_was(study: RunStudy, slots: Slots, failed: Any) -> None:
-    recorder = Recorder(study, Progress(3, quiet=True), lambda error: None, slots, alone={"cpu": 2, "gpu": 0})
+def test_another_failure_is_tried_again_as_it_was(session: Session, recorder: Recorder, failed: Any) -> None:
     trial = failed(FAILURE.format(error="ValueError: too wide"))
     recorder.on_trial_recover(0, [], trial)
-    assert not hasattr(trial, "resources") and trial.config["accumulation"] == 1 and not recorder.holds()
+    assert not hasattr(trial, "resources") and trial.config["accumulation"] == 1 and session.free_device() == "cpu"
 
 
 def test_a_full_disk_stops_the_search_and_leaves_the_trial_to_be_gone_on_with(
-    recorder: Recorder, study: RunStudy, failed: Any, problems: list[BaseException]
+    session: Session, recorder: Recorder, study: RunStudy, failed: Any
 ) -> None:
     error = "No space left on the disk while writing trials/0000/latest.pt. Free some space."
     recorder.on_trial_recover(0, [], failed(FAILURE.format(error=f"tuning.base.errors.UserError: {error}")))
-    assert [str(problem) for problem in problems] == [error]
-    assert isinstance(problems[0], UserError)
-    assert study.running() == [0]
+    assert isinstance(session.problem, UserError) and str(session.problem) == error
+    assert session.should_end() and study.running() == [0]
 
 
 def test_a_problem_while_recording_is_told_and_not_raised(
-    recorder: Recorder, failed: Any, problems: list[BaseException], monkeypatch: pytest.MonkeyPatch
+    session: Session, recorder: Recorder, failed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: Any) -> None:
         raise UserError("No space left on the disk while writing epochs.csv.")
@@ -158,7 +161,7 @@ def test_a_problem_while_recording_is_told_and_not_raised(
     result = {"epoch": 1, "error": "", "train_loss": 1.0, "train_accuracy": 0.1, "valid_loss": 1.0, "lr": 0.1}
     result |= {"valid_accuracy": 0.1, "epoch_seconds": 1.0, "images_per_second": 1.0, "seconds_per_image": 1.0}
     recorder.on_trial_result(0, [], failed(""), result)
-    assert "epochs.csv" in str(problems[0])
+    assert "epochs.csv" in str(session.problem)
 
 
 @pytest.mark.parametrize(
@@ -205,57 +208,69 @@ def test_the_log_of_a_trial_has_the_traceback_without_the_password(
 
 
 def test_where_the_first_three_trials_fail_the_search_is_stopped(
-    recorder: Recorder, failed: Any, problems: list[BaseException]
+    session: Session, recorder: Recorder, failed: Any
 ) -> None:
     for i in range(3):
-        assert not problems
+        assert not session.should_end()
         recorder.on_trial_error(0, [], failed(FAILURE.format(error=f"ValueError: {i}")))
-    assert "The first 3 trials must not all fail, but did; the last with: ValueError: 2" in str(problems[0])
-    assert "trials/0002/trial.log" in str(problems[0])
+    assert "The first 3 trials must not all fail, but did; the last with: ValueError: 2" in str(session.problem)
+    assert "trials/0002/trial.log" in str(session.problem)
 
 
-def test_later_failures_stop_nothing(
-    recorder: Recorder, study: RunStudy, failed: Any, problems: list[BaseException]
-) -> None:
+def test_later_failures_stop_nothing(session: Session, recorder: Recorder, study: RunStudy, failed: Any) -> None:
     done = study.ask()
     assert done is not None
     study.report(done.number, {"epoch": 1, "finished": "length", **dict.fromkeys(EPOCH, 0.5)})
     study.finish(done.number, "scheduler")
     for _ in range(5):
         recorder.on_trial_error(0, [], failed(FAILURE.format(error="ValueError: x")))
-    assert not problems
+    assert not session.should_end()
 
 
 EPOCH = ("train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "lr")
 EPOCH += ("epoch_seconds", "images_per_second", "seconds_per_image")
 
 
-def test_all_have_reported_once_each_running_trial_has(recorder: Recorder, study: RunStudy) -> None:
+def test_all_have_reported_once_each_running_trial_has(session: Session, recorder: Recorder, study: RunStudy) -> None:
     first, second = study.ask(), study.ask()
     assert first is not None and second is not None
     result = {"epoch": 1, "error": "", "finished": "", **dict.fromkeys(EPOCH, 0.5)}
     moment = time.monotonic()
     for proposal in (first, second):
-        assert not recorder.all_reported_since(moment)
+        assert not session.all_reported_since(moment)
         recorder.on_trial_result(0, [], SimpleNamespace(config={"trial": proposal.number}), result)
-    assert recorder.all_reported_since(moment)
+    assert session.all_reported_since(moment)
 
 
 def test_a_search_ends_where_the_space_raises_or_is_exhausted(
-    study: RunStudy, slots: Slots, problems: list[BaseException], monkeypatch: pytest.MonkeyPatch
+    session: Session, study: RunStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exhausted: list[bool] = []
-    proposals = Proposals(study, problems.append, lambda: exhausted.append(True), slots)
+    proposals, notes = Proposals(session), list[str]()
+    monkeypatch.setattr(session.progress, "note", notes.append)
     assert proposals.suggest("a")["trial"] == 0
     monkeypatch.setattr(study, "ask", lambda: None)
-    assert proposals.suggest("b") == Proposals.FINISHED and exhausted == [True]
+    assert proposals.suggest("b") == Proposals.FINISHED and not session.should_end()
+    assert notes == ["The space has nothing new after 0 trials and those that run; they end it."]
 
     def broken() -> None:
         raise UserError("Search space mine must return a dict")
 
     monkeypatch.setattr(study, "ask", broken)
     assert proposals.suggest("c") == Proposals.FINISHED
-    assert "must return a dict" in str(problems[0])
+    assert "must return a dict" in str(session.problem) and session.should_end()
+
+
+def test_a_trial_takes_a_slot_until_it_has_ended(session: Session, study: RunStudy) -> None:
+    proposals = Proposals(session)
+    first, second = proposals.suggest("a"), proposals.suggest("b")
+    assert proposals.suggest("c") is None
+    session.retried(first["trial"], "ValueError: x", "", 1)
+    assert proposals.suggest("c") is None
+    session.failed(first["trial"], "ValueError: x")
+    assert proposals.suggest("c")["trial"] == 2 and proposals.suggest("d") is None
+    session.reported(second["trial"], {"error": "Training loss is not finite."})
+    session.ended(second["trial"])  # As Ray tells of it afterwards.
+    assert study.row(second["trial"])["state"] == "failed" and proposals.suggest("d")["trial"] == 3
 
 
 @pytest.mark.slow
@@ -281,18 +296,17 @@ def test_the_images_are_in_memory_once_for_all_workers(splits: Splits) -> None:
 
     images = np.random.default_rng(0).integers(256, size=(60_000, 1, 28, 28), dtype=np.uint8)
     large = replace(splits, train=Labelled(images, np.zeros(60_000, np.int64)))
-    with started({"device": "cpu", "concurrency": 1, "cpus_per_trial": 1.0}, logging.NullHandler()):
+    with started(Slots("cpu", 1), logging.NullHandler()):
         writeable, shared, megabytes = ray.get(ray.remote(look_at).remote(ray.put(large)))
     assert not writeable and shared
     assert megabytes < 5  # Of 47.
 
 
-def test_all_trials_end_when_the_search_is_to_end() -> None:
-    end = [False]
-    stopper = EndSearch(lambda: end[0])
+def test_all_trials_end_when_the_search_is_to_end(session: Session) -> None:
+    stopper = EndSearch(session)
     assert not stopper("any", {}) and not stopper.stop_all()
-    end[0] = True
-    assert stopper.stop_all()
+    session.on_problem(UserError("no more"))
+    assert stopper.stop_all() and not stopper("any", {})
 
 
 # Prints the pages that are mapped anew when 80 MB are freed and allocated a second time.

@@ -8,15 +8,13 @@ import re
 import socket
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from tuning.base import files, machine
-from tuning.base.errors import UserError, unknown_name
+from tuning.base import files
+from tuning.base.errors import UserError
 from tuning.remote import cluster_internals
 
-DEVICES = ("cpu", "cuda", "any")
 SECONDS_TO_ANSWER = 25.0
 # Ray retries a connection for many minutes, so it is tried in a process of its own first. What it prints: the resources
 # of each node that is alive, and of each that an autoscaler may add (-1: without end).
@@ -74,79 +72,6 @@ def _reason(text: str) -> str:
         return f"it has {theirs}, this process {ours}. Install the same versions on all."
     errors = re.findall(r"^(?:[a-z_]+\.)*[A-Z]\w*(?:Error|Exception): (.+)$", text, re.MULTILINE)
     return errors[0] if errors else "it cannot be joined."
-
-
-def plan_slots(
-    address: str,
-    device: str | None,
-    cpus_per_trial: float | None,
-    gpus_per_trial: float | None,
-    concurrency: int | None,
-) -> dict[str, Any]:
-    """Returns device, concurrency, its limit and resources a trial, from what a cluster has and what was asked for.
-
-    As `machine.plan_slots` for one machine, but GPUs are not asked for their memory: a trial has one for itself unless
-    a share is asked for. "any" is a GPU where one is free, and else CPU cores. Slots grow and shrink with the cluster,
-    up to `limit`, if there is one; `concurrency` are those that it has now, or where it has none, may come to have.
-
-    Raises:
-        UserError: There is no such cluster, no node can hold a trial and none that could may come, or a name is wrong.
-    """
-    if device not in (None, *DEVICES):
-        raise unknown_name("--device", device, DEVICES)
-    if concurrency is not None and concurrency < 1:
-        raise UserError(f"--concurrency must be at least 1, but got {concurrency}.")
-    alive, to_come = look(address)
-    nodes = [*alive, *(resources for resources, n in to_come if n)]
-    most_gpus = max((node.get("GPU", 0.0) for node in nodes), default=0.0)
-    device = device or ("cuda" if most_gpus and gpus_per_trial != 0 else "cpu")
-    if device == "cuda" and not (most_gpus and gpus_per_trial != 0):
-        raise UserError("--device must be 'cpu' on a cluster without a GPU for trials, but got 'cuda'.")
-    if cpus_per_trial is not None and not machine.representable(cpus_per_trial) > 0:
-        raise UserError(f"--cpus-per-trial must be at least {1 / machine.RAY_UNITS}, but got {cpus_per_trial:g}.")
-    usable_gpus = most_gpus if device != "cpu" else 0.0
-    gpus = machine.check_gpus(gpus_per_trial or 0.0, usable_gpus, "the GPUs of a node that are to be used")
-    slots: dict[str, Any] = {
-        "device": device,
-        "cpus_per_trial": 1.0 if cpus_per_trial is None else machine.representable(cpus_per_trial),
-        "gpus_per_trial": 1.0 if device != "cpu" and gpus_per_trial is None else gpus,
-        "limit": concurrency,
-        "address": address,
-    }
-    now = sum(capacity(slots, alive, []).values())
-    if not sum(capacity(slots, alive, to_come).values()):
-        fitting = [node for node in nodes if device != "cuda" or node.get("GPU", 0.0) >= slots["gpus_per_trial"]]
-        most_cpus = max((node.get("CPU", 0.0) for node in fitting), default=0.0)
-        raise UserError(
-            f"--cpus-per-trial must be at most {most_cpus:g}, the cores of the largest node, "
-            f"but got {slots['cpus_per_trial']:g}. Start more nodes, or ask for less."
-        )
-    return slots | {"concurrency": now or 1}
-
-
-def capacity(
-    slots: Mapping[str, Any], alive: Sequence[Resources], to_come: Sequence[tuple[Resources, int]]
-) -> dict[str, int]:
-    """Returns how many trials fit on the nodes there are, or those that an autoscaler may make it, by device."""
-    now: Counter[str] = Counter()
-    later: Counter[str] = Counter()
-    for node in alive:
-        now.update(_fitting(slots, node))
-    for node, n in to_come:
-        later.update({device: fits * (n if n >= 0 else 10_000) for device, fits in _fitting(slots, node).items()})
-    both = {device: max(now[device], later[device]) for device in ("cuda", "cpu")}
-    limit = slots["limit"] if slots["limit"] is not None else sys.maxsize
-    on_gpus = min(both["cuda"], limit)
-    return {"cuda": on_gpus, "cpu": min(both["cpu"], limit - on_gpus)}
-
-
-def _fitting(slots: Mapping[str, Any], node: Resources) -> dict[str, int]:
-    """Returns how many trials fit on a node, by their device."""
-    cpus, gpus, on_gpus = slots["cpus_per_trial"], slots["gpus_per_trial"], 0
-    fit = machine.n_fitting(node.get("CPU", 0.0), 0, cpus, 0.0)
-    if slots["device"] != "cpu" and gpus:
-        on_gpus = machine.n_fitting(node.get("CPU", 0.0), int(node.get("GPU", 0.0)), cpus, gpus)
-    return {"cuda": on_gpus, "cpu": 0 if slots["device"] == "cuda" else fit - on_gpus}
 
 
 def joining(address: str) -> dict[str, Any]:

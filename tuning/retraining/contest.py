@@ -15,6 +15,7 @@ from tuning.retraining.candidates import Entry, Plan
 from tuning.runs.verdicts import luck, verdicts
 from tuning.training import jobs
 from tuning.training.jobs import Job, Result
+from tuning.trials.slots import Slots
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,13 +73,13 @@ class Contest:
         }
 
 
-def hold(plan: Plan, splits: "Splits", slots: Mapping[str, Any], threads: int | None = None) -> Contest:
+def hold(plan: Plan, splits: "Splits", slots: Slots, threads: int | None = None) -> Contest:
     """Trains every configuration on the first seed, those that can still win on the others, and compares them.
 
     Args:
         plan: What is to be trained.
         splits: Train and valid images.
-        slots: As `machine.plan_slots` gives them; where there is one, or a single training, it is done in this process.
+        slots: Where they run; where there is one, or a single training, it is done in this process.
         threads: For torch, in this process; None is all cores.
 
     Raises:
@@ -138,7 +139,7 @@ def explain(contest: Contest) -> list[str]:
 
 
 def _train(
-    plan: Plan, wanted: Sequence[Job], splits: "Splits", slots: Mapping[str, Any], threads: int | None
+    plan: Plan, wanted: Sequence[Job], splits: "Splits", slots: Slots, threads: int | None
 ) -> Iterator[tuple[Job, str]]:
     """Trains jobs side by side or one by one, printing each epoch; yields those that failed, and why."""
     entries = {entry.config.hash(): entry for entry in plan.entries}
@@ -146,13 +147,13 @@ def _train(
     wanted = [job for job in wanted if jobs.read(job, splits.split_hash) is None]
     # The longest first, so that no slot waits long for another at the end.
     wanted.sort(key=lambda job: entries[job.config.hash()].expected_seconds, reverse=True)
-    if many and slots["concurrency"] > 1 and wanted:
+    if many and slots.concurrency > 1 and wanted:
         from tuning.trials.worker import train_all
 
         rows = train_all(wanted, splits, slots)
     else:
         n_threads = threads or machine.cores()
-        rows = ((job, row) for job in wanted for row in jobs.train(job, splits, slots["device"], n_threads))
+        rows = ((job, row) for job in wanted for row in jobs.train(job, splits, slots.device, n_threads))
     for job, row in rows:
         name = f"{entries[job.config.hash()].name}, seed {plan.seeds.index(job.seed) + 1}  " if many else ""
         if "note" in row:

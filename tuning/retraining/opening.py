@@ -23,6 +23,7 @@ from tuning.runs.openings import OPENED, RESULT, times_opened
 from tuning.runs.openings import append as log_test
 from tuning.runs.run_folder import MODEL_DIR
 from tuning.training import jobs
+from tuning.trials.slots import Slots
 
 if TYPE_CHECKING:
     from torch import nn
@@ -182,7 +183,7 @@ def _test_metrics(test: Outcome, accuracies: Sequence[float]) -> dict[str, Any]:
 
 def retrain_and_test(
     plan: Plan,
-    slots: Mapping[str, Any],
+    slots: Slots,
     *,
     model_dir: Path = MODEL_DIR,
     data_dir: Path | None = None,
@@ -207,15 +208,15 @@ def retrain_and_test(
     contest.show(held)
     chosen = choose(held)
     if train_on == "train+valid":
-        chosen = train_on_everything(chosen, splits, slots["device"], threads or machine.cores())
+        chosen = train_on_everything(chosen, splits, slots.device, threads or machine.cores())
     with artefacts.staged(model_dir) as staging:
-        ready = rehearse(held, chosen, splits, staging, device=slots["device"])
+        ready = rehearse(held, chosen, splits, staging, device=slots.device)
         for line in export.export(staging, formats, splits.valid.images, shown=model_dir):
             print(line)
         artefacts.check_replaceable(staging, model_dir)
         artefacts.reserve(staging, MOST_TEST_IMAGES, len(ready.rehearsed))
         trained = [held.winner.job(seed, plan.folder) for seed in plan.seeds]
-        models = [jobs.load_model(job, splits, slots["device"]) for job in (chosen.job, *trained)]
+        models = [jobs.load_model(job, splits, slots.device) for job in (chosen.job, *trained)]
         with interrupts.postponed(FINISHING, written(plan, model_dir)):
             metrics, test, images = test_once(ready, models, data_dir=data_dir, log=model_dir, staging=staging)
             for problem in write_everything(ready, metrics, test, images, staging, rehearsing=False):

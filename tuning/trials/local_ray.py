@@ -6,79 +6,71 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tuning.base import interrupts, machine, temporary
 from tuning.base.errors import UserError, counted
 from tuning.base.masking import MaskedFormatter
 from tuning.trials import ray_internals
+from tuning.trials.slots import Slots
 
 SECONDS_BETWEEN_LOOKS = 2.0  # At what a cluster has.
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
-def resources(slots: Mapping[str, Any], device: str) -> dict[str, float]:
-    """Returns what a trial on that device asks Ray for."""
-    gpus = slots["gpus_per_trial"] if device == "cuda" else 0.0
-    return {"CPU": slots["cpus_per_trial"]} | ({"GPU": gpus} if gpus else {})
-
-
-class Slots:
-    """The slots that trials take: so many beside each other as the machine was planned for, or as a cluster has now.
-
-    Args:
-        slots: As `plan_slots` gives them, or `machine.plan_slots`.
-        is_running: Whether a trial has not ended yet, by its number.
-        note: Is told which nodes came and went.
+class TakenSlots:
+    """Which slots trials have taken: so many beside each other as were planned, or as a cluster has now.
 
     Attributes:
+        by_trial: The device of each trial that has a slot, by the trial's number.
         most: So many were taken at a time.
     """
 
-    def __init__(
-        self, slots: Mapping[str, Any], is_running: Callable[[int], bool], note: Callable[[str], None]
-    ) -> None:
-        self._slots, self._is_running, self._note = slots, is_running, note
-        self._taken: dict[int, str] = {}
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
         self._names: dict[str, str] = {}
-        self._capacity = {slots["device"]: slots["concurrency"]}
+        self._capacity = {slots.device: slots.concurrency}
         self._looked = -math.inf
+        self.by_trial: dict[int, str] = {}
         self.most = 0
 
     def free(self) -> str | None:
         """Returns the device of a slot that is free, a GPU's first; None where there is none."""
-        self.watch()
-        self._taken = {number: device for number, device in self._taken.items() if self._is_running(number)}
-        used = Counter(self._taken.values())
+        used = Counter(self.by_trial.values())
         return next((device for device, n in self._capacity.items() if used[device] < n), None)
 
     def take(self, number: int, device: str) -> None:
-        """Gives a trial a slot until it has ended."""
-        self._taken[number] = device
-        self.most = max(self.most, len(self._taken))
+        """Gives a trial a slot."""
+        self.by_trial[number] = device
+        self.most = max(self.most, len(self.by_trial))
 
-    def watch(self) -> None:
-        """Asks the cluster what it has now, and says what has changed, if the last time is long enough ago."""
-        if self._slots.get("address") is None or time.monotonic() - self._looked < SECONDS_BETWEEN_LOOKS:
-            return
+    def give_back(self, number: int) -> None:
+        """Frees the slot of a trial, if it has one."""
+        self.by_trial.pop(number, None)
+
+    def watch(self) -> list[str]:
+        """Asks the cluster what it has, if the last time is long enough ago; returns a line for each change."""
+        if self._slots.address is None or time.monotonic() - self._looked < SECONDS_BETWEEN_LOOKS:
+            return []
         import ray
 
-        from tuning.remote.cluster import capacity
         from tuning.remote.cluster_internals import nodes_to_come
 
         self._looked = time.monotonic()
         alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         nodes = [node["Resources"] for node in alive.values()]
-        self._capacity = capacity(self._slots, nodes, nodes_to_come())
+        self._capacity = self._slots.capacity(nodes, nodes_to_come())
         before, self._names = self._names, {name: _name(node) for name, node in alive.items()}
-        now = sum(capacity(self._slots, nodes, []).values())
+        now = sum(self._slots.capacity(nodes).values())
+        changes = [("joined", name) for name in self._names.keys() - before] if before else []
+        changes += [("was lost", name) for name in before.keys() - self._names]
         side_by_side = f"{counted(now, 'trial')} side by side"
-        for verb, names in (("joined", self._names.keys() - before), ("was lost", before.keys() - self._names)):
-            for name in names if before else ():
-                self._note(f"Node {(self._names | before)[name]} {verb}; {side_by_side} now.")
+        notes = [f"Node {(self._names | before)[name]} {verb}; {side_by_side} now." for verb, name in changes]
         if not now and self._names != before:
-            self._note(f"Waiting for a node that can hold a trial ({resources(self._slots, self._slots['device'])}).")
+            wanted = self._slots.resources(self._slots.device)
+            notes.append(f"Waiting for a node that can hold a trial ({wanted}).")
+        return notes
 
 
 def _name(node: Mapping[str, Any]) -> str:
@@ -86,28 +78,45 @@ def _name(node: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def started(slots: Mapping[str, Any], log: logging.Handler) -> Iterator[None]:
-    """Starts a Ray of our own, bound to the loopback address of this machine, or joins the cluster at `address`.
+def started(slots: Slots, log: logging.Handler, *, dashboard: bool = False) -> Iterator[None]:
+    """Starts a Ray of our own, bound to the loopback address of this machine, or joins the cluster at `slots.address`.
 
-    A cluster gets this package with the job, so that its nodes need the dependencies only.
+    Where no address is asked for and a Ray runs in this process already, that one is used, and still runs afterwards;
+    the environment and Ray's loggers are then as before. A cluster gets this package with the job, so that its nodes
+    need the dependencies only.
 
     Args:
-        slots: `device`, `concurrency` and `cpus_per_trial`, as `machine.plan_slots` gives them; or `plan_slots`. With
-            `dashboard`, Ray's own page is served, on the loopback address.
+        slots: Those that it must have.
         log: Gets what Ray has to say, without passwords and keys.
+        dashboard: Serve Ray's own page, on the loopback address.
     """
-    os.environ |= ray_internals.ENVIRONMENT
-    machine.tune_malloc()
-    log.setFormatter(MaskedFormatter())
+    import ray
+
     loggers = [logging.getLogger("ray"), logging.getLogger("ray.tune")]
     with contextlib.ExitStack() as stack:
         stack.callback(log.close)
+        is_theirs = slots.address is None and ray.is_initialized()
         for logger in loggers:
-            stack.callback(logger.removeHandler, log)
-        stack.enter_context(_own(slots) if slots.get("address") is None else _joined(slots["address"]))
+            before = {"handlers": logger.handlers, "propagate": logger.propagate}
+            stack.callback(vars(logger).update, before if is_theirs else {"handlers": [], "propagate": False})
+        if is_theirs:
+            stack.callback(_set_environment, dict(os.environ))
+        os.environ |= ray_internals.ENVIRONMENT
+        if not is_theirs:
+            machine.tune_malloc()
+            own = _own(slots, dashboard=dashboard) if slots.address is None else _joined(slots.address)
+            stack.enter_context(own)
+        log.setFormatter(MaskedFormatter())
         for logger in loggers:
             logger.handlers, logger.propagate = [log], False
         yield
+
+
+def _set_environment(wanted: Mapping[str, str]) -> None:
+    """Sets the environment of this process to the one that is wanted."""
+    for name in os.environ.keys() - wanted.keys():
+        del os.environ[name]
+    os.environ.update(wanted)
 
 
 @contextlib.contextmanager
@@ -126,7 +135,7 @@ def _joined(address: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _own(slots: Mapping[str, Any]) -> Iterator[None]:
+def _own(slots: Slots, *, dashboard: bool) -> Iterator[None]:
     """Starts a Ray of our own, which ends with this process, or before; none of its files stays."""
     import ray
 
@@ -141,14 +150,14 @@ def _own(slots: Mapping[str, Any]) -> Iterator[None]:
         with ray_internals.on_loopback(), _own_handlers():
             context = ray.init(
                 address="local",
-                num_cpus=machine.cpus_in_use(slots),
-                num_gpus=len(machine.gpu_memory()) if slots["device"] == "cuda" else 0,
-                include_dashboard=slots.get("dashboard", False),
+                num_cpus=slots.cpus,
+                num_gpus=len(machine.gpu_memory()) if slots.device == "cuda" else 0,
+                include_dashboard=dashboard,
                 dashboard_host="127.0.0.1",
                 **ray_internals.in_folder(folder),
                 **_QUIET,
             )
-        if slots.get("dashboard", False):
+        if dashboard:
             print(f"Dashboard: http://{context.dashboard_url}")
         yield
 

@@ -20,7 +20,7 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    # How many trials there are side by side, `Slots` says; Ray would start one after the other.
+    # How many trials there are side by side, `TakenSlots` says; Ray would start one after the other.
     "TUNE_MAX_PENDING_TRIALS_PG": "10000",
     "RAY_AIR_NEW_OUTPUT": "0",
     # Ray would run trials at niceness 15, where whatever else the machine does takes their cores from them.

@@ -1,31 +1,32 @@
 """A search from its first trial to its last."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuning.base import files, machine
-from tuning.base.errors import UserError, counted
+from tuning.base import files, interrupts, machine
+from tuning.base.errors import DISK_FULL, UserError, counted
 from tuning.base.registries import SAMPLERS, SCHEDULERS
+from tuning.images.batches import parts_of
 from tuning.runs import run_folder, study_file
-from tuning.trials import local_ray, record
-from tuning.trials.settings import (
-    N_STARTUP,
-    Settings,
-)
-from tuning.trials.stopping import Stop
+from tuning.trials import local_ray, ray_internals, record
+from tuning.trials.settings import N_STARTUP, Settings
+from tuning.trials.slots import Asked, plan_slots
 
 if TYPE_CHECKING:
-    from optuna.samplers import BaseSampler
-
     from tuning.images.splitting import Splits
     from tuning.sampling.spaces import Space
-    from tuning.sampling.study import RunStudy
+    from tuning.sampling.study import Proposal, RunStudy
     from tuning.training.jobs import Job
     from tuning.trials.progress import Progress
+
+FAILURES_THAT_STOP = 3
+SECONDS_FOR_AN_EPOCH = 10.0
 
 
 def load(settings: Settings, source: str, progress: "Progress") -> tuple["Splits", "Space"]:
@@ -55,6 +56,8 @@ def search(
         UserError: The record does not fit the study or the images; the space raised in mid-search; the disk is full;
             or another process has the run in its storage.
     """
+    from tuning.sampling.study import RunStudy
+
     before = files.read_json(path / "meta.json").get("split_hash") if resumed else None
     if before not in (None, splits.split_hash):
         raise UserError(
@@ -63,194 +66,366 @@ def search(
         )
     sampler = SAMPLERS.load(settings.sampler)(_sampler_seed(settings.seed, path), N_STARTUP)
     with study_file.writing(path):
-        _search(settings, path, splits, space, progress, sampler, resumed=resumed)
-
-
-def _search(
-    settings: Settings,
-    path: Path,
-    splits: "Splits",
-    space: "Space",
-    progress: "Progress",
-    sampler: "BaseSampler",
-    *,
-    resumed: bool,
-) -> None:
-    """Does what `search` says, with its sampler."""
-    from tuning.sampling.study import RunStudy
-
-    study = RunStudy(path, space, sampler, epochs=settings.epochs, seed=settings.seed, minimize=settings.minimize)
-    stop = Stop(settings.time_budget)
-    with _stored(settings, path, progress, stop):
-        if resumed:
-            record.go_on(path, settings, study.last_moment, study.now())
+        study = RunStudy(path, space, sampler, epochs=settings.epochs, seed=settings.seed, minimize=settings.minimize)
         left_out = {name: list(choices) for name, choices in space.left_out.items()}
-        hashes = {"split_hash": splits.split_hash, "valid_hash": splits.valid_hash}
-        record.update_meta(path, settings, **hashes, left_out=left_out, stopped_by=None)
-        if study.waiting:
-            progress.note(
-                f"{counted(len(study.waiting), 'trial')} ({', '.join(map(str, study.waiting))}) cannot be resumed on "
-                "this machine, which lacks what the space leaves out. Resume the run where that is there."
-            )
-        to_run = settings.samples - study.n_finished - len(study.waiting)
-        if to_run > 0:
-            stopped_by = run_trials(settings, path, splits, study, progress, stop, to_run)
-            record.update_meta(path, settings, ended=study.now(), stopped_by=stopped_by)
-        else:
-            study.close(None)
-            if settings.storage is not None:  # What an earlier session could not send.
-                from tuning.remote import mirror, stored_runs
+        Session(settings, path, splits, study, progress).run(resumed=resumed, left_out=left_out)
 
-                mirror.sweep(files.read_json(path / "meta.json")["id"], stored_runs.stored_at(settings.storage, path))
-        if settings.audit and not (to_run > 0 and stopped_by == "interrupt"):
-            hold_audit(settings, path, splits, progress)
-        record.conclude(run_folder.Run(path), progress.note)
-        if settings.storage is not None:
+
+@dataclass(frozen=True)
+class Retry:
+    """How a trial that failed is run again.
+
+    Attributes:
+        epochs: How many the study knows of it.
+        accumulation: The parts that each batch is cut into.
+        resources: All of its device's, if it is to be alone there; else empty.
+    """
+
+    epochs: int
+    accumulation: int
+    resources: Mapping[str, float] = field(default_factory=dict)
+
+
+class Session:
+    """A search of a run folder: `run` reads from its first trial to its last.
+
+    While trials run, Ray's hooks (`tuning.trials.recorder`) call the methods below `run`, all from one thread: Ray asks
+    for trials, tells what they do, and asks whether the search should end.
+
+    Attributes:
+        reason: Why the search ended before its samples were done, "interrupt" or "time budget"; None if it did not.
+        problem: The first exception of our own; it ends the search, which then raises it.
+    """
+
+    def __init__(
+        self, settings: Settings, path: Path, splits: "Splits", study: "RunStudy", progress: "Progress"
+    ) -> None:
+        self.settings, self.path, self.splits = settings, path, splits
+        self.study, self.progress = study, progress
+        self.reason: str | None = None
+        self.problem: BaseException | None = None
+        budget = settings.time_budget
+        self._deadline = math.inf if budget is None else time.monotonic() + budget
+        self._interrupted_at: float | None = None
+        self._slots = local_ray.TakenSlots(settings.slots)
+        self._last_epoch: dict[int, float] = {}
+        self._were_alone: set[int] = set()
+        self._waiting_alone: set[int] = set()
+
+    def run(self, *, resumed: bool, left_out: Mapping[str, Sequence[Any]]) -> None:
+        """Runs the trials that are to come, audits the scheduler, draws the pictures; all is in the storage then, too.
+
+        Args:
+            resumed: Whether the run was begun by another session.
+            left_out: What this machine cannot do of the space, for `meta.json`.
+        """
+        with self._stored():
+            if resumed:
+                record.go_on(self.path, self.settings, self.study.last_moment, self.study.now())
+            hashes = {"split_hash": self.splits.split_hash, "valid_hash": self.splits.valid_hash}
+            record.update_meta(self.path, self.settings, **hashes, left_out=left_out, stopped_by=None)
+            if waiting := self.study.waiting:
+                self.progress.note(
+                    f"{counted(len(waiting), 'trial')} ({', '.join(map(str, waiting))}) cannot be resumed on this "
+                    "machine, which lacks what the space leaves out. Resume the run where that is there."
+                )
+            to_run = self.settings.samples - self.study.n_finished - len(waiting)
+            if to_run > 0:
+                self.run_trials(to_run)
+                self.end_trials()
+                record.update_meta(self.path, self.settings, ended=self.study.now(), stopped_by=self.reason)
+            else:
+                self.study.close(None)
+                self._send_what_an_earlier_session_could_not()
+            if self.settings.audit and self.reason != "interrupt":
+                self._audit()
+            self._conclude()
+
+    def run_trials(self, n_trials: int) -> None:
+        """Runs trials through Ray Tune until there are `n_trials` more, or the search should end."""
+        from ray import tune
+
+        log = logging.FileHandler(self.path / "driver.log")
+        ray = local_ray.started(self.settings.slots, log, dashboard=self.settings.dashboard)
+        with ray, self.ends_on_signals():
+            tune.Tuner(self._trainable(), **self._tune_configs(n_trials)).fit()
+            record.update_meta(self.path, self.settings, side_by_side=self._slots.most)
+            self._sweep_nodes()
+        for leftover in (self.path / "trials").glob("*"):
+            if leftover.is_file():  # Ray's own state, pickled: the study and the frames are the record to go on from.
+                leftover.unlink()
+
+    def _trainable(self) -> Any:
+        """Returns what Ray runs as a trial."""
+        from ray import tune
+
+        from tuning.trials.worker import train_trial
+
+        slots = self.settings.slots
+        trainable = tune.with_parameters(
+            train_trial,
+            splits=self.splits,
+            run=str(self.path.absolute()),
+            threads=max(1, int(slots.cpus_per_trial)),
+            stored=self._storage(),
+        )
+
+        def resources(config: dict[str, Any]) -> Any:
+            return tune.PlacementGroupFactory([slots.resources(config["device"])])
+
+        return tune.with_resources(trainable, resources)
+
+    def _tune_configs(self, n_trials: int) -> dict[str, Any]:
+        """Returns the configurations of Ray Tune: our searcher, scheduler, callbacks and stopper."""
+        from pyarrow.fs import LocalFileSystem
+        from ray import tune
+
+        from tuning.trials import schedulers
+        from tuning.trials.recorder import EndSearch, Proposals, Recorder
+        from tuning.trials.tensorboard import TensorBoard
+
+        path = self.path
+        scheduler = SCHEDULERS.load(self.settings.scheduler)(self.settings.epochs, self.settings.seed)
+        schedulers.replay(scheduler, self.study.finished())
+        tune_config = tune.TuneConfig(
+            search_alg=Proposals(self),
+            scheduler=scheduler,
+            num_samples=n_trials,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: run_folder.trial_folder(path, trial.config["trial"]).name,
+        )
+        run_config = tune.RunConfig(
+            name="trials",
+            storage_path=str(path.absolute()),
+            storage_filesystem=LocalFileSystem(),  # Else Ray reads the path as a URI: "#", "?" and "%20" break it.
+            failure_config=tune.FailureConfig(max_failures=self.settings.max_failures),
+            callbacks=[Recorder(self), TensorBoard()],
+            stop=EndSearch(self),
+            verbose=0,
+        )
+        return {"tune_config": tune_config, "run_config": run_config}
+
+    def end_trials(self) -> None:
+        """Ends the trials that still run and closes the study.
+
+        Trials that were interrupted stay as they are, to be resumed; a budget that is spent is an end.
+
+        Raises:
+            UserError: A problem ended the search that the user can mend; any other exception is raised as it is.
+        """
+        if self.problem is None:
+            self.study.close(stopped_by=None if self.reason == "interrupt" else self.reason or "search")
+            return
+        try:
+            self.study.close(stopped_by=None)
+        except Exception as error:  # The first problem is the one to show.
+            self.problem.add_note(f"Closing the study failed, too: {error}")
+            self.study.abandon()
+        raise self.problem
+
+    def _audit(self) -> None:
+        """Trains some trials that the scheduler stopped to their end, and writes what came of it into `meta.json`."""
+        from tuning.trials import audit
+        from tuning.trials.worker import train_all
+
+        run = run_folder.Run(self.path)
+        # What it trains is kept in the run folder, which a cluster's nodes may not share.
+        slots = self.settings.slots if self.settings.address is None else plan_slots(Asked())
+
+        def train(wanted: Sequence["Job"]) -> Iterator[tuple["Job", dict[str, Any]]]:
+            return train_all(wanted, self.splits, slots)
+
+        chosen = audit.wanted(run, self.settings.audit, self.settings.seed)
+        found = audit.hold(run, chosen, self.splits.split_hash, train, self.progress.note)
+        record.update_meta(self.path, self.settings, audit=found)
+
+    # What Ray's hooks ask and tell.
+
+    def should_end(self) -> bool:
+        """Returns whether the search should end, and sets `reason`."""
+        if self._interrupted_at is not None:
+            interrupts.drop_closed_output()  # Who reads it may end a moment after the signal came.
+            waited = time.monotonic() - self._interrupted_at
+            if waited > SECONDS_FOR_AN_EPOCH or self.all_reported_since(self._interrupted_at):
+                self.reason = "interrupt"
+        elif time.monotonic() > self._deadline:
+            self.reason = self.reason or "time budget"
+        return self.reason is not None or self.problem is not None
+
+    def all_reported_since(self, moment: float) -> bool:
+        """Returns whether every running trial has reported an epoch since a moment of `time.monotonic()`."""
+        return all(self._last_epoch.get(number, 0.0) >= moment for number in self.study.running())
+
+    @contextmanager
+    def ends_on_signals(self) -> Iterator[None]:
+        """SIGINT, SIGTERM and SIGHUP end the search after the running epoch, or 10 s if that is less.
+
+        Another one, a second or more later, ends it at once.
+        """
+
+        def interrupt(number: int) -> None:
+            self._interrupted_at = time.monotonic()
+
+        with interrupts.caught(interrupt):
+            yield
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Ends the search with the exception that is raised inside."""
+        try:
+            yield
+        except Exception as error:
+            self.on_problem(error)
+
+    def on_problem(self, error: BaseException) -> None:
+        """Ends the search, which raises the first problem."""
+        self.problem = self.problem or error
+
+    def watch_slots(self) -> None:
+        """Says which nodes of a cluster came and went."""
+        for note in self._slots.watch():
+            self.progress.note(note)
+
+    def free_device(self) -> str | None:
+        """Returns the device of a slot for a new trial, or None: none is free, or a trial waits for a whole device."""
+        if self._waiting_alone:
+            return None
+        self.watch_slots()
+        return self._slots.free()
+
+    def propose(self, device: str) -> "Proposal | None":
+        """Returns the next trial, which takes a slot on that device; None ends the search after those that run."""
+        try:
+            proposal = self.study.ask()
+        except Exception as error:  # Ray would bury it; the search stops and shows it.
+            self.on_problem(error)
+            return None
+        if proposal is None:
+            n = self.study.n_finished
+            self.progress.note(f"The space has nothing new after {n} trials and those that run; they end it.")
+            return None
+        self._slots.take(proposal.number, device)
+        return proposal
+
+    def began(self, number: int) -> None:
+        """Shows that a trial began."""
+        self._waiting_alone.discard(number)
+        self.progress.started(self.study.row(number))
+
+    def reported(self, number: int, result: Mapping[str, Any]) -> None:
+        """Records an epoch, or the error that ended the trial."""
+        self._last_epoch[number] = time.monotonic()
+        self.study.ran_on(number, result.get("hostname"))
+        if result["error"]:
+            self.failed(number, result["error"])
+        elif self.study.report(number, result):
+            self.progress.epoch(self.study.row(number), result)
+
+    def ended(self, number: int) -> None:
+        """Records that a trial ended by itself or was stopped by the scheduler, unless its error is known already."""
+        if self.study.is_running(number):
+            self.study.finish(number, "scheduler")
+            self._after(number)
+
+    def failed(self, number: int, error: str) -> None:
+        """Records that a trial failed for good; where the first trials all fail, the search ends and shows it."""
+        self.study.fail(number, error)
+        self._after(number)
+        if self.study.n_failed == self.study.n_finished == FAILURES_THAT_STOP:
+            from tuning.trials.worker import LOG
+
+            raise UserError(
+                f"The first {FAILURES_THAT_STOP} trials must not all fail, but did; the last with: {error} "
+                f"Its traceback is in trials/{number:04d}/{LOG} of the run."
+            )
+
+    def _after(self, number: int) -> None:
+        """Frees the slot of a trial that has ended, and shows what came of it."""
+        self._slots.give_back(number)
+        self.progress.ended(self.study.row(number))
+
+    def retried(self, number: int, error: str, failure: str, accumulation: int) -> Retry:
+        """Records a failure, and returns how the trial is run again.
+
+        Args:
+            number: Of the trial.
+            error: What went wrong, in a line.
+            failure: All that Ray says of it.
+            accumulation: The parts that each of its batches was cut into.
+
+        Raises:
+            UserError: The disk is full. No trial would fare better, so they stay as they are, to be resumed.
+        """
+        if DISK_FULL in error:
+            raise UserError(error[error.index(DISK_FULL) :])
+        again, room = Retry(self.study.row(number)["epochs"], accumulation), ""
+        if ray_internals.OUT_OF_MEMORY.search(failure):
+            again, room = self._with_more_room(number, again)
+        if ray_internals.LOST_NODE.search(failure):
+            error = f"its node {self.study.row(number).get('node') or ''} was lost: {error.partition('. ')[0]}"
+        self.study.retry(number, f"{error}{room}", accumulation=again.accumulation)
+        self.progress.note(f"trial {number} failed and is tried again{room}: {error}")
+        return again
+
+    def _with_more_room(self, number: int, again: Retry) -> tuple[Retry, str]:
+        """Returns a retry alone on the device, or after that with the batches in smaller parts, and says which.
+
+        Nothing new begins until the trial has its device.
+        """
+        alone = self.settings.slots.whole_device
+        if alone and number not in self._were_alone:
+            self._were_alone.add(number)
+            self._waiting_alone.add(number)
+            return replace(again, resources=alone), ", alone on its device"
+        parts = parts_of(self.study.row(number)["config/batch_size"], 2 * again.accumulation)
+        if parts == again.accumulation:
+            return again, ""
+        return replace(again, accumulation=parts), f", each batch in {parts} parts"
+
+    # The run's storage, if it has one.
+
+    def _storage(self) -> tuple[str, str] | None:
+        """Returns the URI of the run in its storage, and the run's id there."""
+        if self.settings.storage is None:
+            return None
+        from tuning.remote import stored_runs
+
+        return stored_runs.stored_at(self.settings.storage, self.path), files.read_json(self.path / "meta.json")["id"]
+
+    def _stored(self) -> AbstractContextManager[Any]:
+        """Sends the run folder to its storage until the search has ended."""
+        if self.settings.storage is None:
+            return nullcontext()
+        from tuning.remote import stored_runs
+        from tuning.training import checkpoints
+
+        skip, note = checkpoints.NAMES, self.progress.note
+        return stored_runs.mirrored(self.settings.storage, self.path, skip=skip, note=note, on_lost=self.on_problem)
+
+    def _sweep_nodes(self) -> None:
+        """Has each node of a cluster send what its trials have not, while Ray still runs."""
+        if (stored := self._storage()) is not None:
+            from tuning.remote import mirror
+            from tuning.trials.worker import sweep_nodes
+
+            if left := sweep_nodes(stored[1], stored[0]):
+                self.progress.note(f"Not in the storage yet: {'; '.join(left)}. {mirror.sent_by(self.path)}")
+
+    def _send_what_an_earlier_session_could_not(self) -> None:
+        if (stored := self._storage()) is not None:
+            from tuning.remote import mirror
+
+            mirror.sweep(stored[1], stored[0])
+
+    def _conclude(self) -> None:
+        """Writes the pictures and the page, here and in the storage."""
+        record.conclude(run_folder.Run(self.path), self.progress.note)
+        if (stored := self._storage()) is not None:
             from tuning.remote import stored_runs
             from tuning.training import checkpoints
 
-            uri = stored_runs.stored_at(settings.storage, path)
-            names, best = checkpoints.NAMES, checkpoints.BEST
-            stored_runs.conclude(run_folder.Run(path), uri, progress.note, checkpoints=names, best=best)
-
-
-@contextmanager
-def _stored(settings: Settings, path: Path, progress: "Progress", stop: Stop) -> Iterator[None]:
-    """Sends the run folder to its storage, if it has one."""
-    if settings.storage is None:
-        yield
-        return
-    from tuning.remote import stored_runs
-    from tuning.training import checkpoints
-
-    skip, note = checkpoints.NAMES, progress.note
-    with stored_runs.mirrored(settings.storage, path, skip=skip, note=note, on_lost=stop.on_problem):
-        yield
-
-
-def hold_audit(settings: Settings, path: Path, splits: "Splits", progress: "Progress") -> None:
-    """Trains some trials that the scheduler stopped to their end, and writes what came of it into `meta.json`."""
-    from tuning.trials import audit
-    from tuning.trials.worker import train_all
-
-    run = run_folder.Run(path)
-    chosen = audit.wanted(run, settings.audit, settings.seed)
-    # What it trains is kept in the run folder, which a cluster's nodes may not share.
-    slots = asdict(settings) if settings.address is None else machine.plan_slots(None, None, None, None)
-
-    def train(wanted: Sequence["Job"]) -> Iterator[tuple["Job", dict[str, Any]]]:
-        return train_all(wanted, splits, slots)
-
-    found = audit.hold(run, chosen, splits.split_hash, train, progress.note)
-    record.update_meta(path, settings, audit=found)
-
-
-def run_trials(
-    settings: Settings,
-    path: Path,
-    splits: "Splits",
-    study: "RunStudy",
-    progress: "Progress",
-    stop: Stop,
-    n_trials: int,
-) -> str | None:
-    """Runs trials through Ray Tune until there are `n_trials` more; returns why it ended sooner, or None."""
-    from pyarrow.fs import LocalFileSystem
-    from ray import tune
-
-    from tuning.runs.run_folder import trial_folder
-    from tuning.trials import schedulers
-    from tuning.trials.recorder import EndSearch, Proposals, Recorder
-    from tuning.trials.tensorboard import TensorBoard
-    from tuning.trials.worker import sweep_nodes, train_trial
-
-    slots = local_ray.Slots(asdict(settings), study.is_running, progress.note)
-    recorder = Recorder(study, progress, stop.on_problem, slots, alone=_whole_device(settings))
-    stop.all_reported_since = recorder.all_reported_since
-
-    def exhausted() -> None:
-        progress.note(f"The space has nothing new after {study.n_finished} trials and those that run; they end it.")
-
-    scheduler = SCHEDULERS.load(settings.scheduler)(settings.epochs, settings.seed)
-    schedulers.replay(scheduler, study.finished())
-    stored = None
-    if settings.storage is not None:
-        from tuning.remote import stored_runs
-
-        stored = (stored_runs.stored_at(settings.storage, path), files.read_json(path / "meta.json")["id"])
-    trainable = tune.with_parameters(
-        train_trial,
-        splits=splits,
-        run=str(path.absolute()),
-        threads=max(1, int(settings.cpus_per_trial)),
-        stored=stored,
-    )
-
-    def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        return tune.PlacementGroupFactory([local_ray.resources(asdict(settings), config["device"])])
-
-    with local_ray.started(asdict(settings), logging.FileHandler(path / "driver.log")), stop.on_signals():
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, resources),
-            tune_config=tune.TuneConfig(
-                search_alg=Proposals(study, stop.on_problem, exhausted, slots, recorder.holds),
-                scheduler=scheduler,
-                num_samples=n_trials,
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: trial_folder(path, trial.config["trial"]).name,
-            ),
-            run_config=tune.RunConfig(
-                name="trials",
-                storage_path=str(path.absolute()),
-                storage_filesystem=LocalFileSystem(),  # Else Ray reads the path as a URI: "#", "?" and "%20" break it.
-                failure_config=tune.FailureConfig(max_failures=settings.max_failures),
-                callbacks=[recorder, TensorBoard()],
-                stop=EndSearch(stop.now),
-                verbose=0,
-            ),
-        )
-        tuner.fit()
-        record.update_meta(path, settings, side_by_side=slots.most)
-        if stored is not None and (left := sweep_nodes(stored[1], stored[0])):
-            from tuning.remote import mirror
-
-            progress.note(f"Not in the storage yet: {'; '.join(left)}. {mirror.sent_by(path)}")
-    for leftover in (path / "trials").glob("*"):
-        if leftover.is_file():  # Ray's own state, pickled: the study and the frames are the record to go on from.
-            leftover.unlink()
-    return end_trials(stop, study, path)
-
-
-def end_trials(stop: Stop, study: "RunStudy", path: Path) -> str | None:
-    """Ends what still runs, closes the study, and returns why the search ended before its samples were done, or None.
-
-    Trials that were interrupted stay as they are, to be resumed; a budget that is spent is an end.
-
-    Raises:
-        UserError: A problem ended the search that the user can mend; any other exception is raised as it is.
-    """
-    if stop.problem is None:
-        study.close(stopped_by=None if stop.reason == "interrupt" else stop.reason or "search")
-        return stop.reason
-    try:
-        study.close(stopped_by=None)
-    except Exception as error:  # The first problem is the one to show.
-        stop.problem.add_note(f"Closing the study failed, too: {error}")
-        study.abandon()
-    raise stop.problem
-
-
-def _whole_device(settings: Settings) -> dict[str, float]:
-    """Returns the resources with which a trial is alone on its device; nothing where each is, and on a cluster.
-
-    There one trial would keep all nodes waiting until a device is free of others.
-    """
-    if settings.address is not None:
-        return {}
-    if settings.device == "cuda":
-        return {"cpu": settings.cpus_per_trial, "gpu": 1.0} if settings.gpus_per_trial < 1 else {}
-    alone = settings.concurrency == 1
-    return {} if alone else {"cpu": float(machine.cpus_in_use(asdict(settings))), "gpu": 0.0}
+            run, names, best = run_folder.Run(self.path), checkpoints.NAMES, checkpoints.BEST
+            stored_runs.conclude(run, stored[0], self.progress.note, checkpoints=names, best=best)
 
 
 def dry_run(settings: Settings, splits: "Splits", space: "Space", *, choose_slots: bool = False) -> str:
@@ -264,12 +439,12 @@ def dry_run(settings: Settings, splits: "Splits", space: "Space", *, choose_slot
     rates: dict[int, float] = {}
     n_gpus = max(1, len(machine.gpu_memory()))
     most = max(settings.concurrency, n_gpus * max(estimate.SIDE_BY_SIDE)) if choose_slots else settings.concurrency
-    with local_ray.started(asdict(settings) | {"concurrency": most}, logging.NullHandler()):
+    with local_ray.started(replace(settings.slots, concurrency=most), logging.NullHandler()):
         if choose_slots:
             rates = estimate.measure_slots(settings, kinds, splits)
             pays = estimate.slots_that_pay(rates)
-            slots = machine.plan_slots(settings.device, settings.cpus_per_trial, None, None, pays)
-            settings = replace(settings, **slots)
+            slots = plan_slots(Asked(settings.device, settings.cpus_per_trial), trials_a_gpu=pays)
+            settings = replace(settings, **vars(slots))
         costs = estimate.measure(settings, kinds, splits)
     found = estimate.summarise(settings, costs)
     estimate.keep(asdict(settings), found)

@@ -5,24 +5,24 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from tuning.base import machine
 from tuning.base.errors import UserError, counted
 from tuning.base.registries import OBJECTIVES, SAMPLERS, SCHEDULERS
 from tuning.images.catalogue import DATASETS
 from tuning.runs import run_folder
+from tuning.trials import slots
+from tuning.trials.slots import Asked, Slots
 
 DEFAULT_EPOCHS = {"cpu": 6, "cuda": 18}
 N_STARTUP = 8
 # What a search that is gone on with may be told anew; all else is as it was begun.
 OF_ANY_SESSION = {"samples", "time_budget", "data_dir", "audit", "resume", "dry_run_only", "quiet", "verbose"}
 OF_ANY_SESSION |= {"address", "dashboard"}
-Asked = tuple[str | None, float | None, float | None, int | None]  # Device, CPUs and GPUs a trial, concurrency.
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ class Settings:
     address: str | None = None
     limit: int | None = None
     dashboard: bool = False
+
+    @property
+    def slots(self) -> Slots:
+        """Where the trials run, and what each has."""
+        return Slots(**{field.name: getattr(self, field.name) for field in fields(Slots)})
 
 
 def of_run(run: run_folder.Run) -> Settings:
@@ -130,18 +135,18 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
-def plan_slots(address: str | None, storage: str | None, asked: Asked, trials_a_gpu: int | None) -> dict[str, Any]:
-    """Returns what `machine.plan_slots` or, with an address, `cluster.plan_slots` does; a cluster needs a storage."""
-    if address is None:
-        return machine.plan_slots(*asked, trials_a_gpu)
-    if storage is None:
+def plan_slots(address: str | None, storage: str | None, asked: Asked, trials_a_gpu: int | None) -> Slots:
+    """Returns the slots of a search on this machine or, with an address, on a cluster, which needs a storage.
+
+    Raises:
+        UserError: There is no storage, or see `slots.plan_slots`.
+    """
+    if address is not None and storage is None:
         raise UserError(
             f"--storage must be given with --address, because checkpoints must outlive a node, but got --address "
             f"{address} alone. Add --storage s3://BUCKET/FOLDER, or a folder that all nodes share."
         )
-    from tuning.remote import cluster
-
-    return cluster.plan_slots(address, *asked)
+    return slots.plan_slots(asked, None if address is None else slots.of_cluster(address), trials_a_gpu)
 
 
 def placed(settings: Settings, address: str, hardware: Mapping[str, Any] | None) -> tuple[Settings, str]:
@@ -152,8 +157,9 @@ def placed(settings: Settings, address: str, hardware: Mapping[str, Any] | None)
         address: Of the cluster, or "local".
         hardware: Of the machine where the run was begun, from its `meta.json`.
     """
-    if address != "local":
-        asked = (settings.device, settings.cpus_per_trial, settings.gpus_per_trial, settings.limit)
-        return replace(settings, **plan_slots(address, settings.storage, asked, None)), ""
-    slots, changed = machine.replan(settings, hardware)
-    return replace(settings, address=None, limit=None, **slots), changed
+    if address == "local":
+        planned, changed = slots.replan(settings.slots, hardware)
+    else:
+        asked = Asked(settings.device, settings.cpus_per_trial, settings.gpus_per_trial, settings.limit)
+        planned, changed = plan_slots(address, settings.storage, asked, None), ""
+    return replace(settings, **vars(planned)), changed

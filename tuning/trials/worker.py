@@ -27,6 +27,7 @@ from tuning.runs.run_folder import trial_folder
 from tuning.training import checkpoints, jobs
 from tuning.trials import local_ray, ray_internals
 from tuning.trials.schedulers import METRIC
+from tuning.trials.slots import Slots
 
 if TYPE_CHECKING:
     from tuning.training.fit import Training
@@ -144,9 +145,7 @@ def _train(training: "Training", folder: Path) -> None:
         tune.report({"epoch": training.epoch, METRIC: 0.0, **facts, "error": str(error)})
 
 
-def train_all(
-    wanted: Sequence[jobs.Job], splits: Splits, slots: Mapping[str, Any]
-) -> Iterator[tuple[jobs.Job, dict[str, Any]]]:
+def train_all(wanted: Sequence[jobs.Job], splits: Splits, slots: Slots) -> Iterator[tuple[jobs.Job, dict[str, Any]]]:
     """Runs `jobs.train` on all jobs side by side; yields each job's rows as they come.
 
     One that runs out of memory is run again when the others have ended, alone on its device, where it cuts its batches
@@ -155,29 +154,29 @@ def train_all(
     Args:
         wanted: Their folders must be absolute.
         splits: Shared by all through the object store.
-        slots: As `machine.plan_slots` gives them.
+        slots: Where they run, and what each has.
 
     Raises:
         UserError: The disk is full.
     """
     import ray
 
-    on_gpu = slots["device"] == "cuda"
-    alone = slots["concurrency"] == 1 or (on_gpu and slots["gpus_per_trial"] >= 1)
+    on_gpu = slots.device == "cuda"
+    alone = slots.concurrency == 1 or (on_gpu and slots.gpus_per_trial >= 1)
     with local_ray.started(slots, logging.NullHandler()):
         shared = ray.put(splits)
 
         def start(job: jobs.Job, cpus: float, gpus: float, *, alone: bool) -> Any:
             remote: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, num_returns="streaming")(jobs.train)
-            return remote.remote(job, shared, slots["device"], max(1, int(cpus)), alone=alone)
+            return remote.remote(job, shared, slots.device, max(1, int(cpus)), alone=alone)
 
-        share = (slots["cpus_per_trial"], slots["gpus_per_trial"])
+        share = (slots.cpus_per_trial, slots.gpus_per_trial)
         running: dict[Any, jobs.Job] = {start(job, *share, alone=alone): job for job in wanted}
         waiting: list[jobs.Job] = []  # For the whole device.
         while running or waiting:
             if not running:
                 alone, job = True, waiting.pop(0)
-                running = {start(job, float(machine.cpus_in_use(slots)), max(float(on_gpu), share[1]), alone=True): job}
+                running = {start(job, float(slots.cpus), max(float(on_gpu), share[1]), alone=True): job}
             ready: list[Any] = ray.wait(list(running), num_returns=1, fetch_local=False)[0]
             [rows] = ready
             try:
