@@ -126,7 +126,10 @@ def run(
 def _from_python(options: Mapping[str, Any]) -> Run:
     """Does what `run` says with its parameters, one of which has its name."""
     asked = doors.asked(run, options)
-    given = ", ".join(f"{name}={getattr(asked, name)!r}" for name in options if name in asked.given)
+    words = {
+        name: getattr(value, "__name__", repr(value)) for name, value in vars(asked).items() if name in asked.given
+    }
+    given = ", ".join(f"{name}={word}" for name, word in words.items())
     found = _search(asked, silent=not asked.progress, command=f"search.run({given})")
     if found.meta.get("stopped_by") == "interrupt":
         raise interrupts.Interrupted(f"Interrupted. Resume it with: search.run(resume={files.called(found.path)!r})")

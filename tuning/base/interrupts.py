@@ -63,14 +63,14 @@ def caught(act: Callable[[int], None], again: Callable[[int], None] | None = Non
 
 
 @contextlib.contextmanager
-def raised() -> Iterator[None]:
-    """Has a signal raise KeyboardInterrupt, as Ctrl-C does, and another one end the process, which is a command's."""
+def raised(*, command: bool = True) -> Iterator[None]:
+    """Has a signal raise KeyboardInterrupt, as Ctrl-C does; another one ends the process if it is a command's."""
     global _is_command
 
     def interrupt(number: int) -> NoReturn:
         raise KeyboardInterrupt
 
-    before, _is_command = _is_command, True
+    before, _is_command = _is_command, command
     try:
         with caught(interrupt):
             yield

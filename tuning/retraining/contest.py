@@ -4,7 +4,7 @@ The test split has no place here. What has been trained is on disk: held again, 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,13 @@ class Contest:
         return seeds.Estimate(*(float(rows[f"difference{end}"].iloc[0]) for end in ("", "_low", "_high")))
 
 
-def hold(plan: Plan, splits: "Splits", slots: Mapping[str, Any], threads: int | None = None) -> Contest:
+def hold(
+    plan: Plan,
+    splits: "Splits",
+    slots: Mapping[str, Any],
+    threads: int | None = None,
+    say: Callable[[str], None] = print,
+) -> Contest:
     """Trains every configuration on the first seed, those that can still win on the others, and compares them.
 
     Args:
@@ -69,6 +75,7 @@ def hold(plan: Plan, splits: "Splits", slots: Mapping[str, Any], threads: int | 
         splits: Train and valid images.
         slots: As `machine.plan_slots` gives them; where there is one, or a single training, it is done in this process.
         threads: For torch, in this process; None is all cores.
+        say: Receives a line an epoch.
 
     Raises:
         UserError: Every candidate failed, or the disk is full.
@@ -77,7 +84,7 @@ def hold(plan: Plan, splits: "Splits", slots: Mapping[str, Any], threads: int | 
     failed: dict[str, str] = {}
     wanted = [entry.job(plan.seeds[0], plan.folder) for entry in plan.entries]
     while wanted:
-        for job, error in _train(plan, wanted, splits, slots, threads):
+        for job, error in _train(plan, wanted, splits, slots, threads, say):
             failed[job.config.hash()] = error
         for job in wanted:
             result = jobs.read(job, splits.split_hash)
@@ -132,9 +139,14 @@ def explain(contest: Contest) -> list[str]:
 
 
 def _train(
-    plan: Plan, wanted: Sequence[Job], splits: "Splits", slots: Mapping[str, Any], threads: int | None
+    plan: Plan,
+    wanted: Sequence[Job],
+    splits: "Splits",
+    slots: Mapping[str, Any],
+    threads: int | None,
+    say: Callable[[str], None],
 ) -> Iterator[tuple[Job, str]]:
-    """Trains jobs side by side or one by one, printing each epoch; yields those that failed, and why."""
+    """Trains jobs side by side or one by one, saying each epoch; yields those that failed, and why."""
     entries = {entry.config.hash(): entry for entry in plan.entries}
     many = len(plan.entries) * len(plan.seeds) > 1
     wanted = [job for job in wanted if jobs.read(job, splits.split_hash) is None]
@@ -150,12 +162,12 @@ def _train(
     for job, row in rows:
         name = f"{entries[job.config.hash()].name}, seed {plan.seeds.index(job.seed) + 1}  " if many else ""
         if "note" in row:
-            print(f"{name}{row['note']}", flush=True)
+            say(f"{name}{row['note']}")
         elif "error" in row:
-            print(f"{name}failed: {row['error']}", flush=True)
+            say(f"{name}failed: {row['error']}")
             yield job, row["error"]
         else:
-            print(name + epoch_line(row, job.config.epochs), flush=True)
+            say(name + epoch_line(row, job.config.epochs))
 
 
 def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
