@@ -35,6 +35,7 @@ PYTHON_ONLY = {search: {"progress"}, final: {"progress"}, report: set[str]()}
 SCRIPT = """
 import signal
 from tuning import final, predict, results, search
+from tuning.base.errors import UserError
 
 def handlers():
     return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]

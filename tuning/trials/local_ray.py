@@ -87,13 +87,16 @@ def _name(node: Mapping[str, Any]) -> str:
 def started(slots: Mapping[str, Any], log: logging.Handler) -> Iterator[None]:
     """Starts a Ray of our own, bound to the loopback address of this machine, or joins the cluster at `address`.
 
-    A cluster gets this package with the job, so that its nodes need the dependencies only.
+    A process that called `ray.init` itself has a Ray already: that is used, and stays. A cluster gets this package with
+    the job, so that its nodes need the dependencies only.
 
     Args:
         slots: `device`, `concurrency` and `cpus_per_trial`, as `machine.plan_slots` gives them; or `plan_slots`. With
             `dashboard`, Ray's own page is served, on the loopback address.
         log: Gets what Ray has to say, without passwords and keys.
     """
+    import ray
+
     os.environ |= {
         "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -115,10 +118,26 @@ def started(slots: Mapping[str, Any], log: logging.Handler) -> Iterator[None]:
         stack.callback(log.close)
         for logger in loggers:
             stack.callback(logger.removeHandler, log)
-        stack.enter_context(_own(slots) if slots.get("address") is None else _joined(slots["address"]))
+        if ray.is_initialized():
+            _check_free(slots)
+        else:
+            stack.enter_context(_own(slots) if slots.get("address") is None else _joined(slots["address"]))
         for logger in loggers:
             logger.handlers, logger.propagate = [log], False
         yield
+
+
+def _check_free(slots: Mapping[str, Any]) -> None:
+    """Raises UserError where the Ray of this process has no room for the trials, which would wait for ever."""
+    import ray
+
+    free, trial = ray.available_resources(), resources(slots, slots["device"])
+    fitting = min(int(free.get(name, 0.0) / amount) for name, amount in trial.items())
+    if fitting < slots["concurrency"]:
+        raise UserError(
+            f"--concurrency must be at most {fitting}, the trials that the Ray of this process has room for, but got "
+            f"{slots['concurrency']}. Call ray.shutdown() first to search with a Ray of its own."
+        )
 
 
 @contextlib.contextmanager
