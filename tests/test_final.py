@@ -330,7 +330,7 @@ def test_a_wrong_configuration_file_is_refused(tmp_path: Path, text: str, messag
         ({"device": "tpu"}, "--device must be one of cpu, cuda, but got 'tpu'"),
         ({"compare": True}, r"--compare must be used with a run, but got --config .*c\.json"),
         ({"train_on": "test"}, r"--train-on must be one of train, train\+valid, but got 'test'"),
-        ({"formats": ["tflite"]}, "--export must be one of onnx, pt2, safetensors, but got 'tflite'"),
+        ({"export": ["tflite"]}, "--export must be one of onnx, pt2, safetensors, but got 'tflite'"),
     ],
 )
 def test_a_wrong_option_is_refused(
@@ -734,11 +734,11 @@ def test_damaged_files_of_the_test_split_are_said_before_anything_is_trained(
 
 
 def test_a_page_that_cannot_be_written_is_said_when_the_model_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_page, "write", full)
-    final._write_page(run_folder.Run(tmp_path / "first"), tmp_path)
-    assert "The page is not written: No space left" in (said := capsys.readouterr().out)
+    said = final._write_page(run_folder.Run(tmp_path / "first"), tmp_path)
+    assert "The page is not written: No space left" in said
     assert f"`python -m tuning.report {tmp_path / 'first'}` writes it later." in said
 
 

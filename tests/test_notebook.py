@@ -1,6 +1,7 @@
 """The notebook runs from top to bottom, beside runs that it has not seen, and is kept without outputs."""
 
 import base64
+import os
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,31 @@ import pytest
 from conftest import write_run
 from nbclient import NotebookClient
 
+from tuning.runs import run_folder
+
 NOTEBOOK = Path(__file__).parent.parent / "results" / "inspect.ipynb"
+
+
+# Interrupts itself as the button does, when the first epoch has been trained.
+INTERRUPTED = (
+    """
+import os, signal, threading, time
+from pathlib import Path
+from tuning import results, search
+before = signal.getsignal(signal.SIGINT)
+def press():
+    while not Path("results/one/epochs.csv").exists():
+        time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=press, daemon=True).start()
+search.run(samples=1, space="smoke", train_images=6000, epochs=400, run="one")
+""",
+    """
+assert signal.getsignal(signal.SIGINT) is before
+trials = results.load("one").trials
+print((trials["state"] == "running").sum(), "trial left")
+""",
+)
 
 
 def execute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[bytes]]:
@@ -28,23 +53,30 @@ def execute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[by
 
 
 @pytest.mark.slow
-def test_the_notebook_shows_the_latest_of_two_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_searches_and_shows_what_came_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path / "results" / "first", 3, seed=1)
-    latest = write_run(tmp_path / "results" / "second", 10)
     text, pictures = execute(tmp_path, monkeypatch)
-    assert "second: fashion-mnist, 10 trials (7 complete, 3 pruned)" in text
-    assert f"{latest.best['valid_accuracy']:.6f}" in text
+    run = run_folder.load("latest", tmp_path / "results")
+    assert "6/6 trials" in text and "started" not in text  # The live view, and not a line an event.
+    assert f"{run.name}: fashion-mnist, 6 trials" in text and run.meta["command"].startswith("search.run(samples=6,")
+    assert f"{run.best['valid_accuracy']:.6f}" in text
     assert all(word in text for word in ("config/learning_rate", "PED-ANOVA", "equal cost"))
     assert len(pictures) == 5
     assert all(len(picture) > 5_000 for picture in pictures)
 
 
 @pytest.mark.slow
-def test_the_notebook_shows_a_single_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_run(tmp_path / "results" / "only", 2)
-    text, pictures = execute(tmp_path, monkeypatch)
-    assert "There is one run only." in text
-    assert len(pictures) == 4
+def test_interrupting_the_kernel_stops_a_search_and_its_handlers_are_put_back(tmp_path: Path) -> None:
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [nbformat.v4.new_code_cell(source) for source in INTERRUPTED]
+    environment = os.environ | {"PYTHONPATH": str(NOTEBOOK.parent.parent)}
+    place = {"metadata": {"path": str(tmp_path)}}
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place, allow_errors=True)
+    client.execute(env=environment)
+    said = ["".join(str(output) for output in cell["outputs"]) for cell in notebook.cells]
+    assert "KeyboardInterrupt" in said[0] or "Interrupted" in said[0], said[0]
+    assert "Resume it with: search.run(resume='one')" in said[0]
+    assert "1 trial left" in said[1], said[1]
 
 
 def test_the_notebook_is_kept_without_outputs() -> None:

@@ -29,7 +29,6 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from tuning import search
 from tuning.base import files, locks
 from tuning.base.errors import DISK_FULL, UserError
 from tuning.remote import leases, mirror, storage, stored_runs
@@ -38,6 +37,7 @@ from tuning.sampling import study, study_storage
 from tuning.sampling.spaces import Space, load_space
 from tuning.training import checkpoints
 from tuning.trials import record, session
+from tuning.trials import settings as search_settings
 from tuning.trials.session import Session
 from tuning.trials.settings import Settings
 
@@ -429,7 +429,7 @@ class User(RuleBasedStateMachine):
     def _resumed(self, path: Path, resumed: bool) -> Settings:
         if not resumed:
             return self._settings()
-        return replace(search.of_run(run_folder.Run(path)), samples=self.samples)
+        return replace(search_settings.of_run(run_folder.Run(path)), samples=self.samples)
 
     @rule(here=st.sampled_from(["a", "b"]), how=st.sampled_from(["missing", "cut", "stale"]))
     def damage_the_study(self, here: str, how: str) -> None:

@@ -8,11 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import click
 import optuna
 import pandas as pd
 import pytest
-import typer
 from conftest import write_run
 from studies import ask, epoch, told, train
 
@@ -49,8 +47,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def resume(**arguments: Any) -> None:
-    with typer.Context(click.Command("search")) as context:
-        search.main(context, **arguments)
+    search.main(**arguments)
 
 
 @pytest.mark.parametrize("name", ["first", "results/first", "latest"])

@@ -16,10 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import click
 import pandas as pd
 import pytest
-import typer
 from optuna.trial import TrialState
 
 from tuning import search
@@ -175,10 +173,9 @@ def test_more_samples_extend_a_finished_run(searched: tuple[Path, subprocess.Com
 def test_a_run_may_be_resumed_with_as_many_samples_as_were_run() -> None:
     trials = pd.DataFrame({"attempt": pd.array([1, 0, 2, None], dtype="Int64")})  # The second one's result is a twin's.
     one: Any = SimpleNamespace(name="one", trials=trials)
-    context: Any = SimpleNamespace(params={})
-    search_settings.check_resumed(context, one, 3)
+    search_settings.check_resumed((), one, 3)
     with pytest.raises(UserError, match=r"^--samples must be at least the 3 trials of one, but got 2\.$"):
-        search_settings.check_resumed(context, one, 2)
+        search_settings.check_resumed((), one, 2)
 
 
 @pytest.mark.slow
@@ -494,8 +491,7 @@ def test_where_the_first_trials_all_fail_the_search_stops_and_shows_it(tmp_path:
 
 
 def bad(**arguments: Any) -> None:
-    with typer.Context(click.Command("search")) as context:
-        search.main(context, **arguments)
+    search.main(**arguments)
 
 
 @pytest.mark.parametrize(

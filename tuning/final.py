@@ -4,22 +4,27 @@
     python -m tuning.final --top-k 1 --seeds 1                    the quick way: the best one, once, without comparisons
     python -m tuning.final --config FILE.json|FILE.yaml
 
-Everything lands in `best_model/`; `best_model/test_log.jsonl` says each time that the test split was opened. Killed and
-started again, it goes on from the last epochs.
+The same from Python: `final.run(run, top_k=3, seeds=3)`. Everything lands in `best_model/`;
+`best_model/test_log.jsonl` says each time that the test split was opened. Killed and started again, it goes on from the
+last epochs.
 """
 
+import _thread
 import contextlib
 import signal
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tuning.base import files, interrupts, locks, rim
+from tuning.base import doors, files, interrupts, locks, rim
 from tuning.base.errors import UserError, counted, run_command, unknown_name
 from tuning.images.catalogue import DATASETS
-from tuning.retraining import candidates, export
+from tuning.retraining import candidates
+from tuning.retraining import export as export_formats
+from tuning.retraining.best_model import Winner
 from tuning.retraining.candidates import Plan
 from tuning.retraining.opening import opened_again, retrain_and_test, written
 from tuning.retraining.verdict import TRAIN_ON
@@ -65,26 +70,30 @@ def _check_test_files(dataset: str, data_dir: Path | None) -> None:
     hash_test(dataset, data_dir)
 
 
-def _write_page(run: run_folder.Run, model_dir: Path) -> None:
-    """Writes the run's page and sends it to the storage; what cannot be is said, as the model is there already."""
-    if not rim.usable("figures", "The page is", print):
-        return
+def _write_page(run: run_folder.Run, model_dir: Path, say: Callable[[str], None]) -> str:
+    """Writes the run's page and sends it to the storage; returns where it is, or why it is not written."""
+    if not rim.usable("figures", "The page is", say):
+        return ""
     from tuning.figures import run_page
 
     try:
-        print(f"Page: {run_page.write(run, model_dir)}")
-        if run.settings.get("storage") is not None and rim.usable("remote", "The storage is", print):
+        said = f"Page: {run_page.write(run, model_dir)}"
+        if run.settings.get("storage") is not None and rim.usable("remote", "The storage is", say):
             from tuning.remote import stored_runs
 
             stored_runs.send(run)
     except (UserError, OSError) as error:
-        print(f"The page is not written: {error} `python -m tuning.report {files.called(run.path)}` writes it later.")
+        return f"The page is not written: {error} `python -m tuning.report {files.called(run.path)}` writes it later."
+    return said
 
 
-def main(
-    run: Annotated[str, typer.Option(help="The run whose best configurations are retrained.")] = "latest",
+def run(
+    run: Annotated[
+        run_folder.Run | str, typer.Option(help="The run whose best configurations are retrained.")
+    ] = "latest",
+    *,
     config: Annotated[
-        Path | None, typer.Option(help="A JSON or YAML file, or original-resnet8: train that, without a search.")
+        Path | str | None, typer.Option(help="A JSON or YAML file, or original-resnet8: train that, without a search.")
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many of the run's best configurations.")] = 3,
     seeds: Annotated[
@@ -103,7 +112,7 @@ def main(
     train_on: Annotated[
         str, typer.Option(help="train; or train+valid: train the winner once more on both, as the model to ship.")
     ] = "train",
-    formats: Annotated[
+    export: Annotated[
         list[str] | None,
         typer.Option("--export", help="Write the model as onnx, safetensors or pt2, too; may be given again."),
     ] = None,
@@ -114,89 +123,166 @@ def main(
         int | None, typer.Option(min=0, help="The first seed; the others follow it (default: derived from the run).")
     ] = None,
     dataset: Annotated[str, typer.Option(help=f"{DATASETS.listed}: the data set, with --config.")] = DATASETS.default,
-    data_dir: Annotated[Path | None, typer.Option(help="A folder that holds the data set's files.")] = None,
+    data_dir: Annotated[Path | str | None, typer.Option(help="A folder that holds the data set's files.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda where there is one).")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Trainings side by side (default: as many as fit).")] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of a training that has the machine (default: all cores).")
     ] = None,
-    model_dir: Annotated[Path, typer.Option(help="Where the model and its scores are written.")] = MODEL_DIR,
-) -> None:
-    """Retrain the best configurations on fresh seeds, test the winner once, and write best_model/."""
-    if train_on not in TRAIN_ON:
-        raise unknown_name("--train-on", train_on, TRAIN_ON)
-    export.check_formats(formats or [])
-    if config is None:
-        n_seeds = 3 if seeds is None else seeds
-        wanted = top_k * n_seeds > 1 if compare is None else compare
-        plan = candidates.from_run(
-            run,
-            top_k=top_k,
-            n_seeds=n_seeds,
-            epochs=epochs,
-            seed=seed,
-            compare=wanted,
-            max_parameters=max_parameters,
-        )
-    elif compare:
-        raise UserError(f"--compare must be used with a run, but got --config {config}. Leave one of them out.")
-    else:
-        plan = candidates.from_file(config, model_dir, dataset, n_seeds=seeds or 1, epochs=epochs, seed=seed)
-    slots = plan_slots(Asked(device, concurrency=concurrency))
+    model_dir: Annotated[Path | str, typer.Option(help="Where the model and its scores are written.")] = MODEL_DIR,
+    progress: bool = True,
+) -> Winner:
+    """Retrains the best configurations on fresh seeds, tests the winner once, and returns it.
+
+    The options are those of `python -m tuning.final --help`. Interrupted, it goes on from the last epochs when it is
+    called again with the same options.
+
+    Args:
+        run: A run, or its name, folder or URI.
+        config: A JSON or YAML file of hyperparameters, in the place of a run.
+        top_k: So many of the run's best configurations, at least 1.
+        seeds: Fresh seeds for each configuration, at least 1; None is 3, with `config` 1.
+        max_parameters: Of a configuration.
+        compare: Retrain the default configuration and the best random point, too; None is yes if several are trained.
+        train_on: "train", or "train+valid" to train the winner once more on both.
+        export: Formats in which the model is written, too: "onnx", "safetensors", "pt2".
+        epochs: Full length, at least 1; None is twice the search's.
+        seed: The first seed, at least 0; None derives it from the run.
+        dataset: A data set's name, with `config`.
+        data_dir: A folder that holds the data set's files.
+        device: "cpu" or "cuda"; None is cuda where there is one.
+        concurrency: Trainings side by side; None is as many as fit.
+        threads: CPU threads of a training that has the machine, at least 1; None is all cores.
+        model_dir: Where the model and its scores are written.
+        progress: Print a line an epoch, and how the configurations compare; False prints nothing.
+
+    Raises:
+        UserError: An option cannot be taken, or what the command would print as `error: ...`.
+        KeyboardInterrupt: It was interrupted.
+    """
+    return _from_python(locals())
+
+
+def _from_python(options: Mapping[str, Any]) -> Winner:
+    """Does what `run` says with its parameters, one of which has its name."""
+    if isinstance(found := options["run"], run_folder.Run):
+        options = {**options, "run": str(found.path)}
+    asked = doors.asked(run, options)
+    with interrupts.raised(command=False):
+        winner, page = _retrained(asked, _say if asked.progress else _ignore)
+    if asked.progress and not page.startswith("Page: "):
+        _say(page)
+    return winner
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _ignore(text: str) -> None:
+    """Says nothing."""
+
+
+def _retrained(asked: doors.Asked, say: Callable[[str], None]) -> tuple[Winner, str]:
+    """Settles what is asked for and carries it out; returns the winner, and a sentence on the run's page."""
+    plan = _planned(asked)
+    slots = plan_slots(Asked(asked.device, concurrency=asked.concurrency))
+    model_dir, data_dir = Path(asked.model_dir), None if asked.data_dir is None else Path(asked.data_dir)
     files.make_folder(model_dir, exist_ok=True)
     _check_test_files(plan.dataset, data_dir)
     with contextlib.ExitStack() as held:
-        # Two at once would train everything twice, and open the test split twice.
-        for folder in (*([] if plan.run is None else [Path(plan.source)]), model_dir):
-            held.enter_context(locks.hold(folder, "final"))
-        base = None if plan.run is None else run_folder.Run(Path(plan.source)).settings.get("storage")
-        if base is not None and rim.usable("remote", "The storage is", print):
-            from tuning.remote import leases, stored_runs
-
-            uri = stored_runs.stored_at(base, Path(plan.source))
-            try:
-                held.enter_context(leases.leased(uri, "final", print, _end_for))
-            except locks.InUseError:
-                raise
-            except UserError as error:  # The run is here, so that it need not be reached.
-                print(f"The storage cannot be asked whether another machine does the same: {error}")
-        carry_out(
+        _keep_others_out(plan, model_dir, held, say)
+        page = carry_out(
             plan,
             slots,
-            threads=threads,
-            train_on=train_on,
-            formats=formats or [],
-            data_dir=data_dir,
             model_dir=model_dir,
+            say=say,
+            threads=asked.threads,
+            train_on=asked.train_on,
+            formats=asked.export or [],
+            data_dir=data_dir,
         )
+        return Winner.of(model_dir), page
+
+
+def _planned(asked: doors.Asked) -> Plan:
+    """Returns what is to be trained.
+
+    Raises:
+        UserError: An option cannot be taken.
+    """
+    if asked.train_on not in TRAIN_ON:
+        raise unknown_name("--train-on", asked.train_on, TRAIN_ON)
+    export_formats.check_formats(asked.export or [])
+    lengths = {"epochs": asked.epochs, "seed": asked.seed}
+    if asked.config is None:
+        n_seeds = 3 if asked.seeds is None else asked.seeds
+        compare = asked.top_k * n_seeds > 1 if asked.compare is None else asked.compare
+        limits = {"top_k": asked.top_k, "max_parameters": asked.max_parameters}
+        return candidates.from_run(asked.run, n_seeds=n_seeds, compare=compare, **limits, **lengths)
+    if asked.compare:
+        raise UserError(f"--compare must be used with a run, but got --config {asked.config}. Leave one of them out.")
+    file, model_dir = Path(asked.config), Path(asked.model_dir)
+    return candidates.from_file(file, model_dir, asked.dataset, n_seeds=asked.seeds or 1, **lengths)
+
+
+def _keep_others_out(plan: Plan, model_dir: Path, held: contextlib.ExitStack, say: Callable[[str], None]) -> None:
+    """Has nobody else do the same: two at once would train everything twice, and open the test split twice."""
+    for folder in (*([] if plan.run is None else [Path(plan.source)]), model_dir):
+        held.enter_context(locks.hold(folder, "final", say))
+    base = None if plan.run is None else run_folder.Run(Path(plan.source)).settings.get("storage")
+    if base is not None and rim.usable("remote", "The storage is", say):
+        from tuning.remote import leases, stored_runs
+
+        uri = stored_runs.stored_at(base, Path(plan.source))
+        try:
+            held.enter_context(leases.leased(uri, "final", say, _end_for))
+        except locks.InUseError:
+            raise
+        except UserError as error:  # The run is here, so that it need not be reached.
+            say(f"The storage cannot be asked whether another machine does the same: {error}")
 
 
 def _end_for(other: UserError) -> None:
-    """Ends this process in order, as Ctrl-C does: another one works on the same, and both would open the test split.
+    """Ends what is done in order, as Ctrl-C does: another one works on the same, and both would open the test split.
 
     If it is open here, the result is written first.
     """
     print(other, file=sys.stderr)
-    signal.raise_signal(signal.SIGTERM)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # Called in a thread, which sets no handlers.
+        _thread.interrupt_main()
+    else:
+        signal.raise_signal(signal.SIGTERM)
 
 
-def carry_out(plan: Plan, slots: Slots, *, model_dir: Path, **asked: Any) -> None:
-    """Retrains, tests, writes the model and the run's page, and prints what came of it; `asked` as in the command.
+def carry_out(plan: Plan, slots: Slots, *, model_dir: Path, say: Callable[[str], None] = _say, **asked: Any) -> str:
+    """Announces, retrains, tests, and writes the model and the run's page; returns a sentence on that, or "".
+
+    `asked` is as in `retrain_and_test`.
 
     Raises:
         UserError: As `retrain_and_test`.
     """
-    print(f"Retraining {plan.source}: {_summary(plan)}", flush=True)
-    print("".join(f"{note}\n" for note in plan.notes) + replaced(model_dir, plan), end="", flush=True)
-    metrics = retrain_and_test(plan, slots, model_dir=model_dir, **asked)
+    say(f"Retraining {plan.source}: {_summary(plan)}")
+    for note in filter(None, (*plan.notes, replaced(model_dir, plan).rstrip("\n"))):
+        say(note)
+    retrain_and_test(plan, slots, model_dir=model_dir, say=say, shows_contest=say is not _ignore, **asked)
     with interrupts.resumable(written(plan, model_dir)):
-        print((model_dir / "scores.txt").read_text(encoding="utf-8"), end="")
-        if plan.run is not None:
-            _write_page(run_folder.load(plan.source), model_dir)
-        if metrics["test_opened"] > 1:
-            print(opened_again(metrics))
-    where = "" if model_dir == MODEL_DIR else f" --model-dir {model_dir}"
-    print(f"Written: {model_dir}/. Next: python -m tuning.predict{where} IMAGE")
+        return "" if plan.run is None else _write_page(run_folder.load(plan.source), model_dir)
+
+
+@doors.over(run)
+def main(asked: doors.Asked) -> None:
+    """Retrain the best configurations on fresh seeds, test the winner once, and write best_model/."""
+    winner, page = _retrained(asked, _say)
+    folder, metrics = winner.path, winner.metrics
+    print((folder / "scores.txt").read_text(encoding="utf-8"), end="")
+    if page:
+        print(page)
+    if metrics["test_opened"] > 1:
+        print(opened_again(metrics))
+    where = "" if folder == MODEL_DIR else f" --model-dir {folder}"
+    print(f"Written: {folder}/. Next: python -m tuning.predict{where} IMAGE")
 
 
 if __name__ == "__main__":

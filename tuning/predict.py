@@ -1,5 +1,7 @@
 """`python -m tuning.predict IMAGE...`: the class of PNG and JPEG files, by the model in best_model/. About 3 s.
 
+The same from Python: `predict.load("best_model").predict(images)`.
+
 Nothing in best_model/ is run: the weights are read as tensors only, so a model from someone else does no harm.
 """
 
@@ -11,7 +13,16 @@ import typer
 
 from tuning.base.errors import run_command
 from tuning.base.tables import print_frame
-from tuning.retraining.best_model import Invert, Prediction, load_best_model, predict_files
+from tuning.retraining.best_model import BestModel, Invert, Prediction, load_best_model, predict_files
+
+
+def load(folder: str | Path = "best_model") -> BestModel:
+    """Returns the model that `final` wrote into a folder; its `predict` takes arrays and files.
+
+    Raises:
+        UserError: The folder, config.json or model.pth is missing or damaged, or they do not fit each other.
+    """
+    return load_best_model(Path(folder))
 
 
 def print_predictions(predictions: Sequence[Prediction]) -> None:

@@ -2,9 +2,9 @@
 
     python -m tuning.report [RUN] [--model-dir best_model]
 
-It takes some seconds; the page is 5 to 8 MB, of which 4.8 are plotly.js. `search` and `final` write it at their end. It
-shows what the files say, and leaves out what they do not say (yet). The test images are not opened here: `final` kept
-what its model made of them. Whatever comes from a file is escaped.
+The same from Python: `report.run(run)`. It takes some seconds; the page is 5 to 8 MB, of which 4.8 are plotly.js.
+`search` and `final` write it at their end. It shows what the files say, and leaves out what they do not say (yet). The
+test images are not opened here: `final` kept what its model made of them. Whatever comes from a file is escaped.
 """
 
 from pathlib import Path
@@ -12,24 +12,36 @@ from typing import Annotated
 
 import typer
 
-from tuning.base import rim
+from tuning.base import doors, rim
 from tuning.base.errors import UserError, run_command
 from tuning.runs import run_folder
-from tuning.runs.run_folder import MODEL_DIR
+from tuning.runs.run_folder import MODEL_DIR, Run
 
 
-def main(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder, or 'latest'.")] = "latest",
-    model_dir: Annotated[Path, typer.Option(help="Where the final model and its scores are.")] = MODEL_DIR,
+def run(
+    run: Annotated[Run | str, typer.Argument(metavar="RUN", help="A run's name or folder, or 'latest'.")] = "latest",
+    *,
+    model_dir: Annotated[Path | str, typer.Option(help="Where the final model and its scores are.")] = MODEL_DIR,
     out: Annotated[
-        Path | None, typer.Option(help="Write the page to this file; the run's folder is only read (default: into it).")
+        Path | str | None,
+        typer.Option(help="Write the page to this file; the run's folder is only read (default: into it)."),
     ] = None,
-) -> None:
-    """Write a run and its final model as one page that opens offline: results/<run>/report.html."""
+) -> Path:
+    """Writes a run and its final model as one page, and returns the file.
+
+    Args:
+        run: A run, or its name, folder or URI.
+        model_dir: Where the final model and its scores are.
+        out: The file; None is `report.html` in the run's folder.
+
+    Raises:
+        UserError: There is no such run or model, or the file cannot be written.
+    """
     rim.need("figures", "The page of a run")
     from tuning.figures.run_page import write
 
-    found = run_folder.load(run)
+    found = run if isinstance(run, Run) else run_folder.load(run)
+    model_dir, out = Path(model_dir), None if out is None else Path(out)
     if model_dir != MODEL_DIR and not model_dir.is_dir():
         raise UserError(f"--model-dir must be a folder that `final` has written, but got {str(model_dir)!r}.")
     path = write(found, model_dir, out=out)
@@ -38,6 +50,13 @@ def main(
         from tuning.remote import stored_runs
 
         stored_runs.send(found)
+    return path
+
+
+@doors.over(run)
+def main(asked: doors.Asked) -> None:
+    """Write a run and its final model as one page that opens offline: results/<run>/report.html."""
+    path = run(asked.run, model_dir=asked.model_dir, out=asked.out)
     print(f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB). Open it in a browser.")
 
 

@@ -1,58 +1,44 @@
 """Search hyperparameters with Ray Tune and Optuna; trials train on the train split and are judged on the valid split.
 
     python -m tuning.search --samples 20
+    python -m tuning.search --config FILE.yaml              options from a file; meta.json of a run is one, too
 
-The run folder holds everything: the study, the frames, the checkpoints. The test split is not opened.
+The same from Python: `search.run(samples=20)`. The run folder holds everything: the study, the frames, the
+checkpoints. The test split is not opened.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tuning import results
-from tuning.base import files, interrupts, locks, rim
-from tuning.base.errors import UserError, counted, run_command
+from tuning.base import doors, files, interrupts
+from tuning.base.config import read_mapping
+from tuning.base.errors import counted, run_command
 from tuning.base.registries import OBJECTIVES, SAMPLERS, SCHEDULERS
 from tuning.images.catalogue import DATASETS
 from tuning.runs import run_folder
-from tuning.trials import local_ray, record
-from tuning.trials.session import dry_run, load, search
-from tuning.trials.settings import (
-    DEFAULT_EPOCHS,
-    Settings,
-    check_names,
-    check_resumed,
-    fitting,
-    of_run,
-    parse_duration,
-    placed,
-    plan_slots,
-)
-from tuning.trials.slots import Asked
+from tuning.runs.run_folder import Run
+from tuning.trials import record, session
+from tuning.trials.settings import as_options, fitting
+from tuning.trials.settling import Settled, settle
+
+if TYPE_CHECKING:
+    from tuning.trials.progress import Progress
 
 # The defaults with --minimize.
 [OTHER_SAMPLER, *_], [OTHER_SCHEDULER, *_] = fitting(two_objectives=True)
 
 
-def _newest(name: str) -> run_folder.Run:
-    """Returns the run to go on with: as it is here, or in its storage, if it has gone on elsewhere since."""
-    if "://" not in name and (found := run_folder.load(name)).settings.get("storage") is None:
-        return found
-    rim.need("remote", "A run with a storage")
-    from tuning.remote import stored_runs
-
-    return stored_runs.newest(name)
-
-
-def main(
-    context: typer.Context,
+def run(
+    *,
     samples: Annotated[int | None, typer.Option(help="Trials to run in all (default: 20).")] = None,
     space: Annotated[
-        str, typer.Option(help=f"A search space: {', '.join(files.space_names())}, or FILE.py.")
+        str | Callable[[Any], Mapping[str, Any]],
+        typer.Option(help=f"A search space: {', '.join(files.space_names())}, or FILE.py."),
     ] = "resnet",
     dataset: Annotated[str, typer.Option(help=f"{DATASETS.listed}: the data set.")] = DATASETS.default,
     epochs: Annotated[int | None, typer.Option(min=1, help="Length of a full trial (default: 6; on GPUs 18).")] = None,
@@ -89,7 +75,7 @@ def main(
     time_budget: Annotated[
         str | None, typer.Option(help="End after e.g. 30m; what runs then counts as stopped.")
     ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="A folder that holds the data set's files.")] = None,
+    data_dir: Annotated[Path | str | None, typer.Option(help="A folder that holds the data set's files.")] = None,
     train_images: Annotated[int | None, typer.Option(help="Train on this many images only, stratified.")] = None,
     storage: Annotated[
         str | None, typer.Option(help="Keep the run in this place, too: s3://BUCKET/FOLDER, gs://… or a shared folder.")
@@ -103,6 +89,119 @@ def main(
     resume: Annotated[
         str | None, typer.Option(help="Go on with this run, or 'latest'; more --samples extend it.")
     ] = None,
+    progress: bool = True,
+) -> Run:
+    """Searches, and returns the run: `run.trials`, `run.epochs`, `run.best` and its folder `run.path`.
+
+    The options are those of `python -m tuning.search --help`. Ctrl-C, or interrupting a notebook's kernel, ends the
+    trials after their epoch, as in the command; what there is stays in the run folder, and
+    `search.run(resume="latest")` resumes it. A second one, a second later, ends the search at once.
+
+    Args:
+        samples: Trials to run in all; None is 20.
+        space: A search space's name, a file, or a function that returns the hyperparameters of a trial. The run keeps
+            the function's source, and what that reads.
+        dataset: A data set's name.
+        epochs: Length of a full trial, at least 1; None is 6, on GPUs 18.
+        seed: At least 0; chooses the valid split, the points and the trials' seeds.
+        run: Name of the run folder below `results/`; None is date-dataset-n.
+        sampler: Proposes the points.
+        scheduler: Stops trials early.
+        minimize: A second objective, beside accuracy.
+        address: Of a Ray cluster.
+        dashboard: Serve Ray's dashboard.
+        device: "cpu" or "cuda", on a cluster also "any"; None is cuda where there is one.
+        cpus_per_trial: CPU cores a trial; None is 1.
+        gpus_per_trial: GPUs, or a share of one, a trial.
+        concurrency: Trials side by side; None is as many as fit.
+        time_budget: A duration such as "30m", after which the search ends.
+        data_dir: A folder that holds the data set's files.
+        train_images: Train on this many images only.
+        storage: A second place for the run.
+        mlflow: The URI of an MLflow tracking server.
+        audit: So many stopped trials are trained to their end afterwards.
+        max_failures: Retries of a trial that fails.
+        resume: A run's name, folder or URI, or "latest", to be resumed.
+        progress: Show the live view in a terminal or a notebook, else a line an event; False prints nothing.
+
+    Raises:
+        UserError: An option cannot be taken, or what the command would print as `error: ...`.
+        KeyboardInterrupt: The search was interrupted; the text says how to resume it.
+    """
+    return _from_python(locals())
+
+
+def _from_python(options: Mapping[str, Any]) -> Run:
+    """Does what `run` says with its parameters, one of which has its name."""
+    asked = doors.asked(run, options)
+    words = {
+        name: getattr(value, "__name__", repr(value)) for name, value in vars(asked).items() if name in asked.given
+    }
+    given = ", ".join(f"{name}={word}" for name, word in words.items())
+    found = _search(asked, silent=not asked.progress, command=f"search.run({given})")
+    if found.meta.get("stopped_by") == "interrupt":
+        raise interrupts.Interrupted(f"Interrupted. Resume it with: search.run(resume={files.called(found.path)!r})")
+    return found
+
+
+def _search(asked: doors.Asked, *, command: str | None = None, **shown: bool) -> Run:
+    """Settles what is asked for, announces it and runs it; returns the run, which may have been interrupted."""
+    with ExitStack() as stack:
+        settled = settle(asked, stack, dry_run=False)
+        settings, path = settled.settings, settled.path
+        progress = stack.enter_context(_announced(settled, "Run", **shown))
+        splits, space = session.load(settings, settled.source, progress)
+        if not settled.resumed and (left := record.begin(path, settings, space, command)):
+            progress.note(left)
+        resume = f"Resume it with: python -m tuning.search --resume {files.called(path)}"
+        stack.enter_context(interrupts.resumable(resume))
+        if settings.mlflow is not None:
+            from tuning.remote import tracking
+
+            stack.enter_context(tracking.logged(settings.mlflow, path, progress.note))
+        session.search(settings, path, splits, space, progress, resumed=settled.resumed)
+    return Run(path)
+
+
+def _announced(settled: Settled, what: str, **shown: bool) -> "Progress":
+    """Returns what shows the trials, those of earlier sessions included, and has said what is going to happen."""
+    from tuning.trials.progress import Progress
+
+    settings, before = settled.settings, Run(settled.path)
+    trials = run_folder.ran(before.trials)
+    n_done = int((trials["state"] != "running").sum())
+    progress = Progress(settings.samples, n_done, time_budget=settings.time_budget, **shown)
+    progress.seed(trials.to_dict("records"), before.epochs.to_dict("records"))
+    progress.note(
+        f"{what} {settled.path}: {counted(settings.samples, 'sample')} of at most {counted(settings.epochs, 'epoch')}, "
+        f"{settings.concurrency} side by side on {settings.device}"
+    )
+    for note in settled.notes:
+        progress.note(note)
+    return progress
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Has the command take its options from a file, e.g. the `meta.json` of a run."""
+    if path is not None:
+        values = read_mapping(path, "options")
+        recorded = values["settings"] if "schema" in values and "settings" in values else values
+        doors.read_options(context, as_options(recorded), path)
+    return path
+
+
+@doors.over(run)
+def main(
+    asked: doors.Asked,
+    *,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            is_eager=True,
+            callback=_read_config,
+            help="Take options from this YAML or JSON file; those of the command line win.",
+        ),
+    ] = None,
     dry_run_only: Annotated[
         bool,
         typer.Option("--dry-run", help="Time a few steps of each kind of trial, say what the search takes, and end."),
@@ -111,124 +210,24 @@ def main(
     verbose: Annotated[bool, typer.Option("--verbose", help="In a terminal, print a line an event, too.")] = False,
 ) -> None:
     """Search architecture, learning rate, batch size and the rest; print the best configurations."""
-    from tuning.trials.progress import Progress
+    if not dry_run_only:
+        _print_outcome(_search(asked, quiet=quiet, verbose=verbose))
+        return
+    with ExitStack() as stack:
+        settled = settle(asked, stack, dry_run=True)
+        settings = settled.settings
+        progress = stack.enter_context(_announced(settled, "Dry run of", quiet=quiet, verbose=verbose))
+        splits, space = session.load(settings, settled.source, progress)
+        choose_slots = settled.slots_are_open and settings.device == "cuda"
+        print(session.dry_run(settings, splits, space, choose_slots=choose_slots))
 
-    for option, value in (("--address", address), ("--storage", storage), ("--mlflow", mlflow)):
-        if value is not None:
-            rim.need("remote", option)
-    if samples is not None and samples < 1:
-        raise UserError(f"--samples must be at least 1, but got {samples}.")
-    budget = None if time_budget is None else parse_duration(time_budget)
-    open_slots, trials_a_gpu, password, changed = False, None, "", ""
-    if resume is not None:
-        found = _newest(resume)
-        if not dry_run_only:
-            context.with_resource(locks.hold(found.path, "search"))
-            run_folder.mend(found, print)
-        settings = replace(of_run(found), time_budget=budget)
-        settings = replace(settings, samples=samples or settings.samples, audit=audit or settings.audit)
-        if "://" in resume:
-            from tuning.remote.storage import split
 
-            settings = replace(settings, storage=split(resume)[0])
-        if settings.mlflow is not None:  # Version 0.2.0 wrote its password down.
-            rim.need("remote", "--mlflow")
-            from tuning.remote import tracking
+def _print_outcome(found: Run) -> None:
+    """Prints the best trials and what to do next.
 
-            settings = replace(settings, mlflow=tracking.without_secret(settings.mlflow))
-        settings = replace(settings, dashboard=dashboard)
-        check_resumed(context, found, samples)
-        settings, changed = placed(settings, address or settings.address or "local", found.meta.get("hardware"))
-        if data_dir is not None:
-            settings = replace(settings, data_dir=str(data_dir))
-        elif settings.data_dir is not None and not Path(settings.data_dir).is_dir():
-            changed = (
-                f"{changed} The folder {settings.data_dir} is not here; the images are looked for elsewhere.".strip()
-            )
-            settings = replace(settings, data_dir=None)
-        if dry_run_only and settings.device == "any":
-            raise UserError(f"--dry-run must be of a run on cpu or cuda, but got {found.name}, which is on any.")
-        source, path = str(found.path / "space.py"), found.path
-        if not Path(source).exists():
-            raise UserError(f"{source}, the search space of the run, is missing. Put back a copy of it to resume.")
-    else:
-        sampler, scheduler = check_names(space, dataset, sampler, scheduler, minimize)
-        taken: Collection[str] = ()
-        if storage is not None:
-            from tuning.remote.storage import Store, usable
-
-            storage = usable(storage)
-            taken = Store(storage).runs()
-        source, path = space, record.new_path(run, dataset, taken=taken)
-        if mlflow is not None:
-            from tuning.remote import tracking
-
-            recorded = tracking.check(mlflow)
-            password, mlflow = "" if recorded == mlflow else tracking.needed(recorded), recorded
-        if dashboard:
-            local_ray.check_dashboard(address)
-        if device == "any" and (address is None or dry_run_only):
-            raise UserError(
-                f"--device must be cpu or cuda {'with --dry-run' if address else 'on one machine'}, but got 'any'."
-            )
-        from tuning.sampling.spaces import load_space
-        from tuning.trials import estimate
-
-        open_slots = address is None and concurrency is None and gpus_per_trial is None and device != "cpu"
-        trials_a_gpu = estimate.recall_slots(load_space(space).source, dataset) if open_slots else None
-        asked = Asked(device, cpus_per_trial, gpus_per_trial, concurrency)
-        slots = plan_slots(address, storage, asked, trials_a_gpu)
-        settings = Settings(
-            samples=samples or 20,
-            space=space,
-            dataset=dataset,
-            epochs=epochs or DEFAULT_EPOCHS["cuda" if slots.device == "cuda" else "cpu"],
-            seed=seed,
-            sampler=sampler,
-            scheduler=scheduler,
-            train_images=train_images,
-            data_dir=None if data_dir is None else str(data_dir),
-            max_failures=max_failures,
-            time_budget=budget,
-            minimize=minimize,
-            mlflow=mlflow,
-            audit=audit,
-            dashboard=dashboard,
-            storage=storage,
-            **vars(slots),
-        )
-        if not dry_run_only:
-            path = context.with_resource(record.claimed(run, dataset, storage))
-    before = run_folder.Run(path)
-    trials = before.trials[before.trials["attempt"].fillna(1) != 0]  # Those that were run.
-    n_done = int((trials["state"] != "running").sum())
-    with Progress(settings.samples, n_done, quiet=quiet, verbose=verbose, time_budget=budget) as progress:
-        progress.seed(trials.to_dict("records"), before.epochs.to_dict("records"))
-        progress.note(
-            f"{'Dry run of' if dry_run_only else 'Run'} {path}: {counted(settings.samples, 'sample')} "
-            f"of at most {counted(settings.epochs, 'epoch')}, "
-            f"{settings.concurrency} side by side on {settings.device}"
-        )
-        if password:
-            progress.note(password)
-        if changed:
-            progress.note(changed)
-        if trials_a_gpu is not None:
-            progress.note(f"Trials on each GPU: {trials_a_gpu}, as the dry run of this space found to pay.")
-        splits, found_space = load(settings, source, progress)
-        if dry_run_only:
-            print(dry_run(settings, splits, found_space, choose_slots=open_slots and settings.device == "cuda"))
-            return
-        if resume is None and (left := record.begin(path, settings, found_space)):
-            progress.note(left)
-        resume_it = interrupts.resumable(f"Resume it with: python -m tuning.search --resume {files.called(path)}")
-        with resume_it, ExitStack() as stack:
-            if settings.mlflow is not None:
-                from tuning.remote import tracking
-
-                stack.enter_context(tracking.logged(settings.mlflow, path, progress.note))
-            search(settings, path, splits, found_space, progress, resumed=resume is not None)
-    found = run_folder.Run(path)
+    Raises:
+        typer.Exit: The search was interrupted.
+    """
     print(run_folder.summary_line(found))
     if found.trials["state"].isin(["complete", "pruned"]).any():
         results.print_trials(found, limit=5)
@@ -236,7 +235,7 @@ def main(
             print(f"Page: {page}")
     if found.meta.get("stopped_by") == "interrupt":
         print(f"Interrupted. Resume it with: python -m tuning.search --resume {files.called(found.path)}")
-        raise typer.Exit(130)
+        raise typer.Exit(interrupts.EXIT_CODE)
     if found.meta["estimate"]:
         print(run_folder.estimate_line(found))
     if found.meta.get("audit"):

@@ -9,10 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import click
 import numpy as np
 import pytest
-import typer
 from ray.tune.schedulers import FIFOScheduler
 
 from tuning import search
@@ -221,11 +219,11 @@ def test_a_dry_run_chooses_the_slots_and_a_later_search_takes_them_and_says_so(
 
     monkeypatch.setattr(session, "load", load)
     with contextlib.suppress(UserError):
-        search.main(typer.Context(click.Command("search")), space="smoke", dry_run_only=True)
+        search.main(space="smoke", dry_run_only=True)
     assert "runs 8 a GPU from now on" in capsys.readouterr().out
     for arguments in ({}, {"concurrency": 2}, {"gpus_per_trial": 0.5}):
         with pytest.raises(UserError, match="far enough"):
-            search.main(typer.Context(click.Command("search")), space="smoke", **arguments)
+            search.main(space="smoke", **arguments)
         assert ("Trials on each GPU: 8, as the dry run" in capsys.readouterr().out) == (not arguments)
     assert asked == [(4, 0.25), (8, 0.125), (2, 0.5), (2, 0.5)]
 

@@ -144,6 +144,15 @@ def read_config(path: Path) -> TrainConfig:
     Raises:
         UserError: The file cannot be read, is damaged, or holds anything but known hyperparameters in range.
     """
+    return parse_config(read_mapping(path, "hyperparameters"), str(path))
+
+
+def read_mapping(path: Path, what: str) -> dict[str, Any]:
+    """Returns the values by name in a JSON or YAML file; `what` they are is for the error.
+
+    Raises:
+        UserError: The file cannot be read, is damaged, or holds no mapping.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix in (".yaml", ".yml"):
@@ -160,5 +169,5 @@ def read_config(path: Path) -> TrainConfig:
     except json.JSONDecodeError as error:
         raise UserError(f"{path} must be a JSON file, but it cannot be parsed: {error}.") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path} must hold a mapping of hyperparameters, but got {type(values).__name__}.")
-    return parse_config(values, str(path))
+        raise UserError(f"{path} must hold a mapping of {what}, but got {type(values).__name__}.")
+    return values

@@ -16,6 +16,7 @@ from typing import NoReturn
 EXIT_CODE = 130
 # `timeout` and a closing terminal send their signal twice, a moment apart; that is one wish, not two.
 SECONDS_OF_ONE_WISH = 1.0
+_is_command = False  # Whether this process is a command's, which may end it; else it is a notebook's, or a script's.
 
 
 class Interrupted(KeyboardInterrupt):
@@ -34,7 +35,8 @@ def numbers() -> list[signal.Signals]:
 def caught(act: Callable[[int], None], again: Callable[[int], None] | None = None) -> Iterator[None]:
     """Has the first signal call `act` with its number, and another one a second later end the process at once.
 
-    `again`, where there is one, is called instead of that end.
+    `again`, where there is one, is called instead of that end. If the process is not a command's (`raised`), another
+    one raises KeyboardInterrupt.
 
     In a thread other than the main one, which gets no signals, it does nothing.
     """
@@ -61,14 +63,19 @@ def caught(act: Callable[[int], None], again: Callable[[int], None] | None = Non
 
 
 @contextlib.contextmanager
-def raised() -> Iterator[None]:
-    """Has a signal raise KeyboardInterrupt, as Ctrl-C does."""
+def raised(*, command: bool = True) -> Iterator[None]:
+    """Has a signal raise KeyboardInterrupt, as Ctrl-C does; another one ends the process if it is a command's."""
+    global _is_command
 
     def interrupt(number: int) -> NoReturn:
         raise KeyboardInterrupt
 
-    with caught(interrupt):
-        yield
+    before, _is_command = _is_command, command
+    try:
+        with caught(interrupt):
+            yield
+    finally:
+        _is_command = before
 
 
 @contextlib.contextmanager
@@ -139,7 +146,9 @@ def drop_closed_output() -> None:
 
 
 def leave() -> NoReturn:
-    """Ends the process at once."""
+    """Ends the process at once if it is a command's; raises KeyboardInterrupt in any other."""
+    if not _is_command:
+        raise KeyboardInterrupt("Interrupted again: ended at once.")
     with contextlib.suppress(OSError):
         if os.isatty(1):
             os.write(1, b"\x1b[?25h")  # The live view hides the cursor.

@@ -1,23 +1,27 @@
 """What `final` ships, read back: the model of a folder, and what it predicts for images."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tuning.base.config import parse_config
+from tuning.base import files
+from tuning.base.config import TrainConfig, parse_config
 from tuning.base.errors import UserError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import nn
 
 
 Invert = Literal["auto", "yes", "no"]
+Images = npt.NDArray[np.uint8] | Sequence[str | Path] | str | Path
 
 
 @dataclass(frozen=True)
@@ -43,17 +47,82 @@ class BestModel:
     width: int
     flip_averaging: bool = False
 
+    def predict(self, images: "Images", invert: Invert | None = None) -> list["Prediction"]:
+        """Returns the prediction for each image; `pd.DataFrame` makes a frame of them.
+
+        Args:
+            images: uint8 (N, H, W) or (N, C, H, W) of the height and width that the model was trained on; or PNG or
+                JPEG files, which are resized.
+            invert: Whether images are turned from dark on bright into bright on dark: "auto" where `looks_inverted`;
+                None is "auto" for files and "no" for arrays.
+
+        Raises:
+            UserError: A file cannot be read, or an array has another shape or type.
+        """
+        if not isinstance(images, np.ndarray):
+            paths = [Path(path) for path in ([images] if isinstance(images, str | Path) else images)]
+            return predict_files(self, paths, invert or "auto") if paths else []
+        pixels = images[:, None] if images.ndim == 3 else images
+        if images.dtype != np.uint8 or pixels.shape[1:] != (self.channels, self.height, self.width):
+            form = f"(N, {self.channels}, {self.height}, {self.width})"
+            raise UserError(f"images must be uint8 {form}, but got {images.dtype} {images.shape}.")
+        return _predicted(self, [None] * len(pixels), list(pixels), invert or "no") if len(pixels) else []
+
 
 @dataclass(frozen=True)
 class Prediction:
-    """The class of one file: the most probable, the runner-up, and whether the image was inverted first."""
+    """The class of one image: the most probable, the runner-up, and whether it was inverted first; its file, if any."""
 
-    path: Path
+    path: Path | None
     class_name: str
     probability: float
     runner_up: str
     runner_up_probability: float
     inverted: bool
+
+
+@dataclass(frozen=True)
+class Winner:
+    """What `final` chose, tested and wrote.
+
+    Attributes:
+        path: The folder of the model.
+        metrics: What `metrics.json` holds.
+        config: The winner's hyperparameters.
+        candidates: A row a configuration that was compared, as in `final.csv`.
+    """
+
+    path: Path
+    metrics: Mapping[str, Any]
+    config: TrainConfig
+    candidates: "pd.DataFrame"
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """Returns the winner that a folder holds.
+
+        Raises:
+            UserError: A file is missing or damaged.
+        """
+        import pandas as pd
+
+        config = parse_config(_read_description(folder / "config.json").config, str(folder / "config.json"))
+        return cls(folder, files.read_json(folder / "metrics.json"), config, pd.read_csv(folder / "final.csv"))
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float] | None]:
+        """The 95 % intervals by the name of what they are of, e.g. "test"; None where there is too little to tell."""
+        ends = {name: value for name, value in self.metrics.items() if name.endswith("_interval")}
+        return {name.removesuffix("_interval"): value and (value[0], value[1]) for name, value in ends.items()}
+
+    @cached_property
+    def model(self) -> BestModel:
+        """The model, read from the folder once."""
+        return load_best_model(self.path)
+
+    def predict(self, images: Images, invert: Invert | None = None) -> list[Prediction]:
+        """Returns the prediction for each image, as `BestModel.predict` does."""
+        return self.model.predict(images, invert)
 
 
 class _Description(BaseModel):
@@ -157,7 +226,13 @@ def predict_files(best: BestModel, paths: Sequence[Path], invert: Invert = "auto
     Raises:
         UserError: A file cannot be read.
     """
-    images = [read_image(path, best.channels, best.height, best.width) for path in paths]
+    return _predicted(best, paths, [read_image(path, best.channels, best.height, best.width) for path in paths], invert)
+
+
+def _predicted(
+    best: BestModel, paths: Sequence[Path | None], images: Sequence[npt.NDArray[np.uint8]], invert: Invert
+) -> list[Prediction]:
+    """Returns the prediction for each image, uint8 (C, H, W), whose file is at the same place of `paths`."""
     inverted = [invert == "yes" or (invert == "auto" and looks_inverted(image)) for image in images]
     images = [255 - image if inverse else image for image, inverse in zip(images, inverted, strict=True)]
     predictions = []

@@ -4,7 +4,7 @@ The test split has no place here. What has been trained is on disk: held again, 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +73,13 @@ class Contest:
         }
 
 
-def hold(plan: Plan, splits: "Splits", slots: Slots, threads: int | None = None) -> Contest:
+def hold(
+    plan: Plan,
+    splits: "Splits",
+    slots: Slots,
+    threads: int | None = None,
+    say: Callable[[str], None] = print,
+) -> Contest:
     """Trains every configuration on the first seed, those that can still win on the others, and compares them.
 
     Args:
@@ -81,6 +87,7 @@ def hold(plan: Plan, splits: "Splits", slots: Slots, threads: int | None = None)
         splits: Train and valid images.
         slots: Where they run; where there is one, or a single training, it is done in this process.
         threads: For torch, in this process; None is all cores.
+        say: Receives a line an epoch.
 
     Raises:
         UserError: Every candidate failed, or the disk is full.
@@ -89,7 +96,7 @@ def hold(plan: Plan, splits: "Splits", slots: Slots, threads: int | None = None)
     failed: dict[str, str] = {}
     wanted = [entry.job(plan.seeds[0], plan.folder) for entry in plan.entries]
     while wanted:
-        for job, error in _train(plan, wanted, splits, slots, threads):
+        for job, error in _train(plan, wanted, splits, slots, threads, say):
             failed[job.config.hash()] = error
         for job in wanted:
             result = jobs.read(job, splits.split_hash)
@@ -139,9 +146,14 @@ def explain(contest: Contest) -> list[str]:
 
 
 def _train(
-    plan: Plan, wanted: Sequence[Job], splits: "Splits", slots: Slots, threads: int | None
+    plan: Plan,
+    wanted: Sequence[Job],
+    splits: "Splits",
+    slots: Slots,
+    threads: int | None,
+    say: Callable[[str], None],
 ) -> Iterator[tuple[Job, str]]:
-    """Trains jobs side by side or one by one, printing each epoch; yields those that failed, and why."""
+    """Trains jobs side by side or one by one, saying each epoch; yields those that failed, and why."""
     entries = {entry.config.hash(): entry for entry in plan.entries}
     many = len(plan.entries) * len(plan.seeds) > 1
     wanted = [job for job in wanted if jobs.read(job, splits.split_hash) is None]
@@ -157,12 +169,12 @@ def _train(
     for job, row in rows:
         name = f"{entries[job.config.hash()].name}, seed {plan.seeds.index(job.seed) + 1}  " if many else ""
         if "note" in row:
-            print(f"{name}{row['note']}", flush=True)
+            say(f"{name}{row['note']}")
         elif "error" in row:
-            print(f"{name}failed: {row['error']}", flush=True)
+            say(f"{name}failed: {row['error']}")
             yield job, row["error"]
         else:
-            print(name + epoch_line(row, job.config.epochs), flush=True)
+            say(name + epoch_line(row, job.config.epochs))
 
 
 def epoch_line(row: Mapping[str, Any], epochs: int) -> str:

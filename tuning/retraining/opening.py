@@ -7,7 +7,7 @@ import contextlib
 import math
 import shutil
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,6 +190,8 @@ def retrain_and_test(
     threads: int | None = None,
     train_on: str = "train",
     formats: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+    shows_contest: bool = True,
 ) -> dict[str, Any]:
     """Holds the contest, tests the winner once, and writes and exports it; returns what `metrics.json` holds.
 
@@ -204,15 +206,16 @@ def retrain_and_test(
     with artefacts.staged(model_dir):  # Whether it can be written is known before hours of training, not after them.
         pass
     splits = load_splits(plan.dataset, data_dir, seed=plan.data_seed, train_images=plan.train_images)
-    held = contest.hold(plan, splits, slots, threads)
-    contest.show(held)
+    held = contest.hold(plan, splits, slots, threads, say)
+    if shows_contest:
+        contest.show(held)
     chosen = choose(held)
     if train_on == "train+valid":
-        chosen = train_on_everything(chosen, splits, slots.device, threads or machine.cores())
+        chosen = train_on_everything(chosen, splits, slots.device, threads or machine.cores(), say)
     with artefacts.staged(model_dir) as staging:
         ready = rehearse(held, chosen, splits, staging, device=slots.device)
         for line in export.export(staging, formats, splits.valid.images, shown=model_dir):
-            print(line)
+            say(line)
         artefacts.check_replaceable(staging, model_dir)
         artefacts.reserve(staging, MOST_TEST_IMAGES, len(ready.rehearsed))
         trained = [held.winner.job(seed, plan.folder) for seed in plan.seeds]
@@ -220,7 +223,7 @@ def retrain_and_test(
         with interrupts.postponed(FINISHING, written(plan, model_dir)):
             metrics, test, images = test_once(ready, models, data_dir=data_dir, log=model_dir, staging=staging)
             for problem in write_everything(ready, metrics, test, images, staging, rehearsing=False):
-                print(problem)
+                say(problem)
             artefacts.publish(staging, model_dir)
             if plan.run is None:  # Of a run the trained models are kept: more seeds go on from them.
                 _remove_jobs(plan, (chosen.job, *trained))

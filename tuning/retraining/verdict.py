@@ -1,6 +1,7 @@
 """What `final` does after its contest: the choice, and what follows from it, up to the model folder."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,9 @@ def choose(held: Contest) -> Chosen:
     return Chosen(job, won[seed], flip, float(accuracy or 0.0), "train")
 
 
-def train_on_everything(chosen: Chosen, splits: "Splits", device: str, threads: int) -> Chosen:
+def train_on_everything(
+    chosen: Chosen, splits: "Splits", device: str, threads: int, say: Callable[[str], None]
+) -> Chosen:
     """Trains what was chosen once more, on train and valid images, as long as its best epoch says; no early stopping.
 
     Raises:
@@ -67,13 +70,10 @@ def train_on_everything(chosen: Chosen, splits: "Splits", device: str, threads: 
         length=chosen.result.best_epoch,
         lrs=tuple(row["lr"] for row in chosen.result.epochs),
     )
-    print(
-        f"Training once more for {job.length} epochs, on train and valid images: these judge no more",
-        flush=True,
-    )
+    say(f"Training once more for {job.length} epochs, on train and valid images: these judge no more")
     for row in jobs.train(job, everything, device, threads):
         said = row.get("note") or row.get("error")
-        print(said or contest.epoch_line(row, job.length or 0), flush=True)
+        say(said or contest.epoch_line(row, job.length or 0))
     result = jobs.read(job, everything.split_hash)
     if result is None or result.error:
         raise UserError(f"--train-on train+valid must train to its end, but failed; see {job.path} for why.")

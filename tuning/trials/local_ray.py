@@ -100,6 +100,7 @@ def started(slots: Slots, log: logging.Handler, *, dashboard: bool = False) -> I
             before = {"handlers": logger.handlers, "propagate": logger.propagate}
             stack.callback(vars(logger).update, before if is_theirs else {"handlers": [], "propagate": False})
         if is_theirs:
+            _check_free(slots)
             stack.callback(_set_environment, dict(os.environ))
         os.environ |= ray_internals.ENVIRONMENT
         if not is_theirs:
@@ -117,6 +118,19 @@ def _set_environment(wanted: Mapping[str, str]) -> None:
     for name in os.environ.keys() - wanted.keys():
         del os.environ[name]
     os.environ.update(wanted)
+
+
+def _check_free(slots: Slots) -> None:
+    """Raises UserError where the Ray of this process has no room for the trials, which would wait for ever."""
+    import ray
+
+    free = ray.available_resources()
+    fitting = min(int(free.get(name, 0.0) / amount) for name, amount in slots.resources(slots.device).items())
+    if fitting < slots.concurrency:
+        raise UserError(
+            f"--concurrency must be at most {fitting}, the trials that the Ray of this process has room for, but got "
+            f"{slots.concurrency}. Call ray.shutdown() first to search with a Ray of its own."
+        )
 
 
 @contextlib.contextmanager

@@ -3,14 +3,15 @@
 Nothing is decided or recorded here. All events come from one thread; the live view's own thread only reads.
 """
 
+import io
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Self
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleDimensions, Group
 from rich.live import Live
 from rich.text import Text
 
@@ -28,6 +29,8 @@ _SPARKS = "▁▂▃▄▅▆▇█"
 _POINTS_A_BLOCK = 0.02  # Of accuracy; a fixed scale, so that a trial that diverged does not flatten the others.
 _MAX_WIDTH, _INDENT, _N_BEST, _N_FAILED = 110, len("running"), 5, 2
 _UNKNOWN = "–"  # noqa: RUF001
+_CELL = ConsoleDimensions(_MAX_WIDTH, 40)
+_HTML = '<pre style="white-space: pre; overflow-x: auto; line-height: normal">{code}</pre>'
 # What gives way, one after the other, where the terminal is low: a part of the view, and the rows that it keeps.
 _SHRINK = [("running", 4), ("failed", 1), ("best", 3), ("running", 2), ("failed", 0), ("best", 0), ("running", 0)]
 
@@ -61,6 +64,39 @@ class _Trial:
         return _plain(masked(next(iter(str(self.row.get("error") or "").strip().splitlines()), "unknown error")))
 
 
+class _Cell:
+    """The live view in a notebook: one output of the cell, replaced at events, at most twice a second."""
+
+    def __init__(self, view: Callable[[], Group]) -> None:
+        self._view, self._shown_at = view, 0.0
+        self._handle: Any = None
+
+    def start(self) -> None:
+        """Begins, where it has not begun."""
+        if self._handle is None:
+            from IPython.display import display
+
+            self._handle = display(self._picture(), raw=True, display_id=True)
+
+    def refresh(self) -> None:
+        """Shows the present state, unless that was done a moment ago."""
+        if self._handle is not None and time.monotonic() - self._shown_at > 0.5:
+            self.stop()
+
+    def stop(self) -> None:
+        """Shows the present state, which stays."""
+        if self._handle is not None:
+            self._handle.update(self._picture(), raw=True)
+            self._shown_at = time.monotonic()
+
+    def _picture(self) -> dict[str, str]:
+        """Returns the view as HTML and as plain text."""
+        console = Console(file=io.StringIO(), record=True, width=_CELL.width, force_jupyter=False)
+        console.print(self._view())
+        page = console.export_html(inline_styles=True, clear=False, code_format=_HTML)
+        return {"text/html": page, "text/plain": console.export_text()}
+
+
 class Progress:
     """Shows what happens to the trials of a search.
 
@@ -68,6 +104,7 @@ class Progress:
         n_samples: Trials that the search will run.
         n_done: Those that have ended already.
         quiet: Print nothing but notes.
+        silent: Print not even notes.
         verbose: In a terminal, too, print a line an event, above the live view.
         time_budget: Seconds after which the search ends in any case; None is no limit.
         console: Where to print; None is stdout.
@@ -80,19 +117,26 @@ class Progress:
         quiet: bool = False,
         verbose: bool = False,
         *,
+        silent: bool = False,
         time_budget: float | None = None,
         console: Console | None = None,
     ) -> None:
         if console is None:  # Not even FORCE_COLOR may bring control codes into a file.
-            console = Console(file=sys.stdout, highlight=False, force_terminal=None if sys.stdout.isatty() else False)
+            terminal = None if sys.stdout.isatty() else False
+            console = Console(
+                file=sys.stdout, highlight=False, force_terminal=terminal, force_jupyter=False, quiet=silent
+            )
+        quiet = quiet or silent
         self._console, self._start = console, time.monotonic()
         self._n_samples, self._n_before, self._time_budget = n_samples, n_done, time_budget
         self._slots = 1
         self._trials: dict[int, _Trial] = {}  # Replaced as a whole, never changed: the view's thread reads it.
-        in_terminal = console.is_interactive and console.encoding.startswith("utf")
-        self._lines = not quiet and (verbose or not in_terminal)
-        self._live: Live | None = None
-        if in_terminal and not quiet:
+        in_terminal, in_notebook = console.is_interactive and console.encoding.startswith("utf"), _in_notebook()
+        self._lines = not quiet and (verbose or not (in_terminal or in_notebook))
+        self._live: Live | _Cell | None = None
+        if in_notebook and not quiet:
+            self._live = _Cell(self.view)
+        elif in_terminal and not quiet:
             self._live = Live(console=console, get_renderable=self.view, refresh_per_second=4)
 
     def __enter__(self) -> Self:
@@ -173,7 +217,8 @@ class Progress:
 
     def view(self) -> Group:
         """Returns what the live view shows now; it leaves a line of the console free and is at most 110 wide."""
-        size, trials = self._console.size, self._trials
+        size = _CELL if isinstance(self._live, _Cell) else self._console.size
+        trials = self._trials
         width, height = min(size.width, _MAX_WIDTH), max(1, size.height - 1)
         counts = {"earlier": self._n_before, **{state: len(_in_state(trials, state)) for state in _STYLES}}
         counts["to come"] = max(0, self._n_samples - sum(counts.values()))
@@ -202,6 +247,8 @@ class Progress:
 
     def _set(self, trial: _Trial) -> None:
         self._trials = self._trials | {trial.row["trial"]: trial}
+        if isinstance(self._live, _Cell):
+            self._live.refresh()
 
     def _line(self, row: Row, text: str) -> None:
         if self._lines:
@@ -210,6 +257,12 @@ class Progress:
     def _print(self, text: str) -> None:
         text = encodable(masked(text), self._console.encoding)
         self._console.print(Text(text), soft_wrap=self._live is None)
+
+
+def _in_notebook() -> bool:
+    """Returns whether a notebook's kernel runs this."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
 
 
 def _parts(trials: Mapping[int, _Trial], width: int, height: int) -> list[Text]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuning.base import files, locks, machine, rim
 from tuning.base.errors import UserError, disk_full, each_alone
-from tuning.base.masking import masked_all
+from tuning.base.masking import masked, masked_all
 from tuning.runs import run_folder
 from tuning.trials.settings import Settings
 
@@ -122,8 +122,11 @@ def _is_beginning(path: Path) -> bool:
     return path.is_dir() and {file.name for file in path.iterdir()} <= {".search.lock", "space.py", "space.zip"}
 
 
-def begin(path: Path, settings: Settings, space: "Space") -> str:
-    """Writes `space.py` and `meta.json` of a new run; returns what of the space cannot be kept, or ""."""
+def begin(path: Path, settings: Settings, space: "Space", command: str | None = None) -> str:
+    """Writes `space.py` and `meta.json` of a new run; returns what of the space cannot be kept, or "".
+
+    `command` is the call in Python that began the run; None is the command line of this process.
+    """
     from tuning.trials import estimate
 
     files.make_folder(path, exist_ok=True)
@@ -137,7 +140,7 @@ def begin(path: Path, settings: Settings, space: "Space") -> str:
         stored_as=path.name,
         dataset=settings.dataset,
         seed=settings.seed,
-        command=shlex.join(["python", "-m", "tuning.search", *masked_all(sys.argv[1:])]),
+        command=masked(command or shlex.join(["python", "-m", "tuning.search", *masked_all(sys.argv[1:])])),
         started=now(),
         estimate=estimate.recall(asdict(settings)),
         versions=machine.versions(),

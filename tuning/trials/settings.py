@@ -4,11 +4,10 @@
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import typer
 from pydantic import TypeAdapter, ValidationError
 
 from tuning.base.errors import UserError, counted
@@ -21,8 +20,7 @@ from tuning.trials.slots import Asked, Slots
 DEFAULT_EPOCHS = {"cpu": 6, "cuda": 18}
 N_STARTUP = 8
 # What a search that is gone on with may be told anew; all else is as it was begun.
-OF_ANY_SESSION = {"samples", "time_budget", "data_dir", "audit", "resume", "dry_run_only", "quiet", "verbose"}
-OF_ANY_SESSION |= {"address", "dashboard"}
+OF_ANY_SESSION = {"samples", "time_budget", "data_dir", "audit", "resume", "address", "dashboard", "progress"}
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,20 @@ def of_run(run: run_folder.Run) -> Settings:
         ) from error
 
 
+def as_options(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of the command that ask for recorded settings; anything else in the mapping stays as it is.
+
+    The record has the time budget in seconds, and on a cluster the concurrency that was asked for as the limit.
+    """
+    found = {name: value for name, value in settings.items() if name != "limit"}
+    if found.get("address") is not None and "limit" in settings:
+        found["concurrency"] = settings["limit"]
+    for name in {"time_budget", "time-budget"} & found.keys():
+        if isinstance(found[name], int | float):
+            found[name] = f"{found[name]:f}s"
+    return found
+
+
 def check_names(
     space: str, dataset: str, sampler: str | None, scheduler: str | None, minimize: str | None
 ) -> tuple[str, str]:
@@ -109,9 +121,8 @@ def fitting(two_objectives: bool) -> tuple[list[str], list[str]]:
     return samplers, [name for name, known in SCHEDULERS.items() if not (known.stops_trials and two_objectives)]
 
 
-def check_resumed(context: typer.Context, run: run_folder.Run, samples: int | None) -> None:
+def check_resumed(given: Collection[str], run: run_folder.Run, samples: int | None) -> None:
     """Raises UserError for an option that a run cannot take when it is gone on with, or fewer samples than it has."""
-    given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
     fixed = [f"--{name.replace('_', '-')}" for name in given if name not in OF_ANY_SESSION]
     if fixed:
         raise UserError(

@@ -1,0 +1,385 @@
+"""The doors: `run` and its command take the same, and a script goes from a search to its winner."""
+
+import inspect
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pytest
+import typer
+import yaml
+from conftest import ROOT
+from rich.console import Console
+from typer.testing import CliRunner
+
+from tuning import final, predict, report, search
+from tuning.base import doors, files
+from tuning.base.errors import UserError
+from tuning.runs import run_folder
+from tuning.sampling.function_source import module_of
+from tuning.trials import progress as shown
+from tuning.trials import session, settling
+from tuning.trials.settings import as_options
+
+# What each command has beside the options of its `run`, and what that has for Python alone.
+OWN = {search: {"config", "dry_run_only", "quiet", "verbose"}, final: set[str](), report: set[str]()}
+PYTHON_ONLY = {search: {"progress"}, final: {"progress"}, report: set[str]()}
+SCRIPT = """
+import signal
+from tuning import final, predict, results, search
+from tuning.base.errors import UserError
+
+def handlers():
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+
+WIDTH = 4
+
+def tiny(trial):
+    return {
+        "width": WIDTH, "image_size": 8, "batch_size": 128, "schedule": "constant",
+        "learning_rate": trial.suggest_float("learning_rate", 1e-3, 1.0, log=True),
+    }
+
+before = handlers()
+run = search.run(samples=2, space="smoke", train_images=600, epochs=1, seed=0, run="one", progress=False)
+assert len(run.trials) == 2 and 0 <= run.best["valid_accuracy"] <= 1
+winner = final.run(run, top_k=1, seeds=1, epochs=1, progress=False)
+assert handlers() == before
+print("quiet so far")
+assert winner.metrics["test_opened"] == 1 and winner.config.width == 4 and len(winner.candidates) == 1
+low, high = winner.intervals["test"]
+assert low < winner.metrics["test_accuracy"] < high
+from tuning.images.datasets import load_train
+images = load_train("fashion-mnist").images[:5]
+classes = [each.class_name for each in winner.predict(images)]
+assert classes == [each.class_name for each in predict.load("best_model").predict(images[:, 0])]
+again = search.run(samples=1, space=tiny, train_images=600, epochs=1, run="mine")  # Twice in one process.
+assert results.load("mine").meta["command"].startswith("search.run(samples=1, space=tiny,")
+again = search.run(resume="mine", samples=2, progress=False)
+assert len(again.trials) == 2 and "WIDTH = 4" in (again.path / "space.py").read_text()
+"""
+
+
+@pytest.mark.parametrize("module", OWN)
+def test_a_command_has_the_options_of_run_with_their_defaults(module: Any) -> None:
+    command = {name: each.default for name, each in inspect.signature(module.main).parameters.items()}
+    ours = {name: each.default for name, each in inspect.signature(module.run).parameters.items()}
+    own, python_only = OWN[module], PYTHON_ONLY[module]
+    assert command.keys() - own - {"context"} == ours.keys() - python_only
+    assert all(command[name] == ours[name] for name in ours.keys() - python_only)
+    described = inspect.getdoc(module.run).partition("Args:")[2]
+    assert [name for name in ours if f"\n    {name}: " not in described] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "message"),
+    [
+        (search, {"samples": 0}, "--samples must be at least 1, but got 0."),
+        (search, {"epochs": 0}, "--epochs must be at least 1, but got 0."),
+        (search, {"space": "resnt"}, "Search space must be one of "),
+        (search, {"sampler": "tpee"}, "--sampler must be one of "),
+        (
+            search,
+            {"time_budget": "soon"},
+            "--time-budget must be a duration such as 90s, 30m or 1h30m, but got 'soon'.",
+        ),
+        (search, {"cpus_per_trial": 0.01}, "--cpus-per-trial must be at least 0.1, but got 0.01."),
+        (search, {"resume": "none"}, "There is no run folder below "),
+        (final, {"seeds": 0}, "--seeds must be at least 1, but got 0."),
+        (final, {"train_on": "test"}, "--train-on must be one of train, train+valid, but got 'test'."),
+        (final, {"export": ["tflite"]}, "--export must be one of "),
+        (final, {"run": "none"}, "There is no run folder below "),
+        (report, {"model_dir": "none", "run": "none"}, "There is no run folder below "),
+    ],
+)
+def test_both_doors_say_the_same_of_a_wrong_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, options: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        module.run(**options)
+    assert str(error.value).startswith(message)
+    app = typer.Typer()
+    app.command()(module.main)
+    words: list[str] = []
+    for name, value in options.items():
+        words += [] if (module, name) == (report, "run") else [f"--{name.replace('_', '-')}"]
+        words.append(str(value[0] if isinstance(value, list) else value))
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, UserError) and str(done.exception) == str(error.value)
+
+
+def test_a_value_of_another_type_is_said_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^--samples must be a valid integer.*, but got 'many'\.$"):
+        search.run(samples="many")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^progress must be a valid boolean.*, but got 'loud'\.$"):
+        search.run(progress="loud")  # type: ignore[arg-type]
+
+
+def options_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> doors.Asked:
+    """Returns what the command of a search asks for."""
+    found: list[doors.Asked] = []
+
+    def settle(asked: doors.Asked, stack: Any, *, dry_run: bool) -> None:
+        found.append(asked)
+        raise UserError("far enough")
+
+    monkeypatch.setattr(search, "settle", settle)
+    app = typer.Typer()
+    app.command()(search.main)
+    done = CliRunner().invoke(app, words)
+    if not found and done.exception is not None:
+        raise done.exception
+    return found[0]
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".json"])
+def test_options_come_from_a_file_and_the_command_line_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    values = {"samples": 7, "train-images": 900, "max_failures": 0, "dashboard": True, "storage": None}
+    write: Callable[[Any], str] = yaml.safe_dump if suffix == ".yaml" else json.dumps
+    (tmp_path / f"options{suffix}").write_text(write(values))
+    asked = options_of(["--config", str(tmp_path / f"options{suffix}"), "--samples", "3"], monkeypatch)
+    assert (asked.samples, asked.train_images, asked.max_failures, asked.dashboard) == (3, 900, 0, True)
+    assert asked.given == {"samples", "train_images", "max_failures", "dashboard"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sample: 3", r"options\.yaml: Option must be one of .*, but got 'sample'\. Did you mean 'samples'\?"),
+        ("config: other.yaml", r"options\.yaml: Option must be one of .*, but got 'config'\."),
+        ("samples: 0", r"--samples must be at least 1, but got 0\."),
+        ("- samples", r"options\.yaml must hold a mapping of options, but got list\."),
+        ("samples: [", r"options\.yaml must be a YAML file, but it cannot be parsed"),
+    ],
+)
+def test_a_wrong_file_of_options_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "options.yaml").write_text(text)
+    app = typer.Typer()
+    app.command()(search.main)
+    done = CliRunner().invoke(app, ["--config", "options.yaml"])
+    with pytest.raises(UserError, match=message):
+        raise done.exception or AssertionError(done.output)
+
+
+@pytest.mark.parametrize("text", ["samples: 2.5", "samples: many", "seed: true", "dashboard: 7"])
+def test_the_types_of_a_file_are_those_of_the_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    (tmp_path / "options.yaml").write_text(text)
+    app = typer.Typer()
+    app.command()(search.main)
+    done = CliRunner().invoke(app, ["--config", str(tmp_path / "options.yaml")])
+    assert done.exit_code == 2 and "Invalid value for" in done.output
+
+
+@pytest.mark.parametrize("form", ["meta.json", "options.yaml", "options.json"])
+def test_the_recorded_settings_of_a_run_ask_for_the_same_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    import contextlib
+    from dataclasses import asdict
+
+    monkeypatch.chdir(tmp_path)
+    asked = doors.asked(
+        search.run, {"samples": 3, "space": "smoke", "time_budget": "1h30m", "minimize": "n_parameters"}
+    )
+    with contextlib.ExitStack() as stack:
+        before = settling.settle(asked, stack, dry_run=True).settings
+    settings = json.loads(json.dumps(asdict(before)))
+    match form:
+        case "meta.json":
+            (tmp_path / form).write_text(json.dumps({"schema": 1, "settings": settings, "id": "4f1c"}))
+        case "options.yaml":
+            (tmp_path / form).write_text(yaml.safe_dump(settings))
+        case _:
+            (tmp_path / form).write_text(json.dumps(settings))
+    with monkeypatch.context() as patch:
+        again = options_of(["--config", form], patch)
+    with contextlib.ExitStack() as stack:
+        assert settling.settle(again, stack, dry_run=True).settings == before
+
+
+def test_on_a_cluster_the_concurrency_that_was_asked_for_is_the_option() -> None:
+    recorded = {"address": "auto", "concurrency": 12, "limit": None, "time_budget": 90.0}
+    assert as_options(recorded) == {"address": "auto", "concurrency": None, "time_budget": "90.000000s"}
+    assert as_options({"samples": 3, "concurrency": 2}) == {"samples": 3, "concurrency": 2}
+
+
+RATES = (1e-3, 1.0)
+
+
+def rate(trial: Any) -> Any:
+    return trial.suggest_float("learning_rate", *RATES, log=True)
+
+
+def drawn(trial: Any) -> dict[str, Any]:
+    return {"learning_rate": rate(trial), "weight_decay": float(np.float32(0.5))}
+
+
+def test_a_function_is_kept_with_what_it_reads() -> None:
+    place: dict[str, Any] = {}
+    exec(compile(module_of(drawn), "space.py", "exec"), place)
+    assert place["RATES"] == RATES and place["np"] is np
+
+    class Trial:
+        def suggest_float(self, name: str, low: float, high: float, *, log: bool) -> float:
+            return low + high
+
+    assert place["space"](Trial()) == {"learning_rate": 1.001, "weight_decay": 0.5}
+
+
+def test_a_function_within_another_is_kept_with_the_values_around_it() -> None:
+    width, data = 4, object()
+
+    def space(trial: Any) -> dict[str, Any]:
+        return {"width": width}
+
+    def wrong(trial: Any) -> dict[str, Any]:
+        return {"width": data}
+
+    place: dict[str, Any] = {}
+    exec(compile(module_of(space), "space.py", "exec"), place)
+    assert place["space"](None) == {"width": 4}
+    with pytest.raises(UserError, match=r"space must read only what its run can keep, but wrong reads 'data'\. Define"):
+        module_of(wrong)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda trial: {}, r"^space must be a function that `def` defines, a name or a file, but got <function"),
+        (dict, r"^space must be a function that `def` defines"),
+        (eval("exec('def f(trial): return {}') or locals()['f']", {}), r"^The source of f cannot be had: .*FILE\.py"),
+    ],
+)
+def test_a_function_that_cannot_be_kept_is_refused(function: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        module_of(function)
+
+
+def test_an_interrupted_search_raises_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def interrupted(settings: Any, path: Path, *given: Any, resumed: bool) -> None:
+        files.write_json(path / "meta.json", run_folder.Run(path).meta | {"stopped_by": "interrupt"})
+
+    monkeypatch.setattr(session, "load", lambda settings, source, progress: (None, space_of(source)))
+    monkeypatch.setattr(session, "search", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r"^Interrupted\. Resume it with: search\.run\(resume='one'\)$"):
+        search.run(space="smoke", run="one", progress=False)
+
+
+def space_of(source: str) -> Any:
+    from tuning.sampling.spaces import load_space
+
+    return load_space(source)
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 8), (3, 2, 10, 8), (10, 8)])
+def test_images_of_another_form_are_said(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    from test_predict import write_model
+
+    best = predict.load(write_model(tmp_path / "m"))
+    with pytest.raises(UserError, match=r"^images must be uint8 \(N, 1, 10, 8\), but got uint8 \("):
+        best.predict(np.zeros(shape, np.uint8))
+    with pytest.raises(UserError, match=r"but got float64 \(3, 10, 8\)\.$"):
+        best.predict(np.zeros((3, 10, 8)))  # type: ignore[arg-type]
+
+
+def test_arrays_and_files_are_predicted_alike(tmp_path: Path) -> None:
+    from PIL import Image
+    from test_predict import shape_on, write_model
+
+    best = predict.load(write_model(tmp_path / "m"))
+    pixels = np.stack([shape_on(0), shape_on(40)])
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    by_file = best.predict([str(tmp_path / "0.png"), tmp_path / "1.png"])
+    by_array = best.predict(pixels)
+    assert [each.probability for each in by_file] == pytest.approx([each.probability for each in by_array])
+    assert by_array == best.predict(pixels[:, None]) and by_array[0].path is None
+    [alone] = best.predict(tmp_path / "0.png")
+    assert (alone.path, alone.class_name) == (tmp_path / "0.png", by_file[0].class_name)
+    assert best.predict([]) == best.predict(pixels[:0]) == []
+
+
+def test_progress_can_be_silent_and_has_one_output_in_a_notebook(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with shown.Progress(2, silent=True) as progress:
+        progress.note("a note")
+    assert capsys.readouterr().out == ""
+    pictures: list[dict[str, str]] = []
+
+    class Handle:
+        def update(self, picture: dict[str, str], *, raw: bool) -> None:
+            pictures.append(picture)
+
+    def display(picture: dict[str, str], *, raw: bool, display_id: bool) -> Handle:
+        pictures.append(picture)
+        return Handle()
+
+    monkeypatch.setattr("IPython.display.display", display)
+    monkeypatch.setattr(shown, "_in_notebook", lambda: True)
+    with shown.Progress(2, console=Console(file=io.StringIO(), force_jupyter=False)) as progress:
+        row = {"trial": 0, "state": "running", "epochs": 0, "config/architecture": "resnet8", "config/epochs": 2}
+        progress.started(row)
+        progress.ended(row | {"state": "complete", "valid_accuracy": 0.5, "epochs": 2})
+    assert "1/2 trials" in pictures[-1]["text/plain"] and "50.00%" in pictures[-1]["text/html"]
+
+
+def test_options_of_typer_that_python_alone_has_are_left_out_of_the_command() -> None:
+    def run(*, samples: Annotated[int, typer.Option(min=1, help="So many.")] = 3, progress: bool = True) -> None:
+        """Runs."""
+
+    @doors.over(run)
+    def main(asked: doors.Asked, *, quiet: Annotated[bool, typer.Option("--quiet")] = False) -> None:
+        """Run."""
+        print(asked.samples, sorted(asked.given), quiet)
+
+    app = typer.Typer()
+    app.command()(main)
+    assert CliRunner().invoke(app, ["--samples", "3", "--quiet"]).output == "3 ['samples'] True\n"
+    assert CliRunner().invoke(app, []).output == "3 [] False\n"
+    assert CliRunner().invoke(app, ["--progress"]).exit_code == 2
+
+
+@pytest.mark.slow
+def test_a_script_goes_from_a_search_to_its_winner(tmp_path: Path) -> None:
+    """Without a guard of its main module, as a notebook has none."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("quiet so far\nRun results/mine: 1 sample of at most 1 epoch")
+
+
+@pytest.mark.slow
+def test_a_search_in_another_thread_is_interrupted_from_outside_by_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signal handlers cannot be set there; the search runs, and those of the main thread stay."""
+    monkeypatch.chdir(tmp_path)
+    before, found = signal.getsignal(signal.SIGINT), list[run_folder.Run]()
+    options: dict[str, Any] = {"samples": 1, "space": "smoke", "train_images": 600, "epochs": 1, "progress": False}
+    thread = threading.Thread(target=lambda: found.append(search.run(**options)))
+    thread.start()
+    thread.join(timeout=300)
+    assert len(found[0].trials) == 1 and signal.getsignal(signal.SIGINT) is before

@@ -1,0 +1,105 @@
+"""A search space that is given as a function, as a file: what the run keeps, so that it can be resumed.
+
+The file is the function's source and that of what it reads: values that can be written down, functions and classes
+of the user's, and imports. What cannot be kept is refused.
+"""
+
+import ast
+import dis
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from types import CodeType, ModuleType
+from typing import Any
+
+from tuning.base.errors import UserError
+
+_INSTEAD = 'Define it in the function, or write the space to a file, and pass space="FILE.py".'
+
+
+def module_of(function: Callable[..., Any]) -> str:
+    """Returns the text of a module whose `space` does what the function does.
+
+    Raises:
+        UserError: The function's source cannot be had, or it reads what cannot be kept.
+    """
+    called = getattr(function, "__name__", "")
+    if not inspect.isfunction(function) or not called.isidentifier():
+        raise UserError(f"space must be a function that `def` defines, a name or a file, but got {function!r}.")
+    parts: dict[str, str] = {}
+    _keep(called, function, parts)
+    alias = "" if called == "space" else f"\n\nspace = {called}\n"
+    return "\n".join(parts.values()) + alias
+
+
+def _keep(name: str, value: Any, parts: dict[str, str], reader: str = "") -> None:
+    """Adds what defines a name to the parts, after what that reads itself.
+
+    Raises:
+        UserError: It cannot be written down.
+    """
+    text = _written(name, value)
+    if text is None:
+        own = inspect.isfunction(value) or inspect.isclass(value)
+        if not own or value.__name__ != name:
+            raise UserError(f"space must read only what its run can keep, but {reader} reads {name!r}. {_INSTEAD}")
+        try:
+            text = textwrap.dedent(inspect.getsource(value))
+            code = compile(ast.parse(text), "<space>", "exec")
+        except (OSError, TypeError, SyntaxError) as error:
+            raise UserError(f"The source of {name} cannot be had: {error}. {_INSTEAD}") from error
+        parts[name] = ""  # Where it calls itself.
+        around = _around(value)
+        for read in sorted(_read(code) - {name}):
+            if read in around and read not in parts and not read.startswith("__"):
+                _keep(read, around[read], parts, name)
+            elif read in parts and parts[read] and _written(read, around.get(read)) not in (None, parts[read]):
+                raise UserError(f"space must read one thing called {read!r}, but {name} reads another. {_INSTEAD}")
+        parts.pop(name)
+    parts[name] = text
+
+
+def _written(name: str, value: Any) -> str | None:
+    """Returns an import or an assignment of what is installed, or can be written down; None for anything else."""
+    if isinstance(value, ModuleType):
+        return f"import {value.__name__} as {name}\n" if _is_installed(value.__name__) else None
+    home, own_name = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
+    if isinstance(home, str) and own_name.isidentifier() and _is_installed(home):
+        return f"from {home} import {own_name} as {name}\n"
+    try:
+        return f"{name} = {value!r}\n" if ast.literal_eval(repr(value)) == value else None
+    except (ValueError, SyntaxError, TypeError):
+        return None
+
+
+def _is_installed(module: str) -> bool:
+    """Returns whether a module comes with Python or was installed, so that another process can import it."""
+    top = module.partition(".")[0]
+    if top == "__main__":
+        return False
+    file = str(getattr(sys.modules.get(top), "__file__", None) or "")
+    return top in sys.stdlib_module_names or top == "tuning" or "site-packages" in file or "dist-packages" in file
+
+
+def _around(value: Any) -> Mapping[str, Any]:
+    """Returns what a function or class can read, by name."""
+    module = sys.modules.get(value.__module__)
+    if not inspect.isfunction(value):
+        return vars(module) if module else {}
+    return {**value.__globals__, **inspect.getclosurevars(value).nonlocals}
+
+
+def _read(code: CodeType) -> set[str]:
+    """Returns the global names that a module's code reads and does not define, those of its functions included."""
+    defined = {each.argval for each in dis.get_instructions(code) if each.opname == "STORE_NAME"}
+    return set(_loads(code)) - defined
+
+
+def _loads(code: CodeType) -> Iterator[str]:
+    for each in dis.get_instructions(code):
+        if each.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            yield each.argval
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _loads(constant)

@@ -1,0 +1,188 @@
+"""From the options of a search to what it will do: its settings, its folder, its space, and what to say beforehand.
+
+Everything that can be refused is refused here, before torch or Ray is imported.
+"""
+
+import tempfile
+from collections.abc import Collection
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tuning.base import files, locks, rim
+from tuning.base.doors import Asked
+from tuning.base.errors import UserError
+from tuning.runs import run_folder
+from tuning.trials import local_ray, record
+from tuning.trials import slots as slot_plans
+from tuning.trials.settings import (
+    DEFAULT_EPOCHS,
+    Settings,
+    check_names,
+    check_resumed,
+    of_run,
+    parse_duration,
+    placed,
+    plan_slots,
+)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a search will do.
+
+    Attributes:
+        path: The run's folder.
+        source: The name of the search space, or its file.
+        resumed: The run was begun earlier.
+        notes: What a person should know before it begins, a paragraph each.
+        slots_are_open: A dry run may choose how many trials share a GPU.
+    """
+
+    settings: Settings
+    path: Path
+    source: str
+    resumed: bool
+    notes: tuple[str, ...]
+    slots_are_open: bool = False
+
+
+def settle(asked: Asked, stack: ExitStack, *, dry_run: bool) -> Settled:
+    """Returns what a search will do; unless it is a dry run, `stack` keeps its folder for it.
+
+    Raises:
+        UserError: An option cannot be taken, or the run to be resumed is damaged or in use.
+    """
+    for option in ("address", "storage", "mlflow"):
+        if getattr(asked, option) is not None:
+            rim.need("remote", f"--{option}")
+    if asked.samples is not None and asked.samples < 1:
+        raise UserError(f"--samples must be at least 1, but got {asked.samples}.")
+    budget = None if asked.time_budget is None else parse_duration(asked.time_budget)
+    return (_new if asked.resume is None else _resumed)(asked, budget, stack, dry_run=dry_run)
+
+
+def _resumed(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool) -> Settled:
+    """Returns how a run goes on: as it was begun, except for what any session may choose."""
+    found, notes = _newest(asked.resume), list[str]()
+    if not dry_run:
+        stack.enter_context(locks.hold(found.path, "search", notes.append))
+        run_folder.mend(found, notes.append)
+    before = of_run(found)
+    settings = replace(
+        before,
+        time_budget=budget,
+        samples=asked.samples or before.samples,
+        audit=asked.audit or before.audit,
+        dashboard=asked.dashboard,
+    )
+    if "://" in asked.resume:
+        from tuning.remote.storage import split
+
+        settings = replace(settings, storage=split(asked.resume)[0])
+    if settings.mlflow is not None:  # Version 0.2.0 wrote its password down.
+        rim.need("remote", "--mlflow")
+        from tuning.remote import tracking
+
+        settings = replace(settings, mlflow=tracking.without_secret(settings.mlflow))
+    check_resumed(asked.given, found, asked.samples)
+    address = asked.address or settings.address or "local"
+    settings, changed = placed(settings, address, found.meta.get("hardware"))
+    if asked.data_dir is not None:
+        settings = replace(settings, data_dir=str(asked.data_dir))
+    elif settings.data_dir is not None and not Path(settings.data_dir).is_dir():
+        changed = f"{changed} The folder {settings.data_dir} is not here; the images are looked for elsewhere.".strip()
+        settings = replace(settings, data_dir=None)
+    if dry_run and settings.device == "any":
+        raise UserError(f"--dry-run must be of a run on cpu or cuda, but got {found.name}, which is on any.")
+    source = found.path / "space.py"
+    if not source.exists():
+        raise UserError(f"{source}, the search space of the run, is missing. Put back a copy of it to resume.")
+    return Settled(settings, found.path, str(source), True, (*notes, *filter(None, [changed])))
+
+
+def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool) -> Settled:
+    """Returns what a new run is to be; its folder is made unless it is a dry run."""
+    source = _space_file(asked.space, stack)
+    sampler, scheduler = check_names(source, asked.dataset, asked.sampler, asked.scheduler, asked.minimize)
+    taken: Collection[str] = ()
+    storage = asked.storage
+    if storage is not None:
+        from tuning.remote.storage import Store, usable
+
+        storage = usable(storage)
+        taken = Store(storage).runs()
+    path = record.new_path(asked.run, asked.dataset, taken=taken)
+    mlflow, password = asked.mlflow, ""
+    if mlflow is not None:
+        from tuning.remote import tracking
+
+        mlflow = tracking.check(asked.mlflow)
+        password = "" if mlflow == asked.mlflow else tracking.needed(mlflow)
+    if asked.dashboard:
+        local_ray.check_dashboard(asked.address)
+    if asked.device == "any" and (asked.address is None or dry_run):
+        where = "with --dry-run" if asked.address else "on one machine"
+        raise UserError(f"--device must be cpu or cuda {where}, but got 'any'.")
+    shared, slots_are_open = _trials_a_gpu(asked, source)
+    wanted = slot_plans.Asked(asked.device, asked.cpus_per_trial, asked.gpus_per_trial, asked.concurrency)
+    slots = plan_slots(asked.address, storage, wanted, shared)
+    if not dry_run:
+        path = stack.enter_context(record.claimed(asked.run, asked.dataset, storage))
+    settings = Settings(
+        samples=asked.samples or 20,
+        # A function is kept in the run folder, whose file other searches may be given.
+        space=source if isinstance(asked.space, str) else str(path / "space.py"),
+        dataset=asked.dataset,
+        epochs=asked.epochs or DEFAULT_EPOCHS["cuda" if slots.device == "cuda" else "cpu"],
+        seed=asked.seed,
+        sampler=sampler,
+        scheduler=scheduler,
+        train_images=asked.train_images,
+        data_dir=None if asked.data_dir is None else str(asked.data_dir),
+        max_failures=asked.max_failures,
+        time_budget=budget,
+        minimize=asked.minimize,
+        mlflow=mlflow,
+        audit=asked.audit,
+        dashboard=asked.dashboard,
+        storage=storage,
+        **vars(slots),
+    )
+    said = "" if shared is None else f"Trials on each GPU: {shared}, as the dry run of this space found to pay."
+    return Settled(settings, path, source, False, tuple(filter(None, [password, said])), slots_are_open)
+
+
+def _newest(name: str) -> run_folder.Run:
+    """Returns the run to be resumed: as it is here, or in its storage, if it has been resumed elsewhere since."""
+    if "://" not in name and (found := run_folder.load(name)).settings.get("storage") is None:
+        return found
+    rim.need("remote", "A run with a storage")
+    from tuning.remote import stored_runs
+
+    return stored_runs.newest(name)
+
+
+def _space_file(space: Any, stack: ExitStack) -> str:
+    """Returns the name of a space, or its file; that of a function is written, and `stack` removes it."""
+    if isinstance(space, str):
+        return space
+    from tuning.sampling.function_source import module_of
+
+    text = module_of(space)
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tuning-function-"))
+    file = Path(folder, f"{space.__name__}.py")
+    files.write_text(file, text)
+    return str(file)
+
+
+def _trials_a_gpu(asked: Asked, source: str) -> tuple[int | None, bool]:
+    """Returns how many trials a GPU an earlier dry run of the space found to pay, and whether one may choose that."""
+    limits = (asked.address, asked.concurrency, asked.gpus_per_trial)
+    if asked.device == "cpu" or any(limit is not None for limit in limits):
+        return None, False
+    from tuning.sampling.spaces import load_space
+    from tuning.trials import estimate
+
+    return estimate.recall_slots(load_space(source).source, asked.dataset), True
