@@ -185,8 +185,8 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Has the command take its options from a file, e.g. the `meta.json` of a run."""
     if path is not None:
         values = read_mapping(path, "options")
-        recorded = values["settings"] if "schema" in values and "settings" in values else values
-        doors.read_options(context, as_options(recorded), path)
+        recorded = values.get("settings")
+        doors.read_options(context, as_options(recorded if isinstance(recorded, dict) else values), path)
     return path
 
 

@@ -4,13 +4,15 @@ A parameter that typer cannot fill (a function, a switch for Python alone) is le
 options of its own. Both doors check their values here, so that both say the same of a wrong one.
 """
 
+import copy
 import functools
 import inspect
+import operator
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, cast, get_args, get_origin
 
 import typer
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -124,13 +126,13 @@ def _parsed(parameter: inspect.Parameter) -> inspect.Parameter | None:
         least = getattr(info, "min", None)
         if least is not None:
             info = _without_least(info, least)
-        return parameter.replace(annotation=Annotated[hint, info])
+        return parameter.replace(annotation=cast(Any, Annotated)[hint, info])
     return None
 
 
 def _without_least(info: Any, least: float) -> Any:
-    changed = type(info).__new__(type(info))
-    vars(changed).update(vars(info) | {"min": None, "help": f"{info.help} At least {least}."})
+    changed = copy.copy(info)
+    changed.min, changed.help = None, f"{info.help} At least {least}."
     return changed
 
 
@@ -143,10 +145,10 @@ def _given(context: typer.Context) -> Iterator[str]:
 def _checked(parameter: inspect.Parameter, value: Any) -> Any:
     members, infos = _members(parameter.annotation), _infos(parameter)
     try:
-        hint = Union[tuple(members)]  # noqa: UP007
+        hint: Any = functools.reduce(operator.or_, members)
         value = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError as error:
-        rule = error.errors()[0]["msg"].removeprefix("Input should be ")
+        rule = error.errors()[0]["msg"].removeprefix("Input should be ").split(", ")[0]
         name = option(parameter) if infos else parameter.name
         raise UserError(f"{name} must be {rule}, but got {value!r}.") from error
     for least in (info.min for info in infos if getattr(info, "min", None) is not None):
