@@ -1,7 +1,7 @@
 """What Ray does for us under private names, environment variables and texts alone. No other file of the core uses them.
 
 `tests/trials/test_ray_internals.py` fails with the name of what a new version of Ray lacks. At run time a missing name
-is no error: Ray then does what it does by default, and each function says what that is.
+is no error: Ray then does what it does by default, and each function documents what that is.
 """
 
 import contextlib
@@ -44,12 +44,15 @@ def private(module: str) -> Any:
 
 @contextlib.contextmanager
 def on_loopback() -> Iterator[None]:
-    """Has a Ray that is started meanwhile listen on the loopback address; without the name its ports are open.
+    """Has a Ray that is started meanwhile listen on the loopback address; without the name it says that it does not.
 
     Ray replaces `_node_ip_address="127.0.0.1"` by an address that others can reach, and reads the environment variable
     of this setting once, when it is imported (ray 2.60).
     """
-    with _replaced(private("ray_constants"), "ENABLE_RAY_CLUSTER", False):
+    constants = private("ray_constants")
+    if not hasattr(constants, "ENABLE_RAY_CLUSTER"):
+        print("This version of Ray opens its ports to the network. Install ray 2.60 to keep them closed.", flush=True)
+    with _replaced(constants, "ENABLE_RAY_CLUSTER", False):
         yield
 
 
