@@ -268,7 +268,7 @@ def carry_out(plan: Plan, slots: Slots, *, model_dir: Path, say: Callable[[str],
         say(note)
     retrain_and_test(plan, slots, model_dir=model_dir, say=say, shows_contest=say is not _ignore, **asked)
     with interrupts.resumable(written(plan, model_dir)):
-        return "" if plan.run is None else _write_page(run_folder.load(plan.source), model_dir)
+        return "" if plan.run is None else _write_page(run_folder.load(plan.source), model_dir, say)
 
 
 @doors.over(run)
