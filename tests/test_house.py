@@ -5,6 +5,7 @@ python tests/test_house.py      prints each room with its lines, and with the ro
 
 import ast
 import importlib
+import os
 import signal
 import subprocess
 import sys
@@ -241,6 +242,21 @@ def test_a_command_can_be_named_without_its_dot_and_a_mistyped_one_is_said() -> 
         [sys.executable, "-m", "tuning", "results", "--limit", "0"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2 and "--limit" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "known"),
+    [
+        ("tuning sea", {"search"}),
+        ("tuning search --train", {"--train-images"}),
+        ("tuning final --t", {"--top-k", "--threads", "--train-on"}),
+    ],
+)
+def test_the_shell_completes_commands_and_options(line: str, known: set[str]) -> None:
+    variables = {"_TUNING_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    command = [sys.executable, "-m", "tuning"]
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == known
 
 
 @pytest.mark.parametrize("command", ["search", "final"])

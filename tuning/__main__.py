@@ -1,5 +1,10 @@
-"""`python -m tuning` lists the commands, and `python -m tuning NAME` runs one of them."""
+"""`tuning`, or `python -m tuning`, lists the commands; `tuning NAME` runs one of them.
 
+tuning --install-completion      has the shell complete commands and options
+"""
+
+import importlib
+import os
 import runpy
 import sys
 from difflib import get_close_matches
@@ -18,8 +23,21 @@ def summary(command: str) -> str:
     return main.partition('"""')[2].partition('"""')[0].split("\n")[0]
 
 
+def complete() -> None:
+    """Answers the shell that completes a line, or shows or installs what it needs for that."""
+    import typer
+
+    app = typer.Typer()
+    for command in COMMANDS:
+        app.command(command)(importlib.import_module(f"tuning.{command}").main)
+    app(prog_name="tuning")
+
+
 def main() -> None:
     """Runs the command that is named first, or prints each with what it does."""
+    if "_TUNING_COMPLETE" in os.environ or {"--install-completion", "--show-completion"} & set(sys.argv[1:2]):
+        complete()
+        return
     if len(sys.argv) > 1 and sys.argv[1] not in ("--help", "-h"):
         name = sys.argv.pop(1)
         if name not in COMMANDS:
