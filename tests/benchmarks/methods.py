@@ -6,9 +6,8 @@ from typing import Any
 import optuna
 from outside import syne_tune
 from ray.tune.schedulers import ASHAScheduler
-from simulation import Method, Ours, Stock
+from simulation import Method, Ours, Stock, tell_epoch
 
-from tuning.sampling import study as rules
 from tuning.sampling.curve_sampler import CurveSampler
 from tuning.sampling.samplers import SAMPLERS
 from tuning.trials import schedulers, settings
@@ -84,7 +83,7 @@ class EndsOnly(Ours):
     @staticmethod
     def end(study: optuna.Study, number: int, values: list[float], finished: bool) -> None:
         if values[-1] == values[-1]:
-            rules.tell_epoch(study, number, len(values), max(values))
+            tell_epoch(study, number, len(values), max(values))
         Ours.end(study, number, values, finished)
 
 
