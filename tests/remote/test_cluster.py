@@ -351,7 +351,7 @@ try:
     run_command(search.main)
 except SystemExit as ended:
     print("ended", ended.code)
-print(dict(os.environ) == before, logging.getLogger("ray").handlers == handlers, ray.get(ray.remote(int).remote("7")))
+print(dict(os.environ) == before, logging.getLogger("ray").handlers == handlers, ray.get(ray.remote(lambda: 7).remote()))
 """
 
 
