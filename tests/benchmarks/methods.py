@@ -6,10 +6,9 @@ from typing import Any
 import optuna
 from outside import syne_tune
 from ray.tune.schedulers import ASHAScheduler
-from simulation import Method, Ours, Stock
+from simulation import Method, Ours, Stock, tell_epoch
 
 from tuning.base.registries import SAMPLERS, SCHEDULERS
-from tuning.sampling import study as rules
 from tuning.sampling.curve_sampler import CurveSampler
 from tuning.trials import schedulers, settings
 from tuning.trials.schedulers import METRIC
@@ -84,7 +83,7 @@ class EndsOnly(Ours):
     @staticmethod
     def end(study: optuna.Study, number: int, values: list[float], finished: bool) -> None:
         if values[-1] == values[-1]:
-            rules.tell_epoch(study, number, len(values), max(values))
+            tell_epoch(study, number, len(values), max(values))
         Ours.end(study, number, values, finished)
 
 

@@ -22,6 +22,11 @@ from tuning.sampling import study as rules
 from tuning.trials.schedulers import METRIC, StandIn
 
 
+def tell_epoch(study: optuna.Study, number: int, epoch: int, value: float) -> None:
+    """Tells the sampler what a running trial's value is after an epoch."""
+    study._storage.set_trial_intermediate_value(_id(study, number), epoch, value)
+
+
 class Ours:
     """What a search of the project tells its sampler and its scheduler."""
 
@@ -35,7 +40,7 @@ class Ours:
     def epoch(study: optuna.Study, number: int, values: list[float], stopped: bool) -> None:
         """Tells the sampler of an epoch."""
         if not math.isnan(values[-1]):
-            rules.tell_epoch(study, number, len(values), values[-1])
+            tell_epoch(study, number, len(values), values[-1])
 
     @staticmethod
     def end(study: optuna.Study, number: int, values: list[float], finished: bool) -> None:
@@ -60,7 +65,7 @@ class Stock(Ours):
     @staticmethod
     def epoch(study: optuna.Study, number: int, values: list[float], stopped: bool) -> None:
         if not stopped:
-            rules.tell_epoch(study, number, len(values), _or_zero(values[-1]))
+            tell_epoch(study, number, len(values), _or_zero(values[-1]))
 
     @staticmethod
     def end(study: optuna.Study, number: int, values: list[float], finished: bool) -> None:

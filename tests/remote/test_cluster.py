@@ -339,6 +339,40 @@ def test_a_ray_of_our_own_holds_all_slots_says_errors_as_they_are_and_leaves_not
     assert done.stdout.splitlines() == ["UserError Free some space.", "True False 0"]
 
 
+# Runs a search where a Ray runs already; then prints whether the environment, the logger and that Ray are as before.
+INSIDE = """
+import logging, os, sys, ray
+from tuning import search
+from tuning.base.errors import run_command
+ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+before, handlers = dict(os.environ), list(logging.getLogger("ray").handlers)
+sys.argv[1:] = ["--space", "smoke", "--samples", "3", "--epochs", "1", "--train-images", "200", "--run", "one"]
+try:
+    run_command(search.main)
+except SystemExit as ended:
+    print("ended", ended.code)
+print(dict(os.environ) == before, logging.getLogger("ray").handlers == handlers, ray.get(ray.remote(lambda: 7).remote()))
+"""
+
+
+@pytest.mark.slow
+def test_a_search_inside_a_running_ray_uses_it_and_leaves_it_as_it_was(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", INSIDE],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "True True 7", done.stdout + done.stderr
+    run = run_folder.Run(tmp_path / "results" / "one")
+    assert list(run.trials["state"]) == ["complete"] * 3 and run.settings["concurrency"] == 3
+
+
 def test_where_no_temporary_folder_can_be_had_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("tuning.base.temporary.bases", lambda: [tmp_path / "file"])

@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,6 @@ _STATES = {
 }
 # What the study keeps of a trial that has ended, beside its configuration.
 _KEPT = (
-    "state",
     "ended",
     "stopped_by",
     "error",
@@ -68,6 +67,39 @@ class Proposal:
     config: TrainConfig
     accumulation: int = 1
     epochs: int = 0
+
+
+@dataclass
+class _Known:
+    """What is known of a trial, all of which the study on the disk holds, too.
+
+    Attributes:
+        number: In the study.
+        id: In Optuna's storage.
+        state: "complete", "pruned" or "failed" once it has ended; until then "running", or if an earlier session began
+            it: "undrawn" (it has no configuration yet), "interrupted" (it is resumed next) or "waiting" (this machine
+            lacks what it needs).
+        params: Its point.
+        config_hash: Of its configuration; "" if it has none.
+        attrs: What the study keeps of it, most of it by the names of the columns of `trials.csv`.
+        epochs: Its rows of `epochs.csv`.
+    """
+
+    number: int
+    id: int
+    state: str
+    params: dict[str, Any]
+    config_hash: str = ""
+    attrs: dict[str, Any] = field(default_factory=dict)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in ("complete", "pruned", "failed")
+
+    @property
+    def is_duplicate(self) -> bool:
+        return "same_as" in self.attrs
 
 
 class RunStudy:
@@ -119,10 +151,7 @@ class RunStudy:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
             self.study.set_metric_names([OBJECTIVE] if minimize is None else [OBJECTIVE, minimize])
-        self._attrs: dict[int, dict[str, Any]] = {}
-        self._rows: dict[int, list[dict[str, Any]]] = {}
-        self._numbers: dict[str, list[int]] = {}
-        self._given_up: set[int] = set()
+        self._trials: dict[int, _Known] = {}
         self._opened, self._written, self._write_seconds = time.monotonic(), -math.inf, 0.0
         trials = self.study.get_trials(deepcopy=False)
         told = (t for t in trials if t.state.is_finished() or {"seed", "same_as"} & set(t.user_attrs))
@@ -131,14 +160,11 @@ class RunStudy:
         self._space = space.as_recorded(trials)
         self._read(trials, epoch_rows)
         self._began = max([datetime.now(UTC), *self._moments()])
-        running = [t.number for t in trials if t.state == TrialState.RUNNING and t.number not in self._given_up]
-        for number in running:
-            self._adopt_end(number, ended.get(number))
-        running = [number for number in running if "state" not in self._attrs[number]]
-        self._undrawn = [number for number in running if "seed" not in self._attrs[number]]
-        begun = [number for number in running if "seed" in self._attrs[number]]
-        self._interrupted = [n for n in begun if self._space.is_possible(self._attrs[n]["params"])]
-        self.waiting = [number for number in begun if number not in self._interrupted]
+        for trial in [trial for trial in self._trials.values() if not trial.has_ended]:
+            self._adopt_end(trial, ended.get(trial.number))
+            if not trial.has_ended:
+                possible = self._space.is_possible(trial.params)
+                trial.state = "undrawn" if "seed" not in trial.attrs else "interrupted" if possible else "waiting"
         self._rewrite_frames(epoch_rows)
 
     def _read(self, trials: Sequence[optuna.trial.FrozenTrial], epoch_rows: Sequence[dict[str, Any]]) -> None:
@@ -152,43 +178,47 @@ class RunStudy:
                 point = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
                 if not self._space.is_possible(point):  # It would be drawn as it was begun.
                     self._database.set_trial_state_values(self._id(trial.number), TrialState.FAIL)
-                    self._given_up.add(trial.number)
                     continue
             if trial.state == TrialState.WAITING or (trial.state == TrialState.FAIL and undrawn):
                 continue
             kept = {k: v for k, v in trial.user_attrs.items() if not k.startswith(EPOCH) and v is not None}
-            known = [value for name, value in trial.user_attrs.items() if name.startswith(EPOCH)]
+            kept_epochs = [value for name, value in trial.user_attrs.items() if name.startswith(EPOCH)]
             rows: dict[int, dict[str, Any]] = {
                 epoch: dict.fromkeys(schema.EPOCH_COLUMNS, math.nan) for epoch in trial.intermediate_values
             }
             for epoch, row in rows.items():
                 row |= {"trial": trial.number, "epoch": epoch, OBJECTIVE: trial.intermediate_values[epoch]}
             rows |= in_frames.get(trial.number, {})
-            rows |= {value["epoch"]: {"trial": trial.number, **value} for value in known}
-            self._rows[trial.number] = [rows[epoch] for epoch in sorted(rows)]
-            of_epochs = {
-                name: v for row in self._rows[trial.number] for name in _OF_TRIAL if (v := row.get(name)) is not None
-            }
+            rows |= {value["epoch"]: {"trial": trial.number, **value} for value in kept_epochs}
+            told = [rows[epoch] for epoch in sorted(rows)]
+            of_epochs = {name: v for row in told for name in _OF_TRIAL if (v := row.get(name)) is not None}
             first = {"attempt": 1, "accumulation": 1} if "seed" in kept else {}
-            self._attrs[trial.number] = {"params": dict(trial.params), **first, **of_epochs, **kept}
-            if trial.state == TrialState.RUNNING:  # Cut off while it was being told, perhaps.
-                self._attrs[trial.number].pop("state", None)
+            is_running = trial.state == TrialState.RUNNING  # Cut off while its end was being told, perhaps.
+            state = kept.pop("state", _STATES[trial.state])
+            known = self._trials[trial.number] = _Known(
+                trial.number,
+                self._id(trial.number),
+                "running" if is_running else state,
+                dict(trial.params),
+                # The seed is the last of what a proposal writes; a duplicate has none.
+                TrainConfig.model_validate(kept["config"]).hash() if "seed" in kept else "",
+                {**first, **of_epochs, **kept},
+                told,
+            )
+            if is_running:
                 for epoch in set(rows) - set(trial.intermediate_values):
-                    self._tell_epoch(trial.number, rows[epoch])
-            if "seed" in trial.user_attrs:  # The last of what a proposal writes; a duplicate's has none.
-                config = TrainConfig.model_validate(trial.user_attrs["config"])
-                self._numbers.setdefault(config.hash(), []).append(trial.number)
+                    self._tell_epoch(known, rows[epoch])
 
-    def _adopt_end(self, number: int, ended: Mapping[str, Any] | None) -> None:
+    def _adopt_end(self, trial: _Known, ended: Mapping[str, Any] | None) -> None:
         """Tells the study the end of a trial that the frames know and it does not: it was copied too early."""
-        if ended is None or "seed" not in self._attrs[number] or ended["attempt"] == 0:
+        if ended is None or "seed" not in trial.attrs or ended["attempt"] == 0:
             return
-        told = {name: ended[name] for name in (*_KEPT, *_OF_TRIAL) if name != "state" and ended.get(name) is not None}
-        self._attrs[number] = told | {name: v for name, v in self._attrs[number].items() if v is not None}
+        told = {name: ended[name] for name in (*_KEPT, *_OF_TRIAL) if ended.get(name) is not None}
+        trial.attrs = told | {name: v for name, v in trial.attrs.items() if v is not None}
         state = next(state for state, name in _STATES.items() if name == ended["state"])
-        if state == TrialState.COMPLETE and not self._rows[number]:
+        if state == TrialState.COMPLETE and not trial.epochs:
             return  # Its epochs are nowhere; it is trained again.
-        self._end(number, state, stopped_by=ended["stopped_by"], error=ended["error"], at=ended["ended"])
+        self._end(trial, state, stopped_by=ended["stopped_by"], error=ended["error"], at=ended["ended"])
 
     def _rewrite_frames(self, epoch_rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes `epochs.csv` anew where it lacks an epoch, has one twice, or has a line that is no row.
@@ -200,7 +230,7 @@ class RunStudy:
             if not (self._path / name).exists():
                 files.write_rows(self._path / name, columns, [])
         order = {(row["trial"], row["epoch"]): i for i, row in reversed(list(enumerate(epoch_rows)))}
-        rows = [row for number in sorted(self._rows) for row in self._rows[number]]
+        rows = [row for number in sorted(self._trials) for row in self._trials[number].epochs]
         if not rows or (len(rows) == len(epoch_rows) == len(order) and _is_whole(self._path / "epochs.csv", len(rows))):
             return
         rows.sort(key=lambda row: order.get((row["trial"], row["epoch"]), len(order)))
@@ -208,13 +238,14 @@ class RunStudy:
 
     def _moments(self) -> list[datetime]:
         """Returns all times that the record holds."""
-        times = [attrs.get(name) for attrs in self._attrs.values() for name in ("started", "ended")]
-        times += [row.get("at") for rows in self._rows.values() for row in rows]
-        found = [datetime.fromisoformat(moment) for moment in times if moment]
-        for number, rows in self._rows.items():  # Version 0.2.0 kept no time of an epoch.
-            if (started := self._attrs[number].get("started")) and "same_as" not in self._attrs[number]:
-                found.append(datetime.fromisoformat(started) + timedelta(seconds=_total(rows, "epoch_seconds")))
-        return found
+        times = []
+        for trial in self._trials.values():
+            started = trial.attrs.get("started")
+            times += [started, trial.attrs.get("ended"), *(row.get("at") for row in trial.epochs)]
+            if started and not trial.is_duplicate:  # Version 0.2.0 kept no time of an epoch.
+                seconds = timedelta(seconds=_total(trial.epochs, "epoch_seconds"))
+                times.append((datetime.fromisoformat(started) + seconds).isoformat())
+        return [datetime.fromisoformat(moment) for moment in times if moment]
 
     def now(self) -> str:
         """Returns the time in UTC; it never goes back, though a clock may, or another machine's be behind."""
@@ -228,27 +259,32 @@ class RunStudy:
     @property
     def n_finished(self) -> int:
         """Trials that were run and are complete, stopped or failed for good."""
-        return sum("state" in attrs and "same_as" not in attrs for attrs in self._attrs.values())
+        return sum(trial.has_ended and not trial.is_duplicate for trial in self._trials.values())
 
     @property
     def n_failed(self) -> int:
         """Trials that failed for good."""
-        return sum(attrs.get("state") == "failed" and "same_as" not in attrs for attrs in self._attrs.values())
+        return sum(trial.state == "failed" and not trial.is_duplicate for trial in self._trials.values())
+
+    @property
+    def waiting(self) -> list[int]:
+        """The numbers of interrupted trials that this machine cannot run."""
+        return [trial.number for trial in self._trials.values() if trial.state == "waiting"]
 
     def running(self) -> list[int]:
         """Returns the numbers of the trials that have not ended."""
-        return [number for number, attrs in self._attrs.items() if "state" not in attrs]
+        return [trial.number for trial in self._trials.values() if not trial.has_ended]
 
     def is_running(self, number: int) -> bool:
         """Returns whether a trial has not ended."""
-        return "state" not in self._attrs[number]
+        return not self._trials[number].has_ended
 
     def finished(self) -> dict[int, tuple[dict[str, Any], list[dict[str, Any]]]]:
         """Returns hyperparameters and epochs of each trial that has ended; a new scheduler has to learn them again."""
         return {
-            number: (attrs["config"], self._rows[number])
-            for number, attrs in self._attrs.items()
-            if attrs.get("state") in ("complete", "pruned") and "same_as" not in attrs and self._rows[number]
+            trial.number: (trial.attrs["config"], trial.epochs)
+            for trial in self._trials.values()
+            if trial.state in ("complete", "pruned") and not trial.is_duplicate and trial.epochs
         }
 
     @one_thread()  # Trials train beside the sampler.
@@ -261,17 +297,16 @@ class RunStudy:
         Raises:
             UserError: The space gave no valid configuration.
         """
-        if self._interrupted:
-            number = self._interrupted.pop(0)
-            attrs = self._attrs[number]
-            self._keep(number, attempt=attrs.get("attempt", 1) + 1)
-            config = TrainConfig.model_validate(attrs["config"])
-            return Proposal(number, attrs["seed"], config, attrs.get("accumulation", 1), len(self._rows[number]))
+        if (known := self._first_in("interrupted")) is not None:
+            known.state = "running"
+            self._keep(known, attempt=known.attrs.get("attempt", 1) + 1)
+            config, parts = TrainConfig.model_validate(known.attrs["config"]), known.attrs.get("accumulation", 1)
+            return Proposal(known.number, known.attrs["seed"], config, parts, len(known.epochs))
         sampler = self.study.sampler
         try:
             for n_repeats in range(REPEATS_THAT_EXHAUST):
                 if n_repeats == REPEATS_BEFORE_RANDOM:
-                    seed = trial_seed(self._seed, len(self._attrs))
+                    seed = trial_seed(self._seed, len(self._trials))
                     self.study.sampler = self._space.possible(optuna.samplers.RandomSampler(seed=seed))
                 trial = self._next_trial()
                 config = self._space.sample(trial, self._epochs)
@@ -285,8 +320,9 @@ class RunStudy:
 
     def _next_trial(self) -> optuna.Trial:
         """Returns the trial to draw: one that was cut off meanwhile, a first point, or one of the sampler's."""
-        if self._undrawn:  # What it has of its point, it keeps.
-            return optuna.Trial(self.study, self._id(self._undrawn.pop(0)))
+        if (known := self._first_in("undrawn")) is not None:  # What it has of its point, it keeps.
+            known.state = "running"
+            return optuna.Trial(self.study, known.id)
         trials = self.study.get_trials(deepcopy=False)
         if not any(trial.state == TrialState.WAITING for trial in trials):
             drawn = [t for t in trials if t.state != TrialState.FAIL or t.params]
@@ -296,54 +332,59 @@ class RunStudy:
                 self.study.enqueue_trial(point)
         return self.study.ask()
 
+    def _first_in(self, state: str) -> _Known | None:
+        return next((trial for trial in self._trials.values() if trial.state == state), None)
+
+    def _drawn(self, trial: optuna.Trial, config_hash: str = "") -> _Known:
+        """Returns what is known of a trial that has been drawn just now."""
+        known = _Known(trial.number, self._id(trial.number), "running", dict(trial.params), config_hash)
+        self._trials[trial.number] = known
+        return known
+
     def _propose(self, trial: optuna.Trial, config: TrainConfig) -> Proposal:
-        seed = trial_seed(self._seed, trial.number)
-        self._attrs[trial.number] = {"attempt": 1, "accumulation": 1, "params": dict(trial.params)}
+        seed, known = trial_seed(self._seed, trial.number), self._drawn(trial, config.hash())
+        known.attrs |= {"attempt": 1, "accumulation": 1}
         for name in ("same_as", "no_result", "attempt"):  # Of a duplicate that was cut off, and is none any more.
             if trial.user_attrs.get(name) is not None:
-                self._set(trial.number, name, None)
-        self._keep(trial.number, config=config.model_dump(), started=self.now(), seed=seed)
-        self._numbers.setdefault(config.hash(), []).append(trial.number)
-        self._rows[trial.number] = []
+                trial.set_user_attr(name, None)
+        self._keep(known, config=config.model_dump(), started=self.now(), seed=seed)
         self._write_now_and_then()
         return Proposal(trial.number, seed, config)
 
-    def _same(self, config: TrainConfig) -> int | None:
-        """Returns the number of the trial that runs or ran this configuration and did not fail."""
-        for number in self._numbers.get(config.hash(), []):
-            attrs = self._attrs[number]
-            if attrs.get("state") != "failed" and "same_as" not in attrs:
-                return number
-        return None
+    def _same(self, config: TrainConfig) -> _Known | None:
+        """Returns the trial that runs or ran this configuration and did not fail."""
+        wanted = config.hash()
+        of_config = (trial for trial in self._trials.values() if trial.config_hash == wanted)
+        return next((trial for trial in of_config if trial.state != "failed" and not trial.is_duplicate), None)
 
-    def _reuse(self, trial: optuna.Trial, config: TrainConfig, same: int) -> None:
+    def _reuse(self, trial: optuna.Trial, config: TrainConfig, same: _Known) -> None:
         """Tells the sampler, for a duplicate, what the trial that it repeats told; nothing yet, while that one runs."""
-        number, state = trial.number, self._attrs[same].get("state")
-        self._attrs[number], self._rows[number] = {"params": dict(trial.params)}, []
-        self._keep(number, config=config.model_dump(), started=self.now(), attempt=0, same_as=same)
-        if state is None:
-            self._keep(number, no_result=True)
-            self._end(number, TrialState.FAIL, error=f"same configuration as trial {same}, which is running")
+        known = self._drawn(trial)
+        self._keep(known, config=config.model_dump(), started=self.now(), attempt=0, same_as=same.number)
+        if not same.has_ended:
+            self._keep(known, no_result=True)
+            self._end(known, TrialState.FAIL, error=f"same configuration as trial {same.number}, which is running")
             return
-        for row in self._rows[same]:
-            self._tell_epoch(number, row)
-        self._end(number, TrialState.COMPLETE if state == "complete" else TrialState.PRUNED)
+        for row in same.epochs:
+            self._tell_epoch(known, row)
+        self._end(known, TrialState.COMPLETE if same.state == "complete" else TrialState.PRUNED)
 
     def report(self, number: int, result: Mapping[str, Any]) -> bool:
         """Takes an epoch's result into the study and `epochs.csv`; returns False for an epoch that was known.
 
         When this returns, a power cut does not undo it.
         """
-        rows, attrs = self._rows[number], self._attrs[number]
+        trial = self._trials[number]
+        rows, attrs = trial.epochs, trial.attrs
         attrs |= {name: result.get(name) for name in _OF_TRIAL[:-1]}
         attrs["seconds_per_image"] = min(attrs.get("seconds_per_image", math.inf), result["seconds_per_image"])
         if any(row["epoch"] == result["epoch"] for row in rows):
             return False
         row = {"trial": number, **{name: result[name] for name in schema.EPOCH_COLUMNS if name != "trial"}}
         row |= {"at": self.now(), **{name: attrs.get(name) for name in _OF_TRIAL}}
-        self._set(number, f"{EPOCH}{row['epoch']}", row)
+        self._database.set_trial_user_attr(trial.id, f"{EPOCH}{row['epoch']}", row)
         rows.append(row)
-        self._tell_epoch(number, row)
+        self._tell_epoch(trial, row)
         study_file.sync(self._path)
         files.append_row(self._path / "epochs.csv", schema.EPOCH_COLUMNS, row)
         self._write_now_and_then(_SECONDS_BETWEEN_WRITES)
@@ -351,26 +392,27 @@ class RunStudy:
 
     def ran_on(self, number: int, node: str | None) -> None:
         """Notes the host that a trial's last result came from."""
-        self._attrs[number]["node"] = node
+        self._trials[number].attrs["node"] = node
 
     def retry(self, number: int, error: str, *, accumulation: int) -> None:
         """Notes that a trial failed and begins another attempt, its batches cut into so many parts."""
-        attempt = self._attrs[number]["attempt"] + 1
-        self._keep(number, attempt=attempt, error=masked(error), accumulation=accumulation)
+        trial = self._trials[number]
+        self._keep(trial, attempt=trial.attrs["attempt"] + 1, error=masked(error), accumulation=accumulation)
 
     def finish(self, number: int, stopped_by: str) -> None:
         """Tells the sampler the outcome of a trial that ended without an error; see `end_state`."""
-        finished = self._attrs[number].get("finished")
-        state = end_state(bool(finished), len(self._rows[number]))
+        trial = self._trials[number]
+        finished = trial.attrs.get("finished")
+        state = end_state(bool(finished), len(trial.epochs))
         if state == TrialState.FAIL:
-            self._keep(number, no_result=True)  # It says nothing of its configuration.
-            self._end(number, state, error=f"stopped by {stopped_by} before its first epoch ended")
+            self._keep(trial, no_result=True)  # It says nothing of its configuration.
+            self._end(trial, state, error=f"stopped by {stopped_by} before its first epoch ended")
         else:
-            self._end(number, state, stopped_by=finished or stopped_by)
+            self._end(trial, state, stopped_by=finished or stopped_by)
 
     def fail(self, number: int, error: str) -> None:
         """Tells the sampler that a trial failed for good, and why."""
-        self._end(number, TrialState.FAIL, error=masked(error))
+        self._end(self._trials[number], TrialState.FAIL, error=masked(error))
 
     def close(self, stopped_by: str | None) -> None:
         """Writes everything; with a reason, ends the trials that still run. Without one they can be resumed.
@@ -390,14 +432,15 @@ class RunStudy:
 
     def row(self, number: int) -> dict[str, Any]:
         """Returns a trial's row of `trials.csv`."""
-        attrs, rows = self._attrs[number], self._rows[number]
-        if attrs.get("same_as") in self._attrs:
+        trial = self._trials[number]
+        attrs, rows = trial.attrs, trial.epochs
+        if attrs.get("same_as") in self._trials:
             same = {"trial": number, "seconds": 0.0, "stopped_by": f"same configuration as trial {attrs['same_as']}"}
             return (
                 self.row(attrs["same_as"]) | same | {name: attrs.get(name) for name in ("started", "ended", "attempt")}
             )
         row = {name: attrs.get(name) for name in schema.TRIAL_COLUMNS if name in attrs}
-        row |= {"trial": number, "state": attrs.get("state", "running"), "epochs": len(rows)}
+        row |= {"trial": number, "state": trial.state if trial.has_ended else "running", "epochs": len(rows)}
         row |= {f"config/{name}": value for name, value in attrs.get("config", {}).items()}
         if rows:
             best = max(rows, key=lambda r: (r["valid_accuracy"], -r["valid_loss"]))
@@ -415,7 +458,7 @@ class RunStudy:
         """Writes `trials.csv`."""
         begun = time.monotonic()
         study_file.sync(self._path)
-        drawn = [number for number, attrs in sorted(self._attrs.items()) if {"seed", "same_as"} & set(attrs)]
+        drawn = [number for number, trial in sorted(self._trials.items()) if {"seed", "same_as"} & set(trial.attrs)]
         rows = [self.row(number) for number in drawn]
         if self._minimize is not None:
             front = {trial.number for trial in self.study.best_trials}
@@ -433,45 +476,39 @@ class RunStudy:
     def _id(self, number: int) -> int:
         return self._database.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
-    def _set(self, number: int, name: str, value: Any) -> None:
-        self._database.set_trial_user_attr(self._id(number), name, value)
-
-    def _keep(self, number: int, **values: Any) -> None:
+    def _keep(self, trial: _Known, **values: Any) -> None:
         """Notes what is to be known of a trial, here and in the study."""
         for name, value in values.items():
-            self._set(number, name, value)  # First, as the frames must never know what the study does not.
-            self._attrs[number][name] = value
+            self._database.set_trial_user_attr(trial.id, name, value)  # First: the frames must never know more.
+            trial.attrs[name] = value
 
-    def _tell_epoch(self, number: int, row: Mapping[str, Any]) -> None:
-        """Tells the sampler what a running trial's value is after an epoch."""
+    def _tell_epoch(self, trial: _Known, row: Mapping[str, Any]) -> None:
+        """Tells the sampler what a running trial's value is after an epoch.
+
+        As `optuna.Trial.report` does; but such an object, made of a resumed trial, would begin it anew for the sampler.
+        """
         if self._minimize is None:
-            tell_epoch(self.study, number, row["epoch"], row[OBJECTIVE])
+            self._database.set_trial_intermediate_value(trial.id, row["epoch"], row[OBJECTIVE])
 
     def _end(
         self,
-        number: int,
+        trial: _Known,
         state: TrialState,
         *,
         stopped_by: str | None = None,
         error: str | None = None,
         at: str | None = None,
     ) -> None:
-        attrs = self._attrs[number]
-        attrs |= {"state": _STATES[state], "ended": at or self.now(), "stopped_by": stopped_by}
+        trial.state = _STATES[state]
+        trial.attrs |= {"ended": at or self.now(), "stopped_by": stopped_by}
         if error is not None:
-            attrs["error"] = error
-        for name in _KEPT:
-            if attrs.get(name) is not None:
-                self._set(number, name, attrs[name])
-        objectives = [OBJECTIVE] if self._minimize is None else [OBJECTIVE, self._minimize]
-        tell_end(self.study, number, state, [self.row(number).get(name, math.nan) for name in objectives])
+            trial.attrs["error"] = error
+        for name, value in {"state": trial.state, **{name: trial.attrs.get(name) for name in _KEPT}}.items():
+            if value is not None:
+                self._database.set_trial_user_attr(trial.id, name, value)
+        objectives, row = [OBJECTIVE] if self._minimize is None else [OBJECTIVE, self._minimize], self.row(trial.number)
+        tell_end(self.study, trial.number, state, [row.get(name, math.nan) for name in objectives])
         self._write_now_and_then()
-
-
-def tell_epoch(study: optuna.Study, number: int, epoch: int, value: float) -> None:
-    """Tells the sampler what a running trial's value is after an epoch."""
-    trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
-    study._storage.set_trial_intermediate_value(trial_id, epoch, value)
 
 
 def end_state(finished: bool, n_epochs: int) -> TrialState:

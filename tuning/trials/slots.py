@@ -169,7 +169,8 @@ def plan_slots(asked: Asked, place: Place | None = None, trials_a_gpu: int | Non
     """
     place = place or this_machine(asked.device)
     on_cluster = place.address is not None
-    if asked.device not in (None, *(devices := DEVICES if on_cluster else DEVICES[:2])):
+    devices = DEVICES if on_cluster else DEVICES[:2]
+    if asked.device is not None and asked.device not in devices:
         raise unknown_name("--device", asked.device, devices)
     if asked.concurrency is not None and on_cluster and asked.concurrency < 1:
         raise UserError(f"--concurrency must be at least 1, but got {asked.concurrency}.")
