@@ -34,11 +34,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from tuning.base import machine
 from tuning.base.config import TrainConfig
 from tuning.images.batches import normalise
-from tuning.images.datasets import DATASETS, Labelled, load_train
+from tuning.images.catalogue import DATASETS
+from tuning.images.datasets import Labelled, load_train
 from tuning.images.splitting import Splits, make_splits
 from tuning.models import kernels
 from tuning.models.architectures import build_model
 from tuning.training import fit as loop_of_ours
+from tuning.training.optimizers import make_optimizer
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "resnet8": {"architecture": "resnet8"},
@@ -187,7 +189,7 @@ def fit(job: Job, seconds: float, clock: Clock) -> Iterator[float]:
 def ceiling(job: Job, seconds: float, clock: Clock) -> Iterator[float]:
     loop_of_ours.prepare(job.threads)
     model = build_model(job.config, channels=1, n_classes=10).train()
-    optimizer = loop_of_ours.make_optimizer(model, job.config)
+    optimizer = make_optimizer(model, job.config)
     images = normalise(torch.randint(256, (job.batch, 1, 28, 28), dtype=torch.uint8), (0.3,), (0.3,))
     labels = torch.randint(10, (job.batch,))
     while True:

@@ -29,7 +29,8 @@ from torch.nn import functional
 from tuning.base import machine
 from tuning.base.config import TrainConfig, parse_config
 from tuning.images.splitting import Splits, load_splits
-from tuning.training.fit import EpochResult, Training, make_schedule, prepare
+from tuning.training.fit import EpochResult, Training, prepare
+from tuning.training.schedules import make_schedule
 
 BASE = RECIPE | {"flip": True, "image_size": None}
 SIDE, TIMED_STEPS = 28, 60
