@@ -351,7 +351,8 @@ try:
     run_command(search.main)
 except SystemExit as ended:
     print("ended", ended.code)
-print(dict(os.environ) == before, logging.getLogger("ray").handlers == handlers, ray.get(ray.remote(lambda: 7).remote()))
+same = dict(os.environ) == before, logging.getLogger("ray").handlers == handlers
+print(*same, ray.get(ray.remote(lambda: 7).remote()))
 """
 
 
