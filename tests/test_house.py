@@ -84,8 +84,6 @@ INTERNALS = {"trials/ray_internals", "remote/cluster_internals"}
 # Name with an underscore -> the only file that may use it elsewhere, and why.
 PRIVATE = {
     "_exit": ("base/interrupts", "documented: how a process ends at once"),
-    "_storage": ("sampling/study", "Optuna has no other way to report an epoch of a trial that is known by its number"),
-    "_study_id": ("sampling/study", "as `_storage`"),
 }
 
 

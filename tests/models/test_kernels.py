@@ -31,7 +31,7 @@ def test_without_a_compiler_torch_does_it_and_nothing_is_said(monkeypatch: pytes
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert trusted(torch.float32, norm.deviation) is None
     x = torch.randn(4, 16, 6, 6).to(memory_format=torch.channels_last)
-    y = Norm(16)(x, rectified=True)
+    y = Norm(16)(x, relu=True)
     assert type(y.grad_fn).__name__ == "ReluBackward0"
 
 
@@ -42,7 +42,7 @@ def test_without_a_compiler_torch_does_it_and_nothing_is_said(monkeypatch: pytes
         (norm.deviation, "void norm_forward(", "void (", "says .*kernels.c:"),
         (norm.deviation, "void norm_forward(", "void another(", "undefined symbol: norm_forward"),
         (norm.deviation, "second[c] * inverse[c];", "second[c];", r"its results differ by \d"),
-        (norm.deviation, "by_bias[c] = first[c];", "by_bias[c] = NAN;", "its results differ by nan"),
+        (norm.deviation, "grad_bias[c] = first[c];", "grad_bias[c] = NAN;", "its results differ by nan"),
         (norm.deviation, "value < 0 ? 0", "value < 0 ? 1", r"its results differ by \d"),
         (norm.deviation, "mean[c] = running_mean[c];", "mean[c] = 0;", r"its results differ by \d"),
         (shortcut.deviation, " + wide(half[j])", "", r"its results differ by \d"),

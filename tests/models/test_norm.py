@@ -40,20 +40,20 @@ def used(layer: Norm, *given: Any, **options: Any) -> Tensor:
     return result
 
 
-def plain(layer: nn.BatchNorm2d, x: Tensor, added: Tensor | None, rectified: bool) -> Tensor:
+def plain(layer: nn.BatchNorm2d, x: Tensor, added: Tensor | None, relu: bool) -> Tensor:
     """Returns the same in float32 operations of torch."""
     y = nn.BatchNorm2d.forward(layer, x.float())
     y = y if added is None else y + added.float()
-    return y.relu() if rectified else y
+    return y.relu() if relu else y
 
 
 @needs_compiler
-@pytest.mark.parametrize("rectified", [True, False])
+@pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("with_added", [True, False])
 @pytest.mark.parametrize("shape", [(8, 16, 6, 6), (3, 24, 5, 5), (2, 320, 2, 2), (5, 3, 1, 7), (2, 512, 1, 1)])
 @pytest.mark.parametrize("dtype", TYPES)
 def test_values_gradients_and_running_statistics_are_those_of_torch(
-    dtype: torch.dtype, shape: tuple[int, ...], with_added: bool, rectified: bool, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, shape: tuple[int, ...], with_added: bool, relu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found, calls = [], []
     assert kernels.trusted(dtype, norm.deviation) is not None
@@ -67,11 +67,11 @@ def test_values_gradients_and_running_statistics_are_those_of_torch(
         x, other = batch(dtype, *shape, offset=3), batch(dtype, *shape, seed=1)
         gradient = batch(dtype, *shape, seed=2).detach()
         given = other if with_added else None
-        y = used(layer, x, given, rectified=rectified) if fused else plain(layer, x, given, rectified)
+        y = used(layer, x, given, relu=relu) if fused else plain(layer, x, given, relu)
         y.backward(gradient.to(y.dtype))
         layer.eval()
         with torch.no_grad():
-            evaluated = layer(x, given, rectified=rectified) if fused else plain(layer, x, given, rectified)
+            evaluated = layer(x, given, relu=relu) if fused else plain(layer, x, given, relu)
         results = [y, evaluated, x.grad, layer.weight.grad, layer.bias.grad, layer.running_mean, layer.running_var]
         found.append([*results, *([other.grad] if with_added else []), layer.num_batches_tracked])
     assert len(calls) == 2  # In training and in evaluation.
@@ -79,7 +79,7 @@ def test_values_gradients_and_running_statistics_are_those_of_torch(
     for own, theirs in zip(*found, strict=True):
         assert own is not None and theirs is not None and own.shape == theirs.shape
         off = ~((own.float() - theirs.float()).abs() <= kernels.TOLERANCE[dtype] * theirs.float().abs().max())
-        assert off.float().mean() <= (0.01 if dtype == torch.bfloat16 and rectified else 0)
+        assert off.float().mean() <= (0.01 if dtype == torch.bfloat16 and relu else 0)
 
 
 @needs_compiler
@@ -112,7 +112,7 @@ def test_what_is_not_finite_stays_so(dtype: torch.dtype, bad: float) -> None:
     """A training that diverges must be noticed: ReLU must not make 0 of it."""
     x = batch(dtype, 4, 16, 6, 6).detach()
     x[1, 2, 3, 4] = bad
-    y = used(Norm(16), x.requires_grad_(), rectified=True)
+    y = used(Norm(16), x.requires_grad_(), relu=True)
     assert not y[:, 2].isfinite().any() and y[:, [0, 1, *range(3, 16)]].isfinite().all()
 
 
@@ -222,7 +222,7 @@ def test_what_the_kernels_do_not_do_torch_does(layer: Norm, change: Any) -> None
     changed = change(x)
     x = x if changed is None else changed.requires_grad_()
     twin = copy.deepcopy(layer)
-    y = layer(x, x, rectified=True)
+    y = layer(x, x, relu=True)
     assert type(y.grad_fn).__name__ == "ReluBackward0"
     assert torch.equal(y, (nn.BatchNorm2d.forward(twin, x) + x).relu())
     with torch.no_grad():  # Only here the kernels evaluate.

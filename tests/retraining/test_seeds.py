@@ -24,8 +24,8 @@ def contest(
     every = every.add(truth[search.index], axis="index")
     values = every[[1]].reindex(columns=every.columns)
     while True:
-        beaten = seeds.beaten(values, str(values[1].idxmax()), N_VALID)
-        more = values.combine_first(every.loc[~every.index.isin(beaten)]).loc[values.index]
+        dropped = seeds.dropped(values, str(values[1].idxmax()), N_VALID)
+        more = values.combine_first(every.loc[~every.index.isin(dropped)]).loc[values.index]
         if more.equals(values):
             return search, values
         values = more
@@ -93,10 +93,10 @@ def test_a_single_seed_gives_no_interval() -> None:
 
 def test_who_is_far_behind_on_the_first_seed_is_beaten_unless_seeds_turn_out_to_differ_more() -> None:
     values = table({"a": [0.94, math.nan, math.nan], "near": [0.933] + [math.nan] * 2, "far": [0.93] + [math.nan] * 2})
-    assert seeds.beaten(values, "a", N_VALID) == {"far"}
-    assert seeds.beaten(values[[1]], "a", N_VALID) == set()
+    assert seeds.dropped(values, "a", N_VALID) == {"far"}
+    assert seeds.dropped(values[[1]], "a", N_VALID) == set()
     values.loc["a"] = [0.94, 0.92, 0.93]
-    assert seeds.beaten(values, "a", N_VALID) == set()
+    assert seeds.dropped(values, "a", N_VALID) == set()
 
 
 def test_fresh_seeds_are_distinct_the_same_each_time_and_none_that_was_used() -> None:

@@ -55,7 +55,7 @@ class TrainConfig(BaseModel):
         crop_padding: Random crop: pixels that an image may shift by, 0 to 16.
         flip: Random horizontal flip.
         erase: Side of a random square that is blanked (cutout, DeVries & Taylor 2017), as a share of the image's.
-        ema_decay: Decay a step of the running mean of the weights that is validated and kept; 0 turns it off.
+        ema_decay: Decay a step of the weights' exponential moving average (EMA), which is validated and kept; 0: none.
         precision: "bf16" autocast, "fp32", or "auto": bf16 where it was measured to be faster on the device.
     """
 

@@ -52,7 +52,7 @@ def disk_full(path: Path | str, error: OSError) -> UserError | None:
 
 
 def each_alone(makers: Mapping[str, Callable[[], Made]], tell: Callable[[str], None]) -> dict[str, Made]:
-    """Returns what each of the makers returns, by name; one that fails is told and left out, and costs no other.
+    """Returns what each of the makers returns, by name; one that fails is named and left out.
 
     Raises:
         UserError: The disk is full: no other would fare better.

@@ -41,7 +41,7 @@ def cpu_quota(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/
         if controllers and "cpu" not in controllers.split(","):
             continue
         top = root / "cpu" if controllers and (root / "cpu").exists() else root / controllers
-        # A container sees its own group as the root, whatever the name that is told here.
+        # A container sees its own group as the root, whatever name stands here.
         own = top / group.strip("/")
         for folder in (own, *own.parents):
             least = min(least, _quota_of(folder))

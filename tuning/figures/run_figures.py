@@ -126,7 +126,7 @@ def pareto(trials: pd.DataFrame, minimized: str) -> Figure:
     x, y = done[minimized].astype(float), done["valid_accuracy"]
     ax.scatter(x, y, s=26, color=STATE_COLOURS["complete"], alpha=0.8, lw=0, label="a trial", zorder=3)
     x, y = front[minimized].astype(float), front["valid_accuracy"]
-    ax.step(x, y, where="post", color=INK, lw=1.8, marker="o", ms=6, label="not beaten in both", zorder=4)
+    ax.step(x, y, where="post", color=INK, lw=1.8, marker="o", ms=6, label="no trial is better in both", zorder=4)
     for trial, at_x, at_y in zip(front["trial"], x, y, strict=True):
         ax.annotate(f"{trial}", (at_x, at_y), (5, -11), textcoords="offset points", fontsize=TICK, color=BEST)
     accuracy_axis(ax)
@@ -259,7 +259,7 @@ def importances(frame: pd.DataFrame) -> Figure:
 def learning_curve(epochs: pd.DataFrame) -> Figure:
     """Returns one model's loss and accuracy (train and valid) and, below them, its learning rate, by epoch.
 
-    Train is measured on augmented images, against smoothed labels and before the running mean, so valid may be better.
+    Train is measured on augmented images, against smoothed labels and without EMA, so valid may be better.
     The epoch of the highest validation accuracy is marked.
 
     Args:

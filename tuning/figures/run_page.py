@@ -144,7 +144,7 @@ def render(
     *,
     tell: Callable[[str], None] = lambda text: None,
 ) -> str:
-    """Returns the page; arguments as in `write`. A picture that cannot be drawn is told, and costs no other."""
+    """Returns the page; arguments as in `write`. A picture that cannot be drawn is named, and the others are drawn."""
     import jinja2
     import pandas as pd
     import plotly.offline

@@ -51,7 +51,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def save_each(draw: Mapping[str, Callable[[], Figure]], folder: Path, tell: Callable[[str], None]) -> int:
-    """Draws pictures and writes them as `<name>.png`; one that fails is told, and costs no other.
+    """Draws pictures and writes them as `<name>.png`; one that fails is named, and the others are drawn.
 
     Returns:
         How many were written.

@@ -36,7 +36,7 @@ class Block(nn.Module):
             short = norm(short)
         else:
             y, short = self.conv1(x), x
-        result: Tensor = self.norm2(self.conv2(self.norm1(y, rectified=True)), short, rectified=True)
+        result: Tensor = self.norm2(self.conv2(self.norm1(y, relu=True)), short, relu=True)
         return result
 
 
@@ -65,7 +65,7 @@ class SmallResNet(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns logits (N, n_classes) and features (N, 4 * width) of images (N, C, H, W)."""
         convolution, norm = self.stem
-        y = self.stages(norm(convolution(images), rectified=True))
+        y = self.stages(norm(convolution(images), relu=True))
         features = y.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)  # As it lies in memory: its gradient is faster so.
         return self.head(features), features
 

@@ -33,7 +33,7 @@ static inline number narrow(float value) { return value; }
    become vector code. */
 
 /* Both keep what is not a number. */
-static inline float relu(float value) { return value < 0 ? 0 : value; }
+static inline float positive(float value) { return value < 0 ? 0 : value; }
 static inline float passed(float gradient, float output) { return output <= 0 ? 0 : gradient; }
 
 #define BETWEEN(from, to) for (long i = from; i < to; i += width) for (long j = 0; j < width; j++)
@@ -57,12 +57,12 @@ static inline float passed(float gradient, float output) { return output <= 0 ? 
         }                                                                                             \
     }
 
-/* y = relu(weight * (x - mean) / deviation + bias + added); without `added`, or without ReLU, where that is not wanted.
+/* y = relu(weight * (x - mean) / deviation + bias + residual); without `residual`, or without ReLU, where that is not wanted.
    In training mean and deviation are the batch's, and are taken into the running ones; otherwise they are these. It writes
    the mean and the inverse deviation. */
-void norm_forward(const number *restrict x, const number *restrict added, number *restrict y, long n, long channels,
+void norm_forward(const number *restrict x, const number *restrict residual, number *restrict y, long n, long channels,
                   long width, const float *weight, const float *bias, float *mean, float *inverse, float *running_mean,
-                  float *running_variance, float momentum, float epsilon, int rectified, int training) {
+                  float *running_variance, float momentum, float epsilon, int relu, int training) {
     float pivot[width], sum[width], product[width], factor[width], offset[width];
     double first[width], second[width], rows = (double)n / channels;
     for (long j = 0; j < width; j++) first[j] = second[j] = 0;
@@ -91,22 +91,22 @@ void norm_forward(const number *restrict x, const number *restrict added, number
             offset[j] = bias[c] - mean[c] * factor[j];
         }
     }
-    if (added && rectified)
-        EACH y[i + j] = narrow(relu(wide(x[i + j]) * factor[j] + offset[j] + wide(added[i + j])));
-    else if (added)
-        EACH y[i + j] = narrow(wide(x[i + j]) * factor[j] + offset[j] + wide(added[i + j]));
-    else if (rectified)
-        EACH y[i + j] = narrow(relu(wide(x[i + j]) * factor[j] + offset[j]));
+    if (residual && relu)
+        EACH y[i + j] = narrow(positive(wide(x[i + j]) * factor[j] + offset[j] + wide(residual[i + j])));
+    else if (residual)
+        EACH y[i + j] = narrow(wide(x[i + j]) * factor[j] + offset[j] + wide(residual[i + j]));
+    else if (relu)
+        EACH y[i + j] = narrow(positive(wide(x[i + j]) * factor[j] + offset[j]));
     else
         EACH y[i + j] = narrow(wide(x[i + j]) * factor[j] + offset[j]);
 }
 
-/* The gradients by x, by what was added, by weight and by bias, of that by y. `y` and `by_added` are given where something
+/* The gradients by x, by what was added, by weight and by bias, of that by y. `y` and `grad_residual` are given where something
    was added before the ReLU; where nothing was, what it let through is found anew, which is faster than to read it. */
 void norm_backward(const number *restrict x, const number *restrict y, const number *restrict gradient,
-                   number *restrict by_x, number *restrict by_added, long n, long channels, long width,
-                   const float *weight, const float *bias, const float *mean, const float *inverse, float *by_weight,
-                   float *by_bias, int rectified) {
+                   number *restrict grad_x, number *restrict grad_residual, long n, long channels, long width,
+                   const float *weight, const float *bias, const float *mean, const float *inverse, float *grad_weight,
+                   float *grad_bias, int relu) {
     float centre[width], sum[width], product[width], of_gradient[width], of_x[width], offset[width];
     float factor[width], base[width]; /* As `factor` and `offset` in `norm_forward`. */
     double first[width], second[width], rows = (double)n / channels;
@@ -127,13 +127,13 @@ void norm_backward(const number *restrict x, const number *restrict y, const num
     }
     if (y)
         SUMS(first, second, ADD_UP(PAST_Y))
-    else if (rectified)
+    else if (relu)
         SUMS(first, second, ADD_UP(PAST_X))
     else
         SUMS(first, second, ADD_UP(GRADIENT))
     for (long c = 0; c < channels; c++) {
-        by_bias[c] = first[c];
-        by_weight[c] = second[c] * inverse[c];
+        grad_bias[c] = first[c];
+        grad_weight[c] = second[c] * inverse[c];
         double scale = (double)weight[c] * inverse[c], slope = -scale * inverse[c] * inverse[c] * second[c] / rows;
         for (long j = c; j < width; j += channels) {
             of_gradient[j] = scale;
@@ -145,13 +145,13 @@ void norm_backward(const number *restrict x, const number *restrict y, const num
     if (y)
         EACH {
             float value = PAST_Y;
-            by_added[i + j] = narrow(value);
-            by_x[i + j] = BY_X(value);
+            grad_residual[i + j] = narrow(value);
+            grad_x[i + j] = BY_X(value);
         }
-    else if (rectified)
-        EACH by_x[i + j] = BY_X(PAST_X);
+    else if (relu)
+        EACH grad_x[i + j] = BY_X(PAST_X);
     else
-        EACH by_x[i + j] = BY_X(GRADIENT);
+        EACH grad_x[i + j] = BY_X(GRADIENT);
 }
 
 /* y = x[:, ::2, ::2]; or, where it is asked for, x[:, ::2, ::2] += y. `height` and `columns` are those of x. */

@@ -24,26 +24,26 @@ MOST_CHANNELS = 4096  # So that what it keeps for each is far from a stack's siz
 class Norm(nn.BatchNorm2d):
     """torch's `BatchNorm2d`, and what may follow it: (N, C, H, W) -> (N, C, H, W)."""
 
-    def forward(self, x: Tensor, added: Tensor | None = None, *, rectified: bool = False) -> Tensor:
-        """Returns relu(normalised x + added), without the addition or the ReLU where that is not asked for."""
-        library = self._library(x, added)
+    def forward(self, x: Tensor, residual: Tensor | None = None, *, relu: bool = False) -> Tensor:
+        """Returns relu(normalised x + residual), without the addition or the ReLU where that is not asked for."""
+        library = self._library(x, residual)
         if library is not None:
             if self.training and self.num_batches_tracked is not None:
                 self.num_batches_tracked.add_(1)
-            result: Tensor = _Fused.apply(library, self, x, added, self.weight, self.bias, rectified)
+            result: Tensor = _Fused.apply(library, self, x, residual, self.weight, self.bias, relu)
             return result
         y = super().forward(x)
-        y = y if added is None else y + added
-        return functional.relu(y, inplace=True) if rectified else y
+        y = y if residual is None else y + residual
+        return functional.relu(y, inplace=True) if relu else y
 
-    def _library(self, x: Tensor, added: Tensor | None) -> ctypes.CDLL | None:
+    def _library(self, x: Tensor, residual: Tensor | None) -> ctypes.CDLL | None:
         """Returns the kernels that can do it, or None."""
         if not kernels.suit(x) or (torch.is_grad_enabled() and not self.training):
             return None
         own = (self.weight, self.bias, self.running_mean, self.running_var)
         if self.momentum is None or not all(map(functools.partial(_for_each_channel, x.shape[1]), own)):
             return None
-        others = [] if added is None else [added]
+        others = [] if residual is None else [residual]
         whole = all(one.is_contiguous(memory_format=torch.channels_last) for one in [x, *others])
         alike = all((one.dtype, one.shape) == (x.dtype, x.shape) for one in others)
         usual = x.numel() // x.shape[1] > 1 and x.shape[1] <= MOST_CHANNELS
@@ -57,23 +57,23 @@ class _Fused(torch.autograd.Function):
         library: ctypes.CDLL,
         norm: nn.BatchNorm2d,
         x: Tensor,
-        added: Tensor | None,
+        residual: Tensor | None,
         weight: Tensor,
         bias: Tensor,
-        rectified: bool,
+        relu: bool,
     ) -> Tensor:
         y, mean, inverse = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
         library.norm_forward(
-            *kernels.pointers(x, added, y),
+            *kernels.pointers(x, residual, y),
             *_sizes(x),
             *kernels.pointers(weight, bias, mean, inverse, norm.running_mean, norm.running_var),
             ctypes.c_float(norm.momentum),  # type: ignore[arg-type]  # None is for torch.
             ctypes.c_float(norm.eps),
-            int(rectified),
+            int(relu),
             int(norm.training),
         )
-        context.library, context.rectified, context.added = library, rectified, added is not None
-        context.save_for_backward(x, y if rectified and context.added else None, weight, bias, mean, inverse)
+        context.library, context.relu, context.residual = library, relu, residual is not None
+        context.save_for_backward(x, y if relu and context.residual else None, weight, bias, mean, inverse)
         return y
 
     @staticmethod
@@ -81,17 +81,17 @@ class _Fused(torch.autograd.Function):
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, y, weight, bias, mean, inverse = context.saved_tensors
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
-        by_x, by_weight, by_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
-        by_added = None if y is None else torch.empty_like(x)
+        grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+        grad_residual = None if y is None else torch.empty_like(x)
         context.library.norm_backward(
-            *kernels.pointers(x, y, gradient, by_x, by_added),
+            *kernels.pointers(x, y, gradient, grad_x, grad_residual),
             *_sizes(x),
-            *kernels.pointers(weight, bias, mean, inverse, by_weight, by_bias),
-            int(context.rectified),
+            *kernels.pointers(weight, bias, mean, inverse, grad_weight, grad_bias),
+            int(context.relu),
         )
-        if context.added and by_added is None:
-            by_added = gradient
-        return None, None, by_x, by_added, by_weight, by_bias, None
+        if context.residual and grad_residual is None:
+            grad_residual = gradient
+        return None, None, grad_x, grad_residual, grad_weight, grad_bias, None
 
 
 def _for_each_channel(channels: int, one: Tensor | None) -> bool:
@@ -109,29 +109,29 @@ def deviation(library: ctypes.CDLL, dtype: torch.dtype) -> float:
     """Returns by how much `Norm` differs from torch's own, with these kernels; see `kernels.trusted`."""
     generator = torch.Generator().manual_seed(0)
 
-    def results(norm: nn.BatchNorm2d, function: Callable[..., Tensor], added: bool, rectified: bool) -> list[Tensor]:
+    def results(norm: nn.BatchNorm2d, function: Callable[..., Tensor], residual: bool, relu: bool) -> list[Tensor]:
         x, other, gradient = torch.randn(3, 6, 16, 5, 5, generator=generator.manual_seed(0)).to(dtype).add(0.5).unbind()
         x, other = (one.to(memory_format=torch.channels_last).requires_grad_() for one in (x, other))
-        y = function(x, other if added else None, rectified)
+        y = function(x, other if residual else None, relu)
         y.backward(gradient.to(memory_format=torch.channels_last))
         norm.eval()
         with torch.no_grad():
-            evaluated = function(x, other if added else None, rectified)
+            evaluated = function(x, other if residual else None, relu)
         found = [y, evaluated, x.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var]
-        return [one for one in [*found, *([other.grad] if added else [])] if one is not None]
+        return [one for one in [*found, *([other.grad] if residual else [])] if one is not None]
 
     all_own, all_theirs = [], []
-    for added, rectified in ((False, False), (False, True), (True, False), (True, True)):
+    for residual, relu in ((False, False), (False, True), (True, False), (True, True)):
         own, theirs = Norm(16), nn.BatchNorm2d(16)
 
-        def plain(x: Tensor, other: Tensor | None, rectified: bool, norm: nn.BatchNorm2d = theirs) -> Tensor:
+        def plain(x: Tensor, other: Tensor | None, relu: bool, norm: nn.BatchNorm2d = theirs) -> Tensor:
             y = norm(x).float() + (0 if other is None else other.float())
-            return (functional.relu(y) if rectified else y).to(dtype)
+            return (functional.relu(y) if relu else y).to(dtype)
 
-        def fused(x: Tensor, other: Tensor | None, rectified: bool, norm: nn.BatchNorm2d = own) -> Tensor:
-            y: Tensor = _Fused.apply(library, norm, x, other, norm.weight, norm.bias, rectified)
+        def fused(x: Tensor, other: Tensor | None, relu: bool, norm: nn.BatchNorm2d = own) -> Tensor:
+            y: Tensor = _Fused.apply(library, norm, x, other, norm.weight, norm.bias, relu)
             return y
 
-        all_own += results(own, fused, added, rectified)
-        all_theirs += results(theirs, plain, added, rectified)
+        all_own += results(own, fused, residual, relu)
+        all_theirs += results(theirs, plain, residual, relu)
     return kernels.largest(all_own, all_theirs)

@@ -58,18 +58,18 @@ class _Both(torch.autograd.Function):
     @once_differentiable
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, second, weight, shortcut = context.saved_tensors
-        by_x, by_weight = _backward(gradients[0], x, weight, stride=2, padding=1)
-        by_second, by_shortcut = _backward(gradients[1], second, shortcut, stride=1, padding=0)
-        context.library.every_second(*kernels.pointers(by_x, by_second), *context.sizes, 1)
-        return None, by_x, by_weight, by_shortcut
+        grad_x, grad_weight = _backward(gradients[0], x, weight, stride=2, padding=1)
+        grad_second, grad_shortcut = _backward(gradients[1], second, shortcut, stride=1, padding=0)
+        context.library.every_second(*kernels.pointers(grad_x, grad_second), *context.sizes, 1)
+        return None, grad_x, grad_weight, grad_shortcut
 
 
 def _backward(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[Tensor, Tensor]:
     """Returns the gradients of a convolution by its input, channels last, and by its weights."""
-    by_x, by_weight, _ = torch.ops.aten.convolution_backward(
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         gradient, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, [True, True, False]
     )
-    return by_x.contiguous(memory_format=torch.channels_last), by_weight
+    return grad_x.contiguous(memory_format=torch.channels_last), grad_weight
 
 
 def deviation(library: ctypes.CDLL, dtype: torch.dtype) -> float:

@@ -13,7 +13,7 @@ from tuning.runs.run_folder import RESULTS, Run, first_name, load, trial_folder
 
 
 def newest(name: str) -> Run:
-    """Returns the run to go on with: as it is here, or in its storage, if it has gone on elsewhere since."""
+    """Returns the run to be resumed: as it is here, or in its storage, if it was resumed elsewhere since."""
     uri, root = name, RESULTS
     if "://" not in name:
         found = load(name)

@@ -105,12 +105,12 @@ def hold(
             elif result is not None:
                 done[job.config.hash(), job.seed] = result
         values = _values(plan, done, failed)
-        beaten = seeds.beaten(values, _leader(plan, values[1], failed), len(splits.valid))
+        dropped = seeds.dropped(values, _leader(plan, values[1], failed), len(splits.valid))
         wanted = [
             entry.job(seed, plan.folder, done[entry.config.hash(), plan.seeds[0]].accumulation)
             for seed in plan.seeds[1:]
             for entry in plan.entries
-            if entry.config.hash() not in beaten | set(failed) and (entry.config.hash(), seed) not in done
+            if entry.config.hash() not in dropped | set(failed) and (entry.config.hash(), seed) not in done
         ]
     return _judge(plan, done, failed, values)
 

@@ -36,7 +36,7 @@ def fresh_seeds(name: str, n: int, used: Collection[int] = ()) -> tuple[int, ...
     return tuple(seeds)
 
 
-def beaten(values: pd.DataFrame, leader: str, n_valid: int) -> set[str]:
+def dropped(values: pd.DataFrame, leader: str, n_valid: int) -> set[str]:
     """Returns the configurations that need no more seeds, because they can hardly come to have the best mean.
 
     With the difference d between the leader and another one on the first seed, and nothing else known of the true

@@ -109,7 +109,7 @@ def list_runs(root: Path = run_folder.RESULTS) -> pd.DataFrame:
         run = Run(root / name)
         try:
             meta, trials = _meta(run), run_folder.ran(run.trials)
-        except UserError:  # It must not hide the others; whoever asks for this run is told what is wrong.
+        except UserError:  # It must not hide the others; asking for this run alone says what is wrong.
             rows.append({"name": name, "trials": "cannot be read"})
             continue
         row = {"name": name, "started": meta.get("started"), "dataset": meta["dataset"]}

@@ -1,6 +1,6 @@
 """The file of a run's study, `study.db`: found by what it holds, checked, copied whole, read unchanged.
 
-What a trial is worth, and what a sampler is told, has no place here; `tuning.sampling.study` does that. SQLite keeps
+What a trial is worth, and what a sampler gets, has no place here; `tuning.sampling.study` does that. SQLite keeps
 its latest writes in `study.db-wal` beside the file.
 """
 

@@ -106,7 +106,7 @@ class RunStudy:
     """A run's trials.
 
     Args:
-        path: The run folder; a study that it holds already is gone on with, whatever its name.
+        path: The run folder; a study that it has already is continued, whatever its name.
         space: Makes configurations.
         sampler: Chooses parameters.
         epochs: Length of a trial where the space sets none.
@@ -291,7 +291,7 @@ class RunStudy:
     def ask(self) -> Proposal | None:
         """Returns a trial that was interrupted, or else a new one; None where the space has nothing new.
 
-        A configuration that was proposed before is not run again: the sampler is told the result of that trial. After
+        A configuration that was proposed before is not run again: the sampler gets the result of that trial. After
         some such proposals in a row points are drawn at random, and after many the space counts as exhausted.
 
         Raises:

@@ -83,7 +83,7 @@ def fit(training: "Training") -> Iterator[EpochResult]:
 
 
 class Training:
-    """A model in training: weights, their running mean, optimizer, schedule, random state, and the best weights so far.
+    """A model in training: weights, their EMA, optimizer, schedule, random state, and the best weights so far.
 
     Args:
         config: Every hyperparameter.
@@ -167,7 +167,7 @@ class Training:
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """The model that is validated: the running mean of the weights where there is one."""
+        """The model that is validated: the EMA of the weights where there is one."""
         return self._averaged.model if self._averaged is not None else self.model
 
     def best_model(self) -> nn.Module:

@@ -100,7 +100,7 @@ def read(job: Job, split_hash: str) -> Result | None:
 def train(job: Job, splits: "Splits", device: str, threads: int, *, alone: bool = True) -> Iterator[dict[str, Any]]:
     """Trains a job to its end and yields a row an epoch; one that has ended yields nothing, one that fails its `error`.
 
-    A loss that is not finite would come again, so it is the job's result; after another failure it can be gone on with.
+    A loss that is not finite would come again, so it is the job's result; after another failure it can be resumed.
     Out of memory, a job that is alone goes on from its last epoch with its batches cut into twice as many parts, and
     yields a `note` of it; beside others its failure has `out_of_memory`, and it is worth another try alone.
 

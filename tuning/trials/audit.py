@@ -1,6 +1,6 @@
 """The audit of early stopping: some stopped trials, drawn at random, are trained to their end after the search.
 
-The sampler and the scheduler never see them. What the rungs said is held against what the trials came to. Nothing here
+The sampler and the scheduler never see them. What the rungs said is compared with what the trials came to. Nothing here
 knows Ray; `tuning.search` hands over what trains the jobs.
 """
 

@@ -149,7 +149,7 @@ class Progress:
             self._live.stop()
 
     def seed(self, trials: Iterable[Mapping[Any, Any]], epochs: Iterable[Mapping[Any, Any]] = ()) -> None:
-        """Takes in the rows of the frames of a run that is gone on with; the epochs are for the curves."""
+        """Takes in the rows of the frames of a run that is resumed; the epochs are for the curves."""
         curves: dict[int, tuple[float | None, ...]] = {}
         for row in epochs:
             curves[row["trial"]] = (*curves.get(row["trial"], ()), row["valid_accuracy"])

@@ -180,7 +180,7 @@ def now() -> str:
 def conclude(run: run_folder.Run, tell: Callable[[str], None] = print) -> None:
     """Writes the run's pictures, page and `best.json`, if a trial has finished; of the losers no checkpoint is kept.
 
-    What cannot be drawn is told, and costs nothing else.
+    What cannot be drawn is named, and the rest is drawn.
 
     Raises:
         UserError: The disk is full.

@@ -19,7 +19,7 @@ from tuning.trials.slots import Asked, Slots
 
 DEFAULT_EPOCHS = {"cpu": 6, "cuda": 18}
 N_STARTUP = 8
-# What a search that is gone on with may be told anew; all else is as it was begun.
+# Options that a resumed search takes anew; all else is as the run was begun.
 OF_ANY_SESSION = {"samples", "time_budget", "data_dir", "audit", "resume", "address", "dashboard", "progress"}
 
 
@@ -122,14 +122,14 @@ def fitting(two_objectives: bool) -> tuple[list[str], list[str]]:
 
 
 def check_resumed(given: Collection[str], run: run_folder.Run, samples: int | None) -> None:
-    """Raises UserError for an option that a run cannot take when it is gone on with, or fewer samples than it has."""
+    """Raises UserError for an option that a resumed run cannot take, or for fewer samples than it has."""
     fixed = [f"--{name.replace('_', '-')}" for name in given if name not in OF_ANY_SESSION]
     if fixed:
         raise UserError(
             f"--resume must go on with the settings of run {run.name}, but got {', '.join(fixed)}. Leave that out, "
             "or begin another run."
         )
-    n_trials = int((run.trials["attempt"].fillna(1) != 0).sum())  # Not those whose result is a twin's.
+    n_trials = int((run.trials["attempt"].fillna(1) != 0).sum())  # Without duplicates, which are not run.
     if samples is not None and samples < n_trials:
         raise UserError(
             f"--samples must be at least the {counted(n_trials, 'trial')} of {run.name}, but got {samples}."

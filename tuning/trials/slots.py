@@ -76,7 +76,7 @@ class Slots:
 
     @property
     def cpus(self) -> int:
-        """The cores that all slots take, rounded up to whole ones, which is what Ray is told to have.
+        """The cores that all slots take, rounded up to whole ones, which is what Ray gets.
 
         If it were less than the slots need, those that do not fit would wait for ever.
         """
