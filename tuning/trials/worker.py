@@ -1,4 +1,4 @@
-"""The Ray side of a trial: `train_trial` runs in a worker, `Recorder` and `Proposals` sit between Ray and the study.
+"""The Ray side of a trial: `train_trial` runs in a worker, `recorder.py` has Ray's hooks in the search's process.
 
 `train_all` is the Ray side of `tuning.final`: several retrainings beside each other.
 
