@@ -136,7 +136,7 @@ def _from_python(options: Mapping[str, Any]) -> Run:
     return found
 
 
-def _search(asked: doors.Asked, *, command: str | None = None, **shown: bool) -> Run:
+def _search(asked: doors.Asked, *, command: str | None = None, **shown: Any) -> Run:
     """Settles what is asked for, announces it and runs it; returns the run, which may have been interrupted."""
     with ExitStack() as stack:
         settled = settle(asked, stack, dry_run=False)
@@ -155,7 +155,7 @@ def _search(asked: doors.Asked, *, command: str | None = None, **shown: bool) ->
     return Run(path)
 
 
-def _announced(settled: Settled, what: str, **shown: bool) -> "Progress":
+def _announced(settled: Settled, what: str, **shown: Any) -> "Progress":
     """Returns what shows the trials, those of earlier sessions included, and has said what is going to happen."""
     from tuning.trials.progress import Progress
 
