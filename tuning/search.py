@@ -132,7 +132,7 @@ def _from_python(options: Mapping[str, Any]) -> Run:
     given = ", ".join(f"{name}={word}" for name, word in words.items())
     found = _search(asked, silent=not asked.progress, command=f"search.run({given})")
     if found.meta.get("stopped_by") == "interrupt":
-        raise interrupts.Interrupted(f"Interrupted. Resume it with: search.run(resume={files.called(found.path)!r})")
+        raise interrupts.Interrupted(f"Interrupted. {_resume_in_python(found.path)}")
     return found
 
 
@@ -145,14 +145,21 @@ def _search(asked: doors.Asked, *, command: str | None = None, **shown: Any) -> 
         splits, space = session.load(settings, settled.source, progress)
         if not settled.resumed and (left := record.begin(path, settings, space, command)):
             progress.note(left)
-        resume = f"Resume it with: python -m tuning.search --resume {files.called(path)}"
-        stack.enter_context(interrupts.resumable(resume))
+        stack.enter_context(interrupts.resumable(_resume(path) if command is None else _resume_in_python(path)))
         if settings.mlflow is not None:
             from tuning.remote import tracking
 
             stack.enter_context(tracking.logged(settings.mlflow, path, progress.note))
         session.search(settings, path, splits, space, progress, resumed=settled.resumed)
     return Run(path)
+
+
+def _resume(path: Path) -> str:
+    return f"Resume it with: python -m tuning.search --resume {files.called(path)}"
+
+
+def _resume_in_python(path: Path) -> str:
+    return f"Resume it with: search.run(resume={files.called(path)!r})"
 
 
 def _announced(settled: Settled, what: str, **shown: Any) -> "Progress":
@@ -225,7 +232,7 @@ def _print_outcome(found: Run) -> None:
         results.print_trials(found, limit=5)
         print(f"Page: {found.path}/report.html")
     if found.meta.get("stopped_by") == "interrupt":
-        print(f"Interrupted. Resume it with: python -m tuning.search --resume {files.called(found.path)}")
+        print(f"Interrupted. {_resume(found.path)}")
         raise typer.Exit(interrupts.EXIT_CODE)
     if found.meta["estimate"]:
         print(run_folder.estimate_line(found))
