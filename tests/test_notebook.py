@@ -23,7 +23,8 @@ from pathlib import Path
 from tuning import results, search
 before = signal.getsignal(signal.SIGINT)
 def press():
-    while not Path("results/one/epochs.csv").exists():
+    file = Path("results/one/epochs.csv")
+    while not file.exists() or file.read_bytes().count(b"\\n") < 2:
         time.sleep(0.1)
     os.kill(os.getpid(), signal.SIGINT)
 threading.Thread(target=press, daemon=True).start()

@@ -140,11 +140,11 @@ def _from_python(options: Mapping[str, Any]) -> Run:
     given = ", ".join(f"{name}={word}" for name, word in words.items())
     found = _search(asked, silent=not asked.progress, command=f"search.run({given})")
     if found.meta.get("stopped_by") == "interrupt":
-        raise interrupts.Interrupted(f"Interrupted. Resume it with: search.run(resume={files.called(found.path)!r})")
+        raise interrupts.Interrupted(f"Interrupted. {_resume_in_python(found.path)}")
     return found
 
 
-def _search(asked: doors.Asked, *, command: str | None = None, **shown: bool) -> Run:
+def _search(asked: doors.Asked, *, command: str | None = None, **shown: Any) -> Run:
     """Settles what is asked for, announces it and runs it; returns the run, which may have been interrupted."""
     with ExitStack() as stack:
         settled = settle(asked, stack, dry_run=False)
@@ -153,8 +153,7 @@ def _search(asked: doors.Asked, *, command: str | None = None, **shown: bool) ->
         splits, space = session.load(settings, settled.source, progress)
         if not settled.resumed and (left := record.begin(path, settings, space, command)):
             progress.note(left)
-        resume = f"Resume it with: python -m tuning.search --resume {files.called(path)}"
-        stack.enter_context(interrupts.resumable(resume))
+        stack.enter_context(interrupts.resumable(_resume(path) if command is None else _resume_in_python(path)))
         if settings.mlflow is not None:
             from tuning.remote import tracking
 
@@ -163,7 +162,15 @@ def _search(asked: doors.Asked, *, command: str | None = None, **shown: bool) ->
     return Run(path)
 
 
-def _announced(settled: Settled, what: str, **shown: bool) -> "Progress":
+def _resume(path: Path) -> str:
+    return f"Resume it with: python -m tuning.search --resume {files.called(path)}"
+
+
+def _resume_in_python(path: Path) -> str:
+    return f"Resume it with: search.run(resume={files.called(path)!r})"
+
+
+def _announced(settled: Settled, what: str, **shown: Any) -> "Progress":
     """Returns what shows the trials, those of earlier sessions included, and has said what is going to happen."""
     from tuning.trials.progress import Progress
 
@@ -234,7 +241,7 @@ def _print_outcome(found: Run) -> None:
         if (page := found.path / "report.html").exists():
             print(f"Page: {page}")
     if found.meta.get("stopped_by") == "interrupt":
-        print(f"Interrupted. Resume it with: python -m tuning.search --resume {files.called(found.path)}")
+        print(f"Interrupted. {_resume(found.path)}")
         raise typer.Exit(interrupts.EXIT_CODE)
     if found.meta["estimate"]:
         print(run_folder.estimate_line(found))

@@ -122,7 +122,7 @@ def _parsed(parameter: inspect.Parameter) -> inspect.Parameter | None:
     for info in _infos(parameter):
         members = _members(parameter.annotation)
         kept = [each for each in members if each in _PARSED or get_origin(each) is list][:1]
-        hint = Union[(*kept, *(each for each in members if each is types.NoneType))]
+        hint: Any = functools.reduce(operator.or_, [*kept, *(each for each in members if each is types.NoneType)])
         least = getattr(info, "min", None)
         if least is not None:
             info = _without_least(info, least)
