@@ -84,6 +84,7 @@ INTERNALS = {"trials/ray_internals", "remote/cluster_internals"}
 # Name with an underscore -> the only file that may use it elsewhere, and why.
 PRIVATE = {
     "_exit": ("base/interrupts", "documented: how a process ends at once"),
+    "_thread": ("final", "documented: a module of Python with the one way to interrupt the main thread"),
 }
 
 
@@ -302,7 +303,7 @@ def plan() -> str:
     rows = [f"{'room':<11} {'lines':>6}  imports at the top -> (inside functions)"]
     for room in order:
         top, inside = (" ".join(sorted(rooms)) for rooms in (found[room][0], found[room][1] - found[room][0]))
-        rows.append(f"{room or 'commands':<11} {lines[room]:>6}  -> {top}{f' ({inside})' if inside else ''}")
+        rows.append(f"{room or 'commands':<11} {lines[room]:>6}  -> {top}{f' ({inside})' if inside else ''}".rstrip())
     return "\n".join([*rows, f"{'all':<11} {lines.total():>6}"])
 
 
