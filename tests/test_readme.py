@@ -121,7 +121,6 @@ def test_every_command_and_snippet_runs_in_the_order_of_the_pages(wheel: Mapping
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("block", [block for _, block in BLOCKS if is_new(block)], ids=["command", "functions"])
-@pytest.mark.xfail(strict=True, reason="Built on other branches: remove this mark when they are merged.")
 def test_what_an_installation_adds_runs(block: str, wheel: Mapping[str, str], tmp_path: Path) -> None:
     environment = {**wheel, "PATH": f"{wheel['PYTHONPATH']}/bin:{wheel['PATH']}"}
     if block.startswith("tuning "):
