@@ -353,12 +353,7 @@ try:
     run_command(search.main)
 except SystemExit as ended:
     print("ended", ended.code)
-<<<<<<< HEAD
-same = dict(os.environ) == before, logging.getLogger("ray").handlers == handlers
-print(*same, ray.get(ray.remote(lambda: 7).remote()))
-=======
 print(of_ray() == before, logging.getLogger("ray").handlers == handlers, ray.get(ray.remote(lambda: 7).remote()))
->>>>>>> h_session
 """
 
 
