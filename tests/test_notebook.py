@@ -58,8 +58,8 @@ def test_the_notebook_searches_and_shows_what_came_of_it(tmp_path: Path, monkeyp
     write_run(tmp_path / "results" / "first", 3, seed=1)
     text, pictures = execute(tmp_path, monkeypatch)
     run = run_folder.load("latest", tmp_path / "results")
-    assert "6/6 trials" in text and "started" not in text  # The live view, and not a line an event.
-    assert f"{run.name}: fashion-mnist, 6 trials" in text and run.meta["command"].startswith("search.run(samples=6,")
+    assert "10/10 trials" in text and "started" not in text  # The live view, and not a line an event.
+    assert f"{run.name}: fashion-mnist, 10 trials" in text and run.meta["command"].startswith("search.run(samples=10,")
     assert f"{run.best['valid_accuracy']:.6f}" in text
     assert all(word in text for word in ("config/learning_rate", "PED-ANOVA", "equal cost"))
     assert len(pictures) == 5
