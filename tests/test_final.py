@@ -34,9 +34,10 @@ from tuning.runs import openings, run_folder
 from tuning.runs.verdicts import verdicts
 from tuning.training import jobs
 from tuning.training.fit import evaluate
+from tuning.trials.slots import Slots
 
 TINY = TrainConfig(width=4, batch_size=32, epochs=3, precision="fp32", learning_rate=0.05)
-SLOTS = {"device": "cpu", "concurrency": 1, "cpus_per_trial": 1.0, "gpus_per_trial": 0.0}
+SLOTS = Slots("cpu", concurrency=1)
 
 
 @pytest.fixture(autouse=True)

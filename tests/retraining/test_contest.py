@@ -17,8 +17,9 @@ from tuning.retraining import contest
 from tuning.retraining.candidates import Entry, Plan
 from tuning.training import fit, jobs
 from tuning.training.jobs import Job, Result
+from tuning.trials.slots import Slots
 
-SLOTS = {"device": "cpu", "concurrency": 1, "cpus_per_trial": 1.0, "gpus_per_trial": 0.0}
+SLOTS = Slots("cpu", concurrency=1)
 SEEDS = (11, 12, 13)
 
 
@@ -152,7 +153,7 @@ def test_side_by_side_the_numbers_are_those_of_one_by_one_and_a_failure_is_alone
     fit.prepare(1)
     broken = Entry("candidate", TrainConfig(width=4, learning_rate=10.0, optimizer="sgd", precision="fp32", epochs=2))
     entries = (entry(1), entry(2), broken)
-    beside = contest.hold(make_plan(tmp_path / "a", *entries), splits, SLOTS | {"concurrency": 2})
+    beside = contest.hold(make_plan(tmp_path / "a", *entries), splits, replace(SLOTS, concurrency=2))
     assert "trial 1, seed 1  epoch   1/3" in capsys.readouterr().out
     alone = contest.hold(make_plan(tmp_path / "b", *entries), splits, SLOTS, threads=1)
     kept = [name for name in beside.table if name != "seconds"]
@@ -174,7 +175,7 @@ def test_a_worker_that_dies_fails_its_job_and_no_other(tmp_path: Path, splits: S
             return self.folder
 
     good, bad = Job(entry(1).config, 1, tmp_path), Deadly(entry(2).config, 1, tmp_path)
-    rows = list(train_all([good, bad], splits, SLOTS | {"concurrency": 2}))
+    rows = list(train_all([good, bad], splits, replace(SLOTS, concurrency=2)))
     assert [row["epoch"] for job, row in rows if job is good] == [1, 2, 3]
     [(_, row)] = [found for found in rows if found[0] is bad]
     assert "worker" in row["error"].lower()
@@ -195,7 +196,7 @@ def test_a_job_that_runs_out_of_memory_beside_others_is_run_again_alone(tmp_path
             return super().path
 
     good, large = Job(entry(1).config, 1, tmp_path), Large(entry(2).config, 1, tmp_path)
-    rows = list(train_all([good, large], splits, SLOTS | {"concurrency": 2}))
+    rows = list(train_all([good, large], splits, replace(SLOTS, concurrency=2)))
     told = [row for job, row in rows if job is not good]
     assert told[0]["note"].endswith("It is run again, alone, when the others have ended.")
     assert [row["epoch"] for row in told[1:]] == [row["epoch"] for job, row in rows if job is good] == [1, 2, 3]

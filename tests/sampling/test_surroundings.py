@@ -14,6 +14,7 @@ from tuning.sampling import surroundings
 from tuning.sampling.spaces import Space, check_space, load_space
 from tuning.trials import record
 from tuning.trials.settings import Settings
+from tuning.trials.slots import Slots
 
 END = "def space(trial):\n    return {'width': WIDTH, 'learning_rate': trial.suggest_float('lr', 0.1, 1)}\n"
 LATE = "def space(trial):\n    {}\n    return {{'width': WIDTH, 'learning_rate': trial.suggest_float('lr', 0.1, 1)}}\n"
@@ -254,10 +255,10 @@ def test_what_optuna_only_warns_of_is_an_error_where_it_is_one(project: Path, so
 
 def test_a_run_begins_with_what_its_space_uses(tmp_path: Path, project: Path) -> None:
     space = load_space(write(project, PROJECTS["a module beside it"]))
-    slots = {"device": "cpu", "concurrency": 1, "cpus_per_trial": 1.0, "gpus_per_trial": 0.0}
+    slots = Slots("cpu", concurrency=1)
     rest = {"train_images": None, "data_dir": None, "max_failures": 0, "time_budget": None}
     named = {"space": "mine.py", "dataset": "fashion-mnist", "sampler": "curves", "scheduler": "asha"}
-    settings = Settings(samples=1, epochs=1, seed=0, **named, **slots, **rest)
+    settings = Settings(samples=1, epochs=1, seed=0, **named, **vars(slots), **rest)
     (tmp_path / "run").mkdir()
     assert record.begin(tmp_path / "run", settings, space) == ""
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"space.py", surroundings.KEPT, "meta.json"}
