@@ -25,7 +25,7 @@ _PARSED = (str, int, float, bool, Path)
 class Asked(SimpleNamespace):
     """The options of a `run` by name, checked, with their defaults; `given` has the names of those that were given."""
 
-    given: frozenset[str]
+    given: tuple[str, ...]
 
 
 def asked(run: Callable[..., Any], values: Mapping[str, Any], given: Iterable[str] | None = None) -> Asked:
@@ -46,7 +46,7 @@ def asked(run: Callable[..., Any], values: Mapping[str, Any], given: Iterable[st
             found[name] = _checked(parameter, values[name])
     if given is None:
         given = [n for n, parameter in inspect.signature(run).parameters.items() if found[n] != parameter.default]
-    return Asked(**found, given=frozenset(given))
+    return Asked(**found, given=tuple(given))
 
 
 def option(parameter: inspect.Parameter) -> str:
