@@ -13,6 +13,7 @@ import _thread
 import contextlib
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -81,7 +82,7 @@ def _write_page(run: run_folder.Run, model_dir: Path, say: Callable[[str], None]
         if run.settings.get("storage") is not None and rim.usable("remote", "The storage is", say):
             from tuning.remote import stored_runs
 
-            stored_runs.send(run)
+            stored_runs.send(run, say)
     except (UserError, OSError) as error:
         return f"The page is not written: {error} `python -m tuning.report {files.called(run.path)}` writes it later."
     return said
@@ -170,8 +171,8 @@ def _from_python(options: Mapping[str, Any]) -> Winner:
     asked = doors.asked(run, options)
     with interrupts.raised(command=False):
         winner, page = _retrained(asked, _say if asked.progress else _ignore)
-    if asked.progress and not page.startswith("Page: "):
-        _say(page)
+    if page and not page.startswith("Page: "):
+        warnings.warn(page, stacklevel=3)
     return winner
 
 

@@ -121,7 +121,8 @@ def run(
         mlflow: The URI of an MLflow tracking server.
         audit: So many stopped trials are trained to their end afterwards.
         max_failures: Retries of a trial that fails.
-        resume: A run's name, folder or URI, or "latest", to be resumed.
+        resume: A run's name, folder or URI, or "latest", to be resumed with its own options. Of others only samples,
+            time_budget, data_dir, audit, address and dashboard may differ from their defaults.
         progress: Show the live view in a terminal or a notebook, else a line an event; False prints nothing.
 
     Raises:

@@ -157,7 +157,8 @@ def sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EROFS, errno.ENOTSUP):  # Not every file system can.
+        # Not every file system can, least of all for the names in a folder.
+        if not path.is_dir() and error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EROFS, errno.ENOTSUP):
             raise
     finally:
         os.close(descriptor)

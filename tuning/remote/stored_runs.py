@@ -107,15 +107,15 @@ def conclude(run: Run, uri: str, note: Callable[[str], None], *, checkpoints: Co
         note(f"The losers' checkpoints stay in the storage: {error}. {mirror.sent_by(run.path)}")
 
 
-def send(run: Run) -> None:
+def send(run: Run, say: Callable[[str], None] = print) -> None:
     """Sends the page, and what `final` has trained, to the run's storage, if it has one; says what it cannot."""
     base = run.settings.get("storage")
     if base is None or storage.is_at(base, run.path):
         return
     uri = stored_at(base, run.path)
-    with mirror.Mirror(run.path, uri, print, part="final") as sending:
+    with mirror.Mirror(run.path, uri, say, part="final") as sending:
         sending.finish()
     try:
         storage.Store(uri).write("report.html", (run.path / "report.html").read_bytes())
     except UserError as error:
-        print(f"Not in the storage yet: report.html. {error}. {mirror.sent_by(run.path)}")
+        say(f"Not in the storage yet: report.html. {error}. {mirror.sent_by(run.path)}")

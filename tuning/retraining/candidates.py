@@ -146,7 +146,7 @@ def from_run(
         length = max(entry.config.epochs for entry in entries)
         others = [Entry("default", _lengthened(original, length, str(DEFAULT)))]
         default = others[0].config.hash()
-        if best_drawn is not None:
+        if best_drawn is not None and best_drawn.config.hash() != default:
             random = best_drawn.config.hash()
             others.append(Entry(**vars(best_drawn) | {"role": "random"}))
         known = {entry.config.hash() for entry in entries}

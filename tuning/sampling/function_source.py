@@ -51,6 +51,8 @@ def _keep(name: str, value: Any, parts: dict[str, str], reader: str = "") -> Non
             raise UserError(f"The source of {name} cannot be had: {error}. {_INSTEAD}") from error
         parts[name] = ""  # Where it calls itself.
         around = _around(value)
+        if inspect.isfunction(value):
+            _check_bound(name, value, text, around)
         for read in sorted(_read(code) - {name}):
             if read in around and read not in parts and not read.startswith("__"):
                 _keep(read, around[read], parts, name)
@@ -58,6 +60,25 @@ def _keep(name: str, value: Any, parts: dict[str, str], reader: str = "") -> Non
                 raise UserError(f"space must read one thing called {read!r}, but {name} reads another. {_INSTEAD}")
         parts.pop(name)
     parts[name] = text
+
+
+def _check_bound(name: str, function: Any, text: str, around: Mapping[str, Any]) -> None:
+    """Raises UserError where a function has decorators, or defaults that its source would not give again now."""
+    [definition] = ast.parse(text).body
+    if not isinstance(definition, ast.FunctionDef) or definition.decorator_list:
+        raise UserError(f"space must be made of plain functions, but {name} has a decorator. {_INSTEAD}")
+    written = [*definition.args.defaults, *filter(None, definition.args.kw_defaults)]
+    bound = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    for default, value in zip(written, bound, strict=True):
+        try:
+            same = bool(eval(compile(ast.Expression(default), "<space>", "eval"), dict(around)) == value)
+        except Exception:
+            same = False
+        if not same:
+            what = ast.unparse(default)
+            raise UserError(
+                f"The default {what} of {name} has another value now than when {name} was defined. {_INSTEAD}"
+            )
 
 
 def _written(name: str, value: Any) -> str | None:

@@ -77,6 +77,7 @@ def load(folder: Path) -> "optuna.Study":
         UserError: There is no study, or its file is damaged.
     """
     import optuna
+    from sqlalchemy.exc import SQLAlchemyError
     from sqlalchemy.pool import StaticPool
 
     names = studies(folder)
@@ -87,13 +88,18 @@ def load(folder: Path) -> "optuna.Study":
     copy = sqlite3.connect(":memory:", check_same_thread=False)
     copy.deserialize(snapshot(folder / FILE))
     kept = {"creator": lambda: copy, "poolclass": StaticPool}
-    with damaged(folder), _quiet():
-        return optuna.load_study(
-            study_name=next(iter(names)),
-            storage=_opened(folder, kept),
-            sampler=optuna.samplers.RandomSampler(seed=0),
-            pruner=optuna.pruners.NopPruner(),
-        )
+    try:
+        with damaged(folder), _quiet():
+            study = optuna.load_study(
+                study_name=next(iter(names)),
+                storage=_opened(folder, kept),
+                sampler=optuna.samplers.RandomSampler(seed=0),
+                pruner=optuna.pruners.NopPruner(),
+            )
+            study.get_trials(deepcopy=False)  # A page of them may be damaged.
+            return study
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise UserError(f"{folder / FILE} is damaged: {error}. Put back a copy of it, if there is one.") from error
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tuning.base import interrupts, machine, temporary
@@ -16,6 +16,7 @@ from tuning.trials import ray_internals
 from tuning.trials.slots import Slots
 
 SECONDS_BETWEEN_LOOKS = 2.0  # At what a cluster has.
+SECONDS_TO_BE_FREE = 10.0  # So long Ray may take to know that trials have ended.
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
@@ -78,7 +79,9 @@ def _name(node: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def started(slots: Slots, log: logging.Handler, *, dashboard: bool = False) -> Iterator[None]:
+def started(
+    slots: Slots, log: logging.Handler, *, dashboard: bool = False, note: Callable[[str], None] = print
+) -> Iterator[None]:
     """Starts a Ray of our own, bound to the loopback address of this machine, or joins the cluster at `slots.address`.
 
     Where no address is asked for and a Ray runs in this process already, that one is used, and still runs afterwards;
@@ -89,6 +92,7 @@ def started(slots: Slots, log: logging.Handler, *, dashboard: bool = False) -> I
         slots: Those that it must have.
         log: Gets what Ray has to say, without passwords and keys.
         dashboard: Serve Ray's own page, on the loopback address.
+        note: Receives what a person should know.
     """
     import ray
 
@@ -105,7 +109,7 @@ def started(slots: Slots, log: logging.Handler, *, dashboard: bool = False) -> I
         os.environ |= ray_internals.ENVIRONMENT
         if not is_theirs:
             machine.tune_malloc()
-            own = _own(slots, dashboard=dashboard) if slots.address is None else _joined(slots.address)
+            own = _own(slots, note, dashboard=dashboard) if slots.address is None else _joined(slots.address)
             stack.enter_context(own)
         log.setFormatter(MaskedFormatter())
         for logger in loggers:
@@ -124,9 +128,15 @@ def _check_free(slots: Slots) -> None:
     """Raises UserError where the Ray of this process has no room for the trials, which would wait for ever."""
     import ray
 
-    free = ray.available_resources()
-    fitting = min(int(free.get(name, 0.0) / amount) for name, amount in slots.resources(slots.device).items())
-    if fitting < slots.concurrency:
+    deadline = time.monotonic() + SECONDS_TO_BE_FREE
+    while True:
+        free, trial = ray.available_resources(), slots.resources(slots.device)
+        fitting = min(int(free.get(name, 0.0) / amount + 1e-6) for name, amount in trial.items())
+        if fitting >= slots.concurrency:
+            return
+        if time.monotonic() < deadline:
+            time.sleep(0.2)
+            continue
         raise UserError(
             f"--concurrency must be at most {fitting}, the trials that the Ray of this process has room for, but got "
             f"{slots.concurrency}. Call ray.shutdown() first to search with a Ray of its own."
@@ -141,7 +151,7 @@ def _joined(address: str) -> Iterator[None]:
     from tuning.remote import cluster
 
     try:
-        with _own_handlers():
+        with ray_internals.across_machines(), _own_handlers():
             ray.init(**cluster.joining(address), **_QUIET)
         yield
     finally:
@@ -149,17 +159,17 @@ def _joined(address: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _own(slots: Slots, *, dashboard: bool) -> Iterator[None]:
+def _own(slots: Slots, note: Callable[[str], None], *, dashboard: bool) -> Iterator[None]:
     """Starts a Ray of our own, which ends with this process, or before; none of its files stays."""
     import ray
 
     with contextlib.ExitStack() as stack:
         try:
-            folder, note = stack.enter_context(temporary.ray_folder())
+            folder, said = stack.enter_context(temporary.ray_folder())
         except OSError as error:
             raise UserError(str(error)) from error
-        if note:
-            print(note, flush=True)
+        if said:
+            note(said)
         stack.callback(_end_ray)
         with ray_internals.on_loopback(), _own_handlers():
             context = ray.init(
@@ -172,7 +182,7 @@ def _own(slots: Slots, *, dashboard: bool) -> Iterator[None]:
                 **_QUIET,
             )
         if dashboard:
-            print(f"Dashboard: http://{context.dashboard_url}")
+            note(f"Dashboard: http://{context.dashboard_url}")
         yield
 
 

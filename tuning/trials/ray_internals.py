@@ -56,6 +56,13 @@ def on_loopback() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def across_machines() -> Iterator[None]:
+    """Has a process that joins a cluster meanwhile take an address that other machines reach, on every system."""
+    with _replaced(private("ray_constants"), "ENABLE_RAY_CLUSTER", True):
+        yield
+
+
 def in_folder(folder: Path) -> dict[str, Any]:
     """Returns the argument of `ray.init` that puts Ray's files there; RAY_TMPDIR would add a folder to a short path."""
     return {"_temp_dir": str(folder)}

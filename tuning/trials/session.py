@@ -16,7 +16,7 @@ from tuning.images.batches import parts_of
 from tuning.runs import run_folder, study_file
 from tuning.trials import local_ray, ray_internals, record
 from tuning.trials.settings import N_STARTUP, Settings
-from tuning.trials.slots import Asked, plan_slots
+from tuning.trials.slots import Asked, plan_slots, this_machine
 
 if TYPE_CHECKING:
     from tuning.images.splitting import Splits
@@ -68,7 +68,10 @@ def search(
     with study_file.writing(path):
         study = RunStudy(path, space, sampler, epochs=settings.epochs, seed=settings.seed, minimize=settings.minimize)
         left_out = {name: list(choices) for name, choices in space.left_out.items()}
-        Session(settings, path, splits, study, progress).run(resumed=resumed, left_out=left_out)
+        try:
+            Session(settings, path, splits, study, progress).run(resumed=resumed, left_out=left_out)
+        finally:
+            study.abandon()  # Whatever happened: a notebook goes on, and may resume the run.
 
 
 @dataclass(frozen=True)
@@ -137,16 +140,19 @@ class Session:
             else:
                 self.study.close(None)
                 self._send_what_an_earlier_session_could_not()
-            if self.settings.audit and self.reason != "interrupt":
-                self._audit()
-            self._conclude()
+            try:
+                if self.settings.audit and self.reason != "interrupt":
+                    self._audit()
+            finally:
+                self._conclude()
 
     def run_trials(self, n_trials: int) -> None:
         """Runs trials through Ray Tune until there are `n_trials` more, or the search should end."""
         from ray import tune
 
         log = logging.FileHandler(self.path / "driver.log")
-        ray = local_ray.started(self.settings.slots, log, dashboard=self.settings.dashboard)
+        note, dashboard = self.progress.note, self.settings.dashboard
+        ray = local_ray.started(self.settings.slots, log, dashboard=dashboard, note=note)
         with ray, self.ends_on_signals():
             tune.Tuner(self._trainable(), **self._tune_configs(n_trials)).fit()
             record.update_meta(self.path, self.settings, side_by_side=self._slots.most)
@@ -439,11 +445,12 @@ def dry_run(settings: Settings, splits: "Splits", space: "Space", *, choose_slot
     rates: dict[int, float] = {}
     n_gpus = max(1, len(machine.gpu_memory()))
     most = max(settings.concurrency, n_gpus * max(estimate.SIDE_BY_SIDE)) if choose_slots else settings.concurrency
+    place = this_machine(settings.device)  # Before there is a Ray of our own, which has what the steps need.
     with local_ray.started(replace(settings.slots, concurrency=most), logging.NullHandler()):
         if choose_slots:
             rates = estimate.measure_slots(settings, kinds, splits)
             pays = estimate.slots_that_pay(rates)
-            slots = plan_slots(Asked(settings.device, settings.cpus_per_trial), trials_a_gpu=pays)
+            slots = plan_slots(Asked(settings.device, settings.cpus_per_trial), place, trials_a_gpu=pays)
             settings = replace(settings, **vars(slots))
         costs = estimate.measure(settings, kinds, splits)
     found = estimate.summarise(settings, costs)

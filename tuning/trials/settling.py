@@ -64,11 +64,20 @@ def settle(asked: Asked, stack: ExitStack, *, dry_run: bool) -> Settled:
 
 
 def _resumed(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool) -> Settled:
-    """Returns how a run goes on: as it was begun, except for what any session may choose."""
+    """Returns how a run is resumed: as it was begun, except for what any session may choose."""
     found, notes = _newest(asked.resume), list[str]()
     if not dry_run:
         stack.enter_context(locks.hold(found.path, "search", notes.append))
         run_folder.mend(found, notes.append)
+    try:
+        settings, changed = _of_resumed(asked, found, budget, dry_run=dry_run)
+    except UserError as error:  # What was mended is said all the same.
+        raise UserError(" ".join([str(error), *notes])) from error
+    return Settled(settings, found.path, str(found.path / "space.py"), True, (*notes, *filter(None, [changed])))
+
+
+def _of_resumed(asked: Asked, found: run_folder.Run, budget: float | None, *, dry_run: bool) -> tuple[Settings, str]:
+    """Returns the settings of a run that is resumed, and what is another than before, in a sentence or two."""
     before = of_run(found)
     settings = replace(
         before,
@@ -99,7 +108,7 @@ def _resumed(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: b
     source = found.path / "space.py"
     if not source.exists():
         raise UserError(f"{source}, the search space of the run, is missing. Put back a copy of it to resume.")
-    return Settled(settings, found.path, str(source), True, (*notes, *filter(None, [changed])))
+    return settings, changed
 
 
 def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool) -> Settled:
