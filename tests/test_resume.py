@@ -303,6 +303,11 @@ def test_a_space_of_which_this_machine_can_do_nothing_is_refused(tmp_path: Path)
         check_space(space.without(space.gpu_only), 2)
 
 
+def interrupted(study: RunStudy) -> list[int]:
+    """Returns the numbers of the trials that are resumed before a new one is drawn."""
+    return [number for number in study.running() if study._trials[number].state == "interrupted"]
+
+
 def test_an_interrupted_trial_waits_for_what_it_needs(tmp_path: Path) -> None:
     study = opened(tmp_path, spaces()["gpu"])
     while (proposal := ask(study)).config.width != 64:
@@ -311,12 +316,12 @@ def test_an_interrupted_trial_waits_for_what_it_needs(tmp_path: Path) -> None:
     study.abandon()
     bare = opened(tmp_path, spaces()["bare"], seed=1)
     assert bare.waiting and proposal.number in bare.waiting
-    while bare._interrupted:
+    while interrupted(bare):
         assert ask(bare).number != proposal.number
     bare.close("time budget")
     assert opened(tmp_path, spaces()["bare"]).row(proposal.number)["state"] == "running"
     again = opened(tmp_path, spaces()["gpu"], seed=2)
-    assert again.waiting == [] and proposal.number in again._interrupted
+    assert again.waiting == [] and proposal.number in interrupted(again)
 
 
 def test_a_duplicate_of_a_running_trial_is_shown_as_that_is_and_not_as_failed(
@@ -329,7 +334,7 @@ def test_a_duplicate_of_a_running_trial_is_shown_as_that_is_and_not_as_failed(
     study = opened(tmp_path, load_space(str(tmp_path / "two.py")))
     running = [ask(study), ask(study)]
     assert study.ask() is None
-    duplicates = [number for number in study._attrs if number > 1]
+    duplicates = [number for number in study._trials if number > 1]
     assert {study.row(number)["state"] for number in duplicates} == {"running"}
     for proposal in running:
         train(study, proposal, [0.5], "length")
