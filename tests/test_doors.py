@@ -151,7 +151,7 @@ def test_options_come_from_a_file_and_the_command_line_wins(
     (tmp_path / f"options{suffix}").write_text(write(values))
     asked = options_of(["--config", str(tmp_path / f"options{suffix}"), "--samples", "3"], monkeypatch)
     assert (asked.samples, asked.train_images, asked.max_failures, asked.dashboard) == (3, 900, 0, True)
-    assert asked.given == {"samples", "train_images", "max_failures", "dashboard"}
+    assert set(asked.given) == {"samples", "train_images", "max_failures", "dashboard"}
 
 
 @pytest.mark.parametrize(
@@ -270,6 +270,36 @@ def test_a_function_within_another_is_kept_with_the_values_around_it() -> None:
 def test_a_function_that_cannot_be_kept_is_refused(function: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         module_of(function)
+
+
+WIDTH = 8
+
+
+def with_a_default(trial: Any, width: int = WIDTH, *, batch_size: int = 2**5) -> dict[str, Any]:
+    return {"width": width, "batch_size": batch_size}
+
+
+def test_a_default_that_would_be_another_one_now_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    place: dict[str, Any] = {}
+    exec(compile(module_of(with_a_default), "space.py", "exec"), place)
+    assert place["space"](None) == {"width": 8, "batch_size": 32}
+    monkeypatch.setitem(with_a_default.__globals__, "WIDTH", 16)
+    with pytest.raises(UserError, match="The default WIDTH of with_a_default has another value now than when"):
+        module_of(with_a_default)
+
+
+def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function
+
+
+@noted
+def decorated(trial: Any) -> dict[str, Any]:
+    return {}
+
+
+def test_decorators_are_refused() -> None:
+    with pytest.raises(UserError, match="space must be made of plain functions, but decorated has a decorator"):
+        module_of(decorated)
 
 
 def test_an_interrupted_search_raises_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

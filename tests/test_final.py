@@ -738,7 +738,7 @@ def test_a_page_that_cannot_be_written_is_said_when_the_model_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_page, "write", full)
-    said = final._write_page(run_folder.Run(tmp_path / "first"), tmp_path)
+    said = final._write_page(run_folder.Run(tmp_path / "first"), tmp_path, print)
     assert "The page is not written: No space left" in said
     assert f"`python -m tuning.report {tmp_path / 'first'}` writes it later." in said
 

@@ -183,6 +183,22 @@ def test_other_images_than_the_run_was_begun_with_are_refused(here: Path) -> Non
     assert [(path / name).read_bytes() for name in ("trials.csv", "epochs.csv")] == frames
 
 
+def test_what_was_mended_is_said_though_the_run_is_not_resumed_then(here: Path) -> None:
+    (here / "results" / "first" / "trials.csv").write_text("no frame\n")
+    with pytest.raises(UserError, match=r"--resume must .* got --sampler.* It is kept as trials\.csv\.damaged"):
+        resume(resume="first", sampler="tpe")
+
+
+def test_a_search_that_fails_leaves_its_study_closed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = list[bool]()
+    monkeypatch.setattr(session.Session, "run", lambda *given, **named: 1 / 0)
+    monkeypatch.setattr(RunStudy, "abandon", lambda study: closed.append(True))
+    path, splits = here / "results" / "first", SimpleNamespace(split_hash="x", valid_hash="y")
+    with pytest.raises(ZeroDivisionError):
+        session.search(SETTINGS, path, splits, load_space("smoke"), SimpleNamespace(note=print))  # type: ignore[arg-type]
+    assert closed == [True]
+
+
 def test_frames_that_are_damaged_are_kept_and_written_anew(here: Path) -> None:
     path, notes = here / "results" / "first", list[str]()
     whole = run_folder.Run(path).epochs
