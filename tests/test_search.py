@@ -184,7 +184,7 @@ def test_a_run_may_be_resumed_with_as_many_samples_as_were_run() -> None:
     [
         (
             ("--sampler", "random", "--gpus-per-trial", "0"),
-            "--resume must go on with the settings of run one, but got --sampler, --gpus-per-trial. Leave that out",
+            "--resume must keep the settings of run one, but got --sampler, --gpus-per-trial. Leave that out",
         ),
         (("--samples", "2"), "--samples must be at least the [57] trials of one, but got 2"),
     ],

@@ -123,7 +123,7 @@ def run(
     seed: Annotated[
         int | None, typer.Option(min=0, help="The first seed; the others follow it (default: derived from the run).")
     ] = None,
-    dataset: Annotated[str, typer.Option(help=f"{DATASETS.listed}: the data set, with --config.")] = DATASETS.default,
+    dataset: Annotated[str, typer.Option(help=f"The data set, with --config: {DATASETS.listed}.")] = DATASETS.default,
     data_dir: Annotated[Path | str | None, typer.Option(help="A folder that holds the data set's files.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda where there is one).")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Trainings side by side (default: as many as fit).")] = None,

@@ -40,7 +40,7 @@ def run(
         str | Callable[[Any], Mapping[str, Any]],
         typer.Option(help=f"A search space: {', '.join(files.space_names())}, or FILE.py."),
     ] = "resnet",
-    dataset: Annotated[str, typer.Option(help=f"{DATASETS.listed}: the data set.")] = DATASETS.default,
+    dataset: Annotated[str, typer.Option(help=f"The data set: {DATASETS.listed}.")] = DATASETS.default,
     epochs: Annotated[int | None, typer.Option(min=1, help="Length of a full trial (default: 6; on GPUs 18).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the valid split, the points and the trials' seeds.")] = 0,
     run: Annotated[
@@ -86,9 +86,7 @@ def run(
         typer.Option(min=0, help="Train so many stopped trials to their end afterwards, to see what stopping lost."),
     ] = 0,
     max_failures: Annotated[int, typer.Option(min=0, help="Retries of a trial that fails, from its last epoch.")] = 2,
-    resume: Annotated[
-        str | None, typer.Option(help="Go on with this run, or 'latest'; more --samples extend it.")
-    ] = None,
+    resume: Annotated[str | None, typer.Option(help="Resume this run, or 'latest'; more --samples extend it.")] = None,
     progress: bool = True,
 ) -> Run:
     """Searches, and returns the run: `run.trials`, `run.epochs`, `run.best` and its folder `run.path`.

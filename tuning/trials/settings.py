@@ -126,7 +126,7 @@ def check_resumed(given: Collection[str], run: run_folder.Run, samples: int | No
     fixed = [f"--{name.replace('_', '-')}" for name in given if name not in OF_ANY_SESSION]
     if fixed:
         raise UserError(
-            f"--resume must go on with the settings of run {run.name}, but got {', '.join(fixed)}. Leave that out, "
+            f"--resume must keep the settings of run {run.name}, but got {', '.join(fixed)}. Leave that out, "
             "or begin another run."
         )
     n_trials = int((run.trials["attempt"].fillna(1) != 0).sum())  # Without duplicates, which are not run.
