@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 from conftest import copy_project
 
+# An environment in which the checkout is installed to be edited would find there what the copy lacks.
+OF_THE_COPY = "import sys\nsys.meta_path[:] = [each for each in sys.meta_path if 'editable' not in str(each).lower()]\n"
 SKIPPED = "skipped, because the folder tuning/figures/ is not installed."
 
 
@@ -20,6 +22,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = copy_project(tmp_path_factory.mktemp("deletable"))
     for name in ("figures", "remote"):
         shutil.rmtree(folder / "tuning" / name)
+    (folder / "sitecustomize.py").write_text(OF_THE_COPY, encoding="utf-8")
     return folder
 
 
