@@ -585,6 +585,6 @@ def test_without_a_gpus_device_torch_is_not_asked_for_one(monkeypatch: pytest.Mo
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a system that keeps a process to some cores")
 def test_only_the_cores_that_this_process_may_use_count() -> None:
     code = "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    code += "from tuning import machine\nprint(machine.cores(), machine.hardware()['cores'])"
+    code += "from tuning.base import machine\nprint(machine.cores(), machine.hardware()['cores'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "1"]

@@ -160,7 +160,7 @@ def test_json_that_is_masked_as_a_text_is_still_json() -> None:
 def run(raised: str) -> "subprocess.CompletedProcess[str]":
     """Runs a command whose `main` does this, with everything imported that a command needs for it."""
     program = (
-        "import threading\nfrom tuning.errors import *\n"
+        "import threading\nfrom tuning.base.errors import *\n"
         "def fail() -> None:\n    raise ValueError('no answer from http://bob:hunter2@host')\n"
         f"def main() -> None:\n    'Fail.'\n    {raised}\nrun_command(main)"
     )

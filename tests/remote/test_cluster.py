@@ -387,7 +387,7 @@ def test_where_no_temporary_folder_can_be_had_it_is_said(monkeypatch: pytest.Mon
 def test_the_log_of_ray_has_no_password_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     logger = logging.getLogger("ray.tune")
     monkeypatch.setattr("os.environ", dict(os.environ))
-    monkeypatch.setattr(local_ray, "_own", lambda slots, dashboard: contextlib.nullcontext())
+    monkeypatch.setattr(local_ray, "_own", lambda slots, note, dashboard: contextlib.nullcontext())
     for each in (logger, logging.getLogger("ray")):
         monkeypatch.setattr(each, "handlers", [])
         monkeypatch.setattr(each, "propagate", True)
