@@ -243,7 +243,9 @@ def test_a_retraining_on_everything_that_fails_is_said(
         return train_job(job, *args) if job.length is None else iter([{"error": "no memory"}])
 
     monkeypatch.setattr(jobs, "train", fail_on_everything)
-    with pytest.raises(UserError, match=r"--train-on train\+valid must train to its end, but failed; see .*-3 for why"):
+    with pytest.raises(
+        UserError, match=r"The training on train and valid images \(--train-on train\+valid\) failed\. .*-3 says why"
+    ):
         train(tmp_path, train_on="train+valid")
     assert not opened
 

@@ -167,7 +167,7 @@ def test_a_run_goes_on_with_what_the_machine_has_and_that_is_said(monkeypatch: p
     ):
         now, said = search_settings.placed(before, "local", had)
         assert (now.device, now.concurrency, now.gpus_per_trial, now.address) == ("cpu", 2, 0.0, None)
-        assert said.startswith("The run goes on with what this machine has: ")
+        assert said.startswith("The run is resumed with what this machine has: ")
     assert search_settings.placed(SETTINGS, "local", {"cores": 2, "gpus": []}) == (SETTINGS, "")
 
 

@@ -485,7 +485,7 @@ def test_where_the_first_trials_all_fail_the_search_stops_and_shows_it(tmp_path:
         tmp_path, "--samples", "8", "--epochs", "4", "--run", "one", "--space", "wild.py", "--train-images", "800"
     )
     assert done.returncode == 2
-    assert done.stderr.count("error: The first 3 trials must not all fail, but did") == 1
+    assert done.stderr.count("error: All of the first 3 trials failed. The last error was: ") == 1
     assert "Training loss must be finite" in done.stderr
     assert len(run_folder.Run(tmp_path / "results" / "one").trials) < 8
 

@@ -123,7 +123,7 @@ def test_where_all_candidates_fail_that_is_an_error(tmp_path: Path, planted: Any
     plant(planted[0], {1: ["no memory"], 2: ["loss is nan"], 9: [0.9]})
     plan = make_plan(tmp_path, entry(1), entry(2), entry(9, "default"))
     with pytest.raises(
-        UserError, match=r"A candidate must train to its end, but all 2 failed; the last .* loss is nan"
+        UserError, match=r"None of the candidates could be trained \(2 failed\)\. The last error was: loss is nan"
     ):
         contest.hold(plan, splits, SLOTS)
 

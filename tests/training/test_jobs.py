@@ -147,7 +147,7 @@ def test_a_job_that_runs_out_of_memory_alone_goes_on_with_its_batches_cut(
     rows = train(job, splits)
     assert [row.get("epoch") for row in rows] == [1, None, None, 2, 3]
     said = [row["note"].partition("bytes. ")[2] for row in rows[1:3]]
-    assert said == [f"It goes on with each batch in {parts} parts." for parts in (2, 4)]
+    assert said == [f"It is resumed with each batch in {parts} parts." for parts in (2, 4)]
     assert result(job, splits).accumulation == 4
 
 

@@ -141,7 +141,7 @@ def test_a_run_from_another_machine_is_planned_for_this_one(
     assert (slots.device, slots.concurrency, slots.cpus_per_trial, slots.gpus_per_trial) == planned
     assert said in note and bool(note) == bool(said)
     if note:
-        assert note.startswith("The run goes on with what this machine has: ")
+        assert note.startswith("The run is resumed with what this machine has: ")
 
 
 @pytest.mark.parametrize("here", [(1, 0), (2, 0), (3, 2), (64, 8)])

@@ -213,7 +213,7 @@ def test_where_the_first_three_trials_fail_the_search_is_stopped(
     for i in range(3):
         assert not session.should_end()
         recorder.on_trial_error(0, [], failed(FAILURE.format(error=f"ValueError: {i}")))
-    assert "The first 3 trials must not all fail, but did; the last with: ValueError: 2" in str(session.problem)
+    assert "All of the first 3 trials failed. The last error was: ValueError: 2" in str(session.problem)
     assert "trials/0002/trial.log" in str(session.problem)
 
 

@@ -211,7 +211,7 @@ def _leader(plan: Plan, firsts: "pd.Series[float]", failed: Mapping[str, str]) -
     alive = [config_hash for config_hash in _candidates(plan) if config_hash not in failed]
     if not alive:
         reason = failed[_candidates(plan)[-1]]
-        raise UserError(f"A candidate must train to its end, but all {len(failed)} failed; the last with: {reason}")
+        raise UserError(f"None of the candidates could be trained ({len(failed)} failed). The last error was: {reason}")
     return str(firsts[alive].idxmax())
 
 

@@ -76,7 +76,7 @@ def train_on_everything(
         say(said or contest.epoch_line(row, job.length or 0))
     result = jobs.read(job, everything.split_hash)
     if result is None or result.error:
-        raise UserError(f"--train-on train+valid must train to its end, but failed; see {job.path} for why.")
+        raise UserError(f"The training on train and valid images (--train-on train+valid) failed. {job.path} says why.")
     # Its own valid figures are of images that it was trained on; the epochs to show are those that validation judged.
     return replace(chosen, job=job, result=replace(result, epochs=chosen.result.epochs), train_on="train+valid")
 

@@ -134,7 +134,7 @@ def train(job: Job, splits: "Splits", device: str, threads: int, *, alone: bool 
                 return
         parts *= 2
         gc.collect()  # The traceback held the model; `prepare` gives back what a GPU then has free.
-        yield {"note": f"{failure.splitlines()[0][:200]} It goes on with each batch in {parts} parts."}
+        yield {"note": f"{failure.splitlines()[0][:200]} It is resumed with each batch in {parts} parts."}
 
 
 def load_model(job: Job, splits: "Splits", device: str) -> "nn.Module":

@@ -341,7 +341,7 @@ class Session:
             from tuning.trials.worker import LOG
 
             raise UserError(
-                f"The first {FAILURES_THAT_STOP} trials must not all fail, but did; the last with: {error} "
+                f"All of the first {FAILURES_THAT_STOP} trials failed. The last error was: {error} "
                 f"Its traceback is in trials/{number:04d}/{LOG} of the run."
             )
 

@@ -243,7 +243,7 @@ def replan(had: Slots, before: Mapping[str, Any] | None = None) -> tuple[Slots, 
         )
         if not _same(getattr(slots, name), getattr(had, name))
     ]
-    return slots, f"The run goes on with what this machine has: {', '.join(changes)}." if changes else ""
+    return slots, f"The run is resumed with what this machine has: {', '.join(changes)}." if changes else ""
 
 
 def _same(one: Any, other: Any) -> bool:
