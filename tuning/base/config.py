@@ -29,6 +29,14 @@ def _name_in(registry: Registry[Any]) -> GetPydanticSchema:
     return GetPydanticSchema(lambda source, handler: core_schema.literal_schema(list(registry)))
 
 
+# The hyperparameters of version 0.2.0, whose runs, checkpoints and retrainings know no others.
+OF_0_2 = (
+    *("architecture", "width", "pretrained", "stem", "image_size", "optimizer", "learning_rate", "momentum"),
+    *("weight_decay", "batch_size", "epochs", "schedule", "warmup_epochs", "plateau_patience", "plateau_factor"),
+    *("patience", "min_delta", "label_smoothing", "crop_padding", "flip", "erase", "ema_decay", "precision"),
+)
+
+
 class TrainConfig(BaseModel):
     """One training run's hyperparameters.
 
@@ -93,8 +101,16 @@ class TrainConfig(BaseModel):
         return self
 
     def hash(self) -> str:
-        """Returns 12 hexadecimal digits that are equal for equal configurations."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+        """Returns 12 hexadecimal digits that are equal for equal configurations, in any version that has them."""
+        return hashlib.sha256(self.model_dump_json(exclude=self._idle_later()).encode()).hexdigest()[:12]
+
+    def described(self) -> dict[str, Any]:
+        """Returns the hyperparameters by name; one that 0.2.0 did not have is left out where it is at its default."""
+        return self.model_dump(exclude=self._idle_later())
+
+    def _idle_later(self) -> set[str]:
+        fields = type(self).model_fields
+        return {name for name in fields if name not in OF_0_2 and getattr(self, name) == fields[name].default}
 
 
 # Hyperparameter -> another one, and the choices of that with which it does nothing.

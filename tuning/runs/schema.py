@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from tuning.base import files
-from tuning.base.config import TrainConfig
+from tuning.base.config import OF_0_2, TrainConfig
 from tuning.base.errors import UserError, counted
 
 if TYPE_CHECKING:
@@ -72,13 +72,18 @@ def _config_dtype(annotation: Any) -> str:
 TRIAL_COLUMNS = _OUTCOME_COLUMNS | {
     f"config/{name}": _config_dtype(field.annotation) for name, field in TrainConfig.model_fields.items()
 }
+# Column -> the value of a hyperparameter that the version which wrote the file did not have yet.
+DEFAULTS = {
+    f"config/{name}": field.default for name, field in TrainConfig.model_fields.items() if name not in OF_0_2
+}
 FRAMES = {"trials.csv": TRIAL_COLUMNS, "epochs.csv": EPOCH_COLUMNS}
 
 
 def read_frame(path: Path, dtypes: Mapping[str, str]) -> "pd.DataFrame":
     """Returns a CSV file with exactly these columns and dtypes; a last line that is not yet whole is left out.
 
-    A column that the file has not, because an earlier version wrote it, is empty; a missing file gives an empty frame.
+    A column that the file has not, because an earlier version wrote it, is empty, and that of a hyperparameter has its
+    default, with which the trials were trained. A missing file gives an empty frame.
 
     Raises:
         UserError: The file has no `trial`, a line has too many fields, or a value is of another type.
@@ -88,7 +93,8 @@ def read_frame(path: Path, dtypes: Mapping[str, str]) -> "pd.DataFrame":
     text = files.whole_lines(path) or ",".join(dtypes) + "\n"
     try:
         raw = pd.read_csv(io.StringIO(text), dtype="str", keep_default_na=False, na_values=[""])
-        raw = raw.set_index("trial", drop=False).reindex(columns=list(dtypes)).reset_index(drop=True)
+        later = {name: str(DEFAULTS[name]) for name in dtypes if name not in raw and DEFAULTS.get(name) is not None}
+        raw = raw.set_index("trial", drop=False).reindex(columns=list(dtypes)).reset_index(drop=True).assign(**later)
         frame = pd.DataFrame({name: _typed(raw[name], dtype) for name, dtype in dtypes.items()})
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(
@@ -102,16 +108,19 @@ def whole_rows(path: Path) -> list[dict[str, Any]]:
     """Returns the rows of `epochs.csv`, each once, as Python's own numbers; lines that are no rows are left out."""
     found: dict[tuple[int, int], dict[str, Any]] = {}
     lines = csv.DictReader(io.StringIO(files.whole_lines(path)))
+    columns = lines.fieldnames or ()
+    missing = {name: math.nan for name in EPOCH_COLUMNS if name not in columns}  # An earlier version wrote the file.
     for line in lines:
         try:
             row: dict[str, Any] = {
                 name: int(line[name]) if dtype == "int64" else _float(line[name])
                 for name, dtype in EPOCH_COLUMNS.items()
+                if name in columns
             }
         except (KeyError, TypeError, ValueError):
             continue
         if None not in line:  # Where csv puts what a line has beyond its columns.
-            found.setdefault((row["trial"], row["epoch"]), row)
+            found.setdefault((row["trial"], row["epoch"]), row | missing)
     return list(found.values())
 
 

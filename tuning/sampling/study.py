@@ -231,7 +231,7 @@ class RunStudy:
                 files.write_rows(self._path / name, columns, [])
         order = {(row["trial"], row["epoch"]): i for i, row in reversed(list(enumerate(epoch_rows)))}
         rows = [row for number in sorted(self._trials) for row in self._trials[number].epochs]
-        if not rows or (len(rows) == len(epoch_rows) == len(order) and _is_whole(self._path / "epochs.csv", len(rows))):
+        if len(rows) == len(epoch_rows) == len(order) and _is_whole(self._path / "epochs.csv", len(rows)):
             return
         rows.sort(key=lambda row: order.get((row["trial"], row["epoch"]), len(order)))
         files.write_rows(self._path / "epochs.csv", schema.EPOCH_COLUMNS, rows)
@@ -441,7 +441,8 @@ class RunStudy:
             )
         row = {name: attrs.get(name) for name in schema.TRIAL_COLUMNS if name in attrs}
         row |= {"trial": number, "state": trial.state if trial.has_ended else "running", "epochs": len(rows)}
-        row |= {f"config/{name}": value for name, value in attrs.get("config", {}).items()}
+        if "config" in attrs:
+            row |= schema.DEFAULTS | {f"config/{name}": value for name, value in attrs["config"].items()}
         if rows:
             best = max(rows, key=lambda r: (r["valid_accuracy"], -r["valid_loss"]))
             rates = [r["images_per_second"] for r in rows if not math.isnan(r["images_per_second"])]
@@ -581,8 +582,10 @@ def _refuse(path: Path, what: str, unknown: Collection[int]) -> None:
 
 
 def _is_whole(path: Path, n_rows: int) -> bool:
-    """Returns whether a file has a header, so many lines, and nothing else."""
-    return path.exists() and (text := path.read_bytes()).count(b"\n") == n_rows + 1 and text.endswith(b"\n")
+    """Returns whether a file has the header that it has today, so many lines, and nothing else."""
+    header = (",".join(schema.EPOCH_COLUMNS) + "\n").encode()
+    text = path.read_bytes() if path.exists() else b""
+    return text.startswith(header) and text.count(b"\n") == n_rows + 1 and text.endswith(b"\n")
 
 
 def _total(rows: Sequence[Mapping[str, Any]], name: str) -> float:

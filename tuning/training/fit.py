@@ -117,7 +117,7 @@ class Training:
         self.device = torch.device(device)
         self.precision = config.precision if config.precision != "auto" else faster_precision(self.device.type)
         self.mean, self.std = splits.mean, splits.std
-        self._belongs_to = {"config": config.model_dump(), "seed": seed, "split_hash": splits.split_hash}
+        self._belongs_to = {"config": config.described(), "seed": seed, "split_hash": splits.split_hash}
         self._train = to_tensors(splits.train, self.device)
         self._valid = to_tensors(splits.valid, self.device)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
