@@ -6,6 +6,7 @@ The test images are seen as hashes only: no picture, mean or label of one comes 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated
 
 import numpy as np
@@ -15,7 +16,7 @@ import typer
 from tuning.base import rim, tables
 from tuning.base.errors import UserError, run_command
 from tuning.base.tables import Column
-from tuning.images import datasets, splitting
+from tuning.images import datasets, options, splitting
 from tuning.images.catalogue import DATASETS
 from tuning.images.datasets import HashedTest
 from tuning.images.splitting import Splits
@@ -54,11 +55,11 @@ class Overview:
 def describe(splits: Splits, test: HashedTest) -> Overview:
     """Returns the overview of a data set; of its test split only what the hashes tell."""
     train, valid, n_classes = splits.train, splits.valid, splits.n_classes
-    parts = {"train": train, "valid": valid}
-    samples = np.zeros((n_classes, SAMPLES, *train.images.shape[1:]), np.uint8)
-    means = np.zeros((n_classes, *train.images.shape[1:]))
+    parts = {"train": train.in_memory(), "valid": valid.in_memory()}
+    samples = np.zeros((n_classes, SAMPLES, *train.shape[1:]), np.uint8)
+    means = np.zeros((n_classes, *train.shape[1:]))
     for label in range(n_classes):
-        images = train.images[train.labels == label]
+        images = train.pixels(train.labels == label)
         samples[label, : len(images)] = images[:SAMPLES]
         if len(images):
             means[label] = images.mean(axis=0)
@@ -66,7 +67,7 @@ def describe(splits: Splits, test: HashedTest) -> Overview:
     labels = np.concatenate([part.labels for part in parts.values()])
     return Overview(
         class_names=splits.class_names,
-        shapes={name: part.images.shape for name, part in parts.items()} | {"test": test.shape},
+        shapes={name: part.shape for name, part in parts.items()} | {"test": test.shape},
         counts={name: np.bincount(part.labels, minlength=n_classes) for name, part in parts.items()}
         | {"test": test.counts},
         value_ranges={name: (int(part.images.min()), int(part.images.max())) for name, part in parts.items()}
@@ -121,16 +122,29 @@ def print_overview(overview: Overview) -> None:
 
 
 def main(
-    dataset: Annotated[str, typer.Option(help=f"{DATASETS.listed}.")] = DATASETS.default,
+    dataset: Annotated[
+        str, typer.Option(help=f"Images of your own, a folder or a file; or {DATASETS.listed}.")
+    ] = DATASETS.default,
     data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the data set's files.")] = None,
+    image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
+    split_column: options.SplitColumn = None,
+    group_column: options.GroupColumn = None,
+    group_pattern: options.GroupPattern = None,
+    labels_leave_out: options.LabelsLeaveOut = None,
+    min_images: options.MinImages = None,
+    skip_broken: options.SkipBroken = False,
+    image_size: options.ImageSize = None,
+    resize: options.HowResized = None,
     out: Annotated[Path, typer.Option(help="Where the figure goes: .png, .pdf or .svg.")] = RESULTS / "explore.png",
     seed: Annotated[int, typer.Option(min=0, help="Chooses the valid images, as in the search.")] = 0,
 ) -> None:
     """Show what is in a data set: counts, value ranges, duplicates, samples and mean images."""
+    source = options.source_of(SimpleNamespace(**locals()))
     if out.suffix not in FIGURE_SUFFIXES:
         raise UserError(f"--out must end with {', '.join(FIGURE_SUFFIXES)}, but got {str(out)!r}.")
-    splits = splitting.load_splits(dataset, data_dir, seed=seed)
-    overview = describe(splits, datasets.hash_test(dataset, data_dir))
+    splits = splitting.load_splits(source, seed=seed, note=print)
+    overview = describe(splits, datasets.hash_test(source))
     print_overview(overview)
     if not rim.usable("figures", "The figure is", print):
         return

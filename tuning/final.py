@@ -22,7 +22,9 @@ import typer
 
 from tuning.base import doors, files, interrupts, locks, rim
 from tuning.base.errors import UserError, counted, run_command, unknown_name
+from tuning.images import options
 from tuning.images.catalogue import DATASETS
+from tuning.images.source import Source
 from tuning.retraining import candidates
 from tuning.retraining import export as export_formats
 from tuning.retraining.best_model import Winner
@@ -64,11 +66,11 @@ def replaced(model_dir: Path, plan: Plan) -> str:
     )
 
 
-def _check_test_files(dataset: str, data_dir: Path | None) -> None:
+def _check_test_files(source: Source) -> None:
     """Raises UserError where the files of the test split are missing or damaged; no image of them is looked at."""
     from tuning.images.datasets import hash_test
 
-    hash_test(dataset, data_dir)
+    hash_test(source)
 
 
 def _write_page(run: run_folder.Run, model_dir: Path, say: Callable[[str], None]) -> str:
@@ -123,8 +125,20 @@ def run(
     seed: Annotated[
         int | None, typer.Option(min=0, help="The first seed; the others follow it (default: derived from the run).")
     ] = None,
-    dataset: Annotated[str, typer.Option(help=f"The data set, with --config: {DATASETS.listed}.")] = DATASETS.default,
+    dataset: Annotated[
+        str, typer.Option(help=f"With --config: images of your own, a folder or a file; or {DATASETS.listed}.")
+    ] = DATASETS.default,
     data_dir: Annotated[Path | str | None, typer.Option(help="A folder that holds the data set's files.")] = None,
+    image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
+    split_column: options.SplitColumn = None,
+    group_column: options.GroupColumn = None,
+    group_pattern: options.GroupPattern = None,
+    labels_leave_out: options.LabelsLeaveOut = None,
+    min_images: options.MinImages = None,
+    skip_broken: options.SkipBroken = False,
+    image_size: options.ImageSize = None,
+    resize: options.HowResized = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda where there is one).")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Trainings side by side (default: as many as fit).")] = None,
     threads: Annotated[
@@ -149,8 +163,18 @@ def run(
         export: Formats in which the model is written, too: "onnx", "safetensors", "pt2".
         epochs: Full length, at least 1; None is twice the search's.
         seed: The first seed, at least 0; None derives it from the run.
-        dataset: A data set's name, with `config`.
+        dataset: The path of your own images, or a data set's name, with `config`.
         data_dir: A folder that holds the data set's files.
+        image_column: The column of a table that has each image's file or id; None finds it by its name.
+        label_column: The column that has its label.
+        split_column: The column that says train, valid or test.
+        group_column: The column of groups, none of which lies on two sides of a split.
+        group_pattern: A regular expression for the group in an image's path.
+        labels_leave_out: Labels that are left out.
+        min_images: Classes with fewer images are left out, at least 1.
+        skip_broken: Leave out images that cannot be read.
+        image_size: Side in pixels to which images are brought, at least 8; None follows from their own sizes.
+        resize: How: "crop", "pad" or "stretch"; None is what did best on the sets that it was measured on.
         device: "cpu" or "cuda"; None is cuda where there is one.
         concurrency: Trainings side by side; None is as many as fit.
         threads: CPU threads of a training that has the machine, at least 1; None is all cores.
@@ -188,9 +212,9 @@ def _retrained(asked: doors.Asked, say: Callable[[str], None]) -> tuple[Winner, 
     """Settles what is asked for and carries it out; returns the winner, and a sentence on the run's page."""
     plan = _planned(asked)
     slots = plan_slots(Asked(asked.device, concurrency=asked.concurrency))
-    model_dir, data_dir = Path(asked.model_dir), None if asked.data_dir is None else Path(asked.data_dir)
+    model_dir = Path(asked.model_dir)
     files.make_folder(model_dir, exist_ok=True)
-    _check_test_files(plan.dataset, data_dir)
+    _check_test_files(plan.images)
     with contextlib.ExitStack() as held:
         _keep_others_out(plan, model_dir, held, say)
         page = carry_out(
@@ -201,7 +225,6 @@ def _retrained(asked: doors.Asked, say: Callable[[str], None]) -> tuple[Winner, 
             threads=asked.threads,
             train_on=asked.train_on,
             formats=asked.export or [],
-            data_dir=data_dir,
         )
         return Winner.of(model_dir), page
 
@@ -220,11 +243,12 @@ def _planned(asked: doors.Asked) -> Plan:
         n_seeds = 3 if asked.seeds is None else asked.seeds
         compare = asked.top_k * n_seeds > 1 if asked.compare is None else asked.compare
         limits = {"top_k": asked.top_k, "max_parameters": asked.max_parameters}
-        return candidates.from_run(asked.run, n_seeds=n_seeds, compare=compare, **limits, **lengths)
+        where = None if asked.data_dir is None else Path(asked.data_dir)
+        return candidates.from_run(asked.run, n_seeds=n_seeds, compare=compare, data_dir=where, **limits, **lengths)
     if asked.compare:
         raise UserError(f"--compare must be used with a run, but got --config {asked.config}. Leave one of them out.")
     file, model_dir = Path(asked.config), Path(asked.model_dir)
-    return candidates.from_file(file, model_dir, asked.dataset, n_seeds=asked.seeds or 1, **lengths)
+    return candidates.from_file(file, model_dir, options.source_of(asked), n_seeds=asked.seeds or 1, **lengths)
 
 
 def _keep_others_out(plan: Plan, model_dir: Path, held: contextlib.ExitStack, say: Callable[[str], None]) -> None:

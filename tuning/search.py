@@ -19,6 +19,7 @@ from tuning.base import doors, files, interrupts
 from tuning.base.config import read_mapping
 from tuning.base.errors import counted, run_command
 from tuning.base.registries import OBJECTIVES, SAMPLERS, SCHEDULERS
+from tuning.images import options
 from tuning.images.catalogue import DATASETS
 from tuning.runs import run_folder
 from tuning.runs.run_folder import Run
@@ -40,7 +41,9 @@ def run(
         str | Callable[[Any], Mapping[str, Any]],
         typer.Option(help=f"A search space: {', '.join(files.space_names())}, or FILE.py."),
     ] = "resnet",
-    dataset: Annotated[str, typer.Option(help=f"The data set: {DATASETS.listed}.")] = DATASETS.default,
+    dataset: Annotated[
+        str, typer.Option(help=f"Images of your own, a folder or a file; or {DATASETS.listed}.")
+    ] = DATASETS.default,
     epochs: Annotated[int | None, typer.Option(min=1, help="Length of a full trial (default: 6; on GPUs 18).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the valid split, the points and the trials' seeds.")] = 0,
     run: Annotated[
@@ -77,6 +80,16 @@ def run(
     ] = None,
     data_dir: Annotated[Path | str | None, typer.Option(help="A folder that holds the data set's files.")] = None,
     train_images: Annotated[int | None, typer.Option(help="Train on this many images only, stratified.")] = None,
+    image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
+    split_column: options.SplitColumn = None,
+    group_column: options.GroupColumn = None,
+    group_pattern: options.GroupPattern = None,
+    labels_leave_out: options.LabelsLeaveOut = None,
+    min_images: options.MinImages = None,
+    skip_broken: options.SkipBroken = False,
+    image_size: options.ImageSize = None,
+    resize: options.HowResized = None,
     storage: Annotated[
         str | None, typer.Option(help="Keep the run in this place, too: s3://BUCKET/FOLDER, gs://… or a shared folder.")
     ] = None,
@@ -99,7 +112,7 @@ def run(
         samples: Trials to run in all; None is 20.
         space: A search space's name, a file, or a function that returns the hyperparameters of a trial. The run keeps
             the function's source, and what that reads.
-        dataset: A data set's name.
+        dataset: The path of your own images, a folder or a file; or a data set's name.
         epochs: Length of a full trial, at least 1; None is 6, on GPUs 18.
         seed: At least 0; chooses the valid split, the points and the trials' seeds.
         run: Name of the run folder below `results/`; None is date-dataset-n.
@@ -115,6 +128,16 @@ def run(
         time_budget: A duration such as "30m", after which the search ends.
         data_dir: A folder that holds the data set's files.
         train_images: Train on this many images only.
+        image_column: The column of a table that has each image's file or id; None finds it by its name.
+        label_column: The column that has its label.
+        split_column: The column that says train, valid or test.
+        group_column: The column of groups, none of which lies on two sides of a split.
+        group_pattern: A regular expression for the group in an image's path.
+        labels_leave_out: Labels that are left out.
+        min_images: Classes with fewer images are left out, at least 1.
+        skip_broken: Leave out images that cannot be read.
+        image_size: Side in pixels to which images are brought, at least 8; None follows from their own sizes.
+        resize: How: "crop", "pad" or "stretch"; None is what did best on the sets that it was measured on.
         storage: A second place for the run.
         mlflow: The URI of an MLflow tracking server.
         audit: So many stopped trials are trained to their end afterwards.
@@ -149,7 +172,7 @@ def _search(asked: doors.Asked, *, command: str | None = None, **shown: Any) -> 
         settled = settle(asked, stack, dry_run=False)
         settings, path = settled.settings, settled.path
         progress = stack.enter_context(_announced(settled, "Run", **shown))
-        splits, space = session.load(settings, settled.source, progress)
+        settings, splits, space = session.load(settings, settled.source, progress)
         if not settled.resumed and (left := record.begin(path, settings, space, command)):
             progress.note(left)
         stack.enter_context(interrupts.resumable(_resume(path) if command is None else _resume_in_python(path)))
@@ -223,7 +246,7 @@ def main(
         settled = settle(asked, stack, dry_run=True)
         settings = settled.settings
         progress = stack.enter_context(_announced(settled, "Dry run of", quiet=quiet, verbose=verbose))
-        splits, space = session.load(settings, settled.source, progress)
+        settings, splits, space = session.load(settings, settled.source, progress)
         choose_slots = settled.slots_are_open and settings.device == "cuda"
         print(session.dry_run(settings, splits, space, choose_slots=choose_slots))
 

@@ -19,7 +19,7 @@ def to_tensors(part: Labelled, device: "torch.device") -> tuple["torch.Tensor", 
     with warnings.catch_warnings():
         # Arrays from Ray's object store are read-only; so are the tensors over them, as nothing here writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        images, labels = torch.from_numpy(part.images), torch.from_numpy(part.labels)
+        images, labels = torch.from_numpy(part.pixels()), torch.from_numpy(part.labels)
     return images.to(device), labels.to(device)
 
 

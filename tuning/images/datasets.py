@@ -1,27 +1,87 @@
-"""How a data set of `DATASETS` becomes arrays."""
+"""How a data set becomes arrays: one of `DATASETS`, or one's own images (`tuning.images.reading`)."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tuning.base.errors import UserError
+from tuning.base.errors import UserError, counted
+from tuning.images import partition
 from tuning.images.catalogue import DATASETS, Dataset
 from tuning.images.fetch import parse_idx, read_files
+from tuning.images.partition import Known, Partition
+from tuning.images.source import Source
+
+if TYPE_CHECKING:
+    from tuning.images.reading import Facts
+
+Integers = npt.NDArray[np.int64]
+
+
+def silent(text: str) -> None:
+    """Takes a note, and tells nobody."""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images uint8 (N, C, H, W) in [0, 255] and their labels int64 (N,) in [0, n_classes)."""
+    """Images and their labels.
+
+    Attributes:
+        images: uint8 (M, C, H, W) in [0, 255]; of one's own images all that are stored, mapped from their file.
+        labels: int64 (N,) in [0, n_classes).
+        rows: int64 (N,): which of `images` these are; None: all of them, in their order.
+    """
 
     images: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.int64]
+    labels: Integers
+    rows: Integers | None = None
 
     def __len__(self) -> int:
         """Returns the number of images."""
         return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, H, W)."""
+        return (len(self), *self.images.shape[1:])
+
+    def pixels(self, index: Any = slice(None)) -> npt.NDArray[np.uint8]:
+        """Returns the images, or those at an index into these N: uint8 (n, C, H, W)."""
+        return np.asarray(self.images[index] if self.rows is None else self.images[self.rows[index]])
+
+    def at(self, index: Any) -> "Labelled":
+        """Returns the images at an index into these N; mapped ones stay mapped."""
+        if self.rows is None:
+            return Labelled(self.images[index], self.labels[index])
+        return Labelled(self.images, self.labels[index], self.rows[index])
+
+    def joined(self, other: "Labelled") -> "Labelled":
+        """Returns these images, then those of another part of the same data set."""
+        labels = np.concatenate([self.labels, other.labels])
+        if self.rows is None or other.rows is None:
+            return Labelled(np.concatenate([self.pixels(), other.pixels()]), labels)
+        return Labelled(self.images, labels, np.concatenate([self.rows, other.rows]))
+
+    def in_memory(self) -> "Labelled":
+        """Returns the same without a file, for another machine."""
+        return self if self.rows is None else Labelled(self.pixels(), self.labels)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what a process of this machine needs: of mapped images their file's name, and no pixel."""
+        state = dict(vars(self))
+        if isinstance(self.images, np.memmap):
+            state["images"] = (self.images.filename, self.images.offset, self.images.shape)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if isinstance(state["images"], tuple):
+            file, offset, shape = state["images"]
+            state = state | {"images": np.memmap(file, np.uint8, "r", offset, shape)}
+        vars(self).update(state)
 
 
 @dataclass(frozen=True)
@@ -36,42 +96,159 @@ class HashedTest:
     """
 
     digests: npt.NDArray[np.bytes_]
-    counts: npt.NDArray[np.int64]
+    counts: Integers
     shape: tuple[int, ...]
     value_range: tuple[int, int]
 
 
-def load_train(dataset: str, data_dir: Path | None = None) -> Labelled:
-    """Returns all training images of the data set, before they are split.
+@dataclass(frozen=True)
+class Own:
+    """One's own images without their test split.
+
+    Attributes:
+        rest: All that are not test.
+        known: What decides about splits, of the rest.
+        units: (N,); equal for images that must not lie on two sides of a split.
+        valid: (N,): the data set itself gives the image as valid; all False where it gives none.
+        image_size: Side of the stored images in pixels; None where all had one size and have it still.
+        resize: How they were brought to it.
+        notes: What a person should know of them, a sentence each.
+        facts: What was found while they were read.
+    """
+
+    rest: Labelled
+    known: Known
+    units: Integers
+    valid: npt.NDArray[np.bool_]
+    image_size: int | None
+    resize: str
+    notes: tuple[str, ...]
+    facts: "Facts"
+
+
+def as_source(dataset: Source | str, data_dir: Path | None = None) -> Source:
+    """Returns the source of a data set that is named by a text: a name in `DATASETS`, or a path."""
+    return dataset if isinstance(dataset, Source) else Source(dataset, data_dir)
+
+
+def load_train(dataset: Source | str, data_dir: Path | None = None) -> Labelled:
+    """Returns all images that are not test, before they are split.
 
     Raises:
         UserError: The files cannot be had, or are damaged, or images and labels differ in number.
     """
-    found = DATASETS.find(dataset)
-    return _load(found, found.train, data_dir)
+    source = as_source(dataset, data_dir)
+    if source.is_own:
+        return load_own(source).rest
+    found = DATASETS.find(source.dataset)
+    return _load(found, found.train, source.data_dir)
 
 
-def load_test(dataset: str, data_dir: Path | None = None) -> Labelled:
+def load_test(dataset: Source | str, data_dir: Path | None = None) -> Labelled:
     """Returns the test images. For `tuning.final` alone, which logs each time that it calls this."""
-    found = DATASETS.find(dataset)
-    return _load(found, found.test, data_dir)
+    source = as_source(dataset, data_dir)
+    if source.is_own:
+        everything, _, parts, _, _ = _read_own(source)
+        return everything.at(parts.test)
+    found = DATASETS.find(source.dataset)
+    return _load(found, found.test, source.data_dir)
 
 
-def hash_test(dataset: str, data_dir: Path | None = None) -> HashedTest:
+def hash_test(dataset: Source | str, data_dir: Path | None = None) -> HashedTest:
     """Returns what may be known of the test split without opening it: a digest an image, and counts."""
-    found = DATASETS.find(dataset)
-    test = _load(found, found.test, data_dir)
+    source = as_source(dataset, data_dir)
+    if source.is_own:
+        everything, known, parts, _, _ = _read_own(source)
+        test, n_classes = everything.at(parts.test), len(known.class_names)
+    else:
+        test, n_classes = load_test(source), len(DATASETS.find(source.dataset).class_names)
+    pixels = test.pixels()
     return HashedTest(
-        digests=image_digests(test.images),
-        counts=np.bincount(test.labels, minlength=len(found.class_names)),
-        shape=test.images.shape,
-        value_range=(int(test.images.min()), int(test.images.max())),
+        digests=image_digests(pixels),
+        counts=np.bincount(test.labels, minlength=n_classes),
+        shape=test.shape,
+        value_range=(int(pixels.min()), int(pixels.max())),
     )
+
+
+def load_own(source: Source, *, device: str = "cpu", note: Callable[[str], None] = silent) -> Own:
+    """Returns one's own images without their test split.
+
+    Args:
+        source: Which, and how they are read.
+        device: What is trained on: a GPU can have larger images by default.
+        note: Receives what a person should know, a line each.
+
+    Raises:
+        UserError: The images cannot be read, or a class cannot be in all splits.
+    """
+    everything, known, parts, notes, facts = _read_own(source, device, note)
+    rest = Known(
+        class_names=known.class_names,
+        **{name: value[parts.rest] for name, value in vars(known).items() if name != "class_names"},
+    )
+    return Own(
+        rest=everything.at(parts.rest),
+        known=rest,
+        units=parts.units[parts.rest],
+        valid=np.isin(parts.rest, parts.valid),
+        image_size=facts.image_size,
+        resize=facts.resize,
+        notes=notes,
+        facts=facts,
+    )
+
+
+def _read_own(
+    source: Source, device: str = "cpu", note: Callable[[str], None] = silent
+) -> tuple[Labelled, Known, Partition, tuple[str, ...], "Facts"]:
+    """Returns all of one's own images, what is known of them, their test split, what to say, and what was found."""
+    from tuning.images.reading import read
+
+    found = read(source, device=device, note=note)
+    known = Known(found.labels, found.class_names, found.splits, found.groups, found.digests, found.names)
+    rows, notes = np.arange(len(known)), list[str]()
+    if source.min_images is not None:
+        rows, known, notes = _large_classes(known, source.min_images)
+    if len(known.class_names) < 2:
+        raise UserError(
+            f"{source.dataset} has images of one class alone, {', '.join(known.class_names)!r}. To tell classes apart, "
+            "a data set needs two at least."
+        )
+    parts, is_given = partition.partition(known), bool((known.given == "test").any())
+    if is_given or len(parts.valid):
+        splits = np.where(known.given == "valid", "valid", "train")
+        splits[parts.test] = "test"
+        notes += partition.leaks(known, splits)
+    if not is_given:
+        by_what = "their groups" if (known.groups != "").any() else "what they show"
+        notes.append(
+            f"{counted(len(parts.test), 'image')} of {len(known):,} are set aside as the test split. Which follows "
+            f"from {by_what}: images that are added later move none of them."
+        )
+    notes += partition.describe_equals(known)
+    for text in notes:
+        note(text)
+    return Labelled(found.images, known.labels, rows), known, parts, tuple(notes), found.facts
 
 
 def image_digests(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.bytes_]:
     """Returns a 16-byte BLAKE2 digest (as hexadecimal text) for each image; equal for equal images."""
     return np.array([hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest().encode() for image in images])
+
+
+def _large_classes(known: Known, least: int) -> tuple[Integers, Known, list[str]]:
+    """Returns the rows of the images of classes with so many, what is known of them, and a sentence on the others."""
+    counts = np.bincount(known.labels, minlength=len(known.class_names))
+    kept = np.flatnonzero(counts >= least)
+    if len(kept) == len(counts):
+        return np.arange(len(known)), known, []
+    rows = np.flatnonzero(np.isin(known.labels, kept))
+    names = tuple(known.class_names[label] for label in kept)
+    fewer = {name: value[rows] for name, value in vars(known).items() if name not in ("class_names", "labels")}
+    gone = [f"{known.class_names[label]} ({counts[label]})" for label in np.flatnonzero(counts < least)]
+    said = f"Classes of fewer than {least} images are left out: {', '.join(gone)}."
+    return rows, Known(labels=np.searchsorted(kept, known.labels[rows]), class_names=names, **fewer), [said]
 
 
 def _load(dataset: Dataset, names: tuple[str, str], data_dir: Path | None) -> Labelled:

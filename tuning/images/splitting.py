@@ -5,23 +5,23 @@ sees hashes. Images stay uint8, (N, C, H, W), until a batch is made; there are n
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from tuning.base.errors import UserError, counted
+from tuning.images import partition
 from tuning.images.catalogue import DATASETS
-from tuning.images.datasets import Labelled, load_train
-
-if TYPE_CHECKING:
-    pass
+from tuning.images.datasets import Labelled, Own, as_source, load_own, load_train, silent
+from tuning.images.source import Source
 
 # The valid split is a tenth of the images, but no more than its accuracy needs: with 5,000 its standard error is 0.3 %.
 VALID_SHARE, MOST_VALID_IMAGES = 0.1, 5_000
 LEAST_IMAGES = 4
+BYTES_AT_ONCE = 1 << 25  # Of images, so that sums over mapped ones need little memory.
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Splits:
         std: The same for the standard deviation.
         split_hash: 12 hexadecimal digits that are equal for equal train and valid splits.
         valid_hash: The same for the valid split alone: accuracies of runs where it is equal can be compared.
+        image_size: Of one's own images: the side that they were brought to, in pixels; None where they kept their own.
+        resize: Of one's own images: how they were brought to it; None for a data set with a name.
     """
 
     dataset: str
@@ -43,6 +45,8 @@ class Splits:
     std: tuple[float, ...]
     split_hash: str
     valid_hash: str
+    image_size: int | None = None
+    resize: str | None = None
 
     @property
     def n_classes(self) -> int:
@@ -54,24 +58,108 @@ class Splits:
         """Channels of an image."""
         return int(self.train.images.shape[1])
 
+    def in_memory(self) -> "Splits":
+        """Returns the same without a file of this machine, for other machines."""
+        return replace(self, train=self.train.in_memory(), valid=self.valid.in_memory())
+
 
 def load_splits(
-    dataset: str, data_dir: Path | None = None, *, seed: int = 0, train_images: int | None = None
+    dataset: Source | str,
+    data_dir: Path | None = None,
+    *,
+    seed: int = 0,
+    train_images: int | None = None,
+    device: str = "cpu",
+    note: Callable[[str], None] = silent,
 ) -> Splits:
     """Returns the train and valid splits of a data set.
 
     Args:
-        dataset: A name in `DATASETS`.
-        data_dir: A folder that holds the files; None looks where `tuning.images.fetch` says.
-        seed: Chooses which images are valid (a tenth, stratified, but 5,000 at most), and the subset.
+        dataset: A name in `DATASETS`, or what says which images are read, and how.
+        data_dir: A folder that holds the files of a name; None looks where `tuning.images.fetch` says.
+        seed: Chooses which images are valid (stratified, and no group or image on both sides), and the subset. Valid
+            is a tenth, but 5,000 at most; of one's own images 500 at least, as far as these are no more than a fifth.
         train_images: Keep only this many train images, stratified; None keeps all. The valid split stays whole.
+        device: What is trained on: a GPU can have larger images by default.
+        note: Receives what a person should know of one's own images, a line each.
 
     Raises:
         UserError: As `load_train`; there are fewer than 4 images; or `train_images` is more than there are, or fewer
             than the classes.
     """
-    everything = load_train(dataset, data_dir)
-    return make_splits(everything, dataset, DATASETS.find(dataset).class_names, seed=seed, train_images=train_images)
+    source = as_source(dataset, data_dir)
+    if source.is_own:
+        own = load_own(source, device=device, note=note)
+        return _own_splits(own, source.name, _own_valid(own, seed), seed=seed, train_images=train_images)
+    everything, found = load_train(source), DATASETS.find(source.dataset)
+    return make_splits(everything, source.dataset, found.class_names, seed=seed, train_images=train_images)
+
+
+def load_folds(source: Source, n_folds: int, *, seed: int, train_images: int | None = None) -> list[Splits]:
+    """Returns as many splits of one's own images as there are folds: each image that is not test is valid in one.
+
+    Raises:
+        UserError: As `load_splits`.
+    """
+    own = load_own(source)
+    folds = partition.deal(own.known.labels, own.units, [1 / n_folds] * n_folds, seed)
+    return [
+        _own_splits(own, source.name, folds == fold, seed=seed, train_images=train_images) for fold in range(n_folds)
+    ]
+
+
+def _own_valid(own: Own, seed: int) -> npt.NDArray[np.bool_]:
+    """Returns which of one's own images are valid, (N,): those that the data set gives, or a stratified share."""
+    n, labels = len(own.rest), own.known.labels
+    if own.valid.any():
+        return own.valid
+    n_valid = min(max(partition.n_valid(n), len(own.known.class_names)), n // 2)
+    valid = np.zeros(n, dtype=bool)
+    if len(np.unique(own.units)) == n:
+        order = np.random.default_rng(seed).permutation(n)
+        valid[_stratified(labels, order, n_valid, leave_one=True)[0]] = True
+        return valid
+    valid[partition.deal(labels, own.units, [n_valid / n, 1 - n_valid / n], seed) == 0] = True
+    for label in np.setdiff1d(labels, labels[valid]):  # One of its units, the smallest that leaves train another.
+        units, sizes = np.unique(own.units[labels == label], return_counts=True)
+        valid |= own.units == units[sizes.argmin()]
+    return valid
+
+
+def _own_splits(own: Own, name: str, valid: npt.NDArray[np.bool_], *, seed: int, train_images: int | None) -> Splits:
+    """Returns the splits of one's own images, of which some are valid."""
+    rows = np.flatnonzero(~valid)
+    if train_images is not None:
+        order = np.random.default_rng(seed).permutation(rows)
+        rows = np.sort(
+            _stratified(
+                own.known.labels, order, _checked(train_images, len(own.known.class_names), len(rows)), leave_one=False
+            )[0]
+        )
+    parts = {"train": rows, "valid": np.flatnonzero(valid)}
+    stored = f"{own.image_size} {own.resize} {own.rest.images.shape[1:]}"
+
+    def hashed(*names: str) -> str:
+        digest = hashlib.sha256(stored.encode())
+        for each in names:
+            digest.update(own.known.digests[parts[each]].tobytes())
+            digest.update(own.known.labels[parts[each]].tobytes())
+        return digest.hexdigest()[:12]
+
+    train = own.rest.at(parts["train"])
+    mean, std = _mean_and_std(train)
+    return Splits(
+        dataset=name,
+        class_names=own.known.class_names,
+        train=train,
+        valid=own.rest.at(parts["valid"]),
+        mean=mean,
+        std=std,
+        split_hash=hashed("train", "valid"),
+        valid_hash=hashed("valid"),
+        image_size=own.image_size,
+        resize=own.resize,
+    )
 
 
 def make_splits(
@@ -100,30 +188,42 @@ def make_splits(
     valid_index, rest = _stratified(everything.labels, order, n_valid, leave_one=True)
     n_train = len(rest)
     if train_images is not None:
-        if not len(class_names) <= train_images <= n_train:
-            rule = f"between {len(class_names)} and {n_train}"
-            raise UserError(f"--train-images must be {rule}, but got {train_images}.")
-        rest, _ = _stratified(everything.labels, rest, train_images, leave_one=False)
-    train, valid = _take(everything, np.sort(rest)), _take(everything, np.sort(valid_index))
-    mean, std = _mean_and_std(train.images)
+        rest, _ = _stratified(
+            everything.labels, rest, _checked(train_images, len(class_names), n_train), leave_one=False
+        )
+    train, valid = everything.at(np.sort(rest)), everything.at(np.sort(valid_index))
+    mean, std = _mean_and_std(train)
     return Splits(
         dataset=dataset,
         class_names=class_names,
         train=train,
         valid=valid,
         mean=mean,
-        std=tuple(max(value, 1e-3) for value in std),
+        std=std,
         split_hash=_hash(train, valid),
         valid_hash=_hash(valid),
     )
 
 
-def _mean_and_std(images: npt.NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _checked(train_images: int, n_classes: int, n_train: int) -> int:
+    """Returns the number of train images that was asked for; raises UserError where there are no such."""
+    if not n_classes <= train_images <= n_train:
+        raise UserError(f"--train-images must be between {n_classes} and {n_train}, but got {train_images}.")
+    return train_images
+
+
+def _mean_and_std(part: Labelled) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns both per channel, of pixels in [0, 1]; sums of integers take 0.1 s (floats: 1.5 s, 350 MB)."""
-    n = images.size / images.shape[1]
-    mean = images.sum(axis=(0, 2, 3), dtype=np.int64) / n
-    square = np.square(images, dtype=np.uint16).sum(axis=(0, 2, 3), dtype=np.int64) / n
-    return tuple((mean / 255).tolist()), tuple((np.sqrt(square - mean**2) / 255).tolist())
+    _, channels, height, width = part.shape
+    total, squares, n = np.zeros(channels, np.int64), np.zeros(channels, np.int64), len(part) * height * width
+    at_once = max(1, BYTES_AT_ONCE // (channels * height * width))
+    for start in range(0, len(part), at_once):
+        images = part.pixels(slice(start, start + at_once))
+        total += images.sum(axis=(0, 2, 3), dtype=np.int64)
+        squares += np.square(images, dtype=np.uint16).sum(axis=(0, 2, 3), dtype=np.int64)
+    mean = total / n
+    std = np.sqrt(np.maximum(squares / n - mean**2, 0)) / 255
+    return tuple((mean / 255).tolist()), tuple(max(value, 1e-3) for value in std.tolist())
 
 
 def _hash(*parts: Labelled) -> str:
@@ -170,7 +270,3 @@ def _shift(take: npt.NDArray[np.int64], least: npt.NDArray[np.int64], most: npt.
         if (spare := take - least).max() > 0:
             take[i] += 1
             take[spare.argmax()] -= 1
-
-
-def _take(part: Labelled, index: npt.NDArray[np.int64]) -> Labelled:
-    return Labelled(images=part.images[index], labels=part.labels[index])

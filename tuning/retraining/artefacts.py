@@ -149,7 +149,7 @@ def write_model(
 ) -> None:
     """Writes `model.pth`, `config.json`, `metrics.json` and `scores.txt`."""
     jobs.save_weights(folder / "model.pth", model)
-    _, channels, height, width = splits.train.images.shape
+    _, channels, height, width = splits.train.shape
     described = {
         "config": config.model_dump(),
         "dataset": splits.dataset,
@@ -190,7 +190,7 @@ def write_outcome(
         probabilities=test.probabilities,
         points=components.points,
         explained=components.explained,
-        images=images.images,
+        images=images.pixels(),
     )
     files.write_bytes(folder / OUTPUTS, buffer.getvalue())
     problems: list[str] = []
@@ -200,7 +200,7 @@ def write_outcome(
         return problems
     from tuning.figures import model_figures, run_figures, style
 
-    draw = model_figures.drawings_of_model(test.labels, test.probabilities, images.images, class_names, components)
+    draw = model_figures.drawings_of_model(test.labels, test.probabilities, images.pixels(), class_names, components)
     draw |= {"learning_curve": lambda: run_figures.learning_curve(epochs)}
     style.save_each(draw, folder, problems.append)
     return problems
@@ -217,7 +217,7 @@ def probe_images(part: "Labelled") -> "Labelled":
     from tuning.runs.analysis import PROBE_IMAGES
 
     index = np.random.default_rng(0).permutation(len(part))[:PROBE_IMAGES]
-    return type(part)(images=part.images[index], labels=part.labels[index])
+    return part.at(index)
 
 
 def write_separability(folder: Path, train: Outcome, test: Outcome) -> list[str]:

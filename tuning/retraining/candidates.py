@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from tuning.base import files
 from tuning.base.config import TrainConfig, parse_config, read_config
 from tuning.base.errors import UserError
+from tuning.images.source import Source
 from tuning.retraining.seeds import fresh_seeds
 from tuning.runs import run_folder, schema
 from tuning.training import jobs
@@ -76,6 +77,7 @@ class Plan:
         default: Hash of the default configuration, where it is among them.
         random: Hash of the best configuration that the search drew at random, where it is among them.
         folder: Absolute; of the jobs.
+        images: What is read, and how.
         notes: What a person should know of how the plan was made, a sentence each.
         data_seed: Chooses the valid split; the run's, so that no image moves from valid to train.
     """
@@ -85,7 +87,7 @@ class Plan:
     entries: tuple[Entry, ...]
     seeds: tuple[int, ...]
     folder: Path
-    dataset: str
+    images: Source
     data_seed: int = 0
     train_images: int | None = None
     default: str | None = None
@@ -109,6 +111,7 @@ def from_run(
     seed: int | None = None,
     compare: bool = True,
     max_parameters: int | None = None,
+    data_dir: Path | None = None,
 ) -> Plan:
     """Returns the plan for the best configurations of a run.
 
@@ -120,13 +123,14 @@ def from_run(
         seed: The first seed, the others follow it; None derives them from what the run is, whatever its folder's name.
         compare: Add the default configuration, and the best one that the search drew at random.
         max_parameters: Of a candidate, and of the one that was drawn at random; None is any number.
+        data_dir: Where the images are now; None is where the search had them.
 
     Raises:
         UserError: There is no such run, it is damaged, none of its trials has finished or is small enough, one had the
             seeds, or `epochs` are more than a configuration may have.
     """
     from tuning.sampling.study import drawn_at_random
-    from tuning.trials.settings import N_STARTUP
+    from tuning.trials.settings import N_STARTUP, source_of_run
 
     _check_epochs(epochs)
     found, notes = run_folder.load(run, retrained=True), []
@@ -159,7 +163,7 @@ def from_run(
         entries=tuple(entries),
         seeds=_seeds(found.identity, n_seeds, seed, used),
         folder=(found.path / JOBS).absolute(),
-        dataset=found.setting("dataset"),
+        images=source_of_run(found, data_dir),
         data_seed=found.setting("seed"),
         train_images=found.settings.get("train_images"),
         default=default,
@@ -170,7 +174,7 @@ def from_run(
 
 
 def from_file(
-    path: Path, folder: Path, dataset: str, *, n_seeds: int, epochs: int | None = None, seed: int | None = None
+    path: Path, folder: Path, images: Source, *, n_seeds: int, epochs: int | None = None, seed: int | None = None
 ) -> Plan:
     """Returns the plan for one configuration, without a search; its jobs are below `folder`.
 
@@ -183,7 +187,7 @@ def from_file(
     config = read_config(shipped_config(path))
     entry = Entry("candidate", _lengthened(config, epochs or config.epochs, str(path)))
     seeds = _seeds(config.hash(), n_seeds, seed, set())
-    return Plan(str(path), None, (entry,), seeds, (folder / JOBS).absolute(), dataset)
+    return Plan(str(path), None, (entry,), seeds, (folder / JOBS).absolute(), images)
 
 
 def _ranked(trials: "pd.DataFrame", path: Path, epochs: int | None) -> Iterable[Entry]:

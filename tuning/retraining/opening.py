@@ -63,7 +63,7 @@ def rehearse(held: Contest, chosen: Chosen, splits: "Splits", staging: Path, *, 
     """
     model = jobs.load_model(chosen.job, splits, "cpu")
     probe = artefacts.probe_images(splits.train)
-    images = type(splits.valid)(splits.valid.images[:REHEARSED], splits.valid.labels[:REHEARSED])
+    images = splits.valid.at(slice(REHEARSED))
     flip = chosen.flip_averaging
     ready = Ready(held, chosen, splits, model, _outcome(model, probe, splits, "cpu", flip), images, device)
     outcome = _outcome(jobs.load_model(chosen.job, splits, device), images, splits, device, flip)
@@ -97,7 +97,7 @@ def write_everything(
     problems = artefacts.write_outcome(folder, test, images, splits.class_names, chosen.result.epochs)
     parts = {
         artefacts.SEPARABILITY: lambda: problems.extend(artefacts.write_separability(folder, ready.trained_on, test)),
-        model_card.CARD: lambda: artefacts.write_card(folder, splits.valid.images),
+        model_card.CARD: lambda: artefacts.write_card(folder, splits.valid.pixels(slice(artefacts.IMAGES_TO_TIME))),
     }
     for name in parts:
         (folder / name).unlink(missing_ok=True)  # Of the rehearsal: it is of other images.
@@ -110,14 +110,13 @@ def write_everything(
 
 
 def test_once(
-    ready: Ready, models: Sequence["nn.Module"], *, data_dir: Path | None, log: Path, staging: Path
+    ready: Ready, models: Sequence["nn.Module"], *, log: Path, staging: Path
 ) -> tuple[dict[str, Any], Outcome, "Labelled"]:
     """Opens the test split and writes that down; returns the metrics, the saved model's outcome, and the test images.
 
     Args:
         ready: What was chosen.
         models: The model to be saved, then the winner's of each seed; on the device, ready to evaluate.
-        data_dir: Holds the data set's files, where they are the user's own.
         log: The folder of the log.
         staging: Where room was reserved.
 
@@ -130,7 +129,7 @@ def test_once(
     metrics = describe(ready.held, ready.chosen, splits)
     # The choice is made: only now the test split is opened, and the log says so before anything is seen of it.
     log_test(log, metrics | {"event": OPENED, "dataset": splits.dataset})
-    images = load_test(splits.dataset, data_dir)
+    images = load_test(ready.held.plan.images)
     outcomes = {flip: _outcome(models[0], images, splits, ready.device, flip) for flip in (False, True)}
     accuracies = [_outcome(each, images, splits, ready.device, flip_averaging).accuracy for each in models[1:]]
     metrics |= _test_metrics(outcomes[flip_averaging], accuracies) | {
@@ -186,7 +185,6 @@ def retrain_and_test(
     slots: Slots,
     *,
     model_dir: Path = MODEL_DIR,
-    data_dir: Path | None = None,
     threads: int | None = None,
     train_on: str = "train",
     formats: Sequence[str] = (),
@@ -205,7 +203,7 @@ def retrain_and_test(
 
     with artefacts.staged(model_dir):  # Whether it can be written is known before hours of training, not after them.
         pass
-    splits = load_splits(plan.dataset, data_dir, seed=plan.data_seed, train_images=plan.train_images)
+    splits = load_splits(plan.images, seed=plan.data_seed, train_images=plan.train_images)
     held = contest.hold(plan, splits, slots, threads, say)
     if shows_contest:
         contest.show(held)
@@ -214,14 +212,16 @@ def retrain_and_test(
         chosen = train_on_everything(chosen, splits, slots.device, threads or machine.cores(), say)
     with artefacts.staged(model_dir) as staging:
         ready = rehearse(held, chosen, splits, staging, device=slots.device)
-        for line in export.export(staging, formats, splits.valid.images, shown=model_dir):
+        for line in export.export(
+            staging, formats, splits.valid.pixels(slice(export.IMAGES_TO_COMPARE)), shown=model_dir
+        ):
             say(line)
         artefacts.check_replaceable(staging, model_dir)
         artefacts.reserve(staging, MOST_TEST_IMAGES, len(ready.rehearsed))
         trained = [held.winner.job(seed, plan.folder) for seed in plan.seeds]
         models = [jobs.load_model(job, splits, slots.device) for job in (chosen.job, *trained)]
         with interrupts.postponed(FINISHING, written(plan, model_dir)):
-            metrics, test, images = test_once(ready, models, data_dir=data_dir, log=model_dir, staging=staging)
+            metrics, test, images = test_once(ready, models, log=model_dir, staging=staging)
             for problem in write_everything(ready, metrics, test, images, staging, rehearsing=False):
                 say(problem)
             artefacts.publish(staging, model_dir)

@@ -58,12 +58,8 @@ def train_on_everything(
     Raises:
         UserError: It failed, or the disk is full.
     """
-    import numpy as np
-
-    from tuning.images.datasets import Labelled
-
-    both = zip(vars(splits.train).values(), vars(splits.valid).values(), strict=True)
-    everything = replace(splits, train=Labelled(*map(np.concatenate, both)), split_hash=f"{splits.split_hash}+valid")
+    both = splits.train.joined(splits.valid)
+    everything = replace(splits, train=both, split_hash=f"{splits.split_hash}+valid")
     job = replace(
         chosen.job,
         config=parse_config(chosen.job.config.model_dump() | {"patience": None}, "--train-on train+valid"),

@@ -122,7 +122,7 @@ def measure(settings: Any, kinds: Sequence[tuple[TrainConfig, float]], splits: S
     """
     import ray
 
-    shared = ray.put(splits)
+    shared = ray.put(splits if settings.address is None else splits.in_memory())
     remote = ray.remote(num_cpus=settings.cpus_per_trial, num_gpus=settings.gpus_per_trial)(time_steps)
     threads = max(1, int(settings.cpus_per_trial))
     measured: dict[tuple[Any, ...], tuple[float, int, int]] = {}
@@ -300,4 +300,4 @@ def _kept(root: Path) -> dict[str, Any]:
 
 
 def _first(part: Labelled, n: int) -> Labelled:
-    return Labelled(part.images[:n], part.labels[:n])
+    return part.at(slice(n))

@@ -29,8 +29,10 @@ FAILURES_THAT_STOP = 3
 SECONDS_FOR_AN_EPOCH = 10.0
 
 
-def load(settings: Settings, source: str, progress: "Progress") -> tuple["Splits", "Space"]:
-    """Returns the splits and the space of a search; `source` names the space, or is its file.
+def load(settings: Settings, source: str, progress: "Progress") -> tuple[Settings, "Splits", "Space"]:
+    """Returns the splits and the space of a search, and its settings with the size that one's own images have got.
+
+    `source` names the space, or is its file.
 
     Raises:
         UserError: The data cannot be had, or the space is wrong.
@@ -42,9 +44,17 @@ def load(settings: Settings, source: str, progress: "Progress") -> tuple["Splits
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = usable_space(spaces.load_space(source), settings, progress)
-    folder = None if settings.data_dir is None else Path(settings.data_dir)
-    splits = splitting.load_splits(settings.dataset, folder, seed=settings.seed, train_images=settings.train_images)
-    return splits, space
+    splits = splitting.load_splits(
+        settings.source,
+        seed=settings.seed,
+        train_images=settings.train_images,
+        device=settings.device,
+        note=progress.note,
+    )
+    if settings.reading is not None:
+        stored = {"image_size": splits.image_size, "resize": splits.resize}
+        settings = replace(settings, reading={**settings.reading, **stored})
+    return settings, splits, space
 
 
 def search(
@@ -170,7 +180,7 @@ class Session:
         slots = self.settings.slots
         trainable = tune.with_parameters(
             train_trial,
-            splits=self.splits,
+            splits=self.splits if self.settings.address is None else self.splits.in_memory(),
             run=str(self.path.absolute()),
             threads=max(1, int(slots.cpus_per_trial)),
             stored=self._storage(),

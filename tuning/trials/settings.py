@@ -6,13 +6,15 @@
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from tuning.base.errors import UserError, counted
 from tuning.base.registries import OBJECTIVES, SAMPLERS, SCHEDULERS
-from tuning.images.catalogue import DATASETS
+from tuning.images.options import READING
+from tuning.images.source import Source
 from tuning.runs import run_folder
 from tuning.trials import slots
 from tuning.trials.slots import Asked, Slots
@@ -49,6 +51,12 @@ class Settings:
     address: str | None = None
     limit: int | None = None
     dashboard: bool = False
+    reading: dict[str, Any] | None = None
+
+    @property
+    def source(self) -> Source:
+        """Which images are read, and how."""
+        return _source(self.dataset, None if self.data_dir is None else Path(self.data_dir), self.reading)
 
     @property
     def slots(self) -> Slots:
@@ -74,12 +82,29 @@ def of_run(run: run_folder.Run) -> Settings:
         ) from error
 
 
+def source_of_run(run: run_folder.Run, data_dir: Path | None) -> Source:
+    """Returns which images a run was begun with, and how it read them; `data_dir` is where they are now."""
+    return _source(run.setting("dataset"), data_dir, run.settings.get("reading"))
+
+
+def _source(dataset: str, data_dir: Path | None, reading: Mapping[str, Any] | None) -> Source:
+    """Returns what a record says of images: a name, or one's own, which may have moved since."""
+    if reading is None:
+        return Source(dataset, data_dir)
+    path = Path(dataset) if data_dir is None else data_dir
+    if not path.exists():
+        raise UserError(f"The images of the run are not in {path}. Name the folder or file with --data-dir.")
+    known = {name: value for name, value in reading.items() if name in READING}
+    return Source(str(path), **known | {"labels_leave_out": tuple(known.get("labels_leave_out") or ())})
+
+
 def as_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options of the command that ask for recorded settings; anything else in the mapping stays as it is.
 
     The record has the time budget in seconds, and on a cluster the concurrency that was asked for as the limit.
     """
-    found = {name: value for name, value in settings.items() if name != "limit"}
+    found = {name: value for name, value in settings.items() if name not in ("limit", "reading")}
+    found |= settings.get("reading") or {}
     if found.get("address") is not None and "limit" in settings:
         found["concurrency"] = settings["limit"]
     for name in {"time_budget", "time-budget"} & found.keys():
@@ -88,9 +113,7 @@ def as_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def check_names(
-    space: str, dataset: str, sampler: str | None, scheduler: str | None, minimize: str | None
-) -> tuple[str, str]:
+def check_names(space: str, sampler: str | None, scheduler: str | None, minimize: str | None) -> tuple[str, str]:
     """Returns sampler and scheduler; raises UserError for an unknown name. Imports neither torch nor Ray."""
     if sampler is not None:
         SAMPLERS.find(sampler, "--sampler")
@@ -110,7 +133,6 @@ def check_names(
         )
     from tuning.sampling.spaces import load_space
 
-    DATASETS.find(dataset)
     load_space(space)
     return sampler or samplers[0], scheduler or schedulers[0]
 

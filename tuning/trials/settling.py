@@ -13,6 +13,7 @@ from typing import Any
 from tuning.base import files, locks, rim
 from tuning.base.doors import Asked
 from tuning.base.errors import UserError
+from tuning.images.options import READING, source_of
 from tuning.runs import run_folder
 from tuning.trials import local_ray, record
 from tuning.trials import slots as slot_plans
@@ -113,8 +114,8 @@ def _of_resumed(asked: Asked, found: run_folder.Run, budget: float | None, *, dr
 
 def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool) -> Settled:
     """Returns what a new run is to be; its folder is made unless it is a dry run."""
-    source = _space_file(asked.space, stack)
-    sampler, scheduler = check_names(source, asked.dataset, asked.sampler, asked.scheduler, asked.minimize)
+    source, images = _space_file(asked.space, stack), source_of(asked)
+    sampler, scheduler = check_names(source, asked.sampler, asked.scheduler, asked.minimize)
     taken: Collection[str] = ()
     storage = asked.storage
     if storage is not None:
@@ -122,7 +123,7 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
 
         storage = usable(storage)
         taken = Store(storage).runs()
-    path = record.new_path(asked.run, asked.dataset, taken=taken)
+    path = record.new_path(asked.run, images.name, taken=taken)
     mlflow, password = asked.mlflow, ""
     if mlflow is not None:
         from tuning.remote import tracking
@@ -138,12 +139,13 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
     wanted = slot_plans.Asked(asked.device, asked.cpus_per_trial, asked.gpus_per_trial, asked.concurrency)
     slots = plan_slots(asked.address, storage, wanted, shared)
     if not dry_run:
-        path = stack.enter_context(record.claimed(asked.run, asked.dataset, storage))
+        path = stack.enter_context(record.claimed(asked.run, images.name, storage))
     settings = Settings(
         samples=asked.samples or 20,
         # A function is kept in the run folder, whose file other searches may be given.
         space=source if isinstance(asked.space, str) else str(path / "space.py"),
-        dataset=asked.dataset,
+        dataset=str(Path(asked.dataset).absolute()) if images.is_own else asked.dataset,
+        reading={name: getattr(asked, name) for name in READING} if images.is_own else None,
         epochs=asked.epochs or DEFAULT_EPOCHS["cuda" if slots.device == "cuda" else "cpu"],
         seed=asked.seed,
         sampler=sampler,

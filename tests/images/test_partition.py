@@ -1,0 +1,148 @@
+"""`tuning.images.partition`: no image, and nobody's images, on two sides of a split; and the test split stays."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tuning.base.errors import UserError
+from tuning.images import partition
+from tuning.images.partition import Known, conflicts, deal, describe_equals, leaks, n_valid, units_of
+
+NAMES = ("cat", "dog", "bird")
+
+
+def known(labels: Any, *, given: Any = "", groups: Any = "", digests: Any = None) -> Known:
+    n = len(labels)
+    digests = [f"{i:032x}" for i in range(n)] if digests is None else digests
+    return Known(
+        labels=np.asarray(labels),
+        class_names=NAMES[: int(np.max(labels)) + 1],
+        given=np.broadcast_to(np.asarray(given), (n,)).astype(str),
+        groups=np.broadcast_to(np.asarray(groups), (n,)).astype(str),
+        digests=np.asarray(digests).astype("S32"),
+        names=np.asarray([f"{i}.png" for i in range(n)]),
+    )
+
+
+def some(images: Known, rows: Any) -> Known:
+    parts = {name: value[rows] for name, value in vars(images).items() if name != "class_names"}
+    return Known(class_names=images.class_names, **parts)
+
+
+def test_the_test_split_is_about_15_per_cent_of_each_class() -> None:
+    images = known(np.arange(6000) % 3)
+    parts = partition.partition(images)
+    assert sorted([*parts.test, *parts.rest]) == list(range(6000))
+    shares = np.bincount(images.labels[parts.test]) / 2000
+    assert np.abs(shares - 0.15).max() < 0.03
+    assert len(parts.valid) == 0
+
+
+def test_images_that_are_added_move_none_of_the_old_ones() -> None:
+    draw = np.random.default_rng(0)
+    images = known(draw.integers(0, 3, 2000), groups=[f"sender {i}" for i in draw.integers(0, 400, 2000)])
+    old = np.sort(draw.permutation(2000)[:1200])
+    before, now = partition.partition(some(images, old)), partition.partition(images)
+    assert set(old[before.test]) == set(old) & set(now.test)
+
+
+def test_the_order_of_the_images_decides_nothing() -> None:
+    images = known(np.arange(300) % 3)
+    order = np.random.default_rng(1).permutation(300)
+    shuffled = partition.partition(some(images, order))
+    assert sorted(order[shuffled.test]) == list(partition.partition(images).test)
+
+
+def test_a_unit_is_what_groups_and_equal_pixels_join() -> None:
+    groups = ["a", "a", "b", "", "", "", ""]
+    digests = ["1", "2", "2", "2", "4", "5", "5"]
+    units = units_of(known([0, 1, 0, 1, 0, 1, 1], groups=groups, digests=digests))
+    assert len({units[i] for i in range(4)}) == 1  # b and the fourth have the pixels of one of a's.
+    assert units[5] == units[6] != units[4] != units[0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_unit_is_on_two_sides(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    n = 600
+    images = known(
+        draw.integers(0, 3, n),
+        groups=np.where(draw.random(n) < 0.3, "", [f"g{i}" for i in draw.integers(0, 60, n)]),
+        digests=[f"{i:x}" for i in draw.integers(0, 500, n)],
+    )
+    parts = partition.partition(images)
+    assert set(parts.units[parts.test]).isdisjoint(parts.units[parts.rest])
+    dealt = deal(images.labels[parts.rest], parts.units[parts.rest], [0.2, 0.8], seed)
+    mine = parts.units[parts.rest]
+    assert set(mine[dealt == 0]).isdisjoint(mine[dealt == 1])
+
+
+def test_a_small_class_is_in_all_splits_or_named() -> None:
+    for seed in range(30):
+        digests = [f"{seed:x}{i:030x}" for i in range(43)]
+        parts = partition.partition(known([0] * 40 + [1] * 3, digests=digests))
+        labels = np.array([0] * 40 + [1] * 3)
+        assert (labels[parts.test] == 1).sum() == 1
+    with pytest.raises(UserError, match=r"too few images to be in all splits: dog \(2 images\)\. .*--min-images"):
+        partition.partition(known([0] * 40 + [1] * 2))
+    with pytest.raises(UserError, match=r"dog \(9 images of 1 group\)"):
+        partition.partition(known([0] * 40 + [1] * 9, groups=[f"g{i}" for i in range(40)] + ["one"] * 9))
+
+
+def test_a_given_test_split_is_the_test_split() -> None:
+    given = ["train", "valid", "test", ""] * 30
+    parts = partition.partition(known(np.arange(120) // 4 % 3, given=given))
+    assert list(parts.test) == list(range(2, 120, 4))
+    assert list(parts.valid) == list(range(1, 120, 4))
+
+
+def test_of_a_given_valid_split_none_becomes_test_and_nothing_that_belongs_to_it() -> None:
+    given, digests = ["valid"] * 60 + ["train"] * 240, [f"{i % 240:x}" for i in range(300)]
+    parts = partition.partition(known(np.arange(300) % 3, given=given, digests=digests))
+    assert len(parts.test) and parts.test.min() >= 60
+    assert set(parts.units[parts.test]).isdisjoint(parts.units[parts.valid])
+
+
+@pytest.mark.parametrize(
+    ("given", "where"),
+    [(["test"] * 3 + ["train"] * 6 + ["test"] * 3, "train"), (["train"] * 9 + ["test"] * 3, "test")],
+)
+def test_a_class_that_a_given_split_lacks_is_named(given: list[str], where: str) -> None:
+    with pytest.raises(UserError, match=f"Each class must have an image in {where}, but .* none. Add images"):
+        partition.partition(known([0, 1, 2, 0, 0, 0, 1, 1, 1, 2, 2, 2], given=given))
+
+
+@pytest.mark.parametrize("shares", [[0.2, 0.8], [0.2] * 5])
+def test_each_part_has_its_share_of_each_class(shares: list[float]) -> None:
+    draw = np.random.default_rng(3)
+    labels = draw.choice(3, 3000, p=[0.6, 0.3, 0.1])
+    units = np.where(np.arange(3000) < 1500, draw.integers(0, 300, 3000), 300 + np.arange(3000))
+    parts = deal(labels, units, shares, 0)
+    for part, share in enumerate(shares):
+        counts = np.bincount(labels[parts == part], minlength=3)
+        assert np.abs(counts - share * np.bincount(labels)).max() <= 3
+    assert not np.array_equal(parts, deal(labels, units, shares, 1))
+    assert np.array_equal(parts, deal(labels, units, shares, 0))
+
+
+def test_the_valid_split_follows_from_the_size() -> None:
+    assert [n_valid(n) for n in (10, 800, 2000, 4000, 9000, 60_000, 10**6)] == [2, 160, 400, 500, 900, 5000, 5000]
+
+
+def test_equal_images_with_two_labels_are_named() -> None:
+    images = known([0, 1, 0, 1, 2], digests=["1", "1", "2", "3", "3"])
+    assert conflicts(images) == ["0.png (cat) = 1.png (dog)", "3.png (dog) = 4.png (bird)"]
+    said = describe_equals(images)
+    assert said[0].startswith("2 images repeat another one")
+    assert said[1].startswith("2 images have more than one label: 0.png (cat) = 1.png (dog); 3.png")
+    assert describe_equals(known([0, 1])) == []
+
+
+def test_a_given_split_that_leaks_is_said() -> None:
+    images = known([0, 1, 0, 1], digests=["1", "2", "1", "4"], groups=["", "p", "", "p"])
+    [said] = leaks(images, np.array(["train", "train", "test", "test"]))
+    assert said.startswith("The given test split leaks: 1 of its 2 images have the same pixels as one of train and 1 ")
+    assert "1 group of it are in train, too" in said
+    assert leaks(images, np.array(["train", "train", "train", "test"])) != []
+    assert leaks(known([0, 1]), np.array(["train", "test"])) == []
