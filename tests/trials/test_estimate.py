@@ -211,11 +211,11 @@ def test_a_dry_run_chooses_the_slots_and_a_later_search_takes_them_and_says_so(
     monkeypatch.setattr(estimate, "measure", lambda settings, kinds, splits: [cost(settings.concurrency)])
     asked = []
 
-    def load(settings: Settings, source: str, progress: Any) -> tuple[Splits, Any]:
+    def load(settings: Settings, source: str, progress: Any) -> tuple[Settings, Splits, Any]:
         asked.append((settings.concurrency, settings.gpus_per_trial))
         if len(asked) > 1:
             raise UserError("far enough")
-        return splits, load_space(source)
+        return settings, splits, load_space(source)
 
     monkeypatch.setattr(session, "load", load)
     with contextlib.suppress(UserError):

@@ -110,7 +110,7 @@ class Own:
         known: What decides about splits, of the rest.
         units: (N,); equal for images that must not lie on two sides of a split.
         valid: (N,): the data set itself gives the image as valid; all False where it gives none.
-        image_size: Side of the stored images in pixels; None where all had one size and have it still.
+        image_size: Side of the stored images in pixels; None where they are not square, because all had one size.
         resize: How they were brought to it.
         notes: What a person should know of them, a sentence each.
         facts: What was found while they were read.
@@ -183,6 +183,7 @@ def load_own(source: Source, *, device: str = "cpu", note: Callable[[str], None]
         UserError: The images cannot be read, or a class cannot be in all splits.
     """
     everything, known, parts, notes, facts = _read_own(source, device, note)
+    height, width = facts.image_size
     rest = Known(
         class_names=known.class_names,
         **{name: value[parts.rest] for name, value in vars(known).items() if name != "class_names"},
@@ -192,7 +193,7 @@ def load_own(source: Source, *, device: str = "cpu", note: Callable[[str], None]
         known=rest,
         units=parts.units[parts.rest],
         valid=np.isin(parts.rest, parts.valid),
-        image_size=facts.image_size,
+        image_size=height if height == width else None,
         resize=facts.resize,
         notes=notes,
         facts=facts,

@@ -1,15 +1,15 @@
-"""`Source`: which labelled images are read, and how."""
+"""`Source`: which labelled images are read, and how. It travels in settings and records, so it imports nothing heavy."""
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from tuning.base.errors import UserError, unknown_name
 from tuning.images.catalogue import DATASETS
 
 Resize = Literal["crop", "pad", "stretch"]
+SIDES = (8, 1024)  # Least and greatest --image-size, in pixels.
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,22 @@ class Source:
     """Which labelled images are read, and how.
 
     Attributes:
-        dataset: A name in `DATASETS`, or the path of one's own images, a folder or a file.
-        data_dir: Where the files of a name lie, or the moved folder of one's own images.
+        dataset: A name in `DATASETS`, or the path of one's own images: a folder or a file.
+        data_dir: Where the files of a named data set are.
+        image_column: The column of a table that names the images, or holds them.
+        label_column: The column with the labels.
+        split_column: The column that says train, valid or test.
+        group_column: The column whose equal values keep images on one side of every split.
+        group_pattern: A regular expression that is searched for in an image's relative path; its first group, or else
+            the whole match, is the image's group.
+        labels_leave_out: Labels whose images are left out.
+        min_images: Classes with fewer images are left out, by whoever splits.
+        skip_broken: Leave images out that cannot be read, instead of ending.
+        image_size: Side of the stored images in pixels, 8 to 1,024; None follows from the images and the device.
+        resize: How an image of another shape is brought to the stored one; None is the default.
+
+    Raises:
+        UserError: A value is out of its range, or the pattern is no regular expression.
     """
 
     dataset: str
@@ -34,16 +48,65 @@ class Source:
     image_size: int | None = None
     resize: Resize | None = None
 
-    @cached_property
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels_leave_out", tuple(self.labels_leave_out))  # JSON has lists.
+        if self.image_size is not None and not SIDES[0] <= self.image_size <= SIDES[1]:
+            raise UserError(
+                f"--image-size must be between {SIDES[0]} and {SIDES[1]:,} pixels, but got {self.image_size}."
+            )
+        if self.resize is not None and self.resize not in get_args(Resize):
+            raise unknown_name("--resize", self.resize, get_args(Resize))
+        if self.group_pattern is not None:
+            if self.group_column is not None:
+                raise UserError("--group-column and --group-pattern exclude each other. Leave one of them out.")
+            try:
+                re.compile(self.group_pattern)
+            except re.error as error:
+                raise UserError(
+                    f"--group-pattern must be a regular expression, but got {self.group_pattern!r}: {error}."
+                ) from error
+
+    @property
     def is_own(self) -> bool:
+        """Whether `dataset` is a path, not a name. A known name always is the name; "./mnist" is a path.
+
+        Raises:
+            UserError: It is a bare name that is neither known nor a file or folder here.
+        """
         if self.dataset in DATASETS:
             return False
-        if Path(self.dataset).exists():
+        if Path(self.dataset).name != self.dataset or self.dataset in ("", ".", "..") or self.path.exists():
             return True
-        raise UserError(str(unknown_name("Data set", self.dataset, DATASETS)))
+        error = unknown_name(f"{DATASETS.kind} {self.dataset}", self.dataset, DATASETS)
+        hint = str(error).partition(f"{self.dataset!r}.")[2]
+        raise UserError(
+            f"--dataset must be {DATASETS.listed}, or the path of your own images, but got {self.dataset!r}: "
+            f"no such folder or file exists here.{hint}"
+        )
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that were typed: option -> name."""
+        typed = {
+            "--image-column": self.image_column,
+            "--label-column": self.label_column,
+            "--split-column": self.split_column,
+            "--group-column": self.group_column,
+        }
+        return {option: name for option, name in typed.items() if name is not None}
+
+    @property
+    def path(self) -> Path:
+        """Where one's own images are."""
+        return Path(self.dataset).expanduser()
 
     @property
     def name(self) -> str:
+        """What run folders and pages call it: the data set's name, or one of [a-z0-9._-] made of the folder's or file's."""
         if self.dataset in DATASETS:
             return self.dataset
-        return re.sub(r"[^a-z0-9._-]+", "-", Path(self.dataset).stem.lower()).strip("-") or "images"
+        path = self.path.absolute()
+        stem = path.name if path.is_dir() else path.name.removesuffix(".gz").rpartition(".")[0] or path.name
+        if stem in ("", ".."):
+            stem = path.resolve().name
+        return re.sub(r"[^a-z0-9._]+", "-", stem.lower()).strip("-.") or "images"

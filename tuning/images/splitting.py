@@ -33,7 +33,7 @@ class Splits:
         std: The same for the standard deviation.
         split_hash: 12 hexadecimal digits that are equal for equal train and valid splits.
         valid_hash: The same for the valid split alone: accuracies of runs where it is equal can be compared.
-        image_size: Of one's own images: the side that they were brought to, in pixels; None where they kept their own.
+        image_size: Of one's own images: side of the stored ones in pixels; None where they are not square.
         resize: Of one's own images: how they were brought to it; None for a data set with a name.
     """
 

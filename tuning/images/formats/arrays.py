@@ -1,0 +1,105 @@
+"""NumPy's `.npz` with arrays of images and labels, under the names that Keras and MedMNIST use, and their like."""
+
+import contextlib
+import io
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from tuning.base.errors import UserError
+from tuning.images.formats.listing import Listing, Note
+from tuning.images.formats.streams import Part, Stream, list_parts, texts_of
+from tuning.images.source import Source
+
+_LONGEST_HEADER = 1 << 16  # Bytes of an array's header; usual ones have 128.
+
+_IMAGES = ("x", "images", "data", "X")
+_LABELS = ("y", "labels", "label", "target", "Y")
+# Split -> what stands before the names of its arrays.
+_PREFIXES = {"train": ("train",), "valid": ("val", "valid"), "test": ("test",)}
+
+
+def claims(path: Path) -> bool:
+    """Returns whether the path is an .npz file."""
+    return path.suffix.lower() == ".npz" and path.is_file()
+
+
+def list_images(source: Source, note: Note) -> Listing:
+    """Returns the images of x_train, y_train ... (Keras), train_images, train_labels ... (MedMNIST), or x and y.
+
+    Raises:
+        UserError: The file is damaged or has none of these names, or images and labels do not go together.
+    """
+    path = source.path
+    try:
+        with zipfile.ZipFile(path) as archive:
+            keys = [name.removesuffix(".npy") for name in archive.namelist()]
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{path} must be a readable .npz file, but got: {error}.") from error
+    pairs = _pairs(keys)
+    if not pairs:
+        raise UserError(
+            f"{path} must have arrays called x_train and y_train, train_images and train_labels, or x and y, but has "
+            f"{', '.join(keys) or 'none'}. Save them under such names."
+        )
+    parts = [
+        Part(images=_stream(path, images), labels=_labels(path, labels), split=split, name=images)
+        for split, (images, labels) in pairs.items()
+    ]
+    return list_parts(parts, [path])
+
+
+def _pairs(keys: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Returns split -> names of the arrays with its images and labels."""
+    found = {}
+    for split, prefixes in _PREFIXES.items():
+        for word in prefixes:
+            images = [f"x_{word}", f"X_{word}", f"{word}_images", f"{word}_x", f"images_{word}"]
+            labels = [f"y_{word}", f"Y_{word}", f"{word}_labels", f"{word}_y", f"labels_{word}"]
+            pair = _first(keys, images), _first(keys, labels)
+            if all(pair):
+                found[split] = pair
+    alone = _first(keys, _IMAGES), _first(keys, _LABELS)
+    return found or ({"": alone} if all(alone) else {})
+
+
+def _first(keys: Sequence[str], names: Sequence[str]) -> str:
+    return next((name for name in names if name in keys), "")
+
+
+def _stream(path: Path, key: str) -> Stream:
+    """Returns an array that is read row by row, however large it is and whether or not it is compressed."""
+    with _opened(path, key) as file:
+        start = file.read(_LONGEST_HEADER)
+    head = io.BytesIO(start)
+    try:
+        version = np.lib.format.read_magic(head)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(head)
+    except ValueError as error:
+        raise UserError(f"Array {key} of {path} must be one of numbers, but got: {error}.") from error
+    if fortran:
+        raise UserError(f"Array {key} of {path} is in Fortran order. Save numpy.ascontiguousarray of it.")
+    return Stream(
+        shape=shape, dtype=dtype, begin=head.tell(), open=lambda: _opened(path, key), where=f"Array {key} of {path}"
+    )
+
+
+@contextlib.contextmanager
+def _opened(path: Path, key: str) -> Iterator[IO[bytes]]:
+    with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
+        yield file
+
+
+def _labels(path: Path, key: str) -> list[str]:
+    """Returns labels as texts: of numbers, of texts, or of rows with a single 1."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            labels = arrays[key]
+    except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise UserError(f"Array {key} of {path} must be one of numbers or texts, but got: {error}.") from error
+    return texts_of(labels, f"Array {key} of {path}")

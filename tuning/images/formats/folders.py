@@ -1,0 +1,180 @@
+"""A folder of class folders, with train, valid and test folders above them or without."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tuning.base.errors import UserError, counted
+from tuning.images.formats import parquet, tables
+from tuning.images.formats.listing import SPLIT_NAMES, SPLIT_ORDER, Listing, Note, natural, of_files
+from tuning.images.formats.walking import NO_IMAGES, Walk, walk
+from tuning.images.source import Source
+
+_TABLES = (".csv", ".tsv", ".parquet")
+NO_CLASS = "images in no class folder"
+Parts = tuple[str, ...]
+
+
+@dataclass
+class _Found:
+    """The images of class folders: path, label and split of each."""
+
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+
+def claims(path: Path) -> bool:
+    """Returns whether this format may read the path: any folder."""
+    return path.is_dir()
+
+
+def list_images(source: Source, note: Note) -> Listing:
+    """Returns the images below the folder in natural order of their file names, by split.
+
+    A single folder level that holds everything is stepped through. Where there are no class folders and one table
+    beside the images, the table is read.
+
+    Raises:
+        UserError: There is no image or no class folder, a class folder is empty, or a folder cannot be read.
+    """
+    root = source.path
+    walked = walk(root)
+    if not walked.images:
+        raise UserError(
+            f"{root} has no image in it ({counted(walked.passed_over[NO_IMAGES], 'other file')}). "
+            "Put a folder for each class into it, with the images of the class."
+        )
+    images = [tuple(name.split("/")) for name in walked.images]
+    if source.columns:
+        return _by_columns(source, note)
+    base = _stepped(images, set())
+    top = _children(images, base)
+    if len(top) < 2:
+        return _without_classes(source, walked, (*base, *top), note)
+    found = _Found()
+    splits = {name: SPLIT_NAMES[name.casefold()] for name in top if name.casefold() in SPLIT_NAMES}
+    if "train" in splits.values():
+        _with_splits(root, walked, base, splits, found, source.labels_leave_out, note)
+    else:
+        _add(root, walked, base, "", found, source.labels_leave_out)
+    rank = {split: i for i, split in enumerate(SPLIT_ORDER)}
+    found.rows.sort(key=lambda row: (rank[row[2]], natural(row[0].rpartition("/")[2]), natural(row[0])))
+    names, labels, of_split = (list(column) for column in zip(*found.rows, strict=True))
+    return of_files(
+        names,
+        labels,
+        [root / name for name in names],
+        splits=of_split,
+        passed_over=walked.passed_over + found.passed_over,
+    )
+
+
+def _below(images: Sequence[Parts], base: Parts) -> list[Parts]:
+    return [parts for parts in images if parts[: len(base)] == base]
+
+
+def _children(images: Sequence[Parts], base: Parts) -> list[str]:
+    """Returns the folders of a level that have images at any depth."""
+    return sorted({parts[len(base)] for parts in _below(images, base) if len(parts) > len(base) + 1})
+
+
+def _stepped(images: Sequence[Parts], classes: Iterable[str], base: Parts = ()) -> Parts:
+    """Returns the level of the class folders: down through folders that hold everything and no image directly."""
+    while True:
+        below = _below(images, base)
+        children = _children(below, base)
+        if len(children) != 1 or children[0] in classes or any(len(parts) == len(base) + 1 for parts in below):
+            return base
+        deeper = (*base, children[0])
+        if not _children(below, deeper) or any(len(parts) == len(deeper) + 1 for parts in below):
+            # Its images lie in it: it is a class, or else the flat folder of a table.
+            return base
+        base = deeper
+
+
+def _with_splits(
+    root: Path,
+    walked: Walk,
+    base: Parts,
+    splits: dict[str, str],
+    found: _Found,
+    leave_out: Sequence[str],
+    note: Note,
+) -> None:
+    """Adds the images of train, valid and test folders, each with class folders of its own."""
+    images = [tuple(name.split("/")) for name in walked.images]
+    others = [name for name in _children(images, base) if name not in splits]
+    if others:
+        raise UserError(
+            f"{Path(root, *base)} has the splits {', '.join(splits)} and beside them {', '.join(others)}. "
+            "Move what is no split elsewhere, or into one of them."
+        )
+    found.passed_over[NO_CLASS] += sum(len(parts) == len(base) + 1 for parts in _below(images, base))
+    classes: set[str] = set()
+    for name in sorted(splits, key=lambda name: SPLIT_ORDER.index(splits[name])):
+        level = _stepped(images, classes, (*base, name))
+        if not _children(images, level):
+            n = len(_below(images, level))
+            if splits[name] == "train":
+                raise UserError(f"{Path(root, *level)} must have a folder for each class, but has {n:,} images alone.")
+            found.passed_over[NO_CLASS] += n
+            note(f"{Path(root, *level)} has no class folders: its {counted(n, 'image')} without a label are not read.")
+            continue
+        _add(root, walked, level, splits[name], found, leave_out)
+        classes |= set(_children(images, level))
+
+
+def _add(root: Path, walked: Walk, base: Parts, split: str, found: _Found, leave_out: Sequence[str]) -> None:
+    """Adds the images of the class folders of one level."""
+    images = [tuple(name.split("/")) for name in walked.images]
+    _refuse_empty(root, walked, base, {*_children(images, base), *leave_out})
+    for parts in _below(images, base):
+        if len(parts) > len(base) + 1:
+            found.rows.append(("/".join(parts), parts[len(base)], split))
+        else:
+            found.passed_over[NO_CLASS] += 1
+
+
+def _refuse_empty(root: Path, walked: Walk, base: Parts, full: set[str]) -> None:
+    for name in walked.folders:
+        *above, last = name.split("/")
+        if tuple(above) == base and last not in full:
+            raise UserError(f"The class folder {root / name} has no image in it. Put images into it, or remove it.")
+
+
+def _without_classes(source: Source, walked: Walk, base: Parts, note: Note) -> Listing:
+    """Reads images that all lie in `base` by the one table beside or above them, or says what is lacking."""
+    root = source.path
+    levels = [Path(root, *base[:level]) for level in range(len(base) + 1)]
+    beside = sorted(path for level in levels for path in level.iterdir() if path.suffix.lower() in _TABLES)
+    if len(beside) == 1:
+        note(f"{root} has no class folders: the labels are those of {beside[0]}.")
+        return _by_table(source, beside[0], note)
+    if base:
+        _refuse_empty(root, walked, base[:-1], {base[-1]})
+    if beside:
+        way = f"Choose the table of their labels: --dataset {' or '.join(map(str, beside))}."
+    else:
+        way = "A table of images and labels (CSV, TSV or Parquet) as --dataset is the other way."
+    raise UserError(
+        f"{root} has images in one class at most: there must be a folder for each class, with its images. {way}"
+    )
+
+
+def _by_columns(source: Source, note: Note) -> Listing:
+    """Reads the one table in the folder, as a column was typed."""
+    beside = sorted(path for path in source.path.iterdir() if path.suffix.lower() in _TABLES)
+    if len(beside) != 1:
+        option, column = next(iter(source.columns.items()))
+        raise UserError(
+            f"{option} {column} needs a table, but {source.path} has {counted(len(beside), 'table')}. "
+            "Pass the table as --dataset."
+        )
+    return _by_table(source, beside[0], note)
+
+
+def _by_table(source: Source, table: Path, note: Note) -> Listing:
+    if table.suffix.lower() == ".parquet":
+        return parquet.list_images(replace(source, dataset=str(table)), note)
+    return tables.list_images(source, note, table)

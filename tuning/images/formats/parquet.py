@@ -1,0 +1,170 @@
+"""Parquet: images inside, as Hugging Face's `datasets` writes them, or a table of image files."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tuning.base.errors import UserError
+from tuning.images.formats import tables
+from tuning.images.formats.columns import find_columns
+from tuning.images.formats.listing import SPLIT_ORDER, Content, Listing, Note, natural, split_of
+from tuning.images.formats.walking import IMAGE_SUFFIXES, is_hidden
+from tuning.images.source import Source
+
+_BATCH = 64  # Rows read at a time.
+
+
+def claims(path: Path) -> bool:
+    """Returns whether the path is a Parquet file, or a folder whose files are all of this format."""
+    return bool(_files(path))
+
+
+def list_images(source: Source, note: Note) -> Listing:
+    """Returns the rows of the files; these are in the order train, valid, test, and of their names.
+
+    Where no column says train, valid or test, the beginning of a file's name does ("train-00000-of-00002.parquet").
+
+    Raises:
+        UserError: A file is damaged, the files differ in their columns, or no column holds or names images.
+    """
+    files = _files(source.path)
+    schema = _open(files[0]).schema_arrow
+    for file in files[1:]:
+        if _open(file).schema_arrow.names != schema.names:
+            raise UserError(f"{file} must have the columns of {files[0]}, but has others. Pass one of them alone.")
+    inside = [field.name for field in schema if _holds_images(field.type)]
+    if source.image_column in schema.names:
+        inside = [name for name in inside if name == source.image_column]
+    texts = _texts(files, [field for field in schema if field.name not in inside and _is_plain(field.type)])
+    by_name = _splits(files)
+    if len(inside) > 1:
+        options = " or ".join(f"--image-column {name}" for name in inside)
+        raise UserError(f"{files[0]} has {len(inside)} columns with images. Choose one: {options}.")
+    if not inside:
+        if any(by_name) and not {"split", "set", "subset"} & set(texts):
+            texts["split"] = by_name
+        return tables.list_table(texts, files[0], source, note)
+    n = len(by_name)
+    columns = find_columns(
+        {inside[0]: [""] * n, **texts}, source, str(files[0]), note, names_images=lambda name: name == inside[0]
+    )
+    labels = texts[columns.label]
+    rows = [row for row in range(n) if labels[row]]
+    splits = by_name if columns.split is None else tables.splits_of(texts[columns.split], columns.split)
+    return Listing(
+        names=[f"row {row}" for row in rows],
+        labels=[labels[row] for row in rows],
+        splits=[splits[row] for row in rows],
+        groups=[texts[columns.group][row] if columns.group else "" for row in rows],
+        files=files,
+        contents=lambda wanted: _contents(files, inside[0], [rows[i] for i in wanted]),
+        passed_over=Counter({tables.NO_LABEL: n - len(rows)}),
+        options=f"{inside[0]} {rows if len(rows) < n else ''}",
+    )
+
+
+def _files(path: Path) -> list[Path]:
+    """Returns the Parquet files of a path in their order; none where a folder has folders or images beside them."""
+    if path.is_file():
+        return [path] if path.suffix.lower() in (".parquet", ".pq") else []
+    entries = _visible(path)
+    if [entry.name for entry in entries if entry.is_dir()] == ["data"]:  # As on Hugging Face's hub.
+        entries = _visible(path / "data")
+    if any(entry.is_dir() or entry.suffix.lower() in IMAGE_SUFFIXES for entry in entries):
+        return []
+    files = [entry for entry in entries if entry.suffix.lower() == ".parquet"]
+    return sorted(files, key=lambda file: (SPLIT_ORDER.index(split_of(file.name)), natural(file.name)))
+
+
+def _visible(folder: Path) -> list[Path]:
+    return [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
+
+
+def _open(file: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file} must be a readable Parquet file, but got: {str(error).splitlines()[0]}.") from error
+
+
+def _splits(files: Sequence[Path]) -> list[str]:
+    """Returns the split of each row by the names of the files, where these name more than one."""
+    named = [split_of(file.name) for file in files]
+    several = len(set(named)) > 1
+    return [
+        split if several else ""
+        for file, split in zip(files, named, strict=True)
+        for _ in range(_open(file).metadata.num_rows)
+    ]
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    return not (pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _texts(files: Sequence[Path], fields: Sequence[pa.Field]) -> dict[str, list[str]]:
+    """Returns columns as texts; class names where the file has them for the numbers of a column."""
+    if not fields:
+        return {}
+    names = _class_names(_open(files[0]).schema_arrow.metadata)
+    table = pa.concat_tables(
+        [_open(file).read(columns=[field.name for field in fields]).replace_schema_metadata() for file in files],
+        promote_options="permissive",
+    )
+    return {
+        field.name: [_text(value, names.get(field.name)) for value in table.column(field.name).to_pylist()]
+        for field in fields
+    }
+
+
+def _text(value: Any, names: Sequence[str] | None) -> str:
+    if value is None or value != value or (names and value == -1):  # -1: no label, in `datasets`.
+        return ""
+    if names and isinstance(value, int) and 0 <= value < len(names):
+        return names[value]
+    return str(value).strip()
+
+
+def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
+    """Returns column -> class names by number, which `datasets` keeps in the schema's metadata."""
+    try:
+        features = json.loads((metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    except ValueError:
+        return {}
+    return {
+        column: [str(name) for name in feature["names"]]
+        for column, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+    }
+
+
+def _contents(files: Sequence[Path], column: str, wanted: Sequence[int]) -> Iterator[Content]:
+    """Yields the images of some rows, which are counted through all files; a batch of rows is in memory at a time."""
+    first, waiting = 0, list(reversed(wanted))
+    for file in files:
+        try:
+            for batch in _open(file).iter_batches(batch_size=_BATCH, columns=[column]):
+                values = batch.column(0)
+                while waiting and waiting[-1] < first + len(values):
+                    yield _content(values[waiting.pop() - first].as_py(), file.parent)
+                first += len(values)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{file} is damaged: {str(error).splitlines()[0]}. Replace it.") from error
+
+
+def _content(value: Any, folder: Path) -> Content:
+    """Returns an image's bytes, or the file that the row names instead."""
+    if isinstance(value, dict):
+        return value["bytes"] if value["bytes"] is not None else folder / str(value.get("path") or "")
+    return b"" if value is None else bytes(value)

@@ -1,0 +1,110 @@
+"""`Resolver`: the file that a table means by a path, a file name or an id."""
+
+import os
+from collections import defaultdict
+from functools import cached_property
+from pathlib import Path
+
+from tuning.base.errors import UserError
+from tuning.images.formats.walking import Walk, stem, walk
+
+
+class Resolver:
+    """Finds images by what a table calls them: their path from the table, or their name with or without extension.
+
+    The folder is walked through only where a path from the table does not lead to a file.
+
+    Args:
+        folder: Where the table is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def find(self, value: str) -> Path | None:
+        """Returns the file; None where there is none.
+
+        A name with its extension comes before one without, and both before one whose letters differ in case. Of files
+        of one name, that beside the table comes first, then that in its folder "images", then that in another.
+
+        Raises:
+            UserError: Two files could be meant.
+        """
+        value = value.strip().replace("\\", "/")
+        *above, last = [part for part in value.split("/") if part not in ("", ".")] or [""]
+        if not last:
+            return None
+        exact = self.folder / value
+        if exact.suffix and _is_file(exact):
+            return exact
+        tail = "/".join(above).lower()
+        for index, key in ((self._names, last), (self._stems, last), (self._loose, last.lower())):
+            found = [name for name in index.get(key, ()) if _is_in(name, tail)]
+            depths = (tail, f"images/{tail}".rstrip("/"))
+            for tier in (*([name for name in found if _folder(name) == depth] for depth in depths), found):
+                if len(tier) > 1:
+                    raise UserError(
+                        f"{value!r} in the table could be {self.folder / tier[0]} or {self.folder / tier[1]}. Write the "
+                        "path from the table's folder, with the extension, into the table."
+                    )
+                if tier:
+                    return self.folder / tier[0]
+        return exact if _is_file(exact) else None
+
+    def without_row(self, taken: set[Path]) -> int:
+        """Returns how many images lie below the table's folder without a row.
+
+        Where every path in the table leads to its file, only the folders of these are looked at.
+        """
+        if "_walked" in self.__dict__:
+            images = {self.folder / name for name in self._walked.images}
+        else:
+            suffixes = {path.suffix.lower() for path in taken}
+            images = {
+                folder / entry.name
+                for folder in {path.parent for path in taken}
+                for entry in os.scandir(folder)
+                if not entry.name.startswith(".") and Path(entry.name).suffix.lower() in suffixes
+            }
+        return len(images - taken)
+
+    @cached_property
+    def _walked(self) -> Walk:
+        return walk(self.folder)
+
+    @cached_property
+    def _names(self) -> dict[str, list[str]]:
+        found = defaultdict(list)
+        for name in self._walked.images:
+            found[name.rpartition("/")[2]].append(name)
+        return found
+
+    @cached_property
+    def _stems(self) -> dict[str, list[str]]:
+        found = defaultdict(list)
+        for name in self._walked.images:
+            found[stem(name)].append(name)
+        return found
+
+    @cached_property
+    def _loose(self) -> dict[str, list[str]]:
+        found = defaultdict(list)
+        for name in self._walked.images:
+            for key in {name.rpartition("/")[2].lower(), stem(name).lower()}:
+                found[key].append(name)
+        return found
+
+
+def _folder(name: str) -> str:
+    return name.rpartition("/")[0].lower()
+
+
+def _is_in(name: str, tail: str) -> bool:
+    return not tail or f"/{_folder(name)}".endswith(f"/{tail}")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # A name that no file system takes.
+        return False

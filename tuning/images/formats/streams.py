@@ -1,0 +1,148 @@
+"""Arrays of images that are read from a file block by block, as `.npz` and IDX files hold them."""
+
+import math
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tuning.base.errors import UserError
+from tuning.images.formats.listing import Content, Listing
+
+_BLOCK_BYTES = 1 << 22  # Read at a time.
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Images in a file, one after the other.
+
+    Attributes:
+        shape: (N, H, W), (N, H, W, C) or (N, C, H, W).
+        dtype: Of whole numbers.
+        begin: Bytes before the first image.
+        open: Returns the file, decompressed.
+        where: What errors call it.
+
+    Raises:
+        UserError: The shape is not one of these, or the numbers are not whole.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    begin: int
+    open: Callable[[], AbstractContextManager[IO[bytes]]]
+    where: str
+
+    def __post_init__(self) -> None:
+        sizes = " x ".join(map(str, self.shape))
+        if len(self.shape) not in (3, 4) or (len(self.shape) == 4 and not self._leading and not self._trailing):
+            raise UserError(
+                f"{self.where} must have the shape images x height x width, with 1, 3 or 4 channels at the end or "
+                f"after the images, but has {sizes}."
+            )
+        if self.dtype.kind not in "ui":
+            raise UserError(
+                f"{self.where} must hold whole numbers (0 to 255, or to 65,535), but has {self.dtype}. "
+                "Scale and round them before saving."
+            )
+
+    @property
+    def _trailing(self) -> bool:
+        return self.shape[-1] in (1, 3, 4)
+
+    @property
+    def _leading(self) -> bool:
+        return self.shape[1] in (1, 3, 4) and not self._trailing
+
+    def images(self, rows: Sequence[int]) -> Iterator[npt.NDArray[Any]]:
+        """Yields some images, (H, W) or (H, W, C), which are asked for in ascending order.
+
+        Raises:
+            UserError: The file ends before its last image, or is damaged.
+        """
+        image_bytes = max(1, math.prod(self.shape[1:]) * self.dtype.itemsize)
+        n_block = max(1, _BLOCK_BYTES // image_bytes)
+        waiting = list(reversed(rows))
+        try:
+            with self.open() as file:
+                _skip(file, self.begin)
+                for first in range(0, self.shape[0], n_block):
+                    n = min(n_block, self.shape[0] - first)
+                    content = file.read(n * image_bytes)
+                    if len(content) < n * image_bytes:
+                        raise UserError(
+                            f"{self.where} must hold {self.shape[0]:,} images, but ends in number "
+                            f"{first + len(content) // image_bytes:,}. Replace the file."
+                        )
+                    block = np.frombuffer(content, self.dtype).reshape(n, *self.shape[1:])
+                    while waiting and waiting[-1] < first + n:
+                        image = block[waiting.pop() - first]
+                        yield image.transpose(1, 2, 0) if image.ndim == 3 and self._leading else image
+        except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+            raise UserError(f"{self.where} is damaged: {error}. Replace the file.") from error
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images of a split, their labels as texts, and what an image is called: `name[17]`."""
+
+    images: Stream
+    labels: Sequence[str]
+    split: str
+    name: str
+
+
+def list_parts(parts: Sequence[Part], files: Sequence[Path]) -> Listing:
+    """Returns the listing of arrays, one after the other.
+
+    Raises:
+        UserError: Images and labels differ in number.
+    """
+    names: list[str] = []
+    labels: list[str] = []
+    splits: list[str] = []
+    for part in parts:
+        n = part.images.shape[0]
+        if n != len(part.labels):
+            raise UserError(f"{part.images.where} has {n:,} images, but {len(part.labels):,} labels.")
+        names += [f"{part.name}[{i}]" for i in range(n)]
+        labels += part.labels
+        splits += [part.split] * n
+
+    def contents(rows: Sequence[int]) -> Iterator[Content]:
+        first = 0
+        for part in parts:
+            n = part.images.shape[0]
+            yield from part.images.images([row - first for row in rows if first <= row < first + n])
+            first += n
+
+    return Listing(names=names, labels=labels, splits=splits, groups=[""] * len(names), files=files, contents=contents)
+
+
+def texts_of(labels: npt.NDArray[Any], where: str) -> list[str]:
+    """Returns labels (N,), (N, 1) or one-hot (N, K) as texts.
+
+    Raises:
+        UserError: An image has several labels or none.
+    """
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    elif labels.ndim == 2 and labels.dtype.kind in "uifb":
+        if not (np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all()):
+            raise UserError(f"{where} must have one label an image, but has rows of {labels.shape[1]} numbers.")
+        labels = labels.argmax(axis=1)
+    if labels.ndim != 1:
+        sizes = " x ".join(map(str, labels.shape))
+        raise UserError(f"{where} must have one label an image, but has the shape {sizes or 'of a single number'}.")
+    return [label.decode(errors="replace") if isinstance(label, bytes) else str(label) for label in labels.tolist()]
+
+
+def _skip(file: IO[bytes], n_bytes: int) -> None:
+    while n_bytes > 0:
+        n_bytes -= len(file.read(n_bytes)) or n_bytes

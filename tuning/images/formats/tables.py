@@ -1,0 +1,177 @@
+"""A table of images and labels: CSV, TSV, or text with blanks between the columns. The images are files beside it."""
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tuning.base.errors import UserError, counted
+from tuning.images.formats.columns import find_columns, is_header
+from tuning.images.formats.listing import SPLIT_NAMES, Listing, Note, of_files
+from tuning.images.formats.resolving import Resolver
+from tuning.images.formats.walking import IMAGE_SUFFIXES
+from tuning.images.source import Source
+
+SUFFIXES = {".csv", ".tsv", ".txt"}
+NO_ROW, NO_LABEL = "images without a row", "rows without a label"
+_DELIMITERS = ("\t", ",", ";", "|")
+_LOOKED_AT = 50  # Rows that decide on delimiter and columns.
+
+
+def claims(path: Path) -> bool:
+    """Returns whether the path is a text file that is called like a table."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def list_images(source: Source, note: Note, path: Path | None = None) -> Listing:
+    """Returns the rows of a table, in their order.
+
+    Args:
+        source: Its path is the table, if no other is given.
+        note: Receives what was guessed.
+        path: The table.
+
+    Raises:
+        UserError: It cannot be read, or it is not clear which column is what or which file is meant.
+    """
+    path = path or source.path
+    root = source.path if source.path.is_dir() else path.parent
+    resolver = Resolver(path.parent)
+    table = _columns(path, _rows(path), source, resolver, note)
+    return list_table(table, path, source, note, root=root, resolver=resolver)
+
+
+def list_table(
+    table: Mapping[str, Sequence[str]],
+    path: Path,
+    source: Source,
+    note: Note,
+    *,
+    root: Path | None = None,
+    resolver: Resolver | None = None,
+) -> Listing:
+    """Returns the listing of a table of texts, whose images are files: column name -> a text a row."""
+    resolver, root = resolver or Resolver(path.parent), root or path.parent
+    columns = find_columns(
+        table,
+        source,
+        str(path),
+        note,
+        names_images=lambda name: any(resolver.find(value) for value in table[name][:_LOOKED_AT]),
+    )
+    labelled = [row for row, label in enumerate(table[columns.label]) if label]
+    values = [table[columns.image][row] for row in labelled]
+    found = [resolver.find(value) for value in values]
+    taken = {path for path in found if path is not None}
+    passed_over = Counter({NO_LABEL: len(table[columns.label]) - len(labelled), NO_ROW: resolver.without_row(taken)})
+    splits = (
+        None if columns.split is None else splits_of([table[columns.split][row] for row in labelled], columns.split)
+    )
+    return of_files(
+        [_name(file, root) if file else value for file, value in zip(found, values, strict=True)],
+        [table[columns.label][row] for row in labelled],
+        [file or path.parent / value for file, value in zip(found, values, strict=True)],
+        splits=splits,
+        groups=None if columns.group is None else [table[columns.group][row] for row in labelled],
+        missing=frozenset(i for i, file in enumerate(found) if file is None),
+        passed_over=passed_over,
+    )
+
+
+def splits_of(values: Sequence[str], column: str) -> list[str]:
+    """Returns "train", "valid" or "test" for each text of a column.
+
+    Raises:
+        UserError: A text is none of these, in any of their usual spellings.
+    """
+    wrong = sorted({value for value in values if value.casefold() not in SPLIT_NAMES})
+    if wrong:
+        n = sum(value == wrong[0] for value in values)
+        raise UserError(
+            f"Column {column!r} must say train, valid or test in every row, but has {wrong[0]!r} in "
+            f"{counted(n, 'row')}. Mend the table, or choose another column with --split-column."
+        )
+    return [SPLIT_NAMES[value.casefold()] for value in values]
+
+
+def _name(file: Path, root: Path) -> str:
+    return Path(os.path.relpath(file, root)).as_posix()
+
+
+def _text(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}). Change its permissions.") from error
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return raw.decode("utf-16", errors="replace")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return raw.decode("cp1252", errors="replace")  # As spreadsheets write it.
+
+
+def _rows(path: Path) -> list[list[str]]:
+    """Returns the rows of a table without blanks around their cells; empty ones are left out."""
+    lines = [line for line in _text(path).splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"{path} must be a table of images and labels, but is empty.")
+    widths = {mark: _width(lines[:_LOOKED_AT], mark) for mark in _DELIMITERS}
+    mark = max(_DELIMITERS, key=lambda mark: widths[mark])
+    if widths[mark] < 2:
+        if _width(lines[:_LOOKED_AT], " ") < 2:
+            raise UserError(
+                f"{path} must be a table of at least two columns with a comma, tab, semicolon, bar or blanks between "
+                f"them, but its first line is {lines[0][:80]!r}."
+            )
+        mark = " "
+    return _split_lines(lines, mark)
+
+
+def _split_lines(lines: Sequence[str], mark: str) -> list[list[str]]:
+    if mark == " ":
+        lines = [" ".join(line.split()) for line in lines]
+    return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark, skipinitialspace=True)]
+
+
+def _width(lines: Sequence[str], mark: str) -> int:
+    """Returns how many columns a delimiter makes of nearly all the lines; 0 where they differ."""
+    rows = _split_lines(lines, mark)
+    [(width, n)] = Counter(map(len, rows)).most_common(1)
+    return width if n >= 0.8 * len(rows) else 0
+
+
+def _columns(
+    path: Path, rows: Sequence[list[str]], source: Source, resolver: Resolver, note: Note
+) -> dict[str, list[str]]:
+    """Returns the table by columns. Where the first row is no header and it is clear what is what, names are given."""
+    header, body = rows[0], rows[1:]
+    if not is_header(header, source):
+        images = [i for i, cell in enumerate(header) if _is_image(cell, resolver)]
+        if len(images) == 1 and len(header) == 2:
+            header = ["label", "label"]
+            header[images[0]] = "image"
+            body = rows
+            note(f"{path} has no header: column {images[0] + 1} names the images, the other one has the labels.")
+        elif images:
+            raise UserError(
+                f"{path} has no header. Write the names of its {len(header)} columns as its first line, such as "
+                "image,label."
+            )
+    for number, row in enumerate(body, start=2):
+        if len(row) != len(header):
+            raise UserError(
+                f"{path} must have {counted(len(header), 'column')} in every row, but row {number} has {len(row)}."
+            )
+    if len(set(header)) < len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        if twice:
+            raise UserError(f"{path} must have a name of its own for each column, but has {twice!r} twice.")
+    if not body:
+        raise UserError(f"{path} has a header and no rows.")
+    return {name: [row[i] for row in body] for i, name in enumerate(header) if name}
+
+
+def _is_image(cell: str, resolver: Resolver) -> bool:
+    return Path(cell).suffix.lower() in IMAGE_SUFFIXES or resolver.find(cell) is not None

@@ -1,0 +1,101 @@
+"""`walk`: which files below a folder are images. Hidden ones, and what is no image, are passed over and counted."""
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from tuning.base.errors import UserError
+
+HIDDEN = "hidden files and folders"
+NO_IMAGES = "files that are no images"
+# In lower case; beside these, every name that begins with a dot.
+_HIDDEN_NAMES = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "lost+found"}
+# Files so called must be images, so that a damaged one is named. Some are of kinds that are not read: that is said, too.
+IMAGE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm"),
+    *(".pbm", ".pnm", ".heic", ".heif", ".avif", ".jp2", ".psd", ".svg", ".dng", ".dcm"),
+}
+
+
+@dataclass
+class Walk:
+    """What is below a folder.
+
+    Attributes:
+        images: Paths of image files relative to the folder, with "/".
+        folders: Relative paths of all folders that are not hidden.
+        passed_over: Reason -> how many.
+    """
+
+    images: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+
+def walk(folder: Path) -> Walk:
+    """Returns what is below a folder, links followed.
+
+    Raises:
+        UserError: A folder may not be read, or a link leads back to a folder that it lies in.
+    """
+    found = Walk()
+    _visit(folder, "", found, ())
+    return found
+
+
+def is_hidden(name: str) -> bool:
+    """Returns whether a file or folder is one that systems and tools leave behind."""
+    return name.startswith(".") or name.lower() in _HIDDEN_NAMES
+
+
+def looks_like_image(path: Path) -> bool:
+    """Returns whether a file's name or, where that says nothing, its first bytes are those of an image."""
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return True
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError:
+        return False
+    return (
+        start.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*"))
+        or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
+        or (start[:2] == b"BM" and start[6:10] == bytes(4))
+    )
+
+
+def _visit(folder: Path, relative: str, found: Walk, above: tuple[tuple[int, int], ...]) -> None:
+    try:
+        status = folder.stat()
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"The folder {folder} cannot be read ({error.strerror}). Change its permissions.") from error
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        raise UserError(f"{folder} is a link to a folder that it lies in, an endless loop. Remove the link.")
+    for entry in entries:
+        name = f"{relative}{entry.name}"
+        if is_hidden(entry.name):
+            found.passed_over[HIDDEN] += 1
+            continue
+        try:
+            is_folder = entry.is_dir()
+            if entry.is_symlink() and not is_folder:
+                os.stat(entry.path)
+        except FileNotFoundError:
+            is_folder = False  # A link that leads nowhere is named as a broken image, if it is called like one.
+        except OSError as error:
+            raise UserError(f"{entry.path} cannot be read ({error.strerror}). Remove the link.") from error
+        if is_folder:
+            found.folders.append(name)
+            _visit(Path(entry.path), f"{name}/", found, (*above, identity))
+        elif looks_like_image(Path(entry.path)):
+            found.images.append(name)
+        else:
+            found.passed_over[NO_IMAGES] += 1
+
+
+def stem(path: str) -> str:
+    """Returns a relative path's file name without its extension."""
+    return PurePosixPath(path).stem

@@ -1,0 +1,134 @@
+"""Which rows have which class: labels that are left out, files that lack, and labels that are none."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tuning.base.errors import UserError, counted, unknown_name
+from tuning.images.formats.listing import Listing, Note, natural
+from tuning.images.source import Source
+
+_FEW_NUMBERS = 20  # Fractions as labels: more different ones than this are a quantity, not classes.
+_MANY_ROWS = 100  # From so many images on, a class for every second one is a name for each.
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The rows that are read, in their order.
+
+    Attributes:
+        rows: Numbers of rows of the listing.
+        texts: The label of each row of the listing.
+        left_out: Name and reason of each other row.
+    """
+
+    rows: list[int]
+    texts: Sequence[str]
+    left_out: list[tuple[str, str]]
+
+    def numbered(self, rows: Sequence[int], where: str) -> tuple[tuple[str, ...], list[int]]:
+        """Returns the class names, sorted with digits as numbers, and each row's class.
+
+        Raises:
+            UserError: There are fewer than two classes.
+        """
+        names = tuple(sorted({self.texts[row] for row in rows}, key=natural))
+        if len(names) < 2:
+            found = f"only {names[0]!r}, in {counted(len(rows), 'image')}" if names else "none"
+            raise UserError(f"{where} must have images of two classes at least, but has {found}.")
+        number = {name: i for i, name in enumerate(names)}
+        return names, [number[self.texts[row]] for row in rows]
+
+
+def check_labels(listing: Listing, source: Source, note: Note) -> Labels:
+    """Returns the rows with a class and a file.
+
+    Raises:
+        UserError: Labels to leave out do not occur, files lack, or the labels are not those of classes.
+    """
+    texts = _as_whole_numbers([unicodedata.normalize("NFC", label.strip()) for label in listing.labels])
+    where = str(source.path)
+    leave_out = {unicodedata.normalize("NFC", label.strip()) for label in source.labels_leave_out}
+    for label in sorted(leave_out - set(texts)):
+        raise unknown_name(f"--labels-leave-out for {where}", label, set(texts))
+    rows, left_out, missing = [], [], []
+    for row, (text, name) in enumerate(zip(texts, listing.names, strict=True)):
+        if text in leave_out:
+            left_out.append((name, f"label {text!r}"))
+        elif row in listing.missing:
+            missing.append(row)
+            left_out.append((name, "no such file"))
+        else:
+            rows.append(row)
+    if leave_out:
+        note(f"Left out by label: {counted(sum(text in leave_out for text in texts), 'image')}.")
+    if missing:
+        _refuse_missing([(listing.names[row], texts[row]) for row in missing], len(texts), source, note)
+    _refuse_what_is_no_class([texts[row] for row in rows], where)
+    return Labels(rows, texts, left_out)
+
+
+def _as_whole_numbers(texts: list[str]) -> list[str]:
+    """Returns labels such as "3.0" as "3", where all are whole numbers: a table with gaps turns them into floats."""
+    try:
+        numbers = {text: float(text) for text in set(texts)}
+    except ValueError:
+        return texts
+    if not any("." in text for text in numbers) or not all(number.is_integer() for number in numbers.values()):
+        return texts
+    return [str(int(numbers[text])) for text in texts]
+
+
+def _refuse_missing(missing: Sequence[tuple[str, str]], n_rows: int, source: Source, note: Note) -> None:
+    n = len(missing)
+    first = ", ".join(name for name, _ in missing[:3])
+    said = (
+        f"{n:,} of {n_rows:,} rows of {source.path} have no file"
+        if n > 1
+        else (f"1 of {n_rows:,} rows of {source.path} has no file")
+    )
+    if source.skip_broken and n < n_rows:
+        note(f"{said} and {'is' if n == 1 else 'are'} left out: {first}{', ...' if n > 3 else ''}.")
+        return
+    labels = ", ".join(f"{label!r} ({n})" for label, n in Counter(label for _, label in missing).most_common(3))
+    way = "leave their labels out with --labels-leave-out, or the rows with --skip-broken"
+    raise UserError(
+        f"{said}: {first}{', ...' if n > 3 else ''}. Their labels are {labels}. Check --image-column and the table's place"
+        + (f", {way}." if n < n_rows else ".")
+    )
+
+
+def _refuse_what_is_no_class(texts: Sequence[str], where: str) -> None:
+    """Raises UserError for labels that are measured, differ from image to image, or differ in case alone."""
+    names = sorted(set(texts), key=natural)
+    fractions = [name for name in names if _is_fraction(name)]
+    if len(names) > _FEW_NUMBERS and all(map(_is_number, names)) and fractions:
+        raise UserError(
+            f"The labels of {where} must be classes, but are numbers such as {fractions[0]} ({len(names):,} different "
+            "ones). Choose another column with --label-column; numbers as targets are not learned."
+        )
+    if len(names) > 1 and (len(names) == len(texts) or (len(texts) >= _MANY_ROWS and 2 * len(names) > len(texts))):
+        raise UserError(
+            f"The labels of {where} must be classes with several images each, but {counted(len(texts), 'image')} have "
+            f"{len(names):,} different labels, e.g. {names[0]!r}. Choose another column with --label-column."
+        )
+    by_case: dict[str, str] = {}
+    for name in names:
+        other = by_case.setdefault(name.casefold(), name)
+        if other != name:
+            raise UserError(
+                f"The labels {other!r} and {name!r} of {where} differ in upper and lower case alone. Write them alike."
+            )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_fraction(text: str) -> bool:
+    return _is_number(text) and not float(text).is_integer()
