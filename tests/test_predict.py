@@ -17,7 +17,7 @@ from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
 from tuning.images.batches import normalise
 from tuning.models.architectures import build_model
-from tuning.predict import print_predictions
+from tuning.predict import frame, main, print_predictions
 from tuning.retraining.best_model import (
     BestModel,
     Prediction,
@@ -27,6 +27,7 @@ from tuning.retraining.best_model import (
     probabilities,
     read_image,
 )
+from tuning.retraining.inputs import expanded
 
 CLASSES = ("Shirt", "Bag", "Boot")
 
@@ -268,11 +269,66 @@ def test_description_that_is_no_mapping_is_said(folder: Path) -> None:
 
 def test_table_has_a_row_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     path = Path("a [bold]folder[/] " + "x" * 60) / "1.png"
-    print_predictions([Prediction(path, "Bag", 0.875, "Shirt", 0.1, inverted=True)])
+    ranking = (("Bag", 0.875), ("Shirt", 0.1), ("Boot", 0.025))
+    predictions = [Prediction(path, *ranking[0], *ranking[1], inverted=True, ranking=ranking)]
+    print_predictions(predictions)
     lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
     cells = [[cell.strip() for cell in line if cell.strip()] for line in lines]
     assert ["file", "class", "probability", "runner-up", "inverted"] in cells
     assert [str(path), "Bag", "87.5%", "Shirt 10.0%", "yes"] in cells
+    print_predictions(predictions, top=3)
+    assert "class 3" in (said := capsys.readouterr().out) and "Boot 2.5%" in said
+    wide = frame(predictions, top=3)
+    assert list(wide) == [
+        "file",
+        *(f"{name} {place}" for place in (1, 2, 3) for name in ("class", "probability")),
+        "inverted",
+    ]
+    assert wide.loc[0, "class 3"] == "Boot" and wide.loc[0, "probability 3"] == 0.025
+
+
+def test_folders_and_tables_stand_for_their_images(tmp_path: Path) -> None:
+    (tmp_path / "some").mkdir()
+    names = ["2.png", "10.png", ".hidden.png"]
+    for name in names:
+        Image.fromarray(shape_on(0)).save(tmp_path / "some" / name)
+    (tmp_path / "some" / "notes.txt").write_text("nothing")
+    numbered = [tmp_path / "some" / "2.png", tmp_path / "some" / "10.png"]
+    assert expanded([tmp_path / "some"]) == numbered
+    (tmp_path / "table.csv").write_text("age,id\n7,10\n8,2\n")
+    assert expanded([tmp_path / "table.csv", numbered[0]]) == [numbered[1], numbered[0], numbered[0]]
+    (tmp_path / "table.csv").write_text("a,b\nx,2\ny,10\nz,3\n")
+    with pytest.raises(UserError, match=r"table.csv has 1 row whose image is not there: 3\. Check --image-column"):
+        expanded([tmp_path / "table.csv"], "b")
+    with pytest.raises(UserError, match="--image-column must be one of a, b, but got 'c'"):
+        expanded([tmp_path / "table.csv"], "c")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="has no image in it"):
+        expanded([tmp_path / "empty"])
+
+
+def test_a_model_for_photos_reads_files_as_it_was_trained(tmp_path: Path) -> None:
+    best = load_best_model(write_model(tmp_path / "m", 3, resize="crop"))
+    wide = np.zeros((20, 32, 3), np.uint8)
+    wide[:, 8:24] = np.random.default_rng(0).integers(0, 256, (20, 16, 3))
+    Image.fromarray(wide).save(tmp_path / "a.webp", lossless=True)
+    Image.fromarray(wide[:, 8:24]).save(tmp_path / "b.png")
+    whole, middle = predict_files(best, [tmp_path / "a.webp", tmp_path / "b.png"])
+    assert whole.probability == pytest.approx(middle.probability, abs=1e-6)  # The sides were cropped off.
+    bright = load_best_model(write_model(tmp_path / "gray", resize="crop"))
+    Image.fromarray(shape_on(255)).save(tmp_path / "c.png")
+    assert not predict_files(bright, [tmp_path / "c.png"])[0].inverted
+    (tmp_path / "d.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(UserError, match="IMAGE must be a readable image file, but got .*d.png"):
+        predict_files(best, [tmp_path / "d.png"])
+
+
+def test_more_classes_than_there_are_cannot_be_shown(folder: Path, tmp_path: Path) -> None:
+    Image.fromarray(shape_on(0)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="--top must be at most 3, the number of classes, but got 4"):
+        main([tmp_path / "a.png"], model_dir=folder, top=4)
+    main([tmp_path / "a.png"], model_dir=folder, top=3, csv=tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_text().startswith("file,class 1,probability 1,class 2,")
 
 
 @pytest.mark.slow

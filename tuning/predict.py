@@ -1,4 +1,4 @@
-"""`python -m tuning.predict IMAGE...`: the class of PNG and JPEG files, by the model in best_model/. About 3 s.
+"""`python -m tuning.predict IMAGE...`: the class of image files, by the model in best_model/. About 3 s.
 
 The same from Python: `predict.load("best_model").predict(images)`.
 
@@ -7,13 +7,18 @@ Nothing in best_model/ is run: the weights are read as tensors only, so a model 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuning.base.errors import run_command
+from tuning.base import files
+from tuning.base.errors import UserError, run_command
 from tuning.base.tables import print_frame
 from tuning.retraining.best_model import BestModel, Invert, Prediction, load_best_model, predict_files
+from tuning.retraining.inputs import expanded
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def load(folder: str | Path = "best_model") -> BestModel:
@@ -25,33 +30,56 @@ def load(folder: str | Path = "best_model") -> BestModel:
     return load_best_model(Path(folder))
 
 
-def print_predictions(predictions: Sequence[Prediction]) -> None:
+def frame(predictions: Sequence[Prediction], top: int = 2) -> "pd.DataFrame":
+    """Returns a row an image: its file, and the most probable classes with their probabilities in [0, 1]."""
+    import pandas as pd
+
+    rows = []
+    for found in predictions:
+        row: dict[str, Any] = {"file": str(found.path)}
+        for place, (name, probability) in enumerate(found.ranking[:top], start=1):
+            row |= {f"class {place}": name, f"probability {place}": probability}
+        rows.append(row | {"inverted": found.inverted})
+    return pd.DataFrame(rows)
+
+
+def print_predictions(predictions: Sequence[Prediction], top: int = 2) -> None:
     """Prints a row a file."""
     import pandas as pd
 
-    rows = [
-        {
-            "file": str(found.path),
-            "class": found.class_name,
-            "probability": f"{found.probability:.1%}",
-            "runner-up": f"{found.runner_up} {found.runner_up_probability:.1%}",
-            "inverted": "yes" if found.inverted else "no",
-        }
-        for found in predictions
-    ]
+    rows = []
+    for found in predictions:
+        others = [f"{name} {probability:.1%}" for name, probability in found.ranking[1:top]]
+        names = ["runner-up"] if top == 2 else [f"class {place}" for place in range(2, top + 1)]
+        row = {"file": str(found.path), "class": found.class_name, "probability": f"{found.probability:.1%}"}
+        rows.append(row | dict(zip(names, others, strict=False)))
+        if any(each.inverted for each in predictions):
+            rows[-1]["inverted"] = "yes" if found.inverted else "no"
     print_frame(pd.DataFrame(rows), "The most probable classes")
 
 
 def main(
-    images: Annotated[list[Path], typer.Argument(help="PNG or JPEG files.", metavar="IMAGE...")],
+    images: Annotated[
+        list[Path], typer.Argument(help="Image files, folders of them, or a table that lists them.", metavar="IMAGE...")
+    ],
     model_dir: Annotated[Path, typer.Option(help="Folder with model.pth and config.json.")] = Path("best_model"),
     invert: Annotated[
         Invert,
-        typer.Option(help="Turn dark-on-bright images round; auto: grey ones with a border brighter than the rest."),
+        typer.Option(help="Turn dark-on-bright images round; auto: gray ones with a border brighter than the rest."),
     ] = "auto",
+    top: Annotated[int, typer.Option(min=1, help="How many classes to show for each image.")] = 2,
+    image_column: Annotated[str | None, typer.Option(help="The column of a table that has each image's file.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the predictions to this CSV file, too.")] = None,
 ) -> None:
     """Print the most probable class of each image and the runner-up."""
-    print_predictions(predict_files(load_best_model(model_dir), images, invert))
+    best = load_best_model(model_dir)
+    if top > len(best.class_names):
+        raise UserError(f"--top must be at most {len(best.class_names)}, the number of classes, but got {top}.")
+    predictions = predict_files(best, expanded(images, image_column), invert)
+    print_predictions(predictions, top)
+    if csv is not None:
+        files.write_text(csv, frame(predictions, top).to_csv(index=False))
+        print(f"Written: {csv}")
 
 
 if __name__ == "__main__":

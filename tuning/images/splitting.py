@@ -35,6 +35,7 @@ class Splits:
         valid_hash: The same for the valid split alone: accuracies of runs where it is equal can be compared.
         image_size: Of one's own images: side of the stored ones in pixels; None where they are not square.
         resize: Of one's own images: how they were brought to it; None for a data set with a name.
+        bits: Of a pixel in the files of one's own images.
     """
 
     dataset: str
@@ -47,6 +48,7 @@ class Splits:
     valid_hash: str
     image_size: int | None = None
     resize: str | None = None
+    bits: int = 8
 
     @property
     def n_classes(self) -> int:
@@ -158,7 +160,8 @@ def _own_splits(own: Own, name: str, valid: npt.NDArray[np.bool_], *, seed: int,
         split_hash=hashed("train", "valid"),
         valid_hash=hashed("valid"),
         image_size=own.image_size,
-        resize=own.resize,
+        resize=own.facts.preparation.resize,
+        bits=own.facts.preparation.bits,
     )
 
 

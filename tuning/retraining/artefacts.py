@@ -5,6 +5,7 @@ Files are written, each whole or not at all; no data set is opened here and noth
 
 import errno
 import io
+import math
 import os
 import shutil
 import time
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from tuning.images.splitting import Splits
 
 IMAGES_TO_TIME = 1000
+THUMBNAIL = 64  # Pixels.
 PICTURES = ("confusion", "calibration", "pca", "mistakes", "learning_curve")
 STAGING, ROOM, OUTPUTS, SEPARABILITY = ".new", ".room", "test_outputs.npz", "separability.csv"
 
@@ -156,6 +158,8 @@ def write_model(
         "class_names": splits.class_names,
         "flip_averaging": metrics["flip_averaging"],
     }
+    if splits.resize is not None:
+        described |= {"resize": splits.resize, "bits": splits.bits}
     shape = {"channels": channels, "height": height, "width": width, "mean": splits.mean, "std": splits.std}
     files.write_json(folder / "config.json", described | shape)
     files.write_json(folder / "metrics.json", metrics)
@@ -180,6 +184,7 @@ def write_outcome(
     from tuning.runs import analysis
 
     components, epochs = analysis.pca(test.features), pd.DataFrame([dict(row) for row in rows])
+    shown = thumbnails(images)
     report = analysis.classification_report(test.labels, test.predictions, class_names)
     files.write_text(folder / "classification_report.csv", report.to_csv(index=False))
     files.write_text(folder / "epochs.csv", epochs.to_csv(index=False))
@@ -190,7 +195,7 @@ def write_outcome(
         probabilities=test.probabilities,
         points=components.points,
         explained=components.explained,
-        images=images.pixels(),
+        images=shown,
     )
     files.write_bytes(folder / OUTPUTS, buffer.getvalue())
     problems: list[str] = []
@@ -200,10 +205,25 @@ def write_outcome(
         return problems
     from tuning.figures import model_figures, run_figures, style
 
-    draw = model_figures.drawings_of_model(test.labels, test.probabilities, images.pixels(), class_names, components)
+    draw = model_figures.drawings_of_model(test.labels, test.probabilities, shown, class_names, components)
     draw |= {"learning_curve": lambda: run_figures.learning_curve(epochs)}
     style.save_each(draw, folder, problems.append)
     return problems
+
+
+def thumbnails(images: "Labelled") -> "npt.NDArray[np.uint8]":
+    """Returns the images uint8 (N, C, h, w) as pictures and page show them: means of squares, 64 pixels at most."""
+    n, channels, height, width = images.shape
+    square = math.ceil(max(height, width) / THUMBNAIL)
+    if square == 1:
+        return images.pixels()
+    rows, columns = height // square, width // square
+    small = np.empty((n, channels, rows, columns), np.uint8)
+    for start in range(0, n, IMAGES_TO_TIME):
+        part = images.pixels(slice(start, start + IMAGES_TO_TIME))[:, :, : rows * square, : columns * square]
+        squares = part.reshape(len(part), channels, rows, square, columns, square)
+        small[start : start + len(part)] = squares.mean(axis=(3, 5)).round()
+    return small
 
 
 def check_drawn(folder: Path, problems: Sequence[str]) -> None:

@@ -14,12 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tuning.base import files
 from tuning.base.config import TrainConfig, parse_config
 from tuning.base.errors import UserError
+from tuning.images.source import Resize
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
 
+AT_ONCE = 500  # Images.
 Invert = Literal["auto", "yes", "no"]
 Images = npt.NDArray[np.uint8] | Sequence[str | Path] | str | Path
 
@@ -36,6 +38,9 @@ class BestModel:
         height: Of an image, in pixels.
         width: Of an image, in pixels.
         flip_averaging: The probabilities are the mean of those of the image and of its mirror image.
+        resize: How files are brought to height and width, "crop", "pad" or "stretch", as the images that it was
+            trained on were; None: stretched, and gray ones that look inverted are turned round.
+        bits: Of a pixel in files with more than 8.
     """
 
     model: "nn.Module"
@@ -46,6 +51,8 @@ class BestModel:
     height: int
     width: int
     flip_averaging: bool = False
+    resize: Resize | None = None
+    bits: int = 8
 
     def predict(self, images: "Images", invert: Invert | None = None) -> list["Prediction"]:
         """Returns the prediction for each image; `pd.DataFrame` makes a frame of them.
@@ -54,7 +61,7 @@ class BestModel:
             images: uint8 (N, H, W) or (N, C, H, W) of the height and width that the model was trained on; or PNG or
                 JPEG files, which are resized.
             invert: Whether images are turned from dark on bright into bright on dark: "auto" where `looks_inverted`;
-                None is "auto" for files and "no" for arrays.
+                None is "auto" for files and "no" for arrays. Of a model for one's own images "auto" turns none.
 
         Raises:
             UserError: A file cannot be read, or an array has another shape or type.
@@ -71,7 +78,10 @@ class BestModel:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The class of one image: the most probable, the runner-up, and whether it was inverted first; its file, if any."""
+    """The class of one image: the most probable, the runner-up, and whether it was inverted first; its file, if any.
+
+    `ranking` has all classes with their probabilities, the most probable first.
+    """
 
     path: Path | None
     class_name: str
@@ -79,6 +89,7 @@ class Prediction:
     runner_up: str
     runner_up_probability: float
     inverted: bool
+    ranking: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,6 +149,8 @@ class _Description(BaseModel):
     mean: tuple[float, ...]
     std: tuple[Annotated[float, Field(gt=0)], ...]
     flip_averaging: bool = False
+    resize: Resize | None = None
+    bits: Annotated[int, Field(ge=8, le=16)] = 8
 
     @model_validator(mode="after")
     def _a_value_a_channel(self) -> "_Description":
@@ -226,7 +239,25 @@ def predict_files(best: BestModel, paths: Sequence[Path], invert: Invert = "auto
     Raises:
         UserError: A file cannot be read.
     """
-    return _predicted(best, paths, [read_image(path, best.channels, best.height, best.width) for path in paths], invert)
+    if best.resize is None:
+        images = [read_image(path, best.channels, best.height, best.width) for path in paths]
+    else:
+        images = [_prepared(best, path) for path in paths]
+        invert = "no" if invert == "auto" else invert
+    return _predicted(best, paths, images, invert)
+
+
+def _prepared(best: BestModel, path: Path) -> npt.NDArray[np.uint8]:
+    """Returns an image as those that the model was trained on were read and stored: uint8 (C, H, W)."""
+    from tuning.images.decoding import BrokenImage, Preparation, own_limits, prepare, read_pixels
+
+    assert best.resize is not None
+    how = Preparation(best.height, best.width, best.channels, best.resize, best.bits)
+    try:
+        with own_limits():
+            return prepare(read_pixels(path), how)
+    except BrokenImage as error:
+        raise UserError(f"IMAGE must be a readable image file, but got {str(path)!r}: {error}.") from error
 
 
 def _predicted(
@@ -236,12 +267,13 @@ def _predicted(
     inverted = [invert == "yes" or (invert == "auto" and looks_inverted(image)) for image in images]
     images = [255 - image if inverse else image for image, inverse in zip(images, inverted, strict=True)]
     predictions = []
-    for path, row, inverse in zip(paths, probabilities(best, np.stack(images)), inverted, strict=True):
-        second, first = np.argsort(row, kind="stable")[-2:]
-        names = best.class_names
-        predictions.append(
-            Prediction(path, names[first], float(row[first]), names[second], float(row[second]), inverted=inverse)
-        )
+    rows = np.concatenate(
+        [probabilities(best, np.stack(images[i : i + AT_ONCE])) for i in range(0, len(images), AT_ONCE)]
+    )
+    for path, row, inverse in zip(paths, rows, inverted, strict=True):
+        order = np.argsort(row, kind="stable")[::-1]
+        ranking = tuple((best.class_names[label], float(row[label])) for label in order)
+        predictions.append(Prediction(path, *ranking[0], *ranking[1], inverted=inverse, ranking=ranking))
     return predictions
 
 
