@@ -16,6 +16,7 @@ from PIL import Image
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
 from tuning.images.batches import normalise
+from tuning.images.decoding import Preparation, prepare
 from tuning.models.architectures import build_model
 from tuning.predict import frame, main, print_predictions
 from tuning.retraining.best_model import (
@@ -312,9 +313,10 @@ def test_a_model_for_photos_reads_files_as_it_was_trained(tmp_path: Path) -> Non
     wide = np.zeros((20, 32, 3), np.uint8)
     wide[:, 8:24] = np.random.default_rng(0).integers(0, 256, (20, 16, 3))
     Image.fromarray(wide).save(tmp_path / "a.webp", lossless=True)
-    Image.fromarray(wide[:, 8:24]).save(tmp_path / "b.png")
-    whole, middle = predict_files(best, [tmp_path / "a.webp", tmp_path / "b.png"])
-    assert whole.probability == pytest.approx(middle.probability, abs=1e-6)  # The sides were cropped off.
+    (found,) = predict_files(best, [tmp_path / "a.webp"])
+    seen = prepare(wide, Preparation(10, 8, 3, "crop"))
+    assert found.probability == pytest.approx(probabilities(best, seen[None]).max())
+    assert seen[:, :, 1:-1].min(axis=(0, 1)).max() > 0  # The black sides were cropped off.
     bright = load_best_model(write_model(tmp_path / "gray", resize="crop"))
     Image.fromarray(shape_on(255)).save(tmp_path / "c.png")
     assert not predict_files(bright, [tmp_path / "c.png"])[0].inverted
