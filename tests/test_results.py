@@ -78,6 +78,11 @@ TRIAL_DTYPES = {
     "config/erase": "float64",
     "config/ema_decay": "float64",
     "config/precision": "str",
+    "config/crop_scale": "float64",
+    "config/jitter": "float64",
+    "config/trivial_augment": "boolean",
+    "config/mixup": "float64",
+    "config/cutmix": "float64",
 }
 
 

@@ -46,6 +46,14 @@ OUT_OF_RANGE = [
     ("erase", 1.0, "less than 1"),
     ("ema_decay", -0.1, "greater than or equal to 0"),
     ("ema_decay", 1.0, "less than 1"),
+    ("crop_scale", 0.0, "greater than 0"),
+    ("crop_scale", 1.1, "less than or equal to 1"),
+    ("jitter", -0.1, "greater than or equal to 0"),
+    ("jitter", 1.1, "less than or equal to 1"),
+    ("mixup", -0.1, "greater than or equal to 0"),
+    ("mixup", 10.5, "less than or equal to 10"),
+    ("cutmix", -0.1, "greater than or equal to 0"),
+    ("cutmix", 10.5, "less than or equal to 10"),
 ]
 
 IN_RANGE = [
@@ -65,6 +73,10 @@ IN_RANGE = [
     ("crop_padding", (0, 16)),
     ("erase", (0.0, 0.99)),
     ("ema_decay", (0.0, 0.9999)),
+    ("crop_scale", (0.01, 1.0)),
+    ("jitter", (0.0, 1.0)),
+    ("mixup", (0.0, 10.0)),
+    ("cutmix", (0.0, 10.0)),
 ]
 
 
@@ -91,6 +103,11 @@ CHANGES: list[tuple[str, Any]] = [
     ("erase", 0.5),
     ("ema_decay", 0.99),
     ("precision", "fp32"),
+    ("crop_scale", 0.5),
+    ("jitter", 0.4),
+    ("trivial_augment", True),
+    ("mixup", 0.2),
+    ("cutmix", 1.0),
 ]
 
 

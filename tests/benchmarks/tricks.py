@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from tuning.base import machine
 from tuning.base.config import TrainConfig, parse_config
+from tuning.images.batches import Batch
 from tuning.images.splitting import Splits, load_splits
 from tuning.training.fit import EpochResult, Training, prepare
 from tuning.training.schedules import make_schedule
@@ -96,11 +97,11 @@ class Paced(Training):
         self._train = self._all if share >= 1 else (self._all[0][chosen], self._all[1][chosen])
         return super().run_epoch()
 
-    def _gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
         if self._side != SIDE:
-            images = functional.interpolate(images.float(), size=self._side, mode="area").round().to(torch.uint8)
-            images = images.contiguous(memory_format=torch.channels_last)
-        return super()._gradients(images, labels)
+            images = functional.interpolate(batch.images.float(), size=self._side, mode="area").round().to(torch.uint8)
+            batch = batch._replace(images=images.contiguous(memory_format=torch.channels_last))
+        return super()._gradients(batch)
 
 
 def plan(trick: Trick, epochs: int, seconds: dict[int, float], budget: float) -> list[tuple[float, int]]:

@@ -1,9 +1,8 @@
-"""`tuning.images.splitting`: honest splits, and augmentation that does what it says and nothing else."""
+"""`tuning.images.splitting`: honest splits."""
 
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +10,9 @@ import pytest
 import torch
 from conftest import CLASS_NAMES, patterned_images
 
-from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
 from tuning.images import datasets, splitting
-from tuning.images.batches import augment, normalise, to_tensors, train_batches
+from tuning.images.batches import normalise, to_tensors
 from tuning.images.catalogue import DATASETS
 from tuning.images.datasets import Labelled, image_digests
 from tuning.images.splitting import Splits, make_splits
@@ -285,190 +283,3 @@ def test_read_only_arrays_become_tensors_of_the_same_memory_without_a_warning() 
     assert images.data_ptr() == part.images.ctypes.data
     assert labels.data_ptr() == part.labels.ctypes.data
     assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
-
-
-def numbered(n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns images uint8 (n, 3, 2, 2) whose pixels tell their number, and the numbers as labels."""
-    numbers = torch.arange(n)
-    pixels = torch.stack([numbers % 256, numbers // 256, numbers % 7], dim=1)
-    return pixels[:, :, None, None].expand(n, 3, 2, 2).to(torch.uint8).contiguous(), numbers
-
-
-@pytest.mark.parametrize(
-    ("n", "batch_size", "sizes"),
-    [
-        (96, 32, [32, 32, 32]),
-        (112, 32, [32, 32, 32, 16]),  # Half a batch is kept,
-        (111, 32, [32, 32, 32]),  # less is dropped.
-        (300, 32, [32] * 9),
-        (40, 32, [32]),
-        (32, 32, [32]),
-        (9, 32, [9]),  # A train split under half a batch is still one step.
-    ],
-)
-def test_an_epoch_takes_every_image_once_and_drops_a_small_last_batch(
-    n: int, batch_size: int, sizes: list[int]
-) -> None:
-    images, labels = numbered(n)
-    batches = list(train_batches(images, labels, TrainConfig(batch_size=batch_size), torch.Generator().manual_seed(0)))
-    assert [len(batch_labels) for _, batch_labels in batches] == sizes
-    taken = torch.cat([batch_labels for _, batch_labels in batches])
-    assert len(taken.unique()) == sum(sizes)
-    assert torch.equal(torch.cat([batch for batch, _ in batches]), images[taken])
-    assert not torch.equal(taken, taken.sort().values)
-
-
-def test_a_generator_repeats_its_batches_and_goes_on_to_others() -> None:
-    images, labels = numbered(64)
-    config = TrainConfig(batch_size=16, crop_padding=1, flip=True, erase=0.5)
-
-    def epochs(seed: int) -> list[torch.Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        both = [list(train_batches(images, labels, config, generator)) for _ in range(2)]
-        return [torch.cat([batch for batch, _ in epoch]) for epoch in both]
-
-    before = torch.get_rng_state()
-    first, second = epochs(0)
-    again, _ = epochs(0)
-    other, _ = epochs(1)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, second)
-    assert not torch.equal(first, other)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_each_batch_of_an_epoch_has_its_own_augmentation() -> None:
-    images = random_images(1).expand(64, 1, 8, 6)
-    config = TrainConfig(batch_size=32, crop_padding=3)
-    first, second = train_batches(images, torch.arange(64), config, torch.Generator().manual_seed(0))
-    assert not torch.equal(first[0], second[0])
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_normalise_gives_mean_0_and_std_1_in_channels_last(channels: int) -> None:
-    parts = make_splits(patterned_images(600, channels=channels), "p", CLASS_NAMES, valid_images=120)
-    images, _ = to_tensors(parts.train, torch.device("cpu"))
-    normal = normalise(images, parts.mean, parts.std)
-    assert normal.dtype == torch.float32
-    assert normal.is_contiguous(memory_format=torch.channels_last)
-    assert normal.mean(dim=(0, 2, 3)).tolist() == pytest.approx([0] * channels, abs=1e-4)
-    assert normal.std(dim=(0, 2, 3)).tolist() == pytest.approx([1] * channels, abs=1e-4)
-    expected = (images[:, 0] / 255 - parts.mean[0]) / parts.std[0]
-    torch.testing.assert_close(normal[:, 0], expected, rtol=1e-4, atol=1e-5)
-
-
-def random_images(n: int, channels: int = 1, height: int = 8, width: int = 6) -> torch.Tensor:
-    """Returns images without a black pixel, uint8 (n, channels, height, width)."""
-    generator = torch.Generator().manual_seed(n)
-    return torch.randint(1, 256, (n, channels, height, width), generator=generator, dtype=torch.uint8)
-
-
-def draws(n: int, seed: int = 0) -> torch.Tensor:
-    """Returns what decides an augmentation, uniform in [0, 1), (5, n)."""
-    return torch.rand(5, n, generator=torch.Generator().manual_seed(seed))
-
-
-def shifted(image: torch.Tensor, down: int, right: int) -> torch.Tensor:
-    """Returns the image (C, H, W) moved by so many pixels, black where it has come from."""
-    moved = torch.zeros_like(image)
-    height, width = image.shape[1:]
-    moved[:, max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)] = image[
-        :, max(-down, 0) : height + min(-down, 0), max(-right, 0) : width + min(-right, 0)
-    ]
-    return moved
-
-
-def find_shift(image: torch.Tensor, augmented: torch.Tensor, reach: int) -> tuple[int, int] | None:
-    """Returns by how much the image was moved, or None if it is not a shift of up to `reach` pixels."""
-    steps = range(-reach, reach + 1)
-    found = [(y, x) for y in steps for x in steps if torch.equal(shifted(image, y, x), augmented)]
-    assert len(found) <= 1
-    return found[0] if found else None
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_crop_moves_each_image_by_at_most_its_padding(channels: int) -> None:
-    images = random_images(360, channels)
-    augmented = augment(images, TrainConfig(crop_padding=1), draws(360))
-    assert (augmented.shape, augmented.dtype) == (images.shape, torch.uint8)
-    shifts = [find_shift(*pair, reach=2) for pair in zip(images, augmented, strict=True)]
-    counts = {shift: shifts.count(shift) for shift in set(shifts)}
-    assert set(counts) == {(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)}
-    assert all(15 < count < 70 for count in counts.values())  # 40 each, give or take 6
-
-
-def test_a_bright_pixel_reaches_every_place_within_the_padding_and_none_beyond() -> None:
-    images = torch.zeros(2000, 2, 12, 10, dtype=torch.uint8)
-    images[:, :, 6, 4] = 255
-    augmented = augment(images, TrainConfig(crop_padding=3), draws(2000))
-    first, second = augmented.unbind(1)
-    assert torch.equal(first, second)
-    number, row, column = first.nonzero(as_tuple=True)
-    assert torch.equal(number, torch.arange(2000))
-    assert first[number, row, column].unique().tolist() == [255]
-    assert set(zip(row.tolist(), column.tolist(), strict=True)) == {(r, c) for r in range(3, 10) for c in range(1, 8)}
-
-
-def test_the_largest_draw_stays_within_the_padding() -> None:
-    images = random_images(2)
-    extremes = torch.tensor([[0.0, 1 - 2**-24]]).expand(5, 2)
-    first, last = augment(images, TrainConfig(crop_padding=4), extremes)
-    assert find_shift(images[0], first, reach=4) == (4, 4)
-    assert find_shift(images[1], last, reach=4) == (-4, -4)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_flip_mirrors_about_half_of_the_images_and_leaves_the_others(channels: int) -> None:
-    images = random_images(400, channels)
-    augmented = augment(images, TrainConfig(flip=True), draws(400))
-    same = (augmented == images).flatten(1).all(1)
-    mirrored = (augmented == images.flip(3)).flatten(1).all(1)
-    assert torch.equal(same, ~mirrored)
-    assert 150 < mirrored.sum() < 250  # 200, give or take 10
-
-
-def test_crop_and_flip_go_together() -> None:
-    images = random_images(100)
-    augmented = augment(images, TrainConfig(crop_padding=1, flip=True), draws(100))
-    plain = [find_shift(*pair, reach=1) for pair in zip(images, augmented, strict=True)]
-    mirrored = [find_shift(*pair, reach=1) for pair in zip(images.flip(3), augmented, strict=True)]
-    assert all((one is None) != (other is None) for one, other in zip(plain, mirrored, strict=True))
-    assert plain.count(None) > 20
-    assert mirrored.count(None) > 20
-
-
-@pytest.mark.parametrize(("erase", "side"), [(0.5, 3), (0.34, 2), (0.99, 6)])
-def test_erase_blanks_a_square_that_the_border_may_clip(erase: float, side: int) -> None:
-    images = random_images(1000, channels=3)
-    before = images.clone()
-    augmented = augment(images, TrainConfig(erase=erase), draws(1000))
-    assert torch.equal(images, before)
-    blank = augmented == 0
-    assert torch.equal(blank.any(1), blank.all(1))  # All channels alike.
-    assert torch.equal(augmented[~blank], images[~blank])
-    rows, columns = blank[:, 0].any(2).sum(1), blank[:, 0].any(1).sum(1)
-    assert torch.equal(blank[:, 0].flatten(1).sum(1), rows * columns)  # A full rectangle each.
-    assert rows.max() == columns.max() == side
-    assert min(rows.min(), columns.min()) >= side // 2  # The centre is always in the image.
-    assert blank.any(0).all()
-
-
-def test_an_erased_square_at_the_centre_has_its_whole_side() -> None:
-    augmented = augment(random_images(1, height=12, width=12), TrainConfig(erase=0.5), torch.full((5, 1), 0.5))
-    expected = torch.zeros(12, 12, dtype=torch.bool)
-    expected[3:9, 3:9] = True
-    assert torch.equal(augmented[0, 0] == 0, expected)
-
-
-@pytest.mark.parametrize("values", [{}, {"erase": 0.01}])
-def test_without_augmentation_nothing_changes(values: dict[str, Any]) -> None:
-    images = random_images(20, channels=3)
-    assert torch.equal(augment(images, TrainConfig(**values), draws(20)), images)
-
-
-def test_draws_of_the_crop_do_not_depend_on_the_other_augmentations() -> None:
-    images = random_images(50)
-    cropped = augment(images, TrainConfig(crop_padding=2), draws(50))
-    both = augment(images, TrainConfig(crop_padding=2, erase=0.5), draws(50))
-    kept = both != 0
-    assert torch.equal(both[kept], cropped[kept])

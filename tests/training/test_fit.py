@@ -81,17 +81,60 @@ def script_validation(
     return [functional.cross_entropy(script, wanted).item() for script in scripts]
 
 
-def test_batches_in_parts_give_the_gradient_of_the_whole(splits: Splits, tiny: TrainConfig) -> None:
-    config = changed(tiny, label_smoothing=0.1, batch_size=64)
+@pytest.mark.parametrize("mixing", [{}, {"mixup": 0.5}, {"cutmix": 1.0}])
+def test_batches_in_parts_give_the_gradient_of_the_whole(
+    splits: Splits, tiny: TrainConfig, mixing: dict[str, float]
+) -> None:
+    config = changed(tiny, label_smoothing=0.1, batch_size=64, **mixing)
     gradients = []
     for accumulation in (1, 3):
         training = Training(config, splits, seed=0, accumulation=accumulation)
         training.model.eval()  # with running statistics, so that no image depends on its neighbours
-        images, labels = next(iter(train_batches(*training._train, config, torch.Generator().manual_seed(1))))
-        loss, right = training._gradients(images, labels)
+        batch = next(iter(train_batches(*training._train, config, torch.Generator().manual_seed(1))))
+        loss, right = training._gradients(batch)
         gradients.append([loss, right, *(p.grad for p in training.model.parameters())])
     for whole, parts in zip(*gradients, strict=True):
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mixing", "smoothing"), [({"mixup": 0.5}, 0.0), ({"mixup": 0.5}, 0.2), ({"cutmix": 1.0}, 0.2)]
+)
+def test_the_loss_and_gradient_of_mixed_images_are_those_of_mixed_labels(
+    splits: Splits, tiny: TrainConfig, mixing: dict[str, float], smoothing: float
+) -> None:
+    """By hand: cross entropy with the shares of both labels, smoothed, as probabilities."""
+    config = changed(tiny, batch_size=64, label_smoothing=smoothing, **mixing)
+    training = Training(config, splits, seed=0)
+    training.model.eval()
+    batch = next(iter(train_batches(*training._train, config, torch.Generator().manual_seed(2))))
+    assert batch.others is not None and 0.5 < batch.share < 1
+    loss, right = training._gradients(batch)
+    gradient = [p.grad.clone() for p in training.model.parameters() if p.grad is not None]
+    training.model.zero_grad()
+    logits, _ = training.model(normalise(batch.images, splits.mean, splits.std))
+    one_hot = [functional.one_hot(labels, len(CLASS_NAMES)).float() for labels in (batch.labels, batch.others)]
+    truth = batch.share * one_hot[0] + (1 - batch.share) * one_hot[1]
+    truth = (1 - smoothing) * truth + smoothing / len(CLASS_NAMES)
+    expected = -(truth * logits.log_softmax(1)).sum(1).mean()
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach())
+    for ours, parameter in zip(gradient, training.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, parameter.grad, rtol=1e-4, atol=1e-6)
+    assert right == (logits.argmax(1) == batch.labels).sum()  # Of those that dominate.
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        {"crop_scale": 0.7, "jitter": 0.3},
+        {"crop_scale": 0.7, "mixup": 0.2, "label_smoothing": 0.1},
+        {"mixup": 0.2, "cutmix": 1.0},
+    ],
+)
+def test_fit_learns_from_augmented_photos(tiny: TrainConfig, augmentation: dict[str, Any]) -> None:
+    parts = make_splits(patterned_images(600, channels=3), "colour", CLASS_NAMES, valid_images=120)
+    assert run(changed(tiny, epochs=5, **augmentation), parts)[-1]["valid_accuracy"] > 0.85
 
 
 @pytest.mark.parametrize("accumulation", [2, 3, 4, 5, 8, 16, 1000])
@@ -211,6 +254,10 @@ RESUMED: dict[str, dict[str, Any]] = {
         "crop_padding": 1,
         "flip": True,
         "erase": 0.25,
+    },
+    "augmented as photos are": {
+        **{"crop_scale": 0.5, "jitter": 0.4, "trivial_augment": True},
+        **{"mixup": 0.4, "cutmix": 1.0},
     },
     "adamw, plateau that drops each epoch": {
         "optimizer": "adamw",

@@ -65,6 +65,13 @@ class TrainConfig(BaseModel):
         erase: Side of a random square that is blanked (cutout, DeVries & Taylor 2017), as a share of the image's.
         ema_decay: Decay a step of the weights' exponential moving average (EMA), which is validated and kept; 0: none.
         precision: "bf16" autocast, "fp32", or "auto": bf16 where it was measured to be faster on the device.
+        crop_scale: Random resized crop: least share of the area that is kept, in (0, 1]; 1: none.
+        jitter: Colour jitter, in [0, 1]: brightness, contrast and saturation change by up to this share, hue by up to a
+            quarter of it, in turns; gray images have brightness and contrast alone.
+        trivial_augment: One random operation of random strength an image (Müller & Hutter 2021).
+        mixup: Images and labels are mixed in pairs, by a share from Beta(mixup, mixup), 0 to 10; 0: none.
+        cutmix: A rectangle of another image is pasted in, and labels are mixed by its area, whose share is from
+            Beta(cutmix, cutmix), 0 to 10; 0: none. With mixup, too, each batch has one of them at random.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -92,6 +99,11 @@ class TrainConfig(BaseModel):
     erase: Annotated[float, Field(ge=0, lt=1)] = 0.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    crop_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
+    jitter: Annotated[float, Field(ge=0, le=1)] = 0.0
+    trivial_augment: bool = False
+    mixup: Annotated[float, Field(ge=0, le=10)] = 0.0
+    cutmix: Annotated[float, Field(ge=0, le=10)] = 0.0
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

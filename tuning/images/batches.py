@@ -1,11 +1,18 @@
-"""Images a batch at a time, on the device: shuffled, augmented, normalised."""
+"""Images a batch at a time, on the device: shuffled, augmented, normalised.
+
+What augmentation does to images is in `tuning.images.augmentation`.
+"""
 
 import functools
+import math
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from tuning.base.config import TrainConfig
+from tuning.images.augmentation import N_DRAWS, N_PHOTO_DRAWS, OPERATIONS, augment, mix, needs_photo_draws
 from tuning.images.datasets import Labelled
 
 if TYPE_CHECKING:
@@ -23,25 +30,73 @@ def to_tensors(part: Labelled, device: "torch.device") -> tuple["torch.Tensor", 
     return images.to(device), labels.to(device)
 
 
+class Batch(NamedTuple):
+    """What a training step gets.
+
+    Attributes:
+        images: uint8 (B, C, H, W).
+        labels: int64 (B,); of mixed images those that dominate.
+        others: The labels mixed in, (B,); None where nothing is mixed.
+        share: Of `labels` in the loss, in [0.5, 1]; the rest is that of `others`.
+    """
+
+    images: "torch.Tensor"
+    labels: "torch.Tensor"
+    others: "torch.Tensor | None" = None
+    share: float = 1.0
+
+    def parts(self, asked: int) -> Iterator["Batch"]:
+        """Yields the batch in as many parts as asked for, as far as each has two images; see `parts_of`."""
+        n_parts = parts_of(len(self.labels), asked)
+        others = self.others.tensor_split(n_parts) if self.others is not None else [None] * n_parts
+        for part in zip(self.images.tensor_split(n_parts), self.labels.tensor_split(n_parts), others, strict=True):
+            yield Batch(*part, self.share)
+
+
 def train_batches(
-    images: "torch.Tensor", labels: "torch.Tensor", config: TrainConfig, generator: "torch.Generator"
-) -> Iterator[tuple["torch.Tensor", "torch.Tensor"]]:
-    """Yields one epoch of shuffled, augmented batches: images uint8 (B, C, H, W) and labels (B,).
+    images: "torch.Tensor",
+    labels: "torch.Tensor",
+    config: TrainConfig,
+    generator: "torch.Generator",
+    rows: "torch.Tensor | None" = None,
+) -> Iterator[Batch]:
+    """Yields one epoch of shuffled, augmented batches, on the device of the labels.
 
     All random numbers of the epoch are drawn at once on the generator's device (the CPU) and sent over once, so that
-    every device sees the same batches and none waits inside an epoch. The last batch is dropped when it is smaller than
-    half a batch, because batch normalisation and the size of the step suffer from it.
+    every device sees the same batches and none waits inside an epoch: up to 64 bytes an image. The last batch is
+    dropped when it is smaller than half a batch, because batch normalisation and the size of the step suffer from it.
+
+    Args:
+        images: uint8 (N, C, H, W); only ever indexed, by the rows of a batch, so that they may be larger than memory.
+        labels: int64 (N,).
+        config: Batch size and augmentation.
+        generator: On the CPU.
+        rows: Those of the images that are trained on, int64; None: all.
     """
     import torch
 
-    n, device = len(labels), images.device
-    order = torch.randperm(n, generator=generator).to(device)
-    draws = torch.rand(5, n, generator=generator).to(device)
-    for start in range(0, n, config.batch_size):
-        index = order[start : start + config.batch_size]
-        if len(index) * 2 < config.batch_size and start > 0:
+    n, size, device = len(labels if rows is None else rows), config.batch_size, labels.device
+    order = torch.randperm(n, generator=generator)
+    draws = torch.rand(N_DRAWS, n, generator=generator)
+    n_batches = math.ceil(n / size)
+    firsts = [0] * n_batches
+    # Augmentation that is not asked for draws nothing: the batches of earlier versions stay the same.
+    if needs_photo_draws(config):
+        draws = torch.cat([draws, torch.rand(N_PHOTO_DRAWS, n, generator=generator)])
+        firsts = torch.randint(len(OPERATIONS), (n_batches,), generator=generator).tolist()
+    mixing = None
+    if config.mixup or config.cutmix:
+        mixing = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    order = order if rows is None else rows.cpu()[order]
+    places, draws = order.to(device), draws.to(device)
+    order = places if images.device == device else order
+    for number, start in enumerate(range(0, n, size)):
+        here = slice(start, start + size)
+        if len(order[here]) * 2 < size and start > 0:
             return
-        yield augment(images[index], config, draws[:, start : start + config.batch_size]), labels[index]
+        batch = augment(images[order[here]].to(device), config, draws[:, here], firsts[number])
+        truth = labels[places[here]]
+        yield Batch(batch, truth) if mixing is None else Batch(*mix(batch, truth, config, mixing))
 
 
 def parts_of(n_images: int, asked: int) -> int:
@@ -50,40 +105,6 @@ def parts_of(n_images: int, asked: int) -> int:
     Batch normalisation cannot normalise a single image whose features are one pixel, as a small image's are at the end.
     """
     return max(1, min(asked, n_images // 2))
-
-
-def augment(images: "torch.Tensor", config: TrainConfig, draws: "torch.Tensor") -> "torch.Tensor":
-    """Returns the images, each cropped, flipped and erased: uint8 (B, C, H, W) in and out.
-
-    One gather does crop and flip for the whole batch. Pixels from outside the image, and erased ones, are 0: the
-    background of Fashion-MNIST.
-
-    Args:
-        images: uint8 (B, C, H, W).
-        config: Its crop_padding, flip and erase say what is done.
-        draws: Uniform in [0, 1), float32 (5, B): row and column of the crop, flip, row and column of the square.
-    """
-    import torch
-
-    device, (n, _, height, width) = images.device, images.shape
-    down, right, mirror, square_row, square_column = draws[:, :, None]
-    if config.crop_padding or config.flip:
-        pad = config.crop_padding
-        rows = torch.arange(height, device=device) + (down * (2 * pad + 1)).long()
-        columns = torch.arange(width, device=device).expand(n, width)
-        if config.flip:
-            columns = torch.where(mirror < 0.5, width - 1 - columns, columns)
-        columns = columns + (right * (2 * pad + 1)).long()
-        padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
-        batch = torch.arange(n, device=device)[:, None, None]
-        images = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    side = round(config.erase * min(height, width))
-    if side:
-        rows = torch.arange(height, device=device) - (square_row * height).long() + side // 2
-        columns = torch.arange(width, device=device) - (square_column * width).long() + side // 2
-        inside = ((rows >= 0) & (rows < side))[:, None, :, None] & ((columns >= 0) & (columns < side))[:, None, None, :]
-        images = images.masked_fill(inside, 0)
-    return images
 
 
 def normalise(images: "torch.Tensor", mean: tuple[float, ...], std: tuple[float, ...]) -> "torch.Tensor":

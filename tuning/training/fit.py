@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tuning.base.config import TrainConfig
-from tuning.images.batches import normalise, parts_of, to_tensors, train_batches
+from tuning.images.batches import Batch, normalise, to_tensors, train_batches
 from tuning.images.datasets import Labelled
 from tuning.images.splitting import Splits
 from tuning.models.architectures import build_model, count_parameters
@@ -44,8 +44,9 @@ class EpochResult:
 
     Attributes:
         epoch: From 1.
-        train_loss: Mean cross entropy of the epoch's augmented batches, label smoothing included.
-        train_accuracy: Share of the augmented train images that were labelled rightly while training, in [0, 1].
+        train_loss: Mean cross entropy of the epoch's augmented batches, label smoothing and mixed labels included.
+        train_accuracy: Share of the augmented train images that were labelled rightly while training, in [0, 1]; of a
+            mixed image the label with the larger share counts.
         valid_loss: Mean cross entropy of the valid split after the epoch, without label smoothing.
         valid_accuracy: In [0, 1].
         lr: The learning rate of the epoch's last step.
@@ -216,9 +217,9 @@ class Training:
         optimizer, by_epoch = self._optimizer, isinstance(self._schedule, ReduceLROnPlateau)
         losses: list[Tensor] = []
         n_right, n_seen = torch.zeros((), dtype=torch.int64, device=self.device), 0
-        for step, (images, labels) in enumerate(train_batches(*self._train, self.config, self._generator), start=1):
+        for step, batch in enumerate(train_batches(*self._train, self.config, self._generator), start=1):
             optimizer.zero_grad(set_to_none=True)
-            loss, right = self._gradients(images, labels)
+            loss, right = self._gradients(batch)
             losses.append(loss)
             if self.device.type == "cpu" and not math.isfinite(loss.item()):
                 raise self._non_finite(step, loss.item())
@@ -229,28 +230,33 @@ class Training:
             if self._averaged is not None:
                 self._averaged.update()
             n_right += right
-            n_seen += len(labels)
+            n_seen += len(batch.labels)
         values = torch.stack(losses).tolist()
         for step, value in enumerate(values, start=1):
             if not math.isfinite(value):
                 raise self._non_finite(step, value)
         return sum(values) / len(values), n_right.item() / n_seen, n_seen
 
-    def _gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Adds a batch's gradients to the parameters'; returns its mean loss and how many were labelled rightly."""
-        losses, rights = [], []
+        n_images, losses, rights = len(batch.labels), [], []
         # Another size, as the last batch may have, would have to be captured, too.
-        whole = len(images) == self.config.batch_size and self.accumulation == 1
+        whole = n_images == self.config.batch_size and self.accumulation == 1
         forward = self._whole_batch if whole and self._whole_batch is not None else self._logits
-        n_parts = parts_of(len(images), self.accumulation)
-        for part, truth in zip(images.tensor_split(n_parts), labels.tensor_split(n_parts), strict=True):
-            logits = forward(normalise(part, self.mean, self.std))
-            loss = functional.cross_entropy(logits, truth, label_smoothing=self.config.label_smoothing)
-            loss = loss * (len(part) / len(images))
+        for part in batch.parts(self.accumulation):
+            logits = forward(normalise(part.images, self.mean, self.std))
+            loss = self._loss(logits, part.labels)
+            if part.others is not None:
+                loss = part.share * loss + (1 - part.share) * self._loss(logits, part.others)
+            loss = loss * (len(part.labels) / n_images)
             loss.backward()
             losses.append(loss.detach())
-            rights.append((logits.detach().argmax(1) == truth).sum())
+            rights.append((logits.detach().argmax(1) == part.labels).sum())
         return torch.stack(losses).sum(), torch.stack(rights).sum()
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Returns the mean cross entropy that is trained on."""
+        return functional.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
 
     def _non_finite(self, step: int, value: float) -> NonFiniteLossError:
         return NonFiniteLossError(
