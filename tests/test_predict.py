@@ -321,7 +321,7 @@ def test_a_model_for_photos_reads_files_as_it_was_trained(tmp_path: Path) -> Non
     Image.fromarray(shape_on(255)).save(tmp_path / "c.png")
     assert not predict_files(bright, [tmp_path / "c.png"])[0].inverted
     (tmp_path / "d.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises(UserError, match="IMAGE must be a readable image file, but got .*d.png"):
+    with pytest.raises(UserError, match=r"IMAGE must be a readable image file, but got .*d\.png"):
         predict_files(best, [tmp_path / "d.png"])
 
 

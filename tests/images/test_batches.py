@@ -9,7 +9,7 @@ import torch
 from conftest import CLASS_NAMES, patterned_images
 
 from tuning.base.config import TrainConfig
-from tuning.images.batches import Batch, normalise, to_tensors, train_batches
+from tuning.images.batches import Batch, Tensors, normalise, to_tensors, train_batches
 from tuning.images.splitting import make_splits
 
 
@@ -36,7 +36,9 @@ def test_an_epoch_takes_every_image_once_and_drops_a_small_last_batch(
     n: int, batch_size: int, sizes: list[int]
 ) -> None:
     images, labels = numbered(n)
-    batches = list(train_batches(images, labels, TrainConfig(batch_size=batch_size), torch.Generator().manual_seed(0)))
+    batches = list(
+        train_batches(Tensors(images, labels), TrainConfig(batch_size=batch_size), torch.Generator().manual_seed(0))
+    )
     assert [len(batch.labels) for batch in batches] == sizes
     taken = torch.cat([batch.labels for batch in batches])
     assert len(taken.unique()) == sum(sizes)
@@ -59,7 +61,7 @@ def test_a_generator_repeats_its_batches_and_goes_on_to_others(augmentation: dic
 
     def epochs(seed: int, n: int = 2) -> list[list[Batch]]:
         generator = torch.Generator().manual_seed(seed)
-        return [list(train_batches(images, labels, config, generator)) for _ in range(n)]
+        return [list(train_batches(Tensors(images, labels), config, generator)) for _ in range(n)]
 
     def equal(one: list[Batch], other: list[Batch]) -> bool:
         pairs = zip(one, other, strict=True)
@@ -82,7 +84,7 @@ def test_batches_are_those_of_version_0_2_0() -> None:
     config = TrainConfig(batch_size=16, crop_padding=2, flip=True, erase=0.4)
     generator, digest = torch.Generator().manual_seed(5), hashlib.sha256()
     for _ in range(2):
-        for batch in train_batches(images, torch.arange(40), config, generator):
+        for batch in train_batches(Tensors(images, torch.arange(40)), config, generator):
             assert batch[2:] == (None, 1.0)
             digest.update(batch.images.contiguous().numpy().tobytes() + batch.labels.numpy().tobytes())
     assert digest.hexdigest().startswith("617fe56c50b8")
@@ -108,8 +110,9 @@ def test_rows_of_larger_images_give_the_batches_of_their_own(augmentation: dict[
     rows = torch.randperm(300, generator=torch.Generator().manual_seed(1))[:70]
     config, larger = TrainConfig(batch_size=16, **augmentation), Indexed(images)
     seeds = (torch.Generator().manual_seed(3), torch.Generator().manual_seed(3))
-    expected = list(train_batches(images[rows], labels[rows], config, seeds[0]))
-    batches = list(train_batches(larger, labels, config, seeds[1], rows))  # type: ignore[arg-type]
+    expected = list(train_batches(Tensors(images[rows], labels[rows]), config, seeds[0]))
+    part = Tensors(larger, labels[rows], rows)  # type: ignore[arg-type]
+    batches = list(train_batches(part, config, seeds[1]))
     assert larger.most == 16 and len(batches) == 4
     for ours, theirs in zip(batches, expected, strict=True):
         assert torch.equal(ours.images, theirs.images) and torch.equal(ours.labels, theirs.labels)
@@ -119,7 +122,7 @@ def test_rows_of_larger_images_give_the_batches_of_their_own(augmentation: dict[
 def test_each_batch_of_an_epoch_has_its_own_augmentation() -> None:
     images = torch.arange(1, 49, dtype=torch.uint8).view(1, 1, 8, 6).expand(64, 1, 8, 6)
     config = TrainConfig(batch_size=32, crop_padding=3)
-    first, second = train_batches(images, torch.arange(64), config, torch.Generator().manual_seed(0))
+    first, second = train_batches(Tensors(images, torch.arange(64)), config, torch.Generator().manual_seed(0))
     assert not torch.equal(first.images, second.images)
 
 
@@ -127,7 +130,7 @@ def test_each_batch_of_an_epoch_has_its_own_share_and_its_own_kind_of_mix() -> N
     """Images of one value each: mixup has two values between in each, cutmix two whole ones in one."""
     images = (torch.arange(2000) % 200).to(torch.uint8)[:, None, None, None].expand(-1, 1, 10, 10)
     config = TrainConfig(batch_size=8, mixup=1.0, cutmix=1.0)
-    batches = list(train_batches(images, torch.arange(2000) % 200, config, torch.Generator().manual_seed(0)))
+    batches = list(train_batches(Tensors(images, torch.arange(2000) % 200), config, torch.Generator().manual_seed(0)))
     pasted = [(batch.images.flatten(1) != batch.images[:, 0, 0, :1]).any().item() for batch in batches]
     assert len({batch.share for batch in batches}) > 100
     assert 70 < sum(pasted) < 150  # About half of 250; a rectangle may also cover nothing, or all.
@@ -138,7 +141,9 @@ def test_every_operation_of_trivial_augment_has_its_turn_at_every_place() -> Non
     images = torch.full((4000, 1, 4, 4), 100, dtype=torch.uint8)
     images[:, :, 0, 0] = 90
     config = TrainConfig(batch_size=8, trivial_augment=True)
-    firsts = torch.stack([b.images for b in train_batches(images, torch.arange(4000), config, torch.Generator())])
+    firsts = torch.stack(
+        [b.images for b in train_batches(Tensors(images, torch.arange(4000)), config, torch.Generator())]
+    )
     whole = (firsts == images[0]).flatten(2).all(2).float().mean(0)  # Identity and saturation at least, by place.
     assert whole.min() > 2 / 14 - 0.06 and whole.max() < 6 / 14
 
@@ -159,7 +164,7 @@ def test_parts_of_a_batch_are_the_batch(others: torch.Tensor | None, asked: int,
 @pytest.mark.parametrize("channels", [1, 3])
 def test_normalise_gives_mean_0_and_std_1_in_channels_last(channels: int) -> None:
     parts = make_splits(patterned_images(600, channels=channels), "p", CLASS_NAMES, valid_images=120)
-    images, _ = to_tensors(parts.train, torch.device("cpu"))
+    images, *_ = to_tensors(parts.train, torch.device("cpu"))
     normal = normalise(images, parts.mean, parts.std)
     assert normal.dtype == torch.float32
     assert normal.is_contiguous(memory_format=torch.channels_last)

@@ -17,7 +17,7 @@ from tuning.base import machine
 from tuning.base.config import TrainConfig
 from tuning.base.registries import OPTIMIZERS
 from tuning.images.augmentation import N_DRAWS, N_PHOTO_DRAWS, augment
-from tuning.images.batches import Batch, normalise, to_tensors, train_batches
+from tuning.images.batches import Batch, Tensors, normalise, to_tensors, train_batches
 from tuning.images.splitting import Splits, make_splits
 from tuning.training.fit import Training, evaluate, fit
 
@@ -48,8 +48,8 @@ def augmented(tiny: TrainConfig) -> TrainConfig:
 @pytest.mark.parametrize("device", DEVICES)
 def test_batches_are_the_same_to_the_bit(splits: Splits, augmented: TrainConfig, device: str) -> None:
     def batches(device: torch.device) -> list[Batch]:
-        images, labels = to_tensors(splits.train, device)
-        return list(train_batches(images, labels, augmented, torch.Generator().manual_seed(3)))
+        images, labels, _ = to_tensors(splits.train, device)
+        return list(train_batches(Tensors(images, labels), augmented, torch.Generator().manual_seed(3)))
 
     for theirs, ours in zip(batches(CPU), batches(torch.device(device)), strict=True):
         assert ours.images.device.type == device
@@ -65,8 +65,10 @@ def test_batches_of_photos_are_the_same_but_for_rounding(device: str, images_on:
     parts = make_splits(patterned_images(90, channels=3), "photos", CLASS_NAMES, valid_images=20)
 
     def batches(images_on: str, labels_on: str) -> list[Batch]:
-        (images, _), (_, labels) = (to_tensors(parts.train, torch.device(where)) for where in (images_on, labels_on))
-        return list(train_batches(images, labels, TrainConfig(**PHOTOS), torch.Generator().manual_seed(3)))
+        (images, *_), (_, labels, _) = (
+            to_tensors(parts.train, torch.device(where)) for where in (images_on, labels_on)
+        )
+        return list(train_batches(Tensors(images, labels), TrainConfig(**PHOTOS), torch.Generator().manual_seed(3)))
 
     for theirs, ours in zip(batches("cpu", "cpu"), batches(images_on, device), strict=True):
         assert ours.images.device.type == ours.labels.device.type == device
@@ -124,8 +126,8 @@ def test_no_step_of_an_epoch_waits_for_the_gpu(splits: Splits, augmented: TrainC
     training.run_epoch()
     photos = TrainConfig(**PHOTOS)
     batches = [
-        *train_batches(*training._train, augmented, training._generator),
-        *train_batches(*training._train, photos, training._generator),
+        *train_batches(training._train, augmented, training._generator),
+        *train_batches(training._train, photos, training._generator),
     ]
     torch.cuda.set_sync_debug_mode("error")
     try:

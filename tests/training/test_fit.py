@@ -90,7 +90,7 @@ def test_batches_in_parts_give_the_gradient_of_the_whole(
     for accumulation in (1, 3):
         training = Training(config, splits, seed=0, accumulation=accumulation)
         training.model.eval()  # with running statistics, so that no image depends on its neighbours
-        batch = next(iter(train_batches(*training._train, config, torch.Generator().manual_seed(1))))
+        batch = next(iter(train_batches(training._train, config, torch.Generator().manual_seed(1))))
         loss, right = training._gradients(batch)
         gradients.append([loss, right, *(p.grad for p in training.model.parameters())])
     for whole, parts in zip(*gradients, strict=True):
@@ -107,7 +107,7 @@ def test_the_loss_and_gradient_of_mixed_images_are_those_of_mixed_labels(
     config = changed(tiny, batch_size=64, label_smoothing=smoothing, **mixing)
     training = Training(config, splits, seed=0)
     training.model.eval()
-    batch = next(iter(train_batches(*training._train, config, torch.Generator().manual_seed(2))))
+    batch = next(iter(train_batches(training._train, config, torch.Generator().manual_seed(2))))
     assert batch.others is not None and 0.5 < batch.share < 1
     loss, right = training._gradients(batch)
     gradient = [p.grad.clone() for p in training.model.parameters() if p.grad is not None]
@@ -441,7 +441,7 @@ def test_the_best_model_is_a_copy(splits: Splits, tiny: TrainConfig) -> None:
 @pytest.mark.parametrize("batch_size", [32, 50, 100, 320, 321, 350, 4096])
 def test_the_schedule_counts_the_steps_that_are_taken(splits: Splits, tiny: TrainConfig, batch_size: int) -> None:
     config = changed(tiny, batch_size=batch_size, epochs=2, warmup_epochs=0)
-    n_steps = len(list(train_batches(*to_tensors(splits.train, CPU), config, torch.Generator())))
+    n_steps = len(list(train_batches(to_tensors(splits.train, CPU), config, torch.Generator())))
     *_, last = fit(Training(config, splits, seed=0))
     assert last.lr == pytest.approx(config.learning_rate / (2 * n_steps))  # One step before the line reaches 0.
 
@@ -541,7 +541,7 @@ def test_evaluate_gives_log_probabilities_and_features(splits: Splits) -> None:
 
 def test_flip_averaging_is_the_mean_probability_of_an_image_and_its_mirror_image(splits: Splits) -> None:
     model = random_model(splits)
-    images, _ = to_tensors(splits.valid, CPU)
+    images, *_ = to_tensors(splits.valid, CPU)
 
     def probabilities(images: Tensor) -> tuple[Tensor, Tensor]:
         logits, features = predict(model, images, splits.mean, splits.std)
@@ -556,7 +556,7 @@ def test_flip_averaging_is_the_mean_probability_of_an_image_and_its_mirror_image
 
 def test_predictions_do_not_depend_on_the_batches(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model(splits)
-    images, _ = to_tensors(splits.valid, CPU)
+    images, *_ = to_tensors(splits.valid, CPU)
     logits, features = predict(model, images, splits.mean, splits.std)
     monkeypatch.setattr(training_module, "EVALUATION_BATCH", 50)
     in_parts, features_in_parts = predict(model, images, splits.mean, splits.std)

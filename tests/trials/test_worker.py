@@ -286,10 +286,10 @@ def test_the_images_are_in_memory_once_for_all_workers(splits: Splits) -> None:
             text = Path("/proc/self/smaps_rollup").read_text()
             return sum(int(kb) for kb in re.findall(r"^Private_\w+: +(\d+) kB", text, re.MULTILINE))
 
-        images, _ = to_tensors(splits.valid, torch.device("cpu"))
+        images, *_ = to_tensors(splits.valid, torch.device("cpu"))
         images.sum()  # Now torch has what it takes for itself.
         before = private()
-        images, _ = to_tensors(splits.train, torch.device("cpu"))
+        images, *_ = to_tensors(splits.train, torch.device("cpu"))
         images.sum()
         shared = images.data_ptr() == splits.train.images.ctypes.data
         return splits.train.images.flags.writeable, shared, (private() - before) / 1e3

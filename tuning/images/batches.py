@@ -19,15 +19,50 @@ if TYPE_CHECKING:
     import torch
 
 
-def to_tensors(part: Labelled, device: "torch.device") -> tuple["torch.Tensor", "torch.Tensor"]:
-    """Returns images uint8 (N, C, H, W) and labels int64 (N,) on the device; on a CPU they share the arrays' memory."""
+class Tensors(NamedTuple):
+    """A part of a data set as a training uses it.
+
+    Attributes:
+        images: uint8 (M, C, H, W), on the device; in memory that all processes share where they are mapped from a file
+            and the device is a CPU, or a GPU that has no room for them.
+        labels: int64 (N,), on the device.
+        rows: int64 (N,), where the images are: those of this part; None: all of them.
+    """
+
+    images: "torch.Tensor"
+    labels: "torch.Tensor"
+    rows: "torch.Tensor | None" = None
+
+    def __len__(self) -> int:
+        """Returns the number of images, N."""
+        return len(self.labels)
+
+    def at(self, places: "torch.Tensor | slice") -> "torch.Tensor":
+        """Returns the images of some of the N places, on the labels' device."""
+        chosen = self.images[places] if self.rows is None else self.images[self.rows[places]]
+        return chosen.to(self.labels.device)
+
+
+def to_tensors(part: Labelled, device: "torch.device") -> Tensors:
+    """Returns images and labels on the device; on a CPU they share the arrays' memory, or their file's."""
     import torch
 
     with warnings.catch_warnings():
         # Arrays from Ray's object store are read-only; so are the tensors over them, as nothing here writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        images, labels = torch.from_numpy(part.pixels()), torch.from_numpy(part.labels)
-    return images.to(device), labels.to(device)
+        stays = part.rows is not None and not _has_room(part, device)
+        images = torch.from_numpy(part.images if stays else part.pixels())
+        labels = torch.from_numpy(part.labels).to(device)
+    if stays:
+        return Tensors(images, labels, torch.from_numpy(part.rows))
+    return Tensors(images.to(device), labels)
+
+
+def _has_room(part: Labelled, device: "torch.device") -> bool:
+    """Returns whether mapped images can be copied to the device: to a GPU that they fill to a third at most."""
+    import torch
+
+    return device.type == "cuda" and 3 * math.prod(part.shape) <= torch.cuda.mem_get_info(device)[0]
 
 
 class Batch(NamedTuple):
@@ -53,13 +88,7 @@ class Batch(NamedTuple):
             yield Batch(*part, self.share)
 
 
-def train_batches(
-    images: "torch.Tensor",
-    labels: "torch.Tensor",
-    config: TrainConfig,
-    generator: "torch.Generator",
-    rows: "torch.Tensor | None" = None,
-) -> Iterator[Batch]:
+def train_batches(part: Tensors, config: TrainConfig, generator: "torch.Generator") -> Iterator[Batch]:
     """Yields one epoch of shuffled, augmented batches, on the device of the labels.
 
     All random numbers of the epoch are drawn at once on the generator's device (the CPU) and sent over once, so that
@@ -67,15 +96,13 @@ def train_batches(
     dropped when it is smaller than half a batch, because batch normalisation and the size of the step suffer from it.
 
     Args:
-        images: uint8 (N, C, H, W); only ever indexed, by the rows of a batch, so that they may be larger than memory.
-        labels: int64 (N,).
+        part: Its images are only ever indexed, by those of a batch, so that they may be larger than memory.
         config: Batch size and augmentation.
         generator: On the CPU.
-        rows: Those of the images that are trained on, int64; None: all.
     """
     import torch
 
-    n, size, device = len(labels if rows is None else rows), config.batch_size, labels.device
+    n, size, device = len(part), config.batch_size, part.labels.device
     order = torch.randperm(n, generator=generator)
     draws = torch.rand(N_DRAWS, n, generator=generator)
     n_batches = math.ceil(n / size)
@@ -87,15 +114,14 @@ def train_batches(
     mixing = None
     if config.mixup or config.cutmix:
         mixing = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-    order = order if rows is None else rows.cpu()[order]
     places, draws = order.to(device), draws.to(device)
-    order = places if images.device == device else order
+    order = places if part.images.device == device else order
     for number, start in enumerate(range(0, n, size)):
         here = slice(start, start + size)
         if len(order[here]) * 2 < size and start > 0:
             return
-        batch = augment(images[order[here]].to(device), config, draws[:, here], firsts[number])
-        truth = labels[places[here]]
+        batch = augment(part.at(order[here]), config, draws[:, here], firsts[number])
+        truth = part.labels[places[here]]
         yield Batch(batch, truth) if mixing is None else Batch(*mix(batch, truth, config, mixing))
 
 

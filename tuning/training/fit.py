@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tuning.base.config import TrainConfig
-from tuning.images.batches import Batch, normalise, to_tensors, train_batches
+from tuning.images.batches import Batch, Tensors, normalise, to_tensors, train_batches
 from tuning.images.datasets import Labelled
 from tuning.images.splitting import Splits
 from tuning.models.architectures import build_model, count_parameters
@@ -29,7 +29,7 @@ from tuning.training.acceleration import Logits, autocast, faster_precision
 from tuning.training.optimizers import make_optimizer
 from tuning.training.schedules import make_schedule
 
-EVALUATION_BATCH = 500
+EVALUATION_BATCH, EVALUATION_VALUES = 500, 4_000_000  # At most so many images, and so many values of them, at once.
 # What `Training` keeps from epoch to epoch beside the states of others; each is replaced as a whole, never changed.
 _COUNTS = ("epoch", "best", "finished", "_lowest_loss", "_epochs_without_lower", "_best_weights")
 
@@ -147,10 +147,10 @@ class Training:
         train_loss, train_accuracy, n_seen = self._train_epoch()
         trained = time.perf_counter()
         lr = float(self._last_lr)
-        logits, _ = predict(self.evaluated_model, self._valid[0], self.mean, self.std, self.precision)
-        valid_loss = functional.cross_entropy(logits, self._valid[1]).item()
+        logits, _ = predict(self.evaluated_model, self._valid, self.mean, self.std, self.precision)
+        valid_loss = functional.cross_entropy(logits, self._valid.labels).item()
         labelled = time.perf_counter()
-        valid_accuracy = (logits.argmax(1) == self._valid[1]).sum().item() / len(logits)
+        valid_accuracy = (logits.argmax(1) == self._valid.labels).sum().item() / len(logits)
         self._after_epoch(valid_loss, valid_accuracy)
         return EpochResult(
             epoch=self.epoch,
@@ -212,12 +212,12 @@ class Training:
         """Returns mean loss, accuracy and number of images of one pass over the train split."""
         self._logits.train()
         if self._whole_batch is None:
-            images = normalise(self._train[0][: self.config.batch_size], self.mean, self.std)
+            images = normalise(self._train.at(slice(self.config.batch_size)), self.mean, self.std)
             self._whole_batch = acceleration.accelerate(self._logits, images)
         optimizer, by_epoch = self._optimizer, isinstance(self._schedule, ReduceLROnPlateau)
         losses: list[Tensor] = []
         n_right, n_seen = torch.zeros((), dtype=torch.int64, device=self.device), 0
-        for step, batch in enumerate(train_batches(*self._train, self.config, self._generator), start=1):
+        for step, batch in enumerate(train_batches(self._train, self.config, self._generator), start=1):
             optimizer.zero_grad(set_to_none=True)
             loss, right = self._gradients(batch)
             losses.append(loss)
@@ -286,19 +286,21 @@ class Training:
             self.finished = "early stopping"
 
     def _steps_per_epoch(self) -> int:
-        n, batch_size = len(self._train[1]), self.config.batch_size
+        n, batch_size = len(self._train), self.config.batch_size
         return max(1, n // batch_size + (n % batch_size * 2 >= batch_size))
 
 
 def predict(
-    model: nn.Module, images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], precision: str = "fp32"
+    model: nn.Module, images: Tensor | Tensors, mean: tuple[float, ...], std: tuple[float, ...], precision: str = "fp32"
 ) -> tuple[Tensor, Tensor]:
     """Returns logits (N, n_classes) and features (N, D), float32, of images uint8 (N, C, H, W)."""
     model.eval()
     outputs = []
-    with torch.inference_mode(), autocast(images.device, precision):
-        for batch in images.split(EVALUATION_BATCH):
-            logits, features = model(normalise(batch, mean, std))
+    part = Tensors(images, images) if isinstance(images, Tensor) else images
+    size = evaluation_batch(part.images)
+    with torch.inference_mode(), autocast(part.labels.device, precision):
+        for start in range(0, len(part), size):
+            logits, features = model(normalise(part.at(slice(start, start + size)), mean, std))
             outputs.append((logits.float(), features.float()))
     logits, features = zip(*outputs, strict=True)
     return torch.cat(logits), torch.cat(features)
@@ -335,10 +337,18 @@ def evaluate(
         device: Where the model is.
         flip_averaging: Take the mean probability (and mean features) of each image and its mirror image.
     """
-    images, _ = to_tensors(part, torch.device(device))
     apply = functools.partial(predict, model, mean=splits.mean, std=splits.std)
-    log_probabilities, features = flip_averaged(apply, images, flip_averaging)
-    return log_probabilities.cpu(), features.cpu()
+    tensors, outputs = to_tensors(part, torch.device(device)), []
+    size = evaluation_batch(tensors.images)
+    for start in range(0, len(tensors), size):
+        outputs.append(flip_averaged(apply, tensors.at(slice(start, start + size)), flip_averaging))
+    log_probabilities, features = zip(*outputs, strict=True)
+    return torch.cat(log_probabilities).cpu(), torch.cat(features).cpu()
+
+
+def evaluation_batch(images: Tensor) -> int:
+    """Returns how many images (M, C, H, W) are evaluated at once: large ones take much memory."""
+    return max(1, min(EVALUATION_BATCH, EVALUATION_VALUES // math.prod(images.shape[1:])))
 
 
 def prepare(threads: int) -> None:
