@@ -167,7 +167,7 @@ def write_model(
 
 
 def write_outcome(
-    folder: Path, test: Outcome, images: "Labelled", class_names: tuple[str, ...], rows: Sequence[Mapping[str, Any]]
+    folder: Path, test: Outcome, images: "Labelled", splits: "Splits", rows: Sequence[Mapping[str, Any]]
 ) -> list[str]:
     """Writes `test_outputs.npz`, `epochs.csv`, `classification_report.csv` and the pictures.
 
@@ -184,7 +184,9 @@ def write_outcome(
     from tuning.runs import analysis
 
     components, epochs = analysis.pca(test.features), pd.DataFrame([dict(row) for row in rows])
-    shown = thumbnails(images)
+    shown, class_names = thumbnails(images), splits.class_names
+    if splits.resize is not None and shown.shape[1] == 1:
+        shown = 255 - shown  # Pictures draw one channel as ink on paper; gray photos are to look as they are.
     report = analysis.classification_report(test.labels, test.predictions, class_names)
     files.write_text(folder / "classification_report.csv", report.to_csv(index=False))
     files.write_text(folder / "epochs.csv", epochs.to_csv(index=False))

@@ -94,7 +94,7 @@ def write_everything(
     splits, chosen = ready.splits, ready.chosen
     artefacts.write_model(folder, ready.model, chosen.job.config, splits, metrics)
     files.write_text(folder / "final.csv", ready.held.table.to_csv(index=False))
-    problems = artefacts.write_outcome(folder, test, images, splits.class_names, chosen.result.epochs)
+    problems = artefacts.write_outcome(folder, test, images, splits, chosen.result.epochs)
     parts = {
         artefacts.SEPARABILITY: lambda: problems.extend(artefacts.write_separability(folder, ready.trained_on, test)),
         model_card.CARD: lambda: artefacts.write_card(folder, splits.valid.pixels(slice(artefacts.IMAGES_TO_TIME))),
