@@ -1,4 +1,4 @@
-"""`Source`: which labelled images are read, and how. It travels in settings and records, so it imports nothing heavy."""
+"""`Source`: which labelled images are read, and how. It is in settings and records, so it imports nothing heavy."""
 
 import re
 from dataclasses import dataclass
@@ -102,7 +102,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What run folders and pages call it: the data set's name, or one of [a-z0-9._-] made of the folder's or file's."""
+        """What run folders and pages call it: the data set's name, or the folder's or file's in [a-z0-9._-]."""
         if self.dataset in DATASETS:
             return self.dataset
         path = self.path.absolute()
