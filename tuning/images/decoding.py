@@ -20,7 +20,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tuning.images.formats.listing import Content
 from tuning.images.source import Resize
 
-READ = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM")  # As Pillow calls them.
+READ = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM")  # As Pillow calls them.
 MOST_PIXELS = 100_000_000  # Of an image that is decoded: 300 MB.
 _DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _GRAY = ("1", "L", "LA", "La", *_DEEP)
@@ -184,6 +184,8 @@ def _opened(content: Path | bytes) -> Iterator[Image.Image]:
 
 def _orientation(image: Image.Image) -> int:
     """Returns EXIF's orientation, 1 to 8; from 5 on, width and height change places."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode it, to look behind the pixels.
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (SyntaxError, ValueError, KeyError, TypeError, struct.error):
