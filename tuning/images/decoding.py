@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import io
 import struct
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ READ = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM")  # As Pillow 
 MOST_PIXELS = 100_000_000  # Of an image that is decoded: 300 MB.
 _DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _GRAY = ("1", "L", "LA", "La", *_DEEP)
+_ONE_AT_A_TIME = threading.Lock()  # Who changes Pillow's limit, which is the process's.
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
@@ -75,15 +77,16 @@ class Preparation:
 @contextlib.contextmanager
 def own_limits() -> Iterator[None]:
     """Has Pillow leave the limit of pixels to us, and keep its warnings on odd files to itself; for all threads."""
-    Image.init()  # Here: threads that load Pillow's plugins at once are in each other's way.
-    limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\b")
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    with _ONE_AT_A_TIME:
+        Image.init()  # Here: threads that load Pillow's plugins at once are in each other's way.
+        limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", module=r"PIL\b")
+                yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def read_header(content: Content) -> Header:

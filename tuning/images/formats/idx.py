@@ -79,9 +79,9 @@ def _family(path: Path) -> str:
 def _labels_of(images: Path) -> Path:
     """Returns the file with the labels of a file of images: its name differs in "labels" and the dimensions."""
     name = images.name.removesuffix(".gz").replace("images", "labels")
-    stem = re.sub(r"idx\d", "idx", name)
+    stem = re.sub(r"idx\d.*", "idx", name)
     for path in sorted(images.parent.iterdir(), key=lambda path: path.suffix == ".gz"):
-        if re.sub(r"idx\d", "idx", path.name.removesuffix(".gz")) == stem and path.is_file():
+        if re.sub(r"idx\d.*", "idx", path.name.removesuffix(".gz")) == stem and path.is_file():
             return path
     raise UserError(f"{images} needs its labels in a file called {re.sub('idx[34]', 'idx1', name)} beside it.")
 
@@ -103,7 +103,8 @@ def _start(path: Path) -> bytes:
     """Returns the first bytes of a file, decompressed; none where it cannot be read."""
     try:
         with _opened(path) as file:
-            return file.read(4 + 4 * 255)
+            start = file.read(4)
+            return start + file.read(4 * start[3]) if len(start) == 4 else start  # No more: it may be cut.
     except (OSError, EOFError, zlib.error):
         return b""
 
