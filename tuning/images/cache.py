@@ -166,7 +166,7 @@ class Writer:
         block, self._buffer = self._buffer[:BLOCK_BYTES], self._buffer[BLOCK_BYTES:]
         if block:
             with _said_if_full():
-                files.write(self._file, block)
+                files.write(self._file, bytes(block))
             self._checksums.append(zlib.crc32(block))
 
 
@@ -193,7 +193,7 @@ def _is_whole(images: npt.NDArray[np.uint8], checksums: Sequence[int]) -> bool:
     chosen = np.unique(np.linspace(0, n_blocks - 1, n_checked).round().astype(int))
 
     def is_whole(block: int) -> bool:
-        return zlib.crc32(flat[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]) == checksums[block]
+        return zlib.crc32(flat[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES].data) == checksums[block]
 
     return all(in_threads(is_whole, chosen.tolist()))
 

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import io
 import struct
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,10 +25,11 @@ READ = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM")  # As Pillow 
 MOST_PIXELS = 100_000_000  # Of an image that is decoded: 300 MB.
 _DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _GRAY = ("1", "L", "LA", "La", *_DEEP)
+_ONE_AT_A_TIME = threading.Lock()  # Who changes Pillow's limit, which is the process's.
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
-class BrokenImage(Exception):
+class BrokenImageError(Exception):
     """An image that cannot be read; the text is the reason."""
 
 
@@ -75,22 +77,23 @@ class Preparation:
 @contextlib.contextmanager
 def own_limits() -> Iterator[None]:
     """Has Pillow leave the limit of pixels to us, and keep its warnings on odd files to itself; for all threads."""
-    Image.init()  # Here: threads that load Pillow's plugins at once are in each other's way.
-    limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\b")
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    with _ONE_AT_A_TIME:
+        Image.init()  # Here: threads that load Pillow's plugins at once are in each other's way.
+        limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", module=r"PIL\b")
+                yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def read_header(content: Content) -> Header:
     """Returns size and mode of an image, within `own_limits`.
 
     Raises:
-        BrokenImage: It is no image of a kind that is read, or has too many pixels.
+        BrokenImageError: It is no image of a kind that is read, or has too many pixels.
     """
     if isinstance(content, np.ndarray):
         channels = content.shape[2] if content.ndim == 3 else 1
@@ -112,7 +115,7 @@ def read_pixels(content: Content) -> Pixels:
     uint16 where the file has more than 8 bits a channel.
 
     Raises:
-        BrokenImage: It cannot be decoded.
+        BrokenImageError: It cannot be decoded.
     """
     if isinstance(content, np.ndarray):
         return _of_array(content)
@@ -124,7 +127,7 @@ def read_pixels(content: Content) -> Pixels:
         if image.mode in _DEEP:
             return _deep(np.asarray(image))
         if image.mode == "F":
-            raise BrokenImage("its pixels are floating-point numbers")
+            raise BrokenImageError("its pixels are floating-point numbers")
         return _gray_or_colour(_without_alpha(image))
 
 
@@ -158,32 +161,34 @@ def prepare(pixels: Pixels, how: Preparation) -> npt.NDArray[np.uint8]:
 
 @contextlib.contextmanager
 def _opened(content: Path | bytes) -> Iterator[Image.Image]:
-    """Opens an image; whatever Pillow raises while it is open becomes `BrokenImage`."""
+    """Opens an image; whatever Pillow raises while it is open becomes `BrokenImageError`."""
     try:
         if isinstance(content, bytes) and not content:
-            raise BrokenImage("it is empty")
+            raise BrokenImageError("it is empty")
         with Image.open(content if isinstance(content, Path) else io.BytesIO(content), formats=READ) as image:
             if image.width * image.height > MOST_PIXELS:
-                raise BrokenImage(
+                raise BrokenImageError(
                     f"{image.width:,} x {image.height:,} pixels are more than {MOST_PIXELS // 10**6} million"
                 )
             yield image
-    except (BrokenImage, MemoryError):
+    except (BrokenImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         empty = isinstance(content, Path) and content.stat().st_size == 0
         reason = "it is empty" if empty else "it is no JPEG, PNG, WEBP, GIF, BMP, TIFF or PPM"
-        raise BrokenImage(reason) from error
+        raise BrokenImageError(reason) from error
     except FileNotFoundError as error:
-        raise BrokenImage("no such file") from error
+        raise BrokenImageError("no such file") from error
     except OSError as error:
-        raise BrokenImage(error.strerror or str(error)) from error
+        raise BrokenImageError(error.strerror or str(error)) from error
     except Exception as error:  # Decoders' many ways to fail on damaged data.
-        raise BrokenImage(f"{type(error).__name__}: {error}") from error
+        raise BrokenImageError(f"{type(error).__name__}: {error}") from error
 
 
 def _orientation(image: Image.Image) -> int:
     """Returns EXIF's orientation, 1 to 8; from 5 on, width and height change places."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode it, to look behind the pixels.
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (SyntaxError, ValueError, KeyError, TypeError, struct.error):
@@ -227,7 +232,7 @@ def _of_array(pixels: npt.NDArray[Any]) -> Pixels:
         pixels = _deep(pixels)
     if pixels.ndim == 3 and pixels.shape[2] == 4:
         if pixels.dtype != np.uint8:
-            raise BrokenImage("it has transparency and more than 8 bits a channel")
+            raise BrokenImageError("it has transparency and more than 8 bits a channel")
         return _gray_or_colour(_without_alpha(Image.fromarray(np.ascontiguousarray(pixels))))
     return _one_channel(pixels) if pixels.ndim == 3 and _is_gray(pixels) else np.ascontiguousarray(pixels)
 
@@ -236,14 +241,15 @@ def _deep(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
     """Returns whole numbers as uint16."""
     least, greatest = int(pixels.min(initial=0)), int(pixels.max(initial=0))
     if least < 0 or greatest > 65_535:
-        raise BrokenImage(f"its pixels are {least:,} to {greatest:,}, and must be 0 to 65,535")
+        raise BrokenImageError(f"its pixels are {least:,} to {greatest:,}, and must be 0 to 65,535")
     return pixels.astype(np.uint16)
 
 
 def _eight_bits(pixels: Pixels, bits: int) -> npt.NDArray[np.uint8]:
     if pixels.dtype == np.uint8:
         return pixels.astype(np.uint8, copy=False)
-    return np.rint(pixels * (255 / (2**bits - 1))).clip(0, 255).astype(np.uint8)
+    scaled: npt.NDArray[np.float64] = np.rint(pixels * (255 / (2**bits - 1)))
+    return scaled.clip(0, 255).astype(np.uint8)
 
 
 def _resized(pixels: npt.NDArray[np.uint8], how: Preparation) -> npt.NDArray[np.uint8]:

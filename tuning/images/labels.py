@@ -94,8 +94,8 @@ def _refuse_missing(missing: Sequence[tuple[str, str]], n_rows: int, source: Sou
     labels = ", ".join(f"{label!r} ({n})" for label, n in Counter(label for _, label in missing).most_common(3))
     way = "leave their labels out with --labels-leave-out, or the rows with --skip-broken"
     raise UserError(
-        f"{said}: {first}{', ...' if n > 3 else ''}. Their labels are {labels}. Check --image-column and the table's place"
-        + (f", {way}." if n < n_rows else ".")
+        f"{said}: {first}{', ...' if n > 3 else ''}. Their labels are {labels}. Check --image-column and where "
+        "the table is" + (f", {way}." if n < n_rows else ".")
     )
 
 

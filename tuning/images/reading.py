@@ -3,45 +3,27 @@
 The order of the file system, times and the place of the folder do not matter. What must never live here: splits.
 """
 
-import contextlib
 import hashlib
 import re
-import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from tuning.base.errors import UserError, counted
 from tuning.images import cache
-from tuning.images.decoding import (
-    BrokenImage,
-    Header,
-    Preparation,
-    digest_of,
-    own_limits,
-    prepare,
-    read_header,
-    read_pixels,
-)
+from tuning.images.decoding import Preparation, own_limits
 from tuning.images.formats.known import FORMATS, find_format
-from tuning.images.formats.listing import Content, Listing
+from tuning.images.formats.listing import Listing, Note
 from tuning.images.labels import check_labels
-from tuning.images.source import SIDES, Resize, Source
+from tuning.images.source import Resize, Source
+from tuning.images.storing import Decoding, progress, refuse_broken, to_stderr
 
 DEFAULT_RESIZE: Resize = "crop"
-KEPT_SIDE = 96  # Images of one size are kept as they are up to this side, in pixels.
 MOST_SIDE = {"cpu": 128, "cuda": 224}  # Of the stored images, where no size was asked for.
-_BITS = (8, 10, 12, 14, 16)  # That a camera or scanner may have.
-_NAMED = 10  # Broken images that an error names.
-Note = Callable[[str], None]
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -114,11 +96,7 @@ class Pictures:
         return len(self.labels)
 
 
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def read(source: Source, *, device: str = "cpu", note: Note = _to_stderr) -> Pictures:
+def read(source: Source, *, device: str = "cpu", note: Note = to_stderr) -> Pictures:
     """Returns one's own images, decoded and resized, from the cache where they are there.
 
     Args:
@@ -138,12 +116,15 @@ def read(source: Source, *, device: str = "cpu", note: Note = _to_stderr) -> Pic
     groups = _groups(listing, source, note)
     if passed := {reason: n for reason, n in listing.passed_over.items() if n}:
         note("Passed over: " + ", ".join(f"{reason} ({n:,})" for reason, n in passed.items()) + ".")
+    labels.numbered(rows, str(path))  # Here, too: decoding takes time.
     key, entry, images = _cached(listing, rows, source, device, note)
     broken = [(listing.names[rows[i]], reason) for i, reason in entry.broken]
-    _refuse_broken(broken, len(rows), path, source.skip_broken, note)
+    refuse_broken(broken, len(rows), path, source.skip_broken, note)
     kept = [rows[i] for i in entry.rows]
     class_names, numbers = labels.numbered(kept, str(path))
-    preparation = Preparation(*entry.shape[2:], channels=entry.shape[1], resize=_resize(source), bits=entry.bits)
+    preparation = Preparation(
+        *entry.shape[2:], channels=entry.shape[1], resize=source.resize or DEFAULT_RESIZE, bits=entry.bits
+    )
     note(entry.why)
     return Pictures(
         images=images,
@@ -169,10 +150,6 @@ def read(source: Source, *, device: str = "cpu", note: Note = _to_stderr) -> Pic
     )
 
 
-def _resize(source: Source) -> Resize:
-    return source.resize or DEFAULT_RESIZE
-
-
 def _groups(listing: Listing, source: Source, note: Note) -> Sequence[str]:
     """Returns the groups of a column, or those that the pattern finds in the names.
 
@@ -195,17 +172,6 @@ def _groups(listing: Listing, source: Source, note: Note) -> Sequence[str]:
     return groups
 
 
-def _refuse_broken(broken: Sequence[tuple[str, str]], n_rows: int, path: Path, skip_broken: bool, note: Note) -> None:
-    if not broken:
-        return
-    listed = "".join(f"\n  {name}: {reason}" for name, reason in broken[:_NAMED])
-    more = f"\n  and {len(broken) - _NAMED:,} more" if len(broken) > _NAMED else ""
-    said = f"{len(broken):,} of the {counted(n_rows, 'image')} of {path} cannot be read"
-    if not skip_broken:
-        raise UserError(f"{said}:{listed}{more}\nReplace or remove them, or leave them out with --skip-broken.")
-    note(f"{said} and are left out:{listed}{more}")
-
-
 def _cached(
     listing: Listing, rows: Sequence[int], source: Source, device: str, note: Note
 ) -> tuple[str, cache.Entry, npt.NDArray[np.uint8]]:
@@ -213,161 +179,18 @@ def _cached(
     paths = [listing.files[row] for row in rows] if listing.one_each else listing.files
     digests = cache.content_digests(paths, source.path)
     most = MOST_SIDE["cuda" if device.startswith("cuda") else "cpu"]
-    options = [source.image_size or f"at most {most}", _resize(source), listing.options]
+    resize = source.resize or DEFAULT_RESIZE
+    options = [source.image_size or f"at most {most}", resize, listing.options]
     if not listing.one_each and len(rows) < len(listing.names):
         options.append(hashlib.blake2b(np.array(rows, np.int64).tobytes()).hexdigest())
     key = cache.key_of(repr(options), digests)
     found = cache.load(key, note)
     if found is None:
         began = time.monotonic()
-        with own_limits(), _progress(len(rows)) as advance:
-            decoding = _Decoding.planned(listing, rows, source, most, advance)
+        with own_limits(), progress(len(rows)) as advance:
+            decoding = Decoding.planned(listing, rows, source, most, resize, advance)
             decoding.write(key, began)
         found = cache.load(key, note)
         if found is None:
             raise UserError(f"{cache.folder()} changes what is written to it. Set TUNING_CACHE to a folder elsewhere.")
     return key, *found
-
-
-@dataclass(frozen=True)
-class _Decoding:
-    """Images on their way into the cache: their rows, the size that their headers led to, and why."""
-
-    listing: Listing
-    rows: Sequence[int]
-    headers: Sequence[Header]
-    how: Preparation
-    why: str
-    advance: Callable[[], None]
-
-    @classmethod
-    def planned(
-        cls, listing: Listing, rows: Sequence[int], source: Source, most: int, advance: Callable[[], None]
-    ) -> "_Decoding":
-        """Reads the headers, and decides on the size by them.
-
-        Raises:
-            UserError: Not one is readable.
-        """
-        found = list(cache.in_threads(_or_reason(read_header), listing.contents(rows)))
-        headers = [header for header in found if isinstance(header, Header)]
-        if not headers:
-            broken = [(listing.names[row], str(reason)) for row, reason in zip(rows, found, strict=True)]
-            _refuse_broken(broken, len(rows), source.path, False, _to_stderr)
-        how, why = plan(headers, source.image_size, most, _resize(source))
-        return cls(listing, rows, headers, how, why, advance)
-
-    def write(self, key: str, began: float) -> None:
-        """Decodes, resizes and writes all images in their order; the broken ones are noted with their reasons."""
-        how, rows, broken, digests = self.how, list[int](), list[tuple[int, str]](), list[str]()
-        n_resized, gray = 0, True
-        with contextlib.ExitStack() as stack:
-            writer = stack.enter_context(cache.Writer(key, (how.channels, how.height, how.width)))
-            for i, one in enumerate(cache.in_threads(_or_reason(self._one), self.listing.contents(self.rows))):
-                self.advance()
-                if isinstance(one, str):
-                    broken.append((i, one))
-                    continue
-                rows.append(i)
-                digests.append(one.digest)
-                n_resized += one.is_resized
-                gray &= one.is_gray
-                writer.add(one.image)
-            if gray and how.channels == 3:
-                writer = stack.enter_context(writer.first_channel())
-            if rows:
-                writer.finish(
-                    digests=digests,
-                    rows=rows,
-                    broken=broken,
-                    sizes=_counts(f"{header.width} x {header.height}" for header in self.headers),
-                    modes=_counts(header.mode for header in self.headers),
-                    bits=how.bits,
-                    n_resized=n_resized,
-                    why=self.why,
-                    seconds=time.monotonic() - began,
-                )
-        if not rows:
-            named = [(self.listing.names[self.rows[i]], reason) for i, reason in broken]
-            _refuse_broken(named, len(self.rows), Path(self.listing.files[0]).parent, False, _to_stderr)
-
-    def _one(self, content: Content) -> "_Decoded":
-        pixels = read_pixels(content)
-        return _Decoded(
-            image=prepare(pixels, self.how),
-            digest=digest_of(pixels).decode(),
-            is_gray=pixels.ndim == 2,
-            is_resized=pixels.shape[:2] != (self.how.height, self.how.width),
-        )
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    """An image as it is stored, uint8 (C, H, W), and what is known of its original."""
-
-    image: npt.NDArray[np.uint8]
-    digest: str
-    is_gray: bool
-    is_resized: bool
-
-
-def plan(headers: Sequence[Header], side: int | None, most: int, resize: Resize) -> tuple[Preparation, str]:
-    """Returns how images of some headers are stored, and why, in sentences.
-
-    Args:
-        headers: At least one.
-        side: That was asked for, in pixels.
-        most: The greatest side where none was asked for.
-        resize: How other sizes are brought to it.
-    """
-    first = headers[0]
-    height = width = side or most
-    if side:
-        why = f"Images are stored at {side} x {side} pixels ({resize}), as --image-size asks."
-    elif len({(each.width, each.height) for each in headers}) == 1 and max(first.width, first.height) <= KEPT_SIDE:
-        height, width = first.height, first.width
-        why = f"Images are stored as they are: all have {width} x {height} pixels."
-    else:
-        short = int(median(min(each.width, each.height) for each in headers))
-        height = width = max(SIDES[0], min(short, most))
-        reason = f", and {most} is the default's most on this device" if short > most else ""
-        why = (
-            f"Images are stored at {width} x {width} pixels ({resize}): the median of their short sides is {short:,}"
-            f"{reason}. --image-size chooses another size."
-        )
-    greatest = max(each.greatest for each in headers)
-    bits = next(bits for bits in _BITS if greatest < 2**bits)
-    if bits > 8:
-        why += f" Images of more than 8 bits are scaled from {bits} bits: their greatest value is {greatest:,}."
-    channels = 1 if all(each.is_gray for each in headers) else 3
-    return Preparation(height, width, channels, resize, bits), why
-
-
-def _or_reason(work: Callable[[Content], Result]) -> Callable[[Content], Result | str]:
-    """Returns a function that returns the reason of an image that is broken."""
-
-    def attempt(content: Content) -> Result | str:
-        try:
-            return work(content)
-        except BrokenImage as error:
-            return str(error)
-
-    return attempt
-
-
-def _counts(values: Iterable[str]) -> dict[str, int]:
-    """Returns value -> how many, the most frequent first."""
-    return dict(Counter(values).most_common())
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """Shows a bar on stderr, if that is a terminal; yields what moves it on by an image."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("Reading images", total=total)
-        yield lambda: progress.advance(task)

@@ -1,6 +1,7 @@
-"""`Source`: which labelled images are read, and how. It travels in settings and records, so it imports nothing heavy."""
+"""`Source`: which labelled images are read, and how. It is in settings and records, so it imports nothing heavy."""
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -102,11 +103,12 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What run folders and pages call it: the data set's name, or one of [a-z0-9._-] made of the folder's or file's."""
+        """What run folders and pages call it: the data set's name, or the folder's or file's in [a-z0-9._-]."""
         if self.dataset in DATASETS:
             return self.dataset
         path = self.path.absolute()
-        stem = path.name if path.is_dir() else path.name.removesuffix(".gz").rpartition(".")[0] or path.name
+        stem = path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem
         if stem in ("", ".."):
             stem = path.resolve().name
-        return re.sub(r"[^a-z0-9._]+", "-", stem.lower()).strip("-.") or "images"
+        plain = unicodedata.normalize("NFKD", stem.lower()).encode("ascii", "ignore").decode()
+        return re.sub(r"[^a-z0-9._]+", "-", plain).strip("-.") or "images"

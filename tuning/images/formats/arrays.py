@@ -73,8 +73,11 @@ def _first(keys: Sequence[str], names: Sequence[str]) -> str:
 
 def _stream(path: Path, key: str) -> Stream:
     """Returns an array that is read row by row, however large it is and whether or not it is compressed."""
-    with _opened(path, key) as file:
-        start = file.read(_LONGEST_HEADER)
+    try:
+        with _opened(path, key) as file:
+            start = file.read(_LONGEST_HEADER)
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise UserError(f"Array {key} of {path} is damaged: {error}. Replace the file.") from error
     head = io.BytesIO(start)
     try:
         version = np.lib.format.read_magic(head)

@@ -66,8 +66,8 @@ def find_columns(
     if group is None and source.group_pattern is None and likely:
         n = len(set(table[likely[0]]))
         note(
-            f"Column {likely[0]!r} of {where} may be a group ({n:,} values). --group-column {likely[0]} keeps images of "
-            "one group on one side of every split."
+            f"Column {likely[0]!r} of {where} may be a group ({n:,} values). --group-column {likely[0]} keeps the "
+            "images of a group on one side of every split."
         )
     return Columns(image=image, label=label, split=split, group=group)
 

@@ -1,12 +1,13 @@
 """IDX files of images and labels, as MNIST has them, gzipped or not."""
 
+import contextlib
 import gzip
 import re
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 
@@ -53,7 +54,7 @@ def list_images(source: Source, note: Note) -> Listing:
         labels = _labels_of(images)
         used += [images, labels]
         shape, dtype, begin = _header(images)
-        stream = Stream(shape=shape, dtype=dtype, begin=begin, open=_opener(images), where=str(images))
+        stream = Stream(shape=shape, dtype=dtype, begin=begin, open=partial(_opened, images), where=str(images))
         parts.append(
             Part(images=stream, labels=_read_labels(labels), split=split, name=images.name.removesuffix(".gz"))
         )
@@ -78,22 +79,32 @@ def _family(path: Path) -> str:
 def _labels_of(images: Path) -> Path:
     """Returns the file with the labels of a file of images: its name differs in "labels" and the dimensions."""
     name = images.name.removesuffix(".gz").replace("images", "labels")
-    stem = re.sub(r"idx\d", "idx", name)
+    stem = re.sub(r"idx\d.*", "idx", name)
     for path in sorted(images.parent.iterdir(), key=lambda path: path.suffix == ".gz"):
-        if re.sub(r"idx\d", "idx", path.name.removesuffix(".gz")) == stem and path.is_file():
+        if re.sub(r"idx\d.*", "idx", path.name.removesuffix(".gz")) == stem and path.is_file():
             return path
     raise UserError(f"{images} needs its labels in a file called {re.sub('idx[34]', 'idx1', name)} beside it.")
 
 
-def _opener(path: Path) -> Callable[[], AbstractContextManager[IO[bytes]]]:
-    return lambda: gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file, decompressed where its content, not its name, says that it is gzipped."""
+    with path.open("rb") as raw:
+        is_zipped = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        if is_zipped:
+            with gzip.open(raw) as file:
+                yield cast(IO[bytes], file)
+        else:
+            yield raw
 
 
 def _start(path: Path) -> bytes:
     """Returns the first bytes of a file, decompressed; none where it cannot be read."""
     try:
-        with _opener(path)() as file:
-            return file.read(4 + 4 * 255)
+        with _opened(path) as file:
+            start = file.read(4)
+            return start + file.read(4 * start[3]) if len(start) == 4 else start  # No more: it may be cut.
     except (OSError, EOFError, zlib.error):
         return b""
 
@@ -119,7 +130,7 @@ def _header(path: Path) -> tuple[tuple[int, ...], np.dtype[np.generic], int]:
 def _read_labels(path: Path) -> list[str]:
     shape, dtype, begin = _header(path)
     try:
-        with _opener(path)() as file:
+        with _opened(path) as file:
             content = file.read()[begin:]
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} is damaged: {error}. Replace it.") from error

@@ -86,6 +86,6 @@ def find_format(path: Path) -> str:
             ) from error
     hint = "Unpack it, and pass the folder." if path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z") else ""
     raise UserError(
-        f"--dataset must be a folder of class folders, a table (.csv, .tsv, .parquet), .npz or IDX files, but got {path}. "
-        f"{hint}".rstrip()
+        f"--dataset must be a folder of class folders, a table (.csv, .tsv, .parquet), .npz or IDX files, but "
+        f"got {path}. {hint}".rstrip()
     )

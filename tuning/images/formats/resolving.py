@@ -44,8 +44,8 @@ class Resolver:
             for tier in (*([name for name in found if _folder(name) == depth] for depth in depths), found):
                 if len(tier) > 1:
                     raise UserError(
-                        f"{value!r} in the table could be {self.folder / tier[0]} or {self.folder / tier[1]}. Write the "
-                        "path from the table's folder, with the extension, into the table."
+                        f"{value!r} in the table could be {self.folder / tier[0]} or {self.folder / tier[1]}. Write "
+                        "the path from the table's folder, with the extension, into the table."
                     )
                 if tier:
                     return self.folder / tier[0]

@@ -11,7 +11,7 @@ HIDDEN = "hidden files and folders"
 NO_IMAGES = "files that are no images"
 # In lower case; beside these, every name that begins with a dot.
 _HIDDEN_NAMES = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "lost+found"}
-# Files so called must be images, so that a damaged one is named. Some are of kinds that are not read: that is said, too.
+# Files so called must be images, so that a damaged one is named, and one of a kind that is not read, too.
 IMAGE_SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm"),
     *(".pbm", ".pnm", ".heic", ".heif", ".avif", ".jp2", ".psd", ".svg", ".dng", ".dcm"),

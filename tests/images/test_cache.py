@@ -1,0 +1,259 @@
+"""The cache of decoded images: whole or not at all, never a damaged one, and quick from the second time on."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from photos import class_folders, photo, reading, same, save
+
+from tuning.base import files
+from tuning.base.errors import UserError
+from tuning.images import cache as entries
+from tuning.images import decoding
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TUNING_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "images"
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The images that were decoded since the test began."""
+    seen: list[Any] = []
+    read_pixels = decoding.read_pixels
+
+    def counting(content: Any) -> Any:
+        seen.append(content)
+        return read_pixels(content)
+
+    monkeypatch.setattr("tuning.images.storing.read_pixels", counting)
+    return seen
+
+
+def test_images_are_decoded_once_whatever_their_labels_and_place(tmp_path: Path, decoded: list[Any]) -> None:
+    root = class_folders(tmp_path / "set")
+    one, _ = reading(root)
+    assert len(decoded) == 6
+    again, lines = reading(root)
+    root.rename(tmp_path / "other")
+    (tmp_path / "other" / "cat").rename(tmp_path / "other" / "bird")
+    moved, _ = reading(tmp_path / "other")
+    assert len(decoded) == 6 and same(one, again) and moved.class_names == ("bird", "dog")
+    assert np.array_equal(moved.images, one.images) and len(lines) == 1
+    reading(tmp_path / "other", image_size=16)
+    assert len(decoded) == 12
+
+
+def test_a_changed_image_of_the_same_size_and_times_is_seen(tmp_path: Path, decoded: list[Any]) -> None:
+    root = class_folders(tmp_path / "set")
+    path = save(root / "cat" / "0.bmp", photo(50))
+    before, _ = reading(root)
+    status = path.stat()
+    save(path, photo(51))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    after, _ = reading(root)
+    assert path.stat().st_size == status.st_size and len(decoded) == 14
+    assert (before.digests != after.digests).sum() == 1
+
+
+def test_the_index_spares_reading_files_that_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    root = class_folders(tmp_path / "set")
+    paths = sorted(root.rglob("*.png"))
+    first = entries.content_digests(paths, root)
+    assert not list(cache.glob("index-*"))  # They are younger than two seconds.
+    monkeypatch.setattr(entries, "SETTLED_NS", -(10**12))
+    assert entries.content_digests(paths, root) == first
+    [index] = cache.glob("index-*")
+    monkeypatch.setattr("hashlib.file_digest", lambda *args: pytest.fail("read again"))
+    assert entries.content_digests(paths, root) == first
+    index.write_text("{damaged")
+    with pytest.raises(pytest.fail.Exception, match=r"read again"):
+        entries.content_digests(paths, root)
+
+
+def test_an_index_does_not_hide_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entries, "SETTLED_NS", -(10**12))
+    root = class_folders(tmp_path / "set")
+    path = save(root / "cat" / "0.bmp", photo(50))
+    before = entries.content_digests([path], root)
+    status = path.stat()
+    save(path, photo(51))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # But not the time of the change of the inode.
+    assert entries.content_digests([path], root) != before
+
+
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage", ["pixel", "last pixel", "cut", "longer", "record", "cut record", "gone", "no record"]
+)
+def test_a_damaged_entry_is_said_and_read_anew(damage: str, tmp_path: Path, decoded: list[Any], cache: Path) -> None:
+    root = class_folders(tmp_path / "set")
+    before, _ = reading(root)
+    expected, path = before.images.copy(), before.facts.cache
+    record = path.with_suffix(".json")
+    match damage:
+        case "pixel" | "last pixel":
+            flip(path, 0 if damage == "pixel" else -1)
+        case "cut":
+            path.write_bytes(path.read_bytes()[:-1])
+        case "longer":
+            path.write_bytes(path.read_bytes() + b"0")
+        case "record":
+            record.write_text(record.read_text().replace('"bits": 8', '"bits": 9'))
+        case "cut record":
+            record.write_text(record.read_text()[:-20])
+        case "gone":
+            path.unlink()
+        case "no record":
+            record.unlink()
+    after, lines = reading(root)
+    assert np.array_equal(after.images, expected) and len(decoded) == 12
+    said = [line for line in lines if line.startswith(f"The cached images {path} are damaged (")]
+    assert len(said) == (0 if damage == "no record" else 1)
+    assert same(reading(root)[0], after) and len(decoded) == 12
+
+
+def test_damage_in_any_block_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entries, "BLOCK_BYTES", 100)
+    root = class_folders(tmp_path / "set")
+    before, _ = reading(root)
+    record = json.loads(before.facts.cache.with_suffix(".json").read_text())
+    assert len(record["checksums"]) == 6 and before.images.nbytes == 540
+    for at in range(50, 540, 100):
+        flip(before.facts.cache, at)
+        assert reading(root)[1][0].endswith("are damaged (its pixels have changed): they are read anew.")
+
+
+def test_of_a_very_large_entry_some_blocks_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entries, "BLOCK_BYTES", 100)
+    root = class_folders(tmp_path / "set")
+    before, _ = reading(root)
+    monkeypatch.setattr(entries, "MOST_CHECKED", 200)
+    checked: list[int] = []
+    crc32 = entries.zlib.crc32
+    monkeypatch.setattr(entries.zlib, "crc32", lambda block: checked.append(len(block)) or crc32(block))
+    reading(root)
+    assert sorted(checked)[:2] == [40, 100] and len(checked) == 3  # First and last block, and the record.
+    assert before.images.nbytes == 540
+
+
+@pytest.mark.parametrize("where", ["write", "replace"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_said_and_leaves_nothing_behind(
+    where: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    root = class_folders(tmp_path / "set")
+
+    def full(*args: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, where, full)
+        with pytest.raises(UserError, match=r"^No space left on the disk while writing .* to the cache .*TUNING_CACHE"):
+            reading(root)
+        assert list(cache.iterdir()) == []
+    assert len(reading(root)[0]) == 6
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_disk_that_is_really_full_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = class_folders(tmp_path / "set")
+    fdopen = os.fdopen
+    monkeypatch.setattr(
+        os, "fdopen", lambda number, *args, **options: fdopen(os.open("/dev/full", os.O_WRONLY), *args, **options)
+    )
+    with pytest.raises(UserError, match=r"^No space left on the disk while writing decoded images"):
+        reading(root)
+
+
+def test_a_cache_that_cannot_be_written_to_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TUNING_CACHE", str(tmp_path / "file"))
+    with pytest.raises(
+        UserError, match=r"^Not a directory while writing decoded images .* set TUNING_CACHE to a folder"
+    ):
+        reading(class_folders(tmp_path / "set"))
+
+
+def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(entries.Writer, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reading(class_folders(tmp_path / "set"))
+    assert list(cache.iterdir()) == []
+
+
+def test_two_processes_may_read_at_once(tmp_path: Path, cache: Path) -> None:
+    root = class_folders(tmp_path / "set", n=40, height=50, width=50)
+    program = (
+        "import sys\nfrom tuning.images.reading import read\nfrom tuning.images.source import Source\n"
+        "print(read(Source(sys.argv[1])).images.sum())"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program, str(root)], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    sums = {process.communicate(timeout=120)[0] for process in processes}
+    found, _ = reading(root)
+    assert sums == {f"{found.images.sum()}\n"}
+    assert len(list(cache.glob("*.u8"))) == len(list(cache.glob("[!i]*.json"))) == 1 and not list(cache.glob(".*"))
+
+
+def test_threads_of_one_process_may_read_at_once(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set", n=40)
+    with ThreadPoolExecutor(4) as pool:
+        found = [each for each, _ in pool.map(lambda _: reading(root), range(4))]
+    assert all(same(found[0], each) for each in found)
+
+
+def test_in_threads_keeps_the_order_takes_few_at_a_time_and_hands_errors_on() -> None:
+    taken: list[int] = []
+
+    def items() -> Any:
+        for i in range(5000):
+            taken.append(i)
+            yield i
+
+    results = entries.in_threads(lambda i: i * 2, items(), at_once=4)
+    assert [next(results) for _ in range(10)] == list(range(0, 20, 2))
+    assert len(taken) < 1000
+    assert list(results) == list(range(20, 10000, 2))
+    with pytest.raises(ZeroDivisionError):
+        list(entries.in_threads(lambda i: 1 // (i - 50), range(100)))
+
+
+def test_images_are_written_as_they_come_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entries, "BLOCK_BYTES", 1000)
+    written: list[int] = []
+    write = files.write
+    monkeypatch.setattr(files, "write", lambda file, content: written.append(len(content)) or write(file, content))
+    found, _ = reading(class_folders(tmp_path / "set", n=50))
+    assert found.images.nbytes == 9000
+    assert written[:9] == [1000] * 9 and max(written) <= 100_000
+
+
+def test_gray_images_in_three_channels_take_the_space_of_one(tmp_path: Path) -> None:
+    for i in range(4):
+        save(tmp_path / "set" / "ab"[i % 2] / f"{i}.png", np.repeat(photo(i, channels=1)[..., None], 3, axis=2))
+    found, _ = reading(tmp_path / "set")
+    assert found.images.shape == (4, 1, 6, 5) and found.facts.cache.stat().st_size == 120
+    assert np.array_equal(found.images[3, 0], photo(3, channels=1))
+    assert same(found, reading(tmp_path / "set")[0])

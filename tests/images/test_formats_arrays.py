@@ -1,0 +1,184 @@
+"""`.npz` and IDX files: names, axes, kinds of numbers, and files that are damaged."""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from photos import Array, photo, reading
+
+from tuning.base.errors import UserError
+
+IMAGES = np.stack([photo(i, 9, 8, 1) for i in range(10)])
+COLOUR = np.stack([photo(i, 9, 8) for i in range(10)])
+LABELS = np.arange(10) % 3
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNING_CACHE", str(tmp_path / "cache"))
+
+
+def npz(tmp_path: Path, **arrays: Any) -> Path:
+    np.savez(tmp_path / "set.npz", **arrays)
+    return tmp_path / "set.npz"
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["x y", "images labels", "X Y", "data target", "images label"],
+)
+def test_arrays_without_a_split_may_have_many_names(names: str, tmp_path: Path) -> None:
+    x, y = names.split()
+    found, _ = reading(npz(tmp_path, **{x: IMAGES, y: LABELS}))
+    assert np.array_equal(found.images[:, 0], IMAGES) and np.array_equal(found.labels, LABELS)
+    assert set(found.splits) == {""} and found.names[7] == f"{x}[7]"
+
+
+def test_all_splits_of_medmnist_are_read(tmp_path: Path) -> None:
+    arrays = {
+        f"{s}_{k}": v for s in ("train", "val", "test") for k, v in (("images", COLOUR), ("labels", LABELS[:, None]))
+    }
+    found, _ = reading(npz(tmp_path, **arrays))
+    assert found.splits.tolist() == ["train"] * 10 + ["valid"] * 10 + ["test"] * 10
+    assert np.array_equal(found.images[10:20], COLOUR.transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        (COLOUR, COLOUR.transpose(0, 3, 1, 2)),
+        (COLOUR.transpose(0, 3, 1, 2), COLOUR.transpose(0, 3, 1, 2)),
+        (IMAGES[..., None], IMAGES[:, None]),
+        (IMAGES[:, None], IMAGES[:, None]),
+        (IMAGES.astype(np.int64), IMAGES[:, None]),
+        (IMAGES.astype(np.float32).astype(">i4"), IMAGES[:, None]),
+        (np.repeat(IMAGES[..., None], 3, axis=3), IMAGES[:, None]),
+        (np.concatenate([COLOUR, np.full((10, 9, 8, 1), 255, np.uint8)], axis=3), COLOUR.transpose(0, 3, 1, 2)),
+        (IMAGES.astype(np.uint16) * 257, IMAGES[:, None]),
+    ],
+    ids=["NHWC", "NCHW", "NHW1", "N1HW", "int64", "big-endian", "three equal", "RGBA", "16 bits"],
+)
+def test_axes_and_kinds_of_numbers(images: Array, expected: Array, tmp_path: Path) -> None:
+    found, _ = reading(npz(tmp_path, x=images, y=LABELS))
+    assert np.array_equal(found.images, expected)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (np.eye(3)[LABELS], ("0", "1", "2")),
+        (np.array(["b", "a", "c"])[LABELS], ("a", "b", "c")),
+        (np.array([b"b", b"a", b"c"])[LABELS], ("a", "b", "c")),
+        (LABELS.astype(float), ("0", "1", "2")),
+        (LABELS[:, None], ("0", "1", "2")),
+    ],
+    ids=["one-hot", "texts", "bytes", "floats", "column"],
+)
+def test_kinds_of_labels(labels: Array, names: tuple[str, ...], tmp_path: Path) -> None:
+    found, _ = reading(npz(tmp_path, x=IMAGES, y=labels))
+    assert found.class_names == names and np.bincount(found.labels).tolist() in ([4, 3, 3], [3, 4, 3])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "match"),
+    [
+        ({"a": IMAGES, "b": LABELS}, "must have arrays called x_train and y_train, .* or x and y, but has a, b."),
+        ({"x": IMAGES[:9], "y": LABELS}, "Array x of .* has 9 images, but 10 labels"),
+        (
+            {"x": IMAGES / 255, "y": LABELS},
+            "Array x of .* must hold whole numbers .*, but has float64. Scale and round",
+        ),
+        ({"x": IMAGES.reshape(10, 72), "y": LABELS}, "the shape images x height x width, .* but has 10 x 72"),
+        ({"x": np.zeros((10, 2, 9, 8), np.uint8), "y": LABELS}, "the shape images x height x width, .* 10 x 2 x 9 x 8"),
+        ({"x": IMAGES, "y": np.ones((10, 14), int)}, "must have one label an image, but has rows of 14 numbers"),
+        ({"x": IMAGES, "y": np.ones((10, 2, 2), int)}, "must have one label an image, but has the shape 10 x 2 x 2"),
+        ({"x": np.asfortranarray(IMAGES), "y": LABELS}, "in Fortran order. Save numpy.ascontiguousarray"),
+        ({"x": IMAGES, "y": np.array([None] * 10)}, "Array y of .* must be one of numbers or texts, but got"),
+        (
+            {"x": np.array([IMAGES[0], None], object), "y": LABELS[:2]},
+            "Array x of .* must hold whole numbers|have the shape",
+        ),
+        ({"x": -IMAGES.astype(int) - 1, "y": LABELS}, "10 of the 10 images .* must be 0 to 65,535"),
+    ],
+)
+def test_arrays_that_are_no_labelled_images_are_refused(arrays: Any, match: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"(?s){match}"):
+        reading(npz(tmp_path, **arrays))
+
+
+def test_a_damaged_npz_is_said(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "set.npz", x=IMAGES, y=LABELS)
+    content = (tmp_path / "set.npz").read_bytes()
+    (tmp_path / "set.npz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"set.npz must be a readable .npz file, but got: File is not a zip file"):
+        reading(tmp_path / "set.npz")
+    (tmp_path / "set.npz").write_bytes(content[:300] + bytes(80) + content[380:])
+    with pytest.raises(UserError, match=r"Array x of .*set.npz is damaged: "):
+        reading(tmp_path / "set.npz")
+
+
+def idx(path: Path, array: Array, kind: int = 8, *, size: int | None = None, zipped: bool = False) -> Path:
+    shape = (size if size is not None else len(array), *array.shape[1:])
+    header = bytes([0, 0, kind, array.ndim]) + b"".join(each.to_bytes(4, "big") for each in shape)
+    content = header + array.tobytes()
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(gzip.compress(content) if zipped else content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("train-images.idx3-ubyte", "train-labels.idx1-ubyte"),
+        ("emnist-digits-train-images-idx3-ubyte.gz", "emnist-digits-train-labels-idx1-ubyte"),
+        ("images-idx3-ubyte", "labels-idx1-ubyte"),
+        ("images.idx", "labels.idx"),
+    ],
+)
+def test_idx_files_may_be_called_in_other_ways(images: str, labels: str, tmp_path: Path) -> None:
+    idx(tmp_path / "set" / images, IMAGES, zipped=images.endswith(".gz"))
+    idx(tmp_path / "set" / labels, LABELS.astype(np.uint8))
+    for path in (tmp_path / "set", tmp_path / "set" / images):
+        found, _ = reading(path)
+        assert np.array_equal(found.images[:, 0], IMAGES) and set(found.splits) == {""}
+
+
+def test_idx_files_of_colour_of_16_bits_and_of_whole_labels(tmp_path: Path) -> None:
+    idx(tmp_path / "set" / "train-images-idx4-ubyte", COLOUR)
+    idx(tmp_path / "set" / "train-labels-idx1-int", LABELS.astype(">i4"), 12)
+    found, _ = reading(tmp_path / "set")
+    assert np.array_equal(found.images, COLOUR.transpose(0, 3, 1, 2)) and np.array_equal(found.labels, LABELS)
+    idx(tmp_path / "deep" / "images-idx3-short", (IMAGES.astype(">i2") * 4), 11)
+    idx(tmp_path / "deep" / "labels-idx1-ubyte", LABELS.astype(np.uint8))
+    assert reading(tmp_path / "deep")[0].facts.preparation.bits == 10
+
+
+def test_one_of_several_idx_sets_is_chosen_by_its_file(tmp_path: Path) -> None:
+    for i, name in enumerate(("digits", "letters")):
+        for split in ("train", "test"):
+            idx(tmp_path / "set" / f"{name}-{split}-images-idx3-ubyte", IMAGES + i)
+            idx(tmp_path / "set" / f"{name}-{split}-labels-idx1-ubyte", LABELS.astype(np.uint8))
+    with pytest.raises(
+        UserError, match=r"set has several sets of IDX files. Choose one: --dataset .*digits.* or .*letters"
+    ):
+        reading(tmp_path / "set")
+    found, _ = reading(tmp_path / "set" / "letters-train-images-idx3-ubyte")
+    assert np.array_equal(found.images[:10, 0], IMAGES + 1)
+    assert found.splits.tolist() == ["train"] * 10 + ["test"] * 10
+
+
+def test_idx_files_that_lack_something_are_named(tmp_path: Path) -> None:
+    path = idx(tmp_path / "set" / "train-images-idx3-ubyte", IMAGES, size=12)
+    with pytest.raises(UserError, match=r"needs its labels in a file called train-labels-idx1-ubyte beside it"):
+        reading(tmp_path / "set")
+    labels = idx(tmp_path / "set" / "train-labels-idx1-ubyte", LABELS.astype(np.uint8), size=12)
+    with pytest.raises(UserError, match=r"train-labels-idx1-ubyte must hold 12 bytes after its header, but has 10"):
+        reading(tmp_path / "set")
+    idx(labels, np.tile(LABELS, 2)[:12].astype(np.uint8))
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte must hold 12 images, but ends in number 10"):
+        reading(tmp_path / "set")
+    path.write_bytes(gzip.compress(path.read_bytes())[:-200])
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte is damaged: Compressed file ended"):
+        reading(tmp_path / "set")

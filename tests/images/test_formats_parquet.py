@@ -1,0 +1,128 @@
+"""Parquet with images inside, as Hugging Face's `datasets` writes it; its layout is made here by hand."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from photos import photo, reading, save
+from PIL import Image
+
+from tuning.base.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNING_CACHE", str(tmp_path / "cache"))
+
+
+def png(number: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(photo(number)).save(file, "PNG")
+    return file.getvalue()
+
+
+def rows(n: int, first: int = 0) -> list[dict[str, Any]]:
+    return [{"bytes": png(i), "path": f"{i}.png"} for i in range(first, first + n)]
+
+
+def write(path: Path, table: dict[str, Any], names: list[str] | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = pa.table(table)
+    if names:
+        features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
+        made = made.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(made, path, row_group_size=3)
+    return path
+
+
+def test_class_names_come_from_the_metadata_and_a_label_of_minus_1_is_none(tmp_path: Path) -> None:
+    path = write(tmp_path / "set.parquet", {"image": rows(6), "label": [1, 0, -1, 1, 0, 2]}, ["dog", "cat", "ant"])
+    found, lines = reading(path)
+    assert found.class_names == ("ant", "cat", "dog") and found.labels.tolist() == [1, 2, 1, 2, 0]
+    assert found.names.tolist() == ["row 0", "row 1", "row 3", "row 4", "row 5"]
+    assert np.array_equal(found.images[2].transpose(1, 2, 0), photo(3))
+    assert "Passed over: rows without a label (1)." in lines
+
+
+def test_a_folder_of_shards_has_its_splits_in_their_names(tmp_path: Path) -> None:
+    for place in ("hub/data", "plain"):
+        write(tmp_path / place / "test-00000-of-00001.parquet", {"image": rows(3, 20), "label": [0, 1, 0]})
+        write(tmp_path / place / "train-00010-of-00011.parquet", {"image": rows(3, 10), "label": [0, 1, 0]})
+        write(tmp_path / place / "train-00002-of-00011.parquet", {"image": rows(3), "label": [0, 1, 0]})
+    (tmp_path / "hub" / "README.md").write_text("?")
+    (tmp_path / "hub" / ".gitattributes").write_text("?")
+    for path in (tmp_path / "hub", tmp_path / "plain"):
+        found, _ = reading(path)
+        assert found.splits.tolist() == ["train"] * 6 + ["test"] * 3
+        assert [
+            np.array_equal(found.images[i].transpose(1, 2, 0), photo(k)) for i, k in ((0, 0), (3, 10), (8, 22))
+        ] == [True] * 3
+    alone, _ = reading(tmp_path / "plain" / "train-00002-of-00011.parquet")
+    assert set(alone.splits) == {""} and len(alone) == 3
+
+
+def test_bytes_alone_and_columns_with_splits_and_groups(tmp_path: Path) -> None:
+    table = {
+        "img": [png(i) for i in range(4)],
+        "label": ["a", "b", "a", "b"],
+        "split": ["train", "train", "test", "test"],
+        "patient": [7, 8, 9, 9],
+    }
+    found, lines = reading(write(tmp_path / "set.parquet", table))
+    assert found.splits.tolist() == ["train", "train", "test", "test"] and "--group-column patient" in lines[0]
+    found, _ = reading(tmp_path / "set.parquet", group_column="patient")
+    assert found.groups.tolist() == ["7", "8", "9", "9"]
+
+
+def test_a_row_may_name_its_file_instead(tmp_path: Path) -> None:
+    save(tmp_path / "0.png", photo(50))
+    cells = [{"bytes": None, "path": "0.png"}, *rows(3, 1)]
+    found, _ = reading(write(tmp_path / "set.parquet", {"image": cells, "label": [0, 1, 0, 1]}))
+    assert np.array_equal(found.images[0].transpose(1, 2, 0), photo(50))
+
+
+def test_broken_cells_are_named_by_their_row(tmp_path: Path) -> None:
+    cells = [*rows(3), {"bytes": b"nothing", "path": None}, {"bytes": b"", "path": None}]
+    with pytest.raises(UserError, match=r"(?s)^2 of the 5 images .*\n  row 3: it is no JPEG.*\n  row 4: it is empty"):
+        reading(write(tmp_path / "set.parquet", {"image": cells, "label": [0, 1, 0, 1, 0]}))
+
+
+def test_the_column_is_chosen_where_there_are_two(tmp_path: Path) -> None:
+    table = {"image": rows(4), "mask": rows(4, 4), "label": [0, 1, 0, 1]}
+    path = write(tmp_path / "set.parquet", table)
+    with pytest.raises(
+        UserError, match=r"has 2 columns with images. Choose one: --image-column image or --image-column mask"
+    ):
+        reading(path)
+    masks, _ = reading(path, image_column="mask")
+    images, _ = reading(path, image_column="image")
+    assert np.array_equal(masks.images[0].transpose(1, 2, 0), photo(4)) and masks.digests[0] != images.digests[0]
+
+
+def test_labels_that_are_left_out_leave_the_others_as_they_are(tmp_path: Path) -> None:
+    path = write(tmp_path / "set.parquet", {"image": rows(8), "label": list("abcabcab")})
+    whole, _ = reading(path)
+    part, _ = reading(path, labels_leave_out=("b",))
+    assert part.names.tolist() == [f"row {i}" for i in (0, 2, 3, 5, 6)]
+    assert part.digests.tolist() == whole.digests[[0, 2, 3, 5, 6]].tolist()
+    assert np.array_equal(part.images, whole.images[[0, 2, 3, 5, 6]])
+
+
+def test_files_that_are_damaged_or_differ_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "set" / "train-0.parquet", {"image": rows(4), "label": [0, 1, 0, 1]})
+    other = write(tmp_path / "set" / "test-0.parquet", {"image": rows(4), "kind": [0, 1, 0, 1]})
+    with pytest.raises(UserError, match=r"test-0.parquet must have the columns of .*train-0.parquet, but has others"):
+        reading(tmp_path / "set")
+    other.unlink()
+    content = path.read_bytes()
+    path.write_bytes(content[:-50])
+    with pytest.raises(UserError, match=r"train-0.parquet must be a readable Parquet file, but got: "):
+        reading(tmp_path / "set")
+    path.write_bytes(content[:40] + bytes(300) + content[340:])
+    with pytest.raises(UserError, match=r"train-0.parquet is damaged: |cannot be read"):
+        reading(tmp_path / "set")

@@ -1,0 +1,231 @@
+"""Tables of images and labels: which column is what, which file is meant, and rows that lack something."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from photos import Array, photo, reading, save
+
+from tuning.base.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNING_CACHE", str(tmp_path / "cache"))
+
+
+def table(tmp_path: Path, text: str, files: Sequence[str] = (), name: str = "labels.csv") -> Path:
+    """Returns a table beside some images; four in images/ if none are named."""
+    for i, file in enumerate(files or [f"images/{i}.png" for i in range(4)]):
+        save(tmp_path / "set" / file, photo(i))
+    path = tmp_path / "set" / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+ROWS = "0,a\n1,b\n2,a\n3,b\n"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *(
+            "image,label",
+            "path,class",
+            "file,category",
+            "Filename,Target",
+            "file_name,y",
+            "filepath,labels",
+            "image_path,label",
+        ),
+        *("id,label", "image_id,class_name", "Image ID,Class-Name", "img,diagnosis", "image,age", "uid,species"),
+    ],
+)
+def test_columns_are_found_by_their_usual_names(header: str, tmp_path: Path) -> None:
+    found, _ = reading(table(tmp_path, f"{header}\n{ROWS}"))
+    assert found.names.tolist() == [f"images/{i}.png" for i in range(4)]
+    assert found.class_names == ("a", "b") and found.labels.tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("labels.tsv", "image\tlabel\n0\ta\n1\tb\n2\ta\n3\tb\n"),
+        ("labels.csv", "image;label\r\n0;a\r\n1;b\r\n2;a\r\n3;b\r\n"),
+        ("labels.csv", "image , label\n0 , a\n1 ,b\n2, a\n\n3,b\n\n"),
+        ("labels.txt", "image   label\n0  a\n1 b\n2 a\n3     b\n"),
+        ("labels.csv", '\ufeff"image","label"\n"0","a"\n"1","b"\n"2","a"\n"3","b"\n'),
+        ("labels.csv", ",image,label\n0,0,a\n1,1,b\n2,2,a\n3,3,b\n"),  # As pandas writes its index.
+        ("labels.csv", "0.png,a\n1.png,b\n2.png,a\n3.png,b\n"),
+        ("labels.csv", "a,0\nb,1\na,2\nb,3\n"),
+        ("labels.txt", "0.png a\n1.png b\n2.png a\n3.png b\n"),
+        ("labels.csv", "image|label\n0|a\n1|b\n2|a\n3|b\n"),
+        ("labels.csv", "label,image\na,images/0.png\nb,./images/1.png\na,images\\2.png\nb,images/3\n"),
+    ],
+)
+def test_delimiters_blanks_quotes_and_no_header(name: str, text: str, tmp_path: Path) -> None:
+    found, _ = reading(table(tmp_path, text, name=name))
+    assert found.names.tolist() == [f"images/{i}.png" for i in range(4)]
+    assert found.class_names == ("a", "b") and found.labels.tolist() == [0, 1, 0, 1]
+
+
+def test_other_encodings_are_read(tmp_path: Path) -> None:
+    path = table(tmp_path, "")
+    for encoding in ("utf-8", "utf-16", "cp1252"):
+        path.write_text("image,label\n0,Käfer\n1,b\n2,Käfer\n3,b\n", encoding=encoding)
+        assert reading(path)[0].class_names == ("Käfer", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", "labels.csv must be a table of images and labels, but is empty"),
+        ("image,label\n", "labels.csv has a header and no rows"),
+        ("image\n0\n1\n", "at least two columns .* its first line is 'image'"),
+        (
+            "0.png,a,x\n1.png,b,y\n2.png,a,z\n",
+            "labels.csv has no header. Write the names of its 3 columns as its first",
+        ),
+        ("image,label\n0,a\n1,b,c\n2,a\n3,b\n" + "3,b\n" * 9, "must have 2 columns in every row, but row 3 has 3"),
+        ("image,label,label\n0,a,b\n1,b,b\n", "a name of its own for each column, but has 'label' twice"),
+        (
+            "when,what\n8,a\n9,b\n",
+            "a column that names the images, .* but its columns are when, what. .*--image-column",
+        ),
+        (
+            "image,age,kids,x\n0,a,1,1\n1,b,1,2\n",
+            "a column with the labels, .* are image, age, kids, x. .*--label-column",
+        ),
+        (
+            "image,label,class,y\n0,a,1,1\n1,b,1,2\n",
+            "3 columns that could be the label. Choose one: --label-column label or --label-column class or --label",
+        ),
+        ("image,fine_label,coarse_label\n0,a,1\n1,b,1\n", "--label-column fine_label or --label-column coarse_label"),
+    ],
+)
+def test_what_is_no_table_of_labels_is_said(text: str, match: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=match):
+        reading(table(tmp_path, text))
+
+
+def test_columns_can_be_chosen(tmp_path: Path) -> None:
+    path = table(tmp_path, "label,photo,kind,part,by\nq,0,a,train,x\nr,1,b,train,y\ns,2,a,val,x\nt,3,b,test,y\n")
+    found, lines = reading(path, image_column="photo", label_column="kind", split_column="part", group_column="by")
+    assert found.class_names == ("a", "b") and found.groups.tolist() == ["x", "y", "x", "y"]
+    assert found.splits.tolist() == ["train", "train", "valid", "test"] and len(lines) == 1
+    with pytest.raises(
+        UserError, match=r"^--label-column must be one of by, kind, .*, but got 'kinds'. Did you mean 'kind'"
+    ):
+        reading(path, image_column="photo", label_column="kinds")
+    with pytest.raises(
+        UserError, match=r"^Column 'by' must say train, valid or test in every row, but has 'x' in 2 rows"
+    ):
+        reading(path, image_column="photo", label_column="kind", split_column="by")
+
+
+def test_a_split_is_taken_where_its_column_says_nothing_else(tmp_path: Path) -> None:
+    for name in ("split", "Set", "subset", "fold"):
+        text = f"image,label,{name}\n0,a,train\n1,b,Train\n2,a,validation\n3,b,test\n"
+        assert reading(table(tmp_path, text))[0].splits.tolist() == ["train", "train", "valid", "test"]
+    found, lines = reading(table(tmp_path, "image,label,set\n0,a,left\n1,b,left\n2,a,right\n3,b,right\n"))
+    assert set(found.splits) == {""}
+    assert "Column 'set' is not taken for the split: it has 'left', beside or instead of train and test." in lines
+    found, lines = reading(table(tmp_path, "image,label,fold\n0,a,1\n1,b,2\n2,a,1\n3,b,2\n"))
+    assert set(found.splits) == {""} and len(lines) == 1
+    with pytest.raises(
+        UserError, match=r"Column 'split' must say train, valid or test in every row, but has '' in 1 row"
+    ):
+        reading(table(tmp_path, "image,label,split\n0,a,train\n1,b,train\n2,a,\n3,b,test\n"))
+
+
+def test_a_likely_group_is_not_taken_and_its_option_is_said(tmp_path: Path) -> None:
+    path = table(tmp_path, "image,patient_id,label\n0,p,a\n1,q,b\n2,p,a\n3,q,b\n")
+    found, lines = reading(path)
+    assert set(found.groups) == {""}
+    assert lines[0].startswith("Column 'patient_id' of ") and "(2 values). --group-column patient_id keeps" in lines[0]
+    found, lines = reading(path, group_column="patient_id")
+    assert found.groups.tolist() == ["p", "q", "p", "q"] and len(lines) == 1
+
+
+def test_ids_are_found_beside_the_table_then_in_images_then_anywhere(tmp_path: Path) -> None:
+    files = ["0.png", "images/0.png", "deep/er/0.png", "images/1.jpg", "thumbs/1.jpg", "deep/er/2.PNG", "x/a.b.png"]
+    found, _ = reading(table(tmp_path, "id,label\n0,a\n1,b\n2,a\na.b,b\n", files))
+    assert found.names.tolist() == ["0.png", "images/1.jpg", "deep/er/2.PNG", "x/a.b.png"]
+    assert found.facts.passed_over == {"images without a row": 3}
+
+
+def test_names_that_differ_in_case_are_found_where_none_fits_better(tmp_path: Path) -> None:
+    files = ["images/A.JPG", "images/b.png", "images/B.PNG", "c.png"]
+    found, _ = reading(table(tmp_path, "id,label\na.jpg,x\nb,y\nB,x\nC,y\n", files))
+    assert found.names.tolist() == ["images/A.JPG", "images/b.png", "images/B.PNG", "c.png"]
+
+
+@pytest.mark.parametrize(
+    ("files", "value"),
+    [(["a/7.png", "b/7.png"], "7"), (["images/7.png", "images/7.jpg"], "7"), (["u/a/7.png", "v/a/7.png"], "a/7.png")],
+)
+def test_an_id_that_could_be_two_files_names_both(files: list[str], value: str, tmp_path: Path) -> None:
+    path = table(tmp_path, f"id,label\n{value},a\n8,b\n", [*files, "8.png"])
+    with pytest.raises(UserError) as caught:
+        reading(path)
+    assert str(caught.value).startswith(f"{value!r} in the table could be ")
+    assert all(file in str(caught.value) for file in files)
+
+
+def test_paths_may_lead_elsewhere(tmp_path: Path) -> None:
+    far = save(tmp_path / "far" / "9.png", photo(9))
+    path = table(tmp_path, f"path,label\n{far},a\n../far/9.png,b\nimages/0.png,a\nimages/1.png,b\n")
+    found, _ = reading(path)
+    assert found.names.tolist() == ["../far/9.png", "../far/9.png", "images/0.png", "images/1.png"]
+    assert found.facts.passed_over == {"images without a row": 2}
+
+
+MISSING = "image,label\n0,a\n1,b\nx,Skip\n2,a\ny,Skip\nz,Skip\nq,Skip\n3,b\n"
+
+
+def test_rows_without_a_file_are_counted_and_the_first_three_named(tmp_path: Path) -> None:
+    path = table(tmp_path, MISSING)
+    with pytest.raises(UserError, match=r"^4 of 8 rows of .* have no file: x, y, z, \.\.\.\. .* are 'Skip' \(4\)\."):
+        reading(path)
+    found, lines = reading(path, labels_leave_out=("Skip",))
+    assert len(found) == 4 and lines[0] == "Left out by label: 4 images."
+    assert found.facts.left_out[0] == ("x", "label 'Skip'")
+    found, lines = reading(path, skip_broken=True)
+    assert len(found) == 4 and found.facts.left_out[0] == ("x", "no such file")
+    assert "4 of 8 rows" in lines[0] and lines[0].endswith("have no file and are left out: x, y, z, ....")
+
+
+def test_a_table_none_of_whose_files_are_there_is_an_error_even_where_they_are_skipped(tmp_path: Path) -> None:
+    path = table(tmp_path, "image,label\nu.png,a\nv.png,b\nw.png,a\nx.png,b\n")
+    for skip in (False, True):
+        with pytest.raises(UserError, match=r"^4 of 4 rows of .* have no file: u.png, v.png, w.png, \.\.\."):
+            reading(path, skip_broken=skip)
+
+
+def test_rows_without_a_label_are_passed_over(tmp_path: Path) -> None:
+    found, _ = reading(table(tmp_path, "image,label\n0,a\n1,b\n2,\n3,b\n"))
+    assert found.names.tolist() == ["images/0.png", "images/1.png", "images/3.png"]
+    assert found.facts.passed_over == {"rows without a label": 1, "images without a row": 1}
+
+
+def test_rows_keep_their_order_and_may_name_a_file_twice(tmp_path: Path) -> None:
+    found, _ = reading(table(tmp_path, "image,label\n3,b\n0,a\n3,b\n1,a\n"))
+    assert [name[7] for name in found.names] == list("3031")
+    assert found.digests[0] == found.digests[2] and (found.images[0] == found.images[2]).all()
+
+
+def test_a_table_in_parquet_names_files(tmp_path: Path) -> None:
+    path = table(tmp_path, "").with_name("labels.parquet")
+    columns: dict[str, Any] = {"image": ["0", "1", "2", "3"], "label": [1, 0, None, 1], "split": ["train", "test"] * 2}
+    pq.write_table(pa.table(columns), path)
+    found, _ = reading(path)
+    assert found.names.tolist() == ["images/0.png", "images/1.png", "images/3.png"]
+    assert found.class_names == ("0", "1") and found.splits.tolist() == ["train", "test", "test"]
+
+
+def test_photos_are_told_apart() -> None:
+    images: list[Array] = [photo(i) for i in range(9)]
+    assert len({image.tobytes() for image in images}) == 9

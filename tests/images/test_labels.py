@@ -1,0 +1,73 @@
+"""What is no class: floats, names, one class, and letters in two cases. The tables are made here."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from photos import photo, reading, save
+
+from tuning.base.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNING_CACHE", str(tmp_path / "cache"))
+
+
+def table(tmp_path: Path, labels: Sequence[object]) -> Path:
+    for i in range(len(labels)):
+        save(tmp_path / f"{i}.png", photo(i))
+    (tmp_path / "labels.csv").write_text("id,label\n" + "".join(f"{i},{label}\n" for i, label in enumerate(labels)))
+    return tmp_path / "labels.csv"
+
+
+def test_numbers_that_are_measured_are_no_classes(tmp_path: Path) -> None:
+    labels = [i // 2 / 7 for i in range(60)]
+    with pytest.raises(UserError, match=r"must be classes, but are numbers such as 0\.\d+ \(30 different ones\)"):
+        reading(table(tmp_path, labels))
+
+
+def test_a_few_fractions_are_classes(tmp_path: Path) -> None:
+    assert reading(table(tmp_path, [0.5, 1.5, 0.5, 1.5]))[0].class_names == ("0.5", "1.5")
+
+
+def test_whole_numbers_that_a_gap_made_floats_are_whole_again(tmp_path: Path) -> None:
+    found, _ = reading(table(tmp_path, ["10.0", "2.0", "", "10.0", "2.0"]))
+    assert found.class_names == ("2", "10") and found.labels.tolist() == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("n", [2, 40, 130])
+def test_a_label_for_each_image_is_none(n: int, tmp_path: Path) -> None:
+    labels = [f"x{i}" for i in range(n)]
+    with pytest.raises(UserError, match=rf"several images each, but {n} images have {n} different labels, e.g. 'x0'"):
+        reading(table(tmp_path, labels))
+
+
+def test_nearly_a_label_for_each_image_is_none_either(tmp_path: Path) -> None:
+    labels = [f"x{min(i, 70)}" for i in range(120)]
+    with pytest.raises(UserError, match=r"but 120 images have 71 different labels"):
+        reading(table(tmp_path, labels))
+    assert len(reading(table(tmp_path, ["a", "b", "b"]))[0].class_names) == 2
+
+
+def test_one_class_is_too_few(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"must have images of two classes at least, but has only 'a', in 4 images.$"):
+        reading(table(tmp_path, ["a"] * 4))
+
+
+def test_labels_that_differ_in_case_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^The labels 'Cat' and 'cat' of .* differ in upper and lower case alone"):
+        reading(table(tmp_path, ["Cat", "cat", "dog", "dog", "Cat"]))
+
+
+def test_labels_of_two_unicode_forms_are_one_class(tmp_path: Path) -> None:
+    found, _ = reading(table(tmp_path, ["Caf\u00e9", "Cafe\u0301", "bar", "bar"]))
+    assert found.class_names == ("Caf\u00e9", "bar")
+
+
+def test_a_label_to_leave_out_must_occur(tmp_path: Path) -> None:
+    path = table(tmp_path, ["a", "b", "Not sure", "b", "a"])
+    with pytest.raises(UserError, match=r"^--labels-leave-out for .* one of Not sure, a, b, but got 'not sure'"):
+        reading(path, labels_leave_out=("not sure",))
+    found, _ = reading(path, labels_leave_out=("Not sure",))
+    assert found.class_names == ("a", "b") and found.facts.left_out == (("2.png", "label 'Not sure'"),)
