@@ -52,3 +52,10 @@ def test_training_sets_fit_beside_the_ceiling(tmp_path: Path) -> None:
     table = run("training.py", "--seconds 0.2 --only batch=512", tmp_path)
     assert list(table["loop"]) == ["ceiling", "fit", "fit, torch"] and (table["images/s"] > 0).all()
     assert table["of_ceiling"].notna().sum() == 2
+
+
+@pytest.mark.slow
+def test_augmentation_has_a_share_of_the_step(tmp_path: Path) -> None:
+    table = run("augmentation.py", "--seconds 0.05 --only mix", tmp_path)
+    assert list(table["augmentation"]) == ["mixup", "cutmix", "crop, flip, jitter, erase, mixup"] * 2
+    assert (table["ms"] > 0).all() and (table["share"] > 0).all() and (table["share"] < 1).all()

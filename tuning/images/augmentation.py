@@ -161,7 +161,8 @@ def _resampled(images: "torch.Tensor", config: TrainConfig, draws: "torch.Tensor
         factors = 1 + config.jitter * (2 * draws[4:7] - 1)
         for number, factor in enumerate(factors, start=OPERATIONS.index("brightness")):
             factor *= 1 + MOST_CHANGE * _only(strength, operation == number)
-        pixels = recoloured(pixels, *factors, turns=config.jitter * (draws[7] - 0.5) / 2)
+        brightness, contrast, saturation = factors
+        pixels = recoloured(pixels, brightness, contrast, saturation, config.jitter * (draws[7] - 0.5) / 2)
     images = pixels.clamp_(0, 255).round_().to(torch.uint8)
     if config.trivial_augment:
         for name, change in _CHANGES.items():
@@ -293,14 +294,16 @@ def _autocontrasted(images: "torch.Tensor", strength: "torch.Tensor") -> "torch.
     """Returns the images, each channel stretched to [0, 255]."""
     from torchvision.transforms.v2 import functional
 
-    return functional.autocontrast(images)
+    stretched: torch.Tensor = functional.autocontrast(images)
+    return stretched
 
 
 def _equalized(images: "torch.Tensor", strength: "torch.Tensor") -> "torch.Tensor":
     """Returns the images, with about as many pixels of each value in each channel."""
     from torchvision.transforms.v2 import functional
 
-    return functional.equalize(images)
+    equalized: torch.Tensor = functional.equalize(images)
+    return equalized
 
 
 _CHANGES: dict[str, Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]] = {
