@@ -21,6 +21,7 @@ from tuning.base.registries import SAMPLERS
 from tuning.images import datasets
 from tuning.remote import leases, storage, stored_runs
 from tuning.runs import run_folder
+from tuning.sampling import samplers
 from tuning.sampling.spaces import Space, check_space, load_space
 from tuning.sampling.study import RunStudy
 from tuning.training import checkpoints
@@ -227,7 +228,7 @@ def spaces() -> dict[str, Space]:
 
 
 def opened(path: Path, space: Space, sampler: str = "random", seed: int = 0) -> RunStudy:
-    return RunStudy(path, space, SAMPLERS.load(sampler)(seed, 3), epochs=3, seed=0)
+    return RunStudy(path, space, samplers.make(sampler, seed, 3), epochs=3, seed=0)
 
 
 def run_some(study: RunStudy, n: int) -> list[Any]:

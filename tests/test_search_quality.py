@@ -20,7 +20,8 @@ from methods import METHODS, named
 from simulation import Method, Ours, Stock, simulate
 from tables import Curve, Task, lcbench, taskset
 
-from tuning.base.registries import SAMPLERS, SCHEDULERS
+from tuning.base.registries import SCHEDULERS
+from tuning.sampling import samplers
 from tuning.trials.schedulers import METRIC
 
 EPOCHS = 9
@@ -327,7 +328,7 @@ def test_one_slot_is_as_ray_tune_itself_has_it(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     study = RunStudy(
-        run, Space("planted", "", "", space, [], {}, {}), SAMPLERS.load("tpe")(0, 4), epochs=EPOCHS, seed=0
+        run, Space("planted", "", "", space, [], {}, {}), samplers.make("tpe", 0, 4), epochs=EPOCHS, seed=0
     )
     settings = Settings(
         samples=samples, space="planted", dataset="x", epochs=EPOCHS, seed=0, sampler="tpe", scheduler="asha",

@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from tuning.base.registries import SAMPLERS
 from tuning.base.threads import one_thread
 from tuning.figures import importances
+from tuning.sampling import samplers
 from tuning.sampling.spaces import Space
 from tuning.sampling.study import RunStudy
 
@@ -40,7 +41,7 @@ def test_all_libraries_have_one_thread_inside_and_their_own_again_after_it() -> 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_proposes_on_one_thread(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[set[int]] = []
-    sampler = SAMPLERS.load(name)(0, 2)
+    sampler = samplers.make(name, 0, 2)
     propose = sampler.sample_relative
 
     def spied(*given: Any) -> Any:

@@ -8,7 +8,8 @@ from outside import syne_tune
 from ray.tune.schedulers import ASHAScheduler
 from simulation import Method, Ours, Stock, tell_epoch
 
-from tuning.base.registries import SAMPLERS, SCHEDULERS
+from tuning.base.registries import SCHEDULERS
+from tuning.sampling import samplers
 from tuning.sampling.curve_sampler import CurveSampler
 from tuning.trials import schedulers, settings
 from tuning.trials.schedulers import METRIC
@@ -18,7 +19,7 @@ SAMPLER, SCHEDULER = settings.check_names("resnet", "fashion-mnist", None, None,
 
 def named(name: str, n_startup: int = settings.N_STARTUP) -> Callable[[int], optuna.samplers.BaseSampler]:
     """Returns a builder of one of the project's samplers."""
-    return lambda seed: SAMPLERS.load(name)(seed, n_startup)
+    return lambda seed: samplers.make(name, seed, n_startup)
 
 
 def tpe(**changes: Any) -> Callable[[int], optuna.samplers.BaseSampler]:

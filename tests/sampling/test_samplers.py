@@ -6,13 +6,14 @@ import optuna
 import pytest
 
 from tuning.base.registries import SAMPLERS
+from tuning.sampling import samplers
 from tuning.sampling.spaces import load_space
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_serves_the_default_space_with_trials_running_beside(name: str) -> None:
     space = load_space("resnet")
-    study = optuna.create_study(direction="maximize", sampler=SAMPLERS.load(name)(0, 4))
+    study = optuna.create_study(direction="maximize", sampler=samplers.make(name, 0, 4))
     running = [study.ask(), study.ask()]
     hashes = {space.sample(one, epochs=8).hash() for one in running}
     for i in range(10):
@@ -26,7 +27,7 @@ def test_every_sampler_serves_the_default_space_with_trials_running_beside(name:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_sampler_is_known_as_random_where_its_points_do_not_depend_on_the_results(name: str) -> None:
     def points(sign: float) -> list[dict[str, Any]]:
-        study = optuna.create_study(direction="maximize", sampler=SAMPLERS.load(name)(0, 4))
+        study = optuna.create_study(direction="maximize", sampler=samplers.make(name, 0, 4))
         for _ in range(16):
             one = study.ask()
             x = one.suggest_float("x", 0, 1) + one.suggest_float("y", 0, 1)
@@ -40,7 +41,7 @@ def test_a_sampler_is_known_as_random_where_its_points_do_not_depend_on_the_resu
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_same_seed_gives_the_same_first_point(name: str) -> None:
     def point(seed: int) -> dict[str, Any]:
-        one = optuna.create_study(sampler=SAMPLERS.load(name)(seed, 4)).ask()
+        one = optuna.create_study(sampler=samplers.make(name, seed, 4)).ask()
         load_space("smoke").sample(one, epochs=2)
         return one.params
 

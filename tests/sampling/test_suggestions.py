@@ -8,6 +8,7 @@ import pytest
 
 from tuning.base.errors import UserError
 from tuning.base.registries import SAMPLERS
+from tuning.sampling import samplers
 from tuning.sampling.spaces import Space, check_space
 from tuning.sampling.study import RunStudy
 
@@ -69,7 +70,7 @@ def test_what_the_check_could_not_see_is_said_in_mid_search(tmp_path: Path, samp
         rate = trial.suggest_float("lr", 1e-3, 1.0, log=True)
         return {"learning_rate": rate, "batch_size": trial.suggest_categorical("b", choices)}
 
-    study = RunStudy(tmp_path, space_of(define), SAMPLERS.load(sampler)(0, 2), epochs=1, seed=0)
+    study = RunStudy(tmp_path, space_of(define), samplers.make(sampler, 0, 2), epochs=1, seed=0)
     row = {"epoch": 1, "valid_accuracy": 0.5, "train_accuracy": 0.5, "train_loss": 1.0, "valid_loss": 1.0, "lr": 0.1}
     row |= {"epoch_seconds": 1.0, "images_per_second": 1.0, "seconds_per_image": 1e-3, "finished": "length"}
     for _ in range(5):

@@ -45,7 +45,7 @@ def test_rates_are_above_zero_and_reach_the_peak_but_do_not_pass_it(name: str) -
 @pytest.mark.parametrize("name", LR_SCHEDULES)
 def test_the_facts_of_a_schedule_are_true(name: str) -> None:
     known = LR_SCHEDULES[name]
-    *_, last = rates(name, epochs=3)
+    *_, last = rates(name, epochs=3, steps_per_epoch=100)
     assert (last < 0.1 * PEAK) == known.annealed
     given = [0.4, 0.3, 0.2]
     followed = rates(name, epochs=3, lrs=given) == pytest.approx([lr for lr in given for _ in range(10)])
@@ -79,11 +79,12 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_towards_0(name: str, warm
     n_warmup = 10 * warmup_epochs
     peak = math.ceil(n_warmup)
     assert factors == sorted(factors[: peak + 1]) + sorted(factors[peak + 1 :], reverse=True)
-    assert len(set(factors[: peak + 1])) == peak + 1 and len(set(factors[peak:])) == 100 - peak
+    falling = [factor for factor in factors[peak:] if factor < factors[peak]]  # It may be held at the peak before.
+    assert len(set(factors[: peak + 1])) == peak + 1 and len(set(falling)) == len(falling) > 0
     assert factors[0] == pytest.approx(1 / (n_warmup + 1) if n_warmup else 1)
     assert 0.98 < factors[peak] <= 1
     assert factors[peak] == 1 or n_warmup % 1
-    assert 0 < factors[99] < 0.03
+    assert 0 < factors[99] < 0.11
 
 
 def test_onecycle_falls_in_a_line_and_cosine_along_half_a_cosine() -> None:

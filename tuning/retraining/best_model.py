@@ -249,14 +249,14 @@ def predict_files(best: BestModel, paths: Sequence[Path], invert: Invert = "auto
 
 def _prepared(best: BestModel, path: Path) -> npt.NDArray[np.uint8]:
     """Returns an image as those that the model was trained on were read and stored: uint8 (C, H, W)."""
-    from tuning.images.decoding import BrokenImage, Preparation, own_limits, prepare, read_pixels
+    from tuning.images.decoding import BrokenImageError, Preparation, own_limits, prepare, read_pixels
 
     assert best.resize is not None
     how = Preparation(best.height, best.width, best.channels, best.resize, best.bits)
     try:
         with own_limits():
             return prepare(read_pixels(path), how)
-    except BrokenImage as error:
+    except BrokenImageError as error:
         raise UserError(f"IMAGE must be a readable image file, but got {str(path)!r}: {error}.") from error
 
 

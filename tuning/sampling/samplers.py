@@ -1,13 +1,31 @@
 """Optuna's samplers as a search uses them. Every option is named, because Optuna's defaults change.
 
-To add one, write a builder like `tpe` and its entry in `registries.SAMPLERS`.
+To add one, write a builder like `tpe` and its entry in `registries.SAMPLERS`. `make` builds one by its name.
 """
 
 import warnings
 
 import optuna
 
+from tuning.base.registries import SAMPLERS
 from tuning.sampling.curve_sampler import CurveSampler
+
+
+def make(name: str, seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
+    """Returns the sampler of a name in `SAMPLERS`; Optuna's notes that one is experimental are for its developers.
+
+    Args:
+        name: Its name.
+        seed: At least 0.
+        n_startup: Points that are drawn at random first.
+
+    Raises:
+        UserError: The name is unknown.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
+        sampler: optuna.samplers.BaseSampler = SAMPLERS.load(name)(seed, n_startup)
+        return sampler
 
 
 def curves(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
@@ -20,16 +38,14 @@ def tpe(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
 
     On recorded learning curves the multivariate one was far behind it: `tests/benchmarks/README.md`.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(
-            seed=seed,
-            n_startup_trials=n_startup,
-            n_ei_candidates=64,
-            multivariate=False,
-            group=False,
-            constant_liar=True,
-        )
+    return optuna.samplers.TPESampler(
+        seed=seed,
+        n_startup_trials=n_startup,
+        n_ei_candidates=64,
+        multivariate=False,
+        group=False,
+        constant_liar=True,
+    )
 
 
 def gp(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
@@ -48,15 +64,13 @@ def random(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
 
 def qmc(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:
     """Scrambled Sobol points (Bergstra & Bengio 2012 compare them with random ones)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.QMCSampler(
-            qmc_type="sobol",
-            scramble=True,
-            seed=seed,
-            warn_asynchronous_seeding=False,
-            warn_independent_sampling=False,
-        )
+    return optuna.samplers.QMCSampler(
+        qmc_type="sobol",
+        scramble=True,
+        seed=seed,
+        warn_asynchronous_seeding=False,
+        warn_independent_sampling=False,
+    )
 
 
 def nsga2(seed: int, n_startup: int) -> optuna.samplers.BaseSampler:

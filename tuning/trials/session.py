@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuning.base import files, interrupts, machine
 from tuning.base.errors import DISK_FULL, UserError, counted
-from tuning.base.registries import SAMPLERS, SCHEDULERS
+from tuning.base.registries import SCHEDULERS
 from tuning.images.batches import parts_of
 from tuning.runs import run_folder, study_file
 from tuning.trials import local_ray, ray_internals, record
@@ -66,6 +66,7 @@ def search(
         UserError: The record does not fit the study or the images; the space raised in mid-search; the disk is full;
             or another process has the run in its storage.
     """
+    from tuning.sampling import samplers
     from tuning.sampling.study import RunStudy
 
     before = files.read_json(path / "meta.json").get("split_hash") if resumed else None
@@ -74,7 +75,7 @@ def search(
             f"The images are not those that {path} was begun with (their hash is {splits.split_hash}, not {before}). "
             "Its trials could not be compared with new ones. Name the folder of the former ones with --data-dir."
         )
-    sampler = SAMPLERS.load(settings.sampler)(_sampler_seed(settings.seed, path), N_STARTUP)
+    sampler = samplers.make(settings.sampler, _sampler_seed(settings.seed, path), N_STARTUP)
     with study_file.writing(path):
         study = RunStudy(path, space, sampler, epochs=settings.epochs, seed=settings.seed, minimize=settings.minimize)
         left_out = {name: list(choices) for name, choices in space.left_out.items()}
