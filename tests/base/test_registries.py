@@ -101,16 +101,16 @@ def test_a_sampler_is_refused_beside_a_second_objective_where_it_can_have_none(
 ) -> None:
     if minimize is None or SAMPLERS[sampler].two_objectives:
         scheduler = SCHEDULERS.default if minimize is None else "none"
-        assert check_names("smoke", DATASETS.default, sampler, None, minimize) == (sampler, scheduler)
+        assert check_names("smoke", sampler, None, minimize) == (sampler, scheduler)
         return
     expected = f"^--sampler must be one for two objectives beside --minimize, but got '{sampler}'. Choose tpe.$"
     with pytest.raises(UserError, match=expected):
-        check_names("smoke", DATASETS.default, sampler, None, minimize)
+        check_names("smoke", sampler, None, minimize)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_a_scheduler_is_refused_beside_a_second_objective_where_it_stops_trials(scheduler: str) -> None:
-    names = ("smoke", DATASETS.default, None, scheduler, OBJECTIVES.default)
+    names = ("smoke", None, scheduler, OBJECTIVES.default)
     if not SCHEDULERS[scheduler].stops_trials:
         assert check_names(*names) == ("tpe", scheduler)
         return
@@ -120,8 +120,8 @@ def test_a_scheduler_is_refused_beside_a_second_objective_where_it_stops_trials(
 
 
 def test_nothing_chosen_is_the_default() -> None:
-    assert check_names("smoke", DATASETS.default, None, None, None) == ("curves", "asha")
-    assert check_names("smoke", DATASETS.default, None, None, OBJECTIVES.default) == ("tpe", "none")
+    assert check_names("smoke", None, None, None) == ("curves", "asha")
+    assert check_names("smoke", None, None, OBJECTIVES.default) == ("tpe", "none")
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

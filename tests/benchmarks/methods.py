@@ -14,7 +14,7 @@ from tuning.sampling.curve_sampler import CurveSampler
 from tuning.trials import schedulers, settings
 from tuning.trials.schedulers import METRIC
 
-SAMPLER, SCHEDULER = settings.check_names("resnet", "fashion-mnist", None, None, None)
+SAMPLER, SCHEDULER = settings.check_names("resnet", None, None, None)
 
 
 def named(name: str, n_startup: int = settings.N_STARTUP) -> Callable[[int], optuna.samplers.BaseSampler]:
