@@ -150,7 +150,7 @@ def test_idx_files_of_colour_of_16_bits_and_of_whole_labels(tmp_path: Path) -> N
     idx(tmp_path / "set" / "train-labels-idx1-int", LABELS.astype(">i4"), 12)
     found, _ = reading(tmp_path / "set")
     assert np.array_equal(found.images, COLOUR.transpose(0, 3, 1, 2)) and np.array_equal(found.labels, LABELS)
-    idx(tmp_path / "deep" / "images-idx3-short", (IMAGES.astype(">i2") * 4), 11)
+    idx(tmp_path / "deep" / "images-idx3-short", (IMAGES.astype(int) * 4).astype(">i2"), 11)
     idx(tmp_path / "deep" / "labels-idx1-ubyte", LABELS.astype(np.uint8))
     assert reading(tmp_path / "deep")[0].facts.preparation.bits == 10
 

@@ -236,7 +236,7 @@ def content_digests(paths: Sequence[Path], root: Path) -> list[str]:
         return name, [*stat, content], max(status.st_mtime_ns, status.st_ctime_ns) < began - SETTLED_NS
 
     digests = []
-    for name, row, is_new in in_threads(digest, paths):
+    for name, row, is_new in in_threads(digest, paths, at_once=128):
         digests.append(row[4])
         new |= is_new
         if is_new or row is known.get(name):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tuning.base.errors import UserError, counted
 from tuning.images.formats import parquet, tables
-from tuning.images.formats.listing import SPLIT_NAMES, SPLIT_ORDER, Listing, Note, natural, of_files
+from tuning.images.formats.listing import SPLIT_NAMES, SPLIT_ORDER, Listing, Note, natural, natural_folder, of_files
 from tuning.images.formats.walking import NO_IMAGES, Walk, walk
 from tuning.images.source import Source
 
@@ -59,7 +59,12 @@ def list_images(source: Source, note: Note) -> Listing:
     else:
         _add(root, walked, base, "", found, source.labels_leave_out)
     rank = {split: i for i, split in enumerate(SPLIT_ORDER)}
-    found.rows.sort(key=lambda row: (rank[row[2]], natural(row[0].rpartition("/")[2]), natural(row[0])))
+
+    def place(row: tuple[str, str, str]) -> tuple[object, ...]:
+        folder, _, name = row[0].rpartition("/")
+        return rank[row[2]], natural(name), natural_folder(folder)
+
+    found.rows.sort(key=place)
     names, labels, of_split = (list(column) for column in zip(*found.rows, strict=True))
     return of_files(
         names,

@@ -1,5 +1,6 @@
 """`Listing`: what every format returns, before any image is decoded; and the order of names."""
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -72,6 +73,12 @@ def of_files(
         missing=missing,
         passed_over=passed_over,
     )
+
+
+@functools.lru_cache(maxsize=1024)  # Folders come again and again.
+def natural_folder(path: str) -> tuple[list[str | int], str]:
+    """Returns a key to sort by for the folder of a relative path."""
+    return natural(path)
 
 
 def natural(text: str) -> tuple[list[str | int], str]:

@@ -31,42 +31,50 @@ class Resolver:
             UserError: Two files could be meant.
         """
         value = value.strip().replace("\\", "/")
-        *above, last = [part for part in value.split("/") if part not in ("", ".")] or [""]
+        above, _, last = value.rstrip("/").rpartition("/")
         if not last:
             return None
-        exact = self.folder / value
-        if exact.suffix and _is_file(exact):
-            return exact
-        tail = "/".join(above).lower()
-        for index, key in ((self._names, last), (self._stems, last), (self._loose, last.lower())):
-            found = [name for name in index.get(key, ()) if _is_in(name, tail)]
-            depths = (tail, f"images/{tail}".rstrip("/"))
-            for tier in (*([name for name in found if _folder(name) == depth] for depth in depths), found):
-                if len(tier) > 1:
-                    raise UserError(
-                        f"{value!r} in the table could be {self.folder / tier[0]} or {self.folder / tier[1]}. Write "
-                        "the path from the table's folder, with the extension, into the table."
-                    )
-                if tier:
-                    return self.folder / tier[0]
-        return exact if _is_file(exact) else None
+        exact = os.path.join(self.folder, value)
+        if os.path.splitext(last)[1] and _is_file(exact):
+            return Path(exact)
+        tail = "/".join(part for part in above.split("/") if part not in ("", ".")).lower()
+        found = self._lookup(last, tail)
+        for place in (tail, f"images/{tail}".rstrip("/"), None):
+            tier = [name for name in found if place is None or _folder(name) == place]
+            if len(tier) > 1:
+                raise UserError(
+                    f"{value!r} in the table could be {self.folder / tier[0]} or {self.folder / tier[1]}. Write "
+                    "the path from the table's folder, with the extension, into the table."
+                )
+            if tier:
+                return self.folder / tier[0]
+        return Path(exact) if _is_file(exact) else None
+
+    def _lookup(self, last: str, tail: str) -> list[str]:
+        """Returns the images of a name whose folders end with `tail`."""
+        for index in ("_names", "_stems", "_loose"):  # By name: what is not needed is not made.
+            key = last.lower() if index == "_loose" else last
+            if found := [name for name in getattr(self, index).get(key, ()) if _is_in(name, tail)]:
+                return found
+        return []
 
     def without_row(self, taken: set[Path]) -> int:
         """Returns how many images lie below the table's folder without a row.
 
         Where every path in the table leads to its file, only the folders of these are looked at.
         """
+        rows = {str(path) for path in taken}
         if "_walked" in self.__dict__:
-            images = {self.folder / name for name in self._walked.images}
+            images = {os.path.join(self.folder, name) for name in self._walked.images}
         else:
-            suffixes = {path.suffix.lower() for path in taken}
+            suffixes = {os.path.splitext(path)[1].lower() for path in rows}
             images = {
-                folder / entry.name
-                for folder in {path.parent for path in taken}
+                entry.path
+                for folder in {os.path.dirname(path) for path in rows}
                 for entry in os.scandir(folder)
-                if not entry.name.startswith(".") and Path(entry.name).suffix.lower() in suffixes
+                if not entry.name.startswith(".") and os.path.splitext(entry.name)[1].lower() in suffixes
             }
-        return len(images - taken)
+        return len(images - rows)
 
     @cached_property
     def _walked(self) -> Walk:
@@ -103,8 +111,8 @@ def _is_in(name: str, tail: str) -> bool:
     return not tail or f"/{_folder(name)}".endswith(f"/{tail}")
 
 
-def _is_file(path: Path) -> bool:
+def _is_file(path: str) -> bool:
     try:
-        return path.is_file()
-    except (OSError, ValueError):  # A name that no file system takes.
+        return os.path.isfile(path)
+    except ValueError:  # A name that no file system takes.
         return False

@@ -96,6 +96,9 @@ def splits_of(values: Sequence[str], column: str) -> list[str]:
 
 
 def _name(file: Path, root: Path) -> str:
+    below = os.path.join(root, "")
+    if str(file).startswith(below) and "/../" not in str(file):
+        return file.as_posix()[len(below) :]
     return Path(os.path.relpath(file, root)).as_posix()
 
 

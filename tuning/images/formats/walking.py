@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from tuning.base.errors import UserError
 
@@ -49,12 +49,12 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _HIDDEN_NAMES
 
 
-def looks_like_image(path: Path) -> bool:
+def looks_like_image(path: str) -> bool:
     """Returns whether a file's name or, where that says nothing, its first bytes are those of an image."""
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+    if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
         return True
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             start = file.read(16)
     except OSError:
         return False
@@ -90,7 +90,7 @@ def _visit(folder: Path, relative: str, found: Walk, above: tuple[tuple[int, int
         if is_folder:
             found.folders.append(name)
             _visit(Path(entry.path), f"{name}/", found, (*above, identity))
-        elif looks_like_image(Path(entry.path)):
+        elif looks_like_image(entry.path):
             found.images.append(name)
         else:
             found.passed_over[NO_IMAGES] += 1
@@ -98,4 +98,4 @@ def _visit(folder: Path, relative: str, found: Walk, above: tuple[tuple[int, int
 
 def stem(path: str) -> str:
     """Returns a relative path's file name without its extension."""
-    return PurePosixPath(path).stem
+    return os.path.splitext(path.rpartition("/")[2])[0]
