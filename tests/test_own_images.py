@@ -1,0 +1,162 @@
+"""One's own images from files to a model: search, resume, final, predict, page and export, by the commands alone."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from tuning.base.errors import UserError
+from tuning.images.datasets import hash_test, load_test, load_train
+from tuning.images.source import Source
+from tuning.images.splitting import load_folds, load_splits
+from tuning.runs import run_folder
+from tuning.trials import settings
+
+CLASSES = ("blue", "green", "grey", "red", "yellow")
+COLOURS = np.array([(40, 60, 220), (40, 200, 60), (120, 120, 120), (220, 40, 40), (230, 220, 40)])
+
+
+def photo(label: int, seed: int) -> npt.NDArray[np.uint8]:
+    """Returns an RGB image (20, 26, 3) with a rectangle of a class's colour on a noisy ground."""
+    draw = np.random.default_rng(seed)
+    image = draw.integers(0, 256, (20, 26, 3))
+    top, left = draw.integers(0, 6), draw.integers(0, 8)
+    image[top : top + 12, left : left + 16] = COLOURS[label] + draw.integers(-20, 20, (12, 16, 3))
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def write_photos(folder: Path, n: int = 200, first: int = 0) -> Path:
+    """Returns a folder of class folders with so many photos in all, as PNG."""
+    for i in range(first, first + n):
+        path = folder / CLASSES[i % 5] / f"photo {i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo(i % 5, i)).save(path)
+    return folder
+
+
+def command(folder: Path, name: str, *words: str, code: int = 0) -> str:
+    """Returns what a command of the project prints in a folder."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", f"tuning.{name}", *words]
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of 200 photos."""
+    return write_photos(tmp_path / "My Photos")
+
+
+@pytest.mark.slow
+def test_from_photos_to_a_model(tmp_path: Path, photos: Path) -> None:
+    small = ["--space", "smoke", "--epochs", "2", "--run", "mine"]
+    said = command(tmp_path, "search", "--dataset", "My Photos", "--samples", "2", *small)
+    assert "are set aside as the test split" in said and "mine: my-photos, 2 trials" in said
+    run = run_folder.load("mine", tmp_path / "results")
+    assert run.meta["dataset"] == "my-photos" and settings.of_run(run).source.is_own
+    before = run.meta["split_hash"]
+    # The folder is renamed, and the run is extended with it.
+    photos.rename(tmp_path / "moved")
+    lost = command(tmp_path, "search", "--resume", "mine", "--samples", "3", code=2)
+    assert "My Photos" in lost and "--data-dir" in lost
+    command(tmp_path, "search", "--resume", "mine", "--samples", "3", "--data-dir", "moved")
+    run = run_folder.load("mine", tmp_path / "results")
+    assert len(run.trials) == 3 and run.meta["split_hash"] == before
+    exported = ["--export", "onnx", "--export", "pt2", "--export", "safetensors"]
+    asked = ["--run", "mine", "--top-k", "1", "--seeds", "1", "--epochs", "3", "--data-dir", "moved", *exported]
+    said = command(tmp_path, "final", *asked)
+    assert said.count("its probabilities differ by") == 3 and "test loss" in said
+    model = tmp_path / "best_model"
+    described = json.loads((model / "config.json").read_text())
+    assert described["class_names"] == list(CLASSES) and described["channels"] == 3
+    assert (described["height"], described["width"], described["resize"]) == (20, 26, "crop")
+    metrics = json.loads((model / "metrics.json").read_text())
+    assert metrics["test_images"] == len(load_test(Source(str(tmp_path / "moved"))))
+    for name in ("confusion.png", "pca.png", "mistakes.png", "model_card.md"):
+        assert (model / name).stat().st_size > 0
+    assert "my-photos" in (model / "model_card.md").read_text()
+    page = (tmp_path / "results" / "mine" / "report.html").read_text()
+    assert "my-photos" in page and "data:image/png;base64," in page
+    said = command(tmp_path, "predict", "moved/red", "--top", "3", "--csv", "out.csv")
+    table = pd.read_csv(tmp_path / "out.csv")
+    assert len(table) == 40 and set(table["class 1"]) <= set(CLASSES) and "class 3" in table
+    said = command(tmp_path, "explore", "--dataset", "moved", "--out", "overview.png")
+    assert "yellow" in said and (tmp_path / "overview.png").exists()
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_train_and_test_are_what_was_read(tmp_path: Path, given: bool) -> None:
+    folder = write_photos(tmp_path / ("a/train" if given else "a"))
+    if given:
+        write_photos(tmp_path / "a" / "test", 50, first=1000)
+    source = Source(str(tmp_path / "a"))
+    train, test = load_train(source), load_test(source)
+    assert len(train) + len(test) == (250 if given else 200)
+    assert len(test) == 50 if given else 15 < len(test) < 50
+    names = list(folder.rglob("*.png"))
+    pixels = {np.asarray(Image.open(path)).transpose(2, 0, 1).tobytes() for path in names}
+    assert {image.tobytes() for image in train.pixels()} <= pixels
+    found = hash_test(source)
+    assert found.shape == test.shape and found.counts.sum() == len(test)
+    splits = load_splits(source, seed=1)
+    assert splits.class_names == CLASSES and splits.dataset == "a"
+    assert len(splits.train) + len(splits.valid) == len(train) and len(splits.valid) >= 30
+    assert splits.mean == pytest.approx(splits.train.pixels().mean(axis=(0, 2, 3)) / 255)
+    assert splits.std == pytest.approx(splits.train.pixels().std(axis=(0, 2, 3)) / 255)
+    assert load_splits(source, seed=1).split_hash == splits.split_hash != load_splits(source, seed=2).split_hash
+
+
+def test_images_that_are_added_stay_out_of_the_way_of_the_test_split(tmp_path: Path) -> None:
+    write_photos(tmp_path / "a", 100)
+    source = Source(str(tmp_path / "a"))
+    before = {image.tobytes() for image in load_test(source).pixels()}
+    old = before | {image.tobytes() for image in load_train(source).pixels()}
+    write_photos(tmp_path / "a", 100, first=100)
+    assert {image.tobytes() for image in load_test(source).pixels()} & old == before
+
+
+def test_each_image_is_valid_in_one_fold(tmp_path: Path) -> None:
+    source = Source(str(write_photos(tmp_path / "a")))
+    folds = load_folds(source, 5, seed=0)
+    valid = [image.tobytes() for fold in folds for image in fold.valid.pixels()]
+    assert sorted(valid) == sorted(image.tobytes() for image in load_train(source).pixels())
+    for fold in folds:
+        own = {image.tobytes() for image in fold.train.pixels()}
+        assert own.isdisjoint({image.tobytes() for image in fold.valid.pixels()})
+        assert abs(len(fold.valid) - len(valid) / 5) <= 5
+    assert len({fold.split_hash for fold in folds}) == 5
+
+
+def test_small_classes_are_left_out_when_that_is_asked_for(tmp_path: Path) -> None:
+    write_photos(tmp_path / "a", 100)
+    for path in sorted((tmp_path / "a" / "red").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(UserError, match=r"too few images to be in all splits: red \(1 image\)\. .*--min-images"):
+        load_splits(Source(str(tmp_path / "a")))
+    notes: list[str] = []
+    splits = load_splits(Source(str(tmp_path / "a"), min_images=5), note=notes.append)
+    assert splits.class_names == ("blue", "green", "grey", "yellow")
+    assert any("Classes of fewer than 5 images are left out: red (1)." in note for note in notes)
+    shutil.rmtree(tmp_path / "a" / "red")
+    assert load_splits(Source(str(tmp_path / "a"))).split_hash == splits.split_hash
+
+
+def test_options_for_own_images_do_not_go_with_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tuning import search
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--image-size must be used with images of your own, but got --dataset fashion"):
+        search.run(dataset="fashion-mnist", image_size=32)
+    with pytest.raises(UserError, match="--resize must be one of crop, pad, stretch, but got 'squeeze'"):
+        search.run(dataset=str(tmp_path), resize="squeeze")
