@@ -10,6 +10,7 @@ from tuning.base.errors import UserError, unknown_name
 from tuning.images.catalogue import DATASETS
 
 Resize = Literal["crop", "pad", "stretch"]
+PLAIN_NAMES = {"images", "labels", "index", "metadata", "data", "train", "table"}  # Their folder says more.
 SIDES = (8, 1024)  # Least and greatest --image-size, in pixels.
 
 
@@ -31,6 +32,7 @@ class Source:
         skip_broken: Leave images out that cannot be read, instead of ending.
         image_size: Side of the stored images in pixels, 8 to 1,024; None follows from the images and the device.
         resize: How an image of another shape is brought to the stored one; None is the default.
+        known_as: What run folders and pages call it, where its folder had another name when a run was begun.
 
     Raises:
         UserError: A value is out of its range, or the pattern is no regular expression.
@@ -48,6 +50,7 @@ class Source:
     skip_broken: bool = False
     image_size: int | None = None
     resize: Resize | None = None
+    known_as: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels_leave_out", tuple(self.labels_leave_out))  # JSON has lists.
@@ -104,11 +107,15 @@ class Source:
     @property
     def name(self) -> str:
         """What run folders and pages call it: the data set's name, or the folder's or file's in [a-z0-9._-]."""
+        if self.known_as is not None:
+            return self.known_as
         if self.dataset in DATASETS:
             return self.dataset
         path = self.path.absolute()
         stem = path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem
         if stem in ("", ".."):
             stem = path.resolve().name
+        if path.is_file() and stem.lower() in PLAIN_NAMES:
+            stem = path.parent.name or stem
         plain = unicodedata.normalize("NFKD", stem.lower()).encode("ascii", "ignore").decode()
         return re.sub(r"[^a-z0-9._]+", "-", plain).strip("-.") or "images"

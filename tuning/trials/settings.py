@@ -95,7 +95,8 @@ def _source(dataset: str, data_dir: Path | None, reading: Mapping[str, Any] | No
     if not path.exists():
         raise UserError(f"The images of the run are not in {path}. Name the folder or file with --data-dir.")
     known = {name: value for name, value in reading.items() if name in READING}
-    return Source(str(path), **known | {"labels_leave_out": tuple(known.get("labels_leave_out") or ())})
+    known |= {"labels_leave_out": tuple(known.get("labels_leave_out") or ()), "known_as": reading.get("name")}
+    return Source(str(path), **known)
 
 
 def as_options(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def as_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     The record has the time budget in seconds, and on a cluster the concurrency that was asked for as the limit.
     """
     found = {name: value for name, value in settings.items() if name not in ("limit", "reading")}
-    found |= settings.get("reading") or {}
+    found |= {name: value for name, value in (settings.get("reading") or {}).items() if name in READING}
     if found.get("address") is not None and "limit" in settings:
         found["concurrency"] = settings["limit"]
     for name in {"time_budget", "time-budget"} & found.keys():

@@ -145,7 +145,7 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
         # A function is kept in the run folder, whose file other searches may be given.
         space=source if isinstance(asked.space, str) else str(path / "space.py"),
         dataset=str(Path(asked.dataset).absolute()) if images.is_own else asked.dataset,
-        reading={name: getattr(asked, name) for name in READING} if images.is_own else None,
+        reading={"name": images.name} | {name: getattr(asked, name) for name in READING} if images.is_own else None,
         epochs=asked.epochs or DEFAULT_EPOCHS["cuda" if slots.device == "cuda" else "cpu"],
         seed=asked.seed,
         sampler=sampler,
