@@ -52,3 +52,10 @@ def test_training_sets_fit_beside_the_ceiling(tmp_path: Path) -> None:
     table = run("training.py", "--seconds 0.2 --only batch=512", tmp_path)
     assert list(table["loop"]) == ["ceiling", "fit", "fit, torch"] and (table["images/s"] > 0).all()
     assert table["of_ceiling"].notna().sum() == 2
+
+
+@pytest.mark.slow
+def test_reading_is_measured_the_first_time_and_from_then_on(tmp_path: Path) -> None:
+    small, large = run("reading.py", "--images 40,20 --rounds 1", tmp_path).to_dict("records")
+    assert (small["images"], small["stored_side"], large["images"], large["stored_side"]) == (40, 100, 20, 128)
+    assert all(row["first_seconds"] > 0 and row["again_seconds"] > 0 and row["memory_mb"] > 0 for row in (small, large))

@@ -123,6 +123,11 @@ def test_every_format_has_a_test_of_that() -> None:
     assert set(FORMATS) == {re.split(r",| file", way.removeprefix("an "))[0] for way in WAYS}
 
 
+def test_the_page_names_every_format() -> None:
+    page = Path(__file__).parents[2] / "tuning" / "images" / "README.md"
+    assert FORMATS.table() in page.read_text(encoding="utf-8")
+
+
 def test_the_images_are_a_read_only_file_in_the_cache(tmp_path: Path, cache: Path) -> None:
     found, lines = reading(class_folders(tmp_path / "set"))
     assert isinstance(found.images, np.memmap) and not found.images.flags.writeable

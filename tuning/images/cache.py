@@ -206,7 +206,7 @@ def key_of(options: str, digests: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def content_digests(paths: Sequence[Path], root: Path) -> list[str]:
+def content_digests(paths: Sequence[Path], root: Path, advance: Callable[[], None] = lambda: None) -> list[str]:
     """Returns a digest of each file's content; "" for one that cannot be read.
 
     A file whose size, times and inode are those of the last time is not read again, unless it had been changed less
@@ -215,6 +215,7 @@ def content_digests(paths: Sequence[Path], root: Path) -> list[str]:
     Args:
         paths: The files; one may be named more than once.
         root: Of the data set: it has an index of its own.
+        advance: Is called after each file.
     """
     index = folder() / f"index-{hashlib.blake2b(str(root.resolve()).encode(), digest_size=8).hexdigest()}.json"
     known = _known(index)
@@ -238,6 +239,7 @@ def content_digests(paths: Sequence[Path], root: Path) -> list[str]:
     digests = []
     for name, row, is_new in in_threads(digest, paths, at_once=128):
         digests.append(row[4])
+        advance()
         new |= is_new
         if is_new or row is known.get(name):
             seen[name] = row

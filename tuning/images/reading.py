@@ -177,7 +177,8 @@ def _cached(
 ) -> tuple[str, cache.Entry, npt.NDArray[np.uint8]]:
     """Returns key, record and images of some rows; they are decoded where the cache has none."""
     paths = [listing.files[row] for row in rows] if listing.one_each else listing.files
-    digests = cache.content_digests(paths, source.path)
+    with progress("Looking for changes", len(paths)) as advance:
+        digests = cache.content_digests(paths, source.path, advance)
     most = MOST_SIDE["cuda" if device.startswith("cuda") else "cpu"]
     resize = source.resize or DEFAULT_RESIZE
     options = [source.image_size or f"at most {most}", resize, listing.options]
@@ -187,7 +188,7 @@ def _cached(
     found = cache.load(key, note)
     if found is None:
         began = time.monotonic()
-        with own_limits(), progress(len(rows)) as advance:
+        with own_limits(), progress("Reading images", len(rows)) as advance:
             decoding = Decoding.planned(listing, rows, source, most, resize, advance)
             decoding.write(key, began)
         found = cache.load(key, note)
