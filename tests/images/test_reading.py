@@ -136,6 +136,18 @@ def test_the_images_are_a_read_only_file_in_the_cache(tmp_path: Path, cache: Pat
     assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".u8"]
 
 
+def test_a_bar_is_shown_in_a_terminal_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = class_folders(tmp_path / "set")
+    reading(root)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # What rich takes for a terminal.
+    reading(root, image_size=9)
+    shown = capsys.readouterr()
+    assert "Reading images" in shown.err and "6/6" in shown.err and shown.out == ""
+
+
 def test_names_are_paths_or_rows(tmp_path: Path) -> None:
     assert reading(as_folders(tmp_path / "a"))[0].names[0] == f"train/{LABELS['train'][0]}/0.png"
     assert reading(as_table(tmp_path / "b"))[0].names[0] == "images/train-0.png"

@@ -33,6 +33,7 @@ MOST_CHECKED = 1 << 31  # Bytes of an entry that are checked when it is opened; 
 SETTLED_NS = (
     2_000_000_000  # A file changed so shortly before it was read may change again within one tick of its clock.
 )
+LEFTOVER_SECONDS = 86_400  # A temporary file that nobody has written to for so long is nobody's.
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -121,6 +122,7 @@ class Writer:
         self._buffer, self._checksums = bytearray(), list[int]()
         with _said_if_full():
             folder().mkdir(parents=True, exist_ok=True)
+            _remove_leftovers()
             descriptor, self._name = tempfile.mkstemp(dir=folder(), prefix=f".{key}.", suffix=".part")
         self._file = os.fdopen(descriptor, "wb", buffering=0)
 
@@ -168,6 +170,14 @@ class Writer:
             with _said_if_full():
                 files.write(self._file, bytes(block))
             self._checksums.append(zlib.crc32(block))
+
+
+def _remove_leftovers() -> None:
+    """Removes what processes that were killed left behind."""
+    for path in folder().glob(".*.part"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                path.unlink()
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ _LONGEST_HEADER = 1 << 16  # Bytes of an array's header; usual ones have 128.
 _IMAGES = ("x", "images", "data", "X")
 _LABELS = ("y", "labels", "label", "target", "Y")
 # Split -> what stands before the names of its arrays.
-_PREFIXES = {"train": ("train",), "valid": ("val", "valid"), "test": ("test",)}
+_PREFIXES = {"train": ("train",), "valid": ("val", "valid", "validation"), "test": ("test",)}
 
 
 def claims(path: Path) -> bool:

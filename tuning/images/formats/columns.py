@@ -18,6 +18,7 @@ _LABELS = {
     *("label_name", "label_id", "class_id", "classid", "target_name", "category_id", "category_name"),
     *("diagnosis", "species", "breed"),
 }
+_NAMED = 20  # Columns that an error lists: a table of pixels has hundreds.
 _SPLITS = {"split", "set", "subset", "partition", "fold", "usage"}
 _GROUPS = {
     *("group", "group_id", "patient", "patient_id", "patientid", "subject", "subject_id", "subjectid", "person"),
@@ -83,6 +84,11 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s\-]+", "_", name.strip().lower())
 
 
+def _listed(table: Mapping[str, Sequence[str]]) -> str:
+    names = list(table)
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else "")
+
+
 def _ends_like_a_label(name: str) -> bool:
     return _plain(name).endswith(("_label", "_class"))
 
@@ -102,7 +108,7 @@ def _image(table: Mapping[str, Sequence[str]], source: Source, where: str, names
         return leading[0]
     raise UserError(
         f"{where} must have a column that names the images, called image, path, filename or id, but its columns are "
-        f"{', '.join(table)}. Choose one with --image-column; a table without a header needs one as its first line."
+        f"{_listed(table)}. Choose one with --image-column; a table without a header needs one as its first line."
     )
 
 
@@ -137,5 +143,5 @@ def _label(table: Mapping[str, Sequence[str]], taken: set[str | None], where: st
         return others[0]
     raise UserError(
         f"{where} must have a column with the labels, called label, class, category or target, but its columns are "
-        f"{', '.join(table)}. Choose one with --label-column."
+        f"{_listed(table)}. Choose one with --label-column."
     )

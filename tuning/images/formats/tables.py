@@ -135,7 +135,10 @@ def _rows(path: Path) -> list[list[str]]:
 def _split_lines(lines: Sequence[str], mark: str) -> list[list[str]]:
     if mark == " ":
         lines = [" ".join(line.split()) for line in lines]
-    return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark, skipinitialspace=True)]
+    try:
+        return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark, skipinitialspace=True)]
+    except csv.Error as error:
+        raise UserError(f"The table must have short texts in its cells, but got: {error}.") from error
 
 
 def _width(lines: Sequence[str], mark: str) -> int:
