@@ -171,6 +171,14 @@ def test_names_that_differ_in_case_are_found_where_none_fits_better(tmp_path: Pa
     assert found.names.tolist() == ["images/A.JPG", "images/b.png", "images/B.PNG", "c.png"]
 
 
+def test_labels_that_happen_to_be_called_like_files_are_no_images(tmp_path: Path) -> None:
+    files = ["a/0.png", "b/0.png", "u.png", "v.png", "w.png"]
+    found, _ = reading(table(tmp_path, "photo,what\nu,0\nv,1\nw,0\n", files), image_column="photo")
+    assert found.names.tolist() == ["u.png", "v.png", "w.png"] and found.class_names == ("0", "1")
+    with pytest.raises(UserError, match=r"a column that names the images, .* its columns are photo, what"):
+        reading(table(tmp_path, "photo,what\nu,0\nv,1\nw,0\n", files))
+
+
 @pytest.mark.parametrize(
     ("files", "value"),
     [(["a/7.png", "b/7.png"], "7"), (["images/7.png", "images/7.jpg"], "7"), (["u/a/7.png", "v/a/7.png"], "a/7.png")],

@@ -11,7 +11,19 @@ from tuning.images.source import Source
 # Names as `_plain` has them. Those of images in the order in which they are tried: ids come last.
 _IMAGES = (
     *("image", "images", "img", "image_path", "img_path", "path", "filepath", "file_path", "image_file", "file"),
-    *("filename", "file_name", "image_name", "img_name", "image_filename", "image_id", "img_id", "id", "uid", "name"),
+    *(
+        "filename",
+        "file_name",
+        "image_name",
+        "img_name",
+        "image_filename",
+        "image_id",
+        "img_id",
+        "id",
+        "id_code",
+        "uid",
+        "name",
+    ),
 )
 _LABELS = {
     *("label", "labels", "class", "classes", "class_name", "classname", "category", "categories", "target", "y"),
