@@ -59,3 +59,10 @@ def test_augmentation_has_a_share_of_the_step(tmp_path: Path) -> None:
     table = run("augmentation.py", "--seconds 0.05 --only mix", tmp_path)
     assert list(table["augmentation"]) == ["mixup", "cutmix", "crop, flip, jitter, erase, mixup"] * 2
     assert (table["ms"] > 0).all() and (table["share"] > 0).all() and (table["share"] < 1).all()
+
+
+@pytest.mark.slow
+def test_reading_is_measured_the_first_time_and_from_then_on(tmp_path: Path) -> None:
+    small, large = run("reading.py", "--images 40,20 --rounds 1", tmp_path).to_dict("records")
+    assert (small["images"], small["stored_side"], large["images"], large["stored_side"]) == (40, 100, 20, 128)
+    assert all(row["first_seconds"] > 0 and row["again_seconds"] > 0 and row["memory_mb"] > 0 for row in (small, large))

@@ -201,6 +201,16 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.
     assert list(cache.iterdir()) == []
 
 
+def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path: Path, cache: Path) -> None:
+    cache.mkdir(parents=True)
+    for name, age in ((".a.1.part", 90_000), (".b.2.part", 3_600)):
+        (cache / name).write_bytes(b"?")
+        then = (cache / name).stat().st_mtime - age
+        os.utime(cache / name, (then, then))
+    reading(class_folders(tmp_path / "set"))
+    assert [path.name for path in cache.glob(".*")] == [".b.2.part"]
+
+
 def test_two_processes_may_read_at_once(tmp_path: Path, cache: Path) -> None:
     root = class_folders(tmp_path / "set", n=40, height=50, width=50)
     program = (

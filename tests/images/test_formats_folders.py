@@ -83,7 +83,9 @@ def test_a_test_folder_without_class_folders_is_passed_over_and_said(tmp_path: P
     assert found.facts.passed_over == {"images in no class folder": 1}
     save(tmp_path / "other" / "train" / "1.png", photo(1))
     class_folders(tmp_path / "other" / "test")
-    with pytest.raises(UserError, match=r"train must have a folder for each class, but has 1 images alone"):
+    with pytest.raises(
+        UserError, match=r"train must have a folder for each class, but has 1 images alone. If a table has their labels"
+    ):
         reading(tmp_path / "other")
 
 
@@ -190,6 +192,13 @@ def test_a_loop_of_links_is_named(tmp_path: Path) -> None:
     (root / "cat" / "loop.png").symlink_to("loop.png")
     with pytest.raises(UserError, match=r"cat/loop.png cannot be read \(Too many levels of symbolic links\)"):
         reading(root)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set")
+    os.mkfifo(root / "cat" / "pipe.png")
+    found, _ = reading(root)
+    assert found.facts.passed_over == {"files that are no images": 1}
 
 
 def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,14 @@ def test_what_is_no_table_of_labels_is_said(text: str, match: str, tmp_path: Pat
         reading(table(tmp_path, text))
 
 
+def test_a_table_of_pixels_is_refused_in_few_words(tmp_path: Path) -> None:
+    names = ",".join(f"pixel{i}" for i in range(784))
+    with pytest.raises(UserError, match=r"its columns are label, pixel0, .*, pixel18 and 765 more. Choose one"):
+        reading(table(tmp_path, f"label,{names}\n{'1,' * 784}1\n{'0,' * 784}1\n"))
+    with pytest.raises(UserError, match=r"must have short texts in its cells, but got: field larger than"):
+        reading(table(tmp_path, f"image,label\n{'x' * 200_000},a\n"))
+
+
 def test_columns_can_be_chosen(tmp_path: Path) -> None:
     path = table(tmp_path, "label,photo,kind,part,by\nq,0,a,train,x\nr,1,b,train,y\ns,2,a,val,x\nt,3,b,test,y\n")
     found, lines = reading(path, image_column="photo", label_column="kind", split_column="part", group_column="by")
@@ -161,6 +169,14 @@ def test_names_that_differ_in_case_are_found_where_none_fits_better(tmp_path: Pa
     files = ["images/A.JPG", "images/b.png", "images/B.PNG", "c.png"]
     found, _ = reading(table(tmp_path, "id,label\na.jpg,x\nb,y\nB,x\nC,y\n", files))
     assert found.names.tolist() == ["images/A.JPG", "images/b.png", "images/B.PNG", "c.png"]
+
+
+def test_labels_that_happen_to_be_called_like_files_are_no_images(tmp_path: Path) -> None:
+    files = ["a/0.png", "b/0.png", "u.png", "v.png", "w.png"]
+    found, _ = reading(table(tmp_path, "photo,what\nu,0\nv,1\nw,0\n", files), image_column="photo")
+    assert found.names.tolist() == ["u.png", "v.png", "w.png"] and found.class_names == ("0", "1")
+    with pytest.raises(UserError, match=r"a column that names the images, .* its columns are photo, what"):
+        reading(table(tmp_path, "photo,what\nu,0\nv,1\nw,0\n", files))
 
 
 @pytest.mark.parametrize(

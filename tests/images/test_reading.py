@@ -123,12 +123,29 @@ def test_every_format_has_a_test_of_that() -> None:
     assert set(FORMATS) == {re.split(r",| file", way.removeprefix("an "))[0] for way in WAYS}
 
 
+def test_the_page_names_every_format() -> None:
+    page = Path(__file__).parents[2] / "tuning" / "images" / "README.md"
+    assert FORMATS.table() in page.read_text(encoding="utf-8")
+
+
 def test_the_images_are_a_read_only_file_in_the_cache(tmp_path: Path, cache: Path) -> None:
     found, lines = reading(class_folders(tmp_path / "set"))
     assert isinstance(found.images, np.memmap) and not found.images.flags.writeable
     assert found.facts.cache.parent == cache and found.facts.cache.stat().st_size == found.images.nbytes
     assert lines == ["Images are stored as they are: all have 5 x 6 pixels."]
     assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".u8"]
+
+
+def test_a_bar_is_shown_in_a_terminal_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = class_folders(tmp_path / "set")
+    reading(root)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # What rich takes for a terminal.
+    reading(root, image_size=9)
+    shown = capsys.readouterr()
+    assert "Reading images" in shown.err and "6/6" in shown.err and shown.out == ""
 
 
 def test_names_are_paths_or_rows(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ MOST_CHECKED = 1 << 31  # Bytes of an entry that are checked when it is opened; 
 SETTLED_NS = (
     2_000_000_000  # A file changed so shortly before it was read may change again within one tick of its clock.
 )
+LEFTOVER_SECONDS = 86_400  # A temporary file that nobody has written to for so long is nobody's.
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -121,6 +122,7 @@ class Writer:
         self._buffer, self._checksums = bytearray(), list[int]()
         with _said_if_full():
             folder().mkdir(parents=True, exist_ok=True)
+            _remove_leftovers()
             descriptor, self._name = tempfile.mkstemp(dir=folder(), prefix=f".{key}.", suffix=".part")
         self._file = os.fdopen(descriptor, "wb", buffering=0)
 
@@ -170,6 +172,14 @@ class Writer:
             self._checksums.append(zlib.crc32(block))
 
 
+def _remove_leftovers() -> None:
+    """Removes what processes that were killed left behind."""
+    for path in folder().glob(".*.part"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                path.unlink()
+
+
 @contextlib.contextmanager
 def _said_if_full() -> Iterator[None]:
     """Turns what the disk says into a sentence that names the cache and how to choose another."""
@@ -206,7 +216,7 @@ def key_of(options: str, digests: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def content_digests(paths: Sequence[Path], root: Path) -> list[str]:
+def content_digests(paths: Sequence[Path], root: Path, advance: Callable[[], None] = lambda: None) -> list[str]:
     """Returns a digest of each file's content; "" for one that cannot be read.
 
     A file whose size, times and inode are those of the last time is not read again, unless it had been changed less
@@ -215,6 +225,7 @@ def content_digests(paths: Sequence[Path], root: Path) -> list[str]:
     Args:
         paths: The files; one may be named more than once.
         root: Of the data set: it has an index of its own.
+        advance: Is called after each file.
     """
     index = folder() / f"index-{hashlib.blake2b(str(root.resolve()).encode(), digest_size=8).hexdigest()}.json"
     known = _known(index)
@@ -238,6 +249,7 @@ def content_digests(paths: Sequence[Path], root: Path) -> list[str]:
     digests = []
     for name, row, is_new in in_threads(digest, paths, at_once=128):
         digests.append(row[4])
+        advance()
         new |= is_new
         if is_new or row is known.get(name):
             seen[name] = row

@@ -22,6 +22,7 @@ from tuning.images.labels import check_labels
 from tuning.images.source import Resize, Source
 from tuning.images.storing import Decoding, progress, refuse_broken, to_stderr
 
+# On 1,234 photos of clothes at 128 px, frozen features and five folds by sender: crop 69.3 %, stretch 65.3, pad 63.0.
 DEFAULT_RESIZE: Resize = "crop"
 MOST_SIDE = {"cpu": 128, "cuda": 224}  # Of the stored images, where no size was asked for.
 
@@ -177,7 +178,8 @@ def _cached(
 ) -> tuple[str, cache.Entry, npt.NDArray[np.uint8]]:
     """Returns key, record and images of some rows; they are decoded where the cache has none."""
     paths = [listing.files[row] for row in rows] if listing.one_each else listing.files
-    digests = cache.content_digests(paths, source.path)
+    with progress("Looking for changes", len(paths)) as advance:
+        digests = cache.content_digests(paths, source.path, advance)
     most = MOST_SIDE["cuda" if device.startswith("cuda") else "cpu"]
     resize = source.resize or DEFAULT_RESIZE
     options = [source.image_size or f"at most {most}", resize, listing.options]
@@ -187,7 +189,7 @@ def _cached(
     found = cache.load(key, note)
     if found is None:
         began = time.monotonic()
-        with own_limits(), progress(len(rows)) as advance:
+        with own_limits(), progress("Reading images", len(rows)) as advance:
             decoding = Decoding.planned(listing, rows, source, most, resize, advance)
             decoding.write(key, began)
         found = cache.load(key, note)

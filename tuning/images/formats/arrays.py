@@ -20,7 +20,7 @@ _LONGEST_HEADER = 1 << 16  # Bytes of an array's header; usual ones have 128.
 _IMAGES = ("x", "images", "data", "X")
 _LABELS = ("y", "labels", "label", "target", "Y")
 # Split -> what stands before the names of its arrays.
-_PREFIXES = {"train": ("train",), "valid": ("val", "valid"), "test": ("test",)}
+_PREFIXES = {"train": ("train",), "valid": ("val", "valid", "validation"), "test": ("test",)}
 
 
 def claims(path: Path) -> bool:
@@ -88,13 +88,13 @@ def _stream(path: Path, key: str) -> Stream:
     if fortran:
         raise UserError(f"Array {key} of {path} is in Fortran order. Save numpy.ascontiguousarray of it.")
     return Stream(
-        shape=shape, dtype=dtype, begin=head.tell(), open=lambda: _opened(path, key), where=f"Array {key} of {path}"
+        shape=shape, dtype=dtype, begin=head.tell(), opened=lambda: _opened(path, key), where=f"Array {key} of {path}"
     )
 
 
 @contextlib.contextmanager
 def _opened(path: Path, key: str) -> Iterator[IO[bytes]]:
-    with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
+    with zipfile.ZipFile(path) as archive, zipfile.Path(archive, f"{key}.npy").open("rb") as file:
         yield file
 
 

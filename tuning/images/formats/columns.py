@@ -11,13 +11,26 @@ from tuning.images.source import Source
 # Names as `_plain` has them. Those of images in the order in which they are tried: ids come last.
 _IMAGES = (
     *("image", "images", "img", "image_path", "img_path", "path", "filepath", "file_path", "image_file", "file"),
-    *("filename", "file_name", "image_name", "img_name", "image_filename", "image_id", "img_id", "id", "uid", "name"),
+    *(
+        "filename",
+        "file_name",
+        "image_name",
+        "img_name",
+        "image_filename",
+        "image_id",
+        "img_id",
+        "id",
+        "id_code",
+        "uid",
+        "name",
+    ),
 )
 _LABELS = {
     *("label", "labels", "class", "classes", "class_name", "classname", "category", "categories", "target", "y"),
     *("label_name", "label_id", "class_id", "classid", "target_name", "category_id", "category_name"),
     *("diagnosis", "species", "breed"),
 }
+_NAMED = 20  # Columns that an error lists: a table of pixels has hundreds.
 _SPLITS = {"split", "set", "subset", "partition", "fold", "usage"}
 _GROUPS = {
     *("group", "group_id", "patient", "patient_id", "patientid", "subject", "subject_id", "subjectid", "person"),
@@ -83,6 +96,11 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s\-]+", "_", name.strip().lower())
 
 
+def _listed(table: Mapping[str, Sequence[str]]) -> str:
+    names = list(table)
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else "")
+
+
 def _ends_like_a_label(name: str) -> bool:
     return _plain(name).endswith(("_label", "_class"))
 
@@ -102,7 +120,7 @@ def _image(table: Mapping[str, Sequence[str]], source: Source, where: str, names
         return leading[0]
     raise UserError(
         f"{where} must have a column that names the images, called image, path, filename or id, but its columns are "
-        f"{', '.join(table)}. Choose one with --image-column; a table without a header needs one as its first line."
+        f"{_listed(table)}. Choose one with --image-column; a table without a header needs one as its first line."
     )
 
 
@@ -137,5 +155,5 @@ def _label(table: Mapping[str, Sequence[str]], taken: set[str | None], where: st
         return others[0]
     raise UserError(
         f"{where} must have a column with the labels, called label, class, category or target, but its columns are "
-        f"{', '.join(table)}. Choose one with --label-column."
+        f"{_listed(table)}. Choose one with --label-column."
     )

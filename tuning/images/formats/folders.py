@@ -122,7 +122,10 @@ def _with_splits(
         if not _children(images, level):
             n = len(_below(images, level))
             if splits[name] == "train":
-                raise UserError(f"{Path(root, *level)} must have a folder for each class, but has {n:,} images alone.")
+                raise UserError(
+                    f"{Path(root, *level)} must have a folder for each class, but has {n:,} images alone. If a table "
+                    "has their labels, pass it as --dataset."
+                )
             found.passed_over[NO_CLASS] += n
             note(f"{Path(root, *level)} has no class folders: its {counted(n, 'image')} without a label are not read.")
             continue

@@ -54,7 +54,7 @@ def list_images(source: Source, note: Note) -> Listing:
         labels = _labels_of(images)
         used += [images, labels]
         shape, dtype, begin = _header(images)
-        stream = Stream(shape=shape, dtype=dtype, begin=begin, open=partial(_opened, images), where=str(images))
+        stream = Stream(shape=shape, dtype=dtype, begin=begin, opened=partial(_opened, images), where=str(images))
         parts.append(
             Part(images=stream, labels=_read_labels(labels), split=split, name=images.name.removesuffix(".gz"))
         )
@@ -93,7 +93,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         is_zipped = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         if is_zipped:
-            with gzip.open(raw) as file:
+            with gzip.GzipFile(fileobj=raw) as file:
                 yield cast(IO[bytes], file)
         else:
             yield raw

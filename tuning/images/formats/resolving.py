@@ -9,6 +9,10 @@ from tuning.base.errors import UserError
 from tuning.images.formats.walking import Walk, stem, walk
 
 
+class AmbiguousError(UserError):
+    """A text in a table that could be two files."""
+
+
 class Resolver:
     """Finds images by what a table calls them: their path from the table, or their name with or without extension.
 
@@ -28,7 +32,7 @@ class Resolver:
         of one name, that beside the table comes first, then that in its folder "images", then that in another.
 
         Raises:
-            UserError: Two files could be meant.
+            AmbiguousError: Two files could be meant.
         """
         value = value.strip().replace("\\", "/")
         above, _, last = value.rstrip("/").rpartition("/")
@@ -42,7 +46,7 @@ class Resolver:
         for place in (tail, f"images/{tail}".rstrip("/"), None):
             tier = [name for name in found if place is None or _folder(name) == place]
             if len(tier) > 1:
-                raise UserError(
+                raise AmbiguousError(
                     f"{value!r} in the table could be {self.folder / tier[0]} or {self.folder / tier[1]}. Write "
                     "the path from the table's folder, with the extension, into the table."
                 )

@@ -26,7 +26,7 @@ class Stream:
         shape: (N, H, W), (N, H, W, C) or (N, C, H, W).
         dtype: Of whole numbers.
         begin: Bytes before the first image.
-        open: Returns the file, decompressed.
+        opened: Returns the file, decompressed.
         where: What errors call it.
 
     Raises:
@@ -36,7 +36,7 @@ class Stream:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     begin: int
-    open: Callable[[], AbstractContextManager[IO[bytes]]]
+    opened: Callable[[], AbstractContextManager[IO[bytes]]]
     where: str
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ class Stream:
         n_block = max(1, _BLOCK_BYTES // image_bytes)
         waiting = list(reversed(rows))
         try:
-            with self.open() as file:
+            with self.opened() as file:
                 _skip(file, self.begin)
                 for first in range(0, self.shape[0], n_block):
                     n = min(n_block, self.shape[0] - first)

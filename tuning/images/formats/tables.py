@@ -9,7 +9,7 @@ from pathlib import Path
 from tuning.base.errors import UserError, counted
 from tuning.images.formats.columns import find_columns, is_header
 from tuning.images.formats.listing import SPLIT_NAMES, Listing, Note, of_files
-from tuning.images.formats.resolving import Resolver
+from tuning.images.formats.resolving import AmbiguousError, Resolver
 from tuning.images.formats.walking import IMAGE_SUFFIXES
 from tuning.images.source import Source
 
@@ -58,7 +58,7 @@ def list_table(
         source,
         str(path),
         note,
-        names_images=lambda name: any(resolver.find(value) for value in table[name][:_LOOKED_AT]),
+        names_images=lambda name: any(_leads(resolver, value) for value in table[name][:_LOOKED_AT]),
     )
     labelled = [row for row, label in enumerate(table[columns.label]) if label]
     values = [table[columns.image][row] for row in labelled]
@@ -135,7 +135,10 @@ def _rows(path: Path) -> list[list[str]]:
 def _split_lines(lines: Sequence[str], mark: str) -> list[list[str]]:
     if mark == " ":
         lines = [" ".join(line.split()) for line in lines]
-    return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark, skipinitialspace=True)]
+    try:
+        return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark, skipinitialspace=True)]
+    except csv.Error as error:
+        raise UserError(f"The table must have short texts in its cells, but got: {error}.") from error
 
 
 def _width(lines: Sequence[str], mark: str) -> int:
@@ -177,4 +180,12 @@ def _columns(
 
 
 def _is_image(cell: str, resolver: Resolver) -> bool:
-    return Path(cell).suffix.lower() in IMAGE_SUFFIXES or resolver.find(cell) is not None
+    return Path(cell).suffix.lower() in IMAGE_SUFFIXES or _leads(resolver, cell)
+
+
+def _leads(resolver: Resolver, value: str) -> bool:
+    """Returns whether a text leads to an image, or to several: a label may do that by chance."""
+    try:
+        return resolver.find(value) is not None
+    except AmbiguousError:
+        return True

@@ -90,7 +90,7 @@ def _visit(folder: Path, relative: str, found: Walk, above: tuple[tuple[int, int
         if is_folder:
             found.folders.append(name)
             _visit(Path(entry.path), f"{name}/", found, (*above, identity))
-        elif looks_like_image(entry.path):
+        elif (entry.is_symlink() or entry.is_file()) and looks_like_image(entry.path):  # A pipe has no end.
             found.images.append(name)
         else:
             found.passed_over[NO_IMAGES] += 1
