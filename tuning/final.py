@@ -96,6 +96,9 @@ def run(
     config: Annotated[
         Path | str | None, typer.Option(help="A JSON or YAML file, or original-resnet8: train that, without a search.")
     ] = None,
+    model: Annotated[
+        Path | str | None, typer.Option(help="A network of yours, for --config; a run keeps its own copy.")
+    ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many of the run's best configurations.")] = 3,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Fresh seeds for each configuration (default: 3; with --config 1).")
@@ -141,6 +144,7 @@ def run(
     Args:
         run: A run, or its name, folder or URI.
         config: A JSON or YAML file of hyperparameters, in the place of a run.
+        model: A file with a network of yours, with a `config` of the architecture "own".
         top_k: So many of the run's best configurations, at least 1.
         seeds: Fresh seeds for each configuration, at least 1; None is 3, with `config` 1.
         max_parameters: Of a configuration.
@@ -217,6 +221,11 @@ def _planned(asked: doors.Asked) -> Plan:
     export_formats.check_formats(asked.export or [])
     lengths = {"epochs": asked.epochs, "seed": asked.seed}
     if asked.config is None:
+        if asked.model is not None:
+            raise UserError(
+                f"--model must be used with --config, because a run keeps the file that it was begun with, but got "
+                f"{asked.model}. Leave it out."
+            )
         n_seeds = 3 if asked.seeds is None else asked.seeds
         compare = asked.top_k * n_seeds > 1 if asked.compare is None else asked.compare
         limits = {"top_k": asked.top_k, "max_parameters": asked.max_parameters}
@@ -224,7 +233,8 @@ def _planned(asked: doors.Asked) -> Plan:
     if asked.compare:
         raise UserError(f"--compare must be used with a run, but got --config {asked.config}. Leave one of them out.")
     file, model_dir = Path(asked.config), Path(asked.model_dir)
-    return candidates.from_file(file, model_dir, asked.dataset, n_seeds=asked.seeds or 1, **lengths)
+    model = None if asked.model is None else Path(asked.model)
+    return candidates.from_file(file, model_dir, asked.dataset, n_seeds=asked.seeds or 1, model=model, **lengths)
 
 
 def _keep_others_out(plan: Plan, model_dir: Path, held: contextlib.ExitStack, say: Callable[[str], None]) -> None:

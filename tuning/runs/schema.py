@@ -73,9 +73,7 @@ TRIAL_COLUMNS = _OUTCOME_COLUMNS | {
     f"config/{name}": _config_dtype(field.annotation) for name, field in TrainConfig.model_fields.items()
 }
 # Column -> the value of a hyperparameter that the version which wrote the file did not have yet.
-DEFAULTS = {
-    f"config/{name}": field.default for name, field in TrainConfig.model_fields.items() if name not in OF_0_2
-}
+DEFAULTS = {f"config/{name}": field.default for name, field in TrainConfig.model_fields.items() if name not in OF_0_2}
 FRAMES = {"trials.csv": TRIAL_COLUMNS, "epochs.csv": EPOCH_COLUMNS}
 
 

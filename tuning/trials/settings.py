@@ -49,6 +49,7 @@ class Settings:
     address: str | None = None
     limit: int | None = None
     dashboard: bool = False
+    model: str | None = None
 
     @property
     def slots(self) -> Slots:
