@@ -22,11 +22,14 @@ class HeadApart(nn.Module):
     Args:
         network: Gives logits (N, n_classes), which come from a linear layer.
         head: Where in the network that layer is, e.g. "fc".
+        n_classes: Has a new layer with torch's own initial weights in its place: those of an EfficientNet grow with
+            fewer classes (a first loss of 7 with five). None takes the layer as it is.
     """
 
-    def __init__(self, network: nn.Module, head: str) -> None:
+    def __init__(self, network: nn.Module, head: str, n_classes: int | None = None) -> None:
         super().__init__()
-        self.head = network.get_submodule(head)
+        last: Any = network.get_submodule(head)
+        self.head: nn.Linear = last if n_classes is None else nn.Linear(last.in_features, n_classes)
         network.set_submodule(head, nn.Identity())
         self.network = network
 
@@ -42,12 +45,14 @@ def torchvision_network(config: TrainConfig, channels: int, n_classes: int) -> n
 
     name = config.architecture
     network: nn.Module = models.get_model(name, weights=None, num_classes=1000 if config.pretrained else n_classes)
-    head, last = [each for each in network.named_modules() if isinstance(each[1], nn.Linear)][-1]
+    head = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
     if config.pretrained:
         network.load_state_dict(_load(name))
-        network.set_submodule(head, nn.Linear(last.in_features, n_classes))
+    # A new ResNet's last layer is as torch makes one; made again, the weights of a seed would be others than before.
+    new_head = config.pretrained or not isinstance(network, models.ResNet)
+    apart = HeadApart(network, head, n_classes if new_head else None)
     _replace_first_layer(network, config, channels)
-    return HeadApart(network, head)
+    return apart
 
 
 def efficientnet_lite(config: TrainConfig, channels: int, n_classes: int) -> nn.Module:
@@ -60,7 +65,7 @@ def efficientnet_lite(config: TrainConfig, channels: int, n_classes: int) -> nn.
     network: nn.Module = timm.create_model(f"tf_{config.architecture}", num_classes=n_classes, in_chans=channels)
     if config.pretrained:
         _load_in_order(network, _load(config.architecture), channels)
-    return HeadApart(network, "classifier")
+    return HeadApart(network, "classifier", n_classes)
 
 
 def timm_network(config: TrainConfig, channels: int, n_classes: int) -> nn.Module:
@@ -84,7 +89,7 @@ def timm_network(config: TrainConfig, channels: int, n_classes: int) -> nn.Modul
     path = next((path for path, module in network.named_modules() if module is head), None)
     if path is None or not isinstance(head, nn.Linear):
         raise UserError(f"{config.architecture} must end in one linear layer, but ends in {type(head).__name__}.")
-    return HeadApart(network, path)
+    return HeadApart(network, path, n_classes)
 
 
 def fold_channels(weight: Tensor, channels: int) -> Tensor:
