@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tuning.base import doors, files, interrupts, locks, rim
+from tuning.base import doors, files, interrupts, locks, own_model, rim
 from tuning.base.errors import UserError, counted, run_command, unknown_name
 from tuning.images.catalogue import DATASETS
 from tuning.retraining import candidates
@@ -293,6 +293,8 @@ def main(asked: doors.Asked) -> None:
     if metrics["test_opened"] > 1:
         print(opened_again(metrics))
     where = "" if folder == MODEL_DIR else f" --model-dir {folder}"
+    if (folder / own_model.KEPT).exists():
+        where += f" --model {folder / own_model.KEPT}"
     print(f"Written: {folder}/. Next: python -m tuning.predict{where} IMAGE")
 
 
