@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tuning.base import doors, files, interrupts, locks, rim
+from tuning.base import doors, files, interrupts, locks, own_model, rim
 from tuning.base.errors import UserError, counted, run_command, unknown_name
 from tuning.images import options
 from tuning.images.catalogue import DATASETS
@@ -98,6 +98,9 @@ def run(
     config: Annotated[
         Path | str | None, typer.Option(help="A JSON or YAML file, or original-resnet8: train that, without a search.")
     ] = None,
+    model: Annotated[
+        Path | str | None, typer.Option(help="A network of yours, for --config; a run keeps its own copy.")
+    ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many of the run's best configurations.")] = 3,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Fresh seeds for each configuration (default: 3; with --config 1).")
@@ -155,6 +158,7 @@ def run(
     Args:
         run: A run, or its name, folder or URI.
         config: A JSON or YAML file of hyperparameters, in the place of a run.
+        model: A file with a network of yours, with a `config` of the architecture "own".
         top_k: So many of the run's best configurations, at least 1.
         seeds: Fresh seeds for each configuration, at least 1; None is 3, with `config` 1.
         max_parameters: Of a configuration.
@@ -240,6 +244,11 @@ def _planned(asked: doors.Asked) -> Plan:
     export_formats.check_formats(asked.export or [])
     lengths = {"epochs": asked.epochs, "seed": asked.seed}
     if asked.config is None:
+        if asked.model is not None:
+            raise UserError(
+                f"--model must be used with --config, because a run keeps the file that it was begun with, but got "
+                f"{asked.model}. Leave it out."
+            )
         n_seeds = 3 if asked.seeds is None else asked.seeds
         compare = asked.top_k * n_seeds > 1 if asked.compare is None else asked.compare
         limits = {"top_k": asked.top_k, "max_parameters": asked.max_parameters}
@@ -248,7 +257,9 @@ def _planned(asked: doors.Asked) -> Plan:
     if asked.compare:
         raise UserError(f"--compare must be used with a run, but got --config {asked.config}. Leave one of them out.")
     file, model_dir = Path(asked.config), Path(asked.model_dir)
-    return candidates.from_file(file, model_dir, options.source_of(asked), n_seeds=asked.seeds or 1, **lengths)
+    model = None if asked.model is None else Path(asked.model)
+    images = options.source_of(asked)
+    return candidates.from_file(file, model_dir, images, n_seeds=asked.seeds or 1, model=model, **lengths)
 
 
 def _keep_others_out(plan: Plan, model_dir: Path, held: contextlib.ExitStack, say: Callable[[str], None]) -> None:
@@ -307,6 +318,8 @@ def main(asked: doors.Asked) -> None:
     if metrics["test_opened"] > 1:
         print(opened_again(metrics))
     where = "" if folder == MODEL_DIR else f" --model-dir {folder}"
+    if (folder / own_model.KEPT).exists():
+        where += f" --model {folder / own_model.KEPT}"
     print(f"Written: {folder}/. Next: python -m tuning.predict{where} IMAGE")
 
 

@@ -2,7 +2,8 @@
 
 The same from Python: `predict.load("best_model").predict(images)`.
 
-Nothing in best_model/ is run: the weights are read as tensors only, so a model from someone else does no harm.
+Nothing in best_model/ is run: the weights are read as tensors only, so a model from someone else does no harm. Only a
+network that was a file of its user's needs that file, named with `--model FILE`; then that code is run.
 """
 
 from collections.abc import Sequence
@@ -21,13 +22,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def load(folder: str | Path = "best_model") -> BestModel:
+def load(folder: str | Path = "best_model", model: str | Path | None = None) -> BestModel:
     """Returns the model that `final` wrote into a folder; its `predict` takes arrays and files.
+
+    Args:
+        folder: Nothing in it is run.
+        model: The file of a user's own network, which is run; only for a model of such a network.
 
     Raises:
         UserError: The folder, config.json or model.pth is missing or damaged, or they do not fit each other.
     """
-    return load_best_model(Path(folder))
+    return load_best_model(Path(folder), None if model is None else Path(model))
 
 
 def frame(predictions: Sequence[Prediction], top: int = 2) -> "pd.DataFrame":
@@ -63,6 +68,9 @@ def main(
         list[Path], typer.Argument(help="Image files, folders of them, or a table that lists them.", metavar="IMAGE...")
     ],
     model_dir: Annotated[Path, typer.Option(help="Folder with model.pth and config.json.")] = Path("best_model"),
+    model: Annotated[
+        Path | None, typer.Option(help="The file of a user's own network, whose code is run; else none is.")
+    ] = None,
     invert: Annotated[
         Invert,
         typer.Option(help="Turn dark-on-bright images round; auto: gray ones with a border brighter than the rest."),
@@ -72,7 +80,7 @@ def main(
     csv: Annotated[Path | None, typer.Option(help="Write the predictions to this CSV file, too.")] = None,
 ) -> None:
     """Print the most probable class of each image and the runner-up."""
-    best = load_best_model(model_dir)
+    best = load_best_model(model_dir, model)
     if top > len(best.class_names):
         raise UserError(f"--top must be at most {len(best.class_names)}, the number of classes, but got {top}.")
     predictions = predict_files(best, expanded(images, image_column), invert)

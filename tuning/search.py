@@ -18,6 +18,7 @@ from tuning import results
 from tuning.base import doors, files, interrupts
 from tuning.base.config import read_mapping
 from tuning.base.errors import counted, run_command
+from tuning.base.own_model import SIGNATURE
 from tuning.base.registries import OBJECTIVES, SAMPLERS, SCHEDULERS
 from tuning.images import options
 from tuning.images.catalogue import DATASETS
@@ -41,6 +42,10 @@ def run(
         str | Callable[[Any], Mapping[str, Any]],
         typer.Option(help=f"A search space: {', '.join(files.space_names())}, or FILE.py."),
     ] = "resnet",
+    model: Annotated[
+        Path | str | None,
+        typer.Option(help=f"A network of yours: FILE.py with {SIGNATURE} (then --space is own by default)."),
+    ] = None,
     dataset: Annotated[
         str, typer.Option(help=f"Images of your own, a folder or a file; or {DATASETS.listed}.")
     ] = DATASETS.default,
@@ -112,6 +117,8 @@ def run(
         samples: Trials to run in all; None is 20.
         space: A search space's name, a file, or a function that returns the hyperparameters of a trial. The run keeps
             the function's source, and what that reads.
+        model: A file with a network of yours, which configurations with the architecture "own" have. The run keeps its
+            text. None is none; else the space is "own" by default.
         dataset: The path of your own images, a folder or a file; or a data set's name.
         epochs: Length of a full trial, at least 1; None is 6, on GPUs 18.
         seed: At least 0; chooses the valid split, the points and the trials' seeds.
@@ -172,7 +179,7 @@ def _search(asked: doors.Asked, *, command: str | None = None, **shown: Any) -> 
         settled = settle(asked, stack, dry_run=False)
         settings, path = settled.settings, settled.path
         progress = stack.enter_context(_announced(settled, "Run", **shown))
-        settings, splits, space = session.load(settings, settled.source, progress)
+        settings, splits, space = session.load(settings, settled.source, progress, settled.own)
         if not settled.resumed and (left := record.begin(path, settings, space, command)):
             progress.note(left)
         stack.enter_context(interrupts.resumable(_resume(path) if command is None else _resume_in_python(path)))
@@ -246,7 +253,7 @@ def main(
         settled = settle(asked, stack, dry_run=True)
         settings = settled.settings
         progress = stack.enter_context(_announced(settled, "Dry run of", quiet=quiet, verbose=verbose))
-        settings, splits, space = session.load(settings, settled.source, progress)
+        settings, splits, space = session.load(settings, settled.source, progress, settled.own)
         choose_slots = settled.slots_are_open and settings.device == "cuda"
         print(session.dry_run(settings, splits, space, choose_slots=choose_slots))
 

@@ -54,6 +54,8 @@ OUT_OF_RANGE = [
     ("mixup", 10.5, "less than or equal to 10"),
     ("cutmix", -0.1, "greater than or equal to 0"),
     ("cutmix", 10.5, "less than or equal to 10"),
+    ("body_lr_factor", 0.0, "greater than 0"),
+    ("body_lr_factor", 1.5, "less than or equal to 1"),
 ]
 
 IN_RANGE = [
@@ -77,6 +79,7 @@ IN_RANGE = [
     ("jitter", (0.0, 1.0)),
     ("mixup", (0.0, 10.0)),
     ("cutmix", (0.0, 10.0)),
+    ("body_lr_factor", (0.01, 1.0)),
 ]
 
 
@@ -108,6 +111,8 @@ CHANGES: list[tuple[str, Any]] = [
     ("trivial_augment", True),
     ("mixup", 0.2),
     ("cutmix", 1.0),
+    ("train", "head"),
+    ("body_lr_factor", 0.1),
 ]
 
 
@@ -137,6 +142,7 @@ def test_every_bounded_number_is_in_both_tables() -> None:
         ("optimizer", "adamww", ", ".join(sorted(OPTIMIZERS)), "adamw"),
         ("schedule", "cosin", ", ".join(sorted(LR_SCHEDULES)), "cosine"),
         ("precision", "bf_16", "auto, bf16, fp32", "bf16"),
+        ("train", "heads", "all, head", "head"),
     ],
 )
 def test_an_unknown_choice_lists_the_known_ones_and_the_closest(
@@ -180,8 +186,12 @@ def test_an_unknown_name_that_is_like_no_other_gets_no_hint(name: Any) -> None:
         parse_config({name: 1}, "space.py")
 
 
-def test_pretrained_is_for_resnet18_only() -> None:
-    expected = r"^space\.py: pretrained must be false unless architecture is resnet18, but got 'resnet14'\.$"
+def test_pretrained_is_for_architectures_with_weights_only() -> None:
+    expected = r"^space\.py: pretrained must be false unless architecture is resnet18, .* or timm:NAME, but got '{}'\.$"
+    with pytest.raises(UserError, match=expected.format("own:0123456789ab")):
+        parse_config({"architecture": "own:0123456789ab", "pretrained": True}, "space.py")
+    assert parse_config({"architecture": "timm:any", "pretrained": True}, "space.py").pretrained
+    expected = expected.format("resnet14")
     with pytest.raises(UserError, match=expected):
         parse_config({"architecture": "resnet14", "pretrained": True}, "space.py")
     assert parse_config({"architecture": "resnet18", "pretrained": True}, "space.py").pretrained

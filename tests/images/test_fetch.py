@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 
 from tuning.base import downloads
-from tuning.base.downloads import resnet18_weights
+from tuning.base.downloads import weights_file
 from tuning.base.errors import UserError
 from tuning.base.files import cache_dir
+from tuning.base.registries import ARCHITECTURES
 from tuning.images import fetch
 from tuning.images.catalogue import DATASETS, FileSet
 from tuning.images.fetch import parse_idx, read_files
@@ -333,9 +334,9 @@ def test_slow_weights_are_given_up(
     dripping: Callable[[bytes, bytes], str], pretrained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(downloads, "SLOWEST_SECONDS", 0.3)
-    monkeypatch.setattr(downloads, "RESNET18_MIRROR", dripping(HEAD, b"x"))
+    monkeypatch.setattr(downloads, "MIRROR", dripping(HEAD, b"x"))
     with pytest.raises(UserError, match=r"or be downloadable, but got too slow: \d+ bytes in 0 s\. Choose pretrained"):
-        resnet18_weights()
+        weights_file("resnet18")
 
 
 def test_cache_that_cannot_be_written_is_said(mirror: Mirror, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -409,14 +410,14 @@ def pretrained(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     content = b"weights " * 100
     name = f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
     mirror.bodies[name] = content
-    monkeypatch.setattr(downloads, "RESNET18", name)
-    monkeypatch.setattr(downloads, "RESNET18_MIRROR", mirror.url)
+    monkeypatch.setitem(ARCHITECTURES, "resnet18", replace(ARCHITECTURES["resnet18"], weights=name))
+    monkeypatch.setattr(downloads, "MIRROR", mirror.url)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return tmp_path / "torch/hub/checkpoints" / name
 
 
 def test_pretrained_weights_are_downloaded_once_to_where_torch_looks_for_them(mirror: Mirror, pretrained: Path) -> None:
-    assert resnet18_weights() == resnet18_weights() == pretrained
+    assert weights_file("resnet18") == weights_file("resnet18") == pretrained
     assert pretrained.read_bytes() == mirror.bodies[pretrained.name] and mirror.asked == [pretrained.name]
 
 
@@ -432,10 +433,10 @@ def test_pretrained_weights_that_cannot_be_had_are_said(mirror: Mirror, pretrain
     said = "HTTP Error 404: Not Found" if damage == "none" else r"a damaged file \(5 bytes\)"
     with pytest.raises(
         UserError,
-        match=rf"^Pretrained ResNet-18 weights must be in {pretrained.parent} or be downloadable, but got {said}\. "
+        match=rf"^Pretrained resnet18 weights must be in {pretrained.parent} or be downloadable, but got {said}\. "
         rf"Choose pretrained: false, or put torchvision's {pretrained.name} there\.$",
     ):
-        resnet18_weights()
+        weights_file("resnet18")
     assert pretrained.exists() == (damage == "cache")
 
 
@@ -445,16 +446,17 @@ def test_pretrained_weights_are_torchvisions_and_where_torch_looks_for_them(
     import torch.hub
     from torchvision.models import ResNet18_Weights
 
-    assert ResNet18_Weights.IMAGENET1K_V1.url == downloads.RESNET18_MIRROR + downloads.RESNET18
+    name = ARCHITECTURES["resnet18"].weights
+    assert ResNet18_Weights.IMAGENET1K_V1.url == downloads.MIRROR + name
     monkeypatch.setattr("torch.hub._hub_dir", None)
     monkeypatch.setattr(downloads, "download", lambda url: pytest.fail("is to be looked for first"))
     monkeypatch.delenv("TORCH_HOME", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    path = Path(torch.hub.get_dir(), "checkpoints", downloads.RESNET18)
+    path = Path(torch.hub.get_dir(), "checkpoints", name)
     path.parent.mkdir(parents=True)
     path.write_bytes(b"")
     with pytest.raises(UserError, match=rf"must be in {path.parent} or be downloadable, but got a damaged file"):
-        resnet18_weights()
+        weights_file("resnet18")
 
 
 def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

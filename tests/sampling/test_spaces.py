@@ -1,5 +1,6 @@
 """Search spaces: those that come with the project, and a user's own file with everything that can be wrong in it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -16,6 +17,11 @@ def write(tmp_path: Path, source: str) -> str:
     return str(path)
 
 
+def load(name: str) -> Space:
+    """Returns a space that comes with the project; `own` needs a network."""
+    return replace(load_space(name), own="own:0123456789ab" if name == "own" else "")
+
+
 def draws(space: Space, n: int = 40) -> list[TrainConfig]:
     study = optuna.create_study(sampler=space.possible(optuna.samplers.RandomSampler(seed=1)))
     return [space.sample(study.ask(), epochs=5) for _ in range(n)]
@@ -23,14 +29,14 @@ def draws(space: Space, n: int = 40) -> list[TrainConfig]:
 
 @pytest.mark.parametrize("name", space_names())
 def test_every_space_gives_valid_configurations_and_offers_more_than_one(name: str) -> None:
-    space = load_space(name)
+    space = load(name)
     assert check_space(space, epochs=5)
     assert len({config.hash() for config in draws(space)}) == 40
     assert {config.epochs for config in draws(space)} == {5}
 
 
 def test_the_names_are_those_of_the_readme() -> None:
-    assert space_names() == ["resnet", "resnet18", "resnet8", "smoke"]
+    assert space_names() == ["own", "resnet", "resnet18", "resnet8", "smoke"]
 
 
 def test_the_default_space_is_conditional() -> None:
@@ -101,7 +107,7 @@ def test_a_file_that_is_no_space_is_refused(tmp_path: Path, source: str, message
             r"Hyperparameter must be one of .* 'learning_rte'\. Did you mean 'learning_rate'",
         ),
         ("return {'learning_rate': -1}", r"mine: learning_rate must be greater than 0, but got -1"),
-        ("return {'architecture': 'resnet9'}", r"architecture must be one of resnet14, .* but got 'resnet9'"),
+        ("return {'architecture': 'resnet9'}", r"architecture must be one of .*, resnet14, .* but got 'resnet9'"),
         ("return 3", r"mine must return a dict, but got int"),
         (
             "return {'width': trial.suggest_flot('w', 1, 2)}",
@@ -111,13 +117,29 @@ def test_a_file_that_is_no_space_is_refused(tmp_path: Path, source: str, message
             "return {'learning_rate': trial.suggest_float('lr', -1, 1)}",
             r"learning_rate must be greater than 0, but got",
         ),
-        ("return {'pretrained': True}", r"pretrained must be false unless architecture is resnet18, but got 'resnet8'"),
+        (
+            "return {'pretrained': True}",
+            r"pretrained must be false unless architecture is resnet18, .* but got 'resnet8'",
+        ),
     ],
 )
 def test_a_space_that_gives_wrong_points_is_refused_before_any_trial(tmp_path: Path, body: str, message: str) -> None:
     space = load_space(write(tmp_path, f"def space(trial):\n    {body}\n"))
     with pytest.raises(UserError, match=message):
         check_space(space, epochs=2)
+
+
+def test_a_network_of_ones_own_is_what_a_space_calls_own_or_does_not_name(tmp_path: Path) -> None:
+    body = "def space(trial):\n    return {{'width': trial.suggest_int('w', 8, 99){}}}\n"
+    for named, expected in (("", "own:0123456789ab"), (", 'architecture': 'own'", "own:0123456789ab")):
+        space = replace(load_space(write(tmp_path, body.format(named))), own=expected)
+        assert {config.architecture for config in draws(space)} == {expected}
+    space = replace(load_space(write(tmp_path, body.format(", 'architecture': 'resnet14'"))), own="own:0123456789ab")
+    assert {config.architecture for config in draws(space)} == {"resnet14"}
+    with pytest.raises(
+        UserError, match=r'^Search space own: architecture "own" needs a file of yours: --model FILE\.$'
+    ):
+        check_space(load_space("own"), epochs=2)
 
 
 def test_a_first_point_out_of_the_spaces_range_is_refused(tmp_path: Path) -> None:

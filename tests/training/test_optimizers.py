@@ -7,7 +7,8 @@ from torch import nn
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
 from tuning.base.registries import OPTIMIZERS
-from tuning.models.architectures import build_model
+from tuning.models.architectures import build_model, head_of
+from tuning.models.frozen import freeze_body
 from tuning.training.optimizers import make_optimizer
 
 # Hyperparameters that only some optimizers use, and a value that is not the default.
@@ -82,6 +83,28 @@ def test_weight_decay_is_multiplied_by_the_learning_rate(name: str) -> None:
     model.weight.grad = torch.zeros_like(model.weight)
     make_optimizer(model, TrainConfig(optimizer=name, learning_rate=0.1, momentum=0.0, weight_decay=0.5)).step()
     assert model.weight.item() == pytest.approx(0.95 * before)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_body_may_learn_slower_than_the_head(name: str) -> None:
+    config = TrainConfig(width=4, optimizer=name, learning_rate=0.2, body_lr_factor=0.1)
+    model = build_model(config, 1, 4)
+    optimizer = make_optimizer(model, config)
+    assert optimizer.param_groups[0]["lr"] == 0.2  # What an epoch's result says.
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    head = {id(p) for p in head_of(model).parameters()}
+    assert len(rates) == len(list(model.parameters()))
+    assert {rates[p] for p in head} == {0.2}
+    assert [*{rates[p] for p in rates.keys() - head}] == [pytest.approx(0.02)]
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert all((decays[id(p)] > 0) == (p.ndim > 1) for p in model.parameters())
+
+
+def test_frozen_weights_are_left_out() -> None:
+    model = build_model(config := TrainConfig(width=4), 1, 4)
+    freeze_body(model)
+    given = [p for group in make_optimizer(model, config).param_groups for p in group["params"]]
+    assert {id(p) for p in given} == {id(p) for p in head_of(model).parameters()}
 
 
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.9, True), (0.0, False)])

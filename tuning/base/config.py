@@ -5,7 +5,8 @@ What is *not* here: the data set's files, the seed and the device. They are how 
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, Validation
 from pydantic_core import core_schema
 
 from tuning.base.errors import UserError, unknown_name
-from tuning.base.registries import ARCHITECTURES, LR_SCHEDULES, OPTIMIZERS, Registry
+from tuning.base.registries import ARCHITECTURES, LR_SCHEDULES, OPTIMIZERS, TIMM, Registry
 
 MOST_EPOCHS = 1000
 # Hyperparameter -> the registry that has its choices.
@@ -24,9 +25,19 @@ NAMED: Mapping[str, Registry[Any]] = {
 }
 
 
-def _name_in(registry: Registry[Any]) -> GetPydanticSchema:
-    """Returns the annotation of a hyperparameter that must be a name in a registry."""
-    return GetPydanticSchema(lambda source, handler: core_schema.literal_schema(list(registry)))
+# Architectures beside those of the registry; whether there is such a network is asked where it is to be built.
+_UNLISTED = re.compile(rf"{TIMM}[\w.-]+|own(:[0-9a-f]{{12}})?")
+
+
+def _name_in(registry: Registry[Any], unlisted: re.Pattern[str] | None = None) -> GetPydanticSchema:
+    """Returns the annotation of a hyperparameter that must be a name in a registry, or of the form `unlisted`."""
+
+    def checked(value: Any, listed: Callable[[Any], Any]) -> Any:
+        return value if unlisted and isinstance(value, str) and unlisted.fullmatch(value) else listed(value)
+
+    names = core_schema.literal_schema(list(registry))
+    schema = core_schema.no_info_wrap_validator_function(checked, names) if unlisted else names
+    return GetPydanticSchema(lambda source, handler: schema)
 
 
 # The hyperparameters of version 0.2.0, whose runs, checkpoints and retrainings know no others.
@@ -41,10 +52,12 @@ class TrainConfig(BaseModel):
     """One training run's hyperparameters.
 
     Attributes:
-        architecture: A name in `ARCHITECTURES`.
+        architecture: A name in `ARCHITECTURES`; "timm:NAME", a network of the package timm; or a user's own file:
+            "own", which the command makes "own:" and 12 digits of the file's SHA-256.
         width: Channels of the first stage, 4 to 256; only where the architecture uses it (resnet18 has its own 64).
         pretrained: Start from ImageNet weights; only where the architecture has them.
-        stem: First layers of resnet18: "imagenet" (7x7, stride 2, max-pool) or "small" (3x3, stride 1, no pooling).
+        stem: First layers of resnet18, resnet34 and resnet50: "imagenet" (7x7, stride 2, max-pool) or "small" (3x3,
+            stride 1, no pooling).
         image_size: Side in pixels to which images are resized before the network, 8 to 512; None keeps their own.
         optimizer: A name in `OPTIMIZERS`.
         learning_rate: Peak learning rate, in (0, 10].
@@ -72,11 +85,13 @@ class TrainConfig(BaseModel):
         mixup: Images and labels are mixed in pairs, by a share from Beta(mixup, mixup), 0 to 10; 0: none.
         cutmix: A rectangle of another image is pasted in, and labels are mixed by its area, whose share is from
             Beta(cutmix, cutmix), 0 to 10; 0: none. With mixup, too, each batch has one of them at random.
+        train: "all" weights, or the "head" alone: the last linear layer, on the features of a body that stays as it is.
+        body_lr_factor: What the learning rate is multiplied by for all weights but the head's, in (0, 1].
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    architecture: Annotated[str, _name_in(ARCHITECTURES)] = ARCHITECTURES.default
+    architecture: Annotated[str, _name_in(ARCHITECTURES, _UNLISTED)] = ARCHITECTURES.default
     width: Annotated[int, Field(ge=4, le=256)] = 16
     pretrained: bool = False
     stem: Literal["imagenet", "small"] = "imagenet"
@@ -104,11 +119,15 @@ class TrainConfig(BaseModel):
     trivial_augment: bool = False
     mixup: Annotated[float, Field(ge=0, le=10)] = 0.0
     cutmix: Annotated[float, Field(ge=0, le=10)] = 0.0
+    train: Literal["all", "head"] = "all"
+    body_lr_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.pretrained and not ARCHITECTURES[self.architecture].pretrained:
-            able = " or ".join(name for name, known in ARCHITECTURES.items() if known.pretrained)
+        known = ARCHITECTURES.get(self.architecture)
+        has_weights = known.pretrained if known else self.architecture.startswith(TIMM)
+        if self.pretrained and not has_weights:
+            able = ", ".join(name for name, entry in ARCHITECTURES.items() if entry.pretrained) + f" or {TIMM}NAME"
             raise ValueError(f"pretrained must be false unless architecture is {able}, but got {self.architecture!r}")
         return self
 

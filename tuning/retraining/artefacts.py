@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from tuning.base import files, machine, rim
+from tuning.base import files, machine, own_model, rim
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError, counted, disk_full
 from tuning.retraining.best_model import load_best_model, probabilities
@@ -139,7 +139,13 @@ def check_replaceable(staging: Path, folder: Path) -> None:
 
 def publish(staging: Path, folder: Path) -> None:
     """Moves the files into the model's folder, `metrics.json` last; what only the model before had is removed."""
-    for name in (*(f"model.{name}" for name in FORMATS), *(f"{name}.png" for name in PICTURES), SEPARABILITY, CARD):
+    for name in (
+        own_model.KEPT,
+        *(f"model.{name}" for name in FORMATS),
+        *(f"{name}.png" for name in PICTURES),
+        SEPARABILITY,
+        CARD,
+    ):
         if not (staging / name).exists():
             (folder / name).unlink(missing_ok=True)
     for path in sorted(staging.iterdir(), key=lambda path: (path.name == "metrics.json", path.name)):
@@ -149,8 +155,9 @@ def publish(staging: Path, folder: Path) -> None:
 def write_model(
     folder: Path, model: "nn.Module", config: TrainConfig, splits: "Splits", metrics: Mapping[str, Any]
 ) -> None:
-    """Writes `model.pth`, `config.json`, `metrics.json` and `scores.txt`."""
+    """Writes `model.pth`, `config.json`, `metrics.json` and `scores.txt`; of a user's own network `model.py`, too."""
     jobs.save_weights(folder / "model.pth", model)
+    own_model.keep(config.architecture, folder)
     _, channels, height, width = splits.train.shape
     described = {
         "config": config.model_dump(),

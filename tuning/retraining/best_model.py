@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tuning.base import files
+from tuning.base import files, own_model
 from tuning.base.config import TrainConfig, parse_config
 from tuning.base.errors import UserError
 from tuning.images.source import Resize
@@ -160,11 +160,16 @@ class _Description(BaseModel):
         return self
 
 
-def load_best_model(folder: Path) -> BestModel:
+def load_best_model(folder: Path, own: Path | None = None) -> BestModel:
     """Returns the model in the folder, ready to predict.
 
+    Args:
+        folder: As `final` wrote it. No code in it is run.
+        own: The file of a user's own network, whose code is run.
+
     Raises:
-        UserError: The folder, config.json or model.pth is missing or damaged, or they do not fit each other.
+        UserError: The folder, config.json or model.pth is missing or damaged, or they do not fit each other; or the
+            network is a user's own, and its file was not named.
     """
     import torch
 
@@ -172,7 +177,9 @@ def load_best_model(folder: Path) -> BestModel:
 
     description = _read_description(folder / "config.json")
     config = parse_config(description.config, str(folder / "config.json"))
-    model = build_model(config, description.channels, len(description.class_names), load_pretrained=False)
+    _check_own(folder, config.architecture, own)
+    size = (description.height, description.width)
+    model = build_model(config, description.channels, len(description.class_names), load_pretrained=False, size=size)
     path = folder / "model.pth"
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
@@ -191,6 +198,26 @@ def load_best_model(folder: Path) -> BestModel:
             f"{_first_line(error)} Run `python -m tuning.final` again."
         ) from error
     return BestModel(model.eval(), **description.model_dump(exclude={"config"}))
+
+
+def _check_own(folder: Path, architecture: str, own: Path | None) -> None:
+    """Raises UserError where the network is a user's own and its file was not named, or the named one is another."""
+    named = None if own is None else own_model.read(own).architecture
+    if not own_model.is_own(architecture):
+        if named is not None:
+            raise UserError(f"--model must be left out for the {architecture} in {folder}, but got {own}.")
+        return
+    copy = folder / own_model.KEPT
+    if named not in (None, architecture):
+        raise UserError(
+            f"--model must be the file that the model in {folder} was trained with ({architecture}), but {own} is "
+            f"{named}. A copy is {copy}."
+        )
+    if architecture not in {each.architecture for each in own_model.known()}:
+        raise UserError(
+            f"The network in {folder} is code of its user's ({architecture}), and no code there is run unasked. Read "
+            f"{copy}, then name it: --model {copy}."
+        )
 
 
 def read_image(path: Path, channels: int, height: int, width: int) -> npt.NDArray[np.uint8]:

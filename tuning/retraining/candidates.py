@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tuning.base import files
+from tuning.base import files, own_model
 from tuning.base.config import TrainConfig, parse_config, read_config
 from tuning.base.errors import UserError
+from tuning.base.registries import OWN
 from tuning.images.source import Source
 from tuning.retraining.seeds import fresh_seeds
 from tuning.runs import run_folder, schema
@@ -134,6 +135,7 @@ def from_run(
 
     _check_epochs(epochs)
     found, notes = run_folder.load(run, retrained=True), []
+    own_model.of_folder(found.path)
     trials = found.trials
     ranked = list(_ranked(run_folder.within(trials, found.path, max_parameters), found.path, epochs))
     entries = ranked[:top_k]
@@ -174,9 +176,18 @@ def from_run(
 
 
 def from_file(
-    path: Path, folder: Path, images: Source, *, n_seeds: int, epochs: int | None = None, seed: int | None = None
+    path: Path,
+    folder: Path,
+    images: Source,
+    *,
+    n_seeds: int,
+    epochs: int | None = None,
+    seed: int | None = None,
+    model: Path | None = None,
 ) -> Plan:
     """Returns the plan for one configuration, without a search; its jobs are below `folder`.
+
+    `model` is the user's own network, for a configuration whose architecture is "own".
 
     Raises:
         UserError: The file holds no valid configuration, or `epochs` are more than one may have.
@@ -185,6 +196,16 @@ def from_file(
 
     _check_epochs(epochs)
     config = read_config(shipped_config(path))
+    if model is not None:
+        own = own_model.read(model).architecture
+        if config.architecture not in (OWN, own):
+            raise UserError(
+                f"--model must be used with a configuration of the architecture {OWN!r} or {own!r}, but {path} has "
+                f"{config.architecture!r}."
+            )
+        config = config.model_copy(update={"architecture": own})
+    if own_model.is_own(config.architecture):
+        own_model.find(config.architecture)
     entry = Entry("candidate", _lengthened(config, epochs or config.epochs, str(path)))
     seeds = _seeds(config.hash(), n_seeds, seed, set())
     return Plan(str(path), None, (entry,), seeds, (folder / JOBS).absolute(), images)

@@ -17,11 +17,14 @@ import optuna
 from tuning.base import files
 from tuning.base.config import TrainConfig, parse_config
 from tuning.base.errors import UserError, unknown_name
+from tuning.base.registries import OWN
 from tuning.sampling.suggestions import Steady
 from tuning.sampling.surroundings import Surroundings, of_run
 
 SPACES, space_names = files.SPACES, files.space_names
 _DRAWS_TO_CHECK = 50
+# Parameters with choices for which a machine may lack weights or packages.
+OF_NETWORK = ("pretrained", "network", "architecture")
 # Choices that a machine may lack, beside those that a space names as for GPUs only: the pretrained weights.
 LIMITED = {"pretrained": [True]}
 # Optuna's warnings of what is wrong with a space: a first point out of its range, a choice that no study can keep, and
@@ -43,6 +46,7 @@ class Space:
         left_out: Choices that are not drawn, because this machine cannot do them.
         recorded: Choices that the run's study has on record.
         surroundings: What its code uses from beside its file; None where it has no file.
+        own: The architecture of the user's own file, which the space calls "own"; "" where there is none.
     """
 
     name: str
@@ -54,6 +58,7 @@ class Space:
     left_out: Mapping[str, Sequence[Any]]
     recorded: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     surroundings: Surroundings | None = None
+    own: str = ""
 
     def sample(self, trial: optuna.trial.BaseTrial, epochs: int) -> TrainConfig:
         """Returns the configuration that the space makes of a trial; `epochs` counts where the space sets none.
@@ -72,7 +77,12 @@ class Space:
             ) from error
         if not isinstance(values, Mapping):
             raise UserError(f"Search space {self.name} must return a dict, but got {type(values).__name__}.")
-        return parse_config({"epochs": epochs, **values}, f"Search space {self.name}")
+        values = {"epochs": epochs, **({"architecture": OWN} if self.own else {}), **values}
+        if values.get("architecture") == OWN:
+            if not self.own:
+                raise UserError(f'Search space {self.name}: architecture "own" needs a file of yours: --model FILE.')
+            values["architecture"] = self.own
+        return parse_config(values, f"Search space {self.name}")
 
     def without(self, left_out: Mapping[str, Sequence[Any]]) -> "Space":
         """Returns the space less these choices, and less the first points that need them.
@@ -181,24 +191,24 @@ def load_space(name: str) -> Space:
     return Space(path.stem, file, source, module["space"], first, gpu_only, {}, surroundings=around)
 
 
-def check_space(space: Space, epochs: int) -> set[str]:
-    """Draws points at random, and the first points, before any trial runs; returns the parameters that it offers.
+def check_space(space: Space, epochs: int) -> list[tuple[dict[str, Any], TrainConfig]]:
+    """Draws points at random, and the first points, before any trial runs; returns these and their configurations.
 
     Raises:
         UserError: One of them is not a valid configuration.
     """
     study = optuna.create_study(sampler=space.possible(optuna.samplers.RandomSampler(seed=0)))
-    offered: set[str] = set()
+    drawn: list[tuple[dict[str, Any], TrainConfig]] = []
     with warnings.catch_warnings():
         for message in _WRONG:  # All other warnings are the user's own, and are no errors.
             warnings.filterwarnings("error", message)
         for _ in range(_DRAWS_TO_CHECK):
             trial = study.ask()
-            space.sample(trial, epochs)
-            offered |= {f"{name}={value!r}" for name, value in trial.params.items()}
+            config = space.sample(trial, epochs)
+            drawn.append((trial.params, config))
         for point in space.first:
             try:
-                space.sample(optuna.trial.FixedTrial(dict(point)), epochs)
+                drawn.append((dict(point), space.sample(optuna.trial.FixedTrial(dict(point)), epochs)))
             except UserError as error:
                 raise UserError(f"FIRST must hold points of the space, but got {dict(point)}. {error}") from error
-    return offered
+    return drawn

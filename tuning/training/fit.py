@@ -20,16 +20,19 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tuning.base.config import TrainConfig
+from tuning.base.registries import Normalisation
 from tuning.images.batches import Batch, Tensors, normalise, to_tensors, train_batches
 from tuning.images.datasets import Labelled
 from tuning.images.splitting import Splits
 from tuning.models.architectures import build_model, count_parameters
-from tuning.training import acceleration
+from tuning.models.frozen import OnFeatures, freeze_body, train_head, with_head
+from tuning.training import acceleration, features
 from tuning.training.acceleration import Logits, autocast, faster_precision
 from tuning.training.optimizers import make_optimizer
 from tuning.training.schedules import make_schedule
 
-EVALUATION_BATCH, EVALUATION_VALUES = 500, 4_000_000  # At most so many images, and so many values of them, at once.
+EVALUATION_BATCH = 500
+MOST_PIXELS = 96 * 96  # Of an image in such a batch.
 # What `Training` keeps from epoch to epoch beside the states of others; each is replaced as a whole, never changed.
 _COUNTS = ("epoch", "best", "finished", "_lowest_loss", "_epochs_without_lower", "_best_weights")
 
@@ -123,8 +126,14 @@ class Training:
         self._valid = to_tensors(splits.valid, self.device)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            self.model = build_model(config, splits.channels, splits.n_classes).to(self.device)
+            self.model = new_model(config, splits).to(self.device)
         self.n_parameters = count_parameters(self.model)
+        self._body: nn.Module | None = None  # Where the head is trained on features, the whole model.
+        self._body_seconds = 0.0
+        if config.train == "head":
+            freeze_body(self.model)
+            if features.can_be_used(config, self.model):
+                self._use_features(splits)
         if accelerated is None:
             accelerated = self.device.type == "cuda" and accumulation == 1
         self._logits = Logits(self.model, self.precision)
@@ -161,7 +170,7 @@ class Training:
             lr=lr,
             epoch_seconds=time.perf_counter() - start,
             images_per_second=n_seen / (trained - start),
-            seconds_per_image=(labelled - trained) / len(logits),
+            seconds_per_image=(labelled - trained) / len(logits) + self._body_seconds,
             best_epoch=int(self.best["epoch"]),
             finished=self.finished,
         )
@@ -175,7 +184,11 @@ class Training:
         """Returns a copy of the model with the weights of the best epoch, ready to evaluate."""
         model = copy.deepcopy(self.evaluated_model)
         model.load_state_dict(self._best_weights)
-        return model.eval()
+        return self._whole(model).eval()
+
+    def last_model(self) -> nn.Module:
+        """Returns the model as it is validated now, ready to evaluate."""
+        return self._whole(self.evaluated_model).eval()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that changes in training; loads with `torch.load(..., weights_only=True)`."""
@@ -211,6 +224,8 @@ class Training:
     def _train_epoch(self) -> tuple[float, float, int]:
         """Returns mean loss, accuracy and number of images of one pass over the train split."""
         self._logits.train()
+        if self.config.train == "head":
+            train_head(self.model)
         if self._whole_batch is None:
             images = normalise(self._train.at(slice(self.config.batch_size)), self.mean, self.std)
             self._whole_batch = acceleration.accelerate(self._logits, images)
@@ -285,9 +300,41 @@ class Training:
         elif self.config.patience is not None and self._epochs_without_lower >= self.config.patience:
             self.finished = "early stopping"
 
+    def _use_features(self, splits: Splits) -> None:
+        """Has the head trained on the features of all images in their place; those of pretrained weights are shared."""
+        body = self.model
+
+        def apply(images: Tensors) -> Tensor:
+            return predict(body, images, self.mean, self.std, self.precision)[1]
+
+        compute = functools.partial(features.computed, apply, self._train, self._valid)
+        if self.config.pretrained:
+            key = features.key_of(body, self.config, splits, self.device.type, self.precision)
+            found = features.shared(key, compute)
+        else:
+            found = compute()
+        self._body, self._body_seconds, self.model = body, found.seconds_per_image, OnFeatures(body)
+        self._train = Tensors(found.train.to(self.device), self._train.labels)
+        self._valid = Tensors(found.valid.to(self.device), self._valid.labels)
+        self.mean, self.std = (0.0,), (1 / 255,)  # `normalise` leaves the features as they are.
+
+    def _whole(self, model: nn.Module) -> nn.Module:
+        """Returns a model with its body, where the head was trained alone."""
+        if self._body is None:
+            return model
+        whole = copy.deepcopy(self._body)
+        with_head(whole, model.state_dict())
+        return whole
+
     def _steps_per_epoch(self) -> int:
         n, batch_size = len(self._train), self.config.batch_size
         return max(1, n // batch_size + (n % batch_size * 2 >= batch_size))
+
+
+def new_model(config: TrainConfig, splits: Splits, load_pretrained: bool = True) -> nn.Module:
+    """Returns the network of a configuration for the images of these splits; see `build_model`."""
+    seen, (height, width) = Normalisation(splits.mean, splits.std), splits.train.images.shape[2:]
+    return build_model(config, splits.channels, splits.n_classes, load_pretrained, seen=seen, size=(height, width))
 
 
 def predict(
@@ -297,13 +344,20 @@ def predict(
     model.eval()
     outputs = []
     part = Tensors(images, images) if isinstance(images, Tensor) else images
-    size = evaluation_batch(part.images)
+    size = evaluation_batch(model, part.images)
     with torch.inference_mode(), autocast(part.labels.device, precision):
         for start in range(0, len(part), size):
             logits, features = model(normalise(part.at(slice(start, start + size)), mean, std))
             outputs.append((logits.float(), features.float()))
     logits, features = zip(*outputs, strict=True)
     return torch.cat(logits), torch.cat(features)
+
+
+def evaluation_batch(model: nn.Module, images: Tensor) -> int:
+    """Returns how many images are labelled at once: fewer where a network sees large ones, whose maps take memory."""
+    side = getattr(model, "side", 0)
+    pixels = side**2 if side else images.shape[2] * images.shape[3]
+    return EVALUATION_BATCH if pixels <= MOST_PIXELS else max(8, EVALUATION_BATCH * MOST_PIXELS // (2 * pixels))
 
 
 def flip_averaged(
@@ -339,16 +393,11 @@ def evaluate(
     """
     apply = functools.partial(predict, model, mean=splits.mean, std=splits.std)
     tensors, outputs = to_tensors(part, torch.device(device)), []
-    size = evaluation_batch(tensors.images)
+    size = evaluation_batch(model, tensors.images)
     for start in range(0, len(tensors), size):
         outputs.append(flip_averaged(apply, tensors.at(slice(start, start + size)), flip_averaging))
     log_probabilities, features = zip(*outputs, strict=True)
     return torch.cat(log_probabilities).cpu(), torch.cat(features).cpu()
-
-
-def evaluation_batch(images: Tensor) -> int:
-    """Returns how many images (M, C, H, W) are evaluated at once: large ones take much memory."""
-    return max(1, min(EVALUATION_BATCH, EVALUATION_VALUES // math.prod(images.shape[1:])))
 
 
 def prepare(threads: int) -> None:

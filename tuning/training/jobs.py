@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuning.base import files
+from tuning.base import files, own_model
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError, survive_encoding
 from tuning.base.masking import masked
@@ -97,12 +97,21 @@ def read(job: Job, split_hash: str) -> Result | None:
     return found if found.split_hash == split_hash else None
 
 
-def train(job: Job, splits: "Splits", device: str, threads: int, *, alone: bool = True) -> Iterator[dict[str, Any]]:
+def train(
+    job: Job,
+    splits: "Splits",
+    device: str,
+    threads: int,
+    *,
+    alone: bool = True,
+    own_models: Sequence[own_model.OwnModel] = (),
+) -> Iterator[dict[str, Any]]:
     """Trains a job to its end and yields a row an epoch; one that has ended yields nothing, one that fails its `error`.
 
     A loss that is not finite would come again, so it is the job's result; after another failure it can be resumed.
     Out of memory, a job that is alone goes on from its last epoch with its batches cut into twice as many parts, and
     yields a `note` of it; beside others its failure has `out_of_memory`, and it is worth another try alone.
+    `own_models` are users' own networks that another process has read.
 
     Raises:
         UserError: The disk is full.
@@ -111,6 +120,7 @@ def train(job: Job, splits: "Splits", device: str, threads: int, *, alone: bool 
 
     if read(job, splits.split_hash) is not None:
         return
+    own_model.know(own_models)
     survive_encoding()  # A worker prints, too, and a path may have letters that a terminal's encoding lacks.
     parts = job.accumulation
     while True:
@@ -145,9 +155,9 @@ def load_model(job: Job, splits: "Splits", device: str) -> "nn.Module":
     """
     import torch
 
-    from tuning.models.architectures import build_model
+    from tuning.training.fit import new_model
 
-    model, path = build_model(job.config, splits.channels, splits.n_classes, load_pretrained=False), job.path / WEIGHTS
+    model, path = new_model(job.config, splits, load_pretrained=False), job.path / WEIGHTS
     try:
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # Damage shows as whatever the zip reader or the restricted unpickler stumbles over.
@@ -190,7 +200,7 @@ def _finish(job: Job, training: "Training", rows: list[dict[str, Any]], splits: 
     from tuning.training import checkpoints
     from tuning.training.fit import evaluate
 
-    model = training.best_model() if job.length is None else training.evaluated_model.eval()
+    model = training.best_model() if job.length is None else training.last_model()
     kept = rows[-1]["best_epoch"] if job.length is None else rows[-1]["epoch"]
 
     def accuracy(flip_averaging: bool) -> float:

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tuning.base import files, machine
+from tuning.base import files, machine, own_model
 from tuning.base.config import TrainConfig, network
 from tuning.base.errors import UserError
+from tuning.base.own_model import OwnModel
 from tuning.base.registries import LR_SCHEDULES, SCHEDULERS
 from tuning.images.datasets import Labelled
 from tuning.images.splitting import Splits
@@ -78,10 +79,17 @@ def kinds(space: "Space", epochs: int) -> list[tuple[TrainConfig, float]]:
 
 def step_kind(config: TrainConfig) -> tuple[Any, ...]:
     """Returns what the cost of a step depends on; kinds in which it is equal are measured once."""
-    return config.architecture, config.width, config.stem, config.image_size, config.batch_size
+    network = config.architecture, config.width, config.stem, config.image_size, config.batch_size
+    if config.train == "all":
+        return network
+    from tuning.training.features import leaves_images
+
+    return (*network, config.train, leaves_images(config))
 
 
-def time_steps(config: TrainConfig, splits: Splits, device: str, threads: int) -> tuple[float, int, int]:
+def time_steps(
+    config: TrainConfig, splits: Splits, device: str, threads: int, own_models: Sequence[OwnModel] = ()
+) -> tuple[float, int, int]:
     """Returns seconds an epoch, peak bytes of memory and bytes of a checkpoint, from a few batches of real images."""
     import io
     import resource
@@ -91,6 +99,7 @@ def time_steps(config: TrainConfig, splits: Splits, device: str, threads: int) -
     from tuning.training.fit import Training, prepare
 
     prepare(threads)
+    own_model.know(own_models)
     few = Splits(
         **vars(splits)
         | {
@@ -123,12 +132,13 @@ def measure(settings: Any, kinds: Sequence[tuple[TrainConfig, float]], splits: S
     import ray
 
     shared = ray.put(splits if settings.address is None else splits.in_memory())
-    remote = ray.remote(num_cpus=settings.cpus_per_trial, num_gpus=settings.gpus_per_trial)(time_steps)
+    remote: Any = ray.remote(num_cpus=settings.cpus_per_trial, num_gpus=settings.gpus_per_trial)(time_steps)
     threads = max(1, int(settings.cpus_per_trial))
     measured: dict[tuple[Any, ...], tuple[float, int, int]] = {}
     for config, _ in kinds:
         if step_kind(config) not in measured:
-            beside = [remote.remote(config, shared, settings.device, threads) for _ in range(settings.concurrency)]
+            given = (config, shared, settings.device, threads, own_model.known())
+            beside = [remote.remote(*given) for _ in range(settings.concurrency)]
             seconds, peaks, sizes = zip(*local_ray.get(beside), strict=True)
             measured[step_kind(config)] = (sum(seconds) / len(seconds), max(peaks), max(sizes))
     return [Cost(config, share, *measured[step_kind(config)]) for config, share in kinds]

@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuning.base import files, locks, machine, rim
+from tuning.base import files, locks, machine, own_model, rim
 from tuning.base.errors import UserError, disk_full, each_alone
 from tuning.base.masking import masked, masked_all
 from tuning.runs import run_folder
@@ -119,7 +119,12 @@ def new_path(name: str | None, dataset: str, root: Path | None = None, *, taken:
 
 def _is_beginning(path: Path) -> bool:
     """Returns whether a folder has only what a search writes before its record, as one that was killed then has."""
-    return path.is_dir() and {file.name for file in path.iterdir()} <= {".search.lock", "space.py", "space.zip"}
+    return path.is_dir() and {file.name for file in path.iterdir()} <= {
+        ".search.lock",
+        "space.py",
+        "space.zip",
+        "model.py",
+    }
 
 
 def begin(path: Path, settings: Settings, space: "Space", command: str | None = None) -> str:
@@ -131,6 +136,8 @@ def begin(path: Path, settings: Settings, space: "Space", command: str | None = 
 
     files.make_folder(path, exist_ok=True)
     files.write_text(path / "space.py", space.source)
+    if space.own:
+        own_model.keep(space.own, path)
     left = space.surroundings.keep(path) if space.surroundings else ""
     update_meta(
         path,

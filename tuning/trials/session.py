@@ -3,15 +3,15 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuning.base import files, interrupts, machine
+from tuning.base import files, interrupts, machine, own_model
 from tuning.base.errors import DISK_FULL, UserError, counted
-from tuning.base.registries import SCHEDULERS
+from tuning.base.registries import ARCHITECTURES, SCHEDULERS
 from tuning.images.batches import parts_of
 from tuning.runs import run_folder, study_file
 from tuning.trials import local_ray, ray_internals, record
@@ -19,6 +19,7 @@ from tuning.trials.settings import N_STARTUP, Settings
 from tuning.trials.slots import Asked, plan_slots, this_machine
 
 if TYPE_CHECKING:
+    from tuning.base.config import TrainConfig
     from tuning.images.splitting import Splits
     from tuning.sampling.spaces import Space
     from tuning.sampling.study import Proposal, RunStudy
@@ -29,10 +30,14 @@ FAILURES_THAT_STOP = 3
 SECONDS_FOR_AN_EPOCH = 10.0
 
 
-def load(settings: Settings, source: str, progress: "Progress") -> tuple[Settings, "Splits", "Space"]:
-    """Returns the splits and the space of a search, and its settings with the size that one's own images have got.
+def load(settings: Settings, source: str, progress: "Progress", own: str = "") -> tuple[Settings, "Splits", "Space"]:
+    """Returns the settings of a search with the size that one's own images have got, its splits and its space.
 
-    `source` names the space, or is its file.
+    Args:
+        settings: Of the search.
+        source: The name of the space, or its file.
+        progress: Receives what is left out of the space, and what is to be known of the images.
+        own: What a configuration calls the user's own network, which this process has read; "" where there is none.
 
     Raises:
         UserError: The data cannot be had, or the space is wrong.
@@ -43,7 +48,8 @@ def load(settings: Settings, source: str, progress: "Progress") -> tuple[Setting
     from tuning.sampling import spaces
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = usable_space(spaces.load_space(source), settings, progress)
+    space = replace(spaces.load_space(source), own=own)
+    space, drawn = usable_space(space, settings, progress)
     splits = splitting.load_splits(
         settings.source,
         seed=settings.seed,
@@ -51,6 +57,7 @@ def load(settings: Settings, source: str, progress: "Progress") -> tuple[Setting
         device=settings.device,
         note=progress.note,
     )
+    _check_networks(drawn, splits)
     if settings.reading is not None:
         stored = {"image_size": splits.image_size, "resize": splits.resize}
         settings = replace(settings, reading={**settings.reading, **stored})
@@ -185,6 +192,7 @@ class Session:
             run=str(self.path.absolute()),
             threads=max(1, int(slots.cpus_per_trial)),
             stored=self._storage(),
+            own_models=own_model.known(),
         )
 
         def resources(config: dict[str, Any]) -> Any:
@@ -471,11 +479,11 @@ def dry_run(settings: Settings, splits: "Splits", space: "Space", *, choose_slot
     return estimate.text(settings, costs, found, rates)
 
 
-def usable_space(space: "Space", settings: Settings, progress: "Progress") -> "Space":
-    """Returns the space less what this machine cannot do, each omission said in one line; checks what is left.
+def usable_space(space: "Space", settings: Settings, progress: "Progress") -> tuple["Space", list["TrainConfig"]]:
+    """Returns the space less what this machine cannot do, each omission said in one line, and some configurations.
 
     Raises:
-        UserError: A point of the space is no valid configuration.
+        UserError: A point of the space is no valid configuration, or this machine cannot do what is left.
     """
     from tuning.sampling.spaces import check_space
 
@@ -483,17 +491,65 @@ def usable_space(space: "Space", settings: Settings, progress: "Progress") -> "S
         left_out = "; ".join(f"{name} {', '.join(map(str, choices))}" for name, choices in space.gpu_only.items())
         progress.note(f"On a CPU the space {settings.space} leaves out: {left_out}.")
         space = space.without(space.gpu_only)
-    offered = check_space(space, settings.epochs)
-    if "pretrained=True" in offered:
-        from tuning.base.downloads import resnet18_weights
+    drawn = check_space(space, settings.epochs)
+    while problems := _problems(config for _, config in drawn):
+        lacking = _lacking(drawn, problems)
+        if lacking is None:
+            raise next(iter(problems.values()))
+        name, choice, problem = lacking
+        progress.note(f"The space leaves out {name}={choice!r}: {problem}")
+        space = space.without({name: [choice]})
+        drawn = check_space(space, settings.epochs)
+    if settings.model is not None and not any(own_model.is_own(config.architecture) for _, config in drawn):
+        raise UserError(
+            f"--model {settings.model} is in no configuration of the space {settings.space}. Choose --space own, or "
+            'have the space return "architecture": "own".'
+        )
+    return space, [config for _, config in drawn]
 
+
+def _problems(configs: Iterable["TrainConfig"]) -> dict[tuple[str, bool], UserError]:
+    """Returns what this machine lacks, by architecture and whether it is pretrained."""
+    from tuning.base.downloads import check_installed, check_weights
+
+    problems: dict[tuple[str, bool], UserError] = {}
+    for name, pretrained in sorted({(config.architecture, config.pretrained) for config in configs}):
         try:
-            resnet18_weights()
+            (check_weights if pretrained else check_installed)(name)
         except UserError as error:
-            progress.note(f"The space leaves out pretrained=True: {error}")
-            space = space.without({"pretrained": [True]})
-            check_space(space, settings.epochs)
-    return space
+            problems[name, pretrained] = error
+    return problems
+
+
+def _lacking(
+    drawn: Sequence[tuple[Mapping[str, Any], "TrainConfig"]], problems: Mapping[tuple[str, bool], UserError]
+) -> tuple[str, Any, UserError] | None:
+    """Returns a choice of which every point has a problem, and the problem; None where there is none."""
+    from tuning.sampling.spaces import OF_NETWORK
+
+    for name in OF_NETWORK:
+        for choice in dict.fromkeys(params[name] for params, _ in drawn if name in params):
+            with_it = [problems.get((c.architecture, c.pretrained)) for p, c in drawn if p.get(name) == choice]
+            if with_it[0] is not None and None not in with_it:
+                return name, choice, with_it[0]
+    return None
+
+
+def _check_networks(configs: Iterable["TrainConfig"], splits: "Splits") -> None:
+    """Tries networks that no test of this project has seen on two images, and the sizes of all others.
+
+    Raises:
+        UserError: One cannot be built, or gives no logits for such images.
+    """
+    networks = {(c.architecture, c.image_size, c.train): c for c in configs}
+    height, width = splits.train.images.shape[2:]
+    for config in networks.values():
+        listed = ARCHITECTURES.get(config.architecture)
+        if listed is not None and min(config.image_size or height, config.image_size or width) >= listed.least_size:
+            continue
+        from tuning.models.trying import check_network
+
+        check_network(config, splits.channels, splits.n_classes, (height, width))
 
 
 def _sampler_seed(seed: int, path: Path) -> int:

@@ -51,6 +51,7 @@ class Settings:
     address: str | None = None
     limit: int | None = None
     dashboard: bool = False
+    model: str | None = None
     reading: dict[str, Any] | None = None
 
     @property

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tuning.base import files, locks, rim
+from tuning.base import files, locks, own_model, rim
 from tuning.base.doors import Asked
 from tuning.base.errors import UserError
 from tuning.images.options import READING, source_of
@@ -39,6 +39,7 @@ class Settled:
         resumed: The run was begun earlier.
         notes: What a person should know before it begins, a paragraph each.
         slots_are_open: A dry run may choose how many trials share a GPU.
+        own: What a configuration calls the user's own network; "" where there is none.
     """
 
     settings: Settings
@@ -47,6 +48,7 @@ class Settled:
     resumed: bool
     notes: tuple[str, ...]
     slots_are_open: bool = False
+    own: str = ""
 
 
 def settle(asked: Asked, stack: ExitStack, *, dry_run: bool) -> Settled:
@@ -74,7 +76,10 @@ def _resumed(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: b
         settings, changed = _of_resumed(asked, found, budget, dry_run=dry_run)
     except UserError as error:  # What was mended is said all the same.
         raise UserError(" ".join([str(error), *notes])) from error
-    return Settled(settings, found.path, str(found.path / "space.py"), True, (*notes, *filter(None, [changed])))
+    kept = own_model.of_folder(found.path)
+    own = "" if kept is None else kept.architecture
+    said = (*notes, *filter(None, [changed]))
+    return Settled(settings, found.path, str(found.path / "space.py"), True, said, own=own)
 
 
 def _of_resumed(asked: Asked, found: run_folder.Run, budget: float | None, *, dry_run: bool) -> tuple[Settings, str]:
@@ -109,11 +114,20 @@ def _of_resumed(asked: Asked, found: run_folder.Run, budget: float | None, *, dr
     source = found.path / "space.py"
     if not source.exists():
         raise UserError(f"{source}, the search space of the run, is missing. Put back a copy of it to resume.")
+    if settings.model is not None and not (found.path / own_model.KEPT).exists():
+        raise UserError(
+            f"{found.path / own_model.KEPT}, the network of the run, is missing. Put back a copy of it to resume."
+        )
     return settings, changed
 
 
 def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool) -> Settled:
     """Returns what a new run is to be; its folder is made unless it is a dry run."""
+    own = ""
+    if asked.model is not None:
+        own = own_model.read(Path(asked.model)).architecture
+        if "space" not in asked.given:
+            asked.space = "own"
     source, images = _space_file(asked.space, stack), source_of(asked)
     sampler, scheduler = check_names(source, asked.sampler, asked.scheduler, asked.minimize)
     taken: Collection[str] = ()
@@ -159,10 +173,11 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
         audit=asked.audit,
         dashboard=asked.dashboard,
         storage=storage,
+        model=None if asked.model is None else str(asked.model),
         **vars(slots),
     )
     said = "" if shared is None else f"Trials on each GPU: {shared}, as the dry run of this space found to pay."
-    return Settled(settings, path, source, False, tuple(filter(None, [password, said])), slots_are_open)
+    return Settled(settings, path, source, False, tuple(filter(None, [password, said])), slots_are_open, own)
 
 
 def _newest(name: str) -> run_folder.Run:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
-from tuning.base import files, machine
+from tuning.base import files, machine, own_model
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
 from tuning.base.masking import masked
@@ -43,6 +43,7 @@ def train_trial(
     run: str,
     threads: int,
     stored: tuple[str, str] | None = None,
+    own_models: Sequence[own_model.OwnModel] = (),
 ) -> None:
     """Trains one configuration in a Ray worker and reports each epoch; the trial's log gets what is printed meanwhile.
 
@@ -55,6 +56,7 @@ def train_trial(
         threads: For torch, on a CPU.
         stored: The run's URI in a storage, and its id. The run folder may then be on another machine: the trial's is a
             scratch folder of this node, and sent from there.
+        own_models: Users' own networks that the search's process has read.
     """
     import torch
 
@@ -76,6 +78,7 @@ def train_trial(
         stack.enter_context(redirect_stderr(log))
         try:
             prepare(threads)
+            own_model.know(own_models)
             device = "cuda" if config["device"] == "cuda" and torch.cuda.is_available() else "cpu"
             if share := gpu_share(device):
                 machine.limit_gpu_memory(share)
@@ -168,7 +171,8 @@ def train_all(wanted: Sequence[jobs.Job], splits: Splits, slots: Slots) -> Itera
 
         def start(job: jobs.Job, cpus: float, gpus: float, *, alone: bool) -> Any:
             remote: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, num_returns="streaming")(jobs.train)
-            return remote.remote(job, shared, slots.device, max(1, int(cpus)), alone=alone)
+            own_models = own_model.known()
+            return remote.remote(job, shared, slots.device, max(1, int(cpus)), alone=alone, own_models=own_models)
 
         share = (slots.cpus_per_trial, slots.gpus_per_trial)
         running: dict[Any, jobs.Job] = {start(job, *share, alone=alone): job for job in wanted}
