@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tuning.base.errors import UserError, counted
-from tuning.images import partition
-from tuning.images.catalogue import DATASETS, Dataset
+from tuning.images import partition, torchvision_sets
+from tuning.images.catalogue import DATASETS, FileSet
 from tuning.images.fetch import parse_idx, read_files
 from tuning.images.partition import Known, Partition
 from tuning.images.source import Source
@@ -140,8 +140,7 @@ def load_train(dataset: Source | str, data_dir: Path | None = None) -> Labelled:
     source = as_source(dataset, data_dir)
     if source.is_own:
         return load_own(source).rest
-    found = DATASETS.find(source.dataset)
-    return _load(found, found.train, source.data_dir)
+    return _load(source.dataset, "train", source.data_dir)
 
 
 def load_test(dataset: Source | str, data_dir: Path | None = None) -> Labelled:
@@ -150,8 +149,7 @@ def load_test(dataset: Source | str, data_dir: Path | None = None) -> Labelled:
     if source.is_own:
         everything, _, parts, _, _ = _read_own(source)
         return everything.at(parts.test)
-    found = DATASETS.find(source.dataset)
-    return _load(found, found.test, source.data_dir)
+    return _load(source.dataset, "test", source.data_dir)
 
 
 def hash_test(dataset: Source | str, data_dir: Path | None = None) -> HashedTest:
@@ -252,7 +250,12 @@ def _large_classes(known: Known, least: int) -> tuple[Integers, Known, list[str]
     return rows, Known(labels=np.searchsorted(kept, known.labels[rows]), class_names=names, **fewer), [said]
 
 
-def _load(dataset: Dataset, names: tuple[str, str], data_dir: Path | None) -> Labelled:
+def _load(name: str, part: str, data_dir: Path | None) -> Labelled:
+    """Returns the "train" or the "test" images of a data set with a name."""
+    dataset = DATASETS.find(name)
+    if not isinstance(dataset.files, FileSet):
+        return Labelled(*torchvision_sets.load(name, dataset.files, len(dataset.class_names), part, data_dir))
+    names: tuple[str, str] = getattr(dataset.files, part)
     contents = read_files(dataset.files, names, data_dir)
     images, labels = (parse_idx(contents[name], name) for name in names)
     if len(images) != len(labels):
