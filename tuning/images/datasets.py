@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from tuning.images.source import Source
 if TYPE_CHECKING:
     from tuning.images.reading import Facts
 
+BYTES_AT_ONCE = 1 << 25  # Of images that are in memory while all are gone through.
 Integers = npt.NDArray[np.int64]
 
 
@@ -89,16 +90,18 @@ class HashedTest:
     """What may be known of the test split outside `tuning.final`: no image of it, and no image's label.
 
     Attributes:
-        digests: One a test image, as `image_digests` gives them.
+        digests: One a test image, as `image_digests` gives them; of one's own images as `Known` has them.
         counts: Images per class, (n_classes,).
         shape: Of the images, (N, C, H, W).
         value_range: Least and greatest pixel.
+        group_sizes: Images of each group, (n_groups,); empty where there are no groups.
     """
 
     digests: npt.NDArray[np.bytes_]
     counts: Integers
     shape: tuple[int, ...]
     value_range: tuple[int, int]
+    group_sizes: Integers = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -158,14 +161,16 @@ def hash_test(dataset: Source | str, data_dir: Path | None = None) -> HashedTest
     if source.is_own:
         everything, known, parts, _, _ = _read_own(source)
         test, n_classes = everything.at(parts.test), len(known.class_names)
+        digests, group_sizes = known.digests[parts.test], partition.group_sizes(known.groups[parts.test])
     else:
         test, n_classes = load_test(source), len(DATASETS.find(source.dataset).class_names)
-    pixels = test.pixels()
+        digests, group_sizes = image_digests(test.pixels()), np.empty(0, np.int64)
     return HashedTest(
-        digests=image_digests(pixels),
+        digests=digests,
         counts=np.bincount(test.labels, minlength=n_classes),
         shape=test.shape,
-        value_range=(int(pixels.min()), int(pixels.max())),
+        value_range=value_range(test),
+        group_sizes=group_sizes,
     )
 
 
@@ -229,6 +234,14 @@ def _read_own(
     for text in notes:
         note(text)
     return Labelled(found.images, known.labels, rows), known, parts, tuple(notes), found.facts
+
+
+def value_range(part: Labelled) -> tuple[int, int]:
+    """Returns the least and the greatest pixel; of mapped images, few are in memory at a time."""
+    at_once = max(1, BYTES_AT_ONCE // int(np.prod(part.shape[1:])))
+    some = (part.pixels(slice(start, start + at_once)) for start in range(0, len(part), at_once))
+    ends = np.array([(images.min(), images.max()) for images in some])
+    return int(ends[:, 0].min()), int(ends[:, 1].max())
 
 
 def image_digests(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.bytes_]:
