@@ -495,8 +495,10 @@ def test_parse_idx_says_what_is_wrong(content: bytes, match: str) -> None:
 
 def test_fashion_mnist_is_the_protocols() -> None:
     files = DATASETS["fashion-mnist"].files
+    assert isinstance(files, FileSet) and files.name == "fashion-mnist"
     names = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-    assert tuple(files.sha256) == names
+    assert tuple(files.sha256) == (*files.train, *files.test) == names
+    assert {len(value) for value in files.sha256.values()} == {64}
     assert [value[:8] for value in files.sha256.values()] == ["c59f468a", "bad3541b", "5b4141f0", "0402a96d"]
     assert str(files.system_dir) == "/usr/share/datasets/fashion-mnist"
     assert files.debian_package == "dataset-fashion-mnist"

@@ -17,6 +17,7 @@ import urllib.request
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO
 
 from tuning.base import files
 from tuning.base.errors import UserError
@@ -37,22 +38,26 @@ class SourceError(Exception):
 class _Transfer:
     """A download that goes on in a thread of its own, whose caller may give it up at any moment."""
 
-    content: io.BytesIO
+    file: IO[bytes]
+    n_bytes: int = 0
     total: int | None = None
     problem: str = "broken off"  # Until it has ended well.
+    error: Exception | None = None
     given_up: bool = False
 
     def run(self, url: str, done: threading.Event) -> None:
         """Receives what lies at the URL; what a slow mirror sends is taken as it comes."""
         try:
-            with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as response:
+            request = urllib.request.Request(url, headers={"User-Agent": "tuning"})  # Some refuse Python's own.
+            with urllib.request.urlopen(request, timeout=CONNECT_SECONDS) as response:
                 length = response.headers.get("Content-Length", "")
                 self.total = int(length) if length.isdigit() else None
                 while not self.given_up and (data := response.read1(1 << 16)):
-                    self.content.write(data)
+                    self.file.write(data)
+                    self.n_bytes += len(data)
             self.problem = ""
-        except (OSError, http.client.HTTPException) as error:
-            self.problem = str(error) or type(error).__name__
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: it was given up and closed.
+            self.problem, self.error = str(error) or type(error).__name__, error
             if isinstance(error, urllib.error.HTTPError):
                 error.close()
         finally:
@@ -60,13 +65,20 @@ class _Transfer:
 
 
 def download(url: str) -> bytes:
-    """Returns what lies at the URL, with a progress bar on stderr (one line if that is no terminal).
+    """Returns what lies at the URL; see `download_into`."""
+    content = io.BytesIO()
+    download_into(url, content)
+    return content.getvalue()
+
+
+def download_into(url: str, file: IO[bytes]) -> None:
+    """Writes what lies at the URL into a file, with a progress bar on stderr (one line if that is no terminal).
 
     A mirror that is too slow is given up, whatever it is slow in: names, connecting, headers or content. Its socket's
     own time limit begins anew with each byte.
 
     Raises:
-        SourceError: It cannot be had from there.
+        SourceError: It cannot be had from there; or not written, whose OSError is its cause.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -74,7 +86,7 @@ def download(url: str) -> bytes:
     console, done = Console(stderr=True), threading.Event()
     if not console.is_terminal:
         print(f"Downloading {url} ...", file=sys.stderr)
-    transfer = _Transfer(io.BytesIO())
+    transfer = _Transfer(file)
     threading.Thread(target=transfer.run, args=(url, done), daemon=True).start()
     began = window = time.monotonic()
     n_bytes = n_before = 0
@@ -82,7 +94,7 @@ def download(url: str) -> bytes:
         with Progress(console=console, disable=not console.is_terminal) as progress:
             task = progress.add_task(url.rsplit("/", 1)[-1], total=None)
             while not done.wait(0.05):
-                now, n_bytes = time.monotonic(), transfer.content.tell()
+                now, n_bytes = time.monotonic(), transfer.n_bytes
                 progress.update(task, completed=n_bytes, total=transfer.total)
                 if now - window > SLOWEST_SECONDS:
                     if n_bytes - n_before < SLOWEST_BYTES:
@@ -90,15 +102,14 @@ def download(url: str) -> bytes:
                     window, n_before = now, n_bytes
                 if now - began > LONGEST_SECONDS:
                     raise SourceError(f"too slow: {n_bytes:,} bytes in {now - began:.0f} s")
-            n_bytes = transfer.content.tell()
+            n_bytes = transfer.n_bytes
             progress.update(task, completed=n_bytes, total=transfer.total or n_bytes)
     finally:
         transfer.given_up = True
     if transfer.problem:
-        raise SourceError(transfer.problem)
+        raise SourceError(transfer.problem) from transfer.error
     if transfer.total is not None and n_bytes < transfer.total:
         raise SourceError(f"ended after {n_bytes:,} of {transfer.total:,} bytes")
-    return transfer.content.getvalue()
 
 
 def check_installed(architecture: str) -> None:

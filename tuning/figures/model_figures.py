@@ -4,6 +4,7 @@ What must never live here: the numbers themselves (`analysis`), files (`style.sa
 Nothing to draw gives a figure that says so.
 """
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,10 @@ from tuning.runs import analysis
 GALLERY_CELLS = 30  # pictures along the longer side of the PCA figure's panels
 PANEL, LAYERS = 7.6, 20  # inches of that side; layers that the marks are drawn in
 MISTAKES, MISTAKE_COLUMNS = 30, 6
+# Inches of a sample image; where images are larger than the side in pixels, and there are few classes, the larger.
+CELL, LARGE_CELL, SMALL_SIDE, FEW_CLASSES = 0.53, 0.8, 48, 20
+LETTER, NAME_LETTERS = 0.085, 24  # Inches of a letter in a tick's label, and letters in a line of one.
+BARS = 2.2  # Inches of the panel with counts.
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
@@ -247,6 +252,8 @@ def data_overview(
     means: npt.NDArray[np.floating[Any]],
     counts: Mapping[str, Integers],
     class_names: Sequence[str],
+    *,
+    title: str,
 ) -> Figure:
     """Returns a row a class: sample images, the mean image, and how many images each split has.
 
@@ -254,40 +261,63 @@ def data_overview(
         samples: uint8 (n_classes, k, C, H, W) of one or three channels; one channel is drawn as ink on paper.
         means: float (n_classes, C, H, W) in [0, 255].
         counts: Split -> images per class, (n_classes,).
-        class_names: The classes' names.
+        class_names: The classes' names; long ones are wrapped, and the longest cut.
+        title: Of the samples.
     """
     n_classes, k = samples.shape[:2]
-    rows = np.arange(n_classes)
-    figure = Figure(figsize=(3.9 + 0.54 * k, 0.65 + 0.53 * n_classes), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, width_ratios=[k, 1, 4.2])
+    rows, labels = np.arange(n_classes), [_wrapped(name) for name in class_names]
+    cell = CELL if n_classes > FEW_CLASSES or samples.shape[3] <= SMALL_SIDE else LARGE_CELL
+    # Placed by inches, so that a row is at one height in all panels, however long the names are.
+    names = 0.15 + LETTER * max(len(line) for label in labels for line in label.split("\n"))
+    starts = [names, names + (k + 0.2) * cell, names + (k + 1.5) * cell]
+    width, height = starts[2] + BARS + 0.4, 0.7 + cell * n_classes + 0.35
+    figure = Figure(figsize=(width, height))
+    left, middle, right = (
+        figure.add_axes((start / width, 0.35 / height, wide / width, cell * n_classes / height))
+        for start, wide in zip(starts, (k * cell, cell, BARS), strict=True)
+    )
     mean_images = means.round().astype(np.uint8)[:, None]
-    for ax, images, title in ((left, samples, f"first {k} train images"), (middle, mean_images, "mean")):
+    for ax, images, heading in ((left, samples, title), (middle, mean_images, "mean")):
         extent = (0, images.shape[1], n_classes - 0.5, -0.5)
-        ax.imshow(mosaic(images, edge=2), cmap="gray_r", vmin=0, vmax=255, extent=extent)
-        ax.set_title(title, fontsize=LABEL)
+        ax.imshow(mosaic(_square(images), edge=2), cmap="gray_r", vmin=0, vmax=255, extent=extent)
+        ax.set_title(heading, fontsize=LABEL)
         ax.set_xticks([])
-        ax.set_yticks(rows, class_names if ax is left else [""] * n_classes)
+        ax.set_yticks(rows, labels if ax is left else [""] * n_classes)
         ax.tick_params(length=0, labelsize=TICK)
         ax.spines[:].set_visible(False)
     dress(right)
     right.grid(False)
-    starts = np.zeros(n_classes, dtype=np.int64)
+    ends = np.zeros(n_classes, dtype=np.int64)
     for (split, values), colour in zip(counts.items(), CLASS_COLOURS, strict=False):
-        right.barh(rows, values, left=starts, height=0.62, color=colour, label=split)
-        starts = starts + values
-    for row, total in enumerate(starts):
+        right.barh(rows, values, left=ends, height=0.62, color=colour, label=split)
+        ends = ends + values
+    for row, total in enumerate(ends):
         right.text(total, row, f" {total:,}", va="center", ha="left", fontsize=TICK, color=INK)
     right.set_ylim(n_classes - 0.5, -0.5)
-    right.set_xlim(0, 1.2 * max(1, starts.max()))
+    right.set_xlim(0, 1.2 * max(1, ends.max()))
     right.set_yticks([])
     right.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     count_axis(right.xaxis)
     right.set_title("images per class", fontsize=LABEL, pad=22)
     right.legend(
-        loc="lower center", bbox_to_anchor=(0.45, 0.985), ncols=len(counts), fontsize=TICK, frameon=False,
-        handlelength=1, columnspacing=1.2, handletextpad=0.5,
+        loc="lower center", bbox_to_anchor=(0.45, 1), borderaxespad=0.1, ncols=len(counts), fontsize=TICK,
+        frameon=False, handlelength=1, columnspacing=1.2, handletextpad=0.5,
     )  # fmt: skip
     return figure
+
+
+def _square(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Returns images (rows, columns, C, H, W) with blank borders beside those that are no squares."""
+    channels, height, width = images.shape[2:]
+    side = max(height, width)
+    borders = [((side - each) // 2, (side - each + 1) // 2) for each in (height, width)]
+    blank = 0 if channels == 1 else 255
+    return np.pad(images, ((0, 0), (0, 0), (0, 0), *borders), constant_values=blank)
+
+
+def _wrapped(name: str) -> str:
+    """Returns a class's name in two lines at most."""
+    return "\n".join(textwrap.wrap(name, NAME_LETTERS, max_lines=2, placeholder=" …")) or name
 
 
 def _nearest_to_cells(points: npt.NDArray[np.float64], cell: float) -> list[tuple[int, tuple[float, float]]]:

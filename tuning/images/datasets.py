@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tuning.base.errors import UserError, counted
-from tuning.images import partition
-from tuning.images.catalogue import DATASETS, Dataset
+from tuning.images import partition, torchvision_sets
+from tuning.images.catalogue import DATASETS, FileSet
 from tuning.images.fetch import parse_idx, read_files
 from tuning.images.partition import Known, Partition
 from tuning.images.source import Source
@@ -19,6 +19,7 @@ from tuning.images.source import Source
 if TYPE_CHECKING:
     from tuning.images.reading import Facts
 
+BYTES_AT_ONCE = 1 << 25  # Of images that are in memory while all are gone through.
 Integers = npt.NDArray[np.int64]
 
 
@@ -89,16 +90,18 @@ class HashedTest:
     """What may be known of the test split outside `tuning.final`: no image of it, and no image's label.
 
     Attributes:
-        digests: One a test image, as `image_digests` gives them.
+        digests: One a test image, as `image_digests` gives them; of one's own images as `Known` has them.
         counts: Images per class, (n_classes,).
         shape: Of the images, (N, C, H, W).
         value_range: Least and greatest pixel.
+        group_sizes: Images of each group, (n_groups,); empty where there are no groups.
     """
 
     digests: npt.NDArray[np.bytes_]
     counts: Integers
     shape: tuple[int, ...]
     value_range: tuple[int, int]
+    group_sizes: Integers = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -140,8 +143,7 @@ def load_train(dataset: Source | str, data_dir: Path | None = None) -> Labelled:
     source = as_source(dataset, data_dir)
     if source.is_own:
         return load_own(source).rest
-    found = DATASETS.find(source.dataset)
-    return _load(found, found.train, source.data_dir)
+    return _load(source.dataset, "train", source.data_dir)
 
 
 def load_test(dataset: Source | str, data_dir: Path | None = None) -> Labelled:
@@ -150,8 +152,7 @@ def load_test(dataset: Source | str, data_dir: Path | None = None) -> Labelled:
     if source.is_own:
         everything, _, parts, _, _ = _read_own(source)
         return everything.at(parts.test)
-    found = DATASETS.find(source.dataset)
-    return _load(found, found.test, source.data_dir)
+    return _load(source.dataset, "test", source.data_dir)
 
 
 def hash_test(dataset: Source | str, data_dir: Path | None = None) -> HashedTest:
@@ -160,14 +161,16 @@ def hash_test(dataset: Source | str, data_dir: Path | None = None) -> HashedTest
     if source.is_own:
         everything, known, parts, _, _ = _read_own(source)
         test, n_classes = everything.at(parts.test), len(known.class_names)
+        digests, group_sizes = known.digests[parts.test], partition.group_sizes(known.groups[parts.test])
     else:
         test, n_classes = load_test(source), len(DATASETS.find(source.dataset).class_names)
-    pixels = test.pixels()
+        digests, group_sizes = image_digests(test.pixels()), np.empty(0, np.int64)
     return HashedTest(
-        digests=image_digests(pixels),
+        digests=digests,
         counts=np.bincount(test.labels, minlength=n_classes),
         shape=test.shape,
-        value_range=(int(pixels.min()), int(pixels.max())),
+        value_range=value_range(test),
+        group_sizes=group_sizes,
     )
 
 
@@ -233,6 +236,14 @@ def _read_own(
     return Labelled(found.images, known.labels, rows), known, parts, tuple(notes), found.facts
 
 
+def value_range(part: Labelled) -> tuple[int, int]:
+    """Returns the least and the greatest pixel; of mapped images, few are in memory at a time."""
+    at_once = max(1, BYTES_AT_ONCE // int(np.prod(part.shape[1:])))
+    some = (part.pixels(slice(start, start + at_once)) for start in range(0, len(part), at_once))
+    ends = np.array([(images.min(), images.max()) for images in some])
+    return int(ends[:, 0].min()), int(ends[:, 1].max())
+
+
 def image_digests(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.bytes_]:
     """Returns a 16-byte BLAKE2 digest (as hexadecimal text) for each image; equal for equal images."""
     return np.array([hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest().encode() for image in images])
@@ -252,7 +263,12 @@ def _large_classes(known: Known, least: int) -> tuple[Integers, Known, list[str]
     return rows, Known(labels=np.searchsorted(kept, known.labels[rows]), class_names=names, **fewer), [said]
 
 
-def _load(dataset: Dataset, names: tuple[str, str], data_dir: Path | None) -> Labelled:
+def _load(name: str, part: str, data_dir: Path | None) -> Labelled:
+    """Returns the "train" or the "test" images of a data set with a name."""
+    dataset = DATASETS.find(name)
+    if not isinstance(dataset.files, FileSet):
+        return Labelled(*torchvision_sets.load(name, dataset.files, len(dataset.class_names), part, data_dir))
+    names: tuple[str, str] = getattr(dataset.files, part)
     contents = read_files(dataset.files, names, data_dir)
     images, labels = (parse_idx(contents[name], name) for name in names)
     if len(images) != len(labels):

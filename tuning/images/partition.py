@@ -188,6 +188,11 @@ def leaks(known: Known, splits: npt.NDArray[np.str_]) -> list[str]:
     return said
 
 
+def group_sizes(groups: npt.NDArray[np.str_]) -> Integers:
+    """Returns how many images each group has, the largest first; images of no group are left out."""
+    return np.sort(np.unique(groups[groups != ""], return_counts=True)[1])[::-1].astype(np.int64)
+
+
 def describe_equals(known: Known) -> list[str]:
     """Returns a sentence on equal images with two labels, and one on those with one; none where there are none."""
     disagreeing = conflicts(known)

@@ -92,9 +92,14 @@ def load_splits(
     source = as_source(dataset, data_dir)
     if source.is_own:
         own = load_own(source, device=device, note=note)
-        return _own_splits(own, source.name, _own_valid(own, seed), seed=seed, train_images=train_images)
+        return splits_of(own, source.name, seed=seed, train_images=train_images)
     everything, found = load_train(source), DATASETS.find(source.dataset)
     return make_splits(everything, source.dataset, found.class_names, seed=seed, train_images=train_images)
+
+
+def splits_of(own: Own, name: str, *, seed: int = 0, train_images: int | None = None) -> Splits:
+    """Returns the train and valid splits of one's own images, which are read; see `load_splits`."""
+    return _own_splits(own, name, _own_valid(own, seed), seed=seed, train_images=train_images)
 
 
 def load_folds(source: Source, n_folds: int, *, seed: int, train_images: int | None = None) -> list[Splits]:
