@@ -308,7 +308,7 @@ def test_an_interrupted_search_raises_in_python(tmp_path: Path, monkeypatch: pyt
     def interrupted(settings: Any, path: Path, *given: Any, resumed: bool) -> None:
         files.write_json(path / "meta.json", run_folder.Run(path).meta | {"stopped_by": "interrupt"})
 
-    monkeypatch.setattr(session, "load", lambda settings, source, progress: (settings, None, space_of(source)))
+    monkeypatch.setattr(session, "load", lambda settings, source, progress, own: (settings, None, space_of(source)))
     monkeypatch.setattr(session, "search", interrupted)
     with pytest.raises(KeyboardInterrupt, match=r"^Interrupted\. Resume it with: search\.run\(resume='one'\)$"):
         search.run(space="smoke", run="one", progress=False)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tuning.base.config import NAMED, TrainConfig
+from tuning.base.registries import ARCHITECTURES
 from tuning.images.batches import normalise, parts_of, to_tensors, train_batches
 from tuning.images.datasets import Labelled
 from tuning.images.splitting import Splits, make_splits
@@ -215,12 +216,30 @@ def test_fit_learns(splits: Splits, tiny: TrainConfig) -> None:
     assert results[-1]["best_epoch"] > 1
 
 
+def test_dropout_follows_from_the_seed_and_not_from_what_ran_before(splits: Splits, tiny: TrainConfig) -> None:
+    """A worker trains one trial after another, and a resumed one begins in the middle."""
+    found = []
+    for before in (0, 1):
+        training = Training(changed(tiny, epochs=1), splits, seed=0)
+        network: Any = training.model
+        network.stages.append(torch.nn.Dropout(0.5))
+        torch.manual_seed(before)
+        state = torch.random.get_rng_state()
+        found.append(numbers(training.run_epoch()))
+        assert torch.equal(torch.random.get_rng_state(), state)
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, registry in NAMED.items() for name in registry])
 def test_every_name_trains_and_goes_on_from_a_saved_state_to_the_same_numbers(
     splits: Splits, tiny: TrainConfig, kind: str, name: str
 ) -> None:
     few = dataclasses.replace(splits, train=Labelled(splits.train.images[:192], splits.train.labels[:192]))
     config = changed(tiny, **{kind: name}, learning_rate=0.01, epochs=2)
+    if kind == "architecture" and (known := ARCHITECTURES[name]).weights:
+        if known.extra:
+            pytest.importorskip("timm")
+        config = changed(config, optimizer="adamw", learning_rate=1e-3, image_size=32, batch_size=16)
     unbroken = Training(config, few, seed=0)
     first = numbers(unbroken.run_epoch())
     file = io.BytesIO()

@@ -211,7 +211,7 @@ def test_a_dry_run_chooses_the_slots_and_a_later_search_takes_them_and_says_so(
     monkeypatch.setattr(estimate, "measure", lambda settings, kinds, splits: [cost(settings.concurrency)])
     asked = []
 
-    def load(settings: Settings, source: str, progress: Any) -> tuple[Settings, Splits, Any]:
+    def load(settings: Settings, source: str, progress: Any, own: str) -> tuple[Settings, Splits, Any]:
         asked.append((settings.concurrency, settings.gpus_per_trial))
         if len(asked) > 1:
             raise UserError("far enough")

@@ -153,7 +153,10 @@ class Training:
         """Trains one epoch, validates, keeps the weights if they are the best, and returns the result."""
         start = time.perf_counter()
         self.epoch += 1
-        train_loss, train_accuracy, n_seen = self._train_epoch()
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            # Dropout draws from torch's own generator: each epoch has a seed of its own, whatever ran before.
+            torch.manual_seed(self._belongs_to["seed"] * 1_000_003 + self.epoch)
+            train_loss, train_accuracy, n_seen = self._train_epoch()
         trained = time.perf_counter()
         lr = float(self._last_lr)
         logits, _ = predict(self.evaluated_model, self._valid, self.mean, self.std, self.precision)
