@@ -132,6 +132,8 @@ def main(
     splits = splitting.load_splits(dataset, data_dir, seed=seed)
     overview = describe(splits, datasets.hash_test(dataset, data_dir))
     print_overview(overview)
+    if uneven := splitting.imbalance(splits):
+        print(f"{uneven} It is an option of `python -m tuning.search`.")
     if not rim.usable("figures", "The figure is", print):
         return
     from tuning.figures import model_figures, style

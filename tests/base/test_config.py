@@ -91,6 +91,7 @@ CHANGES: list[tuple[str, Any]] = [
     ("erase", 0.5),
     ("ema_decay", 0.99),
     ("precision", "fp32"),
+    ("class_weights", "sqrt"),
 ]
 
 

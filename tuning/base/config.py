@@ -65,6 +65,8 @@ class TrainConfig(BaseModel):
         erase: Side of a random square that is blanked (cutout, DeVries & Taylor 2017), as a share of the image's.
         ema_decay: Decay a step of the weights' exponential moving average (EMA), which is validated and kept; 0: none.
         precision: "bf16" autocast, "fp32", or "auto": bf16 where it was measured to be faster on the device.
+        class_weights: What an image counts in the train loss: "none" all alike, "balanced" in inverse proportion to the
+            train images of its class, "sqrt" to the square root of that. Over the train images the mean is 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -92,6 +94,7 @@ class TrainConfig(BaseModel):
     erase: Annotated[float, Field(ge=0, lt=1)] = 0.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    class_weights: Literal["none", "balanced", "sqrt"] = "none"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

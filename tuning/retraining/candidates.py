@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from tuning.base import files
 from tuning.base.config import TrainConfig, parse_config, read_config
 from tuning.base.errors import UserError
+from tuning.base.registries import ACCURACY, METRICS, Metric
 from tuning.retraining.seeds import fresh_seeds
 from tuning.runs import run_folder, schema
 from tuning.training import jobs
@@ -34,10 +35,11 @@ class Entry:
     Attributes:
         role: Only candidates can win.
         rank: Among the run's configurations, from 1: complete trials first, the best first.
-        search_accuracy: What the search measured on the valid split, in [0, 1].
+        search_accuracy: The accuracy that the search measured on the valid split, in [0, 1].
         search_epochs: The length that the search had for it.
         epoch_seconds: What an epoch took in the search.
         accumulation: Parts that the search had to cut its batches into, so that they fit into the memory.
+        search_score: The value of the run's metric that the search measured.
     """
 
     role: Literal["candidate", "default", "random"]
@@ -48,6 +50,11 @@ class Entry:
     search_epochs: int | None = None
     epoch_seconds: float | None = None
     accumulation: int = 1
+    search_score: float | None = None
+
+    def searched(self, metric: Metric) -> float | None:
+        """Returns what the search measured of the run's metric; None without a search."""
+        return self.search_accuracy if metric is ACCURACY else self.search_score
 
     @property
     def expected_seconds(self) -> float:
@@ -59,9 +66,10 @@ class Entry:
         """For a line of output."""
         return self.role if self.trial is None else f"trial {self.trial}"
 
-    def job(self, seed: int, folder: Path, accumulation: int = 1) -> jobs.Job:
+    def job(self, seed: int, folder: Path, accumulation: int = 1, metric: str = METRICS.default) -> jobs.Job:
         """Returns its retraining on a seed; with at least so many parts a batch as another seed turned out to need."""
-        return jobs.Job(self.config, seed, folder, accumulation=max(accumulation, self.accumulation))
+        parts = max(accumulation, self.accumulation)
+        return jobs.Job(self.config, seed, folder, accumulation=parts, metric=metric)
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ class Plan:
         folder: Absolute; of the jobs.
         notes: What a person should know of how the plan was made, a sentence each.
         data_seed: Chooses the valid split; the run's, so that no image moves from valid to train.
+        metric: A name in `METRICS`; it decides who wins.
     """
 
     source: str
@@ -92,6 +101,7 @@ class Plan:
     random: str | None = None
     identity: str | None = None
     notes: tuple[str, ...] = ()
+    metric: str = METRICS.default
 
     @property
     def lengthening(self) -> float | None:
@@ -130,8 +140,8 @@ def from_run(
 
     _check_epochs(epochs)
     found, notes = run_folder.load(run, retrained=True), []
-    trials = found.trials
-    ranked = list(_ranked(run_folder.within(trials, found.path, max_parameters), found.path, epochs))
+    trials, metric = found.trials, found.metric
+    ranked = list(_ranked(run_folder.within(trials, found.path, max_parameters), found.path, epochs, metric))
     entries = ranked[:top_k]
     used = {int(value) for value in trials["seed"].dropna()}
     default = random = None
@@ -166,11 +176,19 @@ def from_run(
         random=random,
         identity=found.identity,
         notes=tuple(notes),
+        metric=metric.name,
     )
 
 
 def from_file(
-    path: Path, folder: Path, dataset: str, *, n_seeds: int, epochs: int | None = None, seed: int | None = None
+    path: Path,
+    folder: Path,
+    dataset: str,
+    *,
+    n_seeds: int,
+    epochs: int | None = None,
+    seed: int | None = None,
+    metric: str = METRICS.default,
 ) -> Plan:
     """Returns the plan for one configuration, without a search; its jobs are below `folder`.
 
@@ -183,15 +201,16 @@ def from_file(
     config = read_config(shipped_config(path))
     entry = Entry("candidate", _lengthened(config, epochs or config.epochs, str(path)))
     seeds = _seeds(config.hash(), n_seeds, seed, set())
-    return Plan(str(path), None, (entry,), seeds, (folder / JOBS).absolute(), dataset)
+    return Plan(str(path), None, (entry,), seeds, (folder / JOBS).absolute(), dataset, metric=metric)
 
 
-def _ranked(trials: "pd.DataFrame", path: Path, epochs: int | None) -> Iterable[Entry]:
+def _ranked(trials: "pd.DataFrame", path: Path, epochs: int | None, metric: Metric) -> Iterable[Entry]:
     """Yields the run's distinct configurations, complete trials first, the best first."""
     import pandas as pd
 
     known: set[str] = set()
-    ordered = run_folder.rank_trials(trials, path).sort_values("state", kind="stable")  # "complete" < "pruned"
+    # "complete" < "pruned"
+    ordered = run_folder.rank_trials(trials, path, metric).sort_values("state", kind="stable")
     for row in ordered.to_dict("records"):
         values = {name: row[f"config/{name}"] for name in TrainConfig.model_fields}
         config = parse_config(schema.plain(values), f"{path}/trials.csv")
@@ -204,6 +223,7 @@ def _ranked(trials: "pd.DataFrame", path: Path, epochs: int | None) -> Iterable[
             rank=len(known),
             trial=int(row["trial"]),
             search_accuracy=float(row["valid_accuracy"]),
+            search_score=float(row["valid_score"]),
             search_epochs=config.epochs,
             epoch_seconds=float(row["seconds"] / row["epochs"]) or None,
             accumulation=1 if pd.isna(row["accumulation"]) else int(row["accumulation"]),

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from tuning.base.errors import UserError, counted
-from tuning.base.registries import OBJECTIVES, SAMPLERS, SCHEDULERS
+from tuning.base.registries import METRICS, OBJECTIVES, SAMPLERS, SCHEDULERS
 from tuning.images.catalogue import DATASETS
 from tuning.runs import run_folder
 from tuning.trials import slots
@@ -49,6 +49,7 @@ class Settings:
     address: str | None = None
     limit: int | None = None
     dashboard: bool = False
+    metric: str = METRICS.default
 
     @property
     def slots(self) -> Slots:
@@ -89,7 +90,12 @@ def as_options(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_names(
-    space: str, dataset: str, sampler: str | None, scheduler: str | None, minimize: str | None
+    space: str,
+    dataset: str,
+    sampler: str | None,
+    scheduler: str | None,
+    minimize: str | None,
+    metric: str = METRICS.default,
 ) -> tuple[str, str]:
     """Returns sampler and scheduler; raises UserError for an unknown name. Imports neither torch nor Ray."""
     if sampler is not None:
@@ -98,6 +104,7 @@ def check_names(
         SCHEDULERS.find(scheduler, "--scheduler")
     if minimize is not None:
         OBJECTIVES.find(minimize, "--minimize")
+    METRICS.find(metric, "--metric")
     samplers, schedulers = fitting(minimize is not None)
     if sampler not in (None, *samplers):
         raise UserError(

@@ -114,7 +114,8 @@ def _of_resumed(asked: Asked, found: run_folder.Run, budget: float | None, *, dr
 def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool) -> Settled:
     """Returns what a new run is to be; its folder is made unless it is a dry run."""
     source = _space_file(asked.space, stack)
-    sampler, scheduler = check_names(source, asked.dataset, asked.sampler, asked.scheduler, asked.minimize)
+    names = (source, asked.dataset, asked.sampler, asked.scheduler, asked.minimize, asked.metric)
+    sampler, scheduler = check_names(*names)
     taken: Collection[str] = ()
     storage = asked.storage
     if storage is not None:
@@ -153,6 +154,7 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
         max_failures=asked.max_failures,
         time_budget=budget,
         minimize=asked.minimize,
+        metric=asked.metric,
         mlflow=mlflow,
         audit=asked.audit,
         dashboard=asked.dashboard,
