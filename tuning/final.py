@@ -59,8 +59,7 @@ def replaced(model_dir: Path, plan: Plan) -> str:
     if plan.run is None and old.get("run") is None and old.get("config_hash") == plan.entries[0].config.hash():
         return ""
     shown = headline(old)
-    known = isinstance(shown.test, float)
-    scored = f" (test {shown.metric.title} {shown.metric.said(shown.test)})" if known else ""
+    scored = f" (test {shown.metric.title} {shown.metric.said(shown.test)})" if isinstance(shown.test, float) else ""
     return (
         f"The model of {old.get('source', 'another run')} in {model_dir}/{scored} will be replaced; "
         "--model-dir DIR keeps it.\n"

@@ -4,7 +4,7 @@ What must never live here: the numbers themselves (`analysis`, `importances`), t
 a figure looks and is written (`style`). A frame with no rows gives a figure that says so.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -117,7 +117,7 @@ def best_so_far_of(curves: pd.DataFrame, metric: Metric = ACCURACY) -> Figure:
     return figure
 
 
-def _corner(metric: Metric) -> str:
+def _corner(metric: Metric) -> Literal["lower right", "upper right"]:
     """Returns where curves that get better leave room for a legend."""
     return "lower right" if metric.greater_is_better else "upper right"
 

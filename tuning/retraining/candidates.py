@@ -5,7 +5,7 @@ A plan is made before anything is trained; every configuration of it gets the sa
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -66,10 +66,9 @@ class Entry:
         """For a line of output."""
         return self.role if self.trial is None else f"trial {self.trial}"
 
-    def job(self, seed: int, folder: Path, accumulation: int = 1, metric: str = METRICS.default) -> jobs.Job:
+    def job(self, seed: int, folder: Path, accumulation: int = 1) -> jobs.Job:
         """Returns its retraining on a seed; with at least so many parts a batch as another seed turned out to need."""
-        parts = max(accumulation, self.accumulation)
-        return jobs.Job(self.config, seed, folder, accumulation=parts, metric=metric)
+        return jobs.Job(self.config, seed, folder, accumulation=max(accumulation, self.accumulation))
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,10 @@ class Plan:
     identity: str | None = None
     notes: tuple[str, ...] = ()
     metric: str = METRICS.default
+
+    def job(self, entry: Entry, seed: int, accumulation: int = 1) -> jobs.Job:
+        """Returns the retraining of one of the entries on a seed; see `Entry.job`."""
+        return replace(entry.job(seed, self.folder, accumulation), metric=self.metric)
 
     @property
     def lengthening(self) -> float | None:

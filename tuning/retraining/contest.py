@@ -72,6 +72,7 @@ class Contest:
     def facts(self) -> dict[str, Any]:
         """What the search was worth, as in `metrics.json`."""
         return {
+            "metric": self.plan.metric,
             "lengthening": self.plan.lengthening,
             **_estimate("shrinkage", self.shrinkage),
             **_estimate("default_difference", self.behind(self.plan.default)),
@@ -101,7 +102,7 @@ def hold(
     done: dict[tuple[str, int], Result] = {}
     failed: dict[str, str] = {}
     metric = METRICS[plan.metric]
-    wanted = [entry.job(plan.seeds[0], plan.folder, metric=plan.metric) for entry in plan.entries]
+    wanted = [plan.job(entry, plan.seeds[0]) for entry in plan.entries]
     while wanted:
         for job, error in _train(plan, wanted, splits, slots, threads, say):
             failed[job.config.hash()] = error
@@ -115,7 +116,7 @@ def hold(
         signed, errors = metric.sign * values, None if metric.share_of_images else _errors(plan, done)
         dropped = seeds.dropped(signed, _leader(plan, signed[1], failed), len(splits.valid), errors)
         wanted = [
-            entry.job(seed, plan.folder, done[entry.config.hash(), plan.seeds[0]].accumulation, plan.metric)
+            plan.job(entry, seed, done[entry.config.hash(), plan.seeds[0]].accumulation)
             for seed in plan.seeds[1:]
             for entry in plan.entries
             if entry.config.hash() not in dropped | set(failed) and (entry.config.hash(), seed) not in done
@@ -130,7 +131,7 @@ def show(contest: Contest) -> None:
     searched, mean, std = f"search_{metric.called}", f"mean_{title}", f"std_{title}"
     shown = table[["role", "rank", "trial"]].assign(
         **{searched: table[f"search_{column}"], mean: table[f"{column}_mean"], std: table[f"{column}_std"]},
-        interval=[_interval(*row, metric) for row in table[[f"{column}_low", f"{column}_high"]].to_numpy()],
+        interval=[_interval(low, high, metric) for low, high in table[[f"{column}_low", f"{column}_high"]].to_numpy()],
         behind=table.apply(_behind, axis="columns", metric=metric),
         note=table.apply(lambda row: _note(row, contest.failed), axis="columns"),
     )

@@ -232,7 +232,7 @@ def retrain_and_test(
             say(line)
         artefacts.check_replaceable(staging, model_dir)
         artefacts.reserve(staging, MOST_TEST_IMAGES, len(ready.rehearsed))
-        trained = [held.winner.job(seed, plan.folder) for seed in plan.seeds]
+        trained = [plan.job(held.winner, seed) for seed in plan.seeds]
         models = [jobs.load_model(job, splits, slots.device) for job in (chosen.job, *trained)]
         with interrupts.postponed(FINISHING, written(plan, model_dir)):
             metrics, test, images = test_once(ready, models, data_dir=data_dir, log=model_dir, staging=staging)

@@ -50,7 +50,7 @@ def choose(held: Contest) -> Chosen:
     seed = max(won, key=lambda seed: metric.sign * won[seed].on_valid(metric))
     flip = mirrored > plain
     accuracy, score = (won[seed].on_valid(each, "_flip_averaging" if flip else "_plain") for each in (ACCURACY, metric))
-    job = held.winner.job(seed, held.plan.folder, won[seed].accumulation, held.plan.metric)
+    job = held.plan.job(held.winner, seed, won[seed].accumulation)
     return Chosen(job, won[seed], flip, accuracy, score, "train")
 
 
@@ -106,7 +106,6 @@ def describe(held: Contest, chosen: Chosen, splits: "Splits") -> dict[str, Any]:
         "run": plan.run,
         "run_id": plan.identity,
         "trial": winner.trial,
-        "metric": metric.name,
         "search_valid_accuracy": winner.search_accuracy,
         "search_valid_score": winner.searched(metric),
         "valid_accuracy": chosen.valid_accuracy,

@@ -217,7 +217,7 @@ def _finish(job: Job, training: "Training", rows: list[dict[str, Any]], splits: 
     model = training.best_model() if job.length is None else training.evaluated_model.eval()
     kept = rows[-1]["best_epoch"] if job.length is None else rows[-1]["epoch"]
 
-    figures = {}
+    figures: dict[str, Any] = {}
     for flip, end in ((False, "plain"), (True, "flip_averaging")):
         scores, _ = evaluate(model, splits.valid, splits, device=training.device.type, flip_averaging=flip)
         for metric, name in ((METRICS.default, "accuracy"), (job.metric, "score")):
