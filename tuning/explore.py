@@ -279,6 +279,8 @@ def main(
     splits = splitting.splits_of(own, source.name, seed=seed) if own else splitting.load_splits(source, seed=seed)
     overview = describe(splits, datasets.hash_test(source), own)
     print_overview(overview, own)
+    if uneven := splitting.imbalance(splits):
+        print(f"{uneven} It is an option of `python -m tuning.search`.")
     if rim.usable("figures", "The figure is", print):
         draw(overview, sample(splits.train, splits.n_classes, is_own=own is not None), out)
 

@@ -22,6 +22,7 @@ import typer
 
 from tuning.base import doors, files, interrupts, locks, own_model, rim
 from tuning.base.errors import UserError, counted, run_command, unknown_name
+from tuning.base.registries import METRICS
 from tuning.images import options
 from tuning.images.catalogue import DATASETS
 from tuning.images.source import Source
@@ -32,6 +33,7 @@ from tuning.retraining.candidates import Plan
 from tuning.retraining.opening import opened_again, retrain_and_test, written
 from tuning.retraining.verdict import TRAIN_ON
 from tuning.runs import run_folder
+from tuning.runs.verdicts import headline
 from tuning.trials.slots import Asked, Slots, plan_slots
 
 MODEL_DIR = run_folder.MODEL_DIR
@@ -58,8 +60,8 @@ def replaced(model_dir: Path, plan: Plan) -> str:
         return ""
     if plan.run is None and old.get("run") is None and old.get("config_hash") == plan.entries[0].config.hash():
         return ""
-    accuracy = old.get("test_accuracy")
-    scored = f" (test accuracy {accuracy:.2%})" if isinstance(accuracy, float) else ""
+    shown = headline(old)
+    scored = f" (test {shown.metric.title} {shown.metric.said(shown.test)})" if isinstance(shown.test, float) else ""
     return (
         f"The model of {old.get('source', 'another run')} in {model_dir}/{scored} will be replaced; "
         "--model-dir DIR keeps it.\n"
@@ -142,6 +144,10 @@ def run(
     skip_broken: options.SkipBroken = False,
     image_size: options.ImageSize = None,
     resize: options.HowResized = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help=f"What counts, with --config: {METRICS.listed} (default: accuracy; of a run its own)."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda where there is one).")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Trainings side by side (default: as many as fit).")] = None,
     threads: Annotated[
@@ -179,6 +185,7 @@ def run(
         skip_broken: Leave out images that cannot be read.
         image_size: Side in pixels to which images are brought, at least 8; None follows from their own sizes.
         resize: How: "crop", "pad" or "stretch"; None is what did best on the sets that it was measured on.
+        metric: What counts, with `config`; None is the accuracy. A run has its own.
         device: "cpu" or "cuda"; None is cuda where there is one.
         concurrency: Trainings side by side; None is as many as fit.
         threads: CPU threads of a training that has the machine, at least 1; None is all cores.
@@ -243,11 +250,18 @@ def _planned(asked: doors.Asked) -> Plan:
         raise unknown_name("--train-on", asked.train_on, TRAIN_ON)
     export_formats.check_formats(asked.export or [])
     lengths = {"epochs": asked.epochs, "seed": asked.seed}
+    if asked.metric is not None:
+        METRICS.find(asked.metric, "--metric")
     if asked.config is None:
         if asked.model is not None:
             raise UserError(
                 f"--model must be used with --config, because a run keeps the file that it was begun with, but got "
                 f"{asked.model}. Leave it out."
+            )
+        if asked.metric is not None:
+            raise UserError(
+                f"--metric must be used with --config, because a run keeps its own, but got {asked.metric!r}. Leave "
+                "it out, or search with it."
             )
         n_seeds = 3 if asked.seeds is None else asked.seeds
         compare = asked.top_k * n_seeds > 1 if asked.compare is None else asked.compare
@@ -258,8 +272,15 @@ def _planned(asked: doors.Asked) -> Plan:
         raise UserError(f"--compare must be used with a run, but got --config {asked.config}. Leave one of them out.")
     file, model_dir = Path(asked.config), Path(asked.model_dir)
     model = None if asked.model is None else Path(asked.model)
-    images = options.source_of(asked)
-    return candidates.from_file(file, model_dir, images, n_seeds=asked.seeds or 1, model=model, **lengths)
+    return candidates.from_file(
+        file,
+        model_dir,
+        options.source_of(asked),
+        n_seeds=asked.seeds or 1,
+        model=model,
+        metric=asked.metric or METRICS.default,
+        **lengths,
+    )
 
 
 def _keep_others_out(plan: Plan, model_dir: Path, held: contextlib.ExitStack, say: Callable[[str], None]) -> None:

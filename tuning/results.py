@@ -1,7 +1,7 @@
 """A run folder as typed data frames: `results.load("latest").trials`.
 
     python -m tuning.results [RUN]                      the best trials, the run in a line, what to do next (under 2 s)
-    python -m tuning.results list | compare RUN RUN...  all runs | what differs, accuracy at equal cost, a picture
+    python -m tuning.results list | compare RUN RUN...  all runs | what differs, the metric at equal cost, a picture
 
 This module needs neither torch nor Ray. Rows come from the search; here they are read and given fixed dtypes.
 """
@@ -19,7 +19,7 @@ from tuning.runs.run_folder import RESULTS, Run, load, next_step, ran, rank_tria
 
 
 def print_trials(run: Run, limit: int = 10) -> None:
-    """Prints the best trials as a table: accuracy, length, cost and the hyperparameters that differ.
+    """Prints the best trials as a table: the metric, length, cost and the hyperparameters that differ.
 
     Where none has finished, that is printed, and why the last one failed.
     """
@@ -28,13 +28,15 @@ def print_trials(run: Run, limit: int = 10) -> None:
         errors = trials["error"].dropna()
         print("No trial has finished." + (f" The last error was: {errors.iloc[-1]}" if len(errors) else ""))
         return
-    best = rank_trials(trials, run.path).head(limit)
+    metric = run.metric
+    best = rank_trials(trials, run.path, metric).head(limit)
     config = [c for c in best.filter(like="config/") if best[c].nunique(dropna=False) > 1 and c != "config/epochs"][:8]
     epochs = best["epochs"].astype("str") + best["state"].map({"complete": ""}).fillna(" (stopped)")
-    shown = best[["trial", "valid_accuracy"]].assign(epochs=epochs, minutes=best["seconds"] / 60)
+    values = {metric.called: best[metric.column], "valid_accuracy": best["valid_accuracy"]}
+    shown = best[["trial"]].assign(**values, epochs=epochs, minutes=best["seconds"] / 60)
     if best["pareto"].any():
         shown = shown.join(best[[*OBJECTIVES, "pareto"]])
-    print_frame(shown.join(best[config]), f"Best trials of {run.name}")
+    print_frame(shown.join(best[config]), f"Best trials of {run.name}", said={metric.called: metric.said})
 
 
 def _print_comparison(runs: list[Run], out: Path) -> None:
@@ -44,14 +46,16 @@ def _print_comparison(runs: list[Run], out: Path) -> None:
         raise UserError(f"--out must end in .png, .pdf or .svg, but got {str(out)!r}.")
     differences, accuracies = compare.differences(runs).reset_index(), compare.at_equal_cost(runs)
     print_frame(differences, "What differs")
-    print_frame(accuracies, "Best, and median of the trials, at the cost that all runs reached")
+    metric = compare.metric_of(runs)
+    said = {f"{which}_{metric.name}": metric.said for which in ("best", "median")}
+    print_frame(accuracies, "Best, and median of the trials, at the cost that all runs reached", said=said)
     print("\n".join(compare.caveats(runs)))
     if not rim.usable("figures", "The picture is", print):
         return
     from tuning.figures import run_figures, style
 
     try:
-        style.save(run_figures.best_so_far_of(compare.curves(runs)), out)
+        style.save(run_figures.best_so_far_of(compare.curves(runs), metric), out)
     except UserError as error:
         raise UserError(f"{error} Name another place with --out FILE.png.") from error
     print(f"Best-so-far curves: {out}")

@@ -19,9 +19,10 @@ from tuning.base import doors, files, interrupts
 from tuning.base.config import read_mapping
 from tuning.base.errors import counted, run_command
 from tuning.base.own_model import SIGNATURE
-from tuning.base.registries import OBJECTIVES, SAMPLERS, SCHEDULERS
+from tuning.base.registries import METRICS, OBJECTIVES, SAMPLERS, SCHEDULERS
 from tuning.images import options
 from tuning.images.catalogue import DATASETS
+from tuning.images.splitting import imbalance
 from tuning.runs import run_folder
 from tuning.runs.run_folder import Run
 from tuning.trials import record, session
@@ -66,8 +67,11 @@ def run(
         ),
     ] = None,
     minimize: Annotated[
-        str | None, typer.Option(help=f"{OBJECTIVES.listed}: beside accuracy, without a scheduler.")
+        str | None, typer.Option(help=f"{OBJECTIVES.listed}: beside the metric, without a scheduler.")
     ] = None,
+    metric: Annotated[
+        str, typer.Option(help=f"{METRICS.listed}: what counts on the valid split, in the search and in `final`.")
+    ] = METRICS.default,
     address: Annotated[
         str | None, typer.Option(help="Run on this Ray cluster: auto or HOST:PORT, from a node of it; with --storage.")
     ] = None,
@@ -125,7 +129,8 @@ def run(
         run: Name of the run folder below `results/`; None is date-dataset-n.
         sampler: Proposes the points.
         scheduler: Stops trials early.
-        minimize: A second objective, beside accuracy.
+        minimize: A second objective, beside the metric.
+        metric: What counts on the valid split.
         address: Of a Ray cluster.
         dashboard: Serve Ray's dashboard.
         device: "cpu" or "cuda", on a cluster also "any"; None is cuda where there is one.
@@ -180,6 +185,8 @@ def _search(asked: doors.Asked, *, command: str | None = None, **shown: Any) -> 
         settings, path = settled.settings, settled.path
         progress = stack.enter_context(_announced(settled, "Run", **shown))
         settings, splits, space = session.load(settings, settled.source, progress, settled.own)
+        if settings.metric == METRICS.default and (uneven := imbalance(splits)):
+            progress.note(uneven)
         if not settled.resumed and (left := record.begin(path, settings, space, command)):
             progress.note(left)
         stack.enter_context(interrupts.resumable(_resume(path) if command is None else _resume_in_python(path)))
@@ -206,7 +213,8 @@ def _announced(settled: Settled, what: str, **shown: Any) -> "Progress":
     settings, before = settled.settings, Run(settled.path)
     trials = run_folder.ran(before.trials)
     n_done = int((trials["state"] != "running").sum())
-    progress = Progress(settings.samples, n_done, time_budget=settings.time_budget, **shown)
+    metric = METRICS[settings.metric]
+    progress = Progress(settings.samples, n_done, time_budget=settings.time_budget, metric=metric, **shown)
     progress.seed(trials.to_dict("records"), before.epochs.to_dict("records"))
     progress.note(
         f"{what} {settled.path}: {counted(settings.samples, 'sample')} of at most {counted(settings.epochs, 'epoch')}, "
@@ -267,6 +275,8 @@ def _print_outcome(found: Run) -> None:
     print(run_folder.summary_line(found))
     if found.trials["state"].isin(["complete", "pruned"]).any():
         results.print_trials(found, limit=5)
+        if noise := run_folder.noise_text(found):
+            print(noise)
         if (page := found.path / "report.html").exists():
             print(f"Page: {page}")
     if found.meta.get("stopped_by") == "interrupt":
@@ -275,7 +285,7 @@ def _print_outcome(found: Run) -> None:
     if found.meta["estimate"]:
         print(run_folder.estimate_line(found))
     if found.meta.get("audit"):
-        print(run_folder.audit_text(found.meta["audit"]))
+        print(run_folder.audit_text(found.meta["audit"], found.metric))
     print(f"Run folder: {found.path}. Next: {run_folder.next_step(found)}")
 
 

@@ -113,6 +113,7 @@ CHANGES: list[tuple[str, Any]] = [
     ("cutmix", 1.0),
     ("train", "head"),
     ("body_lr_factor", 0.1),
+    ("class_weights", "sqrt"),
 ]
 
 

@@ -31,13 +31,15 @@ from typing import Any
 from common import ROOT, parser, report
 
 
-def replay(config: dict[str, Any], *, splits: Any, run: str, threads: int, stored: Any = None) -> None:
+def replay(config: dict[str, Any], *, splits: Any, run: str, threads: int, metric: str, stored: Any = None) -> None:
     """Reports a learning curve that the configuration decides, as `train_trial` would."""
     import math
     import random
     import time
 
     from ray import tune
+
+    from tuning.trials.schedulers import METRIC
 
     values, noise = config["config"], random.Random(config["seed"])
     level = 0.94 - 0.05 * min(1.0, abs(math.log10(values["learning_rate"]) + 1.5)) - 0.01 * noise.random()
@@ -50,7 +52,7 @@ def replay(config: dict[str, Any], *, splits: Any, run: str, threads: int, store
         row |= {"valid_accuracy": accuracy, "lr": values["learning_rate"], "epoch_seconds": 0.02, "error": ""}
         row |= {"images_per_second": 1e6, "seconds_per_image": 1e-6, "n_parameters": 77754, "device": "cpu"}
         finished = "length" if epoch == values["epochs"] else ""
-        tune.report(row | {"precision": "fp32", "finished": finished, "best_valid_accuracy": best})
+        tune.report(row | {"precision": "fp32", "finished": finished, METRIC: best})
 
 
 class Clock:

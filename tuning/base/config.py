@@ -87,6 +87,8 @@ class TrainConfig(BaseModel):
             Beta(cutmix, cutmix), 0 to 10; 0: none. With mixup, too, each batch has one of them at random.
         train: "all" weights, or the "head" alone: the last linear layer, on the features of a body that stays as it is.
         body_lr_factor: What the learning rate is multiplied by for all weights but the head's, in (0, 1].
+        class_weights: What an image counts in the train loss: "none" all alike, "balanced" in inverse proportion to the
+            train images of its class, "sqrt" to the square root of that. Over the train images the mean is 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -121,6 +123,7 @@ class TrainConfig(BaseModel):
     cutmix: Annotated[float, Field(ge=0, le=10)] = 0.0
     train: Literal["all", "head"] = "all"
     body_lr_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    class_weights: Literal["none", "balanced", "sqrt"] = "none"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -6,6 +6,7 @@ the READMEs; with files it renews those that stand in them.
 """
 
 import importlib
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -133,7 +134,7 @@ class Sampler(Entry):
 
     Attributes:
         random: It draws all points at random, whatever came of those before.
-        two_objectives: It can minimize something beside the accuracy.
+        two_objectives: It can minimize something beside the metric.
     """
 
     random: bool = False
@@ -149,6 +150,62 @@ class Scheduler(Entry):
     """
 
     stops_trials: bool = False
+
+
+@dataclass(frozen=True)
+class Metric(Entry):
+    """What a search makes as good as it can on the valid split. Its builder takes logits and labels.
+
+    Attributes:
+        name: Its name in `METRICS`.
+        title: What tables and pictures call it.
+        column: Of the frames, where its value for a person is; accuracy has one of its own since version 0.2.0.
+        greater_is_better: Otherwise less is.
+        share_of_images: The share of the images for which something is true, so that its error is a binomial one.
+        in_per_cent: It is in [0, 1] and shown in per cent; otherwise it is a plain number from 0.
+    """
+
+    name: str = ""
+    title: str = ""
+    column: str = "valid_score"
+    greater_is_better: bool = True
+    share_of_images: bool = False
+    in_per_cent: bool = True
+
+    @property
+    def sign(self) -> int:
+        """1 where greater is better, else -1."""
+        return 1 if self.greater_is_better else -1
+
+    @property
+    def label(self) -> str:
+        """What stands before its value on the valid split: "valid" alone for the accuracy."""
+        return "valid" if self is ACCURACY else f"valid {self.title}"
+
+    @property
+    def called(self) -> str:
+        """How a sentence calls its value on the valid split: "valid_accuracy", "valid macro F1"."""
+        return self.column if self is ACCURACY else self.label
+
+    def merit(self, value: float) -> float:
+        """Returns its value as samplers and schedulers compare it: in [0, 1], greater is better.
+
+        That of the log loss is exp(-loss), the geometric mean of the probabilities of the right classes.
+        """
+        return value if self.greater_is_better else math.exp(-value)
+
+    def said(self, value: float, digits: int = 2) -> str:
+        """Returns a value for a person: in per cent with so many digits, or plain with two more."""
+        return f"{value:.{digits}%}" if self.in_per_cent else f"{value:.{digits + 2}f}"
+
+    def gap(self, value: float, sign: str = "+") -> str:
+        """Returns a difference of two values for a person, without its unit; `sign` "" leaves a plus out."""
+        return f"{100 * value:{sign}.2f}" if self.in_per_cent else f"{value:{sign}.4f}"
+
+    @property
+    def unit(self) -> str:
+        """Of a difference, with a blank before it: points, of a per cent; "" of plain numbers."""
+        return " points" if self.in_per_cent else ""
 
 
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -266,7 +323,48 @@ SCHEDULERS = Registry(
     "tuning.trials.schedulers",
 )
 
-# Columns of `trials.csv` that a search can minimize beside its accuracy.
+METRICS = Registry(
+    "metric",
+    {
+        metric.name: metric
+        for metric in (
+            Metric(
+                "share of the images whose likeliest class is the right one",
+                name="accuracy",
+                title="accuracy",
+                column="valid_accuracy",
+                share_of_images=True,
+            ),
+            Metric(
+                "mean over the classes of the share of their images that are recognised: each class counts alike",
+                name="balanced_accuracy",
+                title="balanced accuracy",
+            ),
+            Metric(
+                "mean over the classes of F1, the harmonic mean of precision and recall",
+                name="macro_f1",
+                title="macro F1",
+            ),
+            Metric(
+                "mean cross entropy, which is `valid_loss`: the probabilities count",
+                name="log_loss",
+                title="log loss",
+                greater_is_better=False,
+                in_per_cent=False,
+            ),
+            Metric(
+                "share of the images whose class is among the five likeliest; of five classes or fewer, all but one",
+                name="top5",
+                title="top-5 accuracy",
+                share_of_images=True,
+            ),
+        )
+    },
+    "tuning.training.metrics",
+)
+ACCURACY = METRICS["accuracy"]
+
+# Columns of `trials.csv` that a search can minimize beside its metric.
 OBJECTIVES = Registry(
     "objective",
     {
@@ -279,7 +377,7 @@ OBJECTIVES = Registry(
 def registries() -> list[Registry[Any]]:
     """Returns all registries; that of the data sets is where images are."""
     data_sets = importlib.import_module("tuning.images.catalogue").DATASETS
-    return [ARCHITECTURES, OPTIMIZERS, LR_SCHEDULES, SAMPLERS, SCHEDULERS, OBJECTIVES, data_sets]
+    return [ARCHITECTURES, OPTIMIZERS, LR_SCHEDULES, SAMPLERS, SCHEDULERS, METRICS, OBJECTIVES, data_sets]
 
 
 def renewed(text: str) -> str:

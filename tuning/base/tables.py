@@ -3,7 +3,7 @@
 Nothing here knows what is in a table. What a terminal cannot encode is written in another way, and never an error.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -114,17 +114,24 @@ def _total(widths: Sequence[int]) -> int:
     return sum(widths) + 2 * len(widths) + 1
 
 
-def print_frame(frame: "pd.DataFrame", title: str, *, least: Sequence[str] = ()) -> None:
+def print_frame(
+    frame: "pd.DataFrame",
+    title: str,
+    *,
+    least: Sequence[str] = (),
+    said: Mapping[str, Callable[[float], str]] | None = None,
+) -> None:
     """Prints a frame as a table: accuracies in per cent, minutes to a tenth, other floats to three digits.
 
     Args:
         frame: A row a line.
         title: What it is of.
         least: Columns that give way first in a terminal that is too narrow; after them the last ones do.
+        said: Column -> what writes its floats, where that is not the above.
     """
     from rich.console import Console
 
-    console = Console(markup=False)
+    console, said = Console(markup=False), said or {}
     if not console.is_terminal:
         console.width = FILE_WIDTH
     if frame.empty:
@@ -133,7 +140,10 @@ def print_frame(frame: "pd.DataFrame", title: str, *, least: Sequence[str] = ())
     columns = {}
     for name, column in frame.items():
         heading = str(name).removeprefix("config/").replace("_", " ")
-        cells = [_cell(value, str(name)) for value in column]
+        cells = [
+            said[str(name)](v) if name in said and isinstance(v, float) and v == v else _cell(v, str(name))
+            for v in column
+        ]
         columns[str(name)] = Column(heading, cells, text=column.dtype == "str")
     show(title, columns, console, least=least)
 

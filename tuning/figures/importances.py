@@ -35,7 +35,7 @@ def of_run(run: Run) -> pd.DataFrame:
         UserError: The run has no study, or it is damaged.
     """
     study = study_storage.load(run.path)
-    return assess(study, equal_budget_values(run.trials, run.epochs))
+    return assess(study, equal_budget_values(run.trials, run.epochs, run.metric))
 
 
 @one_thread()

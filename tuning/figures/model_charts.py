@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pandas as pd
 import plotly.graph_objects as go
 
-from tuning.figures.run_charts import ACCENT, INK, MUTED, SECOND, axis, figure_of, interval
+from tuning.base.registries import ACCURACY, Metric
+from tuning.figures.run_charts import ACCENT, INK, MUTED, SECOND, axis, figure_of, form, interval, share_of
 
 # Plotly's names of `style.CLASS_MARKERS`, so that a class looks the same in both.
 SYMBOLS = (
@@ -24,22 +25,24 @@ Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
 
 
-def seeds(final: pd.DataFrame) -> go.Figure:
+def seeds(final: pd.DataFrame, metric: Metric = ACCURACY) -> go.Figure:
     """Returns each configuration's fresh seeds, their mean with its interval, and what the search had said.
 
     Args:
         final: `final.csv`.
+        metric: What decided.
     """
+    column, hover = metric.column, f"%{{text}}, %{{fullData.name}}: %{{x:{form(metric)}}}<extra></extra>"
     names = [configuration_name(row) for row in final.to_dict("records")]
-    mean, hover = final["valid_accuracy_mean"], "%{text}, %{fullData.name}: %{x:.2%}<extra></extra>"
+    mean, low, high = (final[f"{column}_{name}"] for name in ("mean", "low", "high"))
     columns = final.filter(regex=r"^seed_\d+$")
-    error = interval(mean, final["valid_accuracy_low"], final["valid_accuracy_high"], color=INK, thickness=1.4, width=5)
+    error = interval(mean, low, high, color=INK, thickness=1.4, width=5)
     # The search's value and the seeds lie a little beside the mean, so that neither hides the other.
     at, marks = np.arange(len(final)), {"mode": "markers", "text": names, "hovertemplate": hover}
     shown = [
         go.Scatter(x=mean, y=at, marker={"color": INK, "size": 10, "symbol": "diamond"}, error_x=error, name="mean"),
         go.Scatter(
-            x=final["search_valid_accuracy"],
+            x=final[f"search_{column}"],
             y=at - 0.2,
             marker={"color": SECOND, "size": 10, "symbol": "circle-open", "line": {"width": 2}},
             name="in the search",
@@ -56,7 +59,8 @@ def seeds(final: pd.DataFrame) -> go.Figure:
             for number, name in enumerate(columns)
         ),
     ]
-    figure = figure_of([trace.update(**marks) for trace in shown], x="validation accuracy", share="x")
+    traces, x = [trace.update(**marks) for trace in shown], f"validation {metric.title}"
+    figure = figure_of(traces, x=x, share=share_of(metric, "x"))
     figure.update_layout(height=130 + 58 * len(final))
     ticks = {"tickvals": at, "ticktext": names, "range": [len(final) - 0.4, -0.6], "showgrid": False}
     return figure.update_yaxes(**ticks)

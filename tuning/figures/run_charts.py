@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from tuning.base.registries import ACCURACY, Metric
 from tuning.figures.run_figures import coordinate
-from tuning.figures.style import accuracy_limits
+from tuning.figures.style import score_limits
 from tuning.runs.analysis import varying
 
 INK, MUTED, GRID, ACCENT, SECOND = (f"var(--{name})" for name in ("ink", "muted", "grid", "complete", "pruned"))
@@ -37,12 +38,23 @@ def described(trials: pd.DataFrame) -> dict[int, str]:
     return texts
 
 
-def best_so_far(frame: pd.DataFrame, trials: pd.DataFrame) -> go.Figure:
+def share_of(metric: Metric, axes: str) -> str:
+    """Returns the axes that are in per cent, of those that have a metric's values."""
+    return axes if metric.in_per_cent else ""
+
+
+def form(metric: Metric) -> str:
+    """Returns how a hover text writes a metric's value, as Plotly has it."""
+    return ".2%" if metric.in_per_cent else ".4f"
+
+
+def best_so_far(frame: pd.DataFrame, trials: pd.DataFrame, metric: Metric = ACCURACY) -> go.Figure:
     """Returns each finished trial as a dot, hollow if it was stopped, and the best so far as a step line, by minutes.
 
     Args:
         frame: From `analysis.best_so_far`.
         trials: A run's trials, which say what each dot is.
+        metric: The run's.
     """
     texts = described(trials)
     dots, marker = [], {"color": ACCENT, "size": 8, "opacity": 0.85, "line": {"width": 1.4, "color": ACCENT}}
@@ -51,9 +63,9 @@ def best_so_far(frame: pd.DataFrame, trials: pd.DataFrame) -> go.Figure:
         dots.append(
             go.Scatter(
                 x=chosen["ended_seconds"] / 60,
-                y=chosen["valid_accuracy"],
+                y=chosen[metric.column],
                 text=[f"<b>trial {trial}</b> ({state})<br>{texts[trial]}" for trial in chosen["trial"]],
-                hovertemplate="%{text}<br>%{y:.2%} after %{x:.1f} minutes<extra></extra>",
+                hovertemplate=f"%{{text}}<br>%{{y:{form(metric)}}} after %{{x:.1f}} minutes<extra></extra>",
                 mode="markers",
                 marker=marker | {"symbol": symbol},
                 name=f"a {state} trial",
@@ -63,25 +75,26 @@ def best_so_far(frame: pd.DataFrame, trials: pd.DataFrame) -> go.Figure:
     steps = {"color": INK, "width": 2, "shape": "hv"}
     minutes = frame["ended_seconds"] / 60
     line = go.Scatter(x=minutes, y=frame["best"], mode="lines", line=steps, name="best so far", hoverinfo="skip")
-    limits = accuracy_limits(frame["valid_accuracy"])
-    return figure_of(
-        [line, *dots], x="minutes since the search began", y="validation accuracy", share="y", limits=limits
-    )
+    limits, y = score_limits(frame[metric.column], metric), f"validation {metric.title}"
+    share = share_of(metric, "y")
+    return figure_of([line, *dots], x="minutes since the search began", y=y, share=share, limits=limits)
 
 
-def learning_curves(epochs: pd.DataFrame, trials: pd.DataFrame, best: int | None) -> go.Figure:
-    """Returns the validation accuracy by epoch, a line a trial in the colour of its state, the best one on top."""
+def learning_curves(
+    epochs: pd.DataFrame, trials: pd.DataFrame, best: int | None, metric: Metric = ACCURACY
+) -> go.Figure:
+    """Returns the metric by epoch, a line a trial in the colour of its state, the best one on top."""
     texts, states = described(trials), dict(zip(trials["trial"], trials["state"], strict=True))
-    rows = epochs[epochs["valid_accuracy"].notna() & epochs["trial"].isin(states)].sort_values(["trial", "epoch"])
+    rows = epochs[epochs[metric.column].notna() & epochs["trial"].isin(states)].sort_values(["trial", "epoch"])
     curves, seen = [], set()
     for trial, curve in sorted(rows.groupby("trial"), key=lambda item: item[0] == best):
         group = "best" if trial == best else states[trial]
         curves.append(
             go.Scatter(
                 x=curve["epoch"],
-                y=curve["valid_accuracy"],
+                y=curve[metric.column],
                 meta=f"<b>trial {trial}</b> ({escape(str(states[trial]))})<br>{texts[int(str(trial))]}",
-                hovertemplate="%{meta}<br>epoch %{x}: %{y:.2%}<extra></extra>",
+                hovertemplate=f"%{{meta}}<br>epoch %{{x}}: %{{y:{form(metric)}}}<extra></extra>",
                 mode="lines+markers",
                 marker={"size": 6 if len(curve) == 1 else 4},
                 line={"color": INK if group == "best" else f"var(--{group})", "width": 3 if group == "best" else 1.4},
@@ -93,18 +106,18 @@ def learning_curves(epochs: pd.DataFrame, trials: pd.DataFrame, best: int | None
             )
         )
         seen.add(group)
-    limits = accuracy_limits(rows["valid_accuracy"], reach=4.0)
-    figure = figure_of(curves, x="epoch", y="validation accuracy", share="y", limits=limits, height=440)
+    limits, y = score_limits(rows[metric.column], metric, reach=4.0), f"validation {metric.title}"
+    figure = figure_of(curves, x="epoch", y=y, share=share_of(metric, "y"), limits=limits, height=440)
     return figure.update_xaxes(tickformat="d", dtick=math.ceil(rows["epoch"].max() / 12))
 
 
-def parallel_coordinates(trials: pd.DataFrame) -> go.Figure:
-    """Returns a line a trial through the hyperparameters that vary to its accuracy; a range of an axis can be brushed.
+def parallel_coordinates(trials: pd.DataFrame, metric: Metric = ACCURACY) -> go.Figure:
+    """Returns a line a trial through the hyperparameters that vary to its value; a range of an axis can be brushed.
 
     A value that its axis cannot show (missing, or a 0 on a log scale) is drawn below it.
     """
-    known = trials[np.isfinite(trials["valid_accuracy"])]
-    accuracy = known["valid_accuracy"].to_numpy(dtype=float)
+    known = trials[np.isfinite(trials[metric.column])]
+    values = known[metric.column].to_numpy(dtype=float)
     dimensions = []
     for name in varying(known):
         heights, ticks = coordinate(known[name])
@@ -120,9 +133,14 @@ def parallel_coordinates(trials: pd.DataFrame) -> go.Figure:
                 "ticktext": [texts[height] for height in sorted(texts)],
             }
         )
-    dimensions.append({"label": "valid<br>accuracy", "values": accuracy, "tickformat": ".1%"})
-    low, _ = accuracy_limits(known["valid_accuracy"], reach=2.5)
-    line = {"color": accuracy, "colorscale": RAMP, "cmin": low, "cmax": max(accuracy.max(), low + 1e-9)}
+    tickformat = ".1%" if metric.in_per_cent else ".3f"
+    dimensions.append({"label": f"valid<br>{metric.title}", "values": values, "tickformat": tickformat})
+    low, high = score_limits(known[metric.column], metric, reach=2.5)
+    if metric.greater_is_better:
+        line = {"color": values, "colorscale": RAMP, "cmin": low, "cmax": max(values.max(), low + 1e-9)}
+    else:
+        shades = {"colorscale": RAMP, "reversescale": True}
+        line = {"color": values, **shades, "cmin": min(values.min(), high - 1e-9), "cmax": high}
     fonts = {"labelfont": font(12, INK), "tickfont": font(11), "rangefont": {"size": 1, "color": "rgba(0,0,0,0)"}}
     lines = go.Parcoords(dimensions=dimensions, line=line, unselected={"line": {"opacity": 0.06}}, **fonts)
     return figure_of([lines], height=420, margin={"l": 64, "r": 44, "t": 64, "b": 24})
@@ -150,14 +168,15 @@ def importances(frame: pd.DataFrame) -> go.Figure:
     return figure.update_yaxes(**order).update_layout(bargap=0.35, bargroupgap=0.1)
 
 
-def pareto(trials: pd.DataFrame, goal: str) -> go.Figure:
-    """Returns the finished trials by accuracy and a second goal, which is to be small, and the front of them.
+def pareto(trials: pd.DataFrame, goal: str, metric: Metric = ACCURACY) -> go.Figure:
+    """Returns the finished trials by the metric and a second goal, which is to be small, and the front of them.
 
     Args:
         trials: A run's trials, with a column `pareto` that is True on the front.
         goal: The column of the second goal.
+        metric: The run's.
     """
-    texts, known = described(trials), trials[trials["valid_accuracy"].notna() & trials[goal].notna()]
+    texts, known = described(trials), trials[trials[metric.column].notna() & trials[goal].notna()]
     front = known["pareto"].fillna(False).astype("bool")
     marks = []
     for name, rows, mode, colour in (
@@ -167,16 +186,17 @@ def pareto(trials: pd.DataFrame, goal: str) -> go.Figure:
         marks.append(
             go.Scatter(
                 x=rows[goal],
-                y=rows["valid_accuracy"],
+                y=rows[metric.column],
                 text=[f"<b>trial {trial}</b><br>{texts[trial]}" for trial in rows["trial"]],
-                hovertemplate="%{text}<br>%{y:.2%} at %{x:,}<extra></extra>",
+                hovertemplate=f"%{{text}}<br>%{{y:{form(metric)}}} at %{{x:,}}<extra></extra>",
                 mode=mode,
                 marker={"size": 8},
                 line={"color": colour, "shape": "hv"},
                 name=name,
             )
         )
-    figure = figure_of(marks, x=escape(goal.replace("_", " ")), y="validation accuracy", share="y")
+    y = f"validation {metric.title}"
+    figure = figure_of(marks, x=escape(goal.replace("_", " ")), y=y, share=share_of(metric, "y"))
     return figure.update_xaxes(type="log", dtick="D2")
 
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from tuning.base import files, masking
 from tuning.base.errors import UserError, each_alone
-from tuning.base.registries import OBJECTIVES
+from tuning.base.registries import ACCURACY, OBJECTIVES, Metric
 from tuning.runs import openings, run_folder, schema
 from tuning.runs.run_folder import MODEL_DIR, Run, is_of
-from tuning.runs.verdicts import luck, verdicts
+from tuning.runs.verdicts import headline, luck, metric_of, verdicts
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -27,8 +27,9 @@ NOTHING = "\N{EN DASH}"
 _TIME = re.compile(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d.*\+00:00$")
 _HEADINGS = {
     "n_parameters": "parameters",
-    "search_valid_accuracy": "search",
+    **{f"search_{column}": "search" for column in ("valid_accuracy", "valid_score")},
     **{f"valid_accuracy_{name}": name for name in ("mean", "std", "low", "high")},
+    **{f"valid_score_{name}": name for name in ("mean", "std", "low", "high")},
     **{f"difference_{name}": name for name in ("low", "high")},
 }
 _NOTES = ("seconds_per_image", "pareto", "stopped_by", "error")
@@ -154,13 +155,13 @@ def render(
     from tuning.figures.style import CLASS_COLOURS, STATE_COLOURS
     from tuning.runs import analysis
 
-    trials, meta = analysis.active(run.trials), masking.masked_all(run.meta)
+    trials, meta, metric = analysis.active(run.trials), masking.masked_all(run.meta), run.metric
     winner = _winner(run, trials, final)
     draw = _run_figures(run, trials, importances, tell) | ({} if final is None else _final_figures(final))
     made = each_alone({f"The figure {name}": partial(_as_json, make) for name, make in draw.items()}, tell)
     others: dict[str, Callable[[], Any]] = {}
     if meta.get("audit"):
-        others["The audit"] = lambda: run_folder.audit_text(meta["audit"])
+        others["The audit"] = lambda: run_folder.audit_text(meta["audit"], metric)
     if final is not None and final.outputs:
         others["The gallery"] = lambda: thumbnails.pictures(final.outputs, final.class_names)
     made |= each_alone(others, tell)
@@ -170,10 +171,12 @@ def render(
     page.globals |= {
         "exact": exact,
         "percent": percent,
-        "points": points,
-        "table": table,
-        "spoken": spoken,
-        "luck": luck,
+        "said": partial(said, metric),
+        "spread": partial(spread, metric),
+        "gap": partial(gap, metric),
+        "table": partial(table, metric=metric),
+        "spoken": partial(spoken, metric=metric),
+        "luck": partial(luck, metric=metric),
         "frame": pd.DataFrame,
     }
     return page.get_template("report.html.j2").render(
@@ -182,12 +185,15 @@ def render(
         trials=trials,
         final=final,
         metrics=None if final is None else final.metrics,
+        metric=metric,
+        shown=None if final is None else headline(final.metrics),
+        noise=run_folder.noise_text(run),
         winner=winner,
         searched=[name.removeprefix("config/") for name in analysis.varying(trials)],
         minutes=run_folder.minutes(run) if len(trials) else 0.0,
         audited=made.get("The audit"),
         verdicts=[] if final is None else verdicts(final.metrics),
-        shown_trials=_shown_trials(trials),
+        shown_trials=_shown_trials(trials, metric),
         images=made.get("The gallery"),
         figures={name: made[f"The figure {name}"] for name in draw if f"The figure {name}" in made},
         run_trials=run_folder.ran(run.trials),
@@ -199,20 +205,20 @@ def render(
     )
 
 
-def table(frame: "pd.DataFrame") -> dict[str, Any]:
+def table(frame: "pd.DataFrame", metric: Metric = ACCURACY) -> dict[str, Any]:
     """Returns a frame for the page: `columns` (heading, whether numeric) and `rows` of cells (text, full value)."""
     import pandas as pd
 
     columns = [
         {
-            "heading": _HEADINGS.get(str(name), str(name)).removeprefix("config/").replace("_", " "),
+            "heading": _heading(str(name), metric),
             "numeric": pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column),
         }
         for name, column in frame.items()
     ]
     rows = [
         [
-            (text := spoken(value, str(name)), "" if text == NOTHING else str(value))
+            (text := spoken(value, str(name), metric), "" if text == NOTHING else str(value))
             for name, value in zip(frame, row, strict=True)
         ]
         for row in frame.itertuples(index=False, name=None)
@@ -236,12 +242,27 @@ def percent(value: float | None, digits: int = 2) -> Any:
     return exact(value, None if value is None else f"{100 * value:.{digits}f}%")
 
 
-def points(value: float | None) -> Any:
-    """Returns a difference of shares as HTML, in points of a per cent with a sign."""
-    return exact(value, None if value is None else f"{100 * value:+.2f}")
+def said(metric: Metric, value: float | None) -> Any:
+    """Returns a metric's value as HTML."""
+    return exact(value, None if value is None else metric.said(value))
 
 
-def spoken(value: Any, name: str = "") -> str:
+def spread(metric: Metric, value: float) -> Any:
+    """Returns a standard deviation of a metric's values as HTML, without the sign of a per cent."""
+    return exact(value, metric.gap(value, ""))
+
+
+def gap(metric: Metric, value: float | None) -> Any:
+    """Returns a difference of a metric's values as HTML, with a sign: shares in points of a per cent."""
+    return exact(value, None if value is None else metric.gap(value))
+
+
+def _heading(name: str, metric: Metric) -> str:
+    known = _HEADINGS.get(name, metric.label if name == "valid_score" else name)
+    return known.removeprefix("config/").replace("_", " ")
+
+
+def spoken(value: Any, name: str = "", metric: Metric = ACCURACY) -> str:
     """Returns a value of a frame or of a JSON file, rounded for the eye as its name asks for."""
     import pandas as pd
 
@@ -251,8 +272,10 @@ def spoken(value: Any, name: str = "") -> str:
         return NOTHING
     if isinstance(value, float):
         if "difference" in name:
-            return f"{100 * value:+.2f}"
-        if "accuracy" in name or name.startswith(("precision", "recall", "f1", "seed_")):
+            return metric.gap(value)
+        if "valid_score" in name or name.startswith(("seed_", "second_")):
+            return metric.said(value)
+        if "accuracy" in name or name.startswith(("precision", "recall", "f1")):
             return f"{value:.2%}"
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     if isinstance(value, numbers.Integral):
@@ -282,13 +305,15 @@ def _winner(run: Run, trials: "pd.DataFrame", final: Final | None) -> dict[str, 
     return schema.plain({str(name): value for name, value in rows.iloc[0].items()})
 
 
-def _shown_trials(trials: "pd.DataFrame") -> "pd.DataFrame":
+def _shown_trials(trials: "pd.DataFrame", metric: Metric) -> "pd.DataFrame":
     """Returns the trials as the page lists them: the best first, columns that say nothing left out."""
     from tuning.runs import analysis
 
     notes = [name for name in _NOTES if name in trials and trials[name].notna().any()]
-    shown = trials[[*_TRIAL_COLUMNS, *analysis.varying(trials), *notes]]
-    return shown.sort_values(["valid_accuracy", "trial"], ascending=[False, True], na_position="last")
+    columns = dict.fromkeys([*_TRIAL_COLUMNS[:2], metric.column, *_TRIAL_COLUMNS[2:]])
+    shown = trials[[*columns, *analysis.varying(trials), *notes]]
+    order = [not metric.greater_is_better, True]
+    return shown.sort_values([metric.column, "trial"], ascending=order, na_position="last")
 
 
 def _run_figures(
@@ -298,15 +323,18 @@ def _run_figures(
     from tuning.figures import run_charts
     from tuning.runs import analysis
 
-    epochs, draw = run.epochs, {}
-    finished = trials["state"].isin(analysis.FINISHED) & trials["valid_accuracy"].notna()
+    epochs, metric = run.epochs, run.metric
+    draw: dict[str, Callable[[], Any]] = {}
+    finished = trials["state"].isin(analysis.FINISHED) & trials[metric.column].notna()
     if finished.any():
-        draw["best_so_far"] = lambda: run_charts.best_so_far(analysis.best_so_far(trials, run.clock), trials)
-    if epochs["valid_accuracy"].notna().any():
+        draw["best_so_far"] = lambda: run_charts.best_so_far(
+            analysis.best_so_far(trials, run.clock, metric), trials, metric
+        )
+    if epochs[metric.column].notna().any():
         best = int(run.best["trial"]) if finished.any() else None
-        draw["learning_curves"] = lambda: run_charts.learning_curves(epochs, trials, best)
-    if trials["valid_accuracy"].notna().sum() >= MIN_TRIALS_FOR_COORDINATES and analysis.varying(trials):
-        draw["parallel_coordinates"] = lambda: run_charts.parallel_coordinates(trials)
+        draw["learning_curves"] = lambda: run_charts.learning_curves(epochs, trials, best, metric)
+    if trials[metric.column].notna().sum() >= MIN_TRIALS_FOR_COORDINATES and analysis.varying(trials):
+        draw["parallel_coordinates"] = lambda: run_charts.parallel_coordinates(trials, metric)
     if importance is None and finished.any() and (run.path / "study.db").exists():
         from tuning.figures import importances
 
@@ -314,7 +342,8 @@ def _run_figures(
     if importance is not None and len(importance):
         draw["importances"] = lambda: run_charts.importances(importance)
     if "pareto" in trials and trials["pareto"].any():
-        draw["pareto"] = lambda: run_charts.pareto(trials, run.settings.get("minimize") or OBJECTIVES.default)
+        minimized = run.settings.get("minimize") or OBJECTIVES.default
+        draw["pareto"] = lambda: run_charts.pareto(trials, minimized, metric)
     return draw
 
 
@@ -323,8 +352,8 @@ def _final_figures(final: Final) -> dict[str, Callable[[], Any]]:
     from tuning.figures import model_charts, thumbnails
     from tuning.runs import analysis
 
-    configurations = final.configurations
-    draw = {} if configurations is None else {"seeds": lambda: model_charts.seeds(configurations)}
+    configurations, metric = final.configurations, metric_of(final.metrics)
+    draw = {} if configurations is None else {"seeds": lambda: model_charts.seeds(configurations, metric)}
     if not final.outputs:
         return draw
     outputs, names = final.outputs, final.class_names

@@ -20,6 +20,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from tuning.base import files
 from tuning.base.errors import UserError, each_alone
+from tuning.base.registries import ACCURACY, Metric
 
 DPI = 150
 # Ten colours for readers with and without a colour vision deficiency: the smallest OKLab distance between two of them,
@@ -133,11 +134,32 @@ def accuracy_limits(
     return max(0.0, low - margin), min(1.0, high + 1.5 * margin)
 
 
-def accuracy_axis(ax: Axes, label: str = "validation accuracy") -> None:
-    """Makes the vertical axis one of accuracies, in per cent."""
+def score_limits(
+    values: "pd.Series[Any]", metric: Metric, reach: float = 5.0, *, least: float | None = None
+) -> tuple[float, float]:
+    """Returns axis limits of a metric's values, as `accuracy_limits` does; the worse end of a loss is the upper one."""
+    if metric.in_per_cent:
+        return accuracy_limits(values, reach, least=least)
+    known = metric.sign * values.dropna()
+    high, middle, low = float(known.max()), float(known.median()), float(known.min())
+    low = max(low, high - reach * max(high - middle, 0.005))
+    low = low if least is None else min(low, metric.sign * least)
+    margin = max(0.08 * (high - low), 0.002)
+    ends = sorted((metric.sign * (low - margin), metric.sign * (high + 1.5 * margin)))
+    return max(0.0, ends[0]), ends[1]
+
+
+def said(metric: Metric, value: float) -> str:
+    """Returns a metric's value as the pictures write it: per cent with a blank, or plain."""
+    return per_cent(value, 2) if metric.in_per_cent else metric.said(value)
+
+
+def score_axis(ax: Axes, metric: Metric = ACCURACY, label: str = "") -> None:
+    """Makes the vertical axis one of a metric's values; the label is that of the valid split unless one is given."""
     ax.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.5g} %"))
-    ax.set_ylabel(label, fontsize=LABEL)
+    if metric.in_per_cent:
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.5g} %"))
+    ax.set_ylabel(label or f"validation {metric.title}", fontsize=LABEL)
 
 
 def epoch_axis(ax: Axes) -> None:

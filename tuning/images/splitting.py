@@ -22,6 +22,8 @@ from tuning.images.source import Source
 VALID_SHARE, MOST_VALID_IMAGES = 0.1, 5_000
 LEAST_IMAGES = 4
 BYTES_AT_ONCE = 1 << 25  # Of images, so that sums over mapped ones need little memory.
+# The largest class may have so many times as many train images as the smallest before a search mentions it.
+MOST_UNEVEN = 3
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,18 @@ def make_splits(
         std=std,
         split_hash=_hash(train, valid),
         valid_hash=_hash(valid),
+    )
+
+
+def imbalance(splits: Splits) -> str | None:
+    """Returns a sentence on classes of very different sizes in the train split, and the option for them, or None."""
+    counts = np.bincount(splits.train.labels, minlength=splits.n_classes)
+    most, least = int(counts.max()), int(counts[counts > 0].min())
+    if most <= MOST_UNEVEN * least:
+        return None
+    return (
+        f"The largest class has {most / least:.3g} times as many train images as the smallest; "
+        "--metric balanced_accuracy counts each class alike."
     )
 
 

@@ -179,6 +179,7 @@ def normalisation_of_weights(architecture: str) -> Normalisation | None:
     from timm.models import get_pretrained_cfg
 
     known = get_pretrained_cfg(architecture.removeprefix(TIMM))
+    assert known is not None, architecture
     return Normalisation(tuple(known.mean), tuple(known.std))
 
 

@@ -6,6 +6,7 @@ is resumed. Nothing here ends or slows down a search: a thread of its own does t
 
 import importlib.util
 import logging
+import math
 import os
 import re
 import threading
@@ -17,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuning.base import files
+from tuning.base import files, registries
 from tuning.base.errors import UserError
 from tuning.base.masking import masked
 from tuning.runs import run_folder, schema
@@ -218,7 +219,7 @@ class Tracker:
             return
         if sent.status != "RUNNING":
             client.update_run(sent.run_id, status="RUNNING")
-        metrics = _metrics(row, epochs)
+        metrics = _metrics(row, epochs, run_folder.Run(self._path).metric)
         for i in range(0, max(1, len(new)), _EPOCHS_A_REQUEST):
             part = new[i : i + _EPOCHS_A_REQUEST]
             values = [metric for epoch in part for metric in metrics[int(epoch["epoch"])]]
@@ -275,19 +276,21 @@ class Tracker:
                 return experiment.experiment_id, found
 
 
-def _metrics(row: Mapping[str, Any], epochs: Sequence[Mapping[Any, Any]]) -> dict[int, list["Metric"]]:
+def _metrics(
+    row: Mapping[str, Any], epochs: Sequence[Mapping[Any, Any]], judged: registries.Metric
+) -> dict[int, list["Metric"]]:
     """Returns the values of each epoch; their times follow from the record, so that sent twice they are there once."""
     from mlflow.entities import Metric
 
-    clock, best = float(_milliseconds(row["started"]) or 0), 0.0
+    clock, best = float(_milliseconds(row["started"]) or 0), -math.inf
     found: dict[int, list[Metric]] = {}
     for epoch in epochs:
         plain = schema.plain({str(name): value for name, value in epoch.items()})
         values = {name: value for name, value in plain.items() if name in _METRICS and value is not None}
-        best = max(best, values.get("valid_accuracy", 0.0))
+        best = max(best, judged.sign * values.get(judged.column, -judged.sign * math.inf))
         clock += 1000 * values.get("epoch_seconds", 0.0)
         step = int(epoch["epoch"])
-        values |= {"best_valid_accuracy": best}
+        values |= {f"best_{judged.column}": judged.sign * best} if math.isfinite(best) else {}
         found[step] = [Metric(name, float(value), int(clock), step) for name, value in values.items()]
     return found
 

@@ -20,6 +20,7 @@ import numpy as np
 from tuning.base import files, machine, own_model, rim
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError, counted, disk_full
+from tuning.base.registries import ACCURACY, Metric
 from tuning.retraining.best_model import load_best_model, probabilities
 from tuning.retraining.export import FORMATS
 from tuning.retraining.model_card import CARD, model_card, scores
@@ -60,6 +61,22 @@ class Outcome:
     def accuracy(self) -> float:
         """In [0, 1]."""
         return float((self.predictions == self.labels).mean())
+
+    def score(self, metric: Metric) -> float:
+        """Returns a metric's value."""
+        from tuning.training import metrics
+
+        return metrics.score(metric.name, self.log_probabilities, self.labels)
+
+    def score_interval(self, metric: Metric) -> tuple[float, float]:
+        """Returns its 95 % interval: Wilson's of a share of the images, by the bootstrap of any other metric."""
+        from tuning.runs import analysis
+        from tuning.training import metrics
+
+        if not metric.share_of_images:
+            return metrics.bootstrapped(metric.name, self.log_probabilities, self.labels)
+        low, high = analysis.wilson_interval(round(self.score(metric) * len(self.labels)), len(self.labels))
+        return float(low), float(high)
 
 
 @contextmanager
@@ -174,7 +191,12 @@ def write_model(
 
 
 def write_outcome(
-    folder: Path, test: Outcome, images: "Labelled", splits: "Splits", rows: Sequence[Mapping[str, Any]]
+    folder: Path,
+    test: Outcome,
+    images: "Labelled",
+    splits: "Splits",
+    rows: Sequence[Mapping[str, Any]],
+    metric: Metric = ACCURACY,
 ) -> list[str]:
     """Writes `test_outputs.npz`, `epochs.csv`, `classification_report.csv` and the pictures.
 
@@ -215,7 +237,7 @@ def write_outcome(
     from tuning.figures import model_figures, run_figures, style
 
     draw = model_figures.drawings_of_model(test.labels, test.probabilities, shown, class_names, components)
-    draw |= {"learning_curve": lambda: run_figures.learning_curve(epochs)}
+    draw |= {"learning_curve": lambda: run_figures.learning_curve(epochs, metric)}
     style.save_each(draw, folder, problems.append)
     return problems
 

@@ -5,14 +5,14 @@ A plan is made before anything is trained; every configuration of it gets the sa
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tuning.base import files, own_model
 from tuning.base.config import TrainConfig, parse_config, read_config
 from tuning.base.errors import UserError
-from tuning.base.registries import OWN
+from tuning.base.registries import ACCURACY, METRICS, OWN, Metric
 from tuning.images.source import Source
 from tuning.retraining.seeds import fresh_seeds
 from tuning.runs import run_folder, schema
@@ -36,10 +36,11 @@ class Entry:
     Attributes:
         role: Only candidates can win.
         rank: Among the run's configurations, from 1: complete trials first, the best first.
-        search_accuracy: What the search measured on the valid split, in [0, 1].
+        search_accuracy: The accuracy that the search measured on the valid split, in [0, 1].
         search_epochs: The length that the search had for it.
         epoch_seconds: What an epoch took in the search.
         accumulation: Parts that the search had to cut its batches into, so that they fit into the memory.
+        search_score: The value of the run's metric that the search measured.
     """
 
     role: Literal["candidate", "default", "random"]
@@ -50,6 +51,11 @@ class Entry:
     search_epochs: int | None = None
     epoch_seconds: float | None = None
     accumulation: int = 1
+    search_score: float | None = None
+
+    def searched(self, metric: Metric) -> float | None:
+        """Returns what the search measured of the run's metric; None without a search."""
+        return self.search_accuracy if metric is ACCURACY else self.search_score
 
     @property
     def expected_seconds(self) -> float:
@@ -81,6 +87,7 @@ class Plan:
         images: What is read, and how.
         notes: What a person should know of how the plan was made, a sentence each.
         data_seed: Chooses the valid split; the run's, so that no image moves from valid to train.
+        metric: A name in `METRICS`; it decides who wins.
     """
 
     source: str
@@ -95,6 +102,11 @@ class Plan:
     random: str | None = None
     identity: str | None = None
     notes: tuple[str, ...] = ()
+    metric: str = METRICS.default
+
+    def job(self, entry: Entry, seed: int, accumulation: int = 1) -> jobs.Job:
+        """Returns the retraining of one of the entries on a seed; see `Entry.job`."""
+        return replace(entry.job(seed, self.folder, accumulation), metric=self.metric)
 
     @property
     def lengthening(self) -> float | None:
@@ -136,8 +148,8 @@ def from_run(
     _check_epochs(epochs)
     found, notes = run_folder.load(run, retrained=True), []
     own_model.of_folder(found.path)
-    trials = found.trials
-    ranked = list(_ranked(run_folder.within(trials, found.path, max_parameters), found.path, epochs))
+    trials, metric = found.trials, found.metric
+    ranked = list(_ranked(run_folder.within(trials, found.path, max_parameters), found.path, epochs, metric))
     entries = ranked[:top_k]
     used = {int(value) for value in trials["seed"].dropna()}
     default = random = None
@@ -172,6 +184,7 @@ def from_run(
         random=random,
         identity=found.identity,
         notes=tuple(notes),
+        metric=metric.name,
     )
 
 
@@ -184,6 +197,7 @@ def from_file(
     epochs: int | None = None,
     seed: int | None = None,
     model: Path | None = None,
+    metric: str = METRICS.default,
 ) -> Plan:
     """Returns the plan for one configuration, without a search; its jobs are below `folder`.
 
@@ -208,15 +222,16 @@ def from_file(
         own_model.find(config.architecture)
     entry = Entry("candidate", _lengthened(config, epochs or config.epochs, str(path)))
     seeds = _seeds(config.hash(), n_seeds, seed, set())
-    return Plan(str(path), None, (entry,), seeds, (folder / JOBS).absolute(), images)
+    return Plan(str(path), None, (entry,), seeds, (folder / JOBS).absolute(), images, metric=metric)
 
 
-def _ranked(trials: "pd.DataFrame", path: Path, epochs: int | None) -> Iterable[Entry]:
+def _ranked(trials: "pd.DataFrame", path: Path, epochs: int | None, metric: Metric) -> Iterable[Entry]:
     """Yields the run's distinct configurations, complete trials first, the best first."""
     import pandas as pd
 
     known: set[str] = set()
-    ordered = run_folder.rank_trials(trials, path).sort_values("state", kind="stable")  # "complete" < "pruned"
+    # "complete" < "pruned"
+    ordered = run_folder.rank_trials(trials, path, metric).sort_values("state", kind="stable")
     for row in ordered.to_dict("records"):
         values = {name: row[f"config/{name}"] for name in TrainConfig.model_fields}
         config = parse_config(schema.plain(values), f"{path}/trials.csv")
@@ -229,6 +244,7 @@ def _ranked(trials: "pd.DataFrame", path: Path, epochs: int | None) -> Iterable[
             rank=len(known),
             trial=int(row["trial"]),
             search_accuracy=float(row["valid_accuracy"]),
+            search_score=float(row["valid_score"]),
             search_epochs=config.epochs,
             epoch_seconds=float(row["seconds"] / row["epochs"]) or None,
             accumulation=1 if pd.isna(row["accumulation"]) else int(row["accumulation"]),

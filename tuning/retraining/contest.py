@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuning.base import machine, tables
 from tuning.base.errors import UserError, counted
+from tuning.base.registries import ACCURACY, METRICS, Metric
 from tuning.retraining import seeds
 from tuning.retraining.candidates import Entry, Plan
 from tuning.runs.verdicts import luck, verdicts
@@ -41,6 +42,11 @@ class Contest:
     shrinkage: seeds.Estimate | None
 
     @property
+    def metric(self) -> Metric:
+        """What decides."""
+        return METRICS[self.plan.metric]
+
+    @property
     def winner(self) -> Entry:
         """The candidate with the best mean."""
         return self.plan.entries[int(self.table["chosen"].to_numpy().argmax())]
@@ -66,6 +72,7 @@ class Contest:
     def facts(self) -> dict[str, Any]:
         """What the search was worth, as in `metrics.json`."""
         return {
+            "metric": self.plan.metric,
             "lengthening": self.plan.lengthening,
             **_estimate("shrinkage", self.shrinkage),
             **_estimate("default_difference", self.behind(self.plan.default)),
@@ -94,7 +101,8 @@ def hold(
     """
     done: dict[tuple[str, int], Result] = {}
     failed: dict[str, str] = {}
-    wanted = [entry.job(plan.seeds[0], plan.folder) for entry in plan.entries]
+    metric = METRICS[plan.metric]
+    wanted = [plan.job(entry, plan.seeds[0]) for entry in plan.entries]
     while wanted:
         for job, error in _train(plan, wanted, splits, slots, threads, say):
             failed[job.config.hash()] = error
@@ -105,9 +113,10 @@ def hold(
             elif result is not None:
                 done[job.config.hash(), job.seed] = result
         values = _values(plan, done, failed)
-        dropped = seeds.dropped(values, _leader(plan, values[1], failed), len(splits.valid))
+        signed, errors = metric.sign * values, None if metric.share_of_images else _errors(plan, done)
+        dropped = seeds.dropped(signed, _leader(plan, signed[1], failed), len(splits.valid), errors)
         wanted = [
-            entry.job(seed, plan.folder, done[entry.config.hash(), plan.seeds[0]].accumulation)
+            plan.job(entry, seed, done[entry.config.hash(), plan.seeds[0]].accumulation)
             for seed in plan.seeds[1:]
             for entry in plan.entries
             if entry.config.hash() not in dropped | set(failed) and (entry.config.hash(), seed) not in done
@@ -117,17 +126,19 @@ def hold(
 
 def show(contest: Contest) -> None:
     """Prints the table, who cannot be told from the winner, what the search's values lost, and what it was worth."""
-    table, plan = contest.table, contest.plan
-    interval = [_interval(*row) for row in table[["valid_accuracy_low", "valid_accuracy_high"]].to_numpy()]
-    shown = table[["role", "rank", "trial", "search_valid_accuracy"]].assign(
-        mean_accuracy=table["valid_accuracy_mean"],
-        std_accuracy=table["valid_accuracy_std"],
-        interval=interval,
-        behind=table.apply(_behind, axis="columns"),
+    table, plan, metric = contest.table, contest.plan, contest.metric
+    column, title = metric.column, metric.title
+    searched, mean, std = f"search_{metric.called}", f"mean_{title}", f"std_{title}"
+    shown = table[["role", "rank", "trial"]].assign(
+        **{searched: table[f"search_{column}"], mean: table[f"{column}_mean"], std: table[f"{column}_std"]},
+        interval=[_interval(low, high, metric) for low, high in table[[f"{column}_low", f"{column}_high"]].to_numpy()],
+        behind=table.apply(_behind, axis="columns", metric=metric),
         note=table.apply(lambda row: _note(row, contest.failed), axis="columns"),
     )
-    least = ("std_accuracy", "rank", "trial", "search_valid_accuracy", "interval", "behind")
-    tables.print_frame(shown, f"Valid accuracy over {counted(len(plan.seeds), 'fresh seed')}", least=least)
+    least = (std, "rank", "trial", searched, "interval", "behind")
+    said = dict.fromkeys((searched, mean, std), metric.said)
+    heading = f"Valid {title} over {counted(len(plan.seeds), 'fresh seed')}"
+    tables.print_frame(shown, heading, least=least, said=said)
     print("\n".join(explain(contest)))
 
 
@@ -140,8 +151,11 @@ def explain(contest: Contest) -> list[str]:
             f"{seeds.NO_CHANCE:.0%}; such a difference was a reason to stop, so it is a little too large."
         )
     if contest.shrinkage is not None:
-        shrunk = _points(*contest.shrinkage)
-        lines.append(f"The search's values minus the fresh means: {shrunk}. {luck(contest.plan.lengthening)}")
+        shrunk = _points(*contest.shrinkage, contest.metric)
+        parts = ["The search's values", "the fresh means"]
+        if not contest.metric.greater_is_better:
+            parts = ["The fresh means", "the search's values"]
+        lines.append(f"{' minus '.join(parts)}: {shrunk}. {luck(contest.plan.lengthening, contest.metric)}")
     return [*lines, *(sentence for _, sentence in verdicts(contest.facts))]
 
 
@@ -174,28 +188,38 @@ def _train(
             say(f"{name}failed: {row['error']}")
             yield job, row["error"]
         else:
-            say(name + epoch_line(row, job.config.epochs))
+            say(name + epoch_line(row, job.config.epochs, METRICS[plan.metric]))
 
 
-def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
+def epoch_line(row: Mapping[str, Any], epochs: int, metric: Metric = ACCURACY) -> str:
     """Returns an epoch in a line."""
+    shown = metric.column == "valid_score" and metric.name != "log_loss"  # Else it stands there already.
+    score = f"  {metric.title} {metric.said(row['valid_score'])}" if shown else ""
     best = "  best so far" if row["best_epoch"] == row["epoch"] else ""
     return (
         f"epoch {row['epoch']:>3}/{epochs}  train {row['train_loss']:.4f} {row['train_accuracy']:.2%}  "
-        f"valid {row['valid_loss']:.4f} {row['valid_accuracy']:.2%}  {row['epoch_seconds']:.0f} s{best}"
+        f"valid {row['valid_loss']:.4f} {row['valid_accuracy']:.2%}{score}  {row['epoch_seconds']:.0f} s{best}"
     )
 
 
 def _values(plan: Plan, done: Mapping[tuple[str, int], Result], failed: Mapping[str, str]) -> "pd.DataFrame":
-    """Returns valid accuracies: a row a configuration hash, a column an index of a seed, from 1."""
+    """Returns the metric on the valid split: a row a configuration hash, a column an index of a seed, from 1."""
     import pandas as pd
 
     hashes, numbers = [entry.config.hash() for entry in plan.entries], range(1, len(plan.seeds) + 1)
     values = pd.DataFrame(index=hashes, columns=numbers, dtype="float64")
     for (config_hash, seed), result in done.items():
         if config_hash not in failed:
-            values.loc[config_hash, plan.seeds.index(seed) + 1] = result.valid_accuracy
+            values.loc[config_hash, plan.seeds.index(seed) + 1] = result.on_valid(METRICS[plan.metric])
     return values
+
+
+def _errors(plan: Plan, done: Mapping[tuple[str, int], Result]) -> "pd.Series[float]":
+    """Returns the standard error of each configuration's value on the first seed, by its hash."""
+    import pandas as pd
+
+    found = {config_hash: result.valid_error for (config_hash, seed), result in done.items() if seed == plan.seeds[0]}
+    return pd.Series(found, dtype="float64")
 
 
 def _candidates(plan: Plan) -> list[str]:
@@ -220,8 +244,8 @@ def _judge(
 ) -> Contest:
     import pandas as pd
 
-    hashes = list(values.index)
-    winner = seeds.choose(values.loc[_candidates(plan)])
+    hashes, metric = list(values.index), METRICS[plan.metric]
+    winner = seeds.choose(metric.sign * values.loc[_candidates(plan)])
     taken = [math.fsum(done[key].seconds for key in done if key[0] == config_hash) for config_hash in hashes]
     state = ["failed" if h in failed else "dropped" if values.loc[h].isna().any() else "complete" for h in hashes]
     table = pd.DataFrame(
@@ -230,14 +254,17 @@ def _judge(
             "rank": pd.array([entry.rank for entry in plan.entries], dtype="Int64"),
             "trial": pd.array([entry.trial for entry in plan.entries], dtype="Int64"),
             "config_hash": hashes,
-            "search_valid_accuracy": pd.array([e.search_accuracy for e in plan.entries], dtype="float64"),
+            f"search_{metric.column}": pd.array([e.searched(metric) for e in plan.entries], dtype="float64"),
         },
         index=values.index,
     )
-    table = table.join(seeds.summarise(values, winner)).assign(chosen=table.index == winner, state=state, seconds=taken)
+    table = table.join(seeds.summarise(values, winner, metric)).assign(
+        chosen=table.index == winner, state=state, seconds=taken
+    )
     table = table.join(values.rename(columns=lambda i: f"seed_{i}")).reset_index(drop=True)
-    searched = pd.Series({e.config.hash(): e.search_accuracy for e in plan.entries}, dtype="float64")[_candidates(plan)]
-    shrunk = None if searched.isna().all() else seeds.shrinkage(searched, values.loc[_candidates(plan)])
+    found = pd.Series({e.config.hash(): e.searched(metric) for e in plan.entries}, dtype="float64")[_candidates(plan)]
+    signed = metric.sign * values.loc[_candidates(plan)]
+    shrunk = None if found.isna().all() else seeds.shrinkage(metric.sign * found, signed)
     return Contest(plan, done, failed, table, shrunk)
 
 
@@ -250,19 +277,20 @@ def _note(row: "pd.Series[Any]", failed: Mapping[str, str]) -> str:
     return "dropped after its first seed" if row["state"] == "dropped" else told
 
 
-def _behind(row: "pd.Series[Any]") -> str:
-    return "-" if row["chosen"] else _points(row["difference"], row["difference_low"], row["difference_high"])
+def _behind(row: "pd.Series[Any]", metric: Metric) -> str:
+    return "-" if row["chosen"] else _points(row["difference"], row["difference_low"], row["difference_high"], metric)
 
 
-def _interval(low: float, high: float) -> str:
-    return "-" if math.isnan(low) else f"{low:.2%} to {high:.2%}"
+def _interval(low: float, high: float, metric: Metric) -> str:
+    return "-" if math.isnan(low) else f"{metric.said(low)} to {metric.said(high)}"
 
 
-def _points(value: float, low: float, high: float) -> str:
-    """Returns a difference of accuracies in points, with its interval where there is one."""
+def _points(value: float, low: float, high: float, metric: Metric) -> str:
+    """Returns a difference of values, with its interval where there is one."""
     if math.isnan(value):
         return "-"
-    return f"{100 * value:+.2f}" + ("" if math.isnan(low) else f" ({100 * low:+.2f} to {100 * high:+.2f})") + " points"
+    interval = "" if math.isnan(low) else f" ({metric.gap(low)} to {metric.gap(high)})"
+    return f"{metric.gap(value)}{interval}{metric.unit}"
 
 
 def _estimate(name: str, estimate: seeds.Estimate | None) -> dict[str, Any]:

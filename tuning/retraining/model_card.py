@@ -7,7 +7,7 @@ import numpy as np
 
 from tuning.base.errors import counted
 from tuning.images.catalogue import DATASETS
-from tuning.runs.verdicts import verdicts
+from tuning.runs.verdicts import headline, verdicts
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -33,8 +33,10 @@ def _filled(template: str, metrics: Mapping[str, Any], **values: Any) -> str:
         keep_trailing_newline=True,
     )
     texts.filters |= {"percent": "{:.2%}".format, "whole": "{:,}".format, "counted": counted}
+    shown = headline(metrics)
+    texts.filters |= {"said": shown.metric.said}
     averaging = f"{'with' if metrics['flip_averaging'] else 'without'} flip averaging"
-    return texts.get_template(template).render(metrics=metrics, averaging=averaging, **values)
+    return texts.get_template(template).render(metrics=metrics, shown=shown, averaging=averaging, **values)
 
 
 def model_card(

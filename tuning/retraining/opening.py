@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from tuning.base import files, interrupts, machine
 from tuning.base.errors import UserError, each_alone
+from tuning.base.registries import ACCURACY, Metric
 from tuning.retraining import artefacts, contest, export, model_card
 from tuning.retraining.artefacts import Outcome
 from tuning.retraining.candidates import Plan
 from tuning.retraining.contest import Contest
-from tuning.retraining.verdict import Chosen, choose, describe, train_on_everything
+from tuning.retraining.verdict import Chosen, choose, describe, spread, train_on_everything
 from tuning.runs.openings import OPENED, RESULT, times_opened
 from tuning.runs.openings import append as log_test
 from tuning.runs.run_folder import MODEL_DIR
+from tuning.runs.verdicts import metric_of
 from tuning.training import jobs
 from tuning.trials.slots import Slots
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from tuning.images.splitting import Splits
 
 REHEARSED, MOST_TEST_IMAGES = 2_000, 10_000
+Z_95 = 1.96  # Standard errors on each side of an estimate, in its 95 % interval.
 FINISHING = "The test split is open: the command ends as soon as its result is written, in seconds."
 
 
@@ -67,7 +70,7 @@ def rehearse(held: Contest, chosen: Chosen, splits: "Splits", staging: Path, *, 
     flip = chosen.flip_averaging
     ready = Ready(held, chosen, splits, model, _outcome(model, probe, splits, "cpu", flip), images, device)
     outcome = _outcome(jobs.load_model(chosen.job, splits, device), images, splits, device, flip)
-    figures = _test_metrics(outcome, [outcome.accuracy] * len(held.plan.seeds)) | {"test_opened": 1}
+    figures = _test_metrics(outcome, [outcome] * len(held.plan.seeds), held.metric) | {"test_opened": 1}
     try:
         problems = write_everything(
             ready, describe(held, chosen, splits) | figures, outcome, images, staging, rehearsing=True
@@ -94,7 +97,8 @@ def write_everything(
     splits, chosen = ready.splits, ready.chosen
     artefacts.write_model(folder, ready.model, chosen.job.config, splits, metrics)
     files.write_text(folder / "final.csv", ready.held.table.to_csv(index=False))
-    problems = artefacts.write_outcome(folder, test, images, splits, chosen.result.epochs)
+    rows, metric = chosen.result.epochs, ready.held.metric
+    problems = artefacts.write_outcome(folder, test, images, splits, rows, metric)
     parts = {
         artefacts.SEPARABILITY: lambda: problems.extend(artefacts.write_separability(folder, ready.trained_on, test)),
         model_card.CARD: lambda: artefacts.write_card(folder, splits.valid.pixels(slice(artefacts.IMAGES_TO_TIME))),
@@ -131,8 +135,8 @@ def test_once(
     log_test(log, metrics | {"event": OPENED, "dataset": splits.dataset})
     images = load_test(ready.held.plan.images)
     outcomes = {flip: _outcome(models[0], images, splits, ready.device, flip) for flip in (False, True)}
-    accuracies = [_outcome(each, images, splits, ready.device, flip_averaging).accuracy for each in models[1:]]
-    metrics |= _test_metrics(outcomes[flip_averaging], accuracies) | {
+    of_seeds = [_outcome(each, images, splits, ready.device, flip_averaging) for each in models[1:]]
+    metrics |= _test_metrics(outcomes[flip_averaging], of_seeds, ready.held.metric) | {
         "test_accuracy_plain": outcomes[False].accuracy,
         "test_accuracy_flip_averaging": outcomes[True].accuracy,
         "test_opened": times_opened(log, splits.dataset),
@@ -146,12 +150,17 @@ def opened_again(metrics: Mapping[str, Any]) -> str:
     """Returns what it does to the figure that the test split had been opened before."""
     from tuning.retraining.seeds import best_of
 
-    n, accuracy = metrics["test_opened"], metrics["test_accuracy"]
-    too_high = 100 * best_of(n) * math.sqrt(accuracy * (1 - accuracy) / metrics["test_images"])
+    n, accuracy, metric = metrics["test_opened"], metrics["test_accuracy"], metric_of(metrics)
+    error = math.sqrt(accuracy * (1 - accuracy) / metrics["test_images"])
+    if metric is not ACCURACY:
+        low, high = metrics["test_score_interval"]
+        error = (high - low) / (2 * Z_95)
+    too_high = f"{metric.gap(best_of(n) * error, '')}{metric.unit}"
+    side = "high" if metric.greater_is_better else "low"
     return (
         f"The test split has been opened {n} times for this data set. This figure is unbiased, and its interval right, "
-        f"only if nothing was changed in the light of the earlier ones. The best of {n} figures is too high by up to "
-        f"{too_high:.2f} points on average ({best_of(n):.2f} standard errors: equally good models, independent errors)."
+        f"only if nothing was changed in the light of the earlier ones. The best of {n} figures is too {side} by up to "
+        f"{too_high} on average ({best_of(n):.2f} standard errors: equally good models, independent errors)."
     )
 
 
@@ -162,18 +171,23 @@ def _outcome(model: "nn.Module", part: Any, splits: "Splits", device: str, flip_
     return Outcome(part.labels, log_probabilities.numpy(), features.numpy())
 
 
-def _test_metrics(test: Outcome, accuracies: Sequence[float]) -> dict[str, Any]:
+def _test_metrics(test: Outcome, of_seeds: Sequence[Outcome], metric: Metric) -> dict[str, Any]:
     """Returns figures of the saved model, and the mean over the winner's seeds."""
     from tuning.runs import analysis
 
     n = len(test.labels)
+    accuracies, values = [each.accuracy for each in of_seeds], [each.score(metric) for each in of_seeds]
     right = int((test.predictions == test.labels).sum())
     loss = -float(test.log_probabilities[range(n), test.labels].mean())
     return {
         "test_accuracy": right / n,
         "test_interval": list(analysis.wilson_interval(right, n)),
         "test_accuracy_mean": statistics.mean(accuracies),
-        "test_accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        "test_accuracy_std": spread(accuracies),
+        "test_score": test.score(metric),
+        "test_score_interval": list(test.score_interval(metric)),
+        "test_score_mean": statistics.mean(values),
+        "test_score_std": spread(values),
         "test_loss": loss,
         "test_images": n,
         "ece": analysis.calibration(test.labels, test.probabilities)[0],
@@ -218,7 +232,7 @@ def retrain_and_test(
             say(line)
         artefacts.check_replaceable(staging, model_dir)
         artefacts.reserve(staging, MOST_TEST_IMAGES, len(ready.rehearsed))
-        trained = [held.winner.job(seed, plan.folder) for seed in plan.seeds]
+        trained = [plan.job(held.winner, seed) for seed in plan.seeds]
         models = [jobs.load_model(job, splits, slots.device) for job in (chosen.job, *trained)]
         with interrupts.postponed(FINISHING, written(plan, model_dir)):
             metrics, test, images = test_once(ready, models, log=model_dir, staging=staging)

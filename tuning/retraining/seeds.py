@@ -1,7 +1,8 @@
 """What fresh seeds say: which configuration is best, which are as good, by how much the search's values shrank.
 
 Numbers and frames in, numbers and frames out; files, torch and Ray have no place here. `values` is everywhere a frame
-of valid accuracies in [0, 1]: a row a configuration, a column a fresh seed, NaN where that was not trained.
+of values on the valid split, accuracies or those of another metric: a row a configuration, a column a fresh seed, NaN
+where that was not trained.
 """
 
 import hashlib
@@ -10,6 +11,8 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 import pandas as pd
+
+from tuning.base.registries import ACCURACY, Metric
 
 CONFIDENCE = 0.95
 # A configuration is dropped after its first seed where it has less than this chance of the best mean in the end.
@@ -36,21 +39,23 @@ def fresh_seeds(name: str, n: int, used: Collection[int] = ()) -> tuple[int, ...
     return tuple(seeds)
 
 
-def dropped(values: pd.DataFrame, leader: str, n_valid: int) -> set[str]:
+def dropped(values: pd.DataFrame, leader: str, n_valid: int, errors: "pd.Series[float] | None" = None) -> set[str]:
     """Returns the configurations that need no more seeds, because they can hardly come to have the best mean.
 
     With the difference d between the leader and another one on the first seed, and nothing else known of the true
     difference, the chance that the other has the better mean of all n seeds is Phi(-d / s * sqrt(n / (n - 1))), where s
     is the standard deviation of such a difference. s² is a (1 - a) / n_valid, added up over the two accuracies a: were
-    each image right or wrong by chance alone, it would be that. Most images are right or wrong with every seed, so as
+    each image right or wrong by chance alone, it would be that. Of another metric it is the sum of the squared errors,
+    which are those of independent images, too. Most images are right or wrong with every seed, so as
     a rule seeds differ by less, and the chance is smaller than computed. Where the seeds so far differ by more, theirs
     is taken: asked again later, this may find that one was dropped too soon. Below 1 % the chance counts as none; for
     three seeds, 5,000 images and 94 % that is a difference of 0.9 points.
 
     Args:
-        values: Those of the first seed are compared; a row without one is not judged.
+        values: Those of the first seed are compared; a row without one is not judged. Greater must be better.
         leader: The row that they are compared with: the best that may be chosen.
         n_valid: Images of the valid split.
+        errors: The standard error of the value of each row on the first seed, where the values are no shares of images.
     """
     from scipy.stats import norm
 
@@ -58,18 +63,18 @@ def dropped(values: pd.DataFrame, leader: str, n_valid: int) -> set[str]:
     if n_seeds == 1:
         return set()
     firsts, measured = values.iloc[:, 0], _variance_within(values)[0]
-    variance = firsts * (1 - firsts) / n_valid
+    variance = firsts * (1 - firsts) / n_valid if errors is None else errors.reindex(firsts.index) ** 2
     variance = (variance + variance[leader]).clip(lower=max(1e-12, 0 if math.isnan(measured) else 2 * measured))
     chance = norm.cdf((firsts - firsts[leader]) / variance**0.5 * math.sqrt(n_seeds / (n_seeds - 1)))
     return set(firsts.index[chance < NO_CHANCE]) - {leader}
 
 
 def choose(values: pd.DataFrame) -> str:
-    """Returns the row with the best mean, of those with every seed; the first of equal ones. There must be one."""
+    """Returns the row with the greatest mean, of those with every seed; the first of equal ones. There must be one."""
     return str(values.dropna().mean(axis=1).idxmax())
 
 
-def summarise(values: pd.DataFrame, winner: str) -> pd.DataFrame:
+def summarise(values: pd.DataFrame, winner: str, metric: Metric = ACCURACY) -> pd.DataFrame:
     """Returns each configuration's mean, and how far it is behind the winner, with 95 % t intervals.
 
     Three seeds say little of a variance, so one is pooled over all configurations: of a mean's interval, that within
@@ -78,22 +83,23 @@ def summarise(values: pd.DataFrame, winner: str) -> pd.DataFrame:
     not widened for the choice of the best of several.
 
     Returns:
-        valid_accuracy_mean, _std (NaN for a single seed), _low, _high; difference (winner minus this, mean over the
-        seeds that both have; 0 for the winner), difference_low, difference_high. The index is that of `values`.
+        valid_accuracy_mean, _std (NaN for a single seed), _low, _high, or with another metric's column in the place of
+        valid_accuracy; difference (by how much the winner is better, mean over the seeds that both have; 0 for the
+        winner), difference_low, difference_high. The index is that of `values`.
     """
     count = values.count(axis=1)
     mean = values.mean(axis=1)
     half = _half_width(*_variance_within(values)) / count.where(count > 0) ** 0.5
-    pairs = -values.sub(values.loc[winner], axis="columns")
+    pairs = -metric.sign * values.sub(values.loc[winner], axis="columns")
     difference, n_pairs = pairs.mean(axis=1), pairs.count(axis=1)
     half_difference = _half_width(*_variance_of_residuals(values)) * (2 / n_pairs.where(n_pairs > 0)) ** 0.5
     half_difference[winner] = 0.0
     return pd.DataFrame(
         {
-            "valid_accuracy_mean": mean,
-            "valid_accuracy_std": values.std(axis=1),
-            "valid_accuracy_low": (mean - half).clip(lower=0),
-            "valid_accuracy_high": (mean + half).clip(upper=1),
+            f"{metric.column}_mean": mean,
+            f"{metric.column}_std": values.std(axis=1),
+            f"{metric.column}_low": (mean - half).clip(lower=0),
+            f"{metric.column}_high": (mean + half).clip(upper=1 if metric.in_per_cent else None),
             "difference": difference,
             "difference_low": difference - half_difference,
             "difference_high": difference + half_difference,

@@ -1,12 +1,14 @@
 """What `final` does after its contest: the choice, and what follows from it, up to the model folder."""
 
 import math
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tuning.base.config import parse_config
 from tuning.base.errors import UserError
+from tuning.base.registries import ACCURACY, METRICS
 from tuning.retraining import contest
 from tuning.retraining.contest import Contest
 from tuning.training import jobs
@@ -26,6 +28,7 @@ class Chosen:
         result: What came of it.
         flip_averaging: Its probabilities are the mean over an image and its mirror image.
         valid_accuracy: Of the winner's best seed, with the flip averaging that was chosen.
+        valid_score: The same of the metric that decides.
         train_on: "train" or "train+valid".
     """
 
@@ -33,21 +36,22 @@ class Chosen:
     result: jobs.Result
     flip_averaging: bool
     valid_accuracy: float
+    valid_score: float
     train_on: str
 
 
 def choose(held: Contest) -> Chosen:
-    """Returns the winner's seed with the best valid accuracy; on flip averaging all its seeds decide."""
-    won = held.won
+    """Returns the winner's seed with the best value on the valid split; on flip averaging all its seeds decide."""
+    won, metric = held.won, held.metric
     plain, mirrored = (
-        math.fsum(getattr(result, f"valid_accuracy_{name}") for result in won.values())
-        for name in ("plain", "flip_averaging")
+        metric.sign * math.fsum(result.on_valid(metric, how) for result in won.values())
+        for how in ("_plain", "_flip_averaging")
     )
-    seed = max(won, key=lambda seed: won[seed].valid_accuracy or 0.0)
+    seed = max(won, key=lambda seed: metric.sign * won[seed].on_valid(metric))
     flip = mirrored > plain
-    accuracy = won[seed].valid_accuracy_flip_averaging if flip else won[seed].valid_accuracy_plain
-    job = held.winner.job(seed, held.plan.folder, won[seed].accumulation)
-    return Chosen(job, won[seed], flip, float(accuracy or 0.0), "train")
+    accuracy, score = (won[seed].on_valid(each, "_flip_averaging" if flip else "_plain") for each in (ACCURACY, metric))
+    job = held.plan.job(held.winner, seed, won[seed].accumulation)
+    return Chosen(job, won[seed], flip, accuracy, score, "train")
 
 
 def train_on_everything(
@@ -69,7 +73,7 @@ def train_on_everything(
     say(f"Training once more for {job.length} epochs, on train and valid images: these judge no more")
     for row in jobs.train(job, everything, device, threads):
         said = row.get("note") or row.get("error")
-        say(said or contest.epoch_line(row, job.length or 0))
+        say(said or contest.epoch_line(row, job.length or 0, METRICS[job.metric]))
     result = jobs.read(job, everything.split_hash)
     if result is None or result.error:
         raise UserError(f"The training on train and valid images (--train-on train+valid) failed. {job.path} says why.")
@@ -77,19 +81,33 @@ def train_on_everything(
     return replace(chosen, job=job, result=replace(result, epochs=chosen.result.epochs), train_on="train+valid")
 
 
+def spread(values: Sequence[float]) -> float | None:
+    """Returns the standard deviation; None of a single value."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _none_if_nan(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
 def describe(held: Contest, chosen: Chosen, splits: "Splits") -> dict[str, Any]:
     """Returns what is known before the test split is opened, as in `metrics.json`."""
-    plan, winner = held.plan, held.winner
+    plan, winner, metric = held.plan, held.winner, held.metric
     row = held.table.loc[held.table["chosen"]].iloc[0]
+    score = {name: _none_if_nan(row[f"{metric.column}_{name}"]) for name in ("mean", "std")}
+    accuracies = [result.on_valid(ACCURACY) for result in held.won.values()]
+    accuracy = score if metric is ACCURACY else {"mean": statistics.mean(accuracies), "std": spread(accuracies)}
     return {
         "source": plan.source + ("" if winner.trial is None else f", trial {winner.trial}"),
         "run": plan.run,
         "run_id": plan.identity,
         "trial": winner.trial,
         "search_valid_accuracy": winner.search_accuracy,
+        "search_valid_score": winner.searched(metric),
         "valid_accuracy": chosen.valid_accuracy,
-        "valid_accuracy_mean": float(row["valid_accuracy_mean"]),
-        "valid_accuracy_std": None if math.isnan(row["valid_accuracy_std"]) else float(row["valid_accuracy_std"]),
+        "valid_score": chosen.valid_score,
+        **{f"valid_accuracy_{name}": value for name, value in accuracy.items()},
+        **{f"valid_score_{name}": value for name, value in score.items()},
         "flip_averaging": chosen.flip_averaging,
         "train_on": chosen.train_on,
         "train_images": len(splits.train) + (len(splits.valid) if chosen.train_on != "train" else 0),

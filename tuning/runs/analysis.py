@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from tuning.base.config import IDLE_WITH
+from tuning.base.registries import ACCURACY, Metric
 
 FINISHED = ("complete", "pruned")
 PROBE_IMAGES, SILHOUETTE_IMAGES = 10_000, 2_000
@@ -215,31 +216,40 @@ def varying(trials: pd.DataFrame) -> list[str]:
     return [name for name in trials.columns if name.startswith("config/") and trials[name].nunique(dropna=False) > 1]
 
 
-def best_so_far(trials: pd.DataFrame, clock: Callable[["pd.Series[Any]"], "pd.Series[float]"]) -> pd.DataFrame:
-    """Returns the finished trials in the order in which they ended, and the best accuracy up to each.
+def best_so_far(
+    trials: pd.DataFrame, clock: Callable[["pd.Series[Any]"], "pd.Series[float]"], metric: Metric = ACCURACY
+) -> pd.DataFrame:
+    """Returns the finished trials in the order in which they ended, and the best value up to each.
 
     Args:
-        trials: A run's trials; those that are complete or pruned and have a `valid_accuracy` count.
+        trials: A run's trials; those that are complete or pruned and have a value of the metric count.
         clock: Gives the seconds that the search had taken at some moments, as `results.Run.clock` does.
+        metric: The run's.
 
     Returns:
-        trial, state, ended_seconds (on the clock), valid_accuracy, best.
+        trial, state, ended_seconds (on the clock), the metric's column, best.
     """
-    ended = trials["state"].isin(FINISHED) & trials["valid_accuracy"].notna() & trials["ended"].notna()
+    column = metric.column
+    ended = trials["state"].isin(FINISHED) & trials[column].notna() & trials["ended"].notna()
     done = trials[ended].sort_values(["ended", "trial"])
     return pd.DataFrame(
         {
             "trial": done["trial"],
             "state": done["state"],
             "ended_seconds": clock(done["ended"]),
-            "valid_accuracy": done["valid_accuracy"],
-            "best": done["valid_accuracy"].cummax(),
+            column: done[column],
+            "best": best_until(done[column], metric),
         }
     ).reset_index(drop=True)
 
 
-def equal_budget_values(trials: pd.DataFrame, epochs: pd.DataFrame) -> "pd.Series[float]":
-    """Returns trial -> best `valid_accuracy` within the first k epochs, for the complete and the pruned trials.
+def best_until(values: "pd.Series[float]", metric: Metric) -> "pd.Series[float]":
+    """Returns the best of the values up to each."""
+    return values.cummax() if metric.greater_is_better else values.cummin()
+
+
+def equal_budget_values(trials: pd.DataFrame, epochs: pd.DataFrame, metric: Metric = ACCURACY) -> "pd.Series[float]":
+    """Returns trial -> best merit of the metric within the first k epochs, for the complete and the pruned trials.
 
     k is the fewest epochs after which the scheduler stopped one of them, so that a trial which was stopped early is not
     held against one that was not. One that is complete after fewer has shown all that it comes to, and counts; one that
@@ -257,5 +267,6 @@ def equal_budget_values(trials: pd.DataFrame, epochs: pd.DataFrame) -> "pd.Serie
     budget = by_scheduler.min() if len(by_scheduler) else n_epochs[complete].max() if complete.any() else n_epochs.min()
     counted = n_epochs.index[complete | (n_epochs >= budget)]
     within = rows[(by_trial.cumcount() < budget) & rows["trial"].isin(counted)]
-    values: pd.Series[float] = within.groupby("trial")["valid_accuracy"].max()
-    return values[np.isfinite(values)].rename("valid_accuracy")
+    merits = within[metric.column].map(metric.merit)
+    values: pd.Series[float] = merits.groupby(within["trial"]).max()
+    return values[np.isfinite(values)].rename(metric.column)

@@ -15,6 +15,7 @@ import pandas as pd
 
 from tuning.base import masking
 from tuning.base.errors import UserError
+from tuning.base.registries import ACCURACY, METRICS, Metric
 from tuning.runs import run_folder
 from tuning.runs.analysis import FINISHED
 from tuning.runs.run_folder import Run
@@ -40,54 +41,69 @@ def differences(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(texts, index=pd.Index(list(differing), name="what", dtype="str"), columns=names, dtype="str")
 
 
+def metric_of(runs: Sequence[Run]) -> Metric:
+    """Returns the metric that the runs are compared by: theirs, or the accuracy where they have not one in common."""
+    found = {run.metric.name for run in runs}
+    return METRICS[found.pop()] if len(found) == 1 else ACCURACY
+
+
 def caveats(runs: Sequence[Run]) -> list[str]:
     """Returns a sentence for each reason for which the runs' figures are not of the same thing; raises as above."""
     differing = differences(runs)
     images = [name for name in IMAGES if name in differing.index]
     pace = [name for name in differing.index if name.startswith(PACE)]
     sentences = []
+    if "settings/metric" in differing.index:
+        sentences.append(
+            "These runs have different metrics. They are compared by the accuracy, which not all of them searched for."
+        )
     if images:
         reason = " and ".join(images)
-        sentences.append(f"These runs' accuracies are on different validation images: not the same {reason}.")
+        figures = "accuracies" if metric_of(runs) is ACCURACY else "figures"
+        sentences.append(f"These runs' {figures} are on different validation images: not the same {reason}.")
     if pace:
         sentences.append(f"A slot minute is not the same amount of training in these runs: see {', '.join(pace)}.")
     return sentences
 
 
 def at_equal_cost(runs: Sequence[Run]) -> pd.DataFrame:
-    """Returns the best and the median accuracy of each run at the cost that all of them reached, and at its own end.
+    """Returns the best and the median value of each run at the cost that all of them reached, and at its own end.
 
-    A failed trial costs, but its accuracies do not count, as it cannot be chosen; a trial that still runs counts.
+    A failed trial costs, but its values do not count, as it cannot be chosen; a trial that still runs counts.
 
     Returns:
-        at ("equal cost", then "whole run"), run, slot_minutes, trials (that had ended an epoch), best_accuracy and
-        median_accuracy (over the trials, of the best of each), both in [0, 1].
+        at ("equal cost", then "whole run"), run, slot_minutes, trials (that had ended an epoch), best_<metric> and
+        median_<metric> (over the trials, of the best of each), as in best_accuracy.
 
     Raises:
         UserError: There are fewer than two runs, one is there twice, or one has no epoch.
     """
-    names, epochs = _names(runs), [_epochs(run) for run in runs]
+    metric = metric_of(runs)
+    names, epochs = _names(runs), [_epochs(run, metric) for run in runs]
     totals = [float(frame["slot_seconds"].iloc[-1]) for frame in epochs]
     rows = []
     for at, costs in (("equal cost", [min(totals)] * len(runs)), ("whole run", totals)):
         for name, frame, cost in zip(names, epochs, costs, strict=True):
-            best = frame[frame["slot_seconds"] <= cost].groupby("trial")["valid_accuracy"].max()
-            values = {"trials": len(best), "best_accuracy": best.max(), "median_accuracy": best.median()}
+            best = metric.sign * frame[frame["slot_seconds"] <= cost].groupby("trial")["signed"].max()
+            top = best.max() if metric.greater_is_better else best.min()
+            figures = {f"best_{metric.name}": top, f"median_{metric.name}": best.median()}
+            values = {"trials": len(best), **figures}
             rows.append({"at": at, "run": name, "slot_minutes": cost / 60, **values})
     return pd.DataFrame(rows).astype({"at": "str", "run": "str"})
 
 
 def curves(runs: Sequence[Run]) -> pd.DataFrame:
-    """Returns run, slot_minutes and best, a row an epoch: the best accuracy so far at each cost; raises as above."""
+    """Returns run, slot_minutes and best, a row an epoch: the best value so far at each cost; raises as above."""
+    metric = metric_of(runs)
     frames = [
         pd.DataFrame(
             {
                 "run": name,
                 "slot_minutes": frame["slot_seconds"] / 60,
-                "best": frame["valid_accuracy"].cummax().ffill(),
+                "best": metric.sign * frame["signed"].cummax().ffill(),
             }
         )
-        for name, frame in zip(_names(runs), map(_epochs, runs), strict=True)
+        for name, frame in zip(_names(runs), (_epochs(run, metric) for run in runs), strict=True)
     ]
     return pd.concat(frames, ignore_index=True).astype({"run": "str"})
 
@@ -97,7 +113,8 @@ def list_runs(root: Path = run_folder.RESULTS) -> pd.DataFrame:
 
     Returns:
         name, started (UTC), dataset, space, sampler, scheduler, trials (by state, e.g. "15 complete, 5 pruned"),
-        best_accuracy (of a finished trial, in [0, 1]) and minutes (wall time).
+        best_accuracy (of a finished trial, in [0, 1]), best_score (as text, with the metric's name; there only if a run
+        has another metric than the accuracy) and minutes (wall time).
 
     Raises:
         UserError: There is none.
@@ -108,16 +125,21 @@ def list_runs(root: Path = run_folder.RESULTS) -> pd.DataFrame:
     ]:  # which raises where there is none
         run = Run(root / name)
         try:
-            meta, trials = _meta(run), run_folder.ran(run.trials)
+            meta, trials, metric = _meta(run), run_folder.ran(run.trials), run.metric
         except UserError:  # It must not hide the others; asking for this run alone says what is wrong.
             rows.append({"name": name, "trials": "cannot be read"})
             continue
         row = {"name": name, "started": meta.get("started"), "dataset": meta["dataset"]}
         row |= {key: meta["settings"].get(key) for key in HOW[1:]}
         row["trials"] = ", ".join(f"{n} {state}" for state, n in trials["state"].value_counts().items())
-        best = trials.loc[trials["state"].isin(FINISHED), "valid_accuracy"].max()
+        finished = trials[trials["state"].isin(FINISHED)]
+        best = finished["valid_accuracy"].max()
+        if metric is not ACCURACY and len(finished):
+            top = metric.sign * (metric.sign * finished[metric.column]).max()
+            row["best_score"] = f"{metric.title} {metric.said(top)}"
         rows.append(row | {"best_accuracy": best, "minutes": run_folder.minutes(run) if len(trials) else None})
-    frame = pd.DataFrame(rows, columns=["name", "started", *HOW, "trials", "best_accuracy", "minutes"])
+    others = ["best_score"] if any("best_score" in row for row in rows) else []
+    frame = pd.DataFrame(rows, columns=["name", "started", *HOW, "trials", "best_accuracy", *others, "minutes"])
     started = pd.to_datetime(frame["started"], utc=True, format="ISO8601", errors="coerce")
     return frame.assign(started=started).sort_values(["started", "name"], na_position="first", ignore_index=True)
 
@@ -156,18 +178,18 @@ def _description(run: Run) -> dict[str, Any]:
     flat["space.py"] = hashlib.sha256(space.read_bytes()).hexdigest()[:12] if space.exists() else None
     for group in GROUPS:
         flat |= {f"{group}/{name}": value for name, value in meta.get(group, {}).items() if name not in flat}
-    return flat
+    return {"settings/metric": METRICS.default} | flat  # Earlier versions knew no other, and did not write it.
 
 
-def _epochs(run: Run) -> pd.DataFrame:
-    """Returns trial, slot_seconds (so far, this epoch included) and valid_accuracy (NaN in a failed trial)."""
+def _epochs(run: Run, metric: Metric) -> pd.DataFrame:
+    """Returns trial, slot_seconds (so far, this epoch included) and signed (the metric times its sign; NaN: failed)."""
     epochs, trials = run.epochs, run.trials
     if epochs.empty:
         raise UserError(f"Run {run.path} must have an epoch that ended, to be compared, but got none.")
     failed = epochs["trial"].isin(trials.loc[trials["state"] == "failed", "trial"])
-    accuracy = epochs["valid_accuracy"].mask(failed)
+    signed = metric.sign * epochs[metric.column].mask(failed)
     cost = epochs["epoch_seconds"].cumsum()
-    return pd.DataFrame({"trial": epochs["trial"], "slot_seconds": cost, "valid_accuracy": accuracy})
+    return pd.DataFrame({"trial": epochs["trial"], "slot_seconds": cost, "signed": signed})
 
 
 def _text(value: Any) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tuning.base import files, rim
 from tuning.base.errors import UserError, counted, unknown_name
 from tuning.base.masking import masked
+from tuning.base.registries import ACCURACY, METRICS, Metric
 from tuning.runs import study_file
 from tuning.runs.schema import EPOCH_COLUMNS, FRAMES, TRIAL_COLUMNS, plain, read_frame, whole_rows
 
@@ -66,6 +67,21 @@ class Run:
         if not isinstance(value, _SETTINGS.get(name, object)) or value is ...:
             raise self._damaged(f"no {'' if value is ... else 'usable '}setting {name!r}")
         return value
+
+    @property
+    def metric(self) -> Metric:
+        """What the trials are ranked by: the accuracy where the record names nothing, as that of version 0.2.0 does.
+
+        The frames can be read without the record: where it is damaged, the accuracy ranks them, too.
+
+        Raises:
+            UserError: The record names a metric that there is not.
+        """
+        try:
+            name = self.settings.get("metric")
+        except UserError:
+            return ACCURACY
+        return ACCURACY if name is None else METRICS.find(str(name), f"The metric of {self.path}")
 
     def _damaged(self, what: str) -> UserError:
         """Returns the error for a `meta.json` that has no, or another, `what` than every version writes."""
@@ -126,16 +142,16 @@ class Run:
 
     @property
     def best(self) -> "pd.Series[Any]":
-        """The row of the finished trial with the best valid_accuracy.
+        """The row of the finished trial that is best in the run's metric.
 
         Raises:
             UserError: No trial has finished.
         """
-        return rank_trials(self.trials, self.path).iloc[0]
+        return rank_trials(self.trials, self.path, self.metric).iloc[0]
 
 
-def rank_trials(trials: "pd.DataFrame", path: Path) -> "pd.DataFrame":
-    """Returns the complete and pruned trials, complete ones first where accuracies are equal, the best first.
+def rank_trials(trials: "pd.DataFrame", path: Path, metric: Metric = ACCURACY) -> "pd.DataFrame":
+    """Returns the complete and pruned trials, complete ones first where the metric is equal, the best first.
 
     Raises:
         UserError: There is none.
@@ -146,7 +162,8 @@ def rank_trials(trials: "pd.DataFrame", path: Path) -> "pd.DataFrame":
             f"Run {path} must have a finished trial, but none of its {counted(len(trials), 'trial')} has finished. "
             f"If nothing is running, go on with `python -m tuning.search --resume {files.called(path)}`."
         )
-    return finished.sort_values(["valid_accuracy", "state", "trial"], ascending=[False, True, True], kind="stable")
+    order = [not metric.greater_is_better, True, True]
+    return finished.sort_values([metric.column, "state", "trial"], ascending=order, kind="stable")
 
 
 def ran(trials: "pd.DataFrame") -> "pd.DataFrame":
@@ -255,14 +272,16 @@ def _damaged(path: Path, i: int) -> Path:
 
 def write_best(run: Run) -> None:
     """Writes `best.json`: the winner's configuration and why it won."""
-    ranked = rank_trials(ran(run.trials), run.path)
+    metric = run.metric
+    ranked = rank_trials(ran(run.trials), run.path, metric)
     best = plain({str(name): value for name, value in ranked.iloc[0].items()})
-    second = float(ranked.iloc[1]["valid_accuracy"]) if len(ranked) > 1 else None
+    second = float(ranked.iloc[1][metric.column]) if len(ranked) > 1 else None
     when = f"in its epoch {best['best_epoch']} of {best['epochs']}"
-    why = f"the best valid_accuracy of {len(ranked)} finished trials, {when}"
+    why = f"the best {metric.called} of {len(ranked)} finished trials, {when}"
     config = {name.removeprefix("config/"): value for name, value in best.items() if name.startswith("config/")}
     outcome = {name: value for name, value in best.items() if not name.startswith("config/")}
-    files.write_json(run.path / "best.json", {"why": why, "second_valid_accuracy": second, **outcome, "config": config})
+    reasons = {"why": why, "metric": metric.name, f"second_{metric.column}": second}
+    files.write_json(run.path / "best.json", {**reasons, **outcome, "config": config})
 
 
 def summary_line(run: Run) -> str:
@@ -331,7 +350,17 @@ def trial_folder(run: Path, number: int) -> Path:
     return run / "trials" / f"{number:04d}"
 
 
-def audit_text(found: dict[str, Any]) -> str:
+def noise_text(run: Run) -> str:
+    """Returns how surely the best trial's value is known; "" where the valid split is large, or a version before."""
+    noise, metric = run.meta.get("noise"), run.metric
+    if not isinstance(noise, dict):
+        return ""
+    known = f"{metric.gap(noise['half_width'], '')}{metric.unit}"
+    n = noise["valid_images"]
+    return f"The valid {metric.title} of a trial is known to ± {known} (95 %): there are {n:,} valid images."
+
+
+def audit_text(found: dict[str, Any], metric: Metric = ACCURACY) -> str:
     """Returns what the summary of a search says of an audit."""
     rungs = ", ".join(
         f"{rung['rank_correlation']:+.2f} after epoch {rung['epoch']} ({rung['n']} trials)"
@@ -340,8 +369,9 @@ def audit_text(found: dict[str, Any]) -> str:
     )
     return (
         f"Audit: {len(found['trials'])} of {found['n_stopped']} stopped trials trained to their end; the best of them "
-        f"reached {found['best_audited']:.2%}, so stopping is estimated to have lost {100 * found['loss']:.2f} points. "
-        f"Rank correlation with the final accuracy: {rungs or 'too few trials'}."
+        f"reached {metric.said(found['best_audited'])}, so stopping is estimated to have lost "
+        f"{metric.gap(found['loss'], '')}{metric.unit}. "
+        f"Rank correlation with the final {metric.title}: {rungs or 'too few trials'}."
     )
 
 

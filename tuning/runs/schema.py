@@ -23,6 +23,7 @@ EPOCH_COLUMNS = {
     "train_accuracy": _FLOAT,
     "valid_loss": _FLOAT,
     "valid_accuracy": _FLOAT,
+    "valid_score": _FLOAT,
     "lr": _FLOAT,
     "epoch_seconds": _FLOAT,
     "images_per_second": _FLOAT,
@@ -33,6 +34,7 @@ _OUTCOME_COLUMNS = {
     "state": _TEXT,
     "valid_accuracy": _FLOAT,
     "valid_loss": _FLOAT,
+    "valid_score": _FLOAT,
     "best_epoch": _INT,
     "epochs": _INT,
     "seconds": _FLOAT,
@@ -80,8 +82,8 @@ FRAMES = {"trials.csv": TRIAL_COLUMNS, "epochs.csv": EPOCH_COLUMNS}
 def read_frame(path: Path, dtypes: Mapping[str, str]) -> "pd.DataFrame":
     """Returns a CSV file with exactly these columns and dtypes; a last line that is not yet whole is left out.
 
-    A column that the file has not, because an earlier version wrote it, is empty, and that of a hyperparameter has its
-    default, with which the trials were trained. A missing file gives an empty frame.
+    A column that the file has not, because an earlier version wrote it, is empty; that of a hyperparameter has its
+    default, with which the trials were trained, and the score is the accuracy. A missing file gives an empty frame.
 
     Raises:
         UserError: The file has no `trial`, a line has too many fields, or a value is of another type.
@@ -91,7 +93,11 @@ def read_frame(path: Path, dtypes: Mapping[str, str]) -> "pd.DataFrame":
     text = files.whole_lines(path) or ",".join(dtypes) + "\n"
     try:
         raw = pd.read_csv(io.StringIO(text), dtype="str", keep_default_na=False, na_values=[""])
-        later = {name: str(DEFAULTS[name]) for name in dtypes if name not in raw and DEFAULTS.get(name) is not None}
+        later: dict[str, Any] = {
+            name: str(DEFAULTS[name]) for name in dtypes if name not in raw and DEFAULTS.get(name) is not None
+        }
+        if "valid_score" in dtypes and "valid_score" not in raw and "valid_accuracy" in raw:
+            later["valid_score"] = raw["valid_accuracy"].to_list()
         raw = raw.set_index("trial", drop=False).reindex(columns=list(dtypes)).reset_index(drop=True).assign(**later)
         frame = pd.DataFrame({name: _typed(raw[name], dtype) for name, dtype in dtypes.items()})
     except (KeyError, ValueError, TypeError) as error:
@@ -107,7 +113,8 @@ def whole_rows(path: Path) -> list[dict[str, Any]]:
     found: dict[tuple[int, int], dict[str, Any]] = {}
     lines = csv.DictReader(io.StringIO(files.whole_lines(path)))
     columns = lines.fieldnames or ()
-    missing = {name: math.nan for name in EPOCH_COLUMNS if name not in columns}  # An earlier version wrote the file.
+    # An earlier version wrote the file.
+    missing = {name: math.nan for name in EPOCH_COLUMNS if name not in columns and name != "valid_score"}
     for line in lines:
         try:
             row: dict[str, Any] = {
@@ -118,8 +125,13 @@ def whole_rows(path: Path) -> list[dict[str, Any]]:
         except (KeyError, TypeError, ValueError):
             continue
         if None not in line:  # Where csv puts what a line has beyond its columns.
-            found.setdefault((row["trial"], row["epoch"]), row | missing)
+            found.setdefault((row["trial"], row["epoch"]), scored(row) | missing)
     return list(found.values())
+
+
+def scored(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns an epoch's row with its score, which is the accuracy where an earlier version wrote it."""
+    return {"valid_score": row.get("valid_accuracy"), **row}
 
 
 def _float(text: str) -> float:

@@ -22,14 +22,13 @@ from tuning.base import files
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError, counted
 from tuning.base.masking import masked
-from tuning.base.registries import OBJECTIVES, SAMPLERS
+from tuning.base.registries import METRICS, OBJECTIVES, SAMPLERS
 from tuning.base.threads import one_thread
 from tuning.runs import run_folder, schema, study_file
 from tuning.runs.study_file import EPOCH
 from tuning.sampling import study_storage
 from tuning.sampling.spaces import Space
 
-OBJECTIVE = "valid_accuracy"
 _STATES = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -111,8 +110,10 @@ class RunStudy:
         sampler: Chooses parameters.
         epochs: Length of a trial where the space sets none.
         seed: The run's; a trial's seed derives from it and the trial's number.
-        minimize: A column of `trials.csv` to be minimized beside the accuracy, or None. With it the sampler gets final
+        minimize: A column of `trials.csv` to be minimized beside the metric, or None. With it the sampler gets final
             values only: Optuna has no intermediate ones for two objectives.
+        metric: A name in `METRICS`. The sampler gets its merit, so that it always maximises, and a loss that has
+            diverged does not hide what the others differ in.
 
     Attributes:
         study: The Optuna study.
@@ -130,8 +131,9 @@ class RunStudy:
         epochs: int,
         seed: int,
         minimize: str | None = None,
+        metric: str = METRICS.default,
     ) -> None:
-        self._minimize = minimize
+        self._minimize, self._metric = minimize, METRICS.find(metric)
         self._path, self._epochs, self._seed = path, epochs, seed
         study_file.check(path)
         numbers, ended, epoch_rows = _of_frames(path)
@@ -150,7 +152,9 @@ class RunStudy:
         self._study_id = self._database.get_study_id_from_name(self.study.study_name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
-            self.study.set_metric_names([OBJECTIVE] if minimize is None else [OBJECTIVE, minimize])
+            objective = self._metric.column if metric == METRICS.default else f"valid_{metric}"
+            named = objective if self._metric.greater_is_better else f"exp(-{objective})"
+            self.study.set_metric_names([named] if minimize is None else [named, minimize])
         self._trials: dict[int, _Known] = {}
         self._opened, self._written, self._write_seconds = time.monotonic(), -math.inf, 0.0
         trials = self.study.get_trials(deepcopy=False)
@@ -187,9 +191,11 @@ class RunStudy:
                 epoch: dict.fromkeys(schema.EPOCH_COLUMNS, math.nan) for epoch in trial.intermediate_values
             }
             for epoch, row in rows.items():
-                row |= {"trial": trial.number, "epoch": epoch, OBJECTIVE: trial.intermediate_values[epoch]}
+                # Version 0.2.0 kept nothing else of an epoch, and knew no metric but the accuracy.
+                accuracy = trial.intermediate_values[epoch]
+                row |= {"trial": trial.number, "epoch": epoch, "valid_accuracy": accuracy, "valid_score": accuracy}
             rows |= in_frames.get(trial.number, {})
-            rows |= {value["epoch"]: {"trial": trial.number, **value} for value in kept_epochs}
+            rows |= {value["epoch"]: {"trial": trial.number, **schema.scored(value)} for value in kept_epochs}
             told = [rows[epoch] for epoch in sorted(rows)]
             of_epochs = {name: v for row in told for name in _OF_TRIAL if (v := row.get(name)) is not None}
             first = {"attempt": 1, "accumulation": 1} if "seed" in kept else {}
@@ -380,8 +386,13 @@ class RunStudy:
         attrs["seconds_per_image"] = min(attrs.get("seconds_per_image", math.inf), result["seconds_per_image"])
         if any(row["epoch"] == result["epoch"] for row in rows):
             return False
-        row = {"trial": number, **{name: result[name] for name in schema.EPOCH_COLUMNS if name != "trial"}}
-        row |= {"at": self.now(), **{name: attrs.get(name) for name in _OF_TRIAL}}
+        result = schema.scored(result)
+        row: dict[str, Any] = {
+            "trial": number,
+            **{name: result[name] for name in schema.EPOCH_COLUMNS if name != "trial"},
+        }
+        row |= {"at": self.now(), "valid_error": result.get("valid_error")}
+        row |= {name: attrs.get(name) for name in _OF_TRIAL}
         self._database.set_trial_user_attr(trial.id, f"{EPOCH}{row['epoch']}", row)
         rows.append(row)
         self._tell_epoch(trial, row)
@@ -444,16 +455,24 @@ class RunStudy:
         if "config" in attrs:
             row |= schema.DEFAULTS | {f"config/{name}": value for name, value in attrs["config"].items()}
         if rows:
-            best = max(rows, key=lambda r: (r["valid_accuracy"], -r["valid_loss"]))
+            sign = self._metric.sign
+            best = max(rows, key=lambda r: (sign * r["valid_score"], -r["valid_loss"]))
             rates = [r["images_per_second"] for r in rows if not math.isnan(r["images_per_second"])]
             row |= {
                 "valid_accuracy": best["valid_accuracy"],
                 "valid_loss": best["valid_loss"],
+                "valid_score": best["valid_score"],
                 "best_epoch": best["epoch"],
             }
             row["seconds"] = _total(rows, "epoch_seconds")
             row["images_per_second"] = sum(rates) / len(rates) if rates else None
         return row
+
+    def error_of(self, number: int) -> float | None:
+        """Returns the standard error of a trial's `valid_score`; None where version 0.2.0 trained it."""
+        number = self._trials[number].attrs.get("same_as", number)
+        best, rows = self.row(number).get("best_epoch"), self._trials[number].epochs
+        return next((row.get("valid_error") for row in rows if row["epoch"] == best), None)
 
     def write_trials(self) -> None:
         """Writes `trials.csv`."""
@@ -489,7 +508,7 @@ class RunStudy:
         As `optuna.Trial.report` does; but such an object, made of a resumed trial, would begin it anew for the sampler.
         """
         if self._minimize is None:
-            self._database.set_trial_intermediate_value(trial.id, row["epoch"], row[OBJECTIVE])
+            self._database.set_trial_intermediate_value(trial.id, row["epoch"], self._metric.merit(row["valid_score"]))
 
     def _end(
         self,
@@ -507,8 +526,10 @@ class RunStudy:
         for name, value in {"state": trial.state, **{name: trial.attrs.get(name) for name in _KEPT}}.items():
             if value is not None:
                 self._database.set_trial_user_attr(trial.id, name, value)
-        objectives, row = [OBJECTIVE] if self._minimize is None else [OBJECTIVE, self._minimize], self.row(trial.number)
-        tell_end(self.study, trial.number, state, [row.get(name, math.nan) for name in objectives])
+        row = self.row(trial.number)
+        values = [self._metric.merit(row.get("valid_score", math.nan))]
+        values += [] if self._minimize is None else [row.get(self._minimize, math.nan)]
+        tell_end(self.study, trial.number, state, values)
         self._write_now_and_then()
 
 

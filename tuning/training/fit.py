@@ -20,13 +20,13 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tuning.base.config import TrainConfig
-from tuning.base.registries import Normalisation
+from tuning.base.registries import METRICS, Normalisation
 from tuning.images.batches import Batch, Tensors, normalise, to_tensors, train_batches
 from tuning.images.datasets import Labelled
 from tuning.images.splitting import Splits
 from tuning.models.architectures import build_model, count_parameters
 from tuning.models.frozen import OnFeatures, freeze_body, train_head, with_head
-from tuning.training import acceleration, features
+from tuning.training import acceleration, features, metrics
 from tuning.training.acceleration import Logits, autocast, faster_precision
 from tuning.training.optimizers import make_optimizer
 from tuning.training.schedules import make_schedule
@@ -47,16 +47,19 @@ class EpochResult:
 
     Attributes:
         epoch: From 1.
-        train_loss: Mean cross entropy of the epoch's augmented batches, label smoothing and mixed labels included.
+        train_loss: Mean cross entropy of the epoch's augmented batches; label smoothing, class weights and mixed labels
+            included.
         train_accuracy: Share of the augmented train images that were labelled rightly while training, in [0, 1]; of a
             mixed image the label with the larger share counts.
         valid_loss: Mean cross entropy of the valid split after the epoch, without label smoothing.
         valid_accuracy: In [0, 1].
+        valid_score: The value of the training's metric on the valid split.
+        valid_error: The standard error of `valid_score`, as the valid images are a sample.
         lr: The learning rate of the epoch's last step.
         epoch_seconds: Wall time, validation included.
         images_per_second: Train images a second of training, validation not included.
         seconds_per_image: Seconds that it took to label one valid image, in batches of 500.
-        best_epoch: The epoch with the best valid_accuracy so far (of equal ones, that with the lower valid_loss).
+        best_epoch: The epoch with the best valid_score so far (of equal ones, that with the lower valid_loss).
         finished: Why training ends with this epoch: "length" or "early stopping"; "" while it goes on.
     """
 
@@ -65,6 +68,8 @@ class EpochResult:
     train_accuracy: float
     valid_loss: float
     valid_accuracy: float
+    valid_score: float
+    valid_error: float
     lr: float
     epoch_seconds: float
     images_per_second: float
@@ -100,6 +105,7 @@ class Training:
         lrs: Learning rate of each epoch, instead of that of a schedule which drops on a plateau: there are no fresh
             images to judge by where the valid ones are trained on.
         accelerated: Whether the step is captured by `acceleration.accelerate`; None: on a GPU.
+        metric: A name in `METRICS`: what the best epoch is best in.
 
     Raises:
         UserError: Pretrained weights were asked for and cannot be had.
@@ -115,15 +121,21 @@ class Training:
         accumulation: int = 1,
         lrs: Sequence[float] | None = None,
         accelerated: bool | None = None,
+        metric: str = METRICS.default,
     ) -> None:
         self.config = config
+        self.metric = METRICS.find(metric)
         self.accumulation = accumulation
         self.device = torch.device(device)
         self.precision = config.precision if config.precision != "auto" else faster_precision(self.device.type)
         self.mean, self.std = splits.mean, splits.std
-        self._belongs_to = {"config": config.described(), "seed": seed, "split_hash": splits.split_hash}
+        self._belongs_to: dict[str, Any] = {"config": config.described(), "seed": seed, "split_hash": splits.split_hash}
+        if metric != METRICS.default:  # Earlier versions knew no other.
+            self._belongs_to["metric"] = metric
         self._train = to_tensors(splits.train, self.device)
         self._valid = to_tensors(splits.valid, self.device)
+        self._valid_labels = splits.valid.labels
+        self._class_weights = class_weights(self._train.labels, splits.n_classes, config.class_weights)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
             self.model = new_model(config, splits).to(self.device)
@@ -144,7 +156,13 @@ class Training:
         self._optimizer = make_optimizer(self.model, config)
         self._schedule = make_schedule(self._optimizer, config, self._steps_per_epoch(), lrs)
         self.epoch = 0
-        self.best: dict[str, float] = {"epoch": 0, "valid_accuracy": -1.0, "valid_loss": math.inf}
+        worst = -self.metric.sign * math.inf
+        self.best: dict[str, float] = {
+            "epoch": 0,
+            "valid_accuracy": -1.0,
+            "valid_loss": math.inf,
+            "valid_score": worst,
+        }
         self.finished = ""
         self._lowest_loss, self._epochs_without_lower = math.inf, 0
         self._best_weights: dict[str, Tensor] = {}
@@ -163,13 +181,18 @@ class Training:
         valid_loss = functional.cross_entropy(logits, self._valid.labels).item()
         labelled = time.perf_counter()
         valid_accuracy = (logits.argmax(1) == self._valid.labels).sum().item() / len(logits)
-        self._after_epoch(valid_loss, valid_accuracy)
+        scores = logits.cpu().numpy()
+        known = {"accuracy": valid_accuracy, "log_loss": valid_loss}.get(self.metric.name)
+        valid_score = metrics.score(self.metric.name, scores, self._valid_labels) if known is None else known
+        self._after_epoch(valid_loss, valid_accuracy, valid_score)
         return EpochResult(
             epoch=self.epoch,
             train_loss=train_loss,
             train_accuracy=train_accuracy,
             valid_loss=valid_loss,
             valid_accuracy=valid_accuracy,
+            valid_score=valid_score,
+            valid_error=metrics.standard_error(self.metric.name, scores, self._valid_labels),
             lr=lr,
             epoch_seconds=time.perf_counter() - start,
             images_per_second=n_seen / (trained - start),
@@ -223,6 +246,7 @@ class Training:
         self._generator.set_state(state["generator"].cpu())
         for name in _COUNTS:
             setattr(self, name, state[name.removeprefix("_")])
+        self.best = {"valid_score": self.best["valid_accuracy"], **self.best}  # Version 0.2.0 kept no score.
 
     def _train_epoch(self) -> tuple[float, float, int]:
         """Returns mean loss, accuracy and number of images of one pass over the train split."""
@@ -263,18 +287,19 @@ class Training:
         forward = self._whole_batch if whole and self._whole_batch is not None else self._logits
         for part in batch.parts(self.accumulation):
             logits = forward(normalise(part.images, self.mean, self.std))
-            loss = self._loss(logits, part.labels)
-            if part.others is not None:
-                loss = part.share * loss + (1 - part.share) * self._loss(logits, part.others)
-            loss = loss * (len(part.labels) / n_images)
+            loss = self._loss(logits, part.labels, batch.labels)
+            if part.others is not None and batch.others is not None:
+                loss = part.share * loss + (1 - part.share) * self._loss(logits, part.others, batch.others)
             loss.backward()
             losses.append(loss.detach())
             rights.append((logits.detach().argmax(1) == part.labels).sum())
         return torch.stack(losses).sum(), torch.stack(rights).sum()
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Returns the mean cross entropy that is trained on."""
-        return functional.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+    def _loss(self, logits: Tensor, labels: Tensor, whole: Tensor) -> Tensor:
+        """Returns what these labels add to the mean cross entropy of a batch, whose labels are `whole`."""
+        weights = self._class_weights
+        loss = functional.cross_entropy(logits, labels, weights, label_smoothing=self.config.label_smoothing)
+        return loss * (len(labels) / len(whole) if weights is None else weights[labels].sum() / weights[whole].sum())
 
     def _non_finite(self, step: int, value: float) -> NonFiniteLossError:
         return NonFiniteLossError(
@@ -282,15 +307,21 @@ class Training:
             f"(learning rate {self._optimizer.param_groups[0]['lr']:.3g}). A lower learning_rate may help."
         )
 
-    def _after_epoch(self, valid_loss: float, valid_accuracy: float) -> None:
+    def _after_epoch(self, valid_loss: float, valid_accuracy: float, valid_score: float) -> None:
         """Keeps the best weights, counts towards early stopping and lowers a plateau's learning rate."""
         if not math.isfinite(valid_loss):
             raise NonFiniteLossError(
                 f"Validation loss must be finite, but got {valid_loss} after epoch {self.epoch}. "
                 "A lower learning_rate may help."
             )
-        if (valid_accuracy, -valid_loss) > (self.best["valid_accuracy"], -self.best["valid_loss"]):
-            self.best = {"epoch": self.epoch, "valid_accuracy": valid_accuracy, "valid_loss": valid_loss}
+        sign = self.metric.sign
+        if (sign * valid_score, -valid_loss) > (sign * self.best["valid_score"], -self.best["valid_loss"]):
+            self.best = {
+                "epoch": self.epoch,
+                "valid_accuracy": valid_accuracy,
+                "valid_loss": valid_loss,
+                "valid_score": valid_score,
+            }
             self._best_weights = {name: value.clone() for name, value in self.evaluated_model.state_dict().items()}
         if valid_loss < self._lowest_loss - self.config.min_delta:
             self._lowest_loss, self._epochs_without_lower = valid_loss, 0
@@ -338,6 +369,21 @@ def new_model(config: TrainConfig, splits: Splits, load_pretrained: bool = True)
     """Returns the network of a configuration for the images of these splits; see `build_model`."""
     seen, (height, width) = Normalisation(splits.mean, splits.std), splits.train.images.shape[2:]
     return build_model(config, splits.channels, splits.n_classes, load_pretrained, seen=seen, size=(height, width))
+
+
+def class_weights(labels: Tensor, n_classes: int, how: str) -> Tensor | None:
+    """Returns what an image of each class counts in the train loss, float32 (n_classes,); None where all count alike.
+
+    Args:
+        labels: Of the train split, int64 (N,); of a class that it has not, the weight is 0.
+        n_classes: At least as many as there are labels.
+        how: As `TrainConfig.class_weights`.
+    """
+    if how == "none":
+        return None
+    counts = torch.bincount(labels, minlength=n_classes).double()
+    weights = counts.clamp(min=1) ** (-1.0 if how == "balanced" else -0.5) * (counts > 0)
+    return (weights * (len(labels) / (weights * counts).sum())).float()
 
 
 def predict(

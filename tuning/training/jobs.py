@@ -16,6 +16,7 @@ from tuning.base import files, own_model
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError, survive_encoding
 from tuning.base.masking import masked
+from tuning.base.registries import METRICS, Metric
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,6 +39,7 @@ class Job:
         length: Train exactly this many epochs and keep the last one's weights; None: stop early, and keep the best's.
         lrs: Learning rate of each epoch, instead of that of a schedule which drops on a plateau.
         accumulation: Parts that each batch is cut into from the start, because a whole one was too much in the search.
+        metric: A name in `METRICS`: what the epoch whose weights are kept is best in.
     """
 
     config: TrainConfig
@@ -46,11 +48,14 @@ class Job:
     length: int | None = None
     lrs: tuple[float, ...] | None = None
     accumulation: int = 1
+    metric: str = METRICS.default
 
     @property
     def path(self) -> Path:
         """The job's own folder."""
-        return self.folder / f"{self.config.hash()}-{self.seed}{'' if self.length is None else f'-{self.length}'}"
+        metric = None if self.metric == METRICS.default else self.metric
+        parts = (self.config.hash(), self.seed, self.length, metric)
+        return self.folder / "-".join(str(part) for part in parts if part is not None)
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ class Result:
         valid_accuracy: Of the epoch whose weights were kept, as a search measures it.
         valid_accuracy_plain: The same weights in fp32.
         valid_accuracy_flip_averaging: The same, averaged with each image's mirror image.
+        valid_score: As valid_accuracy, but of the job's metric; version 0.2.0 wrote none of these. So for the next two.
+        valid_error: The standard error of `valid_score`, as the valid images are a sample.
         best_epoch: The epoch whose weights were kept.
         seconds: Of all epochs.
         epochs: A row an epoch.
@@ -79,6 +86,21 @@ class Result:
     epochs: Sequence[dict[str, Any]] = ()
     error: str = ""
     accumulation: int = 1
+    valid_score: float | None = None
+    valid_score_plain: float | None = None
+    valid_score_flip_averaging: float | None = None
+    valid_error: float | None = None
+
+    def on_valid(self, metric: Metric, how: str = "") -> float:
+        """Returns the metric's value on the valid split; `how` as the ends of the attributes are.
+
+        Raises:
+            ValueError: The training failed.
+        """
+        value = getattr(self, f"{metric.column}{how}")
+        if value is None:
+            raise ValueError(f"Only a training that succeeded has a {metric.title}, but got one that failed.")
+        return float(value)
 
 
 def read(job: Job, split_hash: str) -> Result | None:
@@ -185,7 +207,9 @@ def _train(job: Job, splits: "Splits", device: str, parts: int) -> Iterator[dict
     from tuning.training import checkpoints
     from tuning.training.fit import Training, fit
 
-    training = Training(job.config, splits, seed=job.seed, device=device, lrs=job.lrs, accumulation=parts)
+    training = Training(
+        job.config, splits, seed=job.seed, device=device, lrs=job.lrs, accumulation=parts, metric=job.metric
+    )
     rows = checkpoints.load(job.path, training)
     length = job.length or job.config.epochs
     for epoch in islice(fit(training), max(0, length - training.epoch)):
@@ -197,27 +221,28 @@ def _train(job: Job, splits: "Splits", device: str, parts: int) -> Iterator[dict
 
 def _finish(job: Job, training: "Training", rows: list[dict[str, Any]], splits: "Splits") -> None:
     """Writes weights and result, and removes the checkpoints."""
-    from tuning.training import checkpoints
+    from tuning.training import checkpoints, metrics
     from tuning.training.fit import evaluate
 
     model = training.best_model() if job.length is None else training.last_model()
     kept = rows[-1]["best_epoch"] if job.length is None else rows[-1]["epoch"]
 
-    def accuracy(flip_averaging: bool) -> float:
-        device = training.device.type
-        scores, _ = evaluate(model, splits.valid, splits, device=device, flip_averaging=flip_averaging)
-        return float((scores.argmax(1).numpy() == splits.valid.labels).mean())
-
+    figures: dict[str, Any] = {}
+    for flip, end in ((False, "plain"), (True, "flip_averaging")):
+        scores, _ = evaluate(model, splits.valid, splits, device=training.device.type, flip_averaging=flip)
+        for metric, name in ((METRICS.default, "accuracy"), (job.metric, "score")):
+            figures[f"valid_{name}_{end}"] = metrics.score(metric, scores.numpy(), splits.valid.labels)
     result = Result(
         split_hash=splits.split_hash,
         valid_accuracy=rows[kept - 1]["valid_accuracy"],
-        valid_accuracy_plain=accuracy(flip_averaging=False),
-        valid_accuracy_flip_averaging=accuracy(flip_averaging=True),
+        valid_score=rows[kept - 1].get("valid_score", rows[kept - 1]["valid_accuracy"]),
+        valid_error=rows[kept - 1].get("valid_error"),
         best_epoch=kept,
         n_parameters=training.n_parameters,
         seconds=sum(row["epoch_seconds"] for row in rows),
         epochs=rows,
         accumulation=training.accumulation,
+        **figures,
     )
     save_weights(job.path / WEIGHTS, model)
     files.write_json(job.path / RESULT, asdict(result))

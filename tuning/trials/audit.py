@@ -12,6 +12,7 @@ import numpy as np
 
 from tuning.base import files
 from tuning.base.config import TrainConfig, parse_config
+from tuning.base.registries import Metric
 from tuning.runs import run_folder, schema
 from tuning.training import checkpoints, jobs
 
@@ -38,7 +39,8 @@ def wanted(run: run_folder.Run, n: int, seed: int) -> dict[int, jobs.Job]:
         values = {name: row[f"config/{name}"] for name in TrainConfig.model_fields}
         config = parse_config(schema.plain(values), f"{run.path}/trials.csv")
         parts = 1 if pd.isna(row["accumulation"]) else int(row["accumulation"])
-        job = jobs.Job(config, int(row["seed"]), run.path.absolute() / FOLDER, accumulation=parts)
+        folder, metric = run.path.absolute() / FOLDER, run.metric.name
+        job = jobs.Job(config, int(row["seed"]), folder, accumulation=parts, metric=metric)
         found[int(row["trial"])] = job
         latest = run.path / "trials" / f"{row['trial']:04d}" / checkpoints.LATEST
         if latest.exists() and not job.path.exists():
@@ -63,6 +65,7 @@ def hold(
     if not chosen:
         tell("Audit: the scheduler stopped no trial, so there is nothing to audit.")
         return None
+    metric = run.metric
     numbers = {job.path: number for number, job in chosen.items()}
     to_train = [job for job in chosen.values() if jobs.read(job, split_hash) is None]
     for job, row in train(to_train) if to_train else ():
@@ -72,10 +75,11 @@ def hold(
         elif row.get("error"):
             tell(f"audit of trial {number} failed: {row['error']}")
         else:
-            tell(f"audit of trial {number}: epoch {row['epoch']}  valid {row['valid_accuracy']:.2%}")
+            value = metric.said(schema.scored(row)[metric.column])
+            tell(f"audit of trial {number}: epoch {row['epoch']}  {metric.label} {value}")
     ended = {number: jobs.read(job, split_hash) for number, job in chosen.items()}
     rows = [
-        {"trial": number, **{name: row[name] for name in schema.EPOCH_COLUMNS if name != "trial"}}
+        {"trial": number, **{name: schema.scored(row)[name] for name in schema.EPOCH_COLUMNS if name != "trial"}}
         for number, result in ended.items()
         if result is not None and not result.error
         for row in result.epochs
@@ -92,33 +96,39 @@ def summarise(run: run_folder.Run, audited: "pd.DataFrame") -> dict[str, Any]:
     """Returns how well rungs told what trials would come to, and what stopping is estimated to have lost.
 
     `rungs` has for each number of epochs at which trials were stopped the rank correlation (Spearman) of the best
-    accuracy until then with the final one, over the complete and the audited trials. `loss` is the amount by which the
-    best audited trial beats the best of the search, in accuracy, 0 where it does not: of the stopped trials, which they
-    were drawn from, some other one may have been better still.
+    value until then with the final one, over the complete and the audited trials. `loss` is the amount by which the
+    best audited trial beats the best of the search, in its metric, 0 where it does not: of the stopped trials, which
+    they were drawn from, some other one may have been better still.
     """
-    trials, epochs = run.trials, run.epochs
+    trials, epochs, metric = run.trials, run.epochs, run.metric
     complete = trials.loc[trials["state"] == "complete", "trial"]
     curves = dict([*epochs[epochs["trial"].isin(complete)].groupby("trial"), *audited.groupby("trial")])
-    final = {number: rows["valid_accuracy"].max() for number, rows in curves.items()}
-    best_audited = float(audited["valid_accuracy"].max())
+    final = {number: _best(rows, metric) for number, rows in curves.items()}
+    best_audited = _best(audited, metric)
     stopped = trials[(trials["state"] == "pruned") & (trials["stopped_by"] == "scheduler")]
     return {
         "trials": sorted(int(number) for number in audited["trial"].unique()),
         "n_stopped": len(stopped),
         "rungs": [
-            {"epoch": int(rung), **_rank_correlation(curves, final, int(rung))}
+            {"epoch": int(rung), **_rank_correlation(curves, final, int(rung), metric)}
             for rung in sorted(stopped["epochs"].unique())
         ],
         "best_audited": best_audited,
-        "loss": max(0.0, best_audited - float(run.best["valid_accuracy"])),
+        "loss": max(0.0, metric.sign * (best_audited - float(run.best[metric.column]))),
     }
 
 
-def _rank_correlation(curves: dict[Any, "pd.DataFrame"], final: dict[Any, float], rung: int) -> dict[str, Any]:
+def _best(rows: "pd.DataFrame", metric: Metric) -> float:
+    return metric.sign * float((metric.sign * rows[metric.column]).max())
+
+
+def _rank_correlation(
+    curves: dict[Any, "pd.DataFrame"], final: dict[Any, float], rung: int, metric: Metric
+) -> dict[str, Any]:
     from scipy.stats import spearmanr
 
     longer = [number for number, rows in curves.items() if rows["epoch"].max() > rung]
-    early = [curves[number].loc[curves[number]["epoch"] <= rung, "valid_accuracy"].max() for number in longer]
+    early = [_best(curves[number][curves[number]["epoch"] <= rung], metric) for number in longer]
     late = [final[number] for number in longer]
     enough = len(longer) >= MIN_TRIALS and len(set(early)) > 1 and len(set(late)) > 1
     return {"rank_correlation": float(spearmanr(early, late).statistic) if enough else None, "n": len(longer)}

@@ -18,6 +18,7 @@ from rich.text import Text
 from tuning.base.config import network
 from tuning.base.errors import counted
 from tuning.base.masking import masked
+from tuning.base.registries import ACCURACY, Metric
 from tuning.base.tables import encodable
 from tuning.runs import schema
 
@@ -26,7 +27,7 @@ Row = Mapping[str, Any]
 _STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
 _ENDED = ("complete", "pruned", "failed")
 _SPARKS = "▁▂▃▄▅▆▇█"
-_POINTS_A_BLOCK = 0.02  # Of accuracy; a fixed scale, so that a trial that diverged does not flatten the others.
+_POINTS_A_BLOCK = 0.02  # Of merit; a fixed scale, so that a trial that diverged does not flatten the others.
 _MAX_WIDTH, _INDENT, _N_BEST, _N_FAILED = 110, len("running"), 5, 2
 _UNKNOWN = "–"  # noqa: RUF001
 _CELL = ConsoleDimensions(_MAX_WIDTH, 40)
@@ -40,7 +41,7 @@ class _Trial:
     """A trial as it was last heard of. Times are the clock's; `began` is None where this session has not run it."""
 
     row: Row
-    curve: tuple[float | None, ...] = ()  # valid_accuracy by epoch; None where it is not known.
+    curve: tuple[float | None, ...] = ()  # The metric's merit by epoch; None where it is not known.
     began: float | None = None
     ended: float | None = None
     epoch_ended: float = 0.0
@@ -107,6 +108,7 @@ class Progress:
         silent: Print not even notes.
         verbose: In a terminal, too, print a line an event, above the live view.
         time_budget: Seconds after which the search ends in any case; None is no limit.
+        metric: The run's.
         console: Where to print; None is stdout.
     """
 
@@ -119,8 +121,10 @@ class Progress:
         *,
         silent: bool = False,
         time_budget: float | None = None,
+        metric: Metric = ACCURACY,
         console: Console | None = None,
     ) -> None:
+        self._metric = metric
         if console is None:  # Not even FORCE_COLOR may bring control codes into a file.
             terminal = None if sys.stdout.isatty() else False
             console = Console(
@@ -152,7 +156,7 @@ class Progress:
         """Takes in the rows of the frames of a run that is resumed; the epochs are for the curves."""
         curves: dict[int, tuple[float | None, ...]] = {}
         for row in epochs:
-            curves[row["trial"]] = (*curves.get(row["trial"], ()), row["valid_accuracy"])
+            curves[row["trial"]] = (*curves.get(row["trial"], ()), self._metric.merit(row[self._metric.column]))
         for row in map(schema.plain, trials):
             self._set(_Trial(row, curves.get(row["trial"], ())))
             self._n_before = max(0, self._n_before - (row["state"] != "running"))
@@ -177,10 +181,11 @@ class Progress:
         """Shows an epoch of a trial."""
         old, now = self._trials.get(row["trial"], _Trial(row, began=time.monotonic())), time.monotonic()
         known = (*old.curve, *[None] * result["epoch"])[: result["epoch"] - 1]
-        curve = (*known, result["valid_accuracy"])
+        value = result[self._metric.column]
+        curve = (*known, None if value is None else self._metric.merit(value))
         self._set(replace(old, row=row, curve=curve, epoch_ended=now, epoch_seconds=result["epoch_seconds"]))
         speed = f"{result['epoch_seconds']:.1f} s, {result['images_per_second']:,.0f} images/s"
-        self._line(row, f"epoch {result['epoch']}  valid {_cell(result['valid_accuracy'], '.2%')}  {speed}")
+        self._line(row, f"epoch {result['epoch']}  {self._metric.label} {self._said(value)}  {speed}")
 
     def ended(self, row: Row) -> None:
         """Shows that a trial ended, and the best so far."""
@@ -189,10 +194,11 @@ class Progress:
         text = f"failed: {trial.error}"
         if trial.state != "failed":
             n_ended = self._n_before + len(_in_state(self._trials, *_ENDED))
-            best = next((t.row["valid_accuracy"] for t in _ranked(self._trials)), None)
-            valid = _cell(row.get("valid_accuracy"), ".2%")
-            text = f"{trial.state} after {counted(row['epochs'], 'epoch')}  valid {valid}"
-            text += f"  ({n_ended}/{self._n_samples} done, best {_cell(best, '.2%')})"
+            column = self._metric.column
+            best = next((t.row[column] for t in _ranked(self._trials, self._metric)), None)
+            valid = f"{self._metric.label} {self._said(row.get(column))}"
+            text = f"{trial.state} after {counted(row['epochs'], 'epoch')}  {valid}"
+            text += f"  ({n_ended}/{self._n_samples} done, best {self._said(best)})"
         self._line(row, text)
 
     def seconds_left(self) -> float | None:
@@ -237,10 +243,13 @@ class Progress:
             times = times.removeprefix("elapsed ")
         times = times.rjust(width - len(title))
         lines = [*[Text()] * (height > 20), Text.assemble((title, "bold"), times), bar, *legend]
-        lines += _parts(trials, width, height - len(lines))
+        lines += _parts(trials, width, height - len(lines), self._metric)
         for line in lines:
             line.truncate(width, overflow="ellipsis")
         return Group(*lines[:height])
+
+    def _said(self, value: float | None) -> str:
+        return _value(value, self._metric)
 
     def _elapsed(self) -> timedelta:
         return timedelta(seconds=int(time.monotonic() - self._start))
@@ -265,16 +274,16 @@ def _in_notebook() -> bool:
     return hasattr(shell, "kernel")
 
 
-def _parts(trials: Mapping[int, _Trial], width: int, height: int) -> list[Text]:
+def _parts(trials: Mapping[int, _Trial], width: int, height: int, metric: Metric) -> list[Text]:
     """Returns the trials that run, the best and the last that failed, as many as fit; each part after a blank line."""
     running, failed = _in_state(trials, "running"), _in_state(trials, "failed")
-    parts = {"running": running, "best": _ranked(trials)[:_N_BEST], "failed": failed[: -_N_FAILED - 1 : -1]}
+    parts = {"running": running, "best": _ranked(trials, metric)[:_N_BEST], "failed": failed[: -_N_FAILED - 1 : -1]}
     n_running = len(running)
     for name, least in _SHRINK:
         while sum(2 + len(part) for part in parts.values() if part) > height and len(parts[name]) > least:
             parts[name].pop()
     more = 1 < len(running) < n_running and running.pop()  # Whose line says how many are not shown.
-    header, *rows = _table([*running, *parts["best"]], width)
+    header, *rows = _table([*running, *parts["best"]], width, metric)
     lines = []
     for name, part in parts.items():
         color = _STYLES.get(name, "green")
@@ -292,13 +301,13 @@ def _parts(trials: Mapping[int, _Trial], width: int, height: int) -> list[Text]:
     return lines
 
 
-def _table(trials: Sequence[_Trial], width: int) -> list[str]:
+def _table(trials: Sequence[_Trial], width: int, metric: Metric) -> list[str]:
     """Returns a line of names and one a trial, of the columns that fit; the curve has what is left of the width."""
     config = {"optimizer": "optimizer", "lr": "learning_rate", "schedule": "schedule", "batch": "batch_size"}
     cells = {
         "network": [t.network for t in trials],
         "epoch": [f"{t.row['epochs']}/{t.length or '?'}" for t in trials],
-        "valid": [_cell(t.row.get("valid_accuracy"), ".2%") for t in trials],
+        metric.label: [_value(t.row.get(metric.column), metric) for t in trials],
         "curve": [""] * len(trials),
         **{name: [_cell(t.row.get(f"config/{key}")) for t in trials] for name, key in config.items()},
     }
@@ -307,11 +316,11 @@ def _table(trials: Sequence[_Trial], width: int) -> list[str]:
     room = width - _INDENT - sum(widths.values()) - gap * len(names) + widths["curve"]
     longest = max((max(t.length, len(t.curve)) for t in trials), default=0)
     widths["curve"] = max(widths["curve"], min(longest, room))
-    high = max((accuracy for t in trials for accuracy in t.curve if accuracy is not None), default=1.0)
+    high = max((merit for t in trials for merit in t.curve if merit is not None), default=1.0)
     cells["curve"] = [sparkline(t.curve, t.length, widths["curve"], high) for t in trials]
     lines = [""] * (1 + len(trials))
     for name in names:
-        side = ">" if name in ("epoch", "valid", "lr", "batch") else "<"
+        side = ">" if name in ("epoch", metric.label, "lr", "batch") else "<"
         for i, cell in enumerate([name, *cells[name]]):
             lines[i] += f"{'':{gap}}{cell:{side}{widths[name]}}"
     return lines
@@ -331,10 +340,14 @@ def _in_state(trials: Mapping[int, _Trial], *states: str) -> list[_Trial]:
     return [trial for trial in trials.values() if trial.state in states]
 
 
-def _ranked(trials: Mapping[int, _Trial]) -> list[_Trial]:
-    """Returns the trials that ended with an accuracy, the best first, in the order of `results.rank_trials`."""
-    known = [t for t in _in_state(trials, "complete", "pruned") if t.row.get("valid_accuracy") is not None]
-    return sorted(known, key=lambda t: (-t.row["valid_accuracy"], t.state, t.row["trial"]))
+def _ranked(trials: Mapping[int, _Trial], metric: Metric) -> list[_Trial]:
+    """Returns the trials that ended with a value, the best first, in the order of `results.rank_trials`."""
+    known = [t for t in _in_state(trials, "complete", "pruned") if t.row.get(metric.column) is not None]
+    return sorted(known, key=lambda t: (-metric.sign * t.row[metric.column], t.state, t.row["trial"]))
+
+
+def _value(value: float | None, metric: Metric) -> str:
+    return _UNKNOWN if value is None else metric.said(value)
 
 
 def _cell(value: Any, form: str = ".2g") -> str:

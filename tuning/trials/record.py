@@ -201,7 +201,7 @@ def conclude(run: run_folder.Run, tell: Callable[[str], None] = print) -> None:
     trials, epochs = run.trials, run.epochs
     if not trials["state"].isin(["complete", "pruned"]).any():
         return
-    best = run.best["trial"]
+    best, metric = run.best["trial"], run.metric
     for number in trials.loc[trials["state"] != "running", "trial"]:
         if number != best:
             checkpoints.remove(trial_folder(run.path, number))
@@ -213,13 +213,13 @@ def conclude(run: run_folder.Run, tell: Callable[[str], None] = print) -> None:
     found = each_alone({"The importances": lambda: importances.of_run(run)}, tell)
     importance = found.get("The importances", pd.DataFrame(columns=list(importances.COLUMNS)))
     draw: dict[str, Callable[[], Figure]] = {
-        "best_so_far": lambda: run_figures.best_so_far(analysis.best_so_far(trials, run.clock)),
-        "learning_curves": lambda: run_figures.learning_curves(epochs, trials),
-        "parallel_coordinates": lambda: run_figures.parallel_coordinates(trials),
+        "best_so_far": lambda: run_figures.best_so_far(analysis.best_so_far(trials, run.clock, metric), metric),
+        "learning_curves": lambda: run_figures.learning_curves(epochs, trials, metric),
+        "parallel_coordinates": lambda: run_figures.parallel_coordinates(trials, metric),
     }
     if found:
         draw["importances"] = lambda: run_figures.importances(importance)
     if (minimized := run.settings.get("minimize")) is not None:
-        draw["pareto"] = lambda: run_figures.pareto(trials, minimized)
+        draw["pareto"] = lambda: run_figures.pareto(trials, minimized, metric)
     style.save_each(draw, run.path, tell)
     each_alone({"The page": lambda: run_page.write(run, importances=importance, tell=tell)}, tell)

@@ -1,8 +1,8 @@
 """Ray's schedulers as a search uses them. Every option is named, because Ray's defaults change.
 
-The metric that schedulers compare is the best valid_accuracy so far, of trials whose curves have the same form
-(`LikeWithLike`); time is counted in epochs. How long a trial may train is its own configuration's `epochs`. To
-add one, write a builder like `asha` and its entry in `registries.SCHEDULERS`.
+What schedulers compare is the merit of the best epoch so far in the run's metric, of trials whose curves have the same
+form (`LikeWithLike`); time is counted in epochs. How long a trial may train is its own configuration's `epochs`. To add
+one, write a builder like `asha` and its entry in `registries.SCHEDULERS`.
 """
 
 import math
@@ -15,9 +15,9 @@ import numpy as np
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from tuning.base.config import MOST_EPOCHS
-from tuning.base.registries import LR_SCHEDULES
+from tuning.base.registries import ACCURACY, LR_SCHEDULES, Metric
 
-METRIC = "best_valid_accuracy"
+METRIC = "merit"  # In [0, 1], greater is better; see `Metric.merit`.
 REDUCTION_FACTOR = 3
 
 
@@ -148,13 +148,16 @@ class StandIn:
 
 
 def replay(
-    scheduler: TrialScheduler, trials: Mapping[int, tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]
+    scheduler: TrialScheduler,
+    trials: Mapping[int, tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]],
+    metric: Metric = ACCURACY,
 ) -> None:
     """Shows a new scheduler the trials that have ended, so that a resumed search judges by all of them.
 
     Args:
         scheduler: Of `SCHEDULERS`.
         trials: Number -> hyperparameters, and a row an epoch.
+        metric: The run's.
     """
     for number, (config, rows) in trials.items():
         trial: Any = StandIn(f"before-{number}", {"config": config})
@@ -162,5 +165,5 @@ def replay(
         scheduler.on_trial_add(controller, trial)
         best = 0.0
         for row in sorted(rows, key=lambda r: int(r["epoch"])):
-            best = max(best, row["valid_accuracy"])
+            best = max(best, metric.merit(row[metric.column]))
             scheduler.on_trial_result(controller, trial, {"epoch": row["epoch"], METRIC: best})

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuning.base import files, interrupts, machine, own_model
 from tuning.base.errors import DISK_FULL, UserError, counted
-from tuning.base.registries import ARCHITECTURES, SCHEDULERS
+from tuning.base.registries import ARCHITECTURES, METRICS, SCHEDULERS
 from tuning.images.batches import parts_of
 from tuning.runs import run_folder, study_file
 from tuning.trials import local_ray, ray_internals, record
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tuning.trials.progress import Progress
 
 FAILURES_THAT_STOP = 3
+Z_95 = 1.96  # Standard errors on each side of an estimate, in its 95 % interval.
 SECONDS_FOR_AN_EPOCH = 10.0
 
 
@@ -84,7 +85,15 @@ def search(
         )
     sampler = samplers.make(settings.sampler, _sampler_seed(settings.seed, path), N_STARTUP)
     with study_file.writing(path):
-        study = RunStudy(path, space, sampler, epochs=settings.epochs, seed=settings.seed, minimize=settings.minimize)
+        study = RunStudy(
+            path,
+            space,
+            sampler,
+            epochs=settings.epochs,
+            seed=settings.seed,
+            minimize=settings.minimize,
+            metric=settings.metric,
+        )
         left_out = {name: list(choices) for name, choices in space.left_out.items()}
         try:
             Session(settings, path, splits, study, progress).run(resumed=resumed, left_out=left_out)
@@ -158,6 +167,7 @@ class Session:
             else:
                 self.study.close(None)
                 self._send_what_an_earlier_session_could_not()
+            self._note_noise()
             try:
                 if self.settings.audit and self.reason != "interrupt":
                     self._audit()
@@ -191,6 +201,7 @@ class Session:
             splits=self.splits if self.settings.address is None else self.splits.in_memory(),
             run=str(self.path.absolute()),
             threads=max(1, int(slots.cpus_per_trial)),
+            metric=self.settings.metric,
             stored=self._storage(),
             own_models=own_model.known(),
         )
@@ -211,7 +222,7 @@ class Session:
 
         path = self.path
         scheduler = SCHEDULERS.load(self.settings.scheduler)(self.settings.epochs, self.settings.seed)
-        schedulers.replay(scheduler, self.study.finished())
+        schedulers.replay(scheduler, self.study.finished(), METRICS[self.settings.metric])
         tune_config = tune.TuneConfig(
             search_alg=Proposals(self),
             scheduler=scheduler,
@@ -247,6 +258,17 @@ class Session:
             self.problem.add_note(f"Closing the study failed, too: {error}")
             self.study.abandon()
         raise self.problem
+
+    def _note_noise(self) -> None:
+        """Writes down how surely the best trial's value is known, where the valid split is a small sample."""
+        from tuning.images.splitting import MOST_VALID_IMAGES
+
+        run, n_valid = run_folder.Run(self.path), len(self.splits.valid)
+        if n_valid >= MOST_VALID_IMAGES or not run.trials["state"].isin(["complete", "pruned"]).any():
+            return
+        error = self.study.error_of(int(run.best["trial"]))
+        noise = None if error is None else {"valid_images": n_valid, "half_width": Z_95 * error}
+        record.update_meta(self.path, self.settings, noise=noise)
 
     def _audit(self) -> None:
         """Trains some trials that the scheduler stopped to their end, and writes what came of it into `meta.json`."""

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from tuning.base.errors import UserError, counted
-from tuning.base.registries import OBJECTIVES, SAMPLERS, SCHEDULERS
+from tuning.base.registries import METRICS, OBJECTIVES, SAMPLERS, SCHEDULERS
 from tuning.images.options import READING
 from tuning.images.source import Source
 from tuning.runs import run_folder
@@ -53,6 +53,7 @@ class Settings:
     dashboard: bool = False
     model: str | None = None
     reading: dict[str, Any] | None = None
+    metric: str = METRICS.default
 
     @property
     def source(self) -> Source:
@@ -115,7 +116,9 @@ def as_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def check_names(space: str, sampler: str | None, scheduler: str | None, minimize: str | None) -> tuple[str, str]:
+def check_names(
+    space: str, sampler: str | None, scheduler: str | None, minimize: str | None, metric: str = METRICS.default
+) -> tuple[str, str]:
     """Returns sampler and scheduler; raises UserError for an unknown name. Imports neither torch nor Ray."""
     if sampler is not None:
         SAMPLERS.find(sampler, "--sampler")
@@ -123,6 +126,7 @@ def check_names(space: str, sampler: str | None, scheduler: str | None, minimize
         SCHEDULERS.find(scheduler, "--scheduler")
     if minimize is not None:
         OBJECTIVES.find(minimize, "--minimize")
+    METRICS.find(metric, "--metric")
     samplers, schedulers = fitting(minimize is not None)
     if sampler not in (None, *samplers):
         raise UserError(

@@ -129,7 +129,7 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
         if "space" not in asked.given:
             asked.space = "own"
     source, images = _space_file(asked.space, stack), source_of(asked)
-    sampler, scheduler = check_names(source, asked.sampler, asked.scheduler, asked.minimize)
+    sampler, scheduler = check_names(source, asked.sampler, asked.scheduler, asked.minimize, asked.metric)
     taken: Collection[str] = ()
     storage = asked.storage
     if storage is not None:
@@ -169,6 +169,7 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
         max_failures=asked.max_failures,
         time_budget=budget,
         minimize=asked.minimize,
+        metric=asked.metric,
         mlflow=mlflow,
         audit=asked.audit,
         dashboard=asked.dashboard,

@@ -8,7 +8,9 @@ from typing import Any
 
 from ray import tune
 
-LEFT_OUT = {"pid", "timestamp", "time_total_s", "training_iteration"}
+from tuning.trials.schedulers import METRIC
+
+LEFT_OUT = {"pid", "timestamp", "time_total_s", "training_iteration", METRIC}
 
 
 class TensorBoard(tune.Callback):

@@ -22,6 +22,7 @@ from tuning.base import files, machine, own_model
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
 from tuning.base.masking import masked
+from tuning.base.registries import METRICS
 from tuning.images.splitting import Splits
 from tuning.runs.run_folder import trial_folder
 from tuning.training import checkpoints, jobs
@@ -42,6 +43,7 @@ def train_trial(
     splits: Splits,
     run: str,
     threads: int,
+    metric: str = METRICS.default,
     stored: tuple[str, str] | None = None,
     own_models: Sequence[own_model.OwnModel] = (),
 ) -> None:
@@ -54,6 +56,7 @@ def train_trial(
         splits: From the object store; its arrays are read-only and shared by all trials on a node.
         run: The run folder; the trial's is `trials/<number>` below it.
         threads: For torch, on a CPU.
+        metric: A name in `METRICS`, the run's.
         stored: The run's URI in a storage, and its id. The run folder may then be on another machine: the trial's is a
             scratch folder of this node, and sent from there.
         own_models: Users' own networks that the search's process has read.
@@ -88,6 +91,7 @@ def train_trial(
                 seed=config["seed"],
                 device=device,
                 accumulation=config["accumulation"],
+                metric=metric,
             )
             print(f"trial {config['trial']}, seed {config['seed']}, {device}, {training.precision}: {config['config']}")
             _train(training, folder)
@@ -131,16 +135,17 @@ def _train(training: "Training", folder: Path) -> None:
 
     device, precision = training.device.type, training.precision
     facts = {"n_parameters": training.n_parameters, "device": device, "precision": precision, "error": ""}
-    known = checkpoints.load(folder, training)
+    metric, known = training.metric, checkpoints.load(folder, training)
+    best = f"best_{metric.column}"
     for result in known:  # The study knows these already, unless it was cut off; a new scheduler has to learn them.
-        tune.report({**result, **facts})
+        tune.report({**result, METRIC: metric.merit(result[best]), **facts})
     try:
         for epoch in fit(training):
-            result = {**vars(epoch), METRIC: training.best["valid_accuracy"]}
+            result = {**vars(epoch), best: training.best["valid_score"]}
             known.append(result)
             checkpoints.save(folder, training, known)
             print(epoch)
-            tune.report({**result, **facts})
+            tune.report({**result, METRIC: metric.merit(result[best]), **facts})
     except (
         NonFiniteLossError
     ) as error:  # Training it again would end in the same place, so this is a result, not a failure.
