@@ -173,7 +173,8 @@ def smaller(images: Images) -> Images:
     rows, columns = max(1, height // square), max(1, width // square)
     images = images[:, :, : rows * square, : columns * square]
     squares = images.reshape(n, channels, rows, images.shape[2] // rows, columns, images.shape[3] // columns)
-    return squares.mean(axis=(3, 5)).round().astype(np.uint8)
+    means: Images = squares.mean(axis=(3, 5)).round().astype(np.uint8)
+    return means
 
 
 def print_overview(overview: Overview, own: Own | None = None) -> None:
@@ -230,9 +231,9 @@ def describe_own(own: Own) -> list[str]:
     span = f", from {by_area[0]} to {by_area[-1]}; the most frequent are" if len(sizes) > 1 else ":"
     lines = [f"Originals, in pixels: {counted(len(sizes), 'size')}{span} {', '.join(named)}.", f"Modes: {modes}."]
     if (known.groups != "").any():
-        groups, n = np.unique(known.groups[known.groups != ""], return_counts=True)
-        share = n.max() / len(known)
-        lines.append(f"The largest group outside test, {groups[n.argmax()]}, has {share:.0%} of train and valid.")
+        groups, images = np.unique(known.groups[known.groups != ""], return_counts=True)
+        share = images.max() / len(known)
+        lines.append(f"The largest group outside test, {groups[images.argmax()]}, has {share:.0%} of train and valid.")
     reasons = Counter(reason for _, reason in facts.left_out)
     for reason, n in reasons.most_common():
         example = next(name for name, each in facts.left_out if each == reason)

@@ -291,7 +291,7 @@ def data_overview(
     for (split, values), colour in zip(counts.items(), CLASS_COLOURS, strict=False):
         right.barh(rows, values, left=ends, height=0.62, color=colour, label=split)
         ends = ends + values
-    for row, total in enumerate(ends):
+    for row, total in enumerate(ends.tolist()):
         right.text(total, row, f" {total:,}", va="center", ha="left", fontsize=TICK, color=INK)
     right.set_ylim(n_classes - 0.5, -0.5)
     right.set_xlim(0, 1.2 * max(1, ends.max()))

@@ -225,5 +225,4 @@ def _unzip(path: Path, pattern: str, folder: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         for member in fnmatch.filter(archive.namelist(), f"*{pattern}"):
             place = folder / member.rpartition("/")[2].removesuffix(".gz")
-            with archive.open(member) as packed, gzip.open(packed) as content, place.open("wb") as file:
-                shutil.copyfileobj(content, file)
+            place.write_bytes(gzip.decompress(archive.read(member)))
