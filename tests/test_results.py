@@ -78,6 +78,8 @@ TRIAL_DTYPES = {
     "config/erase": "float64",
     "config/ema_decay": "float64",
     "config/precision": "str",
+    "config/train": "str",
+    "config/body_lr_factor": "float64",
 }
 
 
