@@ -83,6 +83,9 @@ TRIAL_DTYPES = {
     "config/trivial_augment": "boolean",
     "config/mixup": "float64",
     "config/cutmix": "float64",
+    "config/train": "str",
+    "config/body_lr_factor": "float64",
+    "config/class_weights": "str",
 }
 
 

@@ -6,7 +6,7 @@ entry in `registries.ARCHITECTURES`.
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -178,8 +178,7 @@ def normalisation_of_weights(architecture: str) -> Normalisation | None:
         return ARCHITECTURES[architecture].normalisation
     from timm.models import get_pretrained_cfg
 
-    known = get_pretrained_cfg(architecture.removeprefix(TIMM))
-    assert known is not None, architecture
+    known: Any = get_pretrained_cfg(architecture.removeprefix(TIMM))
     return Normalisation(tuple(known.mean), tuple(known.std))
 
 

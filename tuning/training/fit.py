@@ -129,6 +129,7 @@ class Training:
         self.device = torch.device(device)
         self.precision = config.precision if config.precision != "auto" else faster_precision(self.device.type)
         self.mean, self.std = splits.mean, splits.std
+        self._seed = seed
         self._belongs_to: dict[str, Any] = {"config": config.described(), "seed": seed, "split_hash": splits.split_hash}
         if metric != METRICS.default:  # Earlier versions knew no other.
             self._belongs_to["metric"] = metric
@@ -173,7 +174,7 @@ class Training:
         self.epoch += 1
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             # Dropout draws from torch's own generator: each epoch has a seed of its own, whatever ran before.
-            torch.manual_seed(self._belongs_to["seed"] * 1_000_003 + self.epoch)
+            torch.manual_seed(self._seed * 1_000_003 + self.epoch)
             train_loss, train_accuracy, n_seen = self._train_epoch()
         trained = time.perf_counter()
         lr = float(self._last_lr)

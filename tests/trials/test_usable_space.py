@@ -1,0 +1,57 @@
+"""What a search leaves out because weights or packages are missing, and what it refuses before the first trial."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tuning.base import downloads
+from tuning.base.errors import UserError
+from tuning.sampling.spaces import check_space, load_space
+from tuning.trials.session import usable_space
+
+SETTINGS: Any = SimpleNamespace(device="cpu", epochs=2, space="mine", model=None)
+
+
+@pytest.fixture
+def notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is said; no weights of torchvision can be had, and timm is not installed."""
+    said: list[str] = []
+
+    def missing(architecture: str) -> Path:
+        raise UserError(f"no weights of {architecture}")
+
+    monkeypatch.setattr(downloads, "weights_file", missing)
+    monkeypatch.setattr(downloads, "find_spec", lambda package: None)
+    return said
+
+
+def usable(tmp_path: Path, source: str, notes: list[str]) -> Any:
+    (tmp_path / "mine.py").write_text(f"def space(trial):\n    {source}\n")
+    return usable_space(load_space(str(tmp_path / "mine.py")), SETTINGS, SimpleNamespace(note=notes.append))  # type: ignore[arg-type]
+
+
+def test_weights_that_cannot_be_had_are_left_out(tmp_path: Path, notes: list[str]) -> None:
+    source = "return {'architecture': 'resnet34', 'pretrained': trial.suggest_categorical('pretrained', [True, False])}"
+    space, configs = usable(tmp_path, source, notes)
+    assert notes == ["The space leaves out pretrained=True: no weights of resnet34"]
+    assert not any(config.pretrained for config in configs)
+    assert not any(config.pretrained for _, config in check_space(space, 2))
+
+
+def test_networks_whose_package_is_not_installed_are_left_out(tmp_path: Path, notes: list[str]) -> None:
+    names = "['efficientnet_lite0', 'timm:resnet10t', 'resnet8']"
+    source = f"return {{'architecture': trial.suggest_categorical('network', {names}), 'pretrained': False}}"
+    _, configs = usable(tmp_path, source, notes)
+    assert {config.architecture for config in configs} == {"resnet8"}
+    assert len(notes) == 2
+    assert all("needs the package timm, which is not installed" in note for note in notes)
+
+
+def test_a_space_of_which_nothing_is_left_is_refused(tmp_path: Path, notes: list[str]) -> None:
+    with pytest.raises(UserError, match=r"^no weights of resnet50$"):
+        usable(tmp_path, "return {'architecture': 'resnet50', 'pretrained': True}", notes)
+    only = "return {'architecture': trial.suggest_categorical('network', ['timm:a', 'efficientnet_lite1'])}"
+    with pytest.raises(UserError, match=r"This machine can do none of the choices of 'network'"):
+        usable(tmp_path, only, notes)
