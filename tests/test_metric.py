@@ -180,7 +180,7 @@ def test_balanced_accuracy_and_accuracy_choose_different_winners(tmp_path: Path)
 def test_an_unknown_metric_is_refused(tmp_path: Path) -> None:
     listed = ", ".join(sorted(METRICS))
     with pytest.raises(UserError, match=f"^--metric must be one of {listed}, but got 'f1'"):
-        check_names("smoke", "fashion-mnist", None, None, None, "f1")
+        check_names("smoke", None, None, None, "f1")
     run = make_run(tmp_path / "r", "top5")
     meta = files.read_json(run.path / "meta.json")
     files.write_json(run.path / "meta.json", meta | {"settings": meta["settings"] | {"metric": "f2"}})

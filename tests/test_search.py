@@ -499,7 +499,7 @@ def bad(**arguments: Any) -> None:
     [
         ({"samples": 0}, "--samples must be at least 1, but got 0"),
         ({"space": "resnt"}, "Search space must be one of .* Did you mean 'resnet'"),
-        ({"dataset": "fashion-mnst"}, "Data set must be one of .* Did you mean 'fashion-mnist'"),
+        ({"dataset": "fashion-mnst"}, "--dataset must be .* Did you mean 'fashion-mnist'"),
         ({"sampler": "tpee"}, "--sampler must be one of .* Did you mean 'tpe'"),
         ({"scheduler": "ash"}, "--scheduler must be one of .* Did you mean 'asha'"),
         ({"minimize": "parameters"}, "--minimize must be one of .* Did you mean 'n_parameters'"),

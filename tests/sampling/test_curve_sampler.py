@@ -10,6 +10,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 
 from tuning.base.registries import SAMPLERS
+from tuning.sampling import samplers
 from tuning.sampling.curve_sampler import (
     INACTIVE,
     Activity,
@@ -180,7 +181,7 @@ SPACES: dict[str, Any] = {
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("name", SPACES)
 def test_every_sampler_serves_a_space_whose_ranges_depend_on_the_trial(name: str, sampler: str) -> None:
-    study = optuna.create_study(direction="maximize", sampler=SAMPLERS.load(sampler)(0, 4))
+    study = optuna.create_study(direction="maximize", sampler=samplers.make(sampler, 0, 4))
     for number in range(16):
         one = study.ask()
         value = SPACES[name](one)

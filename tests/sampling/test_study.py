@@ -19,6 +19,7 @@ from tuning.base import files
 from tuning.base.errors import UserError
 from tuning.base.registries import SAMPLERS
 from tuning.runs import run_folder, schema, study_file
+from tuning.sampling import samplers
 from tuning.sampling.spaces import Space, load_space
 from tuning.sampling.study import RunStudy, trial_seed
 
@@ -456,7 +457,7 @@ def test_what_a_trial_told_survives_the_process(tmp_path: Path, study: RunStudy)
 
 @pytest.mark.parametrize("name", [name for name, known in SAMPLERS.items() if known.two_objectives])
 def test_two_objectives_give_a_front(tmp_path: Path, name: str) -> None:
-    sampler = SAMPLERS.load(name)(0, 4)
+    sampler = samplers.make(name, 0, 4)
     study = RunStudy(tmp_path, load_space("smoke"), sampler, epochs=5, seed=7, minimize="n_parameters")
     outcomes = [(0.9, 500), (0.8, 100), (0.7, 300), (0.9, 600), (0.5, 50), (0.6, 100), (0.8, 200)]
     for i, (accuracy, n_parameters) in enumerate(outcomes):
@@ -491,7 +492,7 @@ def share_of_slow_starters(path: Path, seed: int, truth: bool) -> float:
     (path / "crossing.py").write_text(
         "def space(trial):\n    return {'momentum': trial.suggest_float('momentum', 0, 0.99)}\n"
     )
-    study = RunStudy(path, load_space(str(path / "crossing.py")), SAMPLERS.load("gp")(seed, 6), epochs=3, seed=0)
+    study = RunStudy(path, load_space(str(path / "crossing.py")), samplers.make("gp", seed, 6), epochs=3, seed=0)
     slow = []
     for _ in range(18):
         proposal = ask(study)

@@ -14,6 +14,7 @@ from torch.nn import functional
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
 from tuning.base.registries import ACCURACY, METRICS
+from tuning.images.batches import Batch
 from tuning.images.datasets import Labelled
 from tuning.images.splitting import Splits, make_splits
 from tuning.training import metrics
@@ -161,14 +162,14 @@ def test_weighted_batches_in_parts_have_the_loss_and_the_gradient_of_the_whole(s
     for parts in (1, 3):
         training = Training(config, splits, seed=0, accumulation=parts)
         training.model.eval()  # Batch normalisation sees the parts, which are not the whole.
-        images, labels = training._train[0][:32], training._train[1][:32]
-        loss, _ = training._gradients(images, labels)
+        images, labels = training._train.images[:32], training._train.labels[:32]
+        loss, _ = training._gradients(Batch(images, labels))
         found.append((loss.item(), [p.grad.clone() for p in training.model.parameters() if p.grad is not None]))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     for whole, summed in zip(found[0][1], found[1][1], strict=True):
         torch.testing.assert_close(whole, summed, rtol=1e-3, atol=1e-5)
     logits = training._logits(metrics_input(training, images))
-    weights = class_weights(training._train[1], 4, "balanced")
+    weights = class_weights(training._train.labels, 4, "balanced")
     each = functional.cross_entropy(logits, labels, reduction="none")
     assert weights is not None
     if not smoothing:

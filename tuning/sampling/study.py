@@ -389,7 +389,7 @@ class RunStudy:
         result = schema.scored(result)
         row: dict[str, Any] = {
             "trial": number,
-            **{name: result[name] for name in schema.EPOCH_COLUMNS if name != "trial"},
+            **{name: result.get(name, math.nan) for name in schema.EPOCH_COLUMNS if name != "trial"},
         }
         row |= {"at": self.now(), "valid_error": result.get("valid_error")}
         row |= {name: attrs.get(name) for name in _OF_TRIAL}
