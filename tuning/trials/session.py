@@ -549,7 +549,8 @@ def _lacking(
     """Returns a choice of which every point has a problem, and the problem; None where there is none."""
     from tuning.sampling.spaces import OF_NETWORK
 
-    for name in OF_NETWORK:
+    texts = (name for params, _ in drawn for name, value in params.items() if isinstance(value, str))
+    for name in dict.fromkeys([*OF_NETWORK, *texts]):
         for choice in dict.fromkeys(params[name] for params, _ in drawn if name in params):
             with_it = [problems.get((c.architecture, c.pretrained)) for p, c in drawn if p.get(name) == choice]
             if with_it[0] is not None and None not in with_it:

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tuning.base import files, locks, own_model, rim
+from tuning.base import files, locks, machine, own_model, rim
 from tuning.base.doors import Asked
 from tuning.base.errors import UserError
 from tuning.images.options import READING, source_of
+from tuning.images.source import Source
 from tuning.runs import run_folder
 from tuning.trials import local_ray, record
 from tuning.trials import slots as slot_plans
@@ -27,6 +28,8 @@ from tuning.trials.settings import (
     placed,
     plan_slots,
 )
+
+COLOUR = 3  # Channels.
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,10 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
         own = own_model.read(Path(asked.model)).architecture
         if "space" not in asked.given:
             asked.space = "own"
-    source, images = _space_file(asked.space, stack), source_of(asked)
+    images = source_of(asked)
+    if images.is_own and asked.model is None and "space" not in asked.given:
+        asked.space = _space_for(images, asked.device)
+    source = _space_file(asked.space, stack)
     sampler, scheduler = check_names(source, asked.sampler, asked.scheduler, asked.minimize, asked.metric)
     taken: Collection[str] = ()
     storage = asked.storage
@@ -179,6 +185,14 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
     )
     said = "" if shared is None else f"Trials on each GPU: {shared}, as the dry run of this space found to pay."
     return Settled(settings, path, source, False, tuple(filter(None, [password, said])), slots_are_open, own)
+
+
+def _space_for(images: Source, device: str | None) -> str:
+    """Returns the space that is searched for one's own images where none was asked for."""
+    from tuning.images.datasets import load_own
+
+    device = device or ("cuda" if machine.gpu_memory() else "cpu")
+    return "photos" if load_own(images, device=device).rest.shape[1] == COLOUR else "resnet"
 
 
 def _newest(name: str) -> run_folder.Run:
