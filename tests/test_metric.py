@@ -1,4 +1,4 @@
-"""Another metric than the accuracy, everywhere: sampler, scheduler, ranking, frames, `final`, tables, pictures, pages."""
+"""Another metric than the accuracy, everywhere: search, ranking, frames, `final`, tables, pictures and pages."""
 
 import io
 import json
