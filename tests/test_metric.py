@@ -1,4 +1,4 @@
-"""Another metric than the accuracy: sampler, scheduler, ranking, frames, `final`, tables, pictures and page follow."""
+"""Another metric than the accuracy, everywhere: search, ranking, frames, `final`, tables, pictures and pages."""
 
 import io
 import json

@@ -7,8 +7,12 @@ from typing import Any
 
 import optuna
 import pytest
+import studies
 
+from tuning.base import files
+from tuning.images import splitting
 from tuning.images.splitting import Splits
+from tuning.runs import run_folder
 from tuning.sampling.spaces import load_space
 from tuning.sampling.study import RunStudy
 from tuning.trials import session
@@ -56,6 +60,25 @@ def test_a_signal_ends_the_search_though_nothing_reports(begin: Any, monkeypatch
         time.sleep(0.2)
         assert search.should_end()
         assert search.reason == "interrupt"
+
+
+def test_how_surely_the_best_value_is_known_is_written_down_where_the_valid_split_is_small(
+    begin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = begin(None)
+    more = {"valid_score": 0.8, "valid_error": 0.02, "error": "", "hostname": None}
+    search.reported(0, studies.epoch(1, 0.7) | more | {"valid_error": 0.03, "valid_score": 0.7})
+    search.reported(0, studies.epoch(2, 0.8, "length") | more)
+    search.ended(0)
+    search.study.close(None)
+    monkeypatch.setattr(splitting, "MOST_VALID_IMAGES", 120)
+    search._note_noise()
+    assert not (search.path / "meta.json").exists()
+    monkeypatch.setattr(splitting, "MOST_VALID_IMAGES", 121)
+    search._note_noise()
+    assert files.read_json(search.path / "meta.json")["noise"] == {"valid_images": 120, "half_width": 1.96 * 0.02}
+    text = "The valid accuracy of a trial is known to ± 3.92 points (95 %): there are 120 valid images."
+    assert run_folder.noise_text(run_folder.Run(search.path)) == text
 
 
 def test_a_spent_budget_is_no_interrupt(begin: Any) -> None:

@@ -267,8 +267,9 @@ class Session:
         if n_valid >= MOST_VALID_IMAGES or not run.trials["state"].isin(["complete", "pruned"]).any():
             return
         error = self.study.error_of(int(run.best["trial"]))
-        noise = None if error is None else {"valid_images": n_valid, "half_width": Z_95 * error}
-        record.update_meta(self.path, self.settings, noise=noise)
+        if error is not None:
+            noise = {"valid_images": n_valid, "half_width": Z_95 * error}
+            record.update_meta(self.path, self.settings, noise=noise)
 
     def _audit(self) -> None:
         """Trains some trials that the scheduler stopped to their end, and writes what came of it into `meta.json`."""
