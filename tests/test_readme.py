@@ -19,6 +19,7 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 from test_house import ARROWS
+from test_own_images import write_photos
 
 from tuning.__main__ import COMMANDS
 from tuning.base import files, registries
@@ -46,6 +47,8 @@ CHEAPER = {
     "bash tuning/run.sh search --samples 20": SMALL,
     "tuning search --samples 20": SMALL,
     "bash tuning/run.sh final": "--epochs 1 --seeds 2",
+    "bash tuning/run.sh search --dataset photos/": "--samples 2 --space smoke --epochs 1",
+    "bash tuning/run.sh final --model-dir my_model": "--epochs 1 --seeds 1 --top-k 1",
 }
 # What a snippet has in place of its own arguments, for the same reason.
 SMALLER = {
@@ -88,6 +91,7 @@ def commands(block: str) -> list[str]:
 @pytest.mark.timeout(1200)
 def test_every_command_and_snippet_runs_in_the_order_of_the_pages(wheel: Mapping[str, str], tmp_path: Path) -> None:
     printed = {}
+    write_photos(tmp_path / "photos", 100)
     for language, block in BLOCKS:
         if is_new(block):
             continue
@@ -103,7 +107,7 @@ def test_every_command_and_snippet_runs_in_the_order_of_the_pages(wheel: Mapping
     for command, text in printed.items():
         if "search" in command and "--dry-run" not in command:
             assert "Next: python -m tuning." in text, command
-    assert sum("Next: python -m tuning.predict" in text for text in printed.values()) == 3
+    assert sum("Next: python -m tuning.predict" in text for text in printed.values()) == 4
     assert (tmp_path / "best_model" / "pca.png").stat().st_size > 20_000
     assert len(run_folder.load("first", tmp_path / "results").trials) == 6
 
