@@ -34,7 +34,7 @@ from tuning.retraining.opening import opened_again, retrain_and_test, written
 from tuning.retraining.verdict import TRAIN_ON
 from tuning.runs import run_folder
 from tuning.runs.verdicts import headline
-from tuning.trials.slots import Asked, Slots, plan_slots
+from tuning.trials.slots import SlotRequest, Slots, plan_slots
 
 MODEL_DIR = run_folder.MODEL_DIR
 
@@ -222,7 +222,7 @@ def _ignore(text: str) -> None:
 def _retrained(asked: doors.Asked, say: Callable[[str], None]) -> tuple[Winner, str]:
     """Settles what is asked for and carries it out; returns the winner, and a sentence on the run's page."""
     plan = _planned(asked)
-    slots = plan_slots(Asked(asked.device, concurrency=asked.concurrency))
+    slots = plan_slots(SlotRequest(asked.device, concurrency=asked.concurrency))
     model_dir = Path(asked.model_dir)
     files.make_folder(model_dir, exist_ok=True)
     _check_test_files(plan.images)

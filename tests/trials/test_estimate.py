@@ -23,7 +23,7 @@ from tuning.trials import estimate, session
 from tuning.trials.estimate import Cost
 from tuning.trials.schedulers import METRIC
 from tuning.trials.settings import Settings
-from tuning.trials.slots import Asked, plan_slots
+from tuning.trials.slots import SlotRequest, plan_slots
 
 
 def settings(**values: Any) -> Any:
@@ -182,7 +182,7 @@ def test_trials_side_by_side_are_measured_as_far_as_they_fit(
 
 def gpu_settings() -> Settings:
     settled = {"samples": 4, "epochs": 3, "seed": 0, "sampler": "random", "scheduler": "none", "train_images": None}
-    slots = vars(plan_slots(Asked()))
+    slots = vars(plan_slots(SlotRequest()))
     return Settings(space="smoke", dataset="x", data_dir=None, max_failures=0, time_budget=None, **settled, **slots)
 
 

@@ -9,7 +9,7 @@ from tuning.base import machine
 from tuning.base.errors import UserError
 from tuning.remote import cluster
 from tuning.trials.local_ray import TakenSlots
-from tuning.trials.slots import Asked, Slots, of_cluster, plan_slots, replan
+from tuning.trials.slots import SlotRequest, Slots, of_cluster, plan_slots, replan
 
 CPUS = (0.1, 0.15, 0.3, 1 / 3, 0.4, 0.5, 0.6, 2 / 3, 0.7, 0.9999, 1, 1.4, 1.5, 2, 2.5, 3.3, 4, 7)
 GPUS = (None, 0, 0.1, 1 / 7, 0.3, 1 / 3, 0.5, 0.7, 1, 2, 3)
@@ -29,10 +29,10 @@ def test_what_ray_is_told_holds_all_slots_and_no_slot_is_given_away(
     has(monkeypatch, n_cpus)
     if cpus > n_cpus:
         with pytest.raises(UserError, match=f"--cpus-per-trial must be at most {n_cpus}, the cores of this machine"):
-            plan_slots(Asked(None, cpus, None, None))
+            plan_slots(SlotRequest(None, cpus, None, None))
         return
     for concurrency in (None, *range(1, int(n_cpus / cpus + 1e-6) + 1)):
-        slots = plan_slots(Asked(None, cpus, None, concurrency))
+        slots = plan_slots(SlotRequest(None, cpus, None, concurrency))
         # Ray rounds what a trial takes to ten-thousandths.
         taken = slots.concurrency * round(slots.cpus_per_trial * 10_000)
         assert taken <= 10_000 * slots.cpus
@@ -50,25 +50,25 @@ def test_all_slots_fit_on_the_gpus_of_which_each_has_shares_of_its_own(
     has(monkeypatch, 64, n_gpus)
     if gpus is not None and gpus > n_gpus:
         with pytest.raises(UserError, match=f"--gpus-per-trial must be at most {n_gpus}, the GPUs to be used, but got"):
-            plan_slots(Asked(None, None, gpus, None))
+            plan_slots(SlotRequest(None, None, gpus, None))
         return
     for side_by_side in (None, 1, 2, 3, 5, 6, 7, 12):
-        slots = plan_slots(Asked(None, None, gpus), trials_a_gpu=side_by_side)
+        slots = plan_slots(SlotRequest(None, None, gpus), trials_a_gpu=side_by_side)
         units = round(slots.gpus_per_trial * 10_000)  # As Ray rounds it.
         if units:
             fitting = n_gpus * (10_000 // units) if units < 10_000 else n_gpus * 10_000 // units
             assert slots.concurrency <= fitting
         for concurrency in range(1, slots.concurrency + 1):
-            asked = plan_slots(Asked("cuda", None, gpus, concurrency))
+            asked = plan_slots(SlotRequest("cuda", None, gpus, concurrency))
             units = round(asked.gpus_per_trial * 10_000)
             assert not units or concurrency <= n_gpus * max(1, 10_000 // units)
     nodes = [{"CPU": 64.0, "GPU": float(n_gpus)}]
     monkeypatch.setattr(cluster, "look", lambda address: (nodes, []))
     monkeypatch.setattr(machine, "gpu_memory", list)
-    on_cluster = plan_slots(Asked(None, 0.7, gpus, None), of_cluster("auto"))
+    on_cluster = plan_slots(SlotRequest(None, 0.7, gpus, None), of_cluster("auto"))
     if on_cluster.gpus_per_trial:
         has(monkeypatch, 64, n_gpus)
-        on_one = plan_slots(Asked(None, 0.7, on_cluster.gpus_per_trial, None))
+        on_one = plan_slots(SlotRequest(None, 0.7, on_cluster.gpus_per_trial, None))
         assert on_one.concurrency == on_cluster.concurrency
 
 
@@ -89,16 +89,16 @@ def test_what_ray_cannot_count_is_refused(
 ) -> None:
     has(monkeypatch, 8, 2)
     with pytest.raises(UserError, match=message):
-        plan_slots(Asked(*asked))
+        plan_slots(SlotRequest(*asked))
 
 
 @pytest.mark.parametrize("cpus", [1e-5, math.nan])
 def test_a_cluster_refuses_the_same(monkeypatch: pytest.MonkeyPatch, cpus: float) -> None:
     monkeypatch.setattr(cluster, "look", lambda address: ([{"CPU": 8.0, "GPU": 2.0}], []))
     with pytest.raises(UserError, match=r"--cpus-per-trial must be at least 0.0001, but got"):
-        plan_slots(Asked(None, cpus, None, None), of_cluster("auto"))
+        plan_slots(SlotRequest(None, cpus, None, None), of_cluster("auto"))
     with pytest.raises(UserError, match=r"--gpus-per-trial must be a whole number of GPUs or a share of one"):
-        plan_slots(Asked(None, None, 1.5, None), of_cluster("auto"))
+        plan_slots(SlotRequest(None, None, 1.5, None), of_cluster("auto"))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,9 @@ def test_whatever_a_run_had_the_new_slots_can_be_planned(
         for gpus in (0.0, *GPUS[2:]):
             for concurrency in (1, 3, 16, 100):
                 slots, _ = replan(Slots(device, concurrency, cpus, float(gpus or 0)))
-                again = plan_slots(Asked(slots.device, slots.cpus_per_trial, slots.gpus_per_trial, slots.concurrency))
+                again = plan_slots(
+                    SlotRequest(slots.device, slots.cpus_per_trial, slots.gpus_per_trial, slots.concurrency)
+                )
                 assert again == slots
 
 
@@ -163,7 +165,7 @@ def test_slots_are_planned_from_what_a_cluster_has(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(cluster, "look", lambda address: (nodes, []))
 
     def plan(*asked: Any) -> tuple[Any, ...]:
-        slots = plan_slots(Asked(*asked), of_cluster("auto"))
+        slots = plan_slots(SlotRequest(*asked), of_cluster("auto"))
         found = slots.capacity(nodes)
         return slots.device, slots.concurrency, found["cuda"], found["cpu"]
 
@@ -178,11 +180,11 @@ def test_slots_are_planned_from_what_a_cluster_has(monkeypatch: pytest.MonkeyPat
 def test_an_autoscaler_counts_for_what_it_may_add(monkeypatch: pytest.MonkeyPatch) -> None:
     to_come = [({"CPU": 4.0}, 3), ({"CPU": 16.0, "GPU": 1.0}, 2)]
     monkeypatch.setattr(cluster, "look", lambda address: ([{"CPU": 0.0}], to_come))
-    slots = plan_slots(Asked("cpu", 4.0), of_cluster("auto"))
+    slots = plan_slots(SlotRequest("cpu", 4.0), of_cluster("auto"))
     assert slots.concurrency == 1  # None is there yet; the first are waited for.
     assert slots.capacity([{"CPU": 0.0}], to_come) == {"cuda": 0, "cpu": 3 + 2 * 4}
     assert slots.capacity([{"CPU": 4.0}] * 12, to_come) == {"cuda": 0, "cpu": 12}
-    assert plan_slots(Asked(), of_cluster("auto")).device == "cuda"
+    assert plan_slots(SlotRequest(), of_cluster("auto")).device == "cuda"
 
 
 @pytest.mark.parametrize(
@@ -200,7 +202,7 @@ def test_what_no_node_can_hold_is_refused(
 ) -> None:
     monkeypatch.setattr(cluster, "look", lambda address: ([{"CPU": 8.0}, {"CPU": 4.0}], []))
     with pytest.raises(UserError, match=message):
-        plan_slots(Asked(*asked), of_cluster("auto"))
+        plan_slots(SlotRequest(*asked), of_cluster("auto"))
 
 
 def test_a_trial_takes_a_gpu_where_one_is_free_and_gives_it_back() -> None:
@@ -246,4 +248,4 @@ def test_slots_are_planned_from_the_machine(
     monkeypatch.setattr(machine, "cores", lambda: n_cpus)
     monkeypatch.setattr(machine, "gpu_memory", lambda: gpus)
     trials_a_gpu = asked.pop("trials_a_gpu", None)
-    assert plan_slots(Asked(**asked), trials_a_gpu=trials_a_gpu) == Slots(*planned)
+    assert plan_slots(SlotRequest(**asked), trials_a_gpu=trials_a_gpu) == Slots(*planned)

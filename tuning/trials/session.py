@@ -16,7 +16,7 @@ from tuning.images.batches import parts_of
 from tuning.runs import run_folder, study_file
 from tuning.trials import local_ray, ray_internals, record
 from tuning.trials.settings import N_STARTUP, Settings
-from tuning.trials.slots import Asked, plan_slots, this_machine
+from tuning.trials.slots import SlotRequest, plan_slots, this_machine
 
 if TYPE_CHECKING:
     from tuning.base.config import TrainConfig
@@ -278,7 +278,7 @@ class Session:
 
         run = run_folder.Run(self.path)
         # What it trains is kept in the run folder, which a cluster's nodes may not share.
-        slots = self.settings.slots if self.settings.address is None else plan_slots(Asked())
+        slots = self.settings.slots if self.settings.address is None else plan_slots(SlotRequest())
 
         def train(wanted: Sequence["Job"]) -> Iterator[tuple["Job", dict[str, Any]]]:
             return train_all(wanted, self.splits, slots)
@@ -492,7 +492,7 @@ def dry_run(settings: Settings, splits: "Splits", space: "Space", *, choose_slot
         if choose_slots:
             rates = estimate.measure_slots(settings, kinds, splits)
             pays = estimate.slots_that_pay(rates)
-            slots = plan_slots(Asked(settings.device, settings.cpus_per_trial), place, trials_a_gpu=pays)
+            slots = plan_slots(SlotRequest(settings.device, settings.cpus_per_trial), place, trials_a_gpu=pays)
             settings = replace(settings, **vars(slots))
         costs = estimate.measure(settings, kinds, splits)
     found = estimate.summarise(settings, costs)

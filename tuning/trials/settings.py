@@ -17,7 +17,7 @@ from tuning.images.options import READING
 from tuning.images.source import Source
 from tuning.runs import run_folder
 from tuning.trials import slots
-from tuning.trials.slots import Asked, Slots
+from tuning.trials.slots import SlotRequest, Slots
 
 DEFAULT_EPOCHS = {"cpu": 6, "cuda": 18}
 N_STARTUP = 8
@@ -174,7 +174,7 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
-def plan_slots(address: str | None, storage: str | None, asked: Asked, trials_a_gpu: int | None) -> Slots:
+def plan_slots(address: str | None, storage: str | None, asked: SlotRequest, trials_a_gpu: int | None) -> Slots:
     """Returns the slots of a search on this machine or, with an address, on a cluster, which needs a storage.
 
     Raises:
@@ -199,6 +199,6 @@ def placed(settings: Settings, address: str, hardware: Mapping[str, Any] | None)
     if address == "local":
         planned, changed = slots.replan(settings.slots, hardware)
     else:
-        asked = Asked(settings.device, settings.cpus_per_trial, settings.gpus_per_trial, settings.limit)
+        asked = SlotRequest(settings.device, settings.cpus_per_trial, settings.gpus_per_trial, settings.limit)
         planned, changed = plan_slots(address, settings.storage, asked, None), ""
     return replace(settings, **vars(planned)), changed

@@ -156,7 +156,7 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
         where = "with --dry-run" if asked.address else "on one machine"
         raise UserError(f"--device must be cpu or cuda {where}, but got 'any'.")
     shared, slots_are_open = _trials_a_gpu(asked, source)
-    wanted = slot_plans.Asked(asked.device, asked.cpus_per_trial, asked.gpus_per_trial, asked.concurrency)
+    wanted = slot_plans.SlotRequest(asked.device, asked.cpus_per_trial, asked.gpus_per_trial, asked.concurrency)
     slots = plan_slots(asked.address, storage, wanted, shared)
     if not dry_run:
         path = stack.enter_context(record.claimed(asked.run, images.name, storage))

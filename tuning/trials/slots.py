@@ -19,7 +19,7 @@ DEVICES = ("cpu", "cuda", "any")
 Resources = Mapping[str, float]  # Of a node or a trial, as Ray names them: "CPU" and "GPU".
 
 
-class Asked(NamedTuple):
+class SlotRequest(NamedTuple):
     """What a user asks of the slots; None is what suits what there is."""
 
     device: str | None = None
@@ -156,7 +156,7 @@ def of_cluster(address: str) -> Place:
     return Place("a cluster", "the cores of the largest node", nodes, to_come, address=address)
 
 
-def plan_slots(asked: Asked, place: Place | None = None, trials_a_gpu: int | None = None) -> Slots:
+def plan_slots(asked: SlotRequest, place: Place | None = None, trials_a_gpu: int | None = None) -> Slots:
     """Returns the slots for what is asked, on what there is: this machine, unless another place is named.
 
     On a CPU: a trial a core with one thread, because one trial a core beats two cores a trial. On a machine's GPUs: as
@@ -225,7 +225,7 @@ def replan(had: Slots, before: Mapping[str, Any] | None = None) -> tuple[Slots, 
     [node] = place.nodes
     device = "cuda" if had.device != "cpu" and node["GPU"] else "cpu"
     cpus, gpus = min(had.cpus_per_trial, node["CPU"]), min(had.gpus_per_trial, node["GPU"])
-    slots = plan_slots(Asked(device, cpus, (gpus if gpus < 1 else int(gpus)) if device == "cuda" else 0.0), place)
+    slots = plan_slots(SlotRequest(device, cpus, (gpus if gpus < 1 else int(gpus)) if device == "cuda" else 0.0), place)
     old_cpus, old_gpus = (before or {}).get("cores"), len((before or {}).get("gpus") or ())
     filled = device != had.device or (
         old_cpus is not None
