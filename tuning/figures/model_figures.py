@@ -35,6 +35,7 @@ from tuning.figures.style import (
 )
 from tuning.runs import analysis
 
+SHARP = 32  # Pixels; larger images are drawn without hard edges between them.
 GALLERY_CELLS = 30  # pictures along the longer side of the PCA figure's panels
 PANEL, LAYERS = 7.6, 20  # inches of that side; layers that the marks are drawn in
 MISTAKES, MISTAKE_COLUMNS = 30, 6
@@ -164,7 +165,10 @@ def worst_mistakes(
         ax.set_axis_off()
     for ax, index in zip(panels, worst, strict=False):
         truth, prediction = int(labels[index]), int(probabilities[index].argmax())
-        ax.imshow(images[index].transpose(1, 2, 0), cmap="gray_r", vmin=0, vmax=255)
+        picture = images[index].transpose(1, 2, 0)
+        # The pixels of a tiny image are what the network saw; those of a photo's thumbnail are not.
+        smooth = "bilinear" if max(picture.shape[:2]) > SHARP else "antialiased"
+        ax.imshow(picture, cmap="gray_r", vmin=0, vmax=255, interpolation=smooth)
         shares = [per_cent(float(probabilities[index, number]), 1) for number in (truth, prediction)]
         text = f"{class_names[truth]} {shares[0]}\n→ {class_names[prediction]} {shares[1]}"
         ax.set_title(text, fontsize=TICK, color=INK)
