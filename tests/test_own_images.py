@@ -10,15 +10,19 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 from PIL import Image
 
+from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
-from tuning.images.datasets import hash_test, load_test, load_train
+from tuning.images.datasets import Labelled, hash_test, load_test, load_train
 from tuning.images.source import Source
-from tuning.images.splitting import load_folds, load_splits
+from tuning.images.splitting import Splits, load_folds, load_splits, make_splits
 from tuning.runs import run_folder
+from tuning.training.fit import Training, fit
 from tuning.trials import settings
 
 CLASSES = ("blue", "green", "grey", "red", "yellow")
@@ -160,3 +164,50 @@ def test_options_for_own_images_do_not_go_with_a_name(tmp_path: Path, monkeypatc
         search.run(dataset="fashion-mnist", image_size=32)
     with pytest.raises(UserError, match="--resize must be one of crop, pad, stretch, but got 'squeeze'"):
         search.run(dataset=str(tmp_path), resize="squeeze")
+
+
+def write_forms(folder: Path, train: Labelled, test: Labelled) -> dict[str, Path]:
+    """Returns the paths of labelled gray images in each form that is read."""
+    parts = {"train": train, "test": test}
+    rows = []
+    for split, part in parts.items():
+        for i, (image, label) in enumerate(zip(part.images[:, 0], part.labels, strict=True)):
+            path = folder / "folders" / split / str(label) / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path, compress_level=1)
+            rows.append({"path": path.relative_to(folder).as_posix(), "label": str(label), "split": split})
+    pd.DataFrame(rows).to_csv(folder / "table.csv", index=False)
+    content = [{"bytes": (folder / row["path"]).read_bytes(), "path": row["path"]} for row in rows]
+    table = {"image": content, "label": [row["label"] for row in rows], "split": [row["split"] for row in rows]}
+    pq.write_table(pa.table(table), folder / "inside.parquet")
+    arrays = {f"x_{name}": part.images[:, 0] for name, part in parts.items()}
+    np.savez(folder / "arrays.npz", **arrays, **{f"y_{name}": part.labels for name, part in parts.items()})
+    (folder / "idx").mkdir()
+    for name, part in (("train", train), ("t10k", test)):
+        for kind, values in (("images-idx3", part.images[:, 0]), ("labels-idx1", part.labels.astype(np.uint8))):
+            header = bytes([0, 0, 8, values.ndim]) + b"".join(size.to_bytes(4, "big") for size in values.shape)
+            (folder / "idx" / f"{name}-{kind}-ubyte").write_bytes(header + values.tobytes())
+    names = ("folders", "table.csv", "inside.parquet", "arrays.npz", "idx")
+    return {name: folder / name for name in names}
+
+
+@pytest.mark.slow
+def test_fashion_mnist_in_every_form_gives_the_same_arrays_and_the_same_training(tmp_path: Path) -> None:
+    everything = load_train("fashion-mnist")
+    train, test = everything.at(slice(5000)), everything.at(slice(5000, 5200))
+    expected = make_splits(train, "fashion-mnist", tuple("0123456789"), seed=3)
+    config = TrainConfig(width=4, image_size=8, epochs=1, crop_padding=1)
+
+    def history(splits: Splits) -> list[tuple[float, ...]]:
+        training = Training(config, splits, seed=0)
+        return [(one.train_loss, one.valid_loss, one.valid_accuracy) for one in fit(training)]
+
+    trained = history(expected)
+    for name, path in write_forms(tmp_path, train, test).items():
+        source = Source(str(path))
+        splits = load_splits(source, seed=3)
+        for ours, theirs in ((splits.train, expected.train), (splits.valid, expected.valid), (load_test(source), test)):
+            assert np.array_equal(ours.pixels(), theirs.images), name
+            assert np.array_equal(ours.labels, theirs.labels), name
+        assert (splits.mean, splits.std, splits.class_names) == (expected.mean, expected.std, expected.class_names)
+        assert history(splits) == trained, name
