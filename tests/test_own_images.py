@@ -97,6 +97,10 @@ def test_from_photos_to_a_model(tmp_path: Path, photos: Path) -> None:
     assert len(table) == 40 and set(table["class 1"]) <= set(CLASSES) and "class 3" in table
     said = command(tmp_path, "explore", "--dataset", "moved", "--out", "overview.png")
     assert "yellow" in said and (tmp_path / "overview.png").exists()
+    write_photos(tmp_path / "moved", 20, first=900)
+    refused = command(tmp_path, "final", "--run", "mine", "--data-dir", "moved", code=2)
+    assert "The images are not those that" in refused and "search again" in refused
+    assert json.loads((model / "metrics.json").read_text()) == metrics
 
 
 @pytest.mark.parametrize("given", [False, True])

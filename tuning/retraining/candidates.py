@@ -86,6 +86,7 @@ class Plan:
         folder: Absolute; of the jobs.
         images: What is read, and how.
         notes: What a person should know of how the plan was made, a sentence each.
+        split_hash: Of the images that the search had; None where that is not on record.
         data_seed: Chooses the valid split; the run's, so that no image moves from valid to train.
         metric: A name in `METRICS`; it decides who wins.
     """
@@ -102,6 +103,7 @@ class Plan:
     random: str | None = None
     identity: str | None = None
     notes: tuple[str, ...] = ()
+    split_hash: str | None = None
     metric: str = METRICS.default
 
     def job(self, entry: Entry, seed: int, accumulation: int = 1) -> jobs.Job:
@@ -184,6 +186,7 @@ def from_run(
         random=random,
         identity=found.identity,
         notes=tuple(notes),
+        split_hash=found.meta.get("split_hash"),
         metric=metric.name,
     )
 

@@ -218,6 +218,11 @@ def retrain_and_test(
     with artefacts.staged(model_dir):  # Whether it can be written is known before hours of training, not after them.
         pass
     splits = load_splits(plan.images, seed=plan.data_seed, train_images=plan.train_images)
+    if plan.split_hash not in (None, splits.split_hash):
+        raise UserError(
+            f"The images are not those that {plan.source} was searched with (their hash is {splits.split_hash}, not "
+            f"{plan.split_hash}). Put them back, or name their folder with --data-dir; for these images, search again."
+        )
     held = contest.hold(plan, splits, slots, threads, say)
     if shows_contest:
         contest.show(held)
