@@ -19,7 +19,7 @@ from common import parser, report
 from torch.nn import functional
 
 from tuning.base.config import TrainConfig
-from tuning.images.batches import normalise, train_batches
+from tuning.images.batches import Tensors, normalise, train_batches
 from tuning.models.architectures import build_model
 from tuning.training.acceleration import Logits, faster_precision
 from tuning.training.fit import prepare
@@ -72,7 +72,7 @@ def step_seconds(config: TrainConfig, images: torch.Tensor, labels: torch.Tensor
 def batch_seconds(config: TrainConfig, images: torch.Tensor, labels: torch.Tensor, seconds: float) -> float:
     """Returns the time that `train_batches` takes a batch, in an epoch of a few."""
     generator = torch.Generator().manual_seed(0)
-    return best(lambda: list(train_batches(images, labels, config, generator)), seconds) / BATCHES
+    return best(lambda: list(train_batches(Tensors(images, labels), config, generator)), seconds) / BATCHES
 
 
 def measure(network: str, only: str, seconds: float) -> list[dict[str, Any]]:

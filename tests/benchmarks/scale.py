@@ -31,7 +31,7 @@ from typing import Any
 from common import ROOT, parser, report
 
 
-def replay(config: dict[str, Any], *, splits: Any, run: str, threads: int, metric: str, stored: Any = None) -> None:
+def replay(config: dict[str, Any], *, run: str, **others: Any) -> None:
     """Reports a learning curve that the configuration decides, as `train_trial` would."""
     import math
     import random
@@ -49,7 +49,13 @@ def replay(config: dict[str, Any], *, splits: Any, run: str, threads: int, metri
         accuracy = level - 0.3 * 2.0**-epoch + 0.003 * noise.gauss(0, 1)
         best = max(best, accuracy)
         row = {"epoch": epoch, "train_loss": 1 - accuracy, "train_accuracy": accuracy, "valid_loss": 1 - accuracy}
-        row |= {"valid_accuracy": accuracy, "lr": values["learning_rate"], "epoch_seconds": 0.02, "error": ""}
+        row |= {
+            "valid_accuracy": accuracy,
+            "valid_score": accuracy,
+            "lr": values["learning_rate"],
+            "epoch_seconds": 0.02,
+            "error": "",
+        }
         row |= {"images_per_second": 1e6, "seconds_per_image": 1e-6, "n_parameters": 77754, "device": "cpu"}
         finished = "length" if epoch == values["epochs"] else ""
         tune.report(row | {"precision": "fp32", "finished": finished, METRIC: best})
@@ -104,7 +110,7 @@ def measure(n: int, side_by_side: int, sampler: str) -> dict[str, Any]:
     path = run_folder.RESULTS / "one"
     record.begin(path, settings, space)
     with Progress(n, quiet=True) as progress:
-        splits: Any = SimpleNamespace(split_hash="", valid_hash="")
+        splits: Any = SimpleNamespace(split_hash="", valid_hash="", valid=range(5000))
         session.search(settings, path, splits, space, progress)
     run, begin = run_folder.Run(path), time.perf_counter()
     n_trials, n_epochs = len(run.trials), len(run.epochs)

@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from tuning.base import machine
 from tuning.base.config import TrainConfig, parse_config
-from tuning.images.batches import Batch
+from tuning.images.batches import Batch, Tensors
 from tuning.images.splitting import Splits, load_splits
 from tuning.training.fit import EpochResult, Training, prepare
 from tuning.training.schedules import make_schedule
@@ -92,9 +92,9 @@ class Paced(Training):
     def run_epoch(self) -> EpochResult:
         """As `Training`'s, on this epoch's images."""
         share, self._side = self._plan[self.epoch]
-        n = len(self._all[1])
+        n = len(self._all)
         chosen = torch.randperm(n, generator=self._generator)[: round(share * n)]
-        self._train = self._all if share >= 1 else (self._all[0][chosen], self._all[1][chosen])
+        self._train = self._all if share >= 1 else Tensors(self._all.at(chosen), self._all.labels[chosen])
         return super().run_epoch()
 
     def _gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
