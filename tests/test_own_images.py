@@ -15,7 +15,7 @@ from conftest import ROOT
 from PIL import Image
 
 from tuning.base.errors import UserError
-from tuning.images.datasets import hash_test, load_test, load_train
+from tuning.images.datasets import hash_test, load_own, load_test, load_train
 from tuning.images.source import Source
 from tuning.images.splitting import load_folds, load_splits
 from tuning.runs import run_folder
@@ -160,3 +160,27 @@ def test_options_for_own_images_do_not_go_with_a_name(tmp_path: Path, monkeypatc
         search.run(dataset="fashion-mnist", image_size=32)
     with pytest.raises(UserError, match="--resize must be one of crop, pad, stretch, but got 'squeeze'"):
         search.run(dataset=str(tmp_path), resize="squeeze")
+
+
+@pytest.mark.slow
+def test_a_small_set_is_judged_on_folds_and_names_its_wrong_labels(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 300)
+    for i in (3, 8, 13):  # Red ones, which have number 3 modulo 5.
+        (tmp_path / "photos" / "red" / f"photo {i}.png").rename(tmp_path / "photos" / "green" / f"photo {i}.png")
+    command(tmp_path, "search", "--dataset", "photos", "--samples", "1", "--space", "smoke", "--epochs", "2")
+    asked = ["--top-k", "1", "--no-compare", "--epochs", "12", "--device", "cpu"]
+    assert "exclude each other" in command(tmp_path, "final", *asked, "--folds", "3", "--seeds", "2", code=2)
+    said = command(tmp_path, "final", *asked)
+    assert "5 folds, 12 epochs at most" in said and "--folds 0 takes the split of the search" in said
+    assert "Valid accuracy over 5 folds" in said and "the middle one of 5" in said and "over 5 folds" in said
+    model = tmp_path / "best_model"
+    metrics = json.loads((model / "metrics.json").read_text())
+    assert metrics["folds"] == len(metrics["seeds"]) == 5 and metrics["test_opened"] == 1
+    assert "trained on 5 folds" in (model / "model_card.md").read_text()
+    assert "fold_5" in pd.read_csv(model / "final.csv")
+    suspects = pd.read_csv(model / "suspects.csv")
+    rest = load_own(Source(str(tmp_path / "photos"))).known
+    moved = {name for name in rest.names if Path(name).stem in ("photo 3", "photo 8", "photo 13")}
+    assert moved and moved <= set(suspects["image"][:5]) and set(suspects["label"][: len(moved)]) == {"green"}
+    [page] = (tmp_path / "results").glob("*/report.html")
+    assert "Labels to check" in page.read_text() and "of 5 folds" in page.read_text()
