@@ -184,3 +184,27 @@ def test_a_small_set_is_judged_on_folds_and_names_its_wrong_labels(tmp_path: Pat
     assert moved and moved <= set(suspects["image"][:5]) and set(suspects["label"][: len(moved)]) == {"green"}
     [page] = (tmp_path / "results").glob("*/report.html")
     assert "Labels to check" in page.read_text() and "of 5 folds" in page.read_text()
+
+
+@pytest.mark.slow
+def test_from_python_a_configuration_is_trained_on_folds_and_then_on_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tuning import final
+
+    monkeypatch.chdir(tmp_path)
+    write_photos(tmp_path / "photos", 100)
+    Path("c.json").write_text(json.dumps({"width": 4, "epochs": 1, "precision": "fp32", "batch_size": 16}))
+    asked = {"config": "c.json", "dataset": "photos", "device": "cpu", "concurrency": 1, "threads": 1}
+    with pytest.raises(UserError, match="--folds must be 2 or more, or 0 for none, but got 1"):
+        final.run(**asked, folds=1, progress=False)
+    won = final.run(**asked, folds=3, train_on="train+valid", progress=False)
+    n_rest = len(load_train(Source("photos")))
+    assert won.metrics["folds"] == 3 and won.metrics["train_images"] == n_rest
+    assert {"fold_1", "fold_2", "fold_3"} <= set(won.candidates)
+    card, said = ((won.path / name).read_text() for name in ("model_card.md", "scores.txt"))
+    assert "trained once more on train and valid" in card and "trained once more on train and valid" in said
+    assert (won.path / "suspects.csv").exists() and not (won.path / "final").exists()
+    plain = final.run(**asked, folds=0, progress=False)
+    assert plain.metrics["folds"] == 0 and len(plain.metrics["seeds"]) == 1
+    assert not (won.path / "suspects.csv").exists()

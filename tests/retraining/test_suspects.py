@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from test_folds import write_images
 
 from tuning.images.datasets import load_own
-from tuning.images.source import Source
-from tuning.images.splitting import load_folds
+from tuning.images.splitting import Splits, load_folds
 from tuning.retraining import suspects
 from tuning.retraining.artefacts import Outcome
 
@@ -26,19 +26,17 @@ def test_the_least_likely_labels_come_first_and_right_ones_are_not_listed() -> N
 
 
 def test_each_row_has_the_name_of_its_image(tmp_path: Path) -> None:
-    from test_folds import write_images
-
-    images: Source = write_images(tmp_path / "a")
+    images = write_images(tmp_path / "a")
     own, parts = load_own(images), load_folds(images, 3, seed=1)
     planted = {own.rest.pixels([i]).tobytes(): str(own.known.names[i]) for i in (3, 17, 40)}
 
-    def outcome(valid: object) -> Outcome:
-        labels = valid.labels  # type: ignore[attr-defined]
-        wrong = [valid.pixels([i]).tobytes() in planted for i in range(len(labels))]  # type: ignore[attr-defined]
+    def outcome(fold: Splits) -> Outcome:
+        labels = fold.valid.labels
+        wrong = [fold.valid.pixels([i]).tobytes() in planted for i in range(len(labels))]
         of_label = np.where(wrong, 0.2, 0.9)
         rows = np.where(np.arange(2) == labels[:, None], of_label[:, None], 1 - of_label[:, None])
         return Outcome(labels, np.log(rows), np.zeros((len(labels), 1)))
 
-    said = suspects.write(tmp_path, images, parts, [outcome(each.valid) for each in parts])
+    said = suspects.write(tmp_path, images, parts, [outcome(each) for each in parts])
     found = pd.read_csv(tmp_path / suspects.SUSPECTS)
     assert said.startswith("suspects.csv names 3 images") and set(found["image"]) == set(planted.values())

@@ -297,6 +297,7 @@ def _read_csv(path: Path) -> "pd.DataFrame | None":
     import pandas as pd
 
     whole = {"rank": "Int64", "trial": "Int64", "config_hash": "str", "class": "str"}
+    whole |= dict.fromkeys(("image", "label", "predicted"), "str")
     return pd.read_csv(path, dtype=whole) if path.exists() else None
 
 
