@@ -281,7 +281,7 @@ def test_the_model_card_has_the_figures_and_the_weaknesses(tmp_path: Path, opene
 )
 def test_the_summary_says_how_long_the_shortest_and_the_longest_train(lengths: tuple[int, ...], said: str) -> None:
     entries = [SimpleNamespace(name=f"trial {n}", config=TrainConfig(epochs=n)) for n in lengths]
-    plan: Any = SimpleNamespace(entries=entries, seeds=(1, 2))
+    plan: Any = SimpleNamespace(entries=entries, seeds=(1, 2), repeat="seed")
     assert final._summary(plan).endswith(f"trial {lengths[-1]} (resnet8); 2 seeds, {said} epochs at most")
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
-from tuning.images.datasets import Labelled, hash_test, load_test, load_train
+from tuning.images.datasets import Labelled, hash_test, load_own, load_test, load_train
 from tuning.images.source import Source
 from tuning.images.splitting import Splits, load_folds, load_splits, make_splits
 from tuning.runs import run_folder
@@ -215,3 +215,51 @@ def test_fashion_mnist_in_every_form_gives_the_same_arrays_and_the_same_training
             assert np.array_equal(ours.labels, theirs.labels), name
         assert (splits.mean, splits.std, splits.class_names) == (expected.mean, expected.std, expected.class_names)
         assert history(splits) == trained, name
+
+
+@pytest.mark.slow
+def test_a_small_set_is_judged_on_folds_and_names_its_wrong_labels(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 300)
+    for i in (3, 8, 13):  # Red ones, which have number 3 modulo 5.
+        (tmp_path / "photos" / "red" / f"photo {i}.png").rename(tmp_path / "photos" / "green" / f"photo {i}.png")
+    command(tmp_path, "search", "--dataset", "photos", "--samples", "1", "--space", "smoke", "--epochs", "2")
+    asked = ["--top-k", "1", "--no-compare", "--epochs", "12", "--device", "cpu"]
+    assert "exclude each other" in command(tmp_path, "final", *asked, "--folds", "3", "--seeds", "2", code=2)
+    said = command(tmp_path, "final", *asked)
+    assert "5 folds, 12 epochs at most" in said and "--folds 0 takes the split of the search" in said
+    assert "Valid accuracy over 5 folds" in said and "the middle one of 5" in said and "over 5 folds" in said
+    model = tmp_path / "best_model"
+    metrics = json.loads((model / "metrics.json").read_text())
+    assert metrics["folds"] == len(metrics["seeds"]) == 5 and metrics["test_opened"] == 1
+    assert "trained on 5 folds" in (model / "model_card.md").read_text()
+    assert "fold_5" in pd.read_csv(model / "final.csv")
+    suspects = pd.read_csv(model / "suspects.csv")
+    rest = load_own(Source(str(tmp_path / "photos"))).known
+    moved = {name for name in rest.names if Path(name).stem in ("photo 3", "photo 8", "photo 13")}
+    assert moved and moved <= set(suspects["image"][:5]) and set(suspects["label"][: len(moved)]) == {"green"}
+    [page] = (tmp_path / "results").glob("*/report.html")
+    assert "Labels to check" in page.read_text() and "of 5 folds" in page.read_text()
+
+
+@pytest.mark.slow
+def test_from_python_a_configuration_is_trained_on_folds_and_then_on_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tuning import final
+
+    monkeypatch.chdir(tmp_path)
+    write_photos(tmp_path / "photos", 100)
+    Path("c.json").write_text(json.dumps({"width": 4, "epochs": 1, "precision": "fp32", "batch_size": 16}))
+    asked = {"config": "c.json", "dataset": "photos", "device": "cpu", "concurrency": 1, "threads": 1}
+    with pytest.raises(UserError, match="--folds must be 2 or more, or 0 for none, but got 1"):
+        final.run(**asked, folds=1, progress=False)
+    won = final.run(**asked, folds=3, train_on="train+valid", progress=False)
+    n_rest = len(load_train(Source("photos")))
+    assert won.metrics["folds"] == 3 and won.metrics["train_images"] == n_rest
+    assert {"fold_1", "fold_2", "fold_3"} <= set(won.candidates)
+    card, said = ((won.path / name).read_text() for name in ("model_card.md", "scores.txt"))
+    assert "trained once more on train and valid" in card and "trained once more on train and valid" in said
+    assert (won.path / "suspects.csv").exists() and not (won.path / "final").exists()
+    plain = final.run(**asked, folds=0, progress=False)
+    assert plain.metrics["folds"] == 0 and len(plain.metrics["seeds"]) == 1
+    assert not (won.path / "suspects.csv").exists()

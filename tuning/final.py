@@ -44,7 +44,9 @@ def _summary(plan: Plan) -> str:
     lengths = sorted({entry.config.epochs for entry in plan.entries})
     epochs = " to ".join(map(str, dict.fromkeys((lengths[0], lengths[-1]))))
     names = ", ".join(f"{entry.name} ({entry.config.architecture})" for entry in plan.entries)
-    return f"{names}; {counted(len(plan.seeds), 'seed')}, {epochs} {'epoch' if epochs == '1' else 'epochs'} at most"
+    return (
+        f"{names}; {counted(len(plan.seeds), plan.repeat)}, {epochs} {'epoch' if epochs == '1' else 'epochs'} at most"
+    )
 
 
 def replaced(model_dir: Path, plan: Plan) -> str:
@@ -107,6 +109,14 @@ def run(
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Fresh seeds for each configuration (default: 3; with --config 1).")
     ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Train on so many splits of your own images, each valid in one, in the place of --seeds; 0 for none "
+            "(default: 5 for fewer than 5,000 images without a valid split, where --seeds is not given).",
+        ),
+    ] = None,
     max_parameters: Annotated[
         int | None, typer.Option(help="Take the best configurations of this size at most.")
     ] = None,
@@ -167,6 +177,8 @@ def run(
         model: A file with a network of yours, with a `config` of the architecture "own".
         top_k: So many of the run's best configurations, at least 1.
         seeds: Fresh seeds for each configuration, at least 1; None is 3, with `config` 1.
+        folds: Splits of one's own images, each of which is valid in one, in the place of `seeds`; 0 is none. None is 5
+            for fewer than 5,000 images that have no valid split of their own, where `seeds` is None, and else 0.
         max_parameters: Of a configuration.
         compare: Retrain the default configuration and the best random point, too; None is yes if several are trained.
         train_on: "train", or "train+valid" to train the winner once more on both.
@@ -249,7 +261,7 @@ def _planned(asked: doors.Asked) -> Plan:
     if asked.train_on not in TRAIN_ON:
         raise unknown_name("--train-on", asked.train_on, TRAIN_ON)
     export_formats.check_formats(asked.export or [])
-    lengths = {"epochs": asked.epochs, "seed": asked.seed}
+    lengths = {"epochs": asked.epochs, "seed": asked.seed, "n_seeds": asked.seeds, "folds": asked.folds}
     if asked.metric is not None:
         METRICS.find(asked.metric, "--metric")
     if asked.config is None:
@@ -263,11 +275,9 @@ def _planned(asked: doors.Asked) -> Plan:
                 f"--metric must be used with --config, because a run keeps its own, but got {asked.metric!r}. Leave "
                 "it out, or search with it."
             )
-        n_seeds = 3 if asked.seeds is None else asked.seeds
-        compare = asked.top_k * n_seeds > 1 if asked.compare is None else asked.compare
-        limits = {"top_k": asked.top_k, "max_parameters": asked.max_parameters}
+        limits = {"top_k": asked.top_k, "max_parameters": asked.max_parameters, "compare": asked.compare}
         where = None if asked.data_dir is None else Path(asked.data_dir)
-        return candidates.from_run(asked.run, n_seeds=n_seeds, compare=compare, data_dir=where, **limits, **lengths)
+        return candidates.from_run(asked.run, data_dir=where, **limits, **lengths)
     if asked.compare:
         raise UserError(f"--compare must be used with a run, but got --config {asked.config}. Leave one of them out.")
     file, model_dir = Path(asked.config), Path(asked.model_dir)
@@ -276,7 +286,6 @@ def _planned(asked: doors.Asked) -> Plan:
         file,
         model_dir,
         options.source_of(asked),
-        n_seeds=asked.seeds or 1,
         model=model,
         metric=asked.metric or METRICS.default,
         **lengths,

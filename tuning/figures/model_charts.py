@@ -35,7 +35,7 @@ def seeds(final: pd.DataFrame, metric: Metric = ACCURACY) -> go.Figure:
     column, hover = metric.column, f"%{{text}}, %{{fullData.name}}: %{{x:{form(metric)}}}<extra></extra>"
     names = [configuration_name(row) for row in final.to_dict("records")]
     mean, low, high = (final[f"{column}_{name}"] for name in ("mean", "low", "high"))
-    columns = final.filter(regex=r"^seed_\d+$")
+    columns = final.filter(regex=r"^(?:seed|fold)_\d+$")
     error = interval(mean, low, high, color=INK, thickness=1.4, width=5)
     # The search's value and the seeds lie a little beside the mean, so that neither hides the other.
     at, marks = np.arange(len(final)), {"mode": "markers", "text": names, "hovertemplate": hover}
@@ -52,7 +52,7 @@ def seeds(final: pd.DataFrame, metric: Metric = ACCURACY) -> go.Figure:
                 x=columns[name],
                 y=at + 0.2,
                 marker={"color": ACCENT, "size": 7},
-                name="a fresh seed",
+                name="a fold" if str(name).startswith("fold") else "a fresh seed",
                 legendgroup="seed",
                 showlegend=number == 0,
             )

@@ -16,7 +16,7 @@ from tuning.base.errors import UserError, each_alone
 from tuning.base.registries import ACCURACY, OBJECTIVES, Metric
 from tuning.runs import openings, run_folder, schema
 from tuning.runs.run_folder import MODEL_DIR, Run, is_of
-from tuning.runs.verdicts import headline, luck, metric_of, verdicts
+from tuning.runs.verdicts import headline, luck, metric_of, repeats, verdicts
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -52,6 +52,7 @@ class Final:
         report: `classification_report.csv`; None where there is none.
         outputs: `test_outputs.npz` by name; empty where there is none.
         log: A row a line of `test_log.jsonl`.
+        suspects: `suspects.csv`; None where there is none.
     """
 
     metrics: dict[str, Any]
@@ -60,6 +61,7 @@ class Final:
     report: "pd.DataFrame | None"
     outputs: "dict[str, npt.NDArray[Any]]"
     log: "pd.DataFrame"
+    suspects: "pd.DataFrame | None" = None
 
 
 def load_final(run: Run, model_dir: Path) -> Final | None:
@@ -96,6 +98,7 @@ def load_final(run: Run, model_dir: Path) -> Final | None:
             report=_read_csv(model_dir / "classification_report.csv"),
             outputs=outputs,
             log=pd.DataFrame(openings.read(model_dir)),
+            suspects=_read_csv(model_dir / "suspects.csv"),
         )
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{model_dir} must hold what `python -m tuning.final` writes, but got: {error}.") from error
@@ -187,6 +190,8 @@ def render(
         metrics=None if final is None else final.metrics,
         metric=metric,
         shown=None if final is None else headline(final.metrics),
+        repeats=None if final is None else repeats(final.metrics),
+        fresh="folds" if final is not None and final.metrics.get("folds") else "fresh seeds",
         noise=run_folder.noise_text(run),
         winner=winner,
         searched=[name.removeprefix("config/") for name in analysis.varying(trials)],
@@ -273,7 +278,7 @@ def spoken(value: Any, name: str = "", metric: Metric = ACCURACY) -> str:
     if isinstance(value, float):
         if "difference" in name:
             return metric.gap(value)
-        if "valid_score" in name or name.startswith(("seed_", "second_")):
+        if "valid_score" in name or name.startswith(("seed_", "fold_", "second_")):
             return metric.said(value)
         if "accuracy" in name or name.startswith(("precision", "recall", "f1")):
             return f"{value:.2%}"
@@ -292,6 +297,7 @@ def _read_csv(path: Path) -> "pd.DataFrame | None":
     import pandas as pd
 
     whole = {"rank": "Int64", "trial": "Int64", "config_hash": "str", "class": "str"}
+    whole |= dict.fromkeys(("image", "label", "predicted"), "str")
     return pd.read_csv(path, dtype=whole) if path.exists() else None
 
 

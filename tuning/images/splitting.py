@@ -107,14 +107,21 @@ def splits_of(own: Own, name: str, *, seed: int = 0, train_images: int | None = 
 def load_folds(source: Source, n_folds: int, *, seed: int, train_images: int | None = None) -> list[Splits]:
     """Returns as many splits of one's own images as there are folds: each image that is not test is valid in one.
 
+    `train_images` are as many as a fold has, at most: with few folds that is less than in a search.
+
     Raises:
-        UserError: As `load_splits`.
+        UserError: As `load_splits`; or a fold would have no image.
     """
     own = load_own(source)
     folds = partition.deal(own.known.labels, own.units, [1 / n_folds] * n_folds, seed)
-    return [
-        _own_splits(own, source.name, folds == fold, seed=seed, train_images=train_images) for fold in range(n_folds)
-    ]
+    counts = np.bincount(folds, minlength=n_folds)
+    if counts.min() == 0:
+        raise UserError(
+            f"--folds must be so few that each has images, but got {n_folds} for {counted(len(own.rest), 'image')}. "
+            "Take fewer, or --folds 0 for the split that the search had."
+        )
+    most = None if train_images is None else min(train_images, len(own.rest) - int(counts.max()))
+    return [_own_splits(own, source.name, folds == fold, seed=seed, train_images=most) for fold in range(n_folds)]
 
 
 def _own_valid(own: Own, seed: int) -> npt.NDArray[np.bool_]:

@@ -14,6 +14,7 @@ from tuning.base.config import TrainConfig, parse_config, read_config
 from tuning.base.errors import UserError
 from tuning.base.registries import ACCURACY, METRICS, OWN, Metric
 from tuning.images.source import Source
+from tuning.retraining import folds as folds_of
 from tuning.retraining.seeds import fresh_seeds
 from tuning.runs import run_folder, schema
 from tuning.training import jobs
@@ -89,6 +90,7 @@ class Plan:
         split_hash: Of the images that the search had; None where that is not on record.
         data_seed: Chooses the valid split; the run's, so that no image moves from valid to train.
         metric: A name in `METRICS`; it decides who wins.
+        folds: As many splits as there are seeds, one a seed; 0: all seeds have the split of the search.
     """
 
     source: str
@@ -105,10 +107,17 @@ class Plan:
     notes: tuple[str, ...] = ()
     split_hash: str | None = None
     metric: str = METRICS.default
+    folds: int = 0
 
     def job(self, entry: Entry, seed: int, accumulation: int = 1) -> jobs.Job:
-        """Returns the retraining of one of the entries on a seed; see `Entry.job`."""
-        return replace(entry.job(seed, self.folder, accumulation), metric=self.metric)
+        """Returns the retraining of one of the entries on a seed, and on its fold; see `Entry.job`."""
+        fold = f"fold-{self.seeds.index(seed) + 1}-of-{self.folds}" if self.folds else None
+        return replace(entry.job(seed, self.folder, accumulation), metric=self.metric, fold=fold)
+
+    @property
+    def repeat(self) -> str:
+        """What a configuration is trained on several of."""
+        return "fold" if self.folds else "seed"
 
     @property
     def lengthening(self) -> float | None:
@@ -121,10 +130,11 @@ def from_run(
     run: str,
     *,
     top_k: int,
-    n_seeds: int,
+    n_seeds: int | None = None,
+    folds: int | None = 0,
     epochs: int | None = None,
     seed: int | None = None,
-    compare: bool = True,
+    compare: bool | None = True,
     max_parameters: int | None = None,
     data_dir: Path | None = None,
 ) -> Plan:
@@ -133,10 +143,12 @@ def from_run(
     Args:
         run: Its name, or "latest".
         top_k: Candidates at most.
-        n_seeds: Fresh seeds; none of them is a trial's.
+        n_seeds: Fresh seeds; none of them is a trial's. None is 3.
+        folds: As `tuning.retraining.folds.how_many` takes it; there are as many seeds as folds.
         epochs: Full length; None is twice the search's.
         seed: The first seed, the others follow it; None derives them from what the run is, whatever its folder's name.
-        compare: Add the default configuration, and the best one that the search drew at random.
+        compare: Add the default configuration, and the best one that the search drew at random; None is yes if several
+            trainings are compared.
         max_parameters: Of a candidate, and of the one that was drawn at random; None is any number.
         data_dir: Where the images are now; None is where the search had them.
 
@@ -148,9 +160,14 @@ def from_run(
     from tuning.trials.settings import N_STARTUP, source_of_run
 
     _check_epochs(epochs)
-    found, notes = run_folder.load(run, retrained=True), []
+    found, notes = run_folder.load(run, retrained=True), list[str]()
     own_model.of_folder(found.path)
     trials, metric = found.trials, found.metric
+    images = source_of_run(found, data_dir)
+    folds, said = folds_of.how_many(images, folds, n_seeds)
+    notes += said
+    n_seeds = folds or n_seeds or 3
+    compare = top_k * n_seeds > 1 if compare is None else compare
     ranked = list(_ranked(run_folder.within(trials, found.path, max_parameters), found.path, epochs, metric))
     entries = ranked[:top_k]
     used = {int(value) for value in trials["seed"].dropna()}
@@ -179,7 +196,7 @@ def from_run(
         entries=tuple(entries),
         seeds=_seeds(found.identity, n_seeds, seed, used),
         folder=(found.path / JOBS).absolute(),
-        images=source_of_run(found, data_dir),
+        images=images,
         data_seed=found.setting("seed"),
         train_images=found.settings.get("train_images"),
         default=default,
@@ -188,6 +205,7 @@ def from_run(
         notes=tuple(notes),
         split_hash=found.meta.get("split_hash"),
         metric=metric.name,
+        folds=folds,
     )
 
 
@@ -196,7 +214,8 @@ def from_file(
     folder: Path,
     images: Source,
     *,
-    n_seeds: int,
+    n_seeds: int | None = None,
+    folds: int | None = 0,
     epochs: int | None = None,
     seed: int | None = None,
     model: Path | None = None,
@@ -204,7 +223,8 @@ def from_file(
 ) -> Plan:
     """Returns the plan for one configuration, without a search; its jobs are below `folder`.
 
-    `model` is the user's own network, for a configuration whose architecture is "own".
+    `model` is the user's own network, for a configuration whose architecture is "own". `n_seeds` None is 1; `folds` are
+    as in `from_run`.
 
     Raises:
         UserError: The file holds no valid configuration, or `epochs` are more than one may have.
@@ -224,8 +244,10 @@ def from_file(
     if own_model.is_own(config.architecture):
         own_model.find(config.architecture)
     entry = Entry("candidate", _lengthened(config, epochs or config.epochs, str(path)))
-    seeds = _seeds(config.hash(), n_seeds, seed, set())
-    return Plan(str(path), None, (entry,), seeds, (folder / JOBS).absolute(), images, metric=metric)
+    folds, notes = folds_of.how_many(images, folds, n_seeds)
+    seeds = _seeds(config.hash(), folds or n_seeds or 1, seed, set())
+    jobs_folder = (folder / JOBS).absolute()
+    return Plan(str(path), None, (entry,), seeds, jobs_folder, images, notes=notes, metric=metric, folds=folds)
 
 
 def _ranked(trials: "pd.DataFrame", path: Path, epochs: int | None, metric: Metric) -> Iterable[Entry]:

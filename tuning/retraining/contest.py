@@ -5,7 +5,7 @@ The test split has no place here. What has been trained is on disk: held again, 
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tuning.base import machine, tables
@@ -33,6 +33,7 @@ class Contest:
         failed: Configuration hash to the reason; such a configuration cannot win and is not compared.
         table: A row an entry, as in `final.csv`.
         shrinkage: The candidates' search values minus their fresh means; None without a search.
+        splits: What each seed was trained and judged on.
     """
 
     plan: Plan
@@ -40,6 +41,7 @@ class Contest:
     failed: Mapping[str, str]
     table: "pd.DataFrame"
     shrinkage: seeds.Estimate | None
+    splits: Mapping[int, "Splits"] = field(default_factory=dict)
 
     @property
     def metric(self) -> Metric:
@@ -82,7 +84,7 @@ class Contest:
 
 def hold(
     plan: Plan,
-    splits: "Splits",
+    splits: "Splits | Mapping[int, Splits]",
     slots: Slots,
     threads: int | None = None,
     say: Callable[[str], None] = print,
@@ -91,7 +93,7 @@ def hold(
 
     Args:
         plan: What is to be trained.
-        splits: Train and valid images.
+        splits: Train and valid images, of all seeds, or of each.
         slots: Where they run; where there is one, or a single training, it is done in this process.
         threads: For torch, in this process; None is all cores.
         say: Receives a line an epoch.
@@ -102,26 +104,28 @@ def hold(
     done: dict[tuple[str, int], Result] = {}
     failed: dict[str, str] = {}
     metric = METRICS[plan.metric]
+    parts = splits if isinstance(splits, Mapping) else dict.fromkeys(plan.seeds, splits)
+    n_valid = len(parts[plan.seeds[0]].valid)
     wanted = [plan.job(entry, plan.seeds[0]) for entry in plan.entries]
     while wanted:
-        for job, error in _train(plan, wanted, splits, slots, threads, say):
+        for job, error in _train(plan, wanted, parts, slots, threads, say):
             failed[job.config.hash()] = error
         for job in wanted:
-            result = jobs.read(job, splits.split_hash)
+            result = jobs.read(job, parts[job.seed].split_hash)
             if result is not None and result.error:
                 failed[job.config.hash()] = result.error
             elif result is not None:
                 done[job.config.hash(), job.seed] = result
         values = _values(plan, done, failed)
         signed, errors = metric.sign * values, None if metric.share_of_images else _errors(plan, done)
-        dropped = seeds.dropped(signed, _leader(plan, signed[1], failed), len(splits.valid), errors)
+        dropped = seeds.dropped(signed, _leader(plan, signed[1], failed), n_valid, errors)
         wanted = [
             plan.job(entry, seed, done[entry.config.hash(), plan.seeds[0]].accumulation)
             for seed in plan.seeds[1:]
             for entry in plan.entries
             if entry.config.hash() not in dropped | set(failed) and (entry.config.hash(), seed) not in done
         ]
-    return _judge(plan, done, failed, values)
+    return replace(_judge(plan, done, failed, values), splits=parts)
 
 
 def show(contest: Contest) -> None:
@@ -133,11 +137,11 @@ def show(contest: Contest) -> None:
         **{searched: table[f"search_{column}"], mean: table[f"{column}_mean"], std: table[f"{column}_std"]},
         interval=[_interval(low, high, metric) for low, high in table[[f"{column}_low", f"{column}_high"]].to_numpy()],
         behind=table.apply(_behind, axis="columns", metric=metric),
-        note=table.apply(lambda row: _note(row, contest.failed), axis="columns"),
+        note=table.apply(lambda row: _note(row, contest), axis="columns"),
     )
     least = (std, "rank", "trial", searched, "interval", "behind")
     said = dict.fromkeys((searched, mean, std), metric.said)
-    heading = f"Valid {title} over {counted(len(plan.seeds), 'fresh seed')}"
+    heading = f"Valid {title} over {counted(len(plan.seeds), plan.repeat if plan.folds else 'fresh seed')}"
     tables.print_frame(shown, heading, least=least, said=said)
     print("\n".join(explain(contest)))
 
@@ -147,7 +151,7 @@ def explain(contest: Contest) -> list[str]:
     lines = []
     if (contest.table["state"] == "dropped").any():
         lines.append(
-            "Dropped: so far behind on the first seed that the chance of the best mean is below "
+            f"Dropped: so far behind on the first {contest.plan.repeat} that the chance of the best mean is below "
             f"{seeds.NO_CHANCE:.0%}; such a difference was a reason to stop, so it is a little too large."
         )
     if contest.shrinkage is not None:
@@ -162,7 +166,7 @@ def explain(contest: Contest) -> list[str]:
 def _train(
     plan: Plan,
     wanted: Sequence[Job],
-    splits: "Splits",
+    splits: Mapping[int, "Splits"],
     slots: Slots,
     threads: int | None,
     say: Callable[[str], None],
@@ -170,7 +174,7 @@ def _train(
     """Trains jobs side by side or one by one, saying each epoch; yields those that failed, and why."""
     entries = {entry.config.hash(): entry for entry in plan.entries}
     many = len(plan.entries) * len(plan.seeds) > 1
-    wanted = [job for job in wanted if jobs.read(job, splits.split_hash) is None]
+    wanted = [job for job in wanted if jobs.read(job, splits[job.seed].split_hash) is None]
     # The longest first, so that no slot waits long for another at the end.
     wanted.sort(key=lambda job: entries[job.config.hash()].expected_seconds, reverse=True)
     if many and slots.concurrency > 1 and wanted:
@@ -179,9 +183,9 @@ def _train(
         rows = train_all(wanted, splits, slots)
     else:
         n_threads = threads or machine.cores()
-        rows = ((job, row) for job in wanted for row in jobs.train(job, splits, slots.device, n_threads))
+        rows = ((job, row) for job in wanted for row in jobs.train(job, splits[job.seed], slots.device, n_threads))
     for job, row in rows:
-        name = f"{entries[job.config.hash()].name}, seed {plan.seeds.index(job.seed) + 1}  " if many else ""
+        name = f"{entries[job.config.hash()].name}, {plan.repeat} {plan.seeds.index(job.seed) + 1}  " if many else ""
         if "note" in row:
             say(f"{name}{row['note']}")
         elif "error" in row:
@@ -261,20 +265,20 @@ def _judge(
     table = table.join(seeds.summarise(values, winner, metric)).assign(
         chosen=table.index == winner, state=state, seconds=taken
     )
-    table = table.join(values.rename(columns=lambda i: f"seed_{i}")).reset_index(drop=True)
+    table = table.join(values.rename(columns=lambda i: f"{plan.repeat}_{i}")).reset_index(drop=True)
     found = pd.Series({e.config.hash(): e.searched(metric) for e in plan.entries}, dtype="float64")[_candidates(plan)]
     signed = metric.sign * values.loc[_candidates(plan)]
     shrunk = None if found.isna().all() else seeds.shrinkage(metric.sign * found, signed)
     return Contest(plan, done, failed, table, shrunk)
 
 
-def _note(row: "pd.Series[Any]", failed: Mapping[str, str]) -> str:
+def _note(row: "pd.Series[Any]", contest: Contest) -> str:
     if row["state"] == "failed":
-        return f"failed: {failed[row['config_hash']]}"
+        return f"failed: {contest.failed[row['config_hash']]}"
     if row["chosen"]:
         return "chosen"
     told = "cannot be told from the winner" if row["difference_low"] <= 0 else ""
-    return "dropped after its first seed" if row["state"] == "dropped" else told
+    return f"dropped after its first {contest.plan.repeat}" if row["state"] == "dropped" else told
 
 
 def _behind(row: "pd.Series[Any]", metric: Metric) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tuning.base import files, interrupts, machine
 from tuning.base.errors import UserError, each_alone
 from tuning.base.registries import ACCURACY, Metric
-from tuning.retraining import artefacts, contest, export, model_card
+from tuning.retraining import artefacts, contest, export, folds, model_card, suspects
 from tuning.retraining.artefacts import Outcome
 from tuning.retraining.candidates import Plan
 from tuning.retraining.contest import Contest
@@ -135,7 +135,10 @@ def test_once(
     log_test(log, metrics | {"event": OPENED, "dataset": splits.dataset})
     images = load_test(ready.held.plan.images)
     outcomes = {flip: _outcome(models[0], images, splits, ready.device, flip) for flip in (False, True)}
-    of_seeds = [_outcome(each, images, splits, ready.device, flip_averaging) for each in models[1:]]
+    of_seeds = [
+        _outcome(each, images, ready.held.splits[seed], ready.device, flip_averaging)
+        for each, seed in zip(models[1:], ready.held.plan.seeds, strict=True)
+    ]
     metrics |= _test_metrics(outcomes[flip_averaging], of_seeds, ready.held.metric) | {
         "test_accuracy_plain": outcomes[False].accuracy,
         "test_accuracy_flip_averaging": outcomes[True].accuracy,
@@ -213,20 +216,13 @@ def retrain_and_test(
     Raises:
         UserError: The data cannot be had, every candidate failed, or the disk is full.
     """
-    from tuning.images.splitting import load_splits
-
     with artefacts.staged(model_dir):  # Whether it can be written is known before hours of training, not after them.
         pass
-    splits = load_splits(plan.images, seed=plan.data_seed, train_images=plan.train_images)
-    if plan.split_hash not in (None, splits.split_hash):
-        raise UserError(
-            f"The images are not those that {plan.source} was searched with (their hash is {splits.split_hash}, not "
-            f"{plan.split_hash}). Put them back, or name their folder with --data-dir; for these images, search again."
-        )
-    held = contest.hold(plan, splits, slots, threads, say)
+    held = contest.hold(plan, folds.load(plan), slots, threads, say)
     if shows_contest:
         contest.show(held)
     chosen = choose(held)
+    splits = held.splits[chosen.job.seed]
     if train_on == "train+valid":
         chosen = train_on_everything(chosen, splits, slots.device, threads or machine.cores(), say)
     with artefacts.staged(model_dir) as staging:
@@ -238,7 +234,13 @@ def retrain_and_test(
         artefacts.check_replaceable(staging, model_dir)
         artefacts.reserve(staging, MOST_TEST_IMAGES, len(ready.rehearsed))
         trained = [plan.job(held.winner, seed) for seed in plan.seeds]
-        models = [jobs.load_model(job, splits, slots.device) for job in (chosen.job, *trained)]
+        models = [jobs.load_model(job, held.splits[job.seed], slots.device) for job in (chosen.job, *trained)]
+        if plan.folds:
+            outcomes = [
+                _outcome(model, held.splits[job.seed].valid, held.splits[job.seed], slots.device, chosen.flip_averaging)
+                for model, job in zip(models[1:], trained, strict=True)
+            ]
+            say(suspects.write(staging, plan.images, list(held.splits.values()), outcomes))
         with interrupts.postponed(FINISHING, written(plan, model_dir)):
             metrics, test, images = test_once(ready, models, log=model_dir, staging=staging)
             for problem in write_everything(ready, metrics, test, images, staging, rehearsing=False):

@@ -27,7 +27,7 @@ class Chosen:
         job: How it was trained.
         result: What came of it.
         flip_averaging: Its probabilities are the mean over an image and its mirror image.
-        valid_accuracy: Of the winner's best seed, with the flip averaging that was chosen.
+        valid_accuracy: Of the winner's best seed or middle fold, with the flip averaging that was chosen.
         valid_score: The same of the metric that decides.
         train_on: "train" or "train+valid".
     """
@@ -41,13 +41,17 @@ class Chosen:
 
 
 def choose(held: Contest) -> Chosen:
-    """Returns the winner's seed with the best value on the valid split; on flip averaging all its seeds decide."""
+    """Returns the winner's seed with the best value on the valid split; on flip averaging all its seeds decide.
+
+    Of folds it is the one in the middle: the best one had the easiest valid images, and need not be the best model.
+    """
     won, metric = held.won, held.metric
     plain, mirrored = (
         metric.sign * math.fsum(result.on_valid(metric, how) for result in won.values())
         for how in ("_plain", "_flip_averaging")
     )
-    seed = max(won, key=lambda seed: metric.sign * won[seed].on_valid(metric))
+    ranked = sorted(won, key=lambda seed: metric.sign * won[seed].on_valid(metric), reverse=True)
+    seed = ranked[len(ranked) // 2 if held.plan.folds else 0]
     flip = mirrored > plain
     accuracy, score = (won[seed].on_valid(each, "_flip_averaging" if flip else "_plain") for each in (ACCURACY, metric))
     job = held.plan.job(held.winner, seed, won[seed].accumulation)
@@ -117,6 +121,8 @@ def describe(held: Contest, chosen: Chosen, splits: "Splits") -> dict[str, Any]:
         "seconds_total": held.seconds + (chosen.result.seconds if chosen.train_on != "train" else 0.0),
         "seed": chosen.job.seed,
         "seeds": list(plan.seeds),
+        "folds": plan.folds,
+        "fold": plan.seeds.index(chosen.job.seed) + 1 if plan.folds else None,
         "split_hash": splits.split_hash,
         "config_hash": winner.config.hash(),
         "n_parameters": chosen.result.n_parameters,

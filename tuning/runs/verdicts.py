@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tuning.base.errors import counted
 from tuning.base.registries import ACCURACY, METRICS, Metric
 
 COMPARED = {"random": "the best of the points drawn at random", "default": "the default configuration"}
@@ -50,6 +51,11 @@ def headline(metrics: Mapping[str, Any]) -> Headline:
 def metric_of(metrics: Mapping[str, Any]) -> Metric:
     """Returns the metric that decided, as `metrics.json` names it."""
     return METRICS.find(metrics.get("metric", METRICS.default), "The metric in metrics.json")
+
+
+def repeats(metrics: Mapping[str, Any]) -> str:
+    """Returns on how many folds, or else fresh seeds, the winner was trained, e.g. "5 folds"."""
+    return counted(len(metrics["seeds"]), "fold" if metrics.get("folds") else "fresh seed")
 
 
 def verdicts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:

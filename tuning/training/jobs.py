@@ -40,6 +40,7 @@ class Job:
         lrs: Learning rate of each epoch, instead of that of a schedule which drops on a plateau.
         accumulation: Parts that each batch is cut into from the start, because a whole one was too much in the search.
         metric: A name in `METRICS`: what the epoch whose weights are kept is best in.
+        fold: Which of the splits it is trained on, e.g. "fold-2-of-5"; None: the one that the search had.
     """
 
     config: TrainConfig
@@ -49,12 +50,13 @@ class Job:
     lrs: tuple[float, ...] | None = None
     accumulation: int = 1
     metric: str = METRICS.default
+    fold: str | None = None
 
     @property
     def path(self) -> Path:
         """The job's own folder."""
         metric = None if self.metric == METRICS.default else self.metric
-        parts = (self.config.hash(), self.seed, self.length, metric)
+        parts = (self.config.hash(), self.seed, self.length, metric, self.fold)
         return self.folder / "-".join(str(part) for part in parts if part is not None)
 
 

@@ -153,7 +153,9 @@ def _train(training: "Training", folder: Path) -> None:
         tune.report({"epoch": training.epoch, METRIC: 0.0, **facts, "error": str(error)})
 
 
-def train_all(wanted: Sequence[jobs.Job], splits: Splits, slots: Slots) -> Iterator[tuple[jobs.Job, dict[str, Any]]]:
+def train_all(
+    wanted: Sequence[jobs.Job], splits: Splits | Mapping[int, Splits], slots: Slots
+) -> Iterator[tuple[jobs.Job, dict[str, Any]]]:
     """Runs `jobs.train` on all jobs side by side; yields each job's rows as they come.
 
     One that runs out of memory is run again when the others have ended, alone on its device, where it cuts its batches
@@ -161,7 +163,7 @@ def train_all(wanted: Sequence[jobs.Job], splits: Splits, slots: Slots) -> Itera
 
     Args:
         wanted: Their folders must be absolute.
-        splits: Shared by all through the object store.
+        splits: Shared by all through the object store; or those of each seed.
         slots: Where they run, and what each has.
 
     Raises:
@@ -172,11 +174,14 @@ def train_all(wanted: Sequence[jobs.Job], splits: Splits, slots: Slots) -> Itera
     on_gpu = slots.device == "cuda"
     alone = slots.concurrency == 1 or (on_gpu and slots.gpus_per_trial >= 1)
     with local_ray.started(slots, logging.NullHandler()):
-        shared = ray.put(splits)
+        parts = {job.seed: splits if isinstance(splits, Splits) else splits[job.seed] for job in wanted}
+        distinct = {part.split_hash: part for part in parts.values()}
+        stored = {split_hash: ray.put(part) for split_hash, part in distinct.items()}
 
         def start(job: jobs.Job, cpus: float, gpus: float, *, alone: bool) -> Any:
             remote: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, num_returns="streaming")(jobs.train)
             own_models = own_model.known()
+            shared = stored[parts[job.seed].split_hash]
             return remote.remote(job, shared, slots.device, max(1, int(cpus)), alone=alone, own_models=own_models)
 
         share = (slots.cpus_per_trial, slots.gpus_per_trial)
