@@ -163,12 +163,12 @@ def from_run(
     found, notes = run_folder.load(run, retrained=True), list[str]()
     own_model.of_folder(found.path)
     trials, metric = found.trials, found.metric
+    ranked = list(_ranked(run_folder.within(trials, found.path, max_parameters), found.path, epochs, metric))
     images = source_of_run(found, data_dir)
     folds, said = folds_of.how_many(images, folds, n_seeds)
     notes += said
     n_seeds = folds or n_seeds or 3
     compare = top_k * n_seeds > 1 if compare is None else compare
-    ranked = list(_ranked(run_folder.within(trials, found.path, max_parameters), found.path, epochs, metric))
     entries = ranked[:top_k]
     used = {int(value) for value in trials["seed"].dropna()}
     default = random = None
