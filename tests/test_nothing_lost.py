@@ -55,7 +55,7 @@ EPOCHS = 3
 HEAD: dict[str, str] = {}  # What Optuna says is its newest revision of its tables.
 READ_FRAME = schema.read_frame
 FRAMES: dict[tuple[str, tuple[str, ...]], pd.DataFrame] = {}  # By the text of a frame and its columns.
-SPLITS: Any = SimpleNamespace(split_hash="s", valid_hash="v")
+SPLITS: Any = SimpleNamespace(split_hash="s", valid_hash="v", valid=range(5000))
 
 
 class Killed(BaseException):

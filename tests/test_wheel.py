@@ -48,7 +48,9 @@ def test_commands_run_from_the_wheel_in_an_empty_folder(wheel: Mapping[str, str]
         "print(spaces.shipped_config(pathlib.Path('original-resnet8')).read_text(encoding='utf-8'))\n"
         "print(candidates.read_config(candidates.DEFAULT).architecture)",
     )
-    assert f"{wheel['PYTHONPATH']}/search_spaces ['own', 'resnet', 'resnet18', 'resnet8', 'smoke'] True" in found
+    assert (
+        f"{wheel['PYTHONPATH']}/search_spaces ['own', 'photos', 'resnet', 'resnet18', 'resnet8', 'smoke'] True" in found
+    )
     assert "learning_rate" in found and found.endswith("resnet8\n")
     assert list(tmp_path.iterdir()) == []
 
