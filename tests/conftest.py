@@ -81,7 +81,7 @@ def write_run(path: Path, n_trials: int, *, seed: int = 0) -> run_folder.Run:
     path.mkdir(parents=True)
     settings = {"seed": 0, "concurrency": 1, "epochs": 4, "space": "smoke", "dataset": "fashion-mnist"}
     started = "2026-11-23T10:00:00+00:00"
-    meta = {"settings": settings, "dataset": "fashion-mnist", "split_hash": "af0c", "started": started}
+    meta = {"settings": settings, "dataset": "fashion-mnist", "split_hash": "af0cffd9f750", "started": started}
     files.write_json(path / "meta.json", meta)
     study = RunStudy(path, load_space("smoke"), optuna.samplers.RandomSampler(seed=seed), epochs=4, seed=seed)
     for number in range(n_trials):
