@@ -1,5 +1,6 @@
 """The page of a run: what it says and leaves out, that files' texts stay texts, and how it behaves in a browser."""
 
+import io
 import json
 import re
 import shutil
@@ -211,7 +212,7 @@ def test_what_comes_from_files_is_text_and_nothing_else(tmp_path: Path) -> None:
     page = Page(html)
     assert page.tags.count("script") == 3 and "b" in page.tags
     assert page.tags.count("img") == len(
-        thumbnails.pictures(dict(np.load(folder / "test_outputs.npz")), "abc")["mistakes"]
+        thumbnails.pictures(dict(np.load(io.BytesIO((folder / "test_outputs.npz").read_bytes()))), "abc")["mistakes"]
     )
     assert page.says(HEADER) and page.says(SCRIPT)
     assert HEADER not in html and SCRIPT not in html
@@ -457,7 +458,7 @@ def test_a_curve_and_a_point_say_what_they_are(opened: Any, run: run_folder.Run,
     assert f"learning rate {row['config/learning_rate']:.3g}, batch size {row['config/batch_size']}" in hover
 
     point_at(opened, "features", 1, 7)
-    outputs = np.load(model_dir / "test_outputs.npz")
+    outputs = np.load(io.BytesIO((model_dir / "test_outputs.npz").read_bytes()))
     index = np.flatnonzero(outputs["labels"] == 1)[7]  # all 400 images are shown
     said = thumbnails.caption(int(index), 1, outputs["probabilities"][index], NAMES)
     assert opened.locator("#card span").inner_text() == said and NAMES[1] in said
