@@ -310,7 +310,6 @@ def test_an_interrupted_search_raises_in_python(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(session, "load", lambda settings, source, progress, own: (settings, None, space_of(source)))
     monkeypatch.setattr(session, "search", interrupted)
-    monkeypatch.setattr(search, "imbalance", lambda splits: None)
     with pytest.raises(KeyboardInterrupt, match=r"^Interrupted\. Resume it with: search\.run\(resume='one'\)$"):
         search.run(space="smoke", run="one", progress=False)
 

@@ -244,7 +244,7 @@ def test_own_images_are_counted_by_class_split_group_size_and_reason(
     assert sum(int(row[-2]) for row in rows.values()) == 8  # Each group is in one split.
     assert all(int(row[-1]) in (12, 9) for row in rows.values())
     for said in (
-        "The largest class, cat, has 69 images, the smallest, dog, 24 (2.9 to 1).",
+        "The largest class, cat, has 69 images, the smallest, dog, 24.",
         "Originals, in pixels: 2 sizes, from 24 x 24 to 30 x 20; the most frequent are 24 x 24 (92), 30 x 20 (1).",
         "Modes: RGB (93).",
         "Left out: 2 images (label 'unclear'), e.g. images/93.png.",

@@ -215,10 +215,9 @@ def describe_imbalance(overview: Overview) -> list[str]:
     if total[large] == total[small]:
         return []
     names = overview.class_names
-    ratio = f" ({total[large] / total[small]:.1f} to 1)" if total[small] else ""
     return [
         f"The largest class, {names[large]}, has {counted(int(total[large]), 'image')}, the smallest, {names[small]}, "
-        f"{total[small]:,}{ratio}."
+        f"{total[small]:,}."
     ]
 
 

@@ -22,7 +22,6 @@ from tuning.base.own_model import SIGNATURE
 from tuning.base.registries import METRICS, OBJECTIVES, SAMPLERS, SCHEDULERS
 from tuning.images import options
 from tuning.images.catalogue import DATASETS
-from tuning.images.splitting import imbalance
 from tuning.runs import run_folder
 from tuning.runs.run_folder import Run
 from tuning.trials import record, session
@@ -188,8 +187,6 @@ def _search(asked: doors.Asked, *, command: str | None = None, **shown: Any) -> 
         settings, path = settled.settings, settled.path
         progress = stack.enter_context(_announced(settled, "Run", **shown))
         settings, splits, space = session.load(settings, settled.source, progress, settled.own)
-        if settings.metric == METRICS.default and (uneven := imbalance(splits)):
-            progress.note(uneven)
         if not settled.resumed and (left := record.begin(path, settings, space, command)):
             progress.note(left)
         stack.enter_context(interrupts.resumable(_resume(path) if command is None else _resume_in_python(path)))

@@ -351,5 +351,5 @@ def test_the_latest_run_and_names_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"Run in {base} must be one of newer, older, but got 'oldr'. Did you mean"):
         mirror.fetch(f"{base}/oldr", tmp_path / "results")
     shutil.rmtree(base)
-    with pytest.raises(UserError, match=rf"'{base}' must be a storage with runs in it, but got none. Is its name"):
+    with pytest.raises(UserError, match=rf"The storage '{base}' has no runs in it\. Is its name"):
         mirror.fetch(f"{base}/oldr", tmp_path / "results")

@@ -100,6 +100,6 @@ def test_an_unknown_format_and_a_missing_package_are_said(monkeypatch: pytest.Mo
     monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxruntime" else name)
     export.check_formats(["safetensors", "pt2"])
     with pytest.raises(
-        UserError, match=r"--export onnx must have .* none of the name 'onnxruntime'\. Run `python -m pip"
+        UserError, match=r"--export onnx needs the package onnxruntime, which is not installed\. Run `python -m pip"
     ):
         export.check_formats(["onnx"])

@@ -231,7 +231,7 @@ def test_runs_of_one_name_in_two_folders_are_called_by_their_paths(tmp_path: Pat
 
 def test_a_run_without_an_epoch_is_named(pair: list[Run]) -> None:
     (pair[1].path / "epochs.csv").unlink()
-    with pytest.raises(UserError, match=r"Run .*short must have an epoch that ended, to be compared, but got none"):
+    with pytest.raises(UserError, match=r"Run .*short cannot be compared: no epoch of it has ended"):
         compare.at_equal_cost(pair)
 
 

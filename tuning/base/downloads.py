@@ -170,10 +170,10 @@ def _installed_weights(architecture: str, known: Architecture) -> Path:
         )
     found = sorted(Path(spec.origin).parent.rglob(known.weights))
     if not found or not _has_its_digits(raw := found[0].read_bytes(), known.weights):
-        got = f"a damaged file ({len(raw)} bytes)" if found else "none"
+        wrong = f"is damaged ({len(raw)} bytes)" if found else "is missing"
+        file = Path(spec.origin).parent / known.weights
         raise UserError(
-            f"Pretrained {architecture} weights must be {known.weights} in {Path(spec.origin).parent}, but got {got}. "
-            f"{install} again."
+            f"The pretrained weights of {architecture}, {file}, cannot be used: the file {wrong}. {install} again."
         )
     return found[0]
 

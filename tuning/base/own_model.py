@@ -1,8 +1,8 @@
 """A user's own network: a file with `def model(config, channels, n_classes, image_size)`, as text and by its hash.
 
-A configuration names it "own:" and 12 digits of the text's SHA-256. Who may build it is told the text beforehand, so
-that a run needs the file no longer once it has begun, and a worker on another machine never does. What must never live
-here: anything that runs the text, or imports torch.
+A configuration names it "own:" and 12 digits of the text's SHA-256. A process that may build it receives the text
+beforehand, so that a run does not need the file once it has begun, and a worker on another machine never does. What
+must never live here: anything that runs the text, or imports torch.
 """
 
 import ast

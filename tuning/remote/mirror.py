@@ -218,7 +218,7 @@ def fetch(uri: str, root: Path, *, path: Path | None = None, retrained: bool = F
     here = (path / META).exists()
     if META not in stored and not here:
         if not (runs := Store(base).runs()):
-            raise UserError(f"{masked(base)!r} must be a storage with runs in it, but got none. Is its name right?")
+            raise UserError(f"The storage {masked(base)!r} has no runs in it. Is its name right?")
         raise unknown_name(f"Run in {masked(base)}", name, runs)
     path.mkdir(parents=True, exist_ok=True)
     try:

@@ -92,8 +92,8 @@ def check_formats(names: Sequence[str]) -> None:
             raise unknown_name("--export", name, FORMATS)
         if missing := [package for package in FORMATS[name][1] if find_spec(package) is None]:
             raise UserError(
-                f"--export {name} must have the packages {', '.join(FORMATS[name][1])}, but got none of the name "
-                f"{missing[0]!r}. Run `python -m pip install {' '.join(missing)}`."
+                f"--export {name} needs the package {missing[0]}, which is not installed. Run `python -m pip install "
+                f"{' '.join(missing)}`."
             )
 
 

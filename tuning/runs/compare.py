@@ -185,7 +185,7 @@ def _epochs(run: Run, metric: Metric) -> pd.DataFrame:
     """Returns trial, slot_seconds (so far, this epoch included) and signed (the metric times its sign; NaN: failed)."""
     epochs, trials = run.epochs, run.trials
     if epochs.empty:
-        raise UserError(f"Run {run.path} must have an epoch that ended, to be compared, but got none.")
+        raise UserError(f"Run {run.path} cannot be compared: no epoch of it has ended.")
     failed = epochs["trial"].isin(trials.loc[trials["state"] == "failed", "trial"])
     signed = metric.sign * epochs[metric.column].mask(failed)
     cost = epochs["epoch_seconds"].cumsum()

@@ -59,6 +59,8 @@ def load(settings: Settings, source: str, progress: "Progress", own: str = "") -
         note=progress.note,
     )
     _check_networks(drawn, splits)
+    if settings.metric == METRICS.default and (uneven := splitting.imbalance(splits)):
+        progress.note(uneven)
     if settings.reading is not None:
         stored = {"image_size": splits.image_size, "resize": splits.resize}
         settings = replace(settings, reading={**settings.reading, **stored})
