@@ -72,3 +72,11 @@ def test_wrong_options_are_refused() -> None:
 
 def test_lists_from_a_record_become_tuples() -> None:
     assert Source("./photos", labels_leave_out=["a"]) == Source("./photos", labels_leave_out=("a",))  # type: ignore[arg-type]
+
+
+def test_a_plain_name_gives_way_to_that_of_the_folder_around_it(tmp_path: Path) -> None:
+    (tmp_path / "signs" / "data" / "Dataset").mkdir(parents=True)
+    (tmp_path / "signs" / "data" / "labels.csv").touch()
+    for part in ("Dataset", "labels.csv"):
+        assert Source(str(tmp_path / "signs" / "data" / part)).name == "signs"
+    assert Source("/data").name == "data"

@@ -237,7 +237,7 @@ def test_weights_of_a_package_that_cannot_be_had_name_the_next_step(
         monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(ARCHITECTURES, "efficientnet_lite0", replace(known, package="lite_package"))
     expected = {
-        "missing": r"^Pretrained efficientnet_lite0 weights need the package lite-package, which is not installed\. Run",
+        "missing": r"^Pretrained efficientnet_lite0 weights need the package lite-package, which is not installed\.",
         "cut": rf"^The .* of efficientnet_lite0, .*lite_package.{known.weights}, .* is damaged \(3 bytes\)\. Run",
         "no file": rf"^The .* of efficientnet_lite0, .*lite_package.{known.weights}, .* is missing\. Run",
     }

@@ -10,7 +10,7 @@ from tuning.base.errors import UserError, unknown_name
 from tuning.images.catalogue import DATASETS
 
 Resize = Literal["crop", "pad", "stretch"]
-PLAIN_NAMES = {"images", "labels", "index", "metadata", "data", "train", "table"}  # Their folder says more.
+PLAIN_NAMES = {"images", "labels", "index", "metadata", "data", "dataset", "train", "table"}  # Their folder says more.
 SIDES = (8, 1024)  # Least and greatest --image-size, in pixels.
 
 
@@ -115,7 +115,9 @@ class Source:
         stem = path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem
         if stem in ("", ".."):
             stem = path.resolve().name
-        if path.is_file() and stem.lower() in PLAIN_NAMES:
-            stem = path.parent.name or stem
+        if stem.lower() in PLAIN_NAMES:
+            stem = (
+                next((each.name for each in path.resolve().parents if each.name.lower() not in PLAIN_NAMES), "") or stem
+            )
         plain = unicodedata.normalize("NFKD", stem.lower()).encode("ascii", "ignore").decode()
         return re.sub(r"[^a-z0-9._]+", "-", plain).strip("-.") or "images"
