@@ -493,7 +493,7 @@ class User(RuleBasedStateMachine):
             "killed",
             DISK_FULL,
             "--storage must be",  # It is away.
-            "must be a storage with runs in it",  # Nothing of it has reached the storage yet.
+            "has no runs in it",  # Nothing of it has reached the storage yet.
             "have diverged",
             "cannot be written any more",
         )

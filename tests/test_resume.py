@@ -482,7 +482,7 @@ def test_the_record_says_what_was_left_out(here: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(record, "conclude", lambda run, tell: None)
     path = here / "results" / "first"
     space = replace(load_space("smoke"), left_out={"network": ["resnet8-64"]})
-    splits: Any = SimpleNamespace(split_hash="af0c", valid_hash="c", valid=[])
+    splits: Any = SimpleNamespace(split_hash="af0cffd9f750", valid_hash="c", valid=[])
     progress: Any = SimpleNamespace(note=print)
     session.search(replace(SETTINGS, samples=3), path, splits, space, progress, resumed=True)
     assert json.loads((path / "meta.json").read_text())["left_out"] == {"network": ["resnet8-64"]}

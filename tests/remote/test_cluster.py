@@ -52,7 +52,7 @@ class Machines:
         process = subprocess.Popen([*outer, *MACHINE, "sleep", "inf"])
         self._processes[name] = process
         parent = _wait_for(lambda: _child(process.pid), f"machine {name}") if outer else process.pid  # nsenter forks
-        self._pids[name] = _wait_for(lambda: _child(parent), f"machine {name}")
+        self._pids[name] = _wait_for(lambda: _ready(_child(parent)), f"machine {name}")
         setup = f"hostname {name}; mount -t tmpfs none /dev/shm; mkdir -p /tmp/ray; mount -t tmpfs none /tmp/ray"
         setup += "".join(f"; mount -t tmpfs none {folder}" for folder in hidden) + "; ip link set lo up"
         if name == "head":
@@ -103,6 +103,11 @@ class Machines:
 def _child(pid: int) -> int:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return int(children[0]) if children else 0
+
+
+def _ready(pid: int) -> int:
+    """Returns the process once it sleeps: it maps its user and mounts its /proc between its start and that."""
+    return pid if pid and Path(f"/proc/{pid}/comm").read_text().strip() == "sleep" else 0
 
 
 def _wait_for(found: Callable[[], Any], what: str, seconds: float = 150) -> Any:
