@@ -143,7 +143,7 @@ def test_every_bounded_number_is_in_both_tables() -> None:
         ("optimizer", "adamww", ", ".join(sorted(OPTIMIZERS)), "adamw"),
         ("schedule", "cosin", ", ".join(sorted(LR_SCHEDULES)), "cosine"),
         ("precision", "bf_16", "auto, bf16, fp32", "bf16"),
-        ("train", "heads", "all, head", "head"),
+        ("train", "heads", "all, head, head_first", "head"),
     ],
 )
 def test_an_unknown_choice_lists_the_known_ones_and_the_closest(

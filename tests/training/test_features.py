@@ -1,5 +1,6 @@
 """`train: head`: a body that stays as it is, and features that are computed once for all trials of a machine."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASS_NAMES, patterned_images
+from sklearn.linear_model import LogisticRegression
 
 from tuning.base.config import TrainConfig
+from tuning.base.errors import UserError
 from tuning.base.registries import ARCHITECTURES
 from tuning.images.splitting import Splits, make_splits
 from tuning.models.architectures import count_parameters, head_of
 from tuning.training import checkpoints, features, fit
 from tuning.training.fit import Training, evaluate
+from tuning.training.head_first import PENALTY
 from tuning.trials.estimate import step_kind
 
 HEAD = TrainConfig(width=8, train="head", batch_size=32, epochs=3, learning_rate=0.05, precision="fp32")
@@ -159,6 +163,30 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
     assert len(calls) == 2
 
 
+def test_a_head_that_is_fitted_first_labels_as_a_logistic_regression_and_then_all_changes(splits: Splits) -> None:
+    config = changed(HEAD, train="head_first", pretrained=False, flip=True)  # Features are of images as they are.
+    training = Training(config, splits, seed=0)
+    before = copy.deepcopy(training.last_model())
+    found = Training(HEAD, splits, seed=0)  # The same body.
+    x, y = found._train.images.flatten(1).numpy(), found._train.labels.numpy()
+    expected = LogisticRegression(C=1 / (PENALTY * len(y)), max_iter=2_000, tol=1e-8).fit(x, y)
+    # Adding a number to all logits of an image changes nothing: both are compared about their mean.
+    weight = head_of(before).weight.detach().numpy()
+    theirs = expected.coef_ - expected.coef_.mean(0)
+    np.testing.assert_allclose(weight - weight.mean(0), theirs, atol=0.02 * np.abs(theirs).max())
+    training.run_epoch()
+    after = training.last_model().state_dict()
+    assert all(not torch.equal(after[n], v) for n, v in before.state_dict().items() if n.endswith("weight"))
+
+
+def test_a_network_that_does_not_end_in_its_head_cannot_have_it_fitted_first(
+    splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "head_ends", lambda model: False)
+    with pytest.raises(UserError, match=r"head_first needs a network .* and resnet8 is none. Use train: all."):
+        Training(changed(HEAD, train="head_first"), splits, seed=0)
+
+
 def test_a_body_that_is_drawn_by_chance_is_not_shared(splits: Splits, cache: Path) -> None:
     Training(HEAD, splits, seed=0)
     assert not cache.exists()
@@ -166,7 +194,7 @@ def test_a_body_that_is_drawn_by_chance_is_not_shared(splits: Splits, cache: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("train", ["all", "head"])
+@pytest.mark.parametrize("train", ["all", "head", "head_first"])
 def test_every_network_with_installed_weights_trains_resumes_and_is_whole(
     colours: Splits, pretrained: TrainConfig, tmp_path: Path, train: str, precision: str
 ) -> None:

@@ -85,7 +85,8 @@ class TrainConfig(BaseModel):
         mixup: Images and labels are mixed in pairs, by a share from Beta(mixup, mixup), 0 to 10; 0: none.
         cutmix: A rectangle of another image is pasted in, and labels are mixed by its area, whose share is from
             Beta(cutmix, cutmix), 0 to 10; 0: none. With mixup, too, each batch has one of them at random.
-        train: "all" weights, or the "head" alone: the last linear layer, on the features of a body that stays as it is.
+        train: "all" weights; the "head" alone: the last linear layer, on the features of a body that stays as it is; or
+            "head_first": all, after the head was fitted to the features (Kumar et al. 2022).
         body_lr_factor: What the learning rate is multiplied by for all weights but the head's, in (0, 1].
         class_weights: What an image counts in the train loss: "none" all alike, "balanced" in inverse proportion to the
             train images of its class, "sqrt" to the square root of that. Over the train images the mean is 1.
@@ -121,7 +122,7 @@ class TrainConfig(BaseModel):
     trivial_augment: bool = False
     mixup: Annotated[float, Field(ge=0, le=10)] = 0.0
     cutmix: Annotated[float, Field(ge=0, le=10)] = 0.0
-    train: Literal["all", "head"] = "all"
+    train: Literal["all", "head", "head_first"] = "all"
     body_lr_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
     class_weights: Literal["none", "balanced", "sqrt"] = "none"
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tuning.training.depthwise import quick_depthwise
+
 # Of the gradient's norm. In bf16, computed another way, ResNet-8's differs by 0.011; on mirrored images by 0.46.
 GREATEST_DEVIATION = 0.1
 
@@ -27,7 +29,8 @@ class Logits(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the logits of normalised images."""
-        with autocast(images.device, self.precision):
+        device = images.device
+        with autocast(device, self.precision), quick_depthwise(self.model, device, self.precision):
             logits: Tensor = self.model(images)[0]
         return logits.float()
 

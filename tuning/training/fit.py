@@ -20,14 +20,16 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tuning.base.config import TrainConfig
+from tuning.base.errors import UserError
 from tuning.base.registries import METRICS, Normalisation
 from tuning.images.batches import Batch, Tensors, normalise, to_tensors, train_batches
 from tuning.images.datasets import Labelled
 from tuning.images.splitting import Splits
-from tuning.models.architectures import build_model, count_parameters
+from tuning.models.architectures import build_model, count_parameters, head_ends, head_of
 from tuning.models.frozen import OnFeatures, freeze_body, train_head, with_head
 from tuning.training import acceleration, features, metrics
 from tuning.training.acceleration import Logits, autocast, faster_precision
+from tuning.training.head_first import fit_head
 from tuning.training.optimizers import make_optimizer
 from tuning.training.schedules import make_schedule
 
@@ -108,7 +110,8 @@ class Training:
         metric: A name in `METRICS`: what the best epoch is best in.
 
     Raises:
-        UserError: Pretrained weights were asked for and cannot be had.
+        UserError: Pretrained weights were asked for and cannot be had, or the head is not the network's end and is to
+            be fitted first.
     """
 
     def __init__(
@@ -147,6 +150,8 @@ class Training:
             freeze_body(self.model)
             if features.can_be_used(config, self.model):
                 self._use_features(splits)
+        elif config.train == "head_first":
+            self._fit_head(splits)
         if accelerated is None:
             accelerated = self.device.type == "cuda" and accumulation == 1
         self._logits = Logits(self.model, self.precision)
@@ -335,23 +340,36 @@ class Training:
         elif self.config.patience is not None and self._epochs_without_lower >= self.config.patience:
             self.finished = "early stopping"
 
-    def _use_features(self, splits: Splits) -> None:
-        """Has the head trained on the features of all images in their place; those of pretrained weights are shared."""
+    def _features(self, splits: Splits) -> features.Features:
+        """Returns the features of all images as they are; those of pretrained weights are shared."""
         body = self.model
 
         def apply(images: Tensors) -> Tensor:
             return predict(body, images, self.mean, self.std, self.precision)[1]
 
         compute = functools.partial(features.computed, apply, self._train, self._valid)
-        if self.config.pretrained:
-            key = features.key_of(body, self.config, splits, self.device.type, self.precision)
-            found = features.shared(key, compute)
-        else:
-            found = compute()
-        self._body, self._body_seconds, self.model = body, found.seconds_per_image, OnFeatures(body)
+        if not self.config.pretrained:
+            return compute()
+        key = features.key_of(body, self.config, splits, self.device.type, self.precision)
+        return features.shared(key, compute)
+
+    def _use_features(self, splits: Splits) -> None:
+        """Has the head trained on the features of all images in their place."""
+        found = self._features(splits)
+        self._body, self._body_seconds, self.model = self.model, found.seconds_per_image, OnFeatures(self.model)
         self._train = Tensors(found.train.to(self.device), self._train.labels)
         self._valid = Tensors(found.valid.to(self.device), self._valid.labels)
         self.mean, self.std = (0.0,), (1 / 255,)  # `normalise` leaves the features as they are.
+
+    def _fit_head(self, splits: Splits) -> None:
+        """Fits the head to the features of the train images, before all weights are trained."""
+        if not head_ends(self.model):
+            raise UserError(
+                "train: head_first needs a network whose logits are what its last linear layer makes of its features, "
+                f"and {self.config.architecture} is none. Use train: all."
+            )
+        found, weights = self._features(splits).train.flatten(1).to(self.device), self._class_weights
+        fit_head(head_of(self.model), found, self._train.labels, weights, self.config.label_smoothing)
 
     def _whole(self, model: nn.Module) -> nn.Module:
         """Returns a model with its body, where the head was trained alone."""

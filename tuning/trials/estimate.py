@@ -80,7 +80,7 @@ def kinds(space: "Space", epochs: int) -> list[tuple[TrainConfig, float]]:
 def step_kind(config: TrainConfig) -> tuple[Any, ...]:
     """Returns what the cost of a step depends on; kinds in which it is equal are measured once."""
     network = config.architecture, config.width, config.stem, config.image_size, config.batch_size
-    if config.train == "all":
+    if config.train != "head":
         return network
     from tuning.training.features import leaves_images
 
