@@ -1,11 +1,14 @@
 """Memory of a search with two trials side by side, by process, from their start until each has ended an epoch.
 
-    python tests/benchmarks/memory.py [--train-images N] [--out FILE.csv]
+    python tests/benchmarks/memory.py [--train-images N | --photos N] [--out FILE.csv]
 
 The trials are a ResNet-14 and a ResNet-18 of the default space with batches of 256, on the whole data set. In MB, each
 the most that was seen: `rss` is all that a process has mapped, `uss` what it would give back if it ended, `shared` the
 rest: libraries, and the data set in Ray's object store. `object store` is the shared memory of all processes, each page
 counted once. Reads /proc, so Linux only. About three minutes on two cores.
+
+--photos N: on N JPEGs of 64 x 64 pixels of one's own, which are made first; both trials are a ResNet-8 with batches of
+64.
 """
 
 import os
@@ -17,7 +20,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 from common import ROOT, parser, report
+from PIL import Image
 
 from tuning.runs import run_folder
 
@@ -25,6 +30,11 @@ SPACE = """
 def space(trial):
     trial.suggest_float("learning_rate", 0.01, 0.1)
     return {"architecture": ["resnet14", "resnet18"][trial.number % 2], "batch_size": 256, "ema_decay": 0.99}
+"""
+OWN = """
+def space(trial):
+    trial.suggest_float("learning_rate", 0.01, 0.1)
+    return {"architecture": "resnet8", "batch_size": 64, "crop_scale": 0.5}
 """
 SEARCH = ["-m", "tuning.search", "--space", "mine.py", "--samples", "2", "--concurrency", "2", "--scheduler", "none"]
 
@@ -64,8 +74,21 @@ def role(pid: int, root: int, command: str) -> str:
     return "worker" if command.startswith("ray::ImplicitFunc") else "Ray's own"
 
 
+def make_photos(folder: Path, n: int) -> None:
+    """Writes JPEGs of smooth noise into ten class folders, below one of their own."""
+    rng = np.random.default_rng(0)
+    for number in range(n):
+        path = folder / "photos" / f"class {number % 10}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        small = Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8))
+        small.resize((64, 64)).save(path, quality=85)
+
+
 def main() -> None:
     args = parser(__doc__)
+    args.add_argument(
+        "--photos", type=int, default=0, help="so many photos, made for it, in the place of Fashion-MNIST"
+    )
     args.add_argument("--train-images", type=int, default=55_000, help="for a quick look: fewer images")
     args.add_argument("--limit", type=float, default=280.0, help="seconds after which it ends in any case")
     given = args.parse_args()
@@ -73,9 +96,14 @@ def main() -> None:
     store = 0.0
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        (folder / "mine.py").write_text(SPACE)
-        size = ["--train-images", str(given.train_images), "--epochs", "50", "--run", "run", "--quiet"]
+        (folder / "mine.py").write_text(OWN if given.photos else SPACE)
+        size = ["--train-images", str(given.train_images)]
+        if given.photos:
+            make_photos(folder, given.photos)
+            size = ["--dataset", str(folder / "photos")]
+        size += ["--epochs", "50", "--run", "run", "--quiet"]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        environment |= {"TUNING_CACHE": str(folder / "cache")} if given.photos else {}
         process = subprocess.Popen([sys.executable, *SEARCH, *size], cwd=folder, env=environment)
         run, end = run_folder.Run(folder / "results/run"), time.monotonic() + given.limit
         while process.poll() is None and time.monotonic() < end:
@@ -110,7 +138,11 @@ def main() -> None:
     rows.append(
         {"process": "object store", "processes": None, "rss": store, "uss": None, "shared": store, "peak_rss": None}
     )
-    report(f"Memory in MB of a search with two trials of {given.train_images:,} images side by side", rows, given.out)
+    report(
+        f"Memory in MB of a search with two trials of {given.photos or given.train_images:,} images side by side",
+        rows,
+        given.out,
+    )
 
 
 if __name__ == "__main__":
