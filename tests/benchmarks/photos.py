@@ -3,7 +3,7 @@
     python tests/benchmarks/photos.py --dataset DIR [--minutes 1,3] [--folds 3] [--ways head,fine-tune] [--out FILE.csv]
 
 Options of the images are those of `python -m tuning.search` (--group-column, --labels-leave-out ...). Each way is
-trained on the same stratified, grouped folds of the images that are not test, by one thread, two folds side by side. Its
+trained on the same stratified, grouped folds of the images that are not test, by one thread, two folds at once. Its
 length is the most epochs whose processor time fits into the minutes, by the time of an epoch that is trained before
 and thrown away; reading the images is not counted, a body's features are. `mean` and `sd`: of the metric of the last
 epoch over the folds; each image is valid at most once.
