@@ -49,7 +49,7 @@ CHEAPER = {
     "bash tuning/run.sh final": "--epochs 1 --seeds 2 --top-k 1",
     "bash tuning/run.sh search --dataset photos/": "--samples 1 --space smoke --epochs 1",
     "bash tuning/run.sh final --model-dir my_model": "--epochs 1 --seeds 1 --top-k 1",
-    # Two threads, with another test beside them, took 150 s of a core for what one does in less than half of that.
+    # Two threads, with another test beside them, took 151 s of a core for what one does in 104.
     "python -m tuning.final --config original-resnet8 --epochs 1 --model-dir results/first/original": "--threads 1",
 }
 # What a snippet has in place of its own arguments, for the same reason.
