@@ -65,18 +65,18 @@ def photos(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_from_photos_to_a_model(tmp_path: Path, photos: Path) -> None:
     small = ["--space", "smoke", "--epochs", "2", "--run", "mine"]
-    said = command(tmp_path, "search", "--dataset", "My Photos", "--samples", "2", *small)
-    assert "are set aside as the test split" in said and "mine: my-photos, 2 trials" in said
+    said = command(tmp_path, "search", "--dataset", "My Photos", "--samples", "1", *small)
+    assert "are set aside as the test split" in said and "mine: my-photos, 1 trial " in said
     run = run_folder.load("mine", tmp_path / "results")
     assert run.meta["dataset"] == "my-photos" and settings.of_run(run).source.is_own
     before = run.meta["split_hash"]
     # The folder is renamed, and the run is extended with it.
     photos.rename(tmp_path / "moved")
-    lost = command(tmp_path, "search", "--resume", "mine", "--samples", "3", code=2)
+    lost = command(tmp_path, "search", "--resume", "mine", "--samples", "2", code=2)
     assert "My Photos" in lost and "--data-dir" in lost
-    command(tmp_path, "search", "--resume", "mine", "--samples", "3", "--data-dir", "moved")
+    command(tmp_path, "search", "--resume", "mine", "--samples", "2", "--data-dir", "moved")
     run = run_folder.load("mine", tmp_path / "results")
-    assert len(run.trials) == 3 and run.meta["split_hash"] == before
+    assert len(run.trials) == 2 and run.meta["split_hash"] == before
     exported = ["--export", "onnx", "--export", "pt2", "--export", "safetensors"]
     asked = ["--run", "mine", "--top-k", "1", "--seeds", "1", "--epochs", "3", "--data-dir", "moved", *exported]
     said = command(tmp_path, "final", *asked)

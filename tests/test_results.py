@@ -174,6 +174,16 @@ def test_a_last_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
     assert len(schema.read_frame(path, schema.EPOCH_COLUMNS)) == 1
 
 
+def test_a_frame_is_the_readers_own_and_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "epochs.csv"
+    path.write_text("trial,epoch,lr\n0,1,0.1\n")
+    first = schema.read_frame(path, schema.EPOCH_COLUMNS)
+    first.loc[0, "lr"] = 7.0
+    assert schema.read_frame(path, schema.EPOCH_COLUMNS)["lr"].tolist() == [0.1]
+    path.write_text("trial,epoch,lr\n0,1,0.2\n")
+    assert schema.read_frame(path, schema.EPOCH_COLUMNS)["lr"].tolist() == [0.2]
+
+
 @pytest.mark.parametrize(
     ("text", "damage"),
     [

@@ -56,3 +56,16 @@ def test_save_names_a_file_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_more_than_ten_classes_differ_in_colour_or_marker() -> None:
     assert len({style.class_style(number) for number in range(100)}) == 100
+
+
+def test_save_draws_once_what_matplotlib_would_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = [style.single(7.0, 4.2) for _ in range(2)]
+    for _, ax in figures:
+        ax.plot([0, 1], [0, 1])
+        style.share_axis(ax.yaxis)
+    figures[0][0].savefig(tmp_path / "theirs.png", dpi=style.DPI)
+    drawn, draw = [], Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda figure, renderer: drawn.append(figure) or draw(figure, renderer))
+    style.save(figures[1][0], tmp_path / "ours.png")
+    assert len(drawn) == 1
+    assert (imread(tmp_path / "ours.png") == imread(tmp_path / "theirs.png")).all()

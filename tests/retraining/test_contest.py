@@ -147,14 +147,20 @@ def test_a_random_point_may_be_the_winner(tmp_path: Path, planted: Any, splits: 
 
 @pytest.mark.slow
 def test_side_by_side_the_numbers_are_those_of_one_by_one_and_a_failure_is_alone(
-    tmp_path: Path, splits: Splits, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, splits: Splits, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through a real Ray."""
+    """Through a real Ray, which is started once for all seeds."""
+    import ray
+
+    starts, init = [], ray.init
+    monkeypatch.setattr(ray, "init", lambda **how: starts.append(how) or init(**how))
     fit.prepare(1)
     broken = Entry("candidate", TrainConfig(width=4, learning_rate=10.0, optimizer="sgd", precision="fp32", epochs=2))
     entries = (entry(1), entry(2), broken)
     beside = contest.hold(make_plan(tmp_path / "a", *entries), splits, replace(SLOTS, concurrency=2))
-    assert "trial 1, seed 1  epoch   1/3" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "trial 1, seed 1  epoch   1/3" in said and "seed 2  epoch   1/3" in said
+    assert len(starts) == 1 and not ray.is_initialized()
     alone = contest.hold(make_plan(tmp_path / "b", *entries), splits, SLOTS, threads=1)
     kept = [name for name in beside.table if name != "seconds"]
     assert beside.table[kept].equals(alone.table[kept])

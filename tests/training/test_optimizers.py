@@ -1,5 +1,8 @@
 """`tuning.training.optimizers`: the contract of every optimizer by name, and what each one takes."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -114,3 +117,41 @@ def test_sgd_takes_its_options_from_the_configuration(momentum: float, nesterov:
     assert isinstance(optimizer, torch.optim.SGD)
     for group in optimizer.param_groups:
         assert (group["momentum"], group["nesterov"], group["lr"]) == (momentum, nesterov, 0.3)
+
+
+@pytest.mark.parametrize(("name", "theirs"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+def test_the_steps_are_torchs_own(name: str, theirs: type[torch.optim.Optimizer]) -> None:
+    config = TrainConfig(optimizer=name, momentum=0.9 if name == "sgd" else 0.0, weight_decay=0.01, learning_rate=0.1)
+    models = [nn.Linear(3, 2) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    ours = make_optimizer(models[0], config)
+    groups = [{"params": [models[1].weight]}, {"params": [models[1].bias], "weight_decay": 0.0}]
+    options = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {}
+    other = theirs(groups, lr=0.1, weight_decay=0.01, fused=True, **options)
+    assert isinstance(ours, theirs)
+    for _ in range(3):
+        for model, optimizer in zip(models, (ours, other), strict=True):
+            optimizer.zero_grad()
+            model(torch.ones(1, 3)).square().sum().backward()
+            optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
+    other.load_state_dict(ours.state_dict())
+    assert str(other.state_dict()["state"]) == str(ours.state_dict()["state"])
+
+
+def test_training_does_not_import_torchs_compiler() -> None:
+    script = """
+import sys, torch
+from tuning.base.config import TrainConfig
+from tuning.training.optimizers import make_optimizer
+for name in ("sgd", "adamw"):
+    model = torch.nn.Linear(3, 2)
+    optimizer = make_optimizer(model, TrainConfig(optimizer=name))
+    optimizer.zero_grad()
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "False\n"

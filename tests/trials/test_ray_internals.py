@@ -27,6 +27,7 @@ def says(text: str, files: Sequence[str]) -> bool:
         ("utils", "set_sigterm_handler"),
         ("worker", "_global_node"),
         ("node", "Node.kill_all_processes"),
+        *(("node", f"Node.{name}") for name in ray_internals.IDLE),
     ],
 )
 def test_ray_has_the_private_names(module: str, name: str) -> None:
@@ -44,6 +45,7 @@ def test_ray_has_the_private_names(module: str, name: str) -> None:
         ("_private/node.py", "ray._private.utils.set_sigterm_handler("),
         ("_private/worker.py", "_global_node.kill_all_processes("),
         ("_private/node.py", "self.all_processes"),
+        *(("_private/node.py", f"self.{name}(") for name in ray_internals.IDLE),
         ("_private/worker.py", 'kwargs.pop("_temp_dir"'),
     ],
 )
@@ -82,7 +84,8 @@ def test_without_the_names_ray_does_what_it_does_by_default(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ray_internals, "private", lambda module: ray_internals.SimpleNamespace())
-    with ray_internals.on_loopback(), ray_internals.without_sigterm_handler():
+    idle = ray_internals.without_idle_processes(dashboard=False)
+    with ray_internals.on_loopback(), ray_internals.without_sigterm_handler(), idle:
         assert ray_internals.kill_quickly() == []
     assert "opens its ports to the network. Install ray 2.60" in capsys.readouterr().out
     monkeypatch.undo()
@@ -95,3 +98,13 @@ def test_what_is_replaced_comes_back() -> None:
     with ray_internals.on_loopback(), ray_internals.without_sigterm_handler():
         assert utils.set_sigterm_handler is not before[0] and constants.ENABLE_RAY_CLUSTER is False
     assert before == (utils.set_sigterm_handler, constants.ENABLE_RAY_CLUSTER)
+
+
+@pytest.mark.parametrize("dashboard", [False, True])
+def test_processes_that_no_search_uses_are_left_out_and_the_dashboard_where_none_is_asked_for(dashboard: bool) -> None:
+    node = ray_internals.private("node").Node
+    before = {name: getattr(node, name) for name in ray_internals.IDLE}
+    with ray_internals.without_idle_processes(dashboard=dashboard):
+        left_out = [name for name in ray_internals.IDLE if getattr(node, name) is not before[name]]
+    assert left_out == ["start_api_server"] * (not dashboard) + ["start_monitor", "start_log_monitor"]
+    assert before == {name: getattr(node, name) for name in ray_internals.IDLE}

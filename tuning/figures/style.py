@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -45,7 +46,11 @@ def save(figure: Figure, path: Path) -> None:
     picture = io.BytesIO()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(picture, format=path.suffix.removeprefix("."), dpi=DPI)
+        if path.suffix == ".png":
+            figure.set_dpi(DPI)
+            FigureCanvasAgg(figure).print_png(picture)  # `savefig` would draw everything twice, for the layout.
+        else:
+            figure.savefig(picture, format=path.suffix.removeprefix("."), dpi=DPI)
         files.write_bytes(path, picture.getvalue())
     except OSError as error:
         raise UserError(f"{path} must be a file that can be written, but got: {error.strerror}.") from error

@@ -3,6 +3,8 @@
 The test split has no place here. What has been trained is on disk: held again, a contest goes on from there.
 """
 
+import contextlib
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -107,24 +109,25 @@ def hold(
     parts = splits if isinstance(splits, Mapping) else dict.fromkeys(plan.seeds, splits)
     n_valid = len(parts[plan.seeds[0]].valid)
     wanted = [plan.job(entry, plan.seeds[0]) for entry in plan.entries]
-    while wanted:
-        for job, error in _train(plan, wanted, parts, slots, threads, say):
-            failed[job.config.hash()] = error
-        for job in wanted:
-            result = jobs.read(job, parts[job.seed].split_hash)
-            if result is not None and result.error:
-                failed[job.config.hash()] = result.error
-            elif result is not None:
-                done[job.config.hash(), job.seed] = result
-        values = _values(plan, done, failed)
-        signed, errors = metric.sign * values, None if metric.share_of_images else _errors(plan, done)
-        dropped = seeds.dropped(signed, _leader(plan, signed[1], failed), n_valid, errors)
-        wanted = [
-            plan.job(entry, seed, done[entry.config.hash(), plan.seeds[0]].accumulation)
-            for seed in plan.seeds[1:]
-            for entry in plan.entries
-            if entry.config.hash() not in dropped | set(failed) and (entry.config.hash(), seed) not in done
-        ]
+    with contextlib.ExitStack() as until_the_end:
+        while wanted:
+            for job, error in _train(plan, wanted, parts, slots, threads, say, until_the_end):
+                failed[job.config.hash()] = error
+            for job in wanted:
+                result = jobs.read(job, parts[job.seed].split_hash)
+                if result is not None and result.error:
+                    failed[job.config.hash()] = result.error
+                elif result is not None:
+                    done[job.config.hash(), job.seed] = result
+            values = _values(plan, done, failed)
+            signed, errors = metric.sign * values, None if metric.share_of_images else _errors(plan, done)
+            dropped = seeds.dropped(signed, _leader(plan, signed[1], failed), n_valid, errors)
+            wanted = [
+                plan.job(entry, seed, done[entry.config.hash(), plan.seeds[0]].accumulation)
+                for seed in plan.seeds[1:]
+                for entry in plan.entries
+                if entry.config.hash() not in dropped | set(failed) and (entry.config.hash(), seed) not in done
+            ]
     return replace(_judge(plan, done, failed, values), splits=parts)
 
 
@@ -170,16 +173,23 @@ def _train(
     slots: Slots,
     threads: int | None,
     say: Callable[[str], None],
+    until_the_end: contextlib.ExitStack,
 ) -> Iterator[tuple[Job, str]]:
-    """Trains jobs side by side or one by one, saying each epoch; yields those that failed, and why."""
+    """Trains jobs side by side or one by one, saying each epoch; yields those that failed, and why.
+
+    A Ray that is started for them runs until the end of the contest: its workers have imported torch, and train the
+    jobs of the next seeds, too.
+    """
     entries = {entry.config.hash(): entry for entry in plan.entries}
     many = len(plan.entries) * len(plan.seeds) > 1
     wanted = [job for job in wanted if jobs.read(job, splits[job.seed].split_hash) is None]
     # The longest first, so that no slot waits long for another at the end.
     wanted.sort(key=lambda job: entries[job.config.hash()].expected_seconds, reverse=True)
     if many and slots.concurrency > 1 and wanted:
+        from tuning.trials import local_ray
         from tuning.trials.worker import train_all
 
+        until_the_end.enter_context(local_ray.started(slots, logging.NullHandler()))
         rows = train_all(wanted, splits, slots)
     else:
         n_threads = threads or machine.cores()

@@ -136,7 +136,9 @@ def test_once(
     images = load_test(ready.held.plan.images)
     outcomes = {flip: _outcome(models[0], images, splits, ready.device, flip) for flip in (False, True)}
     of_seeds = [
-        _outcome(each, images, ready.held.splits[seed], ready.device, flip_averaging)
+        outcomes[flip_averaging]  # The saved model is that of one of the seeds, unless it was trained on valid, too.
+        if ready.chosen.job.path == ready.held.plan.job(ready.held.winner, seed).path
+        else _outcome(each, images, ready.held.splits[seed], ready.device, flip_averaging)
         for each, seed in zip(models[1:], ready.held.plan.seeds, strict=True)
     ]
     metrics |= _test_metrics(outcomes[flip_averaging], of_seeds, ready.held.metric) | {

@@ -1,6 +1,7 @@
 """What the frames of a run hold: names and dtypes of their columns, and how a file is read into one."""
 
 import csv
+import functools
 import io
 import math
 from collections.abc import Mapping
@@ -88,24 +89,34 @@ def read_frame(path: Path, dtypes: Mapping[str, str]) -> "pd.DataFrame":
     Raises:
         UserError: The file has no `trial`, a line has too many fields, or a value is of another type.
     """
-    import pandas as pd
-
     text = files.whole_lines(path) or ",".join(dtypes) + "\n"
     try:
-        raw = pd.read_csv(io.StringIO(text), dtype="str", keep_default_na=False, na_values=[""])
-        later: dict[str, Any] = {
-            name: str(DEFAULTS[name]) for name in dtypes if name not in raw and DEFAULTS.get(name) is not None
-        }
-        if "valid_score" in dtypes and "valid_score" not in raw and "valid_accuracy" in raw:
-            later["valid_score"] = raw["valid_accuracy"].to_list()
-        raw = raw.set_index("trial", drop=False).reindex(columns=list(dtypes)).reset_index(drop=True).assign(**later)
-        frame = pd.DataFrame({name: _typed(raw[name], dtype) for name, dtype in dtypes.items()})
+        return _parsed(text, tuple(dtypes.items())).copy()
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} is damaged: {_damage(text, dtypes, error)}. "
             f"`python -m tuning.search --resume {files.called(path.parent)}` writes it anew from the study."
         ) from error
-    return frame
+
+
+@functools.lru_cache(maxsize=4)
+def _parsed(text: str, columns: tuple[tuple[str, str], ...]) -> "pd.DataFrame":
+    """Returns the frame of a file's text; kept, because the end of a search read its two frames 24 times.
+
+    Raises:
+        KeyError: The text has no `trial`. ValueError and TypeError are pandas' own.
+    """
+    import pandas as pd
+
+    dtypes = dict(columns)
+    raw = pd.read_csv(io.StringIO(text), dtype="str", keep_default_na=False, na_values=[""])
+    later: dict[str, Any] = {
+        name: str(DEFAULTS[name]) for name in dtypes if name not in raw and DEFAULTS.get(name) is not None
+    }
+    if "valid_score" in dtypes and "valid_score" not in raw and "valid_accuracy" in raw:
+        later["valid_score"] = raw["valid_accuracy"].to_list()
+    raw = raw.set_index("trial", drop=False).reindex(columns=list(dtypes)).reset_index(drop=True).assign(**later)
+    return pd.DataFrame({name: _typed(raw[name], dtype) for name, dtype in dtypes.items()})
 
 
 def whole_rows(path: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The optimizers. To add one, write a builder like `adamw` and its entry in `registries.OPTIMIZERS`."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -34,12 +35,31 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     return optimizer
 
 
+def _uncompiled(optimizer: type[torch.optim.Optimizer]) -> Any:
+    """Returns a class of torch's with the same methods, less what torch wraps around them for its compiler.
+
+    The first call of a wrapped one imports the compiler, which took 2.5 s of a core in each process that trains
+    (torch 2.15).
+    """
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    methods = {name: inspect.unwrap(getattr(optimizer, name)) for name in names}
+    methods["step"] = torch.no_grad()(inspect.unwrap(optimizer.step))
+    return type(optimizer.__name__, (optimizer,), methods)
+
+
+_SGD, _ADAMW = _uncompiled(torch.optim.SGD), _uncompiled(torch.optim.AdamW)
+
+
 def sgd(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
     """Returns SGD; its momentum is Nesterov's."""
     nesterov = config.momentum > 0
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=True)
+    made: torch.optim.Optimizer = _SGD(
+        groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=True
+    )
+    return made
 
 
 def adamw(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
     """Returns AdamW with torch's betas."""
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    made: torch.optim.Optimizer = _ADAMW(groups, lr=config.learning_rate, fused=True)
+    return made

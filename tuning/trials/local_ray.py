@@ -171,7 +171,8 @@ def _own(slots: Slots, note: Callable[[str], None], *, dashboard: bool) -> Itera
         if said:
             note(said)
         stack.callback(_end_ray)
-        with ray_internals.on_loopback(), _own_handlers():
+        quick = ray_internals.without_idle_processes(dashboard=dashboard)
+        with ray_internals.on_loopback(), quick, _own_handlers():
             context = ray.init(
                 address="local",
                 num_cpus=slots.cpus,
