@@ -375,3 +375,13 @@ def test_a_model_that_an_earlier_version_left_is_read(tmp_path: Path) -> None:
     kept = {name: value for name, value in described.items() if name in names}
     (folder / "config.json").write_text(json.dumps(kept | {"dataset": "Grün"}), encoding="utf-8")
     assert load_best_model(folder).class_names == tuple(described["class_names"])
+
+
+def test_a_file_of_16_bits_is_what_it_is_in_8_for_a_model_that_has_seen_8_alone(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 8), dtype=np.uint8)
+    deep, plain = tmp_path / "deep.png", tmp_path / "plain.png"
+    Image.fromarray(pixels.astype(np.uint16) * 257).save(deep)
+    Image.fromarray(pixels).save(plain)
+    best = load_best_model(write_model(tmp_path / "model", resize="crop"))
+    one, other = best.predict([deep, plain])
+    assert one.ranking == other.ranking

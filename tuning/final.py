@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tuning.base import doors, files, interrupts, locks, own_model, rim
+from tuning.base import doors, files, interrupts, locks, machine, own_model, rim
 from tuning.base.errors import UserError, counted, run_command, unknown_name
 from tuning.base.registries import METRICS
 from tuning.images import options
@@ -280,12 +280,15 @@ def _planned(asked: doors.Asked) -> Plan:
         return candidates.from_run(asked.run, data_dir=where, **limits, **lengths)
     if asked.compare:
         raise UserError(f"--compare must be used with a run, but got --config {asked.config}. Leave one of them out.")
+    from tuning.images.datasets import with_size
+
+    device = asked.device or ("cuda" if machine.gpu_memory() else "cpu")
     file, model_dir = Path(asked.config), Path(asked.model_dir)
     model = None if asked.model is None else Path(asked.model)
     return candidates.from_file(
         file,
         model_dir,
-        options.source_of(asked),
+        with_size(options.source_of(asked), device),
         model=model,
         metric=asked.metric or METRICS.default,
         **lengths,

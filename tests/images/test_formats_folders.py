@@ -244,3 +244,44 @@ def test_a_photo_of_a_kind_that_is_not_read_is_named(tmp_path: Path) -> None:
     (root / "cat" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
     with pytest.raises(UserError, match=r"cat/IMG_1.HEIC: it is no JPEG, PNG"):
         reading(root)
+
+
+def with_metadata(folder: Path, first: int, n: int) -> None:
+    """Writes images into a folder, and beside them a table as Hugging Face's `imagefolder` has it."""
+    rows = [f"{i}.png,{('cat', 'dog')[i % 2]}" for i in range(n)]
+    for i in range(n):
+        save(folder / f"{i}.png", photo(first + i))
+    (folder / "metadata.csv").write_text("\n".join(["file_name,label", *rows]), encoding="utf-8")
+
+
+def test_each_split_folder_may_have_a_table_of_its_own(tmp_path: Path) -> None:
+    with_metadata(tmp_path / "train", 0, 6)
+    with_metadata(tmp_path / "validation", 20, 2)
+    with_metadata(tmp_path / "test", 40, 4)
+    found, _ = reading(tmp_path)
+    assert found.splits.tolist() == ["train"] * 6 + ["valid"] * 2 + ["test"] * 4
+    assert found.names[6] == "validation/0.png" and found.class_names == ("cat", "dog")
+    assert found.labels.tolist() == [0, 1] * 6
+
+
+def test_a_split_folder_without_labels_is_passed_over(tmp_path: Path) -> None:
+    with_metadata(tmp_path / "train", 0, 6)
+    save(tmp_path / "test" / "a.png", photo(50))
+    found, said = reading(tmp_path)
+    assert (
+        len(found) == 6
+        and f"{tmp_path / 'test'} has no table of labels: its 1 image without a label are not read." in said
+    )
+
+
+def test_a_table_above_split_folders_names_the_images_in_them(tmp_path: Path) -> None:
+    with_metadata(tmp_path / "train", 0, 4)
+    with_metadata(tmp_path / "test", 40, 2)
+    rows = []
+    for split in ("train", "test"):
+        lines = (tmp_path / split / "metadata.csv").read_text(encoding="utf-8").splitlines()[1:]
+        rows += [f"{split}/{line}" for line in lines]
+        (tmp_path / split / "metadata.csv").unlink()
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label", *rows]), encoding="utf-8")
+    found, _ = reading(tmp_path)
+    assert found.splits.tolist() == ["train"] * 4 + ["test"] * 2 and found.names[4] == "test/0.png"

@@ -146,3 +146,9 @@ def test_a_given_split_that_leaks_is_said() -> None:
     assert "1 group of it are in train, too" in said
     assert leaks(images, np.array(["train", "train", "train", "test"])) != []
     assert leaks(known([0, 1]), np.array(["train", "test"])) == []
+
+
+def test_the_odd_images_of_many_small_classes_go_to_all_parts() -> None:
+    labels = np.repeat(np.arange(100), 6)
+    sizes = np.bincount(deal(labels, np.arange(600), [0.2] * 5, 0))
+    assert sizes.max() - sizes.min() <= 1

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Callable
@@ -16,8 +17,11 @@ from photos import Array, class_folders, photo, reading, same, save
 from PIL import Image
 
 from tuning.base.errors import UserError
+from tuning.images.datasets import load_own, with_size
 from tuning.images.formats.known import FORMATS
 from tuning.images.reading import Pictures
+from tuning.images.source import Source
+from tuning.images.storing import Decoding
 
 SETS = Path(__file__).parents[3] / "shared" / "imagesets"  # Beside the checkout, where they are given.
 with_sets = pytest.mark.skipif(not SETS.exists(), reason="the real sets are not beside this checkout")
@@ -401,3 +405,26 @@ def test_clothing_is_read_by_its_label_and_not_by_kids(real_cache: Path, monkeyp
     assert np.bincount(found.labels).max() == 252 and len(set(found.groups)) > 200
     assert found.facts.passed_over == {"images without a row": 94}
     assert "Left out by label: 76 images." in lines and len(found.facts.left_out) == 76
+
+
+def test_the_size_that_the_default_found_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's record has it, and `final` asks for it."""
+    monkeypatch.setenv("TUNING_CACHE", str(tmp_path / "cache"))
+    class_folders(tmp_path / "data", n=4, height=40, width=40)
+    first, _ = reading(tmp_path / "data")
+    monkeypatch.setattr(Decoding, "planned", None)
+    again, _ = reading(tmp_path / "data", image_size=40, resize=first.facts.resize)
+    assert same(first, again)
+
+
+def test_a_gpus_default_size_is_its_own(tmp_path: Path) -> None:
+    source = Source(str(class_folders(tmp_path, n=4, height=300, width=260)))
+    assert with_size(source, "cuda").image_size == 224 and with_size(source, "cpu") is source
+
+
+def test_images_whose_cache_was_removed_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNING_CACHE", str(tmp_path / "cache"))
+    sent = pickle.dumps(load_own(Source(str(class_folders(tmp_path / "data", n=20)))).rest)
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(UserError, match=r"removed from the cache while they were in use. Run the command again"):
+        pickle.loads(sent)

@@ -49,6 +49,11 @@ MODELS = {
     "resnet18": {"architecture": "resnet18", "stem": "small"},
     "resnet18 of larger images": {"architecture": "resnet18", "image_size": 24},
 }
+# One with layer normalisation, and that which the space `photos` begins with. Others take long to export here.
+PHOTO_MODELS = {
+    "convnext_tiny": ({"architecture": "convnext_tiny", "image_size": 32}, 3),
+    "efficientnet_lite0": ({"architecture": "efficientnet_lite0", "image_size": 32}, 3),
+}
 
 
 def run_onnx(path: Path) -> Any:
@@ -81,6 +86,27 @@ def test_a_file_gives_the_models_probabilities_for_any_number_of_images(
         found = run(images)
         assert found.shape == (n, len(CLASSES)) and np.abs(found - probabilities(best, images)).max() < 1e-4
         assert np.ptp(found) > 0.003  # Not of all images and classes the same.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", PHOTO_MODELS)
+def test_an_onnx_file_of_a_network_for_photos_gives_its_probabilities(tmp_path: Path, model: str) -> None:
+    values, channels = PHOTO_MODELS[model]
+    if values["architecture"].startswith("efficientnet_lite"):
+        pytest.importorskip("timm")
+    config = TrainConfig(**values)
+    folder = write_model(tmp_path, channels, config=config.model_dump())
+    torch.manual_seed(1)
+    network = build_model(config, channels, len(CLASSES), load_pretrained=False, size=(10, 8))
+    with torch.no_grad():
+        for name, value in network.named_buffers():
+            if name.endswith("running_var"):
+                value.mul_(0.5)  # So that what is folded into the weights is no identity.
+    torch.save(network.state_dict(), folder / "model.pth")
+    images = np.random.default_rng(0).integers(0, 256, (20, channels, 10, 8), dtype=np.uint8)
+    export.export(folder, ["onnx"], images)
+    found = run_onnx(folder / "model.onnx")(images[:3])
+    assert np.abs(found - probabilities(load_best_model(folder), images[:3])).max() < 1e-4
 
 
 def test_an_export_that_differs_is_refused_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,6 +172,16 @@ class Writer:
             self._checksums.append(zlib.crc32(block))
 
 
+def also_called(key: str, other: str) -> None:
+    """Has an entry found by another key, too, without a second copy of its pixels; where that cannot be, it is not."""
+    record = folder() / f"{other}.json"
+    with contextlib.suppress(OSError):
+        if not record.exists():
+            with contextlib.suppress(FileExistsError):
+                os.link(pixels_file(key), pixels_file(other))
+            os.link(folder() / f"{key}.json", record)
+
+
 def _remove_leftovers() -> None:
     """Removes what processes that were killed left behind."""
     for path in folder().glob(".*.part"):

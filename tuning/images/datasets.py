@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,14 @@ class Labelled:
     def __setstate__(self, state: dict[str, Any]) -> None:
         if isinstance(state["images"], tuple):
             file, offset, shape = state["images"]
-            state = state | {"images": np.memmap(file, np.uint8, "r", offset, shape)}
+            try:
+                images = np.memmap(file, np.uint8, "r", offset, shape)
+            except FileNotFoundError as error:
+                raise UserError(
+                    f"The decoded images {file} were removed from the cache while they were in use. Run the command "
+                    "again, or resume the run: they are then read anew."
+                ) from error
+            state = state | {"images": images}
         vars(self).update(state)
 
 
@@ -201,6 +208,18 @@ def load_own(source: Source, *, device: str = "cpu", note: Callable[[str], None]
         notes=notes,
         facts=facts,
     )
+
+
+def with_size(source: Source, device: str) -> Source:
+    """Returns a source with the size that its images have by default on a device; a CPU's needs no asking.
+
+    Raises:
+        UserError: As `load_own`.
+    """
+    if device == "cpu" or source.image_size is not None or not source.is_own:
+        return source
+    own = load_own(source, device=device)
+    return replace(source, image_size=own.image_size)
 
 
 def _read_own(

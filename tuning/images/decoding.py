@@ -23,6 +23,7 @@ from tuning.images.source import Resize
 
 READ = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM")  # As Pillow calls them.
 MOST_PIXELS = 100_000_000  # Of an image that is decoded: 300 MB.
+_BITS = (8, 10, 12, 14, 16)  # That a camera or scanner may have.
 _DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _GRAY = ("1", "L", "LA", "La", *_DEEP)
 _ONE_AT_A_TIME = threading.Lock()  # Who changes Pillow's limit, which is the process's.
@@ -112,7 +113,7 @@ def read_pixels(content: Content) -> Pixels:
     """Returns the pixels of an image, (H, W) if it is gray, else (H, W, 3), within `own_limits`.
 
     EXIF's turn is done, transparency is laid over white, and three equal channels count as gray. They are uint8, or
-    uint16 where the file has more than 8 bits a channel.
+    uint16 where a gray file has more than 8 bits. Of 16 bits in each of three channels Pillow keeps the upper 8.
 
     Raises:
         BrokenImageError: It cannot be decoded.
@@ -129,6 +130,11 @@ def read_pixels(content: Content) -> Pixels:
         if image.mode == "F":
             raise BrokenImageError("its pixels are floating-point numbers")
         return _gray_or_colour(_without_alpha(image))
+
+
+def depth_of(greatest: int) -> int:
+    """Returns the bits of a pixel, of the usual numbers of them, that hold a greatest value of at most 65,535."""
+    return next(bits for bits in _BITS if greatest < 2**bits)
 
 
 def digest_of(pixels: Pixels) -> bytes:

@@ -143,7 +143,8 @@ def deal(labels: Integers, units: Integers, shares: Sequence[float], seed: int) 
     single = rng.permutation(np.flatnonzero(parts < 0))
     for label in range(n_classes):
         rows = single[labels[single] == label]
-        parts[rows] = _filled(np.maximum(wanted[:, label] - have[:, label], 0), len(rows))
+        n_before = np.bincount(parts[parts >= 0], minlength=n_parts)
+        parts[rows] = _filled(np.maximum(wanted[:, label] - have[:, label], 0), len(rows), n_before / shares)
     return parts
 
 
@@ -229,13 +230,17 @@ def _places(known: Known, units: Integers) -> npt.NDArray[np.float64]:
     return least[units]
 
 
-def _filled(room: npt.NDArray[np.float64], n: int) -> Integers:
-    """Returns the parts of `n` images that fill the room which is left in each part, in proportion."""
+def _filled(room: npt.NDArray[np.float64], n: int, full: npt.NDArray[np.float64]) -> Integers:
+    """Returns the parts of `n` images that fill the room which is left in each part, in proportion.
+
+    Of equal claims to an odd image, that of the part which is least `full` wins: else the first parts would have those
+    of all classes.
+    """
     if n == 0:
         return np.empty(0, np.int64)
     exact = room * (n / room.sum()) if room.sum() else np.full(len(room), n / len(room))
     take = np.floor(exact).astype(np.int64)
-    take[np.argsort(take - exact, kind="stable")[: n - take.sum()]] += 1
+    take[np.lexsort((full, (take - exact).round(9)))[: n - take.sum()]] += 1
     return np.repeat(np.arange(len(room)), take)
 
 

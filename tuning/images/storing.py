@@ -22,6 +22,7 @@ from tuning.images.decoding import (
     BrokenImageError,
     Header,
     Preparation,
+    depth_of,
     digest_of,
     prepare,
     read_header,
@@ -31,7 +32,6 @@ from tuning.images.formats.listing import Content, Listing, Note
 from tuning.images.source import SIDES, Resize, Source
 
 KEPT_SIDE = 96  # Images of one size are kept as they are up to this side, in pixels.
-_BITS = (8, 10, 12, 14, 16)  # That a camera or scanner may have.
 _NAMED = 10  # Broken images that an error names.
 Result = TypeVar("Result")
 
@@ -180,7 +180,7 @@ def plan(headers: Sequence[Header], side: int | None, most: int, resize: Resize)
             f"{reason}. --image-size chooses another size."
         )
     greatest = max(each.greatest for each in headers)
-    bits = next(bits for bits in _BITS if greatest < 2**bits)
+    bits = depth_of(greatest)
     if bits > 8:
         why += f" Images of more than 8 bits are scaled from {bits} bits: their greatest value is {greatest:,}."
     channels = 1 if all(each.is_gray for each in headers) else 3

@@ -276,13 +276,15 @@ def predict_files(best: BestModel, paths: Sequence[Path], invert: Invert = "auto
 
 def _prepared(best: BestModel, path: Path) -> npt.NDArray[np.uint8]:
     """Returns an image as those that the model was trained on were read and stored: uint8 (C, H, W)."""
-    from tuning.images.decoding import BrokenImageError, Preparation, own_limits, prepare, read_pixels
+    from tuning.images.decoding import BrokenImageError, Preparation, depth_of, own_limits, prepare, read_pixels
 
     assert best.resize is not None
-    how = Preparation(best.height, best.width, best.channels, best.resize, best.bits)
     try:
         with own_limits():
-            return prepare(read_pixels(path), how)
+            pixels = read_pixels(path)
+            # Of a model that has seen 8 bits alone, the depth of deeper files is not known: it is the file's own.
+            bits = best.bits if best.bits > 8 else depth_of(int(pixels.max(initial=0)))
+            return prepare(pixels, Preparation(best.height, best.width, best.channels, best.resize, bits))
     except BrokenImageError as error:
         raise UserError(f"IMAGE must be a readable image file, but got {str(path)!r}: {error}.") from error
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tuning.base.config import TrainConfig
 from tuning.base.files import cache_dir
+from tuning.images import cache
 from tuning.images.batches import Tensors
 from tuning.images.splitting import Splits
 from tuning.models.architectures import head_ends, head_of
@@ -75,7 +76,7 @@ def key_of(model: nn.Module, config: TrainConfig, splits: Splits, device: str, p
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     images = [splits.split_hash, len(splits.train), len(splits.valid), *splits.train.images.shape[1:]]
     digest.update(f"{images} {config.architecture} {config.stem} {config.image_size}".encode())
-    digest.update(f"{device} {precision} {torch.__version__}".encode())
+    digest.update(f"{device} {precision} {torch.__version__} {cache.VERSION}".encode())
     return digest.hexdigest()[:32]
 
 

@@ -1,7 +1,7 @@
 """A folder of class folders, with train, valid and test folders above them or without."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -46,14 +46,16 @@ def list_images(source: Source, note: Note) -> Listing:
             "Put a folder for each class into it, with the images of the class."
         )
     images = [tuple(name.split("/")) for name in walked.images]
-    if source.columns:
-        return _by_columns(source, note)
     base = _stepped(images, set())
     top = _children(images, base)
+    splits = {name: SPLIT_NAMES[name.casefold()] for name in top if name.casefold() in SPLIT_NAMES}
+    if listing := _by_tables(source, images, base, splits, note):
+        return listing
+    if source.columns:
+        return _by_columns(source, note)
     if len(top) < 2:
         return _without_classes(source, walked, (*base, *top), note)
     found = _Found()
-    splits = {name: SPLIT_NAMES[name.casefold()] for name in top if name.casefold() in SPLIT_NAMES}
     if "train" in splits.values():
         _with_splits(root, walked, base, splits, found, source.labels_leave_out, note)
     else:
@@ -117,7 +119,7 @@ def _with_splits(
         )
     found.passed_over[NO_CLASS] += sum(len(parts) == len(base) + 1 for parts in _below(images, base))
     classes: set[str] = set()
-    for name in sorted(splits, key=lambda name: SPLIT_ORDER.index(splits[name])):
+    for name in sorted(splits, key=_place_of(splits)):
         level = _stepped(images, classes, (*base, name))
         if not _children(images, level):
             n = len(_below(images, level))
@@ -168,6 +170,60 @@ def _without_classes(source: Source, walked: Walk, base: Parts, note: Note) -> L
     raise UserError(
         f"{root} has images in one class at most: there must be a folder for each class, with its images. {way}"
     )
+
+
+def _by_tables(
+    source: Source, images: Sequence[Parts], base: Parts, splits: dict[str, str], note: Note
+) -> Listing | None:
+    """Reads images in train, valid and test folders without class folders, by a table in each or the one above them.
+
+    Hugging Face's `imagefolder` has them so, and calls the tables metadata.csv. None where there are class folders or
+    no such table.
+    """
+    root, level = source.path, len(base)
+    train = next((name for name, split in splits.items() if split == "train"), None)
+    if train is None or any(len(_children(images, (*base, name))) > 1 for name in splits):
+        return None
+    tables_of = {name: _tables_in(Path(root, *base, name)) for name in sorted(splits, key=_place_of(splits))}
+    if len(tables_of[train]) == 1:
+        listed = []
+        for name, found in tables_of.items():
+            if len(found) == 1:
+                listed.append((splits[name], tables.list_images(source, note, found[0])))
+            else:
+                n = counted(len(_below(images, (*base, name))), "image")
+                note(f"{Path(root, *base, name)} has no table of labels: its {n} without a label are not read.")
+        return _joined(listed)
+    above = [table for depth in {0, level} for table in _tables_in(Path(root, *base[:depth]))]
+    if len(above) != 1:
+        return None
+    note(f"{root} has no class folders: the labels are those of {above[0]}.")
+    listing = tables.list_images(source, note, above[0])
+    if any(listing.splits):
+        return listing
+    folders = [parts[level] if len(parts) > level else "" for parts in (name.split("/") for name in listing.names)]
+    return replace(listing, splits=[splits.get(folder, "") for folder in folders])
+
+
+def _joined(listed: Sequence[tuple[str, Listing]]) -> Listing:
+    """Returns the rows of several tables, each of the split that is given with it."""
+    names, labels, files, groups = list[str](), list[str](), list[Path](), list[str]()
+    splits, missing, passed_over = list[str](), set[int](), Counter[str]()
+    for split, one in listed:
+        missing |= {len(names) + row for row in one.missing}
+        names, labels, files = [*names, *one.names], [*labels, *one.labels], [*files, *one.files]
+        groups, splits = [*groups, *one.groups], [*splits, *[split] * len(one.names)]
+        passed_over.update(one.passed_over)
+    kept = frozenset(missing)
+    return of_files(names, labels, files, splits=splits, groups=groups, missing=kept, passed_over=passed_over)
+
+
+def _place_of(splits: dict[str, str]) -> Callable[[str], int]:
+    return lambda name: SPLIT_ORDER.index(splits[name])
+
+
+def _tables_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if tables.claims(path) and path.suffix.lower() in _TABLES)
 
 
 def _by_columns(source: Source, note: Note) -> Listing:
