@@ -56,3 +56,21 @@ def test_save_names_a_file_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_more_than_ten_classes_differ_in_colour_or_marker() -> None:
     assert len({style.class_style(number) for number in range(100)}) == 100
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("coat", "coat"),
+        ("a coat_with-buttons", "a coat_with-\nbuttons"),
+        ("Übergangsmanteltasche", "Übergangsman\nteltasche"),
+        ("one two three four five six seven", "one two th…e\nsix seven"),
+    ],
+)
+def test_names_are_wrapped_at_their_joints(name: str, expected: str) -> None:
+    assert style.wrapped(name, 12) == expected
+
+
+def test_a_name_is_shortened_in_its_middle() -> None:
+    assert style.shortened("IMG_2026-11-29_0001.JPG", 12) == "IMG_2…01.JPG"
+    assert style.shortened("a.jpg", 5) == "a.jpg"
