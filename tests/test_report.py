@@ -210,7 +210,7 @@ def test_labels_to_check_are_shown_with_their_images(run: run_folder.Run, tmp_pa
     gallery = html.partition('class="mistakes suspects"')[2].partition("<details>")[0]
     assert HEADER not in html and gallery.count("<figure>") == 2
     shown = Page(gallery)
-    assert shown.says("bag/ 1.jpg") and shown.says(f"taken for {NAMES[1]} , 97.0%") and shown.says("0.1%")
+    assert shown.says("bag/ 1.jpg") and shown.says(f"taken for {NAMES[1]}, 97.0%") and shown.says("0.1%")
     first = base64.b64decode(gallery.partition("data:image/jpeg;base64,")[2].partition('"')[0])
     assert np.abs(np.asarray(Image.open(io.BytesIO(first))).mean() - photos[0].mean()) < 3
 
@@ -230,7 +230,7 @@ def test_a_matrix_of_many_classes_has_the_width_of_the_page(run: run_folder.Run,
     html = run_page.render(run, run_page.load_final(run, folder))
     assert 'class="pair"' not in html and f"min-width: {40 + 7 * 24 + 20 * 17}px" in html
     counts = analysis.confusion(np.arange(17), np.arange(17), names)
-    assert max(map(len, model_charts.confusion(counts).layout.xaxis.ticktext)) == 24
+    assert max(map(len, model_charts.confusion(counts).layout.xaxis.ticktext)) <= 24
 
 
 def test_a_run_that_is_still_going_is_shown_so_far(tmp_path: Path) -> None:
