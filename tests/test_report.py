@@ -228,9 +228,9 @@ def test_a_matrix_of_many_classes_has_the_width_of_the_page(run: run_folder.Run,
     names = tuple(f"species {i} of a genus with a long name" for i in range(17))
     folder = make_final(tmp_path / "best_model", run.name, names=names)
     html = run_page.render(run, run_page.load_final(run, folder))
-    assert 'class="pair"' not in html and f"min-width: {40 + 7 * 24 + 20 * 17}px" in html
+    assert 'class="pair"' not in html and f"min-width: {40 + 7 * 28 + 20 * 17}px" in html
     counts = analysis.confusion(np.arange(17), np.arange(17), names)
-    assert max(map(len, model_charts.confusion(counts).layout.xaxis.ticktext)) <= 24
+    assert max(map(len, model_charts.confusion(counts).layout.xaxis.ticktext)) <= 28
 
 
 def test_a_run_that_is_still_going_is_shown_so_far(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ SYMBOLS = (
     *("cross", "x", "triangle-left", "triangle-right", "pentagon"),
 )
 
-MOST_LETTERS, FEW_CLASSES = 24, 12  # Of a name at an axis; classes for which the matrix has large cells.
+MOST_LETTERS, FEW_CLASSES = 28, 12  # Of a name at an axis; classes for which the matrix has large cells.
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
