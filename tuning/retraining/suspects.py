@@ -84,7 +84,7 @@ def write(folder: Path, images: Source, splits: Sequence["Splits"], outcomes: Se
 
     own = load_own(images)
     assert own.rest.rows is not None
-    rows = np.concatenate([each.valid.rows for each in splits])  # type: ignore[misc]
+    rows = np.concatenate([each.valid.rows for each in splits])
     places = np.searchsorted(own.rest.rows, rows)
     labels = np.concatenate([each.labels for each in outcomes])
     probabilities = np.concatenate([each.probabilities for each in outcomes])
