@@ -296,6 +296,11 @@ def test_a_model_of_another_run_is_not_replaced_without_a_word(tmp_path: Path) -
     assert final.replaced(tmp_path, plan) == ""
 
 
+def test_names_in_the_card_are_shown_as_they_are() -> None:
+    assert model_card.markdown("long_sleeve (new) Größe 3") == "long_sleeve (new) Größe 3"
+    assert model_card.markdown("_a_ | <b>*x*</b>") == r"\_a\_ \| \<b\>\*x\*\</b\>"
+
+
 def test_the_most_confused_pairs_come_first_with_the_surest_mistakes() -> None:
     labels = np.array([0, 0, 0, 1, 1])
     scores = np.array([[0.1, 0.9], [0.4, 0.6], [0.8, 0.2], [0.7, 0.3], [0.2, 0.8]], dtype=np.float32)

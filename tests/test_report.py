@@ -1,5 +1,6 @@
 """The page of a run: what it says and leaves out, that files' texts stay texts, and how it behaves in a browser."""
 
+import base64
 import io
 import json
 import re
@@ -15,6 +16,7 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
+from PIL import Image
 
 from tuning import report
 from tuning.base import files
@@ -193,6 +195,42 @@ def test_a_final_without_its_frames_still_has_its_answer(run: run_folder.Run, tm
     page = Page(run_page.render(run, run_page.load_final(run, folder)))
     assert page.says(f"{metrics['test_accuracy']:.2%} 95% interval") and not page.says("have been opened")
     assert not {"seeds", "confusion"} & set(page.texts)
+
+
+def test_labels_to_check_are_shown_with_their_images(run: run_folder.Run, tmp_path: Path) -> None:
+    folder = make_final(tmp_path / "best_model", run.name)
+    texts = {"image": ["bag/1.jpg", f"{HEADER}.jpg"], "label": NAMES[:2], "predicted": NAMES[1:]}
+    found = pd.DataFrame(texts | {"label_probability": [0.001, 0.25], "predicted_probability": [0.97, 0.5]})
+    found.to_csv(folder / "suspects.csv", index=False)
+    old = run_page.render(run, run_page.load_final(run, folder))
+    assert Page(old).says("Labels to check") and 'class="mistakes suspects"' not in old  # Of an earlier version.
+    photos = np.random.default_rng(0).integers(0, 256, (2, 3, 40, 30), dtype=np.uint8)
+    np.savez(folder / "suspects.npz", images=photos)
+    html = run_page.render(run, run_page.load_final(run, folder))
+    gallery = html.partition('class="mistakes suspects"')[2].partition("<details>")[0]
+    assert HEADER not in html and gallery.count("<figure>") == 2
+    shown = Page(gallery)
+    assert shown.says("bag/ 1.jpg") and shown.says(f"taken for {NAMES[1]}, 97.0%") and shown.says("0.1%")
+    first = base64.b64decode(gallery.partition("data:image/jpeg;base64,")[2].partition('"')[0])
+    assert np.abs(np.asarray(Image.open(io.BytesIO(first))).mean() - photos[0].mean()) < 3
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_gray_photos_are_no_negatives_in_the_dark(run: run_folder.Run, tmp_path: Path, is_own: bool) -> None:
+    folder = make_final(tmp_path / "best_model", run.name)
+    described = files.read_json(folder / "config.json") | ({"resize": "crop"} if is_own else {})
+    files.write_json(folder / "config.json", described)
+    html = run_page.render(run, run_page.load_final(run, folder))
+    assert ('<img class="ink"' in html, "<i class=ink>" in html) == (not is_own, not is_own)
+
+
+def test_a_matrix_of_many_classes_has_the_width_of_the_page(run: run_folder.Run, tmp_path: Path) -> None:
+    names = tuple(f"species {i} of a genus with a long name" for i in range(17))
+    folder = make_final(tmp_path / "best_model", run.name, names=names)
+    html = run_page.render(run, run_page.load_final(run, folder))
+    assert 'class="pair"' not in html and f"min-width: {40 + 7 * 28 + 20 * 17}px" in html
+    counts = analysis.confusion(np.arange(17), np.arange(17), names)
+    assert max(map(len, model_charts.confusion(counts).layout.xaxis.ticktext)) <= 28
 
 
 def test_a_run_that_is_still_going_is_shown_so_far(tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from tuning.figures import model_figures, style
+from tuning.figures import image_grids, model_figures, style
 from tuning.runs import analysis
 
 NAMES = ["shirt", "coat", "bag"]
@@ -104,7 +105,7 @@ def test_calibration_draws_accuracy_against_confidence_with_intervals() -> None:
 def test_worst_mistakes_show_each_image_with_its_truth_and_prediction() -> None:
     images, labels, probabilities = _scored(100)
     worst = analysis.worst_mistakes(labels, probabilities)
-    figure = model_figures.worst_mistakes(images, labels, probabilities, NAMES)
+    figure = image_grids.worst_mistakes(images, labels, probabilities, NAMES)
     assert len(worst) == 30
     shown = [int(np.asarray(ax.images[0].get_array()).flat[0]) for ax in figure.axes]
     assert shown == worst.tolist()
@@ -119,7 +120,7 @@ def test_few_mistakes_leave_the_rest_of_their_row_blank() -> None:
     images, labels, probabilities = _scored(12)
     labels = probabilities.argmax(axis=1)
     labels[:2] = (labels[:2] + 1) % 3
-    figure = model_figures.worst_mistakes(images, labels, probabilities, NAMES)
+    figure = image_grids.worst_mistakes(images, labels, probabilities, NAMES)
     assert sum(bool(ax.images) for ax in figure.axes) == 2
     assert not any(ax.axison for ax in figure.axes)
 
@@ -146,9 +147,51 @@ def test_nothing_and_little_give_figures() -> None:
         "pca, empty": model_figures.pca(point[:0], np.zeros(2), none, picture[:0], ["a"]),
         "pca, one": model_figures.pca(point, np.zeros(2), np.array([0]), picture, ["a"]),
         "calibration, one": model_figures.calibration(*analysis.calibration(np.array([0]), sure)),
-        "mistakes, empty": model_figures.worst_mistakes(picture, np.array([0]), sure, ["a", "b"]),
-        "mistakes, one": model_figures.worst_mistakes(picture, np.array([1]), sure, ["a", "b"]),
+        "mistakes, empty": image_grids.worst_mistakes(picture, np.array([0]), sure, ["a", "b"]),
+        "mistakes, one": image_grids.worst_mistakes(picture, np.array([1]), sure, ["a", "b"]),
     }.items():
         figure.canvas.draw()
         says_so = any(text.startswith(("No ", "There are no")) for text in _texts(figure))
         assert says_so == name.endswith(", empty"), name
+
+
+def test_labels_to_check_show_both_classes_and_the_file() -> None:
+    images, _, _ = _scored(40)
+    found = pd.DataFrame(
+        {
+            "image": [f"dir/{i} of a series with a long name.png" for i in range(40)],
+            "label": "_a $long$ name",
+            "predicted": "bag_of_long_handles_and_many_pockets",
+            "label_probability": 0.0123,
+            "predicted_probability": 0.9,
+        }
+    )
+    figure = image_grids.suspects(images, found)
+    assert [int(np.asarray(ax.images[0].get_array()).flat[0]) for ax in figure.axes] == list(range(30))
+    title = figure.axes[0].get_title()
+    assert title == "_a \\$long\\$ name 1.2 %\n→ bag_of_long_handle…_\nmany_pockets 90.0 %"
+    assert _texts(figure)[3] == "3 of a ser…ng name.png"
+    assert _texts(image_grids.suspects(images, found[:0])) == ["The models agree with every label."]
+
+
+def test_names_of_any_kind_are_drawn_as_they_are() -> None:
+    names = ["_hidden", "$x$ costs", "a name that is so long that no axis has any room for it"]
+    labels = np.arange(3)
+    pca = model_figures.pca(np.eye(3, 2), np.array([0.5, 0.5]), labels, np.zeros((3, 3, 8, 8), np.uint8), names)
+    shown = [text.get_text() for text in pca.legends[0].get_texts()]
+    assert shown == [" _hidden", r"\$x\$ costs", "a name that is…any room for it"]
+    matrix = model_figures.confusion(analysis.confusion(labels, labels, names))
+    matrix.draw_without_rendering()
+    ax = matrix.axes[0]
+    for label in (*ax.get_xticklabels(), *ax.get_yticklabels()):
+        box = label.get_window_extent()
+        assert box.x0 >= 0 and box.y0 >= 0, label.get_text()
+
+
+def test_many_classes_have_smaller_cells() -> None:
+    labels = np.arange(40)
+    few, many = (
+        model_figures.confusion(analysis.confusion(labels[:n], labels[:n], [str(i) for i in range(n)]))
+        for n in (20, 40)
+    )
+    assert many.get_figwidth() < 1.4 * few.get_figwidth()

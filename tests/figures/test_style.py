@@ -69,3 +69,21 @@ def test_save_draws_once_what_matplotlib_would_draw(tmp_path: Path, monkeypatch:
     style.save(figures[1][0], tmp_path / "ours.png")
     assert len(drawn) == 1
     assert (imread(tmp_path / "ours.png") == imread(tmp_path / "theirs.png")).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("coat", "coat"),
+        ("a coat_with-buttons", "a coat_with-\nbuttons"),
+        ("Übergangsmanteltasche", "Übergangsman\nteltasche"),
+        ("one two three four five six seven", "one two th…e\nsix seven"),
+    ],
+)
+def test_names_are_wrapped_at_their_joints(name: str, expected: str) -> None:
+    assert style.wrapped(name, 12) == expected
+
+
+def test_a_name_is_shortened_in_its_middle() -> None:
+    assert style.shortened("IMG_2026-11-29_0001.JPG", 12) == "IMG_2…01.JPG"
+    assert style.shortened("a.jpg", 5) == "a.jpg"

@@ -37,6 +37,18 @@ def test_each_row_has_the_name_of_its_image(tmp_path: Path) -> None:
         rows = np.where(np.arange(2) == labels[:, None], of_label[:, None], 1 - of_label[:, None])
         return Outcome(labels, np.log(rows), np.zeros((len(labels), 1)))
 
-    said = suspects.write(tmp_path, images, parts, [outcome(each) for each in parts])
+    [said] = suspects.write(tmp_path, images, parts, [outcome(each) for each in parts])
     found = pd.read_csv(tmp_path / suspects.SUSPECTS)
     assert said.startswith("suspects.csv names 3 images") and set(found["image"]) == set(planted.values())
+    with np.load(tmp_path / suspects.PIXELS) as arrays:  # A gray photo's one channel is kept as ink on paper.
+        shown = 255 - arrays["images"]
+    assert [planted[image.tobytes()] for image in shown] == found["image"].tolist()
+    assert (tmp_path / suspects.PICTURE).stat().st_size > 5_000
+
+
+def test_images_are_brought_to_96_pixels_and_small_ones_are_kept() -> None:
+    wide = np.repeat(np.arange(0, 200, dtype=np.uint8), 2)[None, None, None, :].repeat(3, axis=1).repeat(200, axis=2)
+    [image] = suspects.smaller(wide)
+    assert image.shape == (3, 48, 96) and np.ptp(image[:, :, 0]) == 0 and image[0, 0, 0] < 5 < 194 < image[0, 0, -1]
+    small = np.zeros((2, 1, 90, 30), np.uint8)
+    assert suspects.smaller(small) is small and suspects.smaller(wide[:0]).shape == (0, 3, 200, 400)

@@ -14,12 +14,15 @@ import plotly.graph_objects as go
 
 from tuning.base.registries import ACCURACY, Metric
 from tuning.figures.run_charts import ACCENT, INK, MUTED, SECOND, axis, figure_of, form, interval, share_of
+from tuning.figures.style import shortened
 
 # Plotly's names of `style.CLASS_MARKERS`, so that a class looks the same in both.
 SYMBOLS = (
     *("circle", "square", "triangle-up", "diamond", "triangle-down"),
     *("cross", "x", "triangle-left", "triangle-right", "pentagon"),
 )
+
+MOST_LETTERS, FEW_CLASSES = 28, 12  # Of a name at an axis; classes for which the matrix has large cells.
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
@@ -74,6 +77,11 @@ def configuration_name(row: Mapping[Any, Any]) -> str:
     return escape(name if row["role"] == "candidate" else f"{name} ({row['role']})")
 
 
+def confusion_width(class_names: Sequence[str]) -> int:
+    """Returns the pixels that the confusion matrix needs at least, so that its names and counts can be read."""
+    return 40 + 7 * min(MOST_LETTERS, max(map(len, class_names))) + 20 * len(class_names)
+
+
 def confusion(counts: pd.DataFrame) -> go.Figure:
     """Returns the confusion matrix: counts as text, shaded by the square root of their share of the true class.
 
@@ -83,6 +91,7 @@ def confusion(counts: pd.DataFrame) -> go.Figure:
     values = counts.to_numpy(dtype=float)
     shares = values / np.maximum(values.sum(axis=1, keepdims=True), 1)
     names = [escape(str(name)) for name in counts.columns]
+    ticks = [escape(shortened(str(name), MOST_LETTERS)) for name in counts.columns]
     places = list(range(len(names)))
     heat = go.Heatmap(
         x=places,
@@ -102,8 +111,10 @@ def confusion(counts: pd.DataFrame) -> go.Figure:
         xgap=1,
         ygap=1,
     )
-    figure = figure_of([heat], x="prediction", y="truth", height=190 + 36 * len(names))
-    axis = {"tickvals": places, "ticktext": names, "showgrid": False, "showline": False, "ticks": ""}
+    figure = figure_of(
+        [heat], x="prediction", y="truth", height=190 + (36 if len(names) <= FEW_CLASSES else 26) * len(names)
+    )
+    axis = {"tickvals": places, "ticktext": ticks, "showgrid": False, "showline": False, "ticks": ""}
     return figure.update_xaxes(**axis, tickangle=-45).update_yaxes(**axis, autorange="reversed", ticklabelstandoff=4)
 
 
@@ -174,4 +185,4 @@ def features(
     titles = [
         f"{name} principal component ({share:.1%})" for name, share in zip(("first", "second"), explained, strict=True)
     ]
-    return figure_of(classes, x=titles[0], y=titles[1], height=560)
+    return figure_of(classes, x=titles[0], y=titles[1], height=560 + 5 * max(0, len(classes) - 10))

@@ -4,7 +4,6 @@ What must never live here: the numbers themselves (`analysis`), files (`style.sa
 Nothing to draw gives a figure that says so.
 """
 
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from tuning.figures import image_grids
 from tuning.figures.style import (
     CLASS_COLOURS,
     FAINT,
@@ -30,18 +30,20 @@ from tuning.figures.style import (
     mosaic,
     nothing,
     per_cent,
+    plain,
     share_axis,
+    shortened,
     single,
+    wrapped,
 )
 from tuning.runs import analysis
 
-SHARP = 32  # Pixels; larger images are drawn without hard edges between them.
 GALLERY_CELLS = 30  # pictures along the longer side of the PCA figure's panels
 PANEL, LAYERS = 7.6, 20  # inches of that side; layers that the marks are drawn in
-MISTAKES, MISTAKE_COLUMNS = 30, 6
 # Inches of a sample image; where images are larger than the side in pixels, and there are few classes, the larger.
 CELL, LARGE_CELL, SMALL_SIDE, FEW_CLASSES = 0.53, 0.8, 48, 20
-LETTER, NAME_LETTERS = 0.085, 24  # Inches of a letter in a tick's label, and letters in a line of one.
+LETTER, NAME_LETTERS, MOST_LETTERS = 0.085, 24, 30  # Inches of a letter, letters in a line of a name, and of one alone.
+MATRIX_CELL = 0.56  # Inches of a cell of the confusion matrix; with more than a few classes they are smaller.
 BARS = 2.2  # Inches of the panel with counts.
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -68,7 +70,7 @@ def drawings_of_model(
         "confusion": lambda: confusion(analysis.confusion(labels, probabilities.argmax(axis=1), class_names)),
         "calibration": lambda: calibration(*analysis.calibration(labels, probabilities)),
         "pca": lambda: pca(components.points, components.explained, labels, images, class_names),
-        "mistakes": lambda: worst_mistakes(images, labels, probabilities, class_names),
+        "mistakes": lambda: image_grids.worst_mistakes(images, labels, probabilities, class_names),
     }
 
 
@@ -79,8 +81,11 @@ def confusion(frame: pd.DataFrame) -> Figure:
         frame: Counts, rows truth and columns prediction, from `analysis.confusion`.
     """
     counts = frame.to_numpy(dtype=float)
-    side = 2.2 + 0.56 * max(4, len(frame))
-    figure, ax = single(side + 0.8, side)
+    names = [plain(shortened(str(name), MOST_LETTERS)) for name in frame.index]
+    size, cell = (TICK, MATRIX_CELL) if len(frame) <= FEW_CLASSES else (TICK - 2, 0.6 * MATRIX_CELL)
+    side, aside = cell * max(5, len(frame)), LETTER * size / TICK * max(len(name) for name in names)
+    # The names below are slanted, and those on the left are not.
+    figure, ax = single(side + aside + 1.9, side + 0.65 * aside + 0.6)
     if counts.sum() == 0:
         return nothing(figure, ax, "No image was classified.")
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -90,13 +95,13 @@ def confusion(frame: pd.DataFrame) -> Figure:
         colour = "white" if shares[row, column] > 0.35 else INK
         weight = "bold" if row == column else "normal"
         text = f"{counts[row, column]:.0f}"
-        ax.text(column, row, text, ha="center", va="center", color=colour, fontsize=TICK, fontweight=weight)
-    ax.set_xticks(range(len(frame)), [str(name) for name in frame.columns], rotation=40, ha="right", va="top")
+        ax.text(column, row, text, ha="center", va="center", color=colour, fontsize=size, fontweight=weight)
+    ax.set_xticks(range(len(frame)), names, rotation=40, ha="right", va="top")
     ax.tick_params(axis="x", rotation=40)
-    ax.set_yticks(range(len(frame)), [str(name) for name in frame.index])
+    ax.set_yticks(range(len(frame)), names)
     for label in ax.get_xticklabels():
         label.set_rotation_mode("anchor")
-    ax.tick_params(length=0, labelsize=TICK)
+    ax.tick_params(length=0, labelsize=size)
     ax.set_xlabel("prediction", fontsize=LABEL)
     ax.set_ylabel("truth", fontsize=LABEL)
     ax.spines[:].set_visible(False)
@@ -144,37 +149,6 @@ def calibration(error: float, bins: pd.DataFrame) -> Figure:
     return figure
 
 
-def worst_mistakes(
-    images: npt.NDArray[np.uint8], labels: Integers, probabilities: Floats, class_names: Sequence[str]
-) -> Figure:
-    """Returns the thirty images that the model is most wrong about, the worst first: truth, prediction, probabilities.
-
-    Args:
-        images: uint8 (N, C, H, W) of one or three channels; one channel is drawn as ink on paper (255 is black).
-        labels: int (N,), 0 to C - 1.
-        probabilities: float (N, C); a row adds up to 1.
-        class_names: The classes' names.
-    """
-    worst = analysis.worst_mistakes(labels, probabilities, MISTAKES)
-    if not len(worst):
-        return nothing(*single(6.0, 3.0), "There are no mistakes.")
-    n_rows = -(-len(worst) // MISTAKE_COLUMNS)
-    figure = Figure(figsize=(1.85 * MISTAKE_COLUMNS, 2.25 * n_rows), layout="constrained")
-    panels = figure.subplots(n_rows, MISTAKE_COLUMNS, squeeze=False).ravel()
-    for ax in panels:
-        ax.set_axis_off()
-    for ax, index in zip(panels, worst, strict=False):
-        truth, prediction = int(labels[index]), int(probabilities[index].argmax())
-        picture = images[index].transpose(1, 2, 0)
-        # The pixels of a tiny image are what the network saw; those of a photo's thumbnail are not.
-        smooth = "bilinear" if max(picture.shape[:2]) > SHARP else "antialiased"
-        ax.imshow(picture, cmap="gray_r", vmin=0, vmax=255, interpolation=smooth)
-        shares = [per_cent(float(probabilities[index, number]), 1) for number in (truth, prediction)]
-        text = f"{class_names[truth]} {shares[0]}\n→ {class_names[prediction]} {shares[1]}"
-        ax.set_title(text, fontsize=TICK, color=INK)
-    return figure
-
-
 def pca(
     points: npt.NDArray[np.floating[Any]],
     explained: npt.NDArray[np.floating[Any]],
@@ -211,14 +185,15 @@ def pca(
         ax.spines[:].set_color(FAINT)
         ax.set_aspect("equal")
     size = float(np.clip(30_000 / len(plane), 7, 40))
+    handles: dict[int, PathCollection] = {}
     # In layers, so that no class is on top of all others.
     for layer in range(LAYERS):
         for number in np.unique(labels):
             chosen = plane[layer::LAYERS][labels[layer::LAYERS] == number]
             colour, marker = class_style(int(number))
             look: dict[str, Any] = {"s": size, "color": colour, "marker": marker, "alpha": 0.65, "lw": 0}
-            label = class_names[number] if layer == 0 else None
-            scatter.scatter(*chosen.T, **look, rasterized=True, label=label)
+            marks = scatter.scatter(*chosen.T, **look, rasterized=True)
+            handles.setdefault(int(number), marks)
     cell = span.max() / GALLERY_CELLS
     side = 0.92 * cell
     frames, colours = [], []
@@ -236,10 +211,14 @@ def pca(
     for ax in (scatter, gallery):
         ax.set_xlabel(f"first principal component ({per_cent(explained[0], 1)} of the variance)", fontsize=LABEL)
         ax.set_ylabel(f"second principal component ({per_cent(explained[1], 1)} of the variance)", fontsize=LABEL)
+    names = [plain(shortened(class_names[number], MOST_LETTERS)) for number in sorted(handles)]
+    # matplotlib leaves out a name that begins with an underscore.
+    names = [f" {name}" if name.startswith("_") else name for name in names]
     legend = figure.legend(
-        *scatter.get_legend_handles_labels(),
+        [handles[number] for number in sorted(handles)],
+        names,
         loc="outside lower center",
-        ncols=min(10, len(class_names)),
+        ncols=max(1, min(10, int(width / (LETTER * max(map(len, names)) + 0.4)))),
         fontsize=LABEL,
         frameon=False,
         handletextpad=0.1,
@@ -269,7 +248,7 @@ def data_overview(
         title: Of the samples.
     """
     n_classes, k = samples.shape[:2]
-    rows, labels = np.arange(n_classes), [_wrapped(name) for name in class_names]
+    rows, labels = np.arange(n_classes), [plain(wrapped(name, NAME_LETTERS)) for name in class_names]
     cell = CELL if n_classes > FEW_CLASSES or samples.shape[3] <= SMALL_SIDE else LARGE_CELL
     # Placed by inches, so that a row is at one height in all panels, however long the names are.
     names = 0.15 + LETTER * max(len(line) for label in labels for line in label.split("\n"))
@@ -317,11 +296,6 @@ def _square(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     borders = [((side - each) // 2, (side - each + 1) // 2) for each in (height, width)]
     blank = 0 if channels == 1 else 255
     return np.pad(images, ((0, 0), (0, 0), (0, 0), *borders), constant_values=blank)
-
-
-def _wrapped(name: str) -> str:
-    """Returns a class's name in two lines at most."""
-    return "\n".join(textwrap.wrap(name, NAME_LETTERS, max_lines=2, placeholder=" …")) or name
 
 
 def _nearest_to_cells(points: npt.NDArray[np.float64], cell: float) -> list[tuple[int, tuple[float, float]]]:

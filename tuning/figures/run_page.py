@@ -19,6 +19,7 @@ from tuning.runs.run_folder import MODEL_DIR, Run, is_of
 from tuning.runs.verdicts import headline, luck, metric_of, repeats, verdicts
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
     import pandas as pd
 
@@ -53,6 +54,8 @@ class Final:
         outputs: `test_outputs.npz` by name; empty where there is none.
         log: A row a line of `test_log.jsonl`.
         suspects: `suspects.csv`; None where there is none.
+        suspect_images: Of its rows, uint8 (N, C, H, W); None where there are none.
+        is_own: The images are one's own: gray ones are photos, and no drawings whose paper may be dark.
     """
 
     metrics: dict[str, Any]
@@ -62,6 +65,8 @@ class Final:
     outputs: "dict[str, npt.NDArray[Any]]"
     log: "pd.DataFrame"
     suspects: "pd.DataFrame | None" = None
+    suspect_images: "npt.NDArray[np.uint8] | None" = None
+    is_own: bool = False
 
 
 def load_final(run: Run, model_dir: Path) -> Final | None:
@@ -70,7 +75,6 @@ def load_final(run: Run, model_dir: Path) -> Final | None:
     Raises:
         UserError: A file is damaged.
     """
-    import numpy as np
     import pandas as pd
 
     if not (model_dir / "metrics.json").exists():
@@ -87,18 +91,18 @@ def load_final(run: Run, model_dir: Path) -> Final | None:
             f"{model_dir / 'metrics.json'} has no {missing[0]}: it is damaged, or another version wrote it. "
             "Run `python -m tuning.final` again."
         )
-    arrays = model_dir / "test_outputs.npz"
     try:
-        # numpy leaves a damaged file open.
-        outputs = dict(np.load(io.BytesIO(arrays.read_bytes()), allow_pickle=False)) if arrays.exists() else {}
+        described = files.read_json(model_dir / "config.json")
         return Final(
             metrics=metrics,
-            class_names=tuple(files.read_json(model_dir / "config.json")["class_names"]),
+            class_names=tuple(described["class_names"]),
             configurations=_read_csv(model_dir / "final.csv"),
             report=_read_csv(model_dir / "classification_report.csv"),
-            outputs=outputs,
+            outputs=_read_arrays(model_dir / "test_outputs.npz"),
             log=pd.DataFrame(openings.read(model_dir)),
             suspects=_read_csv(model_dir / "suspects.csv"),
+            suspect_images=_read_arrays(model_dir / "suspects.npz").get("images"),
+            is_own="resize" in described,
         )
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{model_dir} must hold what `python -m tuning.final` writes, but got: {error}.") from error
@@ -154,7 +158,7 @@ def render(
     import plotly.offline
     from markupsafe import Markup
 
-    from tuning.figures import thumbnails
+    from tuning.figures import model_charts, thumbnails
     from tuning.figures.style import CLASS_COLOURS, STATE_COLOURS
     from tuning.runs import analysis
 
@@ -167,6 +171,9 @@ def render(
         others["The audit"] = lambda: run_folder.audit_text(meta["audit"], metric)
     if final is not None and final.outputs:
         others["The gallery"] = lambda: thumbnails.pictures(final.outputs, final.class_names)
+    if final is not None and final.suspects is not None and final.suspect_images is not None:
+        suspects, pixels = final.suspects, final.suspect_images
+        others["The gallery of labels to check"] = lambda: thumbnails.suspects(suspects, pixels)
     made |= each_alone(others, tell)
     page = jinja2.Environment(
         loader=jinja2.PackageLoader("tuning.figures"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -181,6 +188,7 @@ def render(
         "spoken": partial(spoken, metric=metric),
         "luck": partial(luck, metric=metric),
         "frame": pd.DataFrame,
+        "confusion_width": model_charts.confusion_width,
     }
     return page.get_template("report.html.j2").render(
         run=run,
@@ -200,6 +208,7 @@ def render(
         verdicts=[] if final is None else verdicts(final.metrics),
         shown_trials=_shown_trials(trials, metric),
         images=made.get("The gallery"),
+        suspects=made.get("The gallery of labels to check"),
         figures={name: made[f"The figure {name}"] for name in draw if f"The figure {name}" in made},
         run_trials=run_folder.ran(run.trials),
         called=files.called(run.path),
@@ -291,6 +300,13 @@ def spoken(value: Any, name: str = "", metric: Metric = ACCURACY) -> str:
 def _as_json(make: Callable[[], Any]) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(make().to_json())
     return found
+
+
+def _read_arrays(path: Path) -> "dict[str, npt.NDArray[Any]]":
+    import numpy as np
+
+    # numpy leaves a damaged file open.
+    return dict(np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)) if path.exists() else {}
 
 
 def _read_csv(path: Path) -> "pd.DataFrame | None":

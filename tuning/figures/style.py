@@ -5,6 +5,7 @@ never live here: what a figure shows (`plots`, `pictures`).
 """
 
 import io
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ CLASS_COLOURS = (
 )  # fmt: skip
 CLASS_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 STATE_COLOURS = {"complete": "#3f90da", "pruned": "#ffa90e", "failed": "#bd1f01", "running": "#94a4a2"}
-BEST, INK, FAINT = "#111111", "#333333", "#d0d0d0"
+BEST, INK, MUTED, FAINT = "#111111", "#333333", "#6b6b6b", "#d0d0d0"
 TITLE, LABEL, TICK = 11, 10, 9  # font sizes in points
 
 Integers = npt.NDArray[np.integer[Any]]
@@ -98,6 +99,42 @@ def class_style(number: int) -> tuple[str, str]:
 def per_cent(share: float, digits: int) -> str:
     """Returns a share as text, e.g. "93.4 %"."""
     return f"{100 * share:.{digits}f} %"
+
+
+def plain(name: str) -> str:
+    """Returns a user's name as matplotlib draws it as it is: a pair of dollar signs would be mathematics."""
+    return name.replace("$", r"\$")
+
+
+def shortened(name: str, letters: int) -> str:
+    """Returns a name of so many letters at most, a long one without its middle: names often differ in their ends."""
+    if len(name) <= letters:
+        return name
+    end = letters // 2
+    return f"{name[: letters - end - 1].rstrip()}…{name[len(name) - end :].lstrip()}"
+
+
+def wrapped(name: str, letters: int, lines: int = 2) -> str:
+    """Returns a name in so many lines at most, broken at its blanks, hyphens, slashes and underscores.
+
+    What is too long for them is left out of its middle.
+    """
+    for length in range(letters * lines, letters, -1):
+        broken = _broken(shortened(name, length), letters)
+        if len(broken) <= lines:
+            return "\n".join(broken)
+    return shortened(name, letters)
+
+
+def _broken(name: str, letters: int) -> list[str]:
+    """Returns the lines of a name, each of so many letters at most."""
+    lines = [""]
+    for part in re.findall(r"[^ _/-]*[ _/-]|[^ _/-]+", name):
+        if lines[-1] and len((lines[-1] + part).rstrip()) > letters:
+            lines.append("")
+        whole = lines.pop() + part
+        lines += [whole[start : start + letters] for start in range(0, max(len(whole.rstrip()), 1), letters)]
+    return [line.strip() for line in lines]
 
 
 def share_axis(axis: Axis, digits: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""The test images on the page: PNG in data URIs, of those that the scatter shows and of the worst mistakes.
+"""Images on the page, in data URIs: those that the scatter shows, the worst mistakes, those whose label is in doubt.
 
 Arrays in, texts out. What must never live here: files, and the test split itself (`final` keeps what the page shows).
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from PIL import Image
 
 from tuning.figures.style import mosaic
@@ -18,6 +19,7 @@ from tuning.runs import analysis
 
 MAX_POINTS, MAX_BYTES = 1500, 1_500_000  # images in the scatter: at most so many, and so many bytes of them
 N_MISTAKES = 30
+SHARP = 32  # Pixels; a larger one is a JPEG: 2.5 kB, as PNG 11 kB (55 photos of 96 pixels).
 
 Images = npt.NDArray[np.uint8]
 
@@ -44,7 +46,21 @@ def pictures(outputs: Mapping[str, npt.NDArray[Any]], class_names: Sequence[str]
     ]
     size = {"grey": images.shape[1] == 1, "height": images.shape[2], "width": images.shape[3], "columns": columns}
     counts = {"n": len(labels), "n_shown": len(shown), "n_wrong": int((probabilities.argmax(axis=1) != labels).sum())}
-    return counts | size | {"sheet": _data_uri(_sheet(images[shown], columns)), "mistakes": mistakes}
+    return counts | size | {"sheet": _data_uri(_sheet(images[shown], columns), sharp=True), "mistakes": mistakes}
+
+
+def suspects(found: pd.DataFrame, images: Images) -> list[dict[str, Any]]:
+    """Returns the images whose label is in doubt, in the order of the table: a picture, and what the table says of it.
+
+    Args:
+        found: As `suspects.csv` has it.
+        images: Of its rows, uint8 (N, C, H, W), one channel as ink on paper.
+    """
+    rows = found.to_dict("records")
+    return [
+        {str(name): value for name, value in row.items()} | {"picture": _data_uri(image.transpose(1, 2, 0))}
+        for row, image in zip(rows, images, strict=True)
+    ]
 
 
 def thinned(images: Images) -> npt.NDArray[np.int64]:
@@ -69,9 +85,9 @@ def _sheet(images: Images, columns: int) -> Images:
     return mosaic(padded.reshape(rows, columns, *shape))
 
 
-def _data_uri(image: Images) -> str:
-    """Returns an image (H, W, C) of one or three channels as PNG; one channel as ink on paper (255 is black)."""
+def _data_uri(image: Images, *, sharp: bool = False) -> str:
+    """Returns an image (H, W, C) of one or three channels; one channel as ink on paper (255 is black)."""
     picture = Image.fromarray(255 - image[..., 0] if image.shape[2] == 1 else image)
-    file = io.BytesIO()
-    picture.save(file, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    file, form = io.BytesIO(), "PNG" if sharp or max(image.shape[:2]) <= SHARP else "JPEG"
+    picture.save(file, form, optimize=True, quality=90)
+    return f"data:image/{form.lower()};base64," + base64.b64encode(file.getvalue()).decode()

@@ -24,7 +24,7 @@ from tuning.base.registries import ACCURACY, Metric
 from tuning.retraining.best_model import load_best_model, probabilities
 from tuning.retraining.export import FORMATS
 from tuning.retraining.model_card import CARD, model_card, scores
-from tuning.retraining.suspects import SUSPECTS
+from tuning.retraining.suspects import PICTURE, PIXELS, SUSPECTS
 from tuning.training import jobs
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def publish(staging: Path, folder: Path) -> None:
         *(f"model.{name}" for name in FORMATS),
         *(f"{name}.png" for name in PICTURES),
         SEPARABILITY,
-        SUSPECTS,
+        *(SUSPECTS, PIXELS, PICTURE),
         CARD,
     ):
         if not (staging / name).exists():

@@ -1,5 +1,6 @@
 """The model card of a folder."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ def _filled(template: str, metrics: Mapping[str, Any], **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    texts.filters |= {"percent": "{:.2%}".format, "whole": "{:,}".format, "counted": counted}
+    texts.filters |= {"markdown": markdown, "percent": "{:.2%}".format, "whole": "{:,}".format, "counted": counted}
     shown = headline(metrics)
     texts.filters |= {"said": shown.metric.said}
     averaging = f"{'with' if metrics['flip_averaging'] else 'without'} flip averaging"
@@ -73,6 +74,11 @@ def model_card(
     )
 
 
+def markdown(name: str) -> str:
+    """Returns a user's name as Markdown shows it as it is; an underscore within a word stays, as it means nothing."""
+    return re.sub(r"[\\`*<>|&\[\]]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", name)
+
+
 def confused_pairs(
     labels: "npt.NDArray[np.int64]",
     test_probabilities: "npt.NDArray[np.float32]",
@@ -93,6 +99,6 @@ def confused_pairs(
         images = np.flatnonzero((labels == truth) & (predictions == predicted))
         surest = images[np.argsort(-test_probabilities[images, predicted], kind="stable")[:3]]
         examples = ", ".join(map(str, surest))
-        names = f"{class_names[truth]} taken for {class_names[predicted]}"
+        names = f"{markdown(class_names[truth])} taken for {markdown(class_names[predicted])}"
         lines.append(f"- {names}: {counts[truth, predicted]} of {(labels == truth).sum()} (images {examples})")
     return lines

@@ -242,7 +242,8 @@ def retrain_and_test(
                 _outcome(model, held.splits[job.seed].valid, held.splits[job.seed], slots.device, chosen.flip_averaging)
                 for model, job in zip(models[1:], trained, strict=True)
             ]
-            say(suspects.write(staging, plan.images, list(held.splits.values()), outcomes))
+            for line in suspects.write(staging, plan.images, list(held.splits.values()), outcomes):
+                say(line)
         with interrupts.postponed(FINISHING, written(plan, model_dir)):
             metrics, test, images = test_once(ready, models, log=model_dir, staging=staging)
             for problem in write_everything(ready, metrics, test, images, staging, rehearsing=False):

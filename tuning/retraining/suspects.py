@@ -5,13 +5,14 @@ that no image's own label had a part in. They are ranked by self-confidence, the
 confident learning (Northcutt, Jiang and Chuang, Confident Learning: Estimating Uncertainty in Dataset Labels, 2021).
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tuning.base import files
+from tuning.base import files, rim
 from tuning.base.errors import counted
 from tuning.images.source import Source
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from tuning.images.splitting import Splits
     from tuning.retraining.artefacts import Outcome
 
-SUSPECTS, MOST = "suspects.csv", 100
+SUSPECTS, PIXELS, PICTURE, MOST = "suspects.csv", "suspects.npz", "suspects.png", 100
+SIDE = 96  # Of the longer side of an image on the page, in pixels.
 
 
 def find(
@@ -42,7 +44,7 @@ def find(
         most: Rows at most.
 
     Returns:
-        image, label, predicted, label_probability, predicted_probability.
+        image, label, predicted, label_probability, predicted_probability; the index says which of the N.
     """
     import pandas as pd
 
@@ -58,18 +60,22 @@ def find(
             "predicted": called[predicted[rows]],
             "label_probability": of_label[rows],
             "predicted_probability": probabilities[rows].max(axis=1),
-        }
+        },
+        index=rows,
     )
 
 
-def write(folder: Path, images: Source, splits: Sequence["Splits"], outcomes: Sequence["Outcome"]) -> str:
-    """Writes `suspects.csv`, and returns a sentence on it.
+def write(folder: Path, images: Source, splits: Sequence["Splits"], outcomes: Sequence["Outcome"]) -> list[str]:
+    """Writes `suspects.csv`, `suspects.npz` and `suspects.png`.
 
     Args:
         folder: Where.
         images: Those that were dealt into folds.
         splits: A fold each.
         outcomes: What the winner's model of each fold makes of its valid images.
+
+    Returns:
+        A sentence on them, and one where the picture could not be drawn.
 
     Raises:
         UserError: The disk is full, or the images cannot be read.
@@ -78,12 +84,40 @@ def write(folder: Path, images: Source, splits: Sequence["Splits"], outcomes: Se
 
     own = load_own(images)
     assert own.rest.rows is not None
-    called = dict(zip(own.rest.rows.tolist(), own.known.names, strict=True))
-    names = np.array([called[row] for each in splits for row in each.valid.rows.tolist()])  # type: ignore[union-attr]
+    rows = np.concatenate([each.valid.rows for each in splits])
+    places = np.searchsorted(own.rest.rows, rows)
     labels = np.concatenate([each.labels for each in outcomes])
     probabilities = np.concatenate([each.probabilities for each in outcomes])
-    found = find(labels, probabilities, names, splits[0].class_names)
+    found = find(labels, probabilities, np.asarray(own.known.names)[places], splits[0].class_names)
     files.write_text(folder / SUSPECTS, found.to_csv(index=False))
-    return (
-        f"{SUSPECTS} names {counted(len(found), 'image')} whose label the models of the other folds disagree with most."
-    )
+    small = smaller(own.rest.pixels(places[found.index]))
+    if small.shape[1] == 1:
+        small = 255 - small  # Pictures draw one channel as ink on paper; gray photos are to look as they are.
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=small)
+    files.write_bytes(folder / PIXELS, buffer.getvalue())
+    said = [
+        f"{SUSPECTS} names {counted(len(found), 'image')} whose label the models of the other folds disagree with "
+        f"most; {PICTURE} and the page show them."
+    ]
+    if rim.usable("figures", f"{PICTURE} is", said.append):
+        from tuning.figures import image_grids, style
+
+        style.save_each({Path(PICTURE).stem: lambda: image_grids.suspects(small, found)}, folder, said.append)
+    return said
+
+
+def smaller(images: "npt.NDArray[np.uint8]") -> "npt.NDArray[np.uint8]":
+    """Returns images (N, C, H, W) whose longer side has 96 pixels at most."""
+    from PIL import Image
+
+    height, width = images.shape[2:]
+    scale = SIDE / max(height, width)
+    if scale >= 1 or not len(images):
+        return images
+    size = (max(1, round(scale * width)), max(1, round(scale * height)))
+    shrunk = [
+        np.stack([np.asarray(Image.fromarray(channel).resize(size, Image.Resampling.BOX)) for channel in image])
+        for image in images
+    ]
+    return np.stack(shrunk)
