@@ -235,7 +235,7 @@ class User(RuleBasedStateMachine):
         head = manager.get_head_version
         patch.setattr(manager, "get_head_version", lambda each: HEAD.get("is") or HEAD.setdefault("is", head(each)))
         patch.setattr(manager, "check_table_schema_compatibility", lambda each: None)
-        patch.setattr(schema, "read_frame", read_once)
+        patch.setattr(run_folder, "read_frame", read_once)  # The name that runs are read by.
         patch.setattr(study, "datetime", Clock)
         patch.setattr(record, "datetime", Clock)
         patch.setattr(storage, "PATIENCE", 0.0)
@@ -536,7 +536,7 @@ class User(RuleBasedStateMachine):
 
 
 def read_once(path: Path, dtypes: Mapping[str, str]) -> pd.DataFrame:
-    """Stands in for `results.read_frame`, half of the time of all else: equal text is parsed once in a while."""
+    """Stands in for `schema.read_frame`, half of the time of all else: equal text is parsed once in a while."""
     key = (files.whole_lines(path), tuple(dtypes))
     if key not in FRAMES:
         FRAMES[key] = READ_FRAME(path, dtypes)
