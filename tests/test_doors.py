@@ -4,10 +4,8 @@ import inspect
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,6 +32,7 @@ OWN = {search: {"config", "dry_run_only", "quiet", "verbose"}, final: set[str]()
 PYTHON_ONLY = {search: {"progress"}, final: {"progress"}, report: set[str]()}
 SCRIPT = """
 import signal
+import threading
 from tuning import final, predict, results, search
 from tuning.base.errors import UserError
 
@@ -63,7 +62,12 @@ classes = [each.class_name for each in winner.predict(images)]
 assert classes == [each.class_name for each in predict.load("best_model").predict(images[:, 0])]
 again = search.run(samples=1, space=tiny, train_images=600, epochs=1, run="mine")  # Twice in one process.
 assert results.load("mine").meta["command"].startswith("search.run(samples=1, space=tiny,")
-again = search.run(resume="mine", samples=2, progress=False)
+found = []  # In another thread, which can set no signal handlers, a search runs, and those of the main thread stay.
+thread = threading.Thread(target=lambda: found.append(search.run(resume="mine", samples=2, progress=False)))
+thread.start()
+thread.join(timeout=300)
+[again] = found
+assert handlers() == before
 assert len(again.trials) == 2 and "WIDTH = 4" in (again.path / "space.py").read_text()
 """
 
@@ -390,7 +394,7 @@ def test_options_of_typer_that_python_alone_has_are_left_out_of_the_command() ->
 
 
 @pytest.mark.slow
-def test_a_script_goes_from_a_search_to_its_winner(tmp_path: Path) -> None:
+def test_a_script_goes_from_a_search_to_its_winner_and_searches_in_another_thread(tmp_path: Path) -> None:
     """Without a guard of its main module, as a notebook has none."""
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -399,17 +403,3 @@ def test_a_script_goes_from_a_search_to_its_winner(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("quiet so far\nRun results/mine: 1 sample of at most 1 epoch")
-
-
-@pytest.mark.slow
-def test_a_search_in_another_thread_is_interrupted_from_outside_by_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Signal handlers cannot be set there; the search runs, and those of the main thread stay."""
-    monkeypatch.chdir(tmp_path)
-    before, found = signal.getsignal(signal.SIGINT), list[run_folder.Run]()
-    options: dict[str, Any] = {"samples": 1, "space": "smoke", "train_images": 600, "epochs": 1, "progress": False}
-    thread = threading.Thread(target=lambda: found.append(search.run(**options)))
-    thread.start()
-    thread.join(timeout=300)
-    assert len(found[0].trials) == 1 and signal.getsignal(signal.SIGINT) is before

@@ -353,7 +353,10 @@ def test_a_wrong_option_is_refused(
 @pytest.mark.slow
 def test_a_killed_command_goes_on_where_it_was_and_a_second_one_says_so(tmp_path: Path) -> None:
     """On the real images: `final` with its defaults after a made-up search of tiny trials, killed in the middle."""
-    write_run(tmp_path / "results" / "first", 4)
+    run = write_run(tmp_path / "results" / "first", 4)
+    fewer = {"settings": run.settings | {"train_images": 6000}}
+    fewer["split_hash"] = splitting.load_splits("fashion-mnist", seed=0, train_images=6000).split_hash
+    files.write_json(run.path / "meta.json", run.meta | fewer)
     command = [sys.executable, "-m", "tuning.final", "--epochs", "1", "--no-compare"]
     folder = tmp_path / "results" / "first" / "final"
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True)

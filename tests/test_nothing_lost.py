@@ -1,6 +1,6 @@
 """A machine that plays the user: searches, kills, full disks, other machines, in any order; nothing that ended is lost.
 
-    python tests/test_nothing_lost.py --sequences 10000      (about half a second a sequence; the tests run 200)
+    python tests/test_nothing_lost.py --sequences 10000      (about a second a sequence; the tests run 60)
 
 Trials are replayed, not trained: what a worker would report, the test makes up. All else is the search's own code. A
 process that is killed writes nothing more; its open files are what it had written by then.
@@ -235,7 +235,7 @@ class User(RuleBasedStateMachine):
         head = manager.get_head_version
         patch.setattr(manager, "get_head_version", lambda each: HEAD.get("is") or HEAD.setdefault("is", head(each)))
         patch.setattr(manager, "check_table_schema_compatibility", lambda each: None)
-        patch.setattr(schema, "read_frame", read_once)
+        patch.setattr(run_folder, "read_frame", read_once)  # The name that runs are read by.
         patch.setattr(study, "datetime", Clock)
         patch.setattr(record, "datetime", Clock)
         patch.setattr(storage, "PATIENCE", 0.0)
@@ -536,7 +536,7 @@ class User(RuleBasedStateMachine):
 
 
 def read_once(path: Path, dtypes: Mapping[str, str]) -> pd.DataFrame:
-    """Stands in for `results.read_frame`, half of the time of all else: equal text is parsed once in a while."""
+    """Stands in for `schema.read_frame`, half of the time of all else: equal text is parsed once in a while."""
     key = (files.whole_lines(path), tuple(dtypes))
     if key not in FRAMES:
         FRAMES[key] = READ_FRAME(path, dtypes)
@@ -632,7 +632,7 @@ def play(n: int, *, steps: int = 12, derandomize: bool = True, shrink: bool = Tr
 @pytest.mark.timeout(1200)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_whatever_a_user_does_nothing_that_ended_is_lost() -> None:
-    play(200)
+    play(60)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from torch.nn import functional
 from tuning.base import machine
 from tuning.base.config import TrainConfig, parse_config
 from tuning.images.batches import Batch, Tensors
+from tuning.images.datasets import Labelled
 from tuning.images.splitting import Splits, load_splits
 from tuning.training.fit import EpochResult, Training, prepare
 from tuning.training.schedules import make_schedule
@@ -68,8 +69,10 @@ TRICKS = {
 
 @functools.cache
 def images(train_images: int | None) -> Splits:
-    """Returns the splits of seed 0."""
-    return load_splits("fashion-mnist", seed=0, train_images=train_images)
+    """Returns the splits of seed 0; with fewer train images there are at most as many valid images."""
+    splits = load_splits("fashion-mnist", seed=0, train_images=train_images)
+    valid = Labelled(splits.valid.images[:train_images], splits.valid.labels[:train_images])
+    return replace(splits, valid=valid)
 
 
 def configured(trick: Trick, epochs: int) -> TrainConfig:
@@ -167,7 +170,9 @@ def main() -> None:
     args.add_argument("--epochs", type=int, default=3, help="length of the base")
     args.add_argument("--seeds", type=int, default=3, help="trainings of each")
     args.add_argument("--only", default="", help="tricks whose name has this, and the base")
-    args.add_argument("--train-images", type=int, help="for a quick look: train on this many images only")
+    args.add_argument(
+        "--train-images", type=int, help="for a quick look: so many train images, and at most as many valid ones"
+    )
     given = args.parse_args()
     machine.tune_malloc()
     chosen = {name: trick for name, trick in TRICKS.items() if name == "base" or given.only in name}

@@ -268,33 +268,6 @@ def test_no_cluster_at_all_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         cluster.look("auto")
 
 
-# Prints each socket on which Ray listens beyond the loopback address, while a task is running.
-LISTENING = """
-import logging, pathlib, ray
-from tuning.trials import local_ray
-from tuning.trials.slots import Slots
-
-with local_ray.started(Slots("cpu", 1), logging.NullHandler()):
-    ray.get(ray.remote(lambda: 1).remote())
-    inodes, processes = {}, [pathlib.Path("/proc/self")]
-    for process in processes:
-        for task in process.glob("task/*/children"):
-            processes += [pathlib.Path("/proc", child) for child in task.read_text().split()]
-        for descriptor in process.glob("fd/*"):
-            inodes[str(descriptor.readlink()) if descriptor.is_symlink() else ""] = process
-    sockets = [line.split() for kind in ("tcp", "tcp6") for line in open(f"/proc/net/{kind}").readlines()[1:]]
-    ours = [s[1].split(":")[0] for s in sockets if s[3] == "0A" and f"socket:[{s[9]}]" in inodes]
-    print(len(ours), [address for address in ours if not address.endswith("0100007F")])
-"""
-
-
-@pytest.mark.slow
-def test_on_one_machine_nothing_listens_to_the_world() -> None:
-    done = subprocess.run([sys.executable, "-c", LISTENING], capture_output=True, text=True, timeout=100, check=True)
-    n_sockets, beyond = done.stdout.split(maxsplit=1)
-    assert int(n_sockets) >= 4 and beyond.strip() == "[]"
-
-
 def test_a_dashboard_that_cannot_be_served_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="--dashboard must be left out with --address"):
         local_ray.check_dashboard("auto")
@@ -303,9 +276,10 @@ def test_a_dashboard_that_cannot_be_served_is_said(monkeypatch: pytest.MonkeyPat
         local_ray.check_dashboard(None)
 
 
-# A worker raises what a user can mend, where `ray.get` says it with Ray's traceback; then it prints what is left.
+# Prints how many sockets Ray listens on, and which of them beyond the loopback address, while a task is running. Then a
+# worker raises what a user can mend, where `ray.get` says it with Ray's traceback; the last line is what is left.
 ENDING = """
-import logging, os, signal, sys, time, psutil, ray
+import logging, os, pathlib, signal, sys, time, psutil, ray
 from tuning.trials import local_ray
 from tuning.trials.slots import Slots
 from tuning.base.errors import UserError
@@ -316,6 +290,16 @@ def wait():
 def mask():
     import signal
     return sorted(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+def listening():
+    inodes, processes = {}, [pathlib.Path("/proc/self")]
+    for process in processes:
+        for task in process.glob("task/*/children"):
+            processes += [pathlib.Path("/proc", child) for child in task.read_text().split()]
+        for descriptor in process.glob("fd/*"):
+            inodes[str(descriptor.readlink()) if descriptor.is_symlink() else ""] = process
+    sockets = [line.split() for kind in ("tcp", "tcp6") for line in open(f"/proc/net/{kind}").readlines()[1:]]
+    ours = [s[1].split(":")[0] for s in sockets if s[3] == "0A" and f"socket:[{s[9]}]" in inodes]
+    print(len(ours), [address for address in ours if not address.endswith("0100007F")])
 slots = Slots("cpu", 5, 0.5)
 with local_ray.started(slots, logging.NullHandler()):
     assert ray.cluster_resources()["CPU"] == 3
@@ -325,6 +309,7 @@ with local_ray.started(slots, logging.NullHandler()):
         print(type(error).__name__, str(error))
     assert {signal.SIGTERM, signal.SIGHUP} <= set(local_ray.get(ray.remote(mask).remote()))
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    listening()
     folder = ray._private.worker._global_node.get_session_dir_path()
     assert os.path.exists(folder)
     running = ray.remote(wait).remote()
@@ -335,13 +320,16 @@ print(time.monotonic() - began < 4, os.path.exists(folder), len(psutil.Process()
 
 
 @pytest.mark.slow
-def test_a_ray_of_our_own_holds_all_slots_says_errors_as_they_are_and_leaves_nothing() -> None:
+def test_a_ray_of_our_own_holds_all_slots_listens_here_alone_says_errors_as_they_are_and_leaves_nothing() -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", ENDING], env=environment, capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["UserError Free some space.", "True False 0"]
+    error, listening, left = done.stdout.splitlines()
+    assert (error, left) == ("UserError Free some space.", "True False 0")
+    n_sockets, beyond = listening.split(maxsplit=1)
+    assert int(n_sockets) >= 4 and beyond == "[]"
 
 
 # Runs a search where a Ray runs already; then prints whether the environment, the logger and that Ray are as before.
