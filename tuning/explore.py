@@ -158,9 +158,8 @@ def sample(train: Labelled, n_classes: int, *, is_own: bool) -> Samples:
 
 def _mean(train: Labelled, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Returns the mean of some images as the figure shows them, (C, h, w), with few of them in memory at a time."""
-    at_once = max(1, datasets.BYTES_AT_ONCE // math.prod(train.shape[1:]))
-    some = (smaller(train.pixels(rows[start : start + at_once])) for start in range(0, len(rows), at_once))
-    total: npt.NDArray[np.float64] = np.sum([images.sum(axis=0, dtype=np.float64) for images in some], axis=0)
+    sums = [smaller(images).sum(axis=0, dtype=np.float64) for images in train.at(rows).blocks()]
+    total: npt.NDArray[np.float64] = np.sum(sums, axis=0)
     return total / len(rows)
 
 

@@ -28,13 +28,14 @@ from tuning.runs import run_folder
 
 SPACE = """
 def space(trial):
-    trial.suggest_float("learning_rate", 0.01, 0.1)
-    return {"architecture": ["resnet14", "resnet18"][trial.number % 2], "batch_size": 256, "ema_decay": 0.99}
+    rate = trial.suggest_float("learning_rate", 0.01, 0.1)
+    network = ["resnet14", "resnet18"][trial.number % 2]
+    return {"architecture": network, "batch_size": 256, "learning_rate": rate, "ema_decay": 0.99}
 """
 OWN = """
 def space(trial):
-    trial.suggest_float("learning_rate", 0.01, 0.1)
-    return {"architecture": "resnet8", "batch_size": 64, "crop_scale": 0.5}
+    rate = trial.suggest_float("learning_rate", 0.01, 0.1)
+    return {"architecture": "resnet8", "batch_size": 64, "learning_rate": rate, "crop_scale": 0.5}
 """
 SEARCH = ["-m", "tuning.search", "--space", "mine.py", "--samples", "2", "--concurrency", "2", "--scheduler", "none"]
 

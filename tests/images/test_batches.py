@@ -97,7 +97,7 @@ class Indexed:
     device = torch.device("cpu")
 
     def __init__(self, images: torch.Tensor) -> None:
-        self.images, self.most = images, 0
+        self.images, self.shape, self.most = images, images.shape, 0
 
     def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
         self.most = max(self.most, len(rows))

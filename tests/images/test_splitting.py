@@ -275,7 +275,7 @@ def test_read_only_arrays_become_tensors_of_the_same_memory_without_a_warning() 
     try:
         with pytest.warns(UserWarning, match="not writable"):
             torch.from_numpy(part.images)
-        images, labels, _ = to_tensors(part, torch.device("cpu"))
+        images, labels, *_ = to_tensors(part, torch.device("cpu"))
     finally:
         torch.set_warn_always(False)
     assert images.data_ptr() == part.images.ctypes.data

@@ -14,6 +14,7 @@ import numpy as np
 from tuning.base.config import TrainConfig
 from tuning.images.augmentation import N_DRAWS, N_PHOTO_DRAWS, OPERATIONS, augment, mix, needs_photo_draws
 from tuning.images.datasets import Labelled
+from tuning.images.mapped import Stored
 
 if TYPE_CHECKING:
     import torch
@@ -23,13 +24,13 @@ class Tensors(NamedTuple):
     """A part of a data set as a training uses it.
 
     Attributes:
-        images: uint8 (M, C, H, W), on the device; in memory that all processes share where they are mapped from a file
-            and the device is a CPU, or a GPU that has no room for them.
+        images: uint8 (M, C, H, W), on the device; in their file where they are mapped from one and the device is a CPU,
+            or a GPU that has no room for them.
         labels: int64 (N,), on the device.
         rows: int64 (N,), where the images are: those of this part; None: all of them.
     """
 
-    images: "torch.Tensor"
+    images: "torch.Tensor | Stored"
     labels: "torch.Tensor"
     rows: "torch.Tensor | None" = None
 
@@ -39,23 +40,24 @@ class Tensors(NamedTuple):
 
     def at(self, places: "torch.Tensor | slice") -> "torch.Tensor":
         """Returns the images of some of the N places, on the labels' device."""
-        chosen = self.images[places] if self.rows is None else self.images[self.rows[places]]
-        return chosen.to(self.labels.device)
+        chosen = places if self.rows is None else self.rows[places]
+        found: torch.Tensor = self.images[chosen]  # type: ignore[index]  # Of a file only rows are asked for.
+        return found.to(self.labels.device)
 
 
 def to_tensors(part: Labelled, device: "torch.device") -> Tensors:
-    """Returns images and labels on the device; on a CPU they share the arrays' memory, or their file's."""
+    """Returns images and labels on the device; on a CPU they share the arrays' memory, or stay in their file."""
     import torch
 
     with warnings.catch_warnings():
         # Arrays from Ray's object store are read-only; so are the tensors over them, as nothing here writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         stays = part.rows is not None and not _has_room(part, device)
-        images = torch.from_numpy(part.images if stays else part.pixels())
         labels = torch.from_numpy(part.labels).to(device)
-    if stays:
+        if not stays:
+            return Tensors(torch.from_numpy(part.pixels()).to(device), labels)
+        images = Stored(part.images) if isinstance(part.images, np.memmap) else torch.from_numpy(part.images)
         return Tensors(images, labels, torch.from_numpy(part.rows))
-    return Tensors(images.to(device), labels)
 
 
 def _has_room(part: Labelled, device: "torch.device") -> bool:

@@ -97,9 +97,9 @@ def load(key: str, note: Callable[[str], None]) -> tuple[Entry, npt.NDArray[np.u
         entry = Entry(**found | {"shape": tuple(found["shape"]), "broken": [tuple(each) for each in found["broken"]]})
         if path.stat().st_size != np.prod(entry.shape, dtype=np.int64):
             raise ValueError("it is cut")
-        images = np.memmap(path, np.uint8, mode="r", shape=entry.shape)
-        if not _is_whole(images, entry.checksums):
+        if not _is_whole(path, entry.checksums):
             raise ValueError("its pixels have changed")
+        images = np.memmap(path, np.uint8, mode="r", shape=entry.shape)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         note(f"The cached images {path} are damaged ({error}): they are read anew.")
         return None
@@ -203,19 +203,20 @@ def _said_if_full() -> Iterator[None]:
         ) from error
 
 
-def _is_whole(images: npt.NDArray[np.uint8], checksums: Sequence[int]) -> bool:
+def _is_whole(path: Path, checksums: Sequence[int]) -> bool:
     """Returns whether the blocks have their checksums; of a very large entry, evenly spread ones are checked."""
-    flat = images.reshape(-1)
-    n_blocks = -(-len(flat) // BLOCK_BYTES)
+    n_blocks = -(-path.stat().st_size // BLOCK_BYTES)
     if n_blocks != len(checksums):
         return False
     n_checked = min(n_blocks, MOST_CHECKED // BLOCK_BYTES)
     chosen = np.unique(np.linspace(0, n_blocks - 1, n_checked).round().astype(int))
 
-    def is_whole(block: int) -> bool:
-        return zlib.crc32(flat[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES].data) == checksums[block]
+    with path.open("rb") as file:
 
-    return all(in_threads(is_whole, chosen.tolist()))
+        def is_whole(block: int) -> bool:
+            return zlib.crc32(os.pread(file.fileno(), BLOCK_BYTES, block * BLOCK_BYTES)) == checksums[block]
+
+        return all(in_threads(is_whole, chosen.tolist()))
 
 
 def key_of(options: str, digests: Iterable[str]) -> str:

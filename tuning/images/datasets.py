@@ -1,7 +1,8 @@
 """How a data set becomes arrays: one of `DATASETS`, or one's own images (`tuning.images.reading`)."""
 
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,13 @@ from tuning.base.errors import UserError, counted
 from tuning.images import partition, torchvision_sets
 from tuning.images.catalogue import DATASETS, FileSet
 from tuning.images.fetch import parse_idx, read_files
+from tuning.images.mapped import BYTES_AT_ONCE, file_of, give_back
 from tuning.images.partition import Known, Partition
 from tuning.images.source import Source
 
 if TYPE_CHECKING:
     from tuning.images.reading import Facts
 
-BYTES_AT_ONCE = 1 << 25  # Of images that are in memory while all are gone through.
 Integers = npt.NDArray[np.int64]
 
 
@@ -53,6 +54,14 @@ class Labelled:
     def pixels(self, index: Any = slice(None)) -> npt.NDArray[np.uint8]:
         """Returns the images, or those at an index into these N: uint8 (n, C, H, W)."""
         return np.asarray(self.images[index] if self.rows is None else self.images[self.rows[index]])
+
+    def blocks(self) -> Iterator[npt.NDArray[np.uint8]]:
+        """Yields all images, some at a time; of mapped ones few are in memory then."""
+        at_once = max(1, BYTES_AT_ONCE // math.prod(self.shape[1:]))
+        file = file_of(self.images)
+        for start in range(0, len(self), at_once):
+            yield self.pixels(slice(start, start + at_once))
+            give_back(file)
 
     def at(self, index: Any) -> "Labelled":
         """Returns the images at an index into these N; mapped ones stay mapped."""
@@ -256,10 +265,8 @@ def _read_own(
 
 
 def value_range(part: Labelled) -> tuple[int, int]:
-    """Returns the least and the greatest pixel; of mapped images, few are in memory at a time."""
-    at_once = max(1, BYTES_AT_ONCE // int(np.prod(part.shape[1:])))
-    some = (part.pixels(slice(start, start + at_once)) for start in range(0, len(part), at_once))
-    ends = np.array([(images.min(), images.max()) for images in some])
+    """Returns the least and the greatest pixel."""
+    ends = np.array([(images.min(), images.max()) for images in part.blocks()])
     return int(ends[:, 0].min()), int(ends[:, 1].max())
 
 

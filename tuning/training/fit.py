@@ -24,6 +24,7 @@ from tuning.base.errors import UserError
 from tuning.base.registries import METRICS, Normalisation
 from tuning.images.batches import Batch, Tensors, normalise, to_tensors, train_batches
 from tuning.images.datasets import Labelled
+from tuning.images.mapped import Stored
 from tuning.images.splitting import Splits
 from tuning.models.architectures import build_model, count_parameters, head_ends, head_of
 from tuning.models.frozen import OnFeatures, freeze_body, train_head, with_head
@@ -421,7 +422,7 @@ def predict(
     return torch.cat(logits), torch.cat(features)
 
 
-def evaluation_batch(model: nn.Module, images: Tensor) -> int:
+def evaluation_batch(model: nn.Module, images: "Tensor | Stored") -> int:
     """Returns how many images are labelled at once: fewer where a network sees large ones, whose maps take memory."""
     side = getattr(model, "side", 0)
     pixels = side**2 if side else images.shape[2] * images.shape[3]
