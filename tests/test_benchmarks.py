@@ -4,8 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 
@@ -66,3 +68,16 @@ def test_reading_is_measured_the_first_time_and_from_then_on(tmp_path: Path) -> 
     small, large = run("reading.py", "--images 40,20 --rounds 1", tmp_path).to_dict("records")
     assert (small["images"], small["stored_side"], large["images"], large["stored_side"]) == (40, 100, 20, 128)
     assert all(row["first_seconds"] > 0 and row["again_seconds"] > 0 and row["memory_mb"] > 0 for row in (small, large))
+
+
+@pytest.mark.slow
+def test_photos_are_trained_on_for_equal_minutes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        path = tmp_path / "photos" / ("cat", "dog")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    options = "--dataset photos --minutes 0.02,0.05 --folds 2 --ways scratch --metric log_loss"
+    short, long = run("own_photos.py", options, tmp_path).to_dict("records")
+    assert (short["data_set"], short["way"]) == ("photos", "scratch")
+    assert short["epochs"] < long["epochs"] and long["log_loss_mean"] > 0 and long["sd"] > 0

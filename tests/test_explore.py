@@ -148,7 +148,7 @@ def test_figure_has_room_for_many_classes_and_long_names(n_classes: int, side: i
     boxes = [label.get_window_extent() for label in samples.get_yticklabels()]
     assert min(box.x0 for box in boxes) >= 0 and max(box.x1 for box in boxes) < samples.get_window_extent().x0 + 1
     assert all(upper.y0 >= lower.y1 for upper, lower in itertools.pairwise(boxes))
-    assert samples.get_yticklabels()[0].get_text() == "0 a name of many words\nthat goes on and on, …"
+    assert samples.get_yticklabels()[0].get_text() == "0 a name of many words…d\non, and does not fit"
     numbers = [text.get_window_extent() for text in figure.axes[2].texts]
     assert max(box.x1 for box in numbers) <= figure.bbox.x1
 

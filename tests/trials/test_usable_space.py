@@ -8,7 +8,10 @@ import pytest
 
 from tuning.base import downloads
 from tuning.base.errors import UserError
+from tuning.images import datasets
+from tuning.images.source import Source
 from tuning.sampling.spaces import check_space, load_space
+from tuning.trials import settling
 from tuning.trials.session import usable_space
 
 SETTINGS: Any = SimpleNamespace(device="cpu", epochs=2, space="mine", model=None)
@@ -63,5 +66,17 @@ def test_photos_have_networks_from_scratch_where_the_pretrained_body_is_not_inst
     assert sorted(note.partition(":")[0] for note in notes) == [
         "The space leaves out way='fine-tune'",
         "The space leaves out way='head'",
+        "The space leaves out way='head-first'",
     ]
     assert [point["way"] for point in space.first] == ["scratch"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((3, 64, 90), "photos"), ((3, 63, 90), "resnet"), ((1, 64, 64), "resnet")]
+)
+def test_the_space_of_ones_own_images_follows_from_their_channels_and_size(
+    shape: tuple[int, ...], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = SimpleNamespace(rest=SimpleNamespace(shape=(5, *shape)))
+    monkeypatch.setattr(datasets, "load_own", lambda images, device: own)
+    assert settling._space_for(Source("photos/"), "cpu") == expected

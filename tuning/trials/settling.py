@@ -30,6 +30,7 @@ from tuning.trials.settings import (
 )
 
 COLOUR = 3  # Channels.
+LEAST_SIDE = 64  # Pixels; of smaller images a body that halves them five times leaves a map of a single pixel.
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,8 @@ def _space_for(images: Source, device: str | None) -> str:
     from tuning.images.datasets import load_own
 
     device = device or ("cuda" if machine.gpu_memory() else "cpu")
-    return "photos" if load_own(images, device=device).rest.shape[1] == COLOUR else "resnet"
+    _, channels, *sides = load_own(images, device=device).rest.shape
+    return "photos" if channels == COLOUR and min(sides) >= LEAST_SIDE else "resnet"
 
 
 def _newest(name: str) -> run_folder.Run:

@@ -1,6 +1,6 @@
 """What pays on a small set of one's own photos: ways to train, at equal minutes of a core.
 
-    python tests/benchmarks/photos.py --dataset DIR [--minutes 1,3] [--folds 3] [--ways head,fine-tune] [--out FILE.csv]
+    python tests/benchmarks/own_photos.py --dataset DIR [--minutes 3] [--folds 3] [--ways head,scratch] [--out FILE.csv]
 
 Options of the images are those of `python -m tuning.search` (--group-column, --labels-leave-out ...). Each way is
 trained on the same stratified, grouped folds of the images that are not test, by one thread, two folds at once. Its
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--labels-leave-out", action="append", default=[])
     add("--image-size", type=int)
     add("--metric", default="accuracy", choices=list(METRICS))
-    add("--minutes", default="1,3")
+    add("--minutes", default="3")
     add("--folds", type=int, default=3, help="of five (or of as many, if more)")
     add("--ways", default=",".join(WAYS))
     given = vars(arguments_parser.parse_args(arguments))
