@@ -23,8 +23,8 @@ from tuning.base import doors, files
 from tuning.base.errors import UserError
 from tuning.runs import run_folder
 from tuning.sampling.function_source import module_of
+from tuning.trials import loading, session, settling
 from tuning.trials import progress as shown
-from tuning.trials import session, settling
 from tuning.trials.settings import as_options
 
 # What each command has beside the options of its `run`, and what that has for Python alone.
@@ -312,7 +312,7 @@ def test_an_interrupted_search_raises_in_python(tmp_path: Path, monkeypatch: pyt
     def interrupted(settings: Any, path: Path, *given: Any, resumed: bool) -> None:
         files.write_json(path / "meta.json", run_folder.Run(path).meta | {"stopped_by": "interrupt"})
 
-    monkeypatch.setattr(session, "load", lambda settings, source, progress, own: (settings, None, space_of(source)))
+    monkeypatch.setattr(loading, "load", lambda settings, source, progress, own: (settings, None, space_of(source)))
     monkeypatch.setattr(session, "search", interrupted)
     with pytest.raises(KeyboardInterrupt, match=r"^Interrupted\. Resume it with: search\.run\(resume='one'\)$"):
         search.run(space="smoke", run="one", progress=False)

@@ -33,7 +33,7 @@ from tuning.retraining.candidates import Entry, Plan
 from tuning.runs import openings, run_folder
 from tuning.runs.verdicts import verdicts
 from tuning.training import jobs
-from tuning.training.fit import evaluate
+from tuning.training.evaluation import evaluate
 from tuning.trials.slots import Slots
 
 TINY = TrainConfig(width=4, batch_size=32, epochs=3, precision="fp32", learning_rate=0.05)

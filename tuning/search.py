@@ -24,7 +24,7 @@ from tuning.images import options
 from tuning.images.catalogue import DATASETS
 from tuning.runs import run_folder
 from tuning.runs.run_folder import Run
-from tuning.trials import record, session
+from tuning.trials import loading, record, session
 from tuning.trials.settings import as_options, fitting
 from tuning.trials.settling import Settled, settle
 
@@ -187,7 +187,7 @@ def _search(asked: doors.Asked, *, command: str | None = None, **shown: Any) -> 
         settled = settle(asked, stack, dry_run=False)
         settings, path = settled.settings, settled.path
         progress = stack.enter_context(_announced(settled, "Run", **shown))
-        settings, splits, space = session.load(settings, settled.source, progress, settled.own)
+        settings, splits, space = loading.load(settings, settled.source, progress, settled.own)
         if not settled.resumed and (left := record.begin(path, settings, space, command)):
             progress.note(left)
         stack.enter_context(interrupts.resumable(_resume(path) if command is None else _resume_in_python(path)))
@@ -258,13 +258,15 @@ def main(
     if not dry_run_only:
         _print_outcome(_search(asked, quiet=quiet, verbose=verbose))
         return
+    from tuning.trials import estimate
+
     with ExitStack() as stack:
         settled = settle(asked, stack, dry_run=True)
         settings = settled.settings
         progress = stack.enter_context(_announced(settled, "Dry run of", quiet=quiet, verbose=verbose))
-        settings, splits, space = session.load(settings, settled.source, progress, settled.own)
+        settings, splits, space = loading.load(settings, settled.source, progress, settled.own)
         choose_slots = settled.slots_are_open and settings.device == "cuda"
-        print(session.dry_run(settings, splits, space, choose_slots=choose_slots))
+        print(estimate.dry_run(settings, splits, space, choose_slots=choose_slots))
 
 
 def _print_outcome(found: Run) -> None:

@@ -11,7 +11,7 @@ from tuning.base.config import TrainConfig
 from tuning.images import datasets, mapped
 from tuning.images.batches import to_tensors, train_batches
 from tuning.images.datasets import Labelled
-from tuning.training.fit import predict
+from tuning.training.evaluation import predict
 
 N, SHAPE = 20_000, (3, 32, 32)  # 61 MB.
 

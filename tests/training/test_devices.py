@@ -19,7 +19,8 @@ from tuning.base.registries import OPTIMIZERS
 from tuning.images.augmentation import N_DRAWS, N_PHOTO_DRAWS, augment
 from tuning.images.batches import Batch, Tensors, normalise, to_tensors, train_batches
 from tuning.images.splitting import Splits, make_splits
-from tuning.training.fit import Training, evaluate, fit
+from tuning.training.evaluation import evaluate
+from tuning.training.fit import Training, fit
 
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")

@@ -17,7 +17,8 @@ from tuning.base.registries import ARCHITECTURES
 from tuning.images.splitting import Splits, make_splits
 from tuning.models.architectures import count_parameters, head_of
 from tuning.training import checkpoints, features, fit
-from tuning.training.fit import Training, evaluate
+from tuning.training.evaluation import evaluate
+from tuning.training.fit import Training
 from tuning.training.head_first import PENALTY
 from tuning.trials.estimate import step_kind
 

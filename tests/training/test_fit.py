@@ -22,15 +22,8 @@ from tuning.models.architectures import build_model, count_parameters
 from tuning.training import acceleration
 from tuning.training import fit as training_module
 from tuning.training.acceleration import Logits, faster_precision
-from tuning.training.fit import (
-    EpochResult,
-    NonFiniteLossError,
-    Training,
-    evaluate,
-    fit,
-    predict,
-    prepare,
-)
+from tuning.training.evaluation import evaluate, predict
+from tuning.training.fit import EpochResult, NonFiniteLossError, Training, fit, prepare
 
 # A configuration under which valid_loss cannot become lower by min_delta after the first epoch.
 STUCK: dict[str, Any] = {"learning_rate": 1e-4, "schedule": "constant", "min_delta": 1.0}

@@ -12,7 +12,7 @@ import torch
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
 from tuning.images.splitting import Splits
-from tuning.training import checkpoints, fit, jobs
+from tuning.training import checkpoints, evaluation, fit, jobs
 from tuning.training.jobs import Job
 
 
@@ -39,7 +39,7 @@ def test_a_job_leaves_its_result_and_the_best_epochs_weights_and_is_not_trained_
     assert found.epochs == rows
     assert found.valid_accuracy == max(row["valid_accuracy"] for row in rows) == found.valid_accuracy_plain
     assert train(job, splits) == []
-    scores, _ = fit.evaluate(jobs.load_model(job, splits, "cpu"), splits.valid, splits, flip_averaging=True)
+    scores, _ = evaluation.evaluate(jobs.load_model(job, splits, "cpu"), splits.valid, splits, flip_averaging=True)
     accuracy = (scores.argmax(1).numpy() == splits.valid.labels).mean()
     assert accuracy == found.valid_accuracy_flip_averaging
 

@@ -19,7 +19,7 @@ from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
 from tuning.images.splitting import Splits
 from tuning.sampling.spaces import load_space
-from tuning.trials import estimate, session
+from tuning.trials import estimate, loading
 from tuning.trials.estimate import Cost
 from tuning.trials.schedulers import METRIC
 from tuning.trials.settings import Settings
@@ -217,7 +217,7 @@ def test_a_dry_run_chooses_the_slots_and_a_later_search_takes_them_and_says_so(
             raise UserError("far enough")
         return settings, splits, load_space(source)
 
-    monkeypatch.setattr(session, "load", load)
+    monkeypatch.setattr(loading, "load", load)
     with contextlib.suppress(UserError):
         search.main(space="smoke", dry_run_only=True)
     assert "runs 8 a GPU from now on" in capsys.readouterr().out

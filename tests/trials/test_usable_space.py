@@ -12,7 +12,7 @@ from tuning.images import datasets
 from tuning.images.source import Source
 from tuning.sampling.spaces import check_space, load_space
 from tuning.trials import settling
-from tuning.trials.session import usable_space
+from tuning.trials.loading import usable_space
 
 SETTINGS: Any = SimpleNamespace(device="cpu", epochs=2, space="mine", model=None)
 

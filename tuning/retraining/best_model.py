@@ -312,7 +312,7 @@ def probabilities(best: BestModel, images: npt.NDArray[np.uint8]) -> npt.NDArray
 
     import torch
 
-    from tuning.training.fit import flip_averaged, predict
+    from tuning.training.evaluation import flip_averaged, predict
 
     apply = partial(predict, best.model, mean=best.mean, std=best.std)
     result: npt.NDArray[np.float32] = (

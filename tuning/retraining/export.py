@@ -133,7 +133,7 @@ def _whole(best: BestModel) -> "nn.Module":
     import torch
     from torch import Tensor, nn
 
-    from tuning.training.fit import flip_averaged
+    from tuning.training.evaluation import flip_averaged
 
     class Whole(nn.Module):
         mean: Tensor

@@ -170,7 +170,7 @@ def opened_again(metrics: Mapping[str, Any]) -> str:
 
 
 def _outcome(model: "nn.Module", part: Any, splits: "Splits", device: str, flip_averaging: bool) -> Outcome:
-    from tuning.training.fit import evaluate
+    from tuning.training.evaluation import evaluate
 
     log_probabilities, features = evaluate(model, part, splits, device=device, flip_averaging=flip_averaging)
     return Outcome(part.labels, log_probabilities.numpy(), features.numpy())

@@ -224,7 +224,7 @@ def _train(job: Job, splits: "Splits", device: str, parts: int) -> Iterator[dict
 def _finish(job: Job, training: "Training", rows: list[dict[str, Any]], splits: "Splits") -> None:
     """Writes weights and result, and removes the checkpoints."""
     from tuning.training import checkpoints, metrics
-    from tuning.training.fit import evaluate
+    from tuning.training.evaluation import evaluate
 
     model = training.best_model() if job.length is None else training.last_model()
     kept = rows[-1]["best_epoch"] if job.length is None else rows[-1]["epoch"]

@@ -8,10 +8,11 @@ measured, too, how many trials side by side on it pay. Nothing is written but th
 import hashlib
 import heapq
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from tuning.images.datasets import Labelled
 from tuning.images.splitting import Splits
 from tuning.runs import run_folder
 from tuning.trials import local_ray
+from tuning.trials.slots import SlotRequest, plan_slots, this_machine
 
 if TYPE_CHECKING:
     from tuning.sampling.spaces import Space
@@ -57,6 +59,30 @@ class Cost:
     epoch_seconds: float
     peak_bytes: int
     checkpoint_bytes: int
+
+
+def dry_run(settings: Any, splits: Splits, space: "Space", *, choose_slots: bool = False) -> str:
+    """Returns what a search of these settings will take, from a few real steps.
+
+    With `choose_slots` it measures how many trials side by side on a GPU pay, and keeps that for later searches.
+    """
+    found_kinds = kinds(space, settings.epochs)
+    rates: dict[int, float] = {}
+    n_gpus = max(1, len(machine.gpu_memory()))
+    most = max(settings.concurrency, n_gpus * max(SIDE_BY_SIDE)) if choose_slots else settings.concurrency
+    place = this_machine(settings.device)  # Before there is a Ray of our own, which has what the steps need.
+    with local_ray.started(replace(settings.slots, concurrency=most), logging.NullHandler()):
+        if choose_slots:
+            rates = measure_slots(settings, found_kinds, splits)
+            pays = slots_that_pay(rates)
+            slots = plan_slots(SlotRequest(settings.device, settings.cpus_per_trial), place, trials_a_gpu=pays)
+            settings = replace(settings, **vars(slots))
+        costs = measure(settings, found_kinds, splits)
+    found = summarise(settings, costs)
+    keep(asdict(settings), found)
+    if rates:
+        keep_slots(space.source, settings.dataset, rates)
+    return text(settings, costs, found, rates)
 
 
 def kinds(space: "Space", epochs: int) -> list[tuple[TrainConfig, float]]:

@@ -3,23 +3,22 @@
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuning.base import files, interrupts, machine, own_model
+from tuning.base import files, interrupts, own_model
 from tuning.base.errors import DISK_FULL, UserError, counted
-from tuning.base.registries import ARCHITECTURES, METRICS, SCHEDULERS
+from tuning.base.registries import METRICS, SCHEDULERS
 from tuning.images.batches import parts_of
 from tuning.runs import run_folder, study_file
 from tuning.trials import local_ray, ray_internals, record
 from tuning.trials.settings import N_STARTUP, Settings
-from tuning.trials.slots import SlotRequest, plan_slots, this_machine
+from tuning.trials.slots import SlotRequest, plan_slots
 
 if TYPE_CHECKING:
-    from tuning.base.config import TrainConfig
     from tuning.images.splitting import Splits
     from tuning.sampling.spaces import Space
     from tuning.sampling.study import Proposal, RunStudy
@@ -29,42 +28,6 @@ if TYPE_CHECKING:
 FAILURES_THAT_STOP = 3
 Z_95 = 1.96  # Standard errors on each side of an estimate, in its 95 % interval.
 SECONDS_FOR_AN_EPOCH = 10.0
-
-
-def load(settings: Settings, source: str, progress: "Progress", own: str = "") -> tuple[Settings, "Splits", "Space"]:
-    """Returns the settings of a search with the size that one's own images have got, its splits and its space.
-
-    Args:
-        settings: Of the search.
-        source: The name of the space, or its file.
-        progress: Receives what is left out of the space, and what is to be known of the images.
-        own: What a configuration calls the user's own network, which this process has read; "" where there is none.
-
-    Raises:
-        UserError: The data cannot be had, or the space is wrong.
-    """
-    import optuna
-
-    from tuning.images import splitting
-    from tuning.sampling import spaces
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = replace(spaces.load_space(source), own=own)
-    space, drawn = usable_space(space, settings, progress)
-    splits = splitting.load_splits(
-        settings.source,
-        seed=settings.seed,
-        train_images=settings.train_images,
-        device=settings.device,
-        note=progress.note,
-    )
-    _check_networks(drawn, splits)
-    if settings.metric == METRICS.default and (uneven := splitting.imbalance(splits)):
-        progress.note(uneven)
-    if settings.reading is not None:
-        stored = {"image_size": splits.image_size, "resize": splits.resize}
-        settings = replace(settings, reading={**settings.reading, **stored})
-    return settings, splits, space
 
 
 def search(
@@ -476,106 +439,6 @@ class Session:
 
             run, names, best = run_folder.Run(self.path), checkpoints.NAMES, checkpoints.BEST
             stored_runs.conclude(run, stored[0], self.progress.note, checkpoints=names, best=best)
-
-
-def dry_run(settings: Settings, splits: "Splits", space: "Space", *, choose_slots: bool = False) -> str:
-    """Returns what a search of these settings will take, from a few real steps; see `tuning.trials.estimate`.
-
-    With `choose_slots` it measures how many trials side by side on a GPU pay, and keeps that for later searches.
-    """
-    from tuning.trials import estimate
-
-    kinds = estimate.kinds(space, settings.epochs)
-    rates: dict[int, float] = {}
-    n_gpus = max(1, len(machine.gpu_memory()))
-    most = max(settings.concurrency, n_gpus * max(estimate.SIDE_BY_SIDE)) if choose_slots else settings.concurrency
-    place = this_machine(settings.device)  # Before there is a Ray of our own, which has what the steps need.
-    with local_ray.started(replace(settings.slots, concurrency=most), logging.NullHandler()):
-        if choose_slots:
-            rates = estimate.measure_slots(settings, kinds, splits)
-            pays = estimate.slots_that_pay(rates)
-            slots = plan_slots(SlotRequest(settings.device, settings.cpus_per_trial), place, trials_a_gpu=pays)
-            settings = replace(settings, **vars(slots))
-        costs = estimate.measure(settings, kinds, splits)
-    found = estimate.summarise(settings, costs)
-    estimate.keep(asdict(settings), found)
-    if rates:
-        estimate.keep_slots(space.source, settings.dataset, rates)
-    return estimate.text(settings, costs, found, rates)
-
-
-def usable_space(space: "Space", settings: Settings, progress: "Progress") -> tuple["Space", list["TrainConfig"]]:
-    """Returns the space less what this machine cannot do, each omission said in one line, and some configurations.
-
-    Raises:
-        UserError: A point of the space is no valid configuration, or this machine cannot do what is left.
-    """
-    from tuning.sampling.spaces import check_space
-
-    if settings.device != "cuda" and space.gpu_only:
-        left_out = "; ".join(f"{name} {', '.join(map(str, choices))}" for name, choices in space.gpu_only.items())
-        progress.note(f"On a CPU the space {settings.space} leaves out: {left_out}.")
-        space = space.without(space.gpu_only)
-    drawn = check_space(space, settings.epochs)
-    while problems := _problems(config for _, config in drawn):
-        lacking = _lacking(drawn, problems)
-        if lacking is None:
-            raise next(iter(problems.values()))
-        name, choice, problem = lacking
-        progress.note(f"The space leaves out {name}={choice!r}: {problem}")
-        space = space.without({name: [choice]})
-        drawn = check_space(space, settings.epochs)
-    if settings.model is not None and not any(own_model.is_own(config.architecture) for _, config in drawn):
-        raise UserError(
-            f"--model {settings.model} is in no configuration of the space {settings.space}. Choose --space own, or "
-            'have the space return "architecture": "own".'
-        )
-    return space, [config for _, config in drawn]
-
-
-def _problems(configs: Iterable["TrainConfig"]) -> dict[tuple[str, bool], UserError]:
-    """Returns what this machine lacks, by architecture and whether it is pretrained."""
-    from tuning.base.downloads import check_installed, check_weights
-
-    problems: dict[tuple[str, bool], UserError] = {}
-    for name, pretrained in sorted({(config.architecture, config.pretrained) for config in configs}):
-        try:
-            (check_weights if pretrained else check_installed)(name)
-        except UserError as error:
-            problems[name, pretrained] = error
-    return problems
-
-
-def _lacking(
-    drawn: Sequence[tuple[Mapping[str, Any], "TrainConfig"]], problems: Mapping[tuple[str, bool], UserError]
-) -> tuple[str, Any, UserError] | None:
-    """Returns a choice of which every point has a problem, and the problem; None where there is none."""
-    from tuning.sampling.spaces import OF_NETWORK
-
-    texts = (name for params, _ in drawn for name, value in params.items() if isinstance(value, str))
-    for name in dict.fromkeys([*OF_NETWORK, *texts]):
-        for choice in dict.fromkeys(params[name] for params, _ in drawn if name in params):
-            with_it = [problems.get((c.architecture, c.pretrained)) for p, c in drawn if p.get(name) == choice]
-            if with_it[0] is not None and None not in with_it:
-                return name, choice, with_it[0]
-    return None
-
-
-def _check_networks(configs: Iterable["TrainConfig"], splits: "Splits") -> None:
-    """Tries networks that no test of this project has seen on two images, and the sizes of all others.
-
-    Raises:
-        UserError: One cannot be built, or gives no logits for such images.
-    """
-    networks = {(c.architecture, c.image_size, c.train): c for c in configs}
-    height, width = splits.train.images.shape[2:]
-    for config in networks.values():
-        listed = ARCHITECTURES.get(config.architecture)
-        if listed is not None and min(config.image_size or height, config.image_size or width) >= listed.least_size:
-            continue
-        from tuning.models.trying import check_network
-
-        check_network(config, splits.channels, splits.n_classes, (height, width))
 
 
 def _sampler_seed(seed: int, path: Path) -> int:
