@@ -26,9 +26,10 @@ case "$*" in
   "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; touch "$3/pyvenv.cfg";;
 esac
 """
-NEWEST = "-m pip install --quiet --disable-pip-version-check --editable ."
+INSTALL = "-m pip install --quiet --disable-pip-version-check --editable "
+NEWEST = f"{INSTALL}.[photos]"
 PINNED = " --constraint tuning/constraints.txt"
-BASE, DEV = f"{NEWEST}{PINNED}", f"{NEWEST}[dev]{PINNED}"
+BASE, DEV = f"{NEWEST}{PINNED}", f"{INSTALL}.[dev]{PINNED}"
 VENV = "-m venv .venv"
 
 
