@@ -112,7 +112,7 @@ def test_worst_mistakes_show_each_image_with_its_truth_and_prediction() -> None:
     truth, prediction = labels[worst[0]], probabilities[worst[0]].argmax()
     assert truth != prediction
     shares = 100 * probabilities[worst[0]]
-    expected = f"{NAMES[truth]} {shares[truth]:.1f} %\n→ {NAMES[prediction]} {shares[prediction]:.1f} %"
+    expected = f"{NAMES[truth]}: {shares[truth]:.1f} %\n→ {NAMES[prediction]}: {shares[prediction]:.1f} %"
     assert figure.axes[0].get_title() == expected
 
 
@@ -169,7 +169,7 @@ def test_labels_to_check_show_both_classes_and_the_file() -> None:
     figure = image_grids.suspects(images, found)
     assert [int(np.asarray(ax.images[0].get_array()).flat[0]) for ax in figure.axes] == list(range(30))
     title = figure.axes[0].get_title()
-    assert title == "_a \\$long\\$ name 1.2 %\n→ bag_of_long_handle…_\nmany_pockets 90.0 %"
+    assert title == "_a \\$long\\$ name: 1.2 %\n→ bag_of_long_handle…_\nmany_pockets: 90.0 %"
     assert _texts(figure)[3] == "3 of a ser…ng name.png"
     assert _texts(image_grids.suspects(images, found[:0])) == ["The models agree with every label."]
 

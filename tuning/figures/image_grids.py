@@ -69,7 +69,7 @@ def _title(classes: Sequence[tuple[str, float]]) -> str:
     """Returns the label, then the prediction, each with its probability and in two lines at most."""
     lines = []
     for (name, share), start in zip(classes, ("", f"→{BLANK}"), strict=True):
-        lines.append(wrapped(f"{start}{name} {per_cent(share, 1).replace(' ', BLANK)}", LETTERS))
+        lines.append(wrapped(f"{start}{name}: {per_cent(share, 1).replace(' ', BLANK)}", LETTERS))
     return plain("\n".join(lines)).replace(BLANK, " ")
 
 
