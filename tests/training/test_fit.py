@@ -19,7 +19,7 @@ from tuning.images.batches import normalise, parts_of, to_tensors, train_batches
 from tuning.images.datasets import Labelled
 from tuning.images.splitting import Splits, make_splits
 from tuning.models.architectures import build_model, count_parameters
-from tuning.training import acceleration
+from tuning.training import acceleration, evaluation
 from tuning.training import fit as training_module
 from tuning.training.acceleration import Logits, faster_precision
 from tuning.training.evaluation import evaluate, predict
@@ -572,7 +572,7 @@ def test_predictions_do_not_depend_on_the_batches(splits: Splits, monkeypatch: p
     model = random_model(splits)
     images, *_ = to_tensors(splits.valid, CPU)
     logits, features = predict(model, images, splits.mean, splits.std)
-    monkeypatch.setattr(training_module, "EVALUATION_BATCH", 50)
+    monkeypatch.setattr(evaluation, "EVALUATION_BATCH", 50)
     in_parts, features_in_parts = predict(model, images, splits.mean, splits.std)
     torch.testing.assert_close(in_parts, logits, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(features_in_parts, features, rtol=1e-4, atol=1e-5)
