@@ -9,6 +9,15 @@ images of 128 pixels.
 WAYS = ["head", "fine-tune", "head-first", "scratch"]
 HEAD_EPOCHS = 20
 
+FINE_TUNE = {
+    "weight_decay_fine_tune": 1e-2,
+    "label_smoothing": 0.1,
+    "ema_decay": 0.0,
+    "class_weights": "none",
+    "crop_scale": 0.6,
+    "jitter": 0.0,
+    "flip": True,
+}
 FIRST = [
     {
         "way": "head",
@@ -18,28 +27,8 @@ FIRST = [
         "ema_decay": 0.0,
         "class_weights": "none",
     },
-    {
-        "way": "fine-tune",
-        "learning_rate_fine_tune": 1e-2,
-        "weight_decay_fine_tune": 1e-2,
-        "label_smoothing": 0.1,
-        "ema_decay": 0.0,
-        "class_weights": "none",
-        "crop_scale": 0.6,
-        "jitter": 0.0,
-        "flip": True,
-    },
-    {
-        "way": "head-first",
-        "learning_rate_head_first": 1e-3,
-        "weight_decay_fine_tune": 1e-2,
-        "label_smoothing": 0.1,
-        "ema_decay": 0.0,
-        "class_weights": "none",
-        "crop_scale": 0.6,
-        "jitter": 0.0,
-        "flip": True,
-    },
+    {"way": "fine-tune", "learning_rate_fine_tune": 1e-2, **FINE_TUNE},
+    {"way": "head-first", "learning_rate_head_first": 1e-3, **FINE_TUNE},
     {
         "way": "scratch",
         "network": "resnet14-32",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tuning.training import depthwise
 from tuning.training.acceleration import Logits, autocast
-from tuning.training.depthwise import quick_depthwise
+from tuning.training.depthwise import has_groups, quick_depthwise
 
 CPU = torch.device("cpu")
 
@@ -70,7 +70,8 @@ def test_frozen_weights_get_no_gradient(trained: tuple[bool, bool]) -> None:
     ("groups", "precision", "device"), [(1, "bf16", "cpu"), (8, "fp32", "cpu"), (8, "bf16", "cuda")]
 )
 def test_others_are_left_alone(groups: int, precision: str, device: str) -> None:
-    context = quick_depthwise(nn.Conv2d(8, 8, 3, groups=groups), torch.device(device), precision)
+    grouped = has_groups(nn.Sequential(nn.Conv2d(8, 8, 3, groups=groups)))
+    context = quick_depthwise(grouped, torch.device(device), precision)
     assert not isinstance(context, depthwise._Mode)
 
 

@@ -16,11 +16,20 @@ from torch.overrides import TorchFunctionMode
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 
-def quick_depthwise(model: nn.Module, device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """Returns the context in which a model's forward pass prepares the quicker backward pass; it may change nothing."""
-    convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
-    suits = device.type == "cpu" and precision == "bf16" and any(one.groups > 1 for one in convolutions)
-    return _Mode() if suits else contextlib.nullcontext()
+def has_groups(model: nn.Module) -> bool:
+    """Returns whether a model has convolutions in groups; a depthwise one has a group a channel."""
+    return any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in model.modules())
+
+
+def quick_depthwise(grouped: bool, device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Returns the context in which a forward pass prepares the quicker backward pass; it may change nothing.
+
+    Args:
+        grouped: What `has_groups` says of the model.
+        device: Where the images are.
+        precision: "bf16" or "fp32".
+    """
+    return _Mode() if grouped and device.type == "cpu" and precision == "bf16" else contextlib.nullcontext()
 
 
 class _Mode(TorchFunctionMode):
