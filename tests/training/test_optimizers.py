@@ -143,6 +143,7 @@ def test_training_does_not_import_torchs_compiler() -> None:
     script = """
 import sys, torch
 from tuning.base.config import TrainConfig
+from tuning.training.head_first import fit_head
 from tuning.training.optimizers import make_optimizer
 for name in ("sgd", "adamw"):
     model = torch.nn.Linear(3, 2)
@@ -151,6 +152,7 @@ for name in ("sgd", "adamw"):
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     optimizer.load_state_dict(optimizer.state_dict())
+fit_head(model, torch.eye(3), torch.tensor([0, 1, 1]), None, 0.0)
 print("torch._dynamo" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)

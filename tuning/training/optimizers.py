@@ -35,11 +35,11 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     return optimizer
 
 
-def _uncompiled(optimizer: type[torch.optim.Optimizer]) -> Any:
+def uncompiled(optimizer: type[torch.optim.Optimizer]) -> Any:
     """Returns a class of torch's with the same methods, less what torch wraps around them for its compiler.
 
     The first call of a wrapped one imports the compiler, which took 2.5 s of a core in each process that trains
-    (torch 2.15).
+    (torch 2.14).
     """
     names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
     methods = {name: inspect.unwrap(getattr(optimizer, name)) for name in names}
@@ -47,7 +47,7 @@ def _uncompiled(optimizer: type[torch.optim.Optimizer]) -> Any:
     return type(optimizer.__name__, (optimizer,), methods)
 
 
-_SGD, _ADAMW = _uncompiled(torch.optim.SGD), _uncompiled(torch.optim.AdamW)
+_SGD, _ADAMW = uncompiled(torch.optim.SGD), uncompiled(torch.optim.AdamW)
 
 
 def sgd(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
