@@ -24,11 +24,17 @@ def contest(
     every = every.add(truth[search.index], axis="index")
     values = every[[1]].reindex(columns=every.columns)
     while True:
-        dropped = seeds.dropped(values, str(values[1].idxmax()), N_VALID)
+        dropped = seeds.dropped(values, str(values[1].idxmax()), independent(values[1]))
         more = values.combine_first(every.loc[~every.index.isin(dropped)]).loc[values.index]
         if more.equals(values):
             return search, values
         values = more
+
+
+def independent(firsts: "pd.Series[float]") -> "pd.Series[float]":
+    """Returns the errors of the differences to the best as if each image were right or wrong by chance alone."""
+    variance = firsts * (1 - firsts) / N_VALID
+    return (variance + variance[firsts.idxmax()]) ** 0.5
 
 
 @pytest.mark.slow
@@ -93,10 +99,24 @@ def test_a_single_seed_gives_no_interval() -> None:
 
 def test_who_is_far_behind_on_the_first_seed_is_beaten_unless_seeds_turn_out_to_differ_more() -> None:
     values = table({"a": [0.94, math.nan, math.nan], "near": [0.933] + [math.nan] * 2, "far": [0.93] + [math.nan] * 2})
-    assert seeds.dropped(values, "a", N_VALID) == {"far"}
-    assert seeds.dropped(values[[1]], "a", N_VALID) == set()
+    noise = independent(values[1])
+    assert seeds.dropped(values, "a", noise) == {"far"}
+    assert seeds.dropped(values[[1]], "a", noise) == set()
     values.loc["a"] = [0.94, 0.92, 0.93]
-    assert seeds.dropped(values, "a", N_VALID) == set()
+    assert seeds.dropped(values, "a", noise) == set()
+    assert seeds.dropped(values, "a", noise, shared=True) == {"far"}  # Folds are harder or easier for both.
+
+
+def test_each_further_seed_is_asked_and_differences_that_vary_keep_their_row() -> None:
+    noise = {"a": 0.0, "b": 0.004, "c": 0.004}
+    values = table({"a": [0.94, 0.9, 0.92], "b": [0.934, math.nan, math.nan], "c": [0.934, math.nan, math.nan]})
+    assert seeds.dropped(values, "a", noise, shared=True) == set()
+    values.loc["b"] = [0.934, 0.894, math.nan]
+    assert seeds.dropped(values, "a", noise, shared=True) == {"b"}
+    values.loc["c"] = [0.934, 0.91, math.nan]
+    assert seeds.dropped(values, "a", noise, shared=True) == set()
+    values.loc["b"] = [0.934, 0.894, 0.914]
+    assert seeds.dropped(values, "a", noise, shared=True) == set()  # With every fold there is nothing left to save.
 
 
 def test_fresh_seeds_are_distinct_the_same_each_time_and_none_that_was_used() -> None:

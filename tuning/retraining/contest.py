@@ -3,18 +3,17 @@
 The test split has no place here. What has been trained is on disk: held again, a contest goes on from there.
 """
 
-import contextlib
-import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tuning.base import machine, tables
-from tuning.base.errors import UserError, counted
+from tuning.base.errors import counted
 from tuning.base.registries import ACCURACY, METRICS, Metric
 from tuning.retraining import seeds
 from tuning.retraining.candidates import Entry, Plan
+from tuning.retraining.race import Race
 from tuning.runs.verdicts import luck, verdicts
 from tuning.training import jobs
 from tuning.training.jobs import Job, Result
@@ -93,6 +92,8 @@ def hold(
 ) -> Contest:
     """Trains every configuration on the first seed, those that can still win on the others, and compares them.
 
+    Which these are is asked each time that a training ends (`race.py`).
+
     Args:
         plan: What is to be trained.
         splits: Train and valid images, of all seeds, or of each.
@@ -103,32 +104,11 @@ def hold(
     Raises:
         UserError: Every candidate failed, or the disk is full.
     """
-    done: dict[tuple[str, int], Result] = {}
-    failed: dict[str, str] = {}
-    metric = METRICS[plan.metric]
     parts = splits if isinstance(splits, Mapping) else dict.fromkeys(plan.seeds, splits)
-    n_valid = len(parts[plan.seeds[0]].valid)
-    wanted = [plan.job(entry, plan.seeds[0]) for entry in plan.entries]
-    with contextlib.ExitStack() as until_the_end:
-        while wanted:
-            for job, error in _train(plan, wanted, parts, slots, threads, say, until_the_end):
-                failed[job.config.hash()] = error
-            for job in wanted:
-                result = jobs.read(job, parts[job.seed].split_hash)
-                if result is not None and result.error:
-                    failed[job.config.hash()] = result.error
-                elif result is not None:
-                    done[job.config.hash(), job.seed] = result
-            values = _values(plan, done, failed)
-            signed, errors = metric.sign * values, None if metric.share_of_images else _errors(plan, done)
-            dropped = seeds.dropped(signed, _leader(plan, signed[1], failed), n_valid, errors)
-            wanted = [
-                plan.job(entry, seed, done[entry.config.hash(), plan.seeds[0]].accumulation)
-                for seed in plan.seeds[1:]
-                for entry in plan.entries
-                if entry.config.hash() not in dropped | set(failed) and (entry.config.hash(), seed) not in done
-            ]
-    return replace(_judge(plan, done, failed, values), splits=parts)
+    race = Race(plan, parts)
+    for job, error in _train(race, slots, threads, say):
+        race.failed[job.config.hash()] = error
+    return replace(_judge(race), splits=parts)
 
 
 def show(contest: Contest) -> None:
@@ -154,8 +134,8 @@ def explain(contest: Contest) -> list[str]:
     lines = []
     if (contest.table["state"] == "dropped").any():
         lines.append(
-            f"Dropped: so far behind on the first {contest.plan.repeat} that the chance of the best mean is below "
-            f"{seeds.NO_CHANCE:.0%}; such a difference was a reason to stop, so it is a little too large."
+            f"Dropped: so far behind that the chance of the best mean is below {seeds.NO_CHANCE:.0%}; such a "
+            "difference was a reason to stop, so it is a little too large."
         )
     if contest.shrinkage is not None:
         shrunk = _points(*contest.shrinkage, contest.metric)
@@ -166,34 +146,18 @@ def explain(contest: Contest) -> list[str]:
     return [*lines, *(sentence for _, sentence in verdicts(contest.facts))]
 
 
-def _train(
-    plan: Plan,
-    wanted: Sequence[Job],
-    splits: Mapping[int, "Splits"],
-    slots: Slots,
-    threads: int | None,
-    say: Callable[[str], None],
-    until_the_end: contextlib.ExitStack,
-) -> Iterator[tuple[Job, str]]:
-    """Trains jobs side by side or one by one, saying each epoch; yields those that failed, and why.
-
-    A Ray that is started for them runs until the end of the contest: its workers have imported torch, and train the
-    jobs of the next seeds, too.
-    """
+def _train(race: Race, slots: Slots, threads: int | None, say: Callable[[str], None]) -> Iterator[tuple[Job, str]]:
+    """Trains what a race asks for, side by side or one by one, saying each epoch; yields what failed, and why."""
+    plan = race.plan
     entries = {entry.config.hash(): entry for entry in plan.entries}
     many = len(plan.entries) * len(plan.seeds) > 1
-    wanted = [job for job in wanted if jobs.read(job, splits[job.seed].split_hash) is None]
-    # The longest first, so that no slot waits long for another at the end.
-    wanted.sort(key=lambda job: entries[job.config.hash()].expected_seconds, reverse=True)
-    if many and slots.concurrency > 1 and wanted:
-        from tuning.trials import local_ray
+    if many and slots.concurrency > 1:
         from tuning.trials.worker import train_all
 
-        until_the_end.enter_context(local_ray.started(slots, logging.NullHandler()))
-        rows = train_all(wanted, splits, slots)
+        rows = train_all(race.next_job, race.splits, slots)
     else:
-        n_threads = threads or machine.cores()
-        rows = ((job, row) for job in wanted for row in jobs.train(job, splits[job.seed], slots.device, n_threads))
+        n_threads, wanted = threads or machine.cores(), iter(race.next_job, None)
+        rows = ((job, row) for job in wanted for row in jobs.train(job, race.splits[job.seed], slots.device, n_threads))
     for job, row in rows:
         name = f"{entries[job.config.hash()].name}, {plan.repeat} {plan.seeds.index(job.seed) + 1}  " if many else ""
         if "note" in row:
@@ -216,50 +180,12 @@ def epoch_line(row: Mapping[str, Any], epochs: int, metric: Metric = ACCURACY) -
     )
 
 
-def _values(plan: Plan, done: Mapping[tuple[str, int], Result], failed: Mapping[str, str]) -> "pd.DataFrame":
-    """Returns the metric on the valid split: a row a configuration hash, a column an index of a seed, from 1."""
+def _judge(race: Race) -> Contest:
     import pandas as pd
 
-    hashes, numbers = [entry.config.hash() for entry in plan.entries], range(1, len(plan.seeds) + 1)
-    values = pd.DataFrame(index=hashes, columns=numbers, dtype="float64")
-    for (config_hash, seed), result in done.items():
-        if config_hash not in failed:
-            values.loc[config_hash, plan.seeds.index(seed) + 1] = result.on_valid(METRICS[plan.metric])
-    return values
-
-
-def _errors(plan: Plan, done: Mapping[tuple[str, int], Result]) -> "pd.Series[float]":
-    """Returns the standard error of each configuration's value on the first seed, by its hash."""
-    import pandas as pd
-
-    found = {config_hash: result.valid_error for (config_hash, seed), result in done.items() if seed == plan.seeds[0]}
-    return pd.Series(found, dtype="float64")
-
-
-def _candidates(plan: Plan) -> list[str]:
-    return [entry.config.hash() for entry in plan.entries if entry.role == "candidate"]
-
-
-def _leader(plan: Plan, firsts: "pd.Series[float]", failed: Mapping[str, str]) -> str:
-    """Returns the candidate that is best on the first seed.
-
-    Raises:
-        UserError: All of them failed.
-    """
-    alive = [config_hash for config_hash in _candidates(plan) if config_hash not in failed]
-    if not alive:
-        reason = failed[_candidates(plan)[-1]]
-        raise UserError(f"None of the candidates could be trained ({len(failed)} failed). The last error was: {reason}")
-    return str(firsts[alive].idxmax())
-
-
-def _judge(
-    plan: Plan, done: Mapping[tuple[str, int], Result], failed: Mapping[str, str], values: "pd.DataFrame"
-) -> Contest:
-    import pandas as pd
-
-    hashes, metric = list(values.index), METRICS[plan.metric]
-    winner = seeds.choose(metric.sign * values.loc[_candidates(plan)])
+    plan, done, failed, values = race.plan, race.done, race.failed, race.on_valid()
+    hashes, metric = list(values.index), race.metric
+    winner = seeds.choose(metric.sign * values.loc[race.candidates])
     taken = [math.fsum(done[key].seconds for key in done if key[0] == config_hash) for config_hash in hashes]
     state = ["failed" if h in failed else "dropped" if values.loc[h].isna().any() else "complete" for h in hashes]
     table = pd.DataFrame(
@@ -276,8 +202,8 @@ def _judge(
         chosen=table.index == winner, state=state, seconds=taken
     )
     table = table.join(values.rename(columns=lambda i: f"{plan.repeat}_{i}")).reset_index(drop=True)
-    found = pd.Series({e.config.hash(): e.searched(metric) for e in plan.entries}, dtype="float64")[_candidates(plan)]
-    signed = metric.sign * values.loc[_candidates(plan)]
+    found = pd.Series({e.config.hash(): e.searched(metric) for e in plan.entries}, dtype="float64")[race.candidates]
+    signed = metric.sign * values.loc[race.candidates]
     shrunk = None if found.isna().all() else seeds.shrinkage(metric.sign * found, signed)
     return Contest(plan, done, failed, table, shrunk)
 
@@ -288,7 +214,11 @@ def _note(row: "pd.Series[Any]", contest: Contest) -> str:
     if row["chosen"]:
         return "chosen"
     told = "cannot be told from the winner" if row["difference_low"] <= 0 else ""
-    return f"dropped after its first {contest.plan.repeat}" if row["state"] == "dropped" else told
+    if row["state"] != "dropped":
+        return told
+    repeat = contest.plan.repeat
+    n = sum(not math.isnan(row[f"{repeat}_{i + 1}"]) for i in range(len(contest.plan.seeds)))
+    return f"dropped after its first {repeat}" if n == 1 else f"dropped after {counted(n, repeat)}"
 
 
 def _behind(row: "pd.Series[Any]", metric: Metric) -> str:

@@ -7,7 +7,7 @@ where that was not trained.
 
 import hashlib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import pandas as pd
@@ -15,7 +15,7 @@ import pandas as pd
 from tuning.base.registries import ACCURACY, Metric
 
 CONFIDENCE = 0.95
-# A configuration is dropped after its first seed where it has less than this chance of the best mean in the end.
+# A configuration is dropped where it has less than this chance of the best mean in the end.
 NO_CHANCE = 0.01
 
 
@@ -39,34 +39,36 @@ def fresh_seeds(name: str, n: int, used: Collection[int] = ()) -> tuple[int, ...
     return tuple(seeds)
 
 
-def dropped(values: pd.DataFrame, leader: str, n_valid: int, errors: "pd.Series[float] | None" = None) -> set[str]:
+def dropped(values: pd.DataFrame, leader: str, noise: Mapping[str, float], *, shared: bool = False) -> set[str]:
     """Returns the configurations that need no more seeds, because they can hardly come to have the best mean.
 
-    With the difference d between the leader and another one on the first seed, and nothing else known of the true
-    difference, the chance that the other has the better mean of all n seeds is Phi(-d / s * sqrt(n / (n - 1))), where s
-    is the standard deviation of such a difference. s² is a (1 - a) / n_valid, added up over the two accuracies a: were
-    each image right or wrong by chance alone, it would be that. Of another metric it is the sum of the squared errors,
-    which are those of independent images, too. Most images are right or wrong with every seed, so as
-    a rule seeds differ by less, and the chance is smaller than computed. Where the seeds so far differ by more, theirs
-    is taken: asked again later, this may find that one was dropped too soon. Below 1 % the chance counts as none; for
-    three seeds, 5,000 images and 94 % that is a difference of 0.9 points.
+    With the mean difference d between the leader and another one over the k seeds that both have, and nothing else
+    known of the true difference, the chance that the other has the better mean of all n seeds is
+    Phi(-d / s * sqrt(n * k / (n - k))), where s is the standard deviation of such a difference on one seed. s is its
+    error as the images are a sample: most images are right or wrong with every seed, so as a rule seeds differ by less,
+    and the chance is smaller than computed. Where the seeds so far differ by more, theirs is taken: asked again later,
+    this may find that one was dropped too soon. Below 1 % the chance counts as none.
 
     Args:
-        values: Those of the first seed are compared; a row without one is not judged. Greater must be better.
+        values: A row without a seed of the leader's is not judged, nor one with all. Greater must be better.
         leader: The row that they are compared with: the best that may be chosen.
-        n_valid: Images of the valid split.
-        errors: The standard error of the value of each row on the first seed, where the values are no shares of images.
+        noise: The standard error of each row's difference to the leader on one seed; NaN where there is none.
+        shared: The columns are no seeds but folds, whose valid images are easier or harder for all rows. Only
+            differences say then how much chance there is in a value.
     """
     from scipy.stats import norm
 
     n_seeds = values.shape[1]
-    if n_seeds == 1:
-        return set()
-    firsts, measured = values.iloc[:, 0], _variance_within(values)[0]
-    variance = firsts * (1 - firsts) / n_valid if errors is None else errors.reindex(firsts.index) ** 2
-    variance = (variance + variance[leader]).clip(lower=max(1e-12, 0 if math.isnan(measured) else 2 * measured))
-    chance = norm.cdf((firsts - firsts[leader]) / variance**0.5 * math.sqrt(n_seeds / (n_seeds - 1)))
-    return set(firsts.index[chance < NO_CHANCE]) - {leader}
+    others = values.drop(index=leader).sub(values.loc[leader], axis="columns")
+    n_pairs = others.count(axis=1)
+    judged = n_pairs.between(1, n_seeds - 1)
+    others, n_pairs = others[judged], n_pairs[judged]
+    measured = [_variance_within(others)[0], 0 if shared else 2 * _variance_within(values)[0]]
+    least = max(1e-12, *(0 if math.isnan(each) else each for each in measured))
+    variance = (pd.Series(noise, dtype="float64")[others.index] ** 2).clip(lower=least)
+    weight = (n_seeds * n_pairs / (n_seeds - n_pairs)) ** 0.5
+    chance = norm.cdf(others.mean(axis=1) / variance**0.5 * weight)
+    return set(others.index[chance < NO_CHANCE])
 
 
 def choose(values: pd.DataFrame) -> str:

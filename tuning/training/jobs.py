@@ -4,13 +4,17 @@ What has ended is a `result.json` and the weights; it is not trained again. Noth
 """
 
 import gc
+import io
 import re
 import traceback
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tuning.base import files, own_model
 from tuning.base.config import TrainConfig
@@ -19,12 +23,14 @@ from tuning.base.masking import masked
 from tuning.base.registries import METRICS, Metric
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from torch import nn
 
     from tuning.images.splitting import Splits
     from tuning.training.fit import Training
 
 RESULT, WEIGHTS, ERROR = "result.json", "weights.pt", "error.log"
+VALID_OUTPUTS = "valid_outputs.npz"  # Log-probabilities of the valid images, float32 (N, n_classes).
 SMALLEST_PART = 2  # Images: batch normalisation needs more than one.
 # As torch says it of a GPU and Python of itself, by a class; and torch of the host and of CUDA, by a text alone.
 OUT_OF_MEMORY = re.compile(r"OutOfMemory|CUDA (error: )?out of memory|MemoryError|can't allocate memory")
@@ -121,6 +127,18 @@ def read(job: Job, split_hash: str) -> Result | None:
     return found if found.split_hash == split_hash else None
 
 
+def read_valid(job: Job) -> "npt.NDArray[np.float32] | None":
+    """Returns what the kept weights of a job make of its valid images: log-probabilities, float32 (N, n_classes).
+
+    None where they are missing, as with version 0.2.0, or damaged: whatever needs them can do without.
+    """
+    try:
+        with np.load(job.path / VALID_OUTPUTS) as found:
+            return np.asarray(found["log_probabilities"], dtype=np.float32)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+
+
 def train(
     job: Job,
     splits: "Splits",
@@ -195,8 +213,6 @@ def load_model(job: Job, splits: "Splits", device: str) -> "nn.Module":
 
 def save_weights(path: Path, model: "nn.Module") -> None:
     """Writes a model's state dict, whole or not at all."""
-    import io
-
     import torch
 
     buffer = io.BytesIO()
@@ -232,6 +248,10 @@ def _finish(job: Job, training: "Training", rows: list[dict[str, Any]], splits: 
     figures: dict[str, Any] = {}
     for flip, end in ((False, "plain"), (True, "flip_averaging")):
         scores, _ = evaluate(model, splits.valid, splits, device=training.device.type, flip_averaging=flip)
+        if not flip:
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, log_probabilities=scores.numpy())
+            files.write_bytes(job.path / VALID_OUTPUTS, buffer.getvalue())
         for metric, name in ((METRICS.default, "accuracy"), (job.metric, "score")):
             figures[f"valid_{name}_{end}"] = metrics.score(metric, scores.numpy(), splits.valid.labels)
     result = Result(

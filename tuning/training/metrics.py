@@ -53,16 +53,19 @@ def score(metric: str, scores: Floats, labels: Integers) -> float:
 
 
 def standard_error(metric: str, scores: Floats, labels: Integers) -> float:
-    """Returns the standard error of a metric's value, as the images are a sample of those that there could be.
+    """Returns the standard error of a metric's value, as the images are a sample of those that there could be."""
+    return float(influence(metric, scores, labels).std()) / math.sqrt(len(labels))
 
-    Of a mean over the images it is the usual one. Of a function of the confusion matrix it is that of the mean of its
-    linear approximation (the delta method).
+
+def influence(metric: str, scores: Floats, labels: Integers) -> Floats:
+    """Returns what each image adds to a metric's value, (N,): the standard deviation over sqrt(N) is its error.
+
+    Of a mean over the images it is what the mean is of. Of a function of the confusion matrix it is that of its linear
+    approximation (the delta method), up to a constant. The difference of two is that of a difference of values.
     """
     if metric in _OF_IMAGES:
-        influence = _OF_IMAGES[metric](scores, labels)
-    else:
-        influence = _SLOPES[metric](_counts(scores, labels))[labels, scores.argmax(1)] * len(labels)
-    return float(influence.std()) / math.sqrt(len(labels))
+        return _OF_IMAGES[metric](scores, labels)
+    return np.asarray(_SLOPES[metric](_counts(scores, labels))[labels, scores.argmax(1)] * len(labels))
 
 
 def bootstrapped(

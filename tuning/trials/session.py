@@ -246,7 +246,8 @@ class Session:
         slots = self.settings.slots if self.settings.address is None else plan_slots(SlotRequest())
 
         def train(wanted: Sequence["Job"]) -> Iterator[tuple["Job", dict[str, Any]]]:
-            return train_all(wanted, self.splits, slots)
+            left = iter(wanted)
+            return train_all(lambda: next(left, None), self.splits, slots)
 
         chosen = audit.wanted(run, self.settings.audit, self.settings.seed)
         found = audit.hold(run, chosen, self.splits.split_hash, train, self.progress.note)

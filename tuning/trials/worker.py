@@ -10,7 +10,7 @@ import contextlib
 import logging
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -154,43 +154,53 @@ def _train(training: "Training", folder: Path) -> None:
 
 
 def train_all(
-    wanted: Sequence[jobs.Job], splits: Splits | Mapping[int, Splits], slots: Slots
+    next_job: Callable[[], jobs.Job | None], splits: Splits | Mapping[int, Splits], slots: Slots
 ) -> Iterator[tuple[jobs.Job, dict[str, Any]]]:
-    """Runs `jobs.train` on all jobs side by side; yields each job's rows as they come.
+    """Runs `jobs.train` on jobs side by side, as many as there are slots; yields each job's rows as they come.
 
-    One that runs out of memory is run again when the others have ended, alone on its device, where it cuts its batches
-    into parts if it must.
+    One that runs out of memory is run again when those beside it have ended, alone on its device, where it cuts its
+    batches into parts if it must.
 
     Args:
-        wanted: Their folders must be absolute.
+        next_job: Returns what to run next, whose folder must be absolute, or None where there is nothing now. It is
+            asked at the beginning and each time that a job has ended, until it returns None while nothing runs.
         splits: Shared by all through the object store; or those of each seed.
         slots: Where they run, and what each has.
 
     Raises:
-        UserError: The disk is full.
+        UserError: The disk is full; or what `next_job` raises.
     """
     import ray
 
+    if (first := next_job()) is None:
+        return
     on_gpu = slots.device == "cuda"
-    alone = slots.concurrency == 1 or (on_gpu and slots.gpus_per_trial >= 1)
+    every_one_alone = slots.concurrency == 1 or (on_gpu and slots.gpus_per_trial >= 1)
     with local_ray.started(slots, logging.NullHandler()):
-        parts = {job.seed: splits if isinstance(splits, Splits) else splits[job.seed] for job in wanted}
-        distinct = {part.split_hash: part for part in parts.values()}
-        stored = {split_hash: ray.put(part) for split_hash, part in distinct.items()}
+        stored: dict[str, Any] = {}
 
         def start(job: jobs.Job, cpus: float, gpus: float, *, alone: bool) -> Any:
+            part = splits if isinstance(splits, Splits) else splits[job.seed]
+            if part.split_hash not in stored:
+                stored[part.split_hash] = ray.put(part)
             remote: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, num_returns="streaming")(jobs.train)
-            own_models = own_model.known()
-            shared = stored[parts[job.seed].split_hash]
+            own_models, shared = own_model.known(), stored[part.split_hash]
             return remote.remote(job, shared, slots.device, max(1, int(cpus)), alone=alone, own_models=own_models)
 
         share = (slots.cpus_per_trial, slots.gpus_per_trial)
-        running: dict[Any, jobs.Job] = {start(job, *share, alone=alone): job for job in wanted}
+        running: dict[Any, jobs.Job] = {start(first, *share, alone=every_one_alone): first}
         waiting: list[jobs.Job] = []  # For the whole device.
-        while running or waiting:
-            if not running:
+        alone = every_one_alone
+        while True:
+            if waiting and not running:
                 alone, job = True, waiting.pop(0)
                 running = {start(job, float(slots.cpus), max(float(on_gpu), share[1]), alone=True): job}
+            elif not waiting and (alone == every_one_alone or not running):
+                alone = every_one_alone
+                while len(running) < slots.concurrency and (more := next_job()) is not None:
+                    running[start(more, *share, alone=alone)] = more
+            if not running:
+                return
             ready: list[Any] = ray.wait(list(running), num_returns=1, fetch_local=False)[0]
             [rows] = ready
             try:
