@@ -1,5 +1,6 @@
 """Which configurations of a run are retrained, and on which seeds."""
 
+import shutil
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
@@ -8,6 +9,7 @@ from typing import Any
 
 import optuna
 import pytest
+from test_folds import write_images
 
 from tuning.base import files
 from tuning.base.config import TrainConfig, read_config
@@ -15,11 +17,11 @@ from tuning.base.errors import UserError
 from tuning.base.registries import SAMPLERS
 from tuning.retraining import candidates
 from tuning.runs import run_folder, schema
-from tuning.sampling.spaces import load_space
+from tuning.sampling.spaces import Space, load_space
 from tuning.sampling.study import RunStudy, drawn_at_random
 
 SPACE = replace(load_space("smoke"), first=[{"learning_rate": 0.1, "momentum": 0.9}])
-SETTINGS = {"dataset": "patterns", "seed": 7, "train_images": None, "sampler": "tpe"}
+SETTINGS = {"dataset": "fashion-mnist", "seed": 7, "train_images": None, "sampler": "tpe"}
 
 
 def epoch(number: int, accuracy: float, finished: str = "") -> dict[str, Any]:
@@ -28,16 +30,16 @@ def epoch(number: int, accuracy: float, finished: str = "") -> dict[str, Any]:
     return row | {"n_parameters": 5142, "device": "cpu", "precision": "fp32", "finished": finished}
 
 
-def make_run(path: Path, accuracies: list[float], pruned: tuple[int, ...] = ()) -> Path:
+def make_run(path: Path, accuracies: list[float], pruned: tuple[int, ...] = (), space: Space = SPACE) -> Path:
     """Returns a run's folder: trial i has the i-th accuracy; trial 0 is the space's first point."""
     path.mkdir(parents=True)
-    study = RunStudy(path, SPACE, optuna.samplers.RandomSampler(seed=0), epochs=2, seed=7)
+    study = RunStudy(path, space, optuna.samplers.RandomSampler(seed=0), epochs=2, seed=7)
     for number, accuracy in enumerate(accuracies):
         proposal = study.ask()
         assert proposal is not None and proposal.number == number
         study.report(number, epoch(1, accuracy, "" if number in pruned else "length"))
         study.finish(number, "scheduler")
-    files.write_json(path / "meta.json", {"settings": SETTINGS, "dataset": "patterns"})
+    files.write_json(path / "meta.json", {"settings": SETTINGS, "dataset": "fashion-mnist"})
     return path
 
 
@@ -60,6 +62,23 @@ def test_complete_trials_come_first_then_the_default_and_the_best_random_point(r
     assert found.entries[0].search_accuracy == 0.8
     assert found.default == found.entries[2].config.hash() and found.random == found.entries[3].config.hash()
     assert plan(run, top_k=20).entries[9].trial == 8
+
+
+def test_for_images_of_ones_own_the_default_is_the_first_point_of_the_space(run: Path, tmp_path: Path) -> None:
+    images = str(write_images(tmp_path / "photos").dataset)
+    files.write_json(run / "meta.json", {"settings": SETTINGS | {"dataset": images, "reading": {}}, "dataset": images})
+    found = plan(run, top_k=1)
+    assert [(e.role, e.trial, e.rank) for e in found.entries] == [
+        *(("candidate", 9, 1), ("default", 0, 2), ("random", 3, 3))
+    ]
+    assert found.default_trial == 0 and found.default == found.entries[1].config.hash()
+    assert found.entries[1].config.epochs == 4 and found.entries[1].config.learning_rate == 0.1
+    assert plan(run, top_k=2).default == plan(run, top_k=2).entries[1].config.hash()
+    shutil.rmtree(run)
+    make_run(run, [0.5, 0.6, 0.7], space=replace(SPACE, first=[]))
+    files.write_json(run / "meta.json", {"settings": SETTINGS | {"dataset": images, "reading": {}}, "dataset": images})
+    original = plan(run, top_k=1)
+    assert original.default_trial is None and original.entries[1].config.architecture == "resnet8"
 
 
 def test_the_best_of_a_size_are_taken(run: Path) -> None:
@@ -176,7 +195,7 @@ def test_a_damaged_study_costs_the_random_point_only(run: Path, content: Any) ->
     for path in run.glob("study.db-*"):
         path.unlink()
     study.write_bytes(study.read_bytes()[:9000] if content == "cut" else content)
-    files.write_json(run / "meta.json", {"settings": SETTINGS, "dataset": "patterns", "schema": 2, "id": "4f1c"})
+    files.write_json(run / "meta.json", {"settings": SETTINGS, "dataset": "fashion-mnist", "schema": 2, "id": "4f1c"})
     found = plan(run)
     assert [entry.role for entry in found.entries] == ["candidate"] * 3 + ["default"]
     assert found.random is None and found.identity == "4f1c"
@@ -188,7 +207,7 @@ def test_a_damaged_study_costs_the_random_point_only(run: Path, content: Any) ->
 @pytest.mark.parametrize("name", ["dataset", "seed", "sampler"])
 def test_a_meta_json_of_another_version_is_named(run: Path, name: str) -> None:
     settings = {key: value for key, value in SETTINGS.items() if key != name}
-    files.write_json(run / "meta.json", {"settings": settings, "dataset": "patterns"})
+    files.write_json(run / "meta.json", {"settings": settings, "dataset": "fashion-mnist"})
     if name == "sampler":
         [note] = plan(run).notes
         assert "has no setting 'sampler'" in note

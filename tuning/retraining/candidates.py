@@ -4,7 +4,7 @@ A plan is made before anything is trained; every configuration of it gets the sa
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -83,6 +83,7 @@ class Plan:
         identity: What the run is, whatever its folder is called; None where there is none.
         entries: Distinct configurations, the candidates first, by rank.
         default: Hash of the default configuration, where it is among them.
+        default_trial: The trial of the run that it is; None where it is the original project's recipe.
         random: Hash of the best configuration that the search drew at random, where it is among them.
         folder: Absolute; of the jobs.
         images: What is read, and how.
@@ -102,6 +103,7 @@ class Plan:
     data_seed: int = 0
     train_images: int | None = None
     default: str | None = None
+    default_trial: int | None = None
     random: str | None = None
     identity: str | None = None
     notes: tuple[str, ...] = ()
@@ -156,7 +158,7 @@ def from_run(
         UserError: There is no such run, it is damaged, none of its trials has finished or is small enough, one had the
             seeds, or `epochs` are more than a configuration may have.
     """
-    from tuning.sampling.study import drawn_at_random
+    from tuning.sampling.study import drawn_at_random, given_points
     from tuning.trials.settings import N_STARTUP, source_of_run
 
     _check_epochs(epochs)
@@ -171,18 +173,17 @@ def from_run(
     compare = top_k * n_seeds > 1 if compare is None else compare
     entries = ranked[:top_k]
     used = {int(value) for value in trials["seed"].dropna()}
-    default = random = None
+    default = random = default_trial = None
     if compare:
         try:
             drawn = drawn_at_random(found.path, found.setting("sampler"), N_STARTUP)
+            given = given_points(found.path) if images.is_own else set()
         except UserError as error:
-            drawn = set()
+            drawn, given = set(), set()
             notes.append(f"The best random point is left out of the comparison: {error}")
         best_drawn = next((entry for entry in ranked if entry.trial in drawn), None)
-        original = read_config(DEFAULT)
-        length = max(entry.config.epochs for entry in entries)
-        others = [Entry("default", _lengthened(original, length, str(DEFAULT)))]
-        default = others[0].config.hash()
+        others = [_default(ranked, given, max(entry.config.epochs for entry in entries))]
+        default, default_trial = others[0].config.hash(), others[0].trial
         if best_drawn is not None and best_drawn.config.hash() != default:
             random = best_drawn.config.hash()
             others.append(Entry(**vars(best_drawn) | {"role": "random"}))
@@ -200,6 +201,7 @@ def from_run(
         data_seed=found.setting("seed"),
         train_images=found.settings.get("train_images"),
         default=default,
+        default_trial=default_trial,
         random=random,
         identity=found.identity,
         notes=tuple(notes),
@@ -274,6 +276,17 @@ def _ranked(trials: "pd.DataFrame", path: Path, epochs: int | None, metric: Metr
             epoch_seconds=float(row["seconds"] / row["epochs"]) or None,
             accumulation=1 if pd.isna(row["accumulation"]) else int(row["accumulation"]),
         )
+
+
+def _default(ranked: Sequence[Entry], given: Collection[int], epochs: int) -> Entry:
+    """Returns what one would train without a search: the first of the given trials, if one of them can be ranked.
+
+    Otherwise it is the original project's recipe, as long as the longest candidate.
+    """
+    first = min((entry for entry in ranked if entry.trial in given), key=lambda entry: entry.trial or 0, default=None)
+    if first is not None:
+        return replace(first, role="default")
+    return Entry("default", _lengthened(read_config(DEFAULT), epochs, str(DEFAULT)))
 
 
 def _lengthened(config: TrainConfig, epochs: int, source: str) -> TrainConfig:

@@ -78,6 +78,7 @@ class Contest:
             "metric": self.plan.metric,
             "lengthening": self.plan.lengthening,
             **_estimate("shrinkage", self.shrinkage),
+            "default_trial": self.plan.default_trial,
             **_estimate("default_difference", self.behind(self.plan.default)),
             **_estimate("random_difference", self.behind(self.plan.random)),
         }

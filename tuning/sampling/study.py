@@ -573,6 +573,14 @@ def drawn_at_random(path: Path, sampler: str, n_startup: int) -> set[int]:
     }
 
 
+def given_points(path: Path) -> set[int]:
+    """Returns the numbers of a run's trials that its space gave as first points."""
+    if not study_file.studies(path):
+        return set()
+    trials = study_storage.load(path).get_trials(deepcopy=False)
+    return {trial.number for trial in trials if "fixed_params" in trial.system_attrs}
+
+
 def _of_frames(path: Path) -> tuple[set[int], dict[int, dict[str, Any]], list[dict[str, Any]]]:
     """Returns what the frames know: the numbers of all trials, the rows of those that have ended, and all epochs.
 
