@@ -33,6 +33,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "head": LITE | {"train": "head", "learning_rate": 5e-3, "weight_decay": 1e-3},
     "head first": BODY | {"train": "head_first", "learning_rate": 1e-3, "body_lr_factor": 1.0},
     "fine-tune": BODY | {"learning_rate": 1e-2},
+    "fine-tune without mirroring": BODY | {"learning_rate": 1e-2, "flip": False},
+    "fine-tune with EMA 0.99": BODY | {"learning_rate": 1e-2, "ema_decay": 0.99},
     "random weights": BODY | {"learning_rate": 1e-3, "body_lr_factor": 1.0, "pretrained": False},
     "scratch": SMALL | {"architecture": "resnet14"},
 }

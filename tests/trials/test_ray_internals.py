@@ -37,9 +37,20 @@ def test_ray_has_the_private_names(module: str, name: str) -> None:
         found = getattr(found, part)
 
 
+def test_ray_tune_has_the_name_that_counts_callbacks() -> None:
+    from ray.air._internal import usage
+
+    assert hasattr(usage, "tag_callbacks"), f"ray {ray.__version__} has no tag_callbacks: {SEE}"
+    before = usage.tag_callbacks
+    with ray_internals.uncounted():
+        assert usage.tag_callbacks is not before and not usage.tag_callbacks([])
+    assert usage.tag_callbacks is before
+
+
 @pytest.mark.parametrize(
     ("file", "text"),
     [
+        ("tune/tune.py", "air_usage.tag_callbacks(callbacks)"),
         ("_private/services.py", "if not ray_constants.ENABLE_RAY_CLUSTER:"),
         ("_private/worker.py", "ray._private.utils.set_sigterm_handler("),
         ("_private/node.py", "ray._private.utils.set_sigterm_handler("),

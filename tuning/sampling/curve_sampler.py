@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import optuna
+import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 from scipy.special import log_ndtr, ndtri
-from scipy.stats import rankdata
 
 from tuning.sampling.gaussian_process import Floats, Points, Process, fit
 
@@ -330,7 +330,7 @@ def observations(trials: Sequence[FrozenTrial], sign: float) -> tuple[npt.NDArra
 
 def scores(values: Floats) -> Floats:
     """Returns the normal quantiles of the values' ranks: a diverged trial is far down, but hides nothing."""
-    return np.asarray(ndtri((rankdata(values) - 0.5) / len(values)), dtype=np.float64)
+    return np.asarray(ndtri((pd.Series(values).rank() - 0.5) / len(values)), dtype=np.float64)
 
 
 def expected_improvement(process: Process, configs: Floats, best: float) -> Floats:

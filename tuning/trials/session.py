@@ -147,7 +147,8 @@ class Session:
         note, dashboard = self.progress.note, self.settings.dashboard
         ray = local_ray.started(self.settings.slots, log, dashboard=dashboard, note=note)
         with ray, self.ends_on_signals():
-            tune.Tuner(self._trainable(), **self._tune_configs(n_trials)).fit()
+            with ray_internals.uncounted():
+                tune.Tuner(self._trainable(), **self._tune_configs(n_trials)).fit()
             record.update_meta(self.path, self.settings, side_by_side=self._slots.most)
             self._sweep_nodes()
         for leftover in (self.path / "trials").glob("*"):
