@@ -42,7 +42,7 @@ def run(
         str | Callable[[Any], Mapping[str, Any]],
         typer.Option(
             help=f"A search space: {', '.join(files.space_names())}, or FILE.py (default: resnet; "
-            "for your own images in colour from 64 pixels on photos)."
+            "for your own images from 64 pixels on photos, or scans if they are gray)."
         ),
     ] = "resnet",
     model: Annotated[
@@ -122,8 +122,8 @@ def run(
     Args:
         samples: Trials to run in all; None is 20.
         space: A search space's name, a file, or a function that returns the hyperparameters of a trial. The run keeps
-            the function's source, and what that reads. The default is "photos" for your own images in colour from 64
-            pixels on.
+            the function's source, and what that reads. The default is "resnet"; for your own images from 64
+            pixels on it is "photos", or "scans" if they are gray.
         model: A file with a network of yours, which configurations with the architecture "own" have. The run keeps its
             text. None is none; else the space is "own" by default.
         dataset: The path of your own images, a folder or a file; or a data set's name.

@@ -32,12 +32,12 @@ def test_every_space_gives_valid_configurations_and_offers_more_than_one(name: s
     space = load(name)
     assert check_space(space, epochs=5)
     assert len({config.hash() for config in draws(space)}) == 40
-    own = {20} if name == "photos" else set()  # Of a head alone, whose epochs take no time.
+    own = {20} if name in ("photos", "scans") else set()  # Of a head alone, whose epochs take no time.
     assert {config.epochs for config in draws(space)} == {5} | own
 
 
 def test_the_names_are_those_of_the_readme() -> None:
-    assert space_names() == ["own", "photos", "resnet", "resnet18", "resnet8", "smoke"]
+    assert space_names() == ["own", "photos", "resnet", "resnet18", "resnet8", "scans", "smoke"]
 
 
 def test_the_default_space_is_conditional() -> None:

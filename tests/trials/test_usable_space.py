@@ -60,8 +60,11 @@ def test_a_space_of_which_nothing_is_left_is_refused(tmp_path: Path, notes: list
         usable(tmp_path, only, notes)
 
 
-def test_photos_have_networks_from_scratch_where_the_pretrained_body_is_not_installed(notes: list[str]) -> None:
-    space, configs = usable_space(load_space("photos"), SETTINGS, SimpleNamespace(note=notes.append))  # type: ignore[arg-type]
+@pytest.mark.parametrize("name", ["photos", "scans"])
+def test_photos_have_networks_from_scratch_where_the_pretrained_body_is_not_installed(
+    name: str, notes: list[str]
+) -> None:
+    space, configs = usable_space(load_space(name), SETTINGS, SimpleNamespace(note=notes.append))  # type: ignore[arg-type]
     assert {config.architecture for config in configs} == {"resnet8", "resnet14"}
     assert sorted(note.partition(":")[0] for note in notes) == [
         "The space leaves out way='fine-tune'",
@@ -72,7 +75,8 @@ def test_photos_have_networks_from_scratch_where_the_pretrained_body_is_not_inst
 
 
 @pytest.mark.parametrize(
-    ("shape", "expected"), [((3, 64, 90), "photos"), ((3, 63, 90), "resnet"), ((1, 64, 64), "resnet")]
+    ("shape", "expected"),
+    [((3, 64, 90), "photos"), ((3, 63, 90), "resnet"), ((1, 64, 64), "scans"), ((1, 63, 64), "resnet")],
 )
 def test_the_space_of_ones_own_images_follows_from_their_channels_and_size(
     shape: tuple[int, ...], expected: str, monkeypatch: pytest.MonkeyPatch

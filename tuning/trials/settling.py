@@ -194,7 +194,9 @@ def _space_for(images: Source, device: str | None) -> str:
 
     device = device or ("cuda" if machine.gpu_memory() else "cpu")
     _, channels, *sides = load_own(images, device=device).rest.shape
-    return "photos" if channels == COLOUR and min(sides) >= LEAST_SIDE else "resnet"
+    if min(sides) < LEAST_SIDE:
+        return "resnet"
+    return "photos" if channels == COLOUR else "scans"
 
 
 def _newest(name: str) -> run_folder.Run:
