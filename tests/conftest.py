@@ -158,5 +158,5 @@ def a_disk_that_is_quick_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Nor is the disk waited for: that is for power cuts alone. Commands that are started beside the tests do wait.
     """
-    monkeypatch.setattr("tuning.sampling.study._SECONDS_OF_WRITES", math.inf)
+    monkeypatch.setattr("tuning.sampling.study_frames._SECONDS_OF_WRITES", math.inf)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)

@@ -17,8 +17,9 @@ from tuning.base.errors import UserError
 from tuning.base.registries import SAMPLERS
 from tuning.retraining import candidates
 from tuning.runs import run_folder, schema
+from tuning.sampling.origins import drawn_at_random
 from tuning.sampling.spaces import Space, load_space
-from tuning.sampling.study import RunStudy, drawn_at_random
+from tuning.sampling.study import RunStudy
 
 SPACE = replace(load_space("smoke"), first=[{"learning_rate": 0.1, "momentum": 0.9}])
 SETTINGS = {"dataset": "fashion-mnist", "seed": 7, "train_images": None, "sampler": "tpe"}

@@ -567,8 +567,8 @@ def test_writing_the_frame_takes_a_twentieth_of_the_time_at_most(
     study: RunStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, begun, written = [study._opened], study._opened, []
-    monkeypatch.setattr("tuning.sampling.study._SECONDS_OF_WRITES", 1.0)
-    monkeypatch.setattr("tuning.sampling.study.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("tuning.sampling.study_frames._SECONDS_OF_WRITES", 1.0)
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
 
     def write(*given: object) -> None:
         written.append(clock[0] - begun)

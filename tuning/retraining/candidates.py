@@ -158,7 +158,7 @@ def from_run(
         UserError: There is no such run, it is damaged, none of its trials has finished or is small enough, one had the
             seeds, or `epochs` are more than a configuration may have.
     """
-    from tuning.sampling.study import drawn_at_random, given_points
+    from tuning.sampling.origins import drawn_at_random, given_points
     from tuning.trials.settings import N_STARTUP, source_of_run
 
     _check_epochs(epochs)

@@ -1,16 +1,16 @@
 """The Optuna side of a run: what the sampler is asked, and what a finished, stopped or failed trial tells it.
 
 The study (SQLite, in the run folder) is the record: it holds each trial, and each of its epochs. `trials.csv` and
-`epochs.csv` are written from it, after the disk has it; where they lack something they are written anew. Nothing here
-knows Ray: whoever runs trials calls `ask`, `report`, `finish`, `fail`.
+`epochs.csv` are written from it, after the disk has it (`study_frames.py`). Nothing here knows Ray: whoever runs trials
+calls `ask`, `report`, `finish`, `fail`.
 """
 
 import hashlib
 import math
 import time
 import warnings
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,16 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from tuning.base import files
 from tuning.base.config import TrainConfig
-from tuning.base.errors import UserError, counted
+from tuning.base.errors import counted
 from tuning.base.masking import masked
-from tuning.base.registries import METRICS, OBJECTIVES, SAMPLERS
+from tuning.base.registries import METRICS, OBJECTIVES
 from tuning.base.threads import one_thread
-from tuning.runs import run_folder, schema, study_file
+from tuning.runs import schema, study_file
 from tuning.runs.study_file import EPOCH
-from tuning.sampling import study_storage
+from tuning.sampling import study_frames, study_storage
 from tuning.sampling.spaces import Space
+from tuning.sampling.study_frames import Known, StudyFrames
 
 _STATES = {
     TrialState.COMPLETE: "complete",
@@ -50,7 +50,6 @@ _KEPT = (
 # What an epoch's result says of its trial: the study keeps it with the epoch.
 _OF_TRIAL = ("n_parameters", "device", "precision", "finished", "seconds_per_image")
 _SECONDS_BETWEEN_WRITES = 1.0
-_SECONDS_OF_WRITES = 1.0  # So long `trials.csv` is written at every change; then for a twentieth of the time.
 REPEATS_BEFORE_RANDOM, REPEATS_THAT_EXHAUST = 10, 200
 
 
@@ -66,39 +65,6 @@ class Proposal:
     config: TrainConfig
     accumulation: int = 1
     epochs: int = 0
-
-
-@dataclass
-class _Known:
-    """What is known of a trial, all of which the study on the disk holds, too.
-
-    Attributes:
-        number: In the study.
-        id: In Optuna's storage.
-        state: "complete", "pruned" or "failed" once it has ended; until then "running", or if an earlier session began
-            it: "undrawn" (it has no configuration yet), "interrupted" (it is resumed next) or "waiting" (this machine
-            lacks what it needs).
-        params: Its point.
-        config_hash: Of its configuration; "" if it has none.
-        attrs: What the study keeps of it, most of it by the names of the columns of `trials.csv`.
-        epochs: Its rows of `epochs.csv`.
-    """
-
-    number: int
-    id: int
-    state: str
-    params: dict[str, Any]
-    config_hash: str = ""
-    attrs: dict[str, Any] = field(default_factory=dict)
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def has_ended(self) -> bool:
-        return self.state in ("complete", "pruned", "failed")
-
-    @property
-    def is_duplicate(self) -> bool:
-        return "same_as" in self.attrs
 
 
 class RunStudy:
@@ -136,10 +102,10 @@ class RunStudy:
         self._minimize, self._metric = minimize, METRICS.find(metric)
         self._path, self._epochs, self._seed = path, epochs, seed
         study_file.check(path)
-        numbers, ended, epoch_rows = _of_frames(path)
+        numbers, ended, epoch_rows = study_frames.read(path)
         names = study_file.studies(path)
         if not names and numbers:
-            _refuse(path, f"{study_file.FILE} is missing or empty", numbers)
+            study_frames.refuse(path, f"{study_file.FILE} is missing or empty", numbers)
         self._database = study_storage.storage(path)
         self.study = optuna.create_study(
             study_name=next(iter(names), path.resolve().name),
@@ -155,12 +121,13 @@ class RunStudy:
             objective = self._metric.column if metric == METRICS.default else f"valid_{metric}"
             named = objective if self._metric.greater_is_better else f"exp(-{objective})"
             self.study.set_metric_names([named] if minimize is None else [named, minimize])
-        self._trials: dict[int, _Known] = {}
-        self._opened, self._written, self._write_seconds = time.monotonic(), -math.inf, 0.0
+        self._trials: dict[int, Known] = {}
+        self._frames = StudyFrames(path, self._trials, self._metric)
+        self._opened = time.monotonic()
         trials = self.study.get_trials(deepcopy=False)
         told = (t for t in trials if t.state.is_finished() or {"seed", "same_as"} & set(t.user_attrs))
         if unknown := numbers - {trial.number for trial in told}:
-            _refuse(path, f"{study_file.FILE} knows {counted(len(trials), 'trial')}", unknown)
+            study_frames.refuse(path, f"{study_file.FILE} knows {counted(len(trials), 'trial')}", unknown)
         self._space = space.as_recorded(trials)
         self._read(trials, epoch_rows)
         self._began = max([datetime.now(UTC), *self._moments()])
@@ -169,7 +136,7 @@ class RunStudy:
             if not trial.has_ended:
                 possible = self._space.is_possible(trial.params)
                 trial.state = "undrawn" if "seed" not in trial.attrs else "interrupted" if possible else "waiting"
-        self._rewrite_frames(epoch_rows)
+        self._frames.mend(epoch_rows)
 
     def _read(self, trials: Sequence[optuna.trial.FrozenTrial], epoch_rows: Sequence[dict[str, Any]]) -> None:
         """Takes in what the study knows of its trials, and of frames that an earlier version wrote what it lacks."""
@@ -201,7 +168,7 @@ class RunStudy:
             first = {"attempt": 1, "accumulation": 1} if "seed" in kept else {}
             is_running = trial.state == TrialState.RUNNING  # Cut off while its end was being told, perhaps.
             state = kept.pop("state", _STATES[trial.state])
-            known = self._trials[trial.number] = _Known(
+            known = self._trials[trial.number] = Known(
                 trial.number,
                 self._id(trial.number),
                 "running" if is_running else state,
@@ -215,7 +182,7 @@ class RunStudy:
                 for epoch in set(rows) - set(trial.intermediate_values):
                     self._tell_epoch(known, rows[epoch])
 
-    def _adopt_end(self, trial: _Known, ended: Mapping[str, Any] | None) -> None:
+    def _adopt_end(self, trial: Known, ended: Mapping[str, Any] | None) -> None:
         """Tells the study the end of a trial that the frames know and it does not: it was copied too early."""
         if ended is None or "seed" not in trial.attrs or ended["attempt"] == 0:
             return
@@ -226,22 +193,6 @@ class RunStudy:
             return  # Its epochs are nowhere; it is trained again.
         self._end(trial, state, stopped_by=ended["stopped_by"], error=ended["error"], at=ended["ended"])
 
-    def _rewrite_frames(self, epoch_rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes `epochs.csv` anew where it lacks an epoch, has one twice, or has a line that is no row.
-
-        Both frames are there from then on, if only with their first lines: whoever reads them tells a search that has
-        just begun from one whose frames were lost.
-        """
-        for name, columns in schema.FRAMES.items():
-            if not (self._path / name).exists():
-                files.write_rows(self._path / name, columns, [])
-        order = {(row["trial"], row["epoch"]): i for i, row in reversed(list(enumerate(epoch_rows)))}
-        rows = [row for number in sorted(self._trials) for row in self._trials[number].epochs]
-        if len(rows) == len(epoch_rows) == len(order) and _is_whole(self._path / "epochs.csv", len(rows)):
-            return
-        rows.sort(key=lambda row: order.get((row["trial"], row["epoch"]), len(order)))
-        files.write_rows(self._path / "epochs.csv", schema.EPOCH_COLUMNS, rows)
-
     def _moments(self) -> list[datetime]:
         """Returns all times that the record holds."""
         times = []
@@ -249,7 +200,7 @@ class RunStudy:
             started = trial.attrs.get("started")
             times += [started, trial.attrs.get("ended"), *(row.get("at") for row in trial.epochs)]
             if started and not trial.is_duplicate:  # Version 0.2.0 kept no time of an epoch.
-                seconds = timedelta(seconds=_total(trial.epochs, "epoch_seconds"))
+                seconds = timedelta(seconds=study_frames.total(trial.epochs, "epoch_seconds"))
                 times.append((datetime.fromisoformat(started) + seconds).isoformat())
         return [datetime.fromisoformat(moment) for moment in times if moment]
 
@@ -338,12 +289,12 @@ class RunStudy:
                 self.study.enqueue_trial(point)
         return self.study.ask()
 
-    def _first_in(self, state: str) -> _Known | None:
+    def _first_in(self, state: str) -> Known | None:
         return next((trial for trial in self._trials.values() if trial.state == state), None)
 
-    def _drawn(self, trial: optuna.Trial, config_hash: str = "") -> _Known:
+    def _drawn(self, trial: optuna.Trial, config_hash: str = "") -> Known:
         """Returns what is known of a trial that has been drawn just now."""
-        known = _Known(trial.number, self._id(trial.number), "running", dict(trial.params), config_hash)
+        known = Known(trial.number, self._id(trial.number), "running", dict(trial.params), config_hash)
         self._trials[trial.number] = known
         return known
 
@@ -357,13 +308,13 @@ class RunStudy:
         self._write_now_and_then()
         return Proposal(trial.number, seed, config)
 
-    def _same(self, config: TrainConfig) -> _Known | None:
+    def _same(self, config: TrainConfig) -> Known | None:
         """Returns the trial that runs or ran this configuration and did not fail."""
         wanted = config.hash()
         of_config = (trial for trial in self._trials.values() if trial.config_hash == wanted)
         return next((trial for trial in of_config if trial.state != "failed" and not trial.is_duplicate), None)
 
-    def _reuse(self, trial: optuna.Trial, config: TrainConfig, same: _Known) -> None:
+    def _reuse(self, trial: optuna.Trial, config: TrainConfig, same: Known) -> None:
         """Tells the sampler, for a duplicate, what the trial that it repeats told; nothing yet, while that one runs."""
         known = self._drawn(trial)
         self._keep(known, config=config.model_dump(), started=self.now(), attempt=0, same_as=same.number)
@@ -396,8 +347,7 @@ class RunStudy:
         self._database.set_trial_user_attr(trial.id, f"{EPOCH}{row['epoch']}", row)
         rows.append(row)
         self._tell_epoch(trial, row)
-        study_file.sync(self._path)
-        files.append_row(self._path / "epochs.csv", schema.EPOCH_COLUMNS, row)
+        self._frames.append_epoch(row)
         self._write_now_and_then(_SECONDS_BETWEEN_WRITES)
         return True
 
@@ -443,30 +393,7 @@ class RunStudy:
 
     def row(self, number: int) -> dict[str, Any]:
         """Returns a trial's row of `trials.csv`."""
-        trial = self._trials[number]
-        attrs, rows = trial.attrs, trial.epochs
-        if attrs.get("same_as") in self._trials:
-            same = {"trial": number, "seconds": 0.0, "stopped_by": f"same configuration as trial {attrs['same_as']}"}
-            return (
-                self.row(attrs["same_as"]) | same | {name: attrs.get(name) for name in ("started", "ended", "attempt")}
-            )
-        row = {name: attrs.get(name) for name in schema.TRIAL_COLUMNS if name in attrs}
-        row |= {"trial": number, "state": trial.state if trial.has_ended else "running", "epochs": len(rows)}
-        if "config" in attrs:
-            row |= schema.DEFAULTS | {f"config/{name}": value for name, value in attrs["config"].items()}
-        if rows:
-            sign = self._metric.sign
-            best = max(rows, key=lambda r: (sign * r["valid_score"], -r["valid_loss"]))
-            rates = [r["images_per_second"] for r in rows if not math.isnan(r["images_per_second"])]
-            row |= {
-                "valid_accuracy": best["valid_accuracy"],
-                "valid_loss": best["valid_loss"],
-                "valid_score": best["valid_score"],
-                "best_epoch": best["epoch"],
-            }
-            row["seconds"] = _total(rows, "epoch_seconds")
-            row["images_per_second"] = sum(rates) / len(rates) if rates else None
-        return row
+        return self._frames.row(number)
 
     def error_of(self, number: int) -> float | None:
         """Returns the standard error of a trial's `valid_score`; None where version 0.2.0 trained it."""
@@ -476,33 +403,24 @@ class RunStudy:
 
     def write_trials(self) -> None:
         """Writes `trials.csv`."""
-        begun = time.monotonic()
-        study_file.sync(self._path)
-        drawn = [number for number, trial in sorted(self._trials.items()) if {"seed", "same_as"} & set(trial.attrs)]
-        rows = [self.row(number) for number in drawn]
-        if self._minimize is not None:
-            front = {trial.number for trial in self.study.best_trials}
-            rows = [row | {"pareto": row["trial"] in front} for row in rows]
-        files.write_rows(self._path / "trials.csv", schema.TRIAL_COLUMNS, rows)
-        self._written = time.monotonic()
-        self._write_seconds += self._written - begun
+        two = self._minimize is not None
+        self._frames.write_trials((trial.number for trial in self.study.best_trials) if two else None)
 
     def _write_now_and_then(self, seconds: float = 0.0) -> None:
         """Does so unless it was done within these seconds, or has taken too much of the time."""
-        now = time.monotonic()
-        if now - self._written >= seconds and self._write_seconds <= _SECONDS_OF_WRITES + (now - self._opened) / 20:
+        if self._frames.are_due(seconds):
             self.write_trials()
 
     def _id(self, number: int) -> int:
         return self._database.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
-    def _keep(self, trial: _Known, **values: Any) -> None:
+    def _keep(self, trial: Known, **values: Any) -> None:
         """Notes what is to be known of a trial, here and in the study."""
         for name, value in values.items():
             self._database.set_trial_user_attr(trial.id, name, value)  # First: the frames must never know more.
             trial.attrs[name] = value
 
-    def _tell_epoch(self, trial: _Known, row: Mapping[str, Any]) -> None:
+    def _tell_epoch(self, trial: Known, row: Mapping[str, Any]) -> None:
         """Tells the sampler what a running trial's value is after an epoch.
 
         As `optuna.Trial.report` does; but such an object, made of a resumed trial, would begin it anew for the sampler.
@@ -512,7 +430,7 @@ class RunStudy:
 
     def _end(
         self,
-        trial: _Known,
+        trial: Known,
         state: TrialState,
         *,
         stopped_by: str | None = None,
@@ -553,69 +471,3 @@ def tell_end(study: optuna.Study, number: int, state: TrialState, values: Sequen
 def trial_seed(run_seed: int, number: int) -> int:
     """Returns a trial's seed in [0, 2**31): a hash of the run's seed and the trial's number."""
     return int.from_bytes(hashlib.sha256(f"{run_seed}/{number}".encode()).digest()[:4], "big") >> 1
-
-
-def drawn_at_random(path: Path, sampler: str, n_startup: int) -> set[int]:
-    """Returns the numbers of a run's trials that no model proposed, the space's first points not among them.
-
-    Those are all of a sampler that draws at random; of the others the first `n_startup`, as fewer trials were there.
-
-    Raises:
-        UserError: `SAMPLERS` has no sampler of that name.
-    """
-    all_random = SAMPLERS.find(sampler).random
-    if not study_file.studies(path):
-        return set()
-    return {
-        trial.number
-        for trial in study_storage.load(path).get_trials(deepcopy=False)
-        if "fixed_params" not in trial.system_attrs and (all_random or trial.number < n_startup)
-    }
-
-
-def given_points(path: Path) -> set[int]:
-    """Returns the numbers of a run's trials that its space gave as first points."""
-    if not study_file.studies(path):
-        return set()
-    trials = study_storage.load(path).get_trials(deepcopy=False)
-    return {trial.number for trial in trials if "fixed_params" in trial.system_attrs}
-
-
-def _of_frames(path: Path) -> tuple[set[int], dict[int, dict[str, Any]], list[dict[str, Any]]]:
-    """Returns what the frames know: the numbers of all trials, the rows of those that have ended, and all epochs.
-
-    Lines that are no rows are passed over: the study has them, too.
-    """
-    rows = schema.whole_rows(path / "epochs.csv")
-    try:
-        trials = run_folder.Run(path).trials.to_dict("records")
-    except UserError:
-        trials = []
-    ended = {}
-    for row in trials:
-        if row["state"] in ("complete", "pruned", "failed"):
-            known = schema.plain({str(name): value for name, value in row.items()})
-            ended[int(row["trial"])] = known | {"ended": known["ended"] and known["ended"].isoformat()}
-    return {*(int(row["trial"]) for row in trials), *(row["trial"] for row in rows)}, ended, rows
-
-
-def _refuse(path: Path, what: str, unknown: Collection[int]) -> None:
-    """Raises UserError: the study is not the one that the frames were written from, and must not replace them."""
-    some = ", ".join(map(str, sorted(unknown)[:5])) + (", ..." if len(unknown) > 5 else "")
-    raise UserError(
-        f"In {path}, {what}, but trials.csv and epochs.csv have {counted(len(unknown), 'trial')} more ({some}). "
-        f"Nothing was changed. Put back the {study_file.FILE} that belongs to them, with {study_file.BESIDE[0]} if "
-        "there is one, or fetch the run from its storage. To go on without those trials, delete their lines from both "
-        "files."
-    )
-
-
-def _is_whole(path: Path, n_rows: int) -> bool:
-    """Returns whether a file has the header that it has today, so many lines, and nothing else."""
-    header = (",".join(schema.EPOCH_COLUMNS) + "\n").encode()
-    text = path.read_bytes() if path.exists() else b""
-    return text.startswith(header) and text.count(b"\n") == n_rows + 1 and text.endswith(b"\n")
-
-
-def _total(rows: Sequence[Mapping[str, Any]], name: str) -> float:
-    return math.fsum(row[name] for row in rows if not math.isnan(row[name]))
