@@ -111,6 +111,19 @@ def test_what_is_no_table_of_labels_is_said(text: str, match: str, tmp_path: Pat
         reading(table(tmp_path, text))
 
 
+def test_a_column_for_each_class_with_one_1_in_a_row_is_a_label(tmp_path: Path) -> None:
+    path = table(tmp_path, "image,MEL,NV,flag\n0,1.0,0.0,0\n1,0.0,1.0,0\n2,1,0,0\n3,0,1,0\n")
+    found, lines = reading(path)
+    assert found.class_names == ("MEL", "NV") and found.labels.tolist() == [0, 1, 0, 1]
+    assert any(line.startswith("The labels are the names of the columns MEL, NV of") for line in lines)
+
+
+@pytest.mark.parametrize("first", ["1,1", "0,0"])
+def test_images_of_two_classes_or_none_are_no_label(first: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a column with the labels, .* are image, a, b\. .*--label-column"):
+        reading(table(tmp_path, f"image,a,b\n0,{first}\n1,0,1\n2,1,0\n3,0,1\n"))
+
+
 def test_a_table_of_pixels_is_refused_in_few_words(tmp_path: Path) -> None:
     names = ",".join(f"pixel{i}" for i in range(784))
     with pytest.raises(UserError, match=r"its columns are label, pixel0, .*, pixel18 and 765 more. Choose one"):

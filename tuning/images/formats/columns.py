@@ -30,6 +30,7 @@ _LABELS = {
     *("label_name", "label_id", "class_id", "classid", "target_name", "category_id", "category_name"),
     *("diagnosis", "species", "breed"),
 }
+_INDICATORS = {"0": "0", "0.0": "0", "1": "1", "1.0": "1"}
 _NAMED = 20  # Columns that an error lists: a table of pixels has hundreds.
 _SPLITS = {"split", "set", "subset", "partition", "fold", "usage"}
 _GROUPS = {
@@ -83,6 +84,25 @@ def find_columns(
             "images of a group on one side of every split."
         )
     return Columns(image=image, label=label, split=split, group=group)
+
+
+def with_labels_of_indicators(
+    table: Mapping[str, Sequence[str]], source: Source, where: str, note: Note
+) -> Mapping[str, Sequence[str]]:
+    """Returns a table with a column of labels, where it had a column for each class with one 1 in every row.
+
+    That is how some archives write them (one-hot). A table that has labels already is returned as it is.
+    """
+    named = any(_plain(name) in _LABELS or _ends_like_a_label(name) for name in table)
+    classes = [name for name in table if {_INDICATORS.get(value, value) for value in table[name]} == {"0", "1"}]
+    if source.label_column is not None or named or len(classes) < 2:
+        return table
+    cells = zip(*(table[name] for name in classes), strict=True)
+    marked = [[_INDICATORS.get(value) == "1" for value in row] for row in cells]
+    if any(sum(row) != 1 for row in marked):
+        return table
+    note(f"The labels are the names of the columns {', '.join(classes)} of {where}: each row has one 1 in them.")
+    return {**table, "label": [classes[row.index(True)] for row in marked]}
 
 
 def is_header(names: Sequence[str], source: Source) -> bool:

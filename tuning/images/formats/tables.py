@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tuning.base.errors import UserError, counted
-from tuning.images.formats.columns import find_columns, is_header
+from tuning.images.formats.columns import find_columns, is_header, with_labels_of_indicators
 from tuning.images.formats.listing import SPLIT_NAMES, Listing, Note, of_files
 from tuning.images.formats.resolving import AmbiguousError, Resolver
 from tuning.images.formats.walking import IMAGE_SUFFIXES
@@ -53,6 +53,7 @@ def list_table(
 ) -> Listing:
     """Returns the listing of a table of texts, whose images are files: column name -> a text a row."""
     resolver, root = resolver or Resolver(path.parent), root or path.parent
+    table = with_labels_of_indicators(table, source, str(path), note)
     columns = find_columns(
         table,
         source,
