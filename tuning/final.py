@@ -30,7 +30,7 @@ from tuning.retraining import candidates
 from tuning.retraining import export as export_formats
 from tuning.retraining.best_model import Winner
 from tuning.retraining.candidates import Plan
-from tuning.retraining.opening import opened_again, retrain_and_test, written
+from tuning.retraining.opening import SHIPPED, SINGLE, opened_again, retrain_and_test, written
 from tuning.retraining.verdict import TRAIN_ON
 from tuning.runs import run_folder
 from tuning.runs.verdicts import headline
@@ -130,6 +130,10 @@ def run(
     train_on: Annotated[
         str, typer.Option(help="train; or train+valid: train the winner once more on both, as the model to ship.")
     ] = "train",
+    ship: Annotated[
+        str,
+        typer.Option(help="single; or ensemble: write the mean of the best of all models that were trained."),
+    ] = "single",
     export: Annotated[
         list[str] | None,
         typer.Option("--export", help="Write the model as onnx, safetensors or pt2, too; may be given again."),
@@ -182,6 +186,8 @@ def run(
         max_parameters: Of a configuration.
         compare: Retrain the default configuration and the best random point, too; None is yes if several are trained.
         train_on: "train", or "train+valid" to train the winner once more on both.
+        ship: "single", or "ensemble" to write the best mean of all models that were trained, where one is better than
+            each of them on the valid images.
         export: Formats in which the model is written, too: "onnx", "safetensors", "pt2".
         epochs: Full length, at least 1; None is twice the search's.
         seed: The first seed, at least 0; None derives it from the run.
@@ -247,6 +253,7 @@ def _retrained(asked: doors.Asked, say: Callable[[str], None]) -> tuple[Winner, 
             say=say,
             threads=asked.threads,
             train_on=asked.train_on,
+            ship=asked.ship,
             formats=asked.export or [],
         )
         return Winner.of(model_dir), page
@@ -260,6 +267,13 @@ def _planned(asked: doors.Asked) -> Plan:
     """
     if asked.train_on not in TRAIN_ON:
         raise unknown_name("--train-on", asked.train_on, TRAIN_ON)
+    if asked.ship not in SHIPPED:
+        raise unknown_name("--ship", asked.ship, SHIPPED)
+    if asked.ship != SINGLE and asked.train_on != TRAIN_ON[0]:
+        raise UserError(
+            f"--ship {asked.ship} must be used with --train-on train, because valid images choose its models, but got "
+            f"--train-on {asked.train_on}. Leave one of them out."
+        )
     export_formats.check_formats(asked.export or [])
     lengths = {"epochs": asked.epochs, "seed": asked.seed, "n_seeds": asked.seeds, "folds": asked.folds}
     if asked.metric is not None:

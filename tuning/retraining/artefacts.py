@@ -172,11 +172,20 @@ def publish(staging: Path, folder: Path) -> None:
 
 
 def write_model(
-    folder: Path, model: "nn.Module", config: TrainConfig, splits: "Splits", metrics: Mapping[str, Any]
+    folder: Path,
+    model: "nn.Module",
+    config: TrainConfig,
+    splits: "Splits",
+    metrics: Mapping[str, Any],
+    members: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
-    """Writes `model.pth`, `config.json`, `metrics.json` and `scores.txt`; of a user's own network `model.py`, too."""
+    """Writes `model.pth`, `config.json`, `metrics.json` and `scores.txt`; of a user's own network `model.py`, too.
+
+    `members` describes those of an ensemble, as `ensemble.described` does.
+    """
     jobs.save_weights(folder / "model.pth", model)
-    own_model.keep(config.architecture, folder)
+    for architecture in {config.architecture, *(member["config"]["architecture"] for member in members or ())}:
+        own_model.keep(architecture, folder)
     _, channels, height, width = splits.train.shape
     described = {
         "config": config.model_dump(),
@@ -186,6 +195,8 @@ def write_model(
     }
     if splits.resize is not None:
         described |= {"resize": splits.resize, "bits": splits.bits}
+    if members:
+        described["members"] = members
     shape = {"channels": channels, "height": height, "width": width, "mean": splits.mean, "std": splits.std}
     files.write_json(folder / "config.json", described | shape)
     files.write_json(folder / "metrics.json", metrics)

@@ -136,6 +136,17 @@ class Winner:
         return self.model.predict(images, invert)
 
 
+class _Member(BaseModel):
+    """What best_model/config.json must hold of each network of an ensemble."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    config: dict[str, Any]
+    weight: Annotated[float, Field(gt=0, le=1)]
+    mean: tuple[float, ...]
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+
+
 class _Description(BaseModel):
     """What best_model/config.json must hold; more is allowed."""
 
@@ -151,12 +162,14 @@ class _Description(BaseModel):
     flip_averaging: bool = False
     resize: Resize | None = None
     bits: Annotated[int, Field(ge=8, le=16)] = 8
+    members: tuple[_Member, ...] = ()
 
     @model_validator(mode="after")
     def _a_value_a_channel(self) -> "_Description":
-        for name in ("mean", "std"):
-            if (n_values := len(getattr(self, name))) != self.channels:
-                raise ValueError(f"{name} must have {self.channels} values, one a channel, but got {n_values}")
+        for part in (self, *self.members):
+            for name in ("mean", "std"):
+                if (n_values := len(getattr(part, name))) != self.channels:
+                    raise ValueError(f"{name} must have {self.channels} values, one a channel, but got {n_values}")
         return self
 
 
@@ -173,13 +186,8 @@ def load_best_model(folder: Path, own: Path | None = None) -> BestModel:
     """
     import torch
 
-    from tuning.models.architectures import build_model
-
     description = _read_description(folder / "config.json")
-    config = parse_config(description.config, str(folder / "config.json"))
-    _check_own(folder, config.architecture, own)
-    size = (description.height, description.width)
-    model = build_model(config, description.channels, len(description.class_names), load_pretrained=False, size=size)
+    model, called = _build(description, folder, own)
     path = folder / "model.pth"
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
@@ -194,15 +202,33 @@ def load_best_model(folder: Path, own: Path | None = None) -> BestModel:
         model.load_state_dict(weights)
     except (TypeError, AttributeError, RuntimeError) as error:
         raise UserError(
-            f"{path} must hold the weights of the {config.architecture} in config.json, but got others: "
+            f"{path} must hold the weights of the {called} in config.json, but got others: "
             f"{_first_line(error)} Run `python -m tuning.final` again."
         ) from error
-    return BestModel(model.eval(), **description.model_dump(exclude={"config"}))
+    return BestModel(model.eval(), **description.model_dump(exclude={"config", "members"}))
 
 
-def _check_own(folder: Path, architecture: str, own: Path | None) -> None:
-    """Raises UserError where the network is a user's own and its file was not named, or the named one is another."""
+def _build(description: _Description, folder: Path, own: Path | None) -> "tuple[nn.Module, str]":
+    """Returns the network that config.json describes, without its weights, and what it is called."""
+    from tuning.models.architectures import build_model
+    from tuning.models.ensemble import Ensemble
+
+    described = [member.config for member in description.members] or [description.config]
+    configs = [parse_config(each, str(folder / "config.json")) for each in described]
+    _check_own(folder, [config.architecture for config in configs], own)
+    channels, n_classes = description.channels, len(description.class_names)
+    size = (description.height, description.width)
+    networks = [build_model(config, channels, n_classes, load_pretrained=False, size=size) for config in configs]
+    if not (members := description.members):
+        return networks[0], configs[0].architecture
+    weights, means, stds = zip(*((each.weight, each.mean, each.std) for each in members), strict=True)
+    return Ensemble(networks, weights, means, stds), f"{len(members)} networks"
+
+
+def _check_own(folder: Path, architectures: Sequence[str], own: Path | None) -> None:
+    """Raises UserError where a network is a user's own and its file was not named, or the named one is another."""
     named = None if own is None else own_model.read(own).architecture
+    architecture = next(filter(own_model.is_own, architectures), architectures[0])
     if not own_model.is_own(architecture):
         if named is not None:
             raise UserError(f"--model must be left out for the {architecture} in {folder}, but got {own}.")

@@ -4,9 +4,10 @@ Only this file names what loads the test split.
 """
 
 import contextlib
+import functools
 import math
 import shutil
-import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from tuning.base import files, interrupts, machine
 from tuning.base.errors import UserError, each_alone
-from tuning.base.registries import ACCURACY, Metric
-from tuning.retraining import artefacts, contest, export, folds, model_card, suspects
+from tuning.base.registries import ACCURACY
+from tuning.retraining import artefacts, contest, ensemble, export, folds, model_card, scoring, suspects
 from tuning.retraining.artefacts import Outcome
 from tuning.retraining.candidates import Plan
 from tuning.retraining.contest import Contest
-from tuning.retraining.verdict import Chosen, choose, describe, spread, train_on_everything
+from tuning.retraining.ensemble import Ensemble
+from tuning.retraining.verdict import Chosen, choose, describe, train_on_everything
 from tuning.runs.openings import OPENED, RESULT, times_opened
 from tuning.runs.openings import append as log_test
 from tuning.runs.run_folder import MODEL_DIR
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from tuning.images.splitting import Splits
 
 REHEARSED, MOST_TEST_IMAGES = 2_000, 10_000
+SINGLE, SHIPPED = "single", ("single", "ensemble")
 Z_95 = 1.96  # Standard errors on each side of an estimate, in its 95 % interval.
 FINISHING = "The test split is open: the command ends as soon as its result is written, in seconds."
 
@@ -47,6 +50,8 @@ class Ready:
         trained_on: What the model makes of some train images.
         rehearsed: The valid images that stood for the test split.
         device: What the test images are evaluated on.
+        together: The best ensemble of all that was trained; None where that is a single model.
+        shipped: What the model is: "single" or "ensemble".
     """
 
     held: Contest
@@ -56,24 +61,64 @@ class Ready:
     trained_on: Outcome
     rehearsed: "Labelled"
     device: str
+    together: Ensemble | None = None
+    shipped: str = SINGLE
+
+    def load(self, device: str) -> "nn.Module":
+        """Returns what is to be saved, ready to evaluate."""
+        return _load(self.chosen, self.splits, self.held, self.together if self.shipped != SINGLE else None, device)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what is known before the test split is opened, as in `metrics.json`."""
+        found = describe(self.held, self.chosen, self.splits)
+        together, saved = self.together, {"shipped": self.shipped}
+        if together is None:
+            return found | {"n_parameters": self.chosen.result.n_parameters, "ensemble": None} | saved
+        found["ensemble"] = {
+            "models": len(together.jobs),
+            "configurations": together.n_configurations,
+            "n_parameters": together.n_parameters,
+            "valid_accuracy": together.valid_accuracy,
+            "valid_score": together.valid_score,
+        }
+        if self.shipped == SINGLE:
+            return found | {"n_parameters": self.chosen.result.n_parameters} | saved
+        names = ("valid_accuracy", "valid_score", "n_parameters")
+        return found | {name: found["ensemble"][name] for name in names} | {"flip_averaging": False} | saved
 
 
-def rehearse(held: Contest, chosen: Chosen, splits: "Splits", staging: Path, *, device: str) -> Ready:
+def _load(chosen: Chosen, splits: "Splits", held: Contest, together: Ensemble | None, device: str) -> "nn.Module":
+    return jobs.load_model(chosen.job, splits, device) if together is None else ensemble.build(together, held, device)
+
+
+def rehearse(
+    held: Contest,
+    chosen: Chosen,
+    splits: "Splits",
+    staging: Path,
+    *,
+    device: str,
+    together: Ensemble | None = None,
+    shipped: str = SINGLE,
+) -> Ready:
     """Writes everything for valid images, so that what can fail does so before the test split is opened.
 
     Raises:
         UserError: The disk is full, the pictures cannot be drawn, or the model cannot be loaded again.
     """
-    model = jobs.load_model(chosen.job, splits, "cpu")
+    saved = together if shipped != SINGLE else None
+    model = _load(chosen, splits, held, saved, "cpu")
     probe = artefacts.probe_images(splits.train)
     images = splits.valid.at(slice(REHEARSED))
-    flip = chosen.flip_averaging
-    ready = Ready(held, chosen, splits, model, _outcome(model, probe, splits, "cpu", flip), images, device)
-    outcome = _outcome(jobs.load_model(chosen.job, splits, device), images, splits, device, flip)
-    figures = _test_metrics(outcome, [outcome] * len(held.plan.seeds), held.metric) | {"test_opened": 1}
+    flip = chosen.flip_averaging and saved is None
+    trained_on = _outcome(model, probe, splits, "cpu", flip)
+    ready = Ready(held, chosen, splits, model, trained_on, images, device, together, shipped)
+    outcome = _outcome(ready.load(device), images, splits, device, flip)
+    figures = scoring.figures(outcome, [outcome] * len(held.plan.seeds), held.metric) | {"test_opened": 1}
+    figures |= {"single": scoring.of_one(figures), "ensemble": scoring.of_ensemble(outcome, held.metric, 1.0)}
     try:
         problems = write_everything(
-            ready, describe(held, chosen, splits) | figures, outcome, images, staging, rehearsing=True
+            ready, scoring.joined(ready.describe(), figures), outcome, images, staging, rehearsing=True
         )
         artefacts.check_drawn(staging, problems)
     except ImportError as error:
@@ -95,7 +140,8 @@ def write_everything(
         UserError: The disk is full.
     """
     splits, chosen = ready.splits, ready.chosen
-    artefacts.write_model(folder, ready.model, chosen.job.config, splits, metrics)
+    members = ensemble.described(ready.together, ready.held) if ready.together and ready.shipped != SINGLE else None
+    artefacts.write_model(folder, ready.model, chosen.job.config, splits, metrics, members)
     files.write_text(folder / "final.csv", ready.held.table.to_csv(index=False))
     rows, metric = chosen.result.epochs, ready.held.metric
     problems = artefacts.write_outcome(folder, test, images, splits, rows, metric)
@@ -114,13 +160,14 @@ def write_everything(
 
 
 def test_once(
-    ready: Ready, models: Sequence["nn.Module"], *, log: Path, staging: Path
+    ready: Ready, models: Mapping[Path, "nn.Module"], *, log: Path, staging: Path
 ) -> tuple[dict[str, Any], Outcome, "Labelled"]:
     """Opens the test split and writes that down; returns the metrics, the saved model's outcome, and the test images.
 
     Args:
         ready: What was chosen.
-        models: The model to be saved, then the winner's of each seed; on the device, ready to evaluate.
+        models: By the path of its job, each model that is tested: the chosen one, the winner's of each seed, and those
+            of the ensemble; on the device, ready to evaluate.
         log: The folder of the log.
         staging: Where room was reserved.
 
@@ -129,26 +176,45 @@ def test_once(
     """
     from tuning.images.datasets import load_test
 
-    splits, flip_averaging = ready.splits, ready.chosen.flip_averaging
-    metrics = describe(ready.held, ready.chosen, splits)
+    held, chosen, together, metrics = ready.held, ready.chosen, ready.together, ready.describe()
     # The choice is made: only now the test split is opened, and the log says so before anything is seen of it.
-    log_test(log, metrics | {"event": OPENED, "dataset": splits.dataset})
-    images = load_test(ready.held.plan.images)
-    outcomes = {flip: _outcome(models[0], images, splits, ready.device, flip) for flip in (False, True)}
-    of_seeds = [
-        outcomes[flip_averaging]  # The saved model is that of one of the seeds, unless it was trained on valid, too.
-        if ready.chosen.job.path == ready.held.plan.job(ready.held.winner, seed).path
-        else _outcome(each, images, ready.held.splits[seed], ready.device, flip_averaging)
-        for each, seed in zip(models[1:], ready.held.plan.seeds, strict=True)
-    ]
-    metrics |= _test_metrics(outcomes[flip_averaging], of_seeds, ready.held.metric) | {
+    log_test(log, metrics | {"event": OPENED, "dataset": ready.splits.dataset})
+    images = load_test(held.plan.images)
+    seconds: dict[Path, float] = {}
+
+    @functools.cache
+    def seen(job: jobs.Job, flip: bool) -> Outcome:
+        splits, start = ready.splits if job is chosen.job else held.splits[job.seed], time.perf_counter()
+        found = _outcome(models[job.path], images, splits, ready.device, flip)
+        if not flip:
+            seconds[job.path] = time.perf_counter() - start
+        return found
+
+    outcomes = {flip: seen(chosen.job, flip) for flip in (True, False)}
+    # The saved model is that of one of the seeds, unless it was trained on valid, too.
+    trained = {job.path: job for job in [held.plan.job(held.winner, seed) for seed in held.plan.seeds]}
+    if chosen.job.path in trained:
+        trained[chosen.job.path] = chosen.job
+    of_seeds = [seen(job, chosen.flip_averaging) for job in trained.values()]
+    saved = outcomes[chosen.flip_averaging]
+    figures = scoring.figures(saved, of_seeds, held.metric) | {
         "test_accuracy_plain": outcomes[False].accuracy,
         "test_accuracy_flip_averaging": outcomes[True].accuracy,
-        "test_opened": times_opened(log, splits.dataset),
     }
+    if together is not None:
+        mean = scoring.mean(
+            [seen(chosen.job if job.path == chosen.job.path else job, False) for job in together.jobs], together.weights
+        )
+        times = math.fsum(seconds[job.path] for job in together.jobs) / seconds[chosen.job.path]
+        figures["ensemble"] = scoring.of_ensemble(mean, held.metric, times)
+        if ready.shipped != SINGLE:
+            figures["single"] = scoring.of_one(figures)
+            saved, means = mean, {name: figures[name] for name in figures if name.endswith(("_mean", "_std"))}
+            figures |= scoring.figures(mean, [mean], held.metric) | means
+    metrics = scoring.joined(metrics, figures) | {"test_opened": times_opened(log, ready.splits.dataset)}
     artefacts.give_back(staging)
-    log_test(log, metrics | {"event": RESULT, "dataset": splits.dataset})
-    return metrics, outcomes[flip_averaging], images
+    log_test(log, metrics | {"event": RESULT, "dataset": ready.splits.dataset})
+    return metrics, saved, images
 
 
 def opened_again(metrics: Mapping[str, Any]) -> str:
@@ -176,29 +242,6 @@ def _outcome(model: "nn.Module", part: Any, splits: "Splits", device: str, flip_
     return Outcome(part.labels, log_probabilities.numpy(), features.numpy())
 
 
-def _test_metrics(test: Outcome, of_seeds: Sequence[Outcome], metric: Metric) -> dict[str, Any]:
-    """Returns figures of the saved model, and the mean over the winner's seeds."""
-    from tuning.runs import analysis
-
-    n = len(test.labels)
-    accuracies, values = [each.accuracy for each in of_seeds], [each.score(metric) for each in of_seeds]
-    right = int((test.predictions == test.labels).sum())
-    loss = -float(test.log_probabilities[range(n), test.labels].mean())
-    return {
-        "test_accuracy": right / n,
-        "test_interval": list(analysis.wilson_interval(right, n)),
-        "test_accuracy_mean": statistics.mean(accuracies),
-        "test_accuracy_std": spread(accuracies),
-        "test_score": test.score(metric),
-        "test_score_interval": list(test.score_interval(metric)),
-        "test_score_mean": statistics.mean(values),
-        "test_score_std": spread(values),
-        "test_loss": loss,
-        "test_images": n,
-        "ece": analysis.calibration(test.labels, test.probabilities)[0],
-    }
-
-
 def retrain_and_test(
     plan: Plan,
     slots: Slots,
@@ -207,6 +250,7 @@ def retrain_and_test(
     threads: int | None = None,
     train_on: str = "train",
     formats: Sequence[str] = (),
+    ship: str = SINGLE,
     say: Callable[[str], None] = print,
     shows_contest: bool = True,
 ) -> dict[str, Any]:
@@ -227,8 +271,12 @@ def retrain_and_test(
     splits = held.splits[chosen.job.seed]
     if train_on == "train+valid":
         chosen = train_on_everything(chosen, splits, slots.device, threads or machine.cores(), say)
+    together = ensemble.choose(held)
+    if ship != SINGLE and together is None:
+        say("No ensemble of what was trained is better on the valid images: the single model is written.")
+        ship = SINGLE
     with artefacts.staged(model_dir) as staging:
-        ready = rehearse(held, chosen, splits, staging, device=slots.device)
+        ready = rehearse(held, chosen, splits, staging, device=slots.device, together=together, shipped=ship)
         for line in export.export(
             staging, formats, splits.valid.pixels(slice(export.IMAGES_TO_COMPARE)), shown=model_dir
         ):
@@ -236,11 +284,21 @@ def retrain_and_test(
         artefacts.check_replaceable(staging, model_dir)
         artefacts.reserve(staging, MOST_TEST_IMAGES, len(ready.rehearsed))
         trained = [plan.job(held.winner, seed) for seed in plan.seeds]
-        models = [jobs.load_model(job, held.splits[job.seed], slots.device) for job in (chosen.job, *trained)]
+        tested = {job.path: job for job in (*(together.jobs if together else ()), *trained, chosen.job)}
+        models = {
+            path: jobs.load_model(job, splits if job is chosen.job else held.splits[job.seed], slots.device)
+            for path, job in tested.items()
+        }
         if plan.folds:
             outcomes = [
-                _outcome(model, held.splits[job.seed].valid, held.splits[job.seed], slots.device, chosen.flip_averaging)
-                for model, job in zip(models[1:], trained, strict=True)
+                _outcome(
+                    models[job.path],
+                    held.splits[job.seed].valid,
+                    held.splits[job.seed],
+                    slots.device,
+                    chosen.flip_averaging,
+                )
+                for job in trained
             ]
             for line in suspects.write(staging, plan.images, list(held.splits.values()), outcomes):
                 say(line)

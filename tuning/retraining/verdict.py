@@ -125,6 +125,5 @@ def describe(held: Contest, chosen: Chosen, splits: "Splits") -> dict[str, Any]:
         "fold": plan.seeds.index(chosen.job.seed) + 1 if plan.folds else None,
         "split_hash": splits.split_hash,
         "config_hash": winner.config.hash(),
-        "n_parameters": chosen.result.n_parameters,
         **held.facts,
     }

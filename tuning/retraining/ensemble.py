@@ -1,0 +1,172 @@
+"""What the models of a contest are worth together: their mean probabilities, chosen on valid images as the winner is.
+
+The selection is that of Caruana et al. (Ensemble Selection from Libraries of Models, 2004): again and again the model
+is added that makes the mean best, also one that is in it. The test split has no place here.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tuning.base.registries import ACCURACY, Metric
+from tuning.retraining.contest import Contest
+from tuning.training import jobs
+from tuning.training.jobs import Job
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import nn
+
+    Floats = npt.NDArray[np.floating[Any]]
+
+ROUNDS = 25
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Models that are averaged.
+
+    Attributes:
+        jobs: How they were trained, distinct; the heaviest first.
+        weights: One a job; they add up to 1.
+        valid_score: The metric of the mean on the valid images. Of folds each image is judged by those models alone
+            that did not train on it.
+        valid_accuracy: The same of the accuracy.
+        n_parameters: Of all of them.
+    """
+
+    jobs: tuple[Job, ...]
+    weights: tuple[float, ...]
+    valid_score: float
+    valid_accuracy: float
+    n_parameters: int
+
+    @property
+    def n_configurations(self) -> int:
+        """How many configurations they are of."""
+        return len({job.config.hash() for job in self.jobs})
+
+
+def choose(held: Contest) -> Ensemble | None:
+    """Returns the best ensemble of all that a contest has trained; None where that is a single model.
+
+    With seeds its parts are single models. With folds each part is a configuration, with the models of all its folds:
+    of a fold alone nothing is known on the images of the others.
+    """
+    from tuning.training import metrics
+
+    parts = _parts(held)
+    outputs = [_outputs(part, held) for part in parts]
+    known = [(part, found) for part, found in zip(parts, outputs, strict=True) if found is not None]
+    if not known:
+        return None
+    labels = np.concatenate([held.splits[seed].valid.labels for seed in _judging(held)])
+    taken = Counter(select([found for _, found in known], labels, held.metric))
+    weights: dict[Job, float] = {}
+    for index, n in taken.most_common():
+        for job in known[index][0]:
+            weights[job] = n / taken.total() / len(known[index][0])
+    if len(weights) < 2:
+        return None
+    mean = np.log(sum(n * np.exp(known[index][1]) for index, n in taken.items()) / taken.total() + 1e-12)
+    results = [held.done[job.config.hash(), job.seed] for job in weights]
+    return Ensemble(
+        jobs=tuple(weights),
+        weights=tuple(weights.values()),
+        valid_score=metrics.score(held.metric.name, mean, labels),
+        valid_accuracy=metrics.score(ACCURACY.name, mean, labels),
+        n_parameters=sum(result.n_parameters or 0 for result in results),
+    )
+
+
+def select(outputs: Sequence["Floats"], labels: "npt.NDArray[np.int64]", metric: Metric) -> list[int]:
+    """Returns the indices of what is averaged, the same one perhaps more than once.
+
+    Of means that are equally good in the metric, as on few images they often are, the one of the lower log loss counts
+    as the better one; of equal ones the smaller.
+
+    Args:
+        outputs: Log-probabilities (N, n_classes) of each part, of the same images.
+        labels: (N,).
+        metric: What the mean is to be best in.
+    """
+    from tuning.training import metrics
+
+    def merit(probabilities: "Floats") -> tuple[float, float]:
+        log = np.log(probabilities + 1e-12)
+        values = metric.sign * metrics.score(metric.name, log, labels), -metrics.score("log_loss", log, labels)
+        return round(values[0], 9), round(values[1], 9)
+
+    each = [np.exp(part.astype(np.float64)) for part in outputs]
+    total, taken, best = np.zeros_like(each[0]), list[int](), ((-math.inf, -math.inf), 0)
+    for size in range(1, ROUNDS + 1):
+        merits = [merit((total + one) / size) for one in each]
+        taken.append(max(range(len(each)), key=merits.__getitem__))
+        total = total + each[taken[-1]]
+        if merits[taken[-1]] > best[0]:
+            best = (merits[taken[-1]], size)
+    return taken[: best[1]]
+
+
+def build(ensemble: Ensemble, held: Contest, device: str) -> "nn.Module":
+    """Returns the ensemble as one network, ready to evaluate.
+
+    Raises:
+        UserError: The weights of a model are missing or damaged.
+    """
+    from tuning.models.ensemble import Ensemble as Network
+
+    splits = [held.splits[job.seed] for job in ensemble.jobs]
+    members = [jobs.load_model(job, part, "cpu") for job, part in zip(ensemble.jobs, splits, strict=True)]
+    network = Network(members, ensemble.weights, [part.mean for part in splits], [part.std for part in splits])
+    return network.to(device).eval()
+
+
+def described(ensemble: Ensemble, held: Contest) -> list[dict[str, Any]]:
+    """Returns what `config.json` has of each member."""
+    return [
+        {
+            "config": job.config.model_dump(),
+            "weight": weight,
+            "mean": held.splits[job.seed].mean,
+            "std": held.splits[job.seed].std,
+        }
+        for job, weight in zip(ensemble.jobs, ensemble.weights, strict=True)
+    ]
+
+
+def _judging(held: Contest) -> tuple[int, ...]:
+    """Returns the seeds whose valid images count: those of all folds; without folds they are the same for all seeds."""
+    return held.plan.seeds if held.plan.folds else held.plan.seeds[:1]
+
+
+def _parts(held: Contest) -> list[tuple[Job, ...]]:
+    """Returns what may be taken, each with its jobs, the winner's first."""
+    winner, plan = held.winner.config.hash(), held.plan
+    found: list[tuple[Job, ...]] = []
+    for entry in sorted(plan.entries, key=lambda each: each.config.hash() != winner):
+        config_hash = entry.config.hash()
+        if config_hash in held.failed:
+            continue
+        results = [(seed, held.done[config_hash, seed]) for seed in plan.seeds if (config_hash, seed) in held.done]
+        trained = tuple(plan.job(entry, seed, result.accumulation) for seed, result in results)
+        if not plan.folds:
+            found += [(job,) for job in trained]
+        elif len(trained) == len(plan.seeds):
+            found.append(trained)
+    return found
+
+
+def _outputs(part: Sequence[Job], held: Contest) -> "Floats | None":
+    """Returns log-probabilities (N, n_classes) of the valid images; None where version 0.2.0 trained the models."""
+    found = []
+    for job in part:
+        scores = jobs.read_valid(job)
+        if scores is None or len(scores) != len(held.splits[job.seed].valid):
+            return None
+        found.append(scores)
+    return np.concatenate(found)

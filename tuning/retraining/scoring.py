@@ -1,0 +1,64 @@
+"""What outcomes on the test images come to: the figures of `metrics.json`.
+
+Arrays in, numbers out; where the outcomes come from, `opening.py` knows alone.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tuning.base.registries import Metric
+from tuning.retraining.artefacts import Outcome
+from tuning.retraining.verdict import spread
+
+OF_ONE = ("test_accuracy", "test_interval", "test_score", "test_score_interval", "test_loss", "ece")
+
+
+def figures(test: Outcome, of_seeds: Sequence[Outcome], metric: Metric) -> dict[str, Any]:
+    """Returns figures of the saved model, and the mean over the winner's seeds."""
+    from tuning.runs import analysis
+
+    n = len(test.labels)
+    accuracies, values = [each.accuracy for each in of_seeds], [each.score(metric) for each in of_seeds]
+    right = int((test.predictions == test.labels).sum())
+    loss = -float(test.log_probabilities[range(n), test.labels].mean())
+    return {
+        "test_accuracy": right / n,
+        "test_interval": list(analysis.wilson_interval(right, n)),
+        "test_accuracy_mean": statistics.mean(accuracies),
+        "test_accuracy_std": spread(accuracies),
+        "test_score": test.score(metric),
+        "test_score_interval": list(test.score_interval(metric)),
+        "test_score_mean": statistics.mean(values),
+        "test_score_std": spread(values),
+        "test_loss": loss,
+        "test_images": n,
+        "ece": analysis.calibration(test.labels, test.probabilities)[0],
+    }
+
+
+def of_ensemble(test: Outcome, metric: Metric, times: float) -> dict[str, Any]:
+    """Returns what an ensemble scores, and how many times the single model's time it takes for an image."""
+    return of_one(figures(test, [test], metric)) | {"times_single": times}
+
+
+def of_one(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those figures that are of one model."""
+    return {name: found[name] for name in OF_ONE}
+
+
+def joined(metrics: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what was known before, with the figures on the test images; those of the ensemble in their place."""
+    known = metrics["ensemble"]
+    return {**metrics, **found, "ensemble": known and known | found["ensemble"]}
+
+
+def mean(outcomes: Sequence[Outcome], weights: Sequence[float]) -> Outcome:
+    """Returns the weighted mean of probabilities, with the first one's features."""
+    from scipy.special import logsumexp
+
+    stacked = np.stack([each.log_probabilities for each in outcomes])
+    log_probabilities = logsumexp(stacked, axis=0, b=np.asarray(weights)[:, None, None])
+    return Outcome(outcomes[0].labels, log_probabilities.astype(np.float32), outcomes[0].features)
