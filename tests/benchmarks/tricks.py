@@ -61,6 +61,10 @@ TRICKS = {
     "EMA 0.99, constant lr 0.1": Trick({"ema_decay": 0.99, "schedule": "constant", "learning_rate": 0.1}),
     "label smoothing 0.1": Trick({"label_smoothing": 0.1}),
     "AdamW, lr 0.01": Trick({"optimizer": "adamw", "learning_rate": 0.01}),
+    "Muon": Trick({"optimizer": "muon"}),
+    "Muon, lr 0.3, decay 2e-3, momentum 0.95": Trick(
+        {"optimizer": "muon", "learning_rate": 0.3, "weight_decay": 2e-3, "momentum": 0.95}
+    ),
     "14 x 14 pixels at first": Trick({}, side=14),
     "20 x 20 pixels at first": Trick({}, side=20),
     "half of the images at first": Trick({}, share=0.5),

@@ -12,6 +12,7 @@ from tuning.base.errors import UserError
 from tuning.base.registries import OPTIMIZERS
 from tuning.models.architectures import build_model, head_of
 from tuning.models.frozen import freeze_body
+from tuning.training.muon import SCALE, groups_of, orthogonal
 from tuning.training.optimizers import make_optimizer
 
 # Hyperparameters that only some optimizers use, and a value that is not the default.
@@ -98,7 +99,7 @@ def test_the_body_may_learn_slower_than_the_head(name: str) -> None:
     head = {id(p) for p in head_of(model).parameters()}
     assert len(rates) == len(list(model.parameters()))
     assert {rates[p] for p in head} == {0.2}
-    assert [*{rates[p] for p in rates.keys() - head}] == [pytest.approx(0.02)]
+    assert sorted({rates[p] for p in rates.keys() - head}) == pytest.approx([0.002] * (name == "muon") + [0.02])
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert all((decays[id(p)] > 0) == (p.ndim > 1) for p in model.parameters())
 
@@ -144,6 +145,7 @@ def test_training_does_not_import_torchs_compiler() -> None:
 import sys, torch
 from tuning.base.config import TrainConfig
 from tuning.training.head_first import fit_head
+from tuning.training.muon import SCALE, groups_of, orthogonal
 from tuning.training.optimizers import make_optimizer
 for name in ("sgd", "adamw"):
     model = torch.nn.Linear(3, 2)
@@ -157,3 +159,41 @@ print("torch._dynamo" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout == "False\n"
+
+
+def test_the_step_of_a_convolution_is_torchs_muon_of_the_flattened_filters() -> None:
+    """torch computes in bf16, in which singular values near 1 differ in the third digit."""
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(6, 8, 3, bias=False)
+    flat = nn.Parameter(convolution.weight.detach().reshape(8, -1).clone())
+    config = TrainConfig(optimizer="muon", learning_rate=0.5, momentum=0.9, weight_decay=0.01)
+    model = nn.Sequential(convolution, nn.Flatten(), nn.Linear(8, 2))
+    model.head = model[2]  # type: ignore[assignment]
+    ours = make_optimizer(model, config)
+    # Theirs takes the mean of momentum and gradient, which is ours times a number that the iteration takes out.
+    theirs = torch.optim.Muon(
+        [flat], lr=0.05, weight_decay=0.1, momentum=0.9, ns_steps=3, adjust_lr_fn="match_rms_adamw"
+    )
+    for seed in range(3):
+        grad = torch.randn(8, 6, 3, 3, generator=torch.Generator().manual_seed(seed))
+        convolution.weight.grad, flat.grad = grad, grad.reshape(8, -1).clone()
+        before = convolution.weight.detach().clone()
+        ours.step()
+        theirs.step()
+        step = (convolution.weight.detach() - before).norm()
+        assert (convolution.weight.detach().reshape(8, -1) - flat.detach()).norm() < 0.05 * step
+
+
+def test_orthogonal_steps_have_singular_values_near_one_whichever_side_is_longer() -> None:
+    draw = torch.Generator().manual_seed(0)
+    updates = [torch.randn(shape, generator=draw) for shape in ((8, 4, 3, 3), (8, 4, 3, 3), (64, 2, 1, 1))]
+    for update, found in zip(updates, orthogonal(updates, steps=8), strict=True):
+        assert found.shape == update.shape
+        values = torch.linalg.svdvals(found.flatten(1)) / (SCALE * max(found.flatten(1).shape) ** 0.5)
+        assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_depthwise_filters_have_sgd() -> None:
+    filters = nn.Parameter(torch.ones(8, 1, 3, 3))
+    groups = groups_of([{"params": [filters], "weight_decay": 0.0}], 0.1)
+    assert [(len(group["params"]), group["orthogonal"]) for group in groups] == [(1, False), (0, True)]

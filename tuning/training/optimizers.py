@@ -9,6 +9,7 @@ from torch import nn
 from tuning.base.config import TrainConfig
 from tuning.base.registries import OPTIMIZERS
 from tuning.models.architectures import head_of
+from tuning.training.muon import Muon, groups_of
 
 Groups = list[dict[str, Any]]
 
@@ -47,7 +48,7 @@ def uncompiled(optimizer: type[torch.optim.Optimizer]) -> Any:
     return type(optimizer.__name__, (optimizer,), methods)
 
 
-_SGD, _ADAMW = uncompiled(torch.optim.SGD), uncompiled(torch.optim.AdamW)
+_SGD, _ADAMW, _MUON = (uncompiled(optimizer) for optimizer in (torch.optim.SGD, torch.optim.AdamW, Muon))
 
 
 def sgd(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
@@ -62,4 +63,10 @@ def sgd(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
 def adamw(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
     """Returns AdamW with torch's betas."""
     made: torch.optim.Optimizer = _ADAMW(groups, lr=config.learning_rate, fused=True)
+    return made
+
+
+def muon(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
+    """Returns Muon for the weights of convolutions, at a tenth of the learning rate; all others have SGD."""
+    made: torch.optim.Optimizer = _MUON(groups_of(groups, config.learning_rate), momentum=config.momentum)
     return made
