@@ -24,13 +24,21 @@ ROOT = Path(__file__).parent.parent
 CLASS_NAMES = ("rows", "columns", "checks", "spot")
 
 
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 # What is costly to make and shared: tests with one of these run in one process, which makes it once.
 SHARED = ("wheel", "searched", "s3", "browser")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Lets threads that wait sleep: commands with a thread a core, two beside each other, else take twice the time."""
+    """Lets threads that wait sleep: commands with a thread a core, two beside each other, else take twice the time.
+
+    Of several processes that test, each has a core: a search then starts one worker, and not one a core, which took
+    17 s of processor time in place of 11. Tests of what runs side by side ask for `every_core`.
+    """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and len(CORES) > 1:
+        os.sched_setaffinity(0, {CORES[int(worker.removeprefix("gw")) % len(CORES)]})
 
 
 def pytest_report_header() -> list[str]:
@@ -140,6 +148,18 @@ def migrations_that_are_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(alembic.util, "load_python_file", functools.cache(alembic.util.load_python_file))
         yield
+
+
+@pytest.fixture
+def every_core() -> Iterator[None]:
+    """Gives a test, and what it starts, all cores."""
+    if not CORES:
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, CORES)
+    yield
+    os.sched_setaffinity(0, own)
 
 
 @pytest.fixture(autouse=True)
