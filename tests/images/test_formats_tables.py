@@ -124,6 +124,15 @@ def test_images_of_two_classes_or_none_are_no_label(first: str, tmp_path: Path) 
         reading(table(tmp_path, f"image,a,b\n0,{first}\n1,0,1\n2,1,0\n3,0,1\n"))
 
 
+@pytest.mark.parametrize("header", ["image,dx,male,female", "image,finding,is_train,is_test", "image,note,a,b"])
+def test_indicators_beside_what_may_be_the_label_are_none(header: str, tmp_path: Path) -> None:
+    rows = "0,x,1,0\n1,y,0,1\n2,x,1,0\n3,y,0,1\n"
+    with pytest.raises(UserError, match=r"a column with the labels, .*--label-column"):
+        reading(table(tmp_path, f"{header}\n{rows}"))
+    found, _ = reading(table(tmp_path, "image,fold,a,b\n0,0,1,0\n1,1,0,1\n2,0,1,0\n3,1,0,1\n"))
+    assert found.class_names == ("a", "b")
+
+
 def test_a_table_of_pixels_is_refused_in_few_words(tmp_path: Path) -> None:
     names = ",".join(f"pixel{i}" for i in range(784))
     with pytest.raises(UserError, match=r"its columns are label, pixel0, .*, pixel18 and 765 more. Choose one"):

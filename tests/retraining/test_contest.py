@@ -2,6 +2,7 @@
 
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -215,6 +216,37 @@ def test_a_job_that_runs_out_of_memory_beside_others_is_run_again_alone(tmp_path
     told = [row for job, row in rows if job is not good]
     assert told[0]["note"].endswith("It is run again, alone, when the others have ended.")
     assert [row["epoch"] for row in told[1:]] == [row["epoch"] for job, row in rows if job is good] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_later_seeds_of_a_configuration_that_ran_out_of_memory_wait_and_no_slot_is_empty(
+    tmp_path: Path, splits: Splits
+) -> None:
+    from tuning.trials.worker import train_all
+
+    here = os.getpid()
+
+    class Large(Job):
+        @property
+        def path(self) -> Path:
+            if os.getpid() != here and not (marker := self.folder / f"tried-{self.seed}").exists():
+                marker.touch()
+                raise MemoryError
+            return super().path
+
+    class Patient(Job):
+        @property
+        def path(self) -> Path:
+            while os.getpid() != here and not (self.folder / "tried-1").exists():
+                time.sleep(0.05)
+            return super().path
+
+    good = [Patient(entry(1).config, seed, tmp_path) for seed in (1, 2)]
+    large = [Large(entry(2).config, seed, tmp_path) for seed in (1, 2)]
+    (tmp_path / "tried-2").touch()  # Alone it would not fail; and it is not tried beside others.
+    rows = list(train_all(given(large[0], *good, large[1]), splits, replace(SLOTS, concurrency=2)))
+    ended = [job for job, row in rows if row.get("epoch") == 3]
+    assert ended[:2] == good and ended[2:] == large
 
 
 def test_a_worker_that_was_killed_for_memory_gets_smaller_parts_as_far_as_there_are_any() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import patterned_images
-from test_final import SLOTS, make_plan, opened, train  # noqa: F401
+from test_final import SLOTS, TINY, make_plan, opened, train  # noqa: F401
 
 from tuning import final, predict
 from tuning.base.config import TrainConfig
@@ -18,8 +18,9 @@ from tuning.base.registries import METRICS
 from tuning.images.splitting import Splits
 from tuning.models.architectures import build_model
 from tuning.models.ensemble import Ensemble
-from tuning.retraining import contest, ensemble
+from tuning.retraining import contest, ensemble, opening, verdict
 from tuning.retraining.candidates import Plan
+from tuning.runs import openings
 from tuning.training import jobs
 from tuning.training.evaluation import evaluate
 
@@ -108,7 +109,9 @@ def test_a_shipped_ensemble_predicts_exports_and_scores_as_it_was_tested(
     found, test = metrics["ensemble"], patterned_images(200, seed=9)
     assert metrics["shipped"] == "ensemble" and metrics["test_accuracy"] == found["test_accuracy"]
     assert metrics["n_parameters"] == found["n_parameters"] and not metrics["flip_averaging"]
-    assert metrics["single"]["test_accuracy"] <= 1 and "test_accuracy_mean" in metrics
+    assert {"test_accuracy", "test_accuracy_plain", "flip_averaging"} <= set(metrics["single"])
+    assert "test_accuracy_mean" in metrics and "test_accuracy_plain" not in metrics
+    assert [line["shipped"] for line in openings.read(tmp_path / "model")] == ["ensemble"] * 2
     best = predict.load(tmp_path / "model")
     shown = [row.class_name for row in best.predict(test.images)]
     right = np.mean([splits.class_names[label] == name for label, name in zip(test.labels, shown, strict=True)])
@@ -120,6 +123,7 @@ def test_a_shipped_ensemble_predicts_exports_and_scores_as_it_was_tested(
         assert np.allclose(kept["probabilities"], probabilities, atol=1e-4)
     text = (tmp_path / "model" / "scores.txt").read_text()
     assert f"ensemble of {found['models']} models of" in text and "single model       " in text
+    assert "over 2 fresh seeds of the winner alone" in text
     assert "Ensemble of" in (tmp_path / "model" / "model_card.md").read_text()
     assert {f"model.{name}" for name in ("onnx", "pt2", "safetensors")} <= {
         f.name for f in (tmp_path / "model").iterdir()
@@ -141,6 +145,48 @@ def test_of_folds_all_models_of_a_configuration_are_taken_each_with_its_own_norm
     first = parts[together.jobs[0].seed]
     found, _ = evaluate(ensemble.build(together, held, "cpu"), splits.valid, first)
     assert torch.allclose(found.exp(), sum(outcomes) / 2, atol=1e-4)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_an_ensemble_of_folds_is_the_model_that_was_tested(
+    tmp_path: Path,
+    opened: list[str],  # noqa: F811
+    splits: Splits,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each fold has its own mean: the saved network must want images as it is then given them."""
+    plan = replace(hasty(tmp_path / "jobs", 1), folds=2)
+    parts = {seed: replace(splits, mean=(0.1 + 0.3 * seed,), split_hash=str(seed)) for seed in plan.seeds}
+    monkeypatch.setattr(opening.folds, "load", lambda plan: parts)
+    monkeypatch.setattr(opening.suspects, "write", lambda *given: [])
+    metrics = train(tmp_path / "model", plan, ship="ensemble")
+    assert metrics["shipped"] == "ensemble" and metrics["ensemble"]["models"] >= 2
+    best, test = predict.load(tmp_path / "model"), patterned_images(200, seed=9)
+    with np.load(tmp_path / "model" / "test_outputs.npz") as kept:
+        shown = np.array([[dict(row.ranking)[name] for name in best.class_names] for row in best.predict(test.images)])
+        assert np.allclose(kept["probabilities"], shown, atol=1e-4)
+
+
+def test_an_ensemble_that_the_flip_averaged_winner_beats_is_not_shipped(tmp_path: Path, splits: Splits) -> None:
+    held = contest.hold(hasty(tmp_path), splits, SLOTS, threads=1)
+    together, chosen = ensemble.choose(held), verdict.choose(held)
+    assert together is not None and ensemble.is_better(together, held, replace(chosen, valid_score=0.0))
+    assert not ensemble.is_better(together, held, replace(chosen, valid_score=together.valid_score))
+    folds = replace(held, plan=replace(held.plan, folds=2))
+    alone = np.mean([result.valid_accuracy_plain for result in held.won.values()])
+    several = replace(
+        together, valid_score=float(alone) - 0.01, jobs=(replace(together.jobs[0], config=TINY), *together.jobs)
+    )
+    assert several.n_configurations > 1 and not ensemble.is_better(
+        several, folds, replace(chosen, flip_averaging=False)
+    )
+    assert ensemble.is_better(replace(several, jobs=together.jobs[:1]), folds, chosen)
+
+
+def test_networks_that_see_large_images_keep_their_small_batches() -> None:
+    small, large = (build_model(TrainConfig(width=4, image_size=side), 1, 4) for side in (16, None))
+    for members, side in (((small, small), 16), ((small, large), 0)):
+        assert Ensemble(members, (0.5, 0.5), [(0.1,)] * 2, [(1.0,)] * 2).side == side
 
 
 def test_models_of_version_0_2_0_have_no_outputs_and_are_left_out(tmp_path: Path, splits: Splits) -> None:

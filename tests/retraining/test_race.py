@@ -86,12 +86,44 @@ def test_differences_on_the_same_images_drop_what_the_values_alone_would_not(tmp
         assert {number(job)[0] for job in later} == ({0} if out else {0, 1})  # type: ignore[index]
 
 
-def test_damaged_outputs_are_as_good_as_none(tmp_path: Path, splits: Splits) -> None:
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04" + bytes(40)])
+def test_damaged_outputs_are_as_good_as_none(tmp_path: Path, splits: Splits, content: bytes) -> None:
     race = make_race(tmp_path, splits, 2)
     for job in take(race, 2):
         end(job, splits, 0.9)
-        (job.path / jobs.VALID_OUTPUTS).write_bytes(b"no zip")
+        (job.path / jobs.VALID_OUTPUTS).write_bytes(content)
     assert len(take(race, 9)) == 8
+
+
+def test_what_a_slot_trained_ahead_counts_when_a_contest_is_resumed(tmp_path: Path, splits: Splits) -> None:
+    """By first folds alone the second one is dropped; with all of its folds it is the better one."""
+    values = {(0, 0): 0.95, (1, 0): 0.6, **{(1, fold): 0.99 for fold in range(1, 5)}}
+    race = make_race(tmp_path, splits, 2)
+    for (which, fold), value in values.items():
+        end(race.plan.job(race.plan.entries[which], SEEDS[fold]), splits, value)
+    assert list(map(number, take(race, 9))) == [(0, 1), (0, 2), (0, 3), (0, 4)]
+    assert len(race.done) == 6
+
+
+def test_a_candidate_that_falls_behind_does_not_lead_because_of_its_first_fold(tmp_path: Path, splits: Splits) -> None:
+    race, trained = make_race(tmp_path, splits, 3), []
+    of = {0: [0.925, 0.6, 0.6, 0.6, 0.6], 1: [0.92] * 5, 2: [0.1] * 5}
+    while (job := race.next_job()) is not None:
+        which, fold = job.config.batch_size - 32, SEEDS.index(job.seed)
+        trained.append((which, fold))
+        end(job, splits, of[which][fold])
+    assert trained.count((2, 1)) == 0 and [n for n in range(5) if (1, n) in trained] == list(range(5))
+    assert (0, 4) not in trained
+
+
+def test_a_damaged_result_is_said_once(tmp_path: Path, splits: Splits, capsys: pytest.CaptureFixture[str]) -> None:
+    race = make_race(tmp_path, splits, 1)
+    job = race.plan.job(race.plan.entries[0], SEEDS[0])
+    job.path.mkdir(parents=True)
+    (job.path / jobs.RESULT).write_text("{")
+    assert number(race.next_job()) == (0, 0)
+    assert race.next_job() is race.next_job() is None
+    assert capsys.readouterr().out.count("cannot be read, so it is trained again") == 1
 
 
 def test_a_failure_brings_back_whom_it_had_beaten_and_without_candidates_that_is_an_error(
@@ -135,7 +167,7 @@ def test_the_best_is_seldom_dropped_and_the_others_often_are(
         hard = draw.uniform(0, 1, (len(SEEDS) if folds else 1, n))
         while (job := race.next_job()) is not None:
             which, seed = job.config.batch_size - 32, SEEDS.index(job.seed)
-            share = 0.85 + skill[which] + shifts[seed]
+            share = 0.85 + skill[which] + shifts[seed] + draw.normal(0, 0.01)  # The luck of the training.
             end(job, splits, hard[seed if folds else 0] + draw.normal(0, 0.05, n) < share)
             trained += 1
         values = race.on_valid()

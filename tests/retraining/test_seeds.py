@@ -98,7 +98,7 @@ def test_a_single_seed_gives_no_interval() -> None:
 
 
 def test_who_is_far_behind_on_the_first_seed_is_beaten_unless_seeds_turn_out_to_differ_more() -> None:
-    values = table({"a": [0.94, math.nan, math.nan], "near": [0.933] + [math.nan] * 2, "far": [0.93] + [math.nan] * 2})
+    values = table({"a": [0.94, math.nan, math.nan], "near": [0.933] + [math.nan] * 2, "far": [0.925] + [math.nan] * 2})
     noise = independent(values[1])
     assert seeds.dropped(values, "a", noise) == {"far"}
     assert seeds.dropped(values[[1]], "a", noise) == set()

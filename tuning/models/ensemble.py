@@ -31,7 +31,8 @@ class Ensemble(nn.Module):
     ) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        self.side = max(int(getattr(member, "side", 0)) for member in members)
+        sides = [int(getattr(member, "side", 0)) for member in members]
+        self.side = max(sides) if all(sides) else 0  # 0: a member sees the images as large as they are.
         mean, std = (torch.tensor(each, dtype=torch.float64)[:, None, :, None, None] for each in (means, stds))
         # (x * std[0] + mean[0] - mean[i]) / std[i]
         self.register_buffer("scales", (std[0] / std).float(), persistent=False)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import nn
 
+    from tuning.retraining.verdict import Chosen
+
     Floats = npt.NDArray[np.floating[Any]]
 
 ROUNDS = 25
@@ -81,6 +83,21 @@ def choose(held: Contest) -> Ensemble | None:
         valid_accuracy=metrics.score(ACCURACY.name, mean, labels),
         n_parameters=sum(result.n_parameters or 0 for result in results),
     )
+
+
+def is_better(ensemble: Ensemble, held: Contest, chosen: "Chosen") -> bool:
+    """Returns whether an ensemble is better on the valid images than the single model that would be saved.
+
+    Of folds it is compared with the winner's models on the images of their folds; where it is of these models alone,
+    that says nothing, and a mean of models that were trained on other images is taken for the better one.
+    """
+    if not held.plan.folds:
+        return held.metric.sign * (ensemble.valid_score - chosen.valid_score) > 0
+    if ensemble.n_configurations == 1:
+        return True
+    how = "_flip_averaging" if chosen.flip_averaging else "_plain"
+    alone = np.mean([result.on_valid(held.metric, how) for result in held.won.values()])
+    return bool(held.metric.sign * (ensemble.valid_score - alone) > 0)
 
 
 def select(outputs: Sequence["Floats"], labels: "npt.NDArray[np.int64]", metric: Metric) -> list[int]:

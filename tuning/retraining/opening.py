@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 REHEARSED, MOST_TEST_IMAGES = 2_000, 10_000
 SINGLE, SHIPPED = "single", ("single", "ensemble")
 Z_95 = 1.96  # Standard errors on each side of an estimate, in its 95 % interval.
-FINISHING = "The test split is open: the command ends as soon as its result is written, in seconds."
+FINISHING = "The test split is open: the command ends as soon as its result is written."
 
 
 @dataclass(frozen=True)
@@ -180,14 +180,13 @@ def test_once(
     # The choice is made: only now the test split is opened, and the log says so before anything is seen of it.
     log_test(log, metrics | {"event": OPENED, "dataset": ready.splits.dataset})
     images = load_test(held.plan.images)
-    seconds: dict[Path, float] = {}
+    seconds: dict[tuple[Path, bool], float] = {}
 
     @functools.cache
     def seen(job: jobs.Job, flip: bool) -> Outcome:
-        splits, start = ready.splits if job is chosen.job else held.splits[job.seed], time.perf_counter()
-        found = _outcome(models[job.path], images, splits, ready.device, flip)
-        if not flip:
-            seconds[job.path] = time.perf_counter() - start
+        start = time.perf_counter()
+        found = _outcome(models[job.path], images, held.splits[job.seed], ready.device, flip)
+        seconds[job.path, flip] = time.perf_counter() - start
         return found
 
     outcomes = {flip: seen(chosen.job, flip) for flip in (True, False)}
@@ -205,12 +204,11 @@ def test_once(
         mean = scoring.mean(
             [seen(chosen.job if job.path == chosen.job.path else job, False) for job in together.jobs], together.weights
         )
-        times = math.fsum(seconds[job.path] for job in together.jobs) / seconds[chosen.job.path]
+        alone = seconds[chosen.job.path, chosen.flip_averaging]
+        times = math.fsum(seconds[job.path, False] for job in together.jobs) / alone
         figures["ensemble"] = scoring.of_ensemble(mean, held.metric, times)
         if ready.shipped != SINGLE:
-            figures["single"] = scoring.of_one(figures)
-            saved, means = mean, {name: figures[name] for name in figures if name.endswith(("_mean", "_std"))}
-            figures |= scoring.figures(mean, [mean], held.metric) | means
+            saved, figures = mean, scoring.of_shipped(figures, mean, held.metric, chosen.flip_averaging)
     metrics = scoring.joined(metrics, figures) | {"test_opened": times_opened(log, ready.splits.dataset)}
     artefacts.give_back(staging)
     log_test(log, metrics | {"event": RESULT, "dataset": ready.splits.dataset})
@@ -272,9 +270,11 @@ def retrain_and_test(
     if train_on == "train+valid":
         chosen = train_on_everything(chosen, splits, slots.device, threads or machine.cores(), say)
     together = ensemble.choose(held)
-    if ship != SINGLE and together is None:
+    if ship != SINGLE and not (together and ensemble.is_better(together, held, chosen)):
         say("No ensemble of what was trained is better on the valid images: the single model is written.")
         ship = SINGLE
+    if ship != SINGLE and together is not None:  # Its images are normalised as its first member wants them.
+        splits = held.splits[together.jobs[0].seed]
     with artefacts.staged(model_dir) as staging:
         ready = rehearse(held, chosen, splits, staging, device=slots.device, together=together, shipped=ship)
         for line in export.export(
@@ -285,10 +285,7 @@ def retrain_and_test(
         artefacts.reserve(staging, MOST_TEST_IMAGES, len(ready.rehearsed))
         trained = [plan.job(held.winner, seed) for seed in plan.seeds]
         tested = {job.path: job for job in (*(together.jobs if together else ()), *trained, chosen.job)}
-        models = {
-            path: jobs.load_model(job, splits if job is chosen.job else held.splits[job.seed], slots.device)
-            for path, job in tested.items()
-        }
+        models = {path: jobs.load_model(job, held.splits[job.seed], slots.device) for path, job in tested.items()}
         if plan.folds:
             outcomes = [
                 _outcome(

@@ -45,6 +45,7 @@ class Race:
     done: dict[Key, Result] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     _started: dict[Key, Job] = field(default_factory=dict)
+    _out: set[str] = field(default_factory=set)
     _influences: "dict[Key, npt.NDArray[np.floating[Any]] | None]" = field(default_factory=dict)
 
     @property
@@ -82,6 +83,8 @@ class Race:
         Raises:
             UserError: Every candidate failed.
         """
+        if not self._started:
+            self._look()
         while (job := self._next()) is not None:
             key = (job.config.hash(), job.seed)
             self._started[key] = job
@@ -89,11 +92,20 @@ class Race:
                 return job
         return None
 
+    def _look(self) -> None:
+        """Takes note of all that is on disk: what a slot trained ahead counts, too, when a contest is resumed."""
+        for config_hash, entry in self._entries.items():
+            for seed in self.plan.seeds:
+                job = self.plan.job(entry, seed)
+                if self._read((config_hash, seed), job):
+                    self._started[config_hash, seed] = job
+
     def _next(self) -> Job | None:
-        """Returns the next job that was not started, which another process may have ended earlier."""
+        """Returns the next job that was not started."""
         for key, job in self._started.items():
             self._read(key, job)
-        out = self._dropped() | set(self.failed)
+        self._out = self._dropped()
+        out = self._out | set(self.failed)
         first = self.plan.seeds[0]
         longest = sorted(self._entries, key=lambda each: self._entries[each].expected_seconds, reverse=True)
         for config_hash in longest:
@@ -131,7 +143,7 @@ class Race:
         return seeds.dropped(signed, leader, noise, shared=self.plan.folds > 0)
 
     def _leader(self, signed: "pd.DataFrame") -> str | None:
-        """Returns the best candidate so far, over the seeds that all of them have which have any; None without one.
+        """Returns the best candidate so far, over the seeds that all have which are not dropped; None without one.
 
         Raises:
             UserError: All of them failed.
@@ -142,7 +154,8 @@ class Race:
             raise UserError(
                 f"None of the candidates could be trained ({len(self.failed)} failed). The last error was: {reason}"
             )
-        known = signed.loc[alive].dropna(how="all").dropna(axis="columns")
+        kept = [config_hash for config_hash in alive if config_hash not in self._out] or alive
+        known = signed.loc[kept].dropna(how="all").dropna(axis="columns")
         return None if known.empty else str(known.mean(axis=1).idxmax())
 
     def _noise(self, one: str, other: str) -> float:

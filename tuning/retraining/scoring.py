@@ -13,6 +13,7 @@ from tuning.base.registries import Metric
 from tuning.retraining.artefacts import Outcome
 from tuning.retraining.verdict import spread
 
+_MEANS = ("test_accuracy_mean", "test_accuracy_std")
 OF_ONE = ("test_accuracy", "test_interval", "test_score", "test_score_interval", "test_loss", "ece")
 
 
@@ -47,6 +48,17 @@ def of_ensemble(test: Outcome, metric: Metric, times: float) -> dict[str, Any]:
 def of_one(found: Mapping[str, Any]) -> dict[str, Any]:
     """Returns those figures that are of one model."""
     return {name: found[name] for name in OF_ONE}
+
+
+def of_shipped(of_single: Mapping[str, Any], test: Outcome, metric: Metric, flip_averaging: bool) -> dict[str, Any]:
+    """Returns the figures where an ensemble is saved: its own, and those of the winner alone in a place of their own.
+
+    The mean over the winner's seeds stays what it is; nothing else is left of the single model's beside the ensemble's.
+    """
+    own = of_one(figures(test, [test], metric))
+    plain = {name: of_single[name] for name in of_single if name.startswith("test_accuracy_") and name not in _MEANS}
+    single = of_one(of_single) | plain | {"flip_averaging": flip_averaging}
+    return {name: value for name, value in of_single.items() if name not in plain} | own | {"single": single}
 
 
 def joined(metrics: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:

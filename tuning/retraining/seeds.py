@@ -45,9 +45,9 @@ def dropped(values: pd.DataFrame, leader: str, noise: Mapping[str, float], *, sh
     With the mean difference d between the leader and another one over the k seeds that both have, and nothing else
     known of the true difference, the chance that the other has the better mean of all n seeds is
     Phi(-d / s * sqrt(n * k / (n - k))), where s is the standard deviation of such a difference on one seed. s is its
-    error as the images are a sample: most images are right or wrong with every seed, so as a rule seeds differ by less,
-    and the chance is smaller than computed. Where the seeds so far differ by more, theirs is taken: asked again later,
-    this may find that one was dropped too soon. Below 1 % the chance counts as none.
+    error as the images are a sample. The luck of a whole training comes on top: after one seed it is taken for as large
+    as that, and afterwards, where the differences so far vary by more, their variance is taken. Asked again later, this
+    may find that one was dropped too soon. Below 1 % the chance counts as none.
 
     Args:
         values: A row without a seed of the leader's is not judged, nor one with all. Greater must be better.
@@ -65,7 +65,8 @@ def dropped(values: pd.DataFrame, leader: str, noise: Mapping[str, float], *, sh
     others, n_pairs = others[judged], n_pairs[judged]
     measured = [_variance_within(others)[0], 0 if shared else 2 * _variance_within(values)[0]]
     least = max(1e-12, *(0 if math.isnan(each) else each for each in measured))
-    variance = (pd.Series(noise, dtype="float64")[others.index] ** 2).clip(lower=least)
+    unmeasured = (n_pairs == 1).astype("float64")
+    variance = (pd.Series(noise, dtype="float64")[others.index] ** 2 * (1 + unmeasured)).clip(lower=least)
     weight = (n_seeds * n_pairs / (n_seeds - n_pairs)) ** 0.5
     chance = norm.cdf(others.mean(axis=1) / variance**0.5 * weight)
     return set(others.index[chance < NO_CHANCE])

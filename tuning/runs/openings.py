@@ -16,7 +16,7 @@ from tuning.base.errors import UserError
 
 LOG = "test_log.jsonl"
 OPENED, RESULT = "opened", "result"
-_FIELDS = ("event", "dataset", "split_hash", "config_hash", "seed", "seeds", "train_on", "source")
+_FIELDS = ("event", "dataset", "split_hash", "config_hash", "seed", "seeds", "train_on", "source", "shipped")
 _SCORES = ("test_accuracy", "test_accuracy_plain", "test_accuracy_mean", "metric", "test_score", "test_score_mean")
 
 

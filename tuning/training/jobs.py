@@ -8,6 +8,7 @@ import io
 import re
 import traceback
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -123,6 +124,7 @@ def read(job: Job, split_hash: str) -> Result | None:
         found = Result(**files.read_json(path))
     except (UserError, TypeError) as error:
         print(f"The result of a retraining cannot be read, so it is trained again: {error}", flush=True)
+        path.unlink(missing_ok=True)  # Else it is said each time that somebody looks.
         return None
     return found if found.split_hash == split_hash else None
 
@@ -133,9 +135,9 @@ def read_valid(job: Job) -> "npt.NDArray[np.float32] | None":
     None where they are missing, as with version 0.2.0, or damaged: whatever needs them can do without.
     """
     try:
-        with np.load(job.path / VALID_OUTPUTS) as found:
+        with np.load(io.BytesIO((job.path / VALID_OUTPUTS).read_bytes())) as found:
             return np.asarray(found["log_probabilities"], dtype=np.float32)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
         return None
 
 

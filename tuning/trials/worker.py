@@ -158,8 +158,8 @@ def train_all(
 ) -> Iterator[tuple[jobs.Job, dict[str, Any]]]:
     """Runs `jobs.train` on jobs side by side, as many as there are slots; yields each job's rows as they come.
 
-    One that runs out of memory is run again when those beside it have ended, alone on its device, where it cuts its
-    batches into parts if it must.
+    One that runs out of memory is run again when the others have ended, alone on its device, where it cuts its batches
+    into parts if it must. So are later ones of its configuration.
 
     Args:
         next_job: Returns what to run next, whose folder must be absolute, or None where there is nothing now. It is
@@ -190,15 +190,19 @@ def train_all(
         share = (slots.cpus_per_trial, slots.gpus_per_trial)
         running: dict[Any, jobs.Job] = {start(first, *share, alone=every_one_alone): first}
         waiting: list[jobs.Job] = []  # For the whole device.
+        large: set[str] = set()  # Configurations that have run out of memory beside others.
         alone = every_one_alone
         while True:
-            if waiting and not running:
+            if not running:
+                alone = every_one_alone
+            while alone == every_one_alone and len(running) < slots.concurrency and (more := next_job()) is not None:
+                if more.config.hash() in large:
+                    waiting.append(more)
+                else:
+                    running[start(more, *share, alone=alone)] = more
+            if not running and waiting:
                 alone, job = True, waiting.pop(0)
                 running = {start(job, float(slots.cpus), max(float(on_gpu), share[1]), alone=True): job}
-            elif not waiting and (alone == every_one_alone or not running):
-                alone = every_one_alone
-                while len(running) < slots.concurrency and (more := next_job()) is not None:
-                    running[start(more, *share, alone=alone)] = more
             if not running:
                 return
             ready: list[Any] = ray.wait(list(running), num_returns=1, fetch_local=False)[0]
@@ -217,6 +221,8 @@ def train_all(
             again = _again(running[rows], row, alone) if row.get("out_of_memory") else None
             if again is not None:
                 waiting.append(again)
+                if not alone:
+                    large.add(again.config.hash())
                 row = {"note": f"{row['error']} It is run again, alone, when the others have ended."}
             yield (running.pop(rows) if row.get("killed") else running[rows]), row
 

@@ -93,16 +93,20 @@ def with_labels_of_indicators(
 
     That is how some archives write them (one-hot). A table that has labels already is returned as it is.
     """
-    named = any(_plain(name) in _LABELS or _ends_like_a_label(name) for name in table)
-    classes = [name for name in table if {_INDICATORS.get(value, value) for value in table[name]} == {"0", "1"}]
-    if source.label_column is not None or named or len(classes) < 2:
+    typed = {source.image_column, source.split_column, source.group_column}
+    known = {*_IMAGES, *_SPLITS, *_GROUPS}
+    free = [name for name in table if name not in typed and _plain(name) not in known]
+    classes = [name for name in free if {_INDICATORS.get(value, value) for value in table[name]} <= {"0", "1"}]
+    if source.label_column is not None or len(classes) < 2 or len(classes) < len(free):
         return table
     cells = zip(*(table[name] for name in classes), strict=True)
     marked = [[_INDICATORS.get(value) == "1" for value in row] for row in cells]
     if any(sum(row) != 1 for row in marked):
         return table
-    note(f"The labels are the names of the columns {', '.join(classes)} of {where}: each row has one 1 in them.")
-    return {**table, "label": [classes[row.index(True)] for row in marked]}
+    labels = [classes[row.index(True)] for row in marked]
+    used = ", ".join(name for name in classes if name in labels)
+    note(f"The labels are the names of the columns {used} of {where}: each row has one 1 in them.")
+    return {**table, "label": labels}
 
 
 def is_header(names: Sequence[str], source: Source) -> bool:
