@@ -347,7 +347,7 @@ def mlflow_statuses(uri: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's use of SQLAlchemy
-def test_a_trial_that_runs_out_of_memory_goes_on_alone_and_then_in_parts(tmp_path: Path) -> None:
+def test_a_trial_that_runs_out_of_memory_goes_on_alone_and_then_in_parts(tmp_path: Path, every_core: None) -> None:
     (tmp_path / "sitecustomize.py").write_text(NO_MEMORY)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     size = ["--samples", "4", "--epochs", "5", "--scheduler", "none"]

@@ -49,7 +49,8 @@ def test_commands_run_from_the_wheel_in_an_empty_folder(wheel: Mapping[str, str]
         "print(candidates.read_config(candidates.DEFAULT).architecture)",
     )
     assert (
-        f"{wheel['PYTHONPATH']}/search_spaces ['own', 'photos', 'resnet', 'resnet18', 'resnet8', 'smoke'] True" in found
+        f"{wheel['PYTHONPATH']}/search_spaces ['own', 'photos', 'resnet', 'resnet18', 'resnet8', 'scans', 'smoke'] True"
+        in found
     )
     assert "learning_rate" in found and found.endswith("resnet8\n")
     assert list(tmp_path.iterdir()) == []

@@ -49,6 +49,16 @@ def test_commands_exit_with_2_for_users_and_keep_the_traceback_of_bugs(
     assert ("Traceback" in done.stderr) == traceback
 
 
+def test_a_signal_while_the_command_is_still_built_says_how_to_go_on() -> None:
+    program = (
+        "import typer\nfrom tuning.base.errors import *\n"
+        "def get_command(app: object) -> None:\n    raise KeyboardInterrupt\n"
+        "typer.main.get_command = get_command\ndef main() -> None:\n    'Fail.'\nrun_command(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "Interrupted. Run the same command again to go on.\n")
+
+
 def test_a_user_error_is_an_exception() -> None:
     with pytest.raises(UserError, match="Mend it"):
         raise UserError("Mend it.")

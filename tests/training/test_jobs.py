@@ -34,7 +34,12 @@ def result(job: Job, splits: Splits) -> jobs.Result:
 def test_a_job_leaves_its_result_and_the_best_epochs_weights_and_is_not_trained_again(job: Job, splits: Splits) -> None:
     rows = train(job, splits)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
-    assert {path.name for path in job.path.iterdir()} == {jobs.RESULT, jobs.WEIGHTS, checkpoints.PROGRESS}
+    assert {path.name for path in job.path.iterdir()} == {
+        jobs.RESULT,
+        jobs.WEIGHTS,
+        jobs.VALID_OUTPUTS,
+        checkpoints.PROGRESS,
+    }
     found = result(job, splits)
     assert found.epochs == rows
     assert found.valid_accuracy == max(row["valid_accuracy"] for row in rows) == found.valid_accuracy_plain

@@ -111,6 +111,9 @@ def run_command(main: Callable[..., None]) -> None:
     try:
         with interrupts.raised():
             app()
+    except KeyboardInterrupt:  # Before typer has made the command: it builds what `--help` shows in 0.2 s.
+        print("Interrupted. Run the same command again to go on.", file=sys.stderr)
+        sys.exit(interrupts.EXIT_CODE)
     except UserError as error:
         print(f"error: {masked(str(error))}", file=sys.stderr)
         sys.exit(2)

@@ -52,24 +52,26 @@ class Muon(torch.optim.Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
-            if decay := group["weight_decay"] * group["lr"] / (SHARE if group["orthogonal"] else 1.0):
-                torch._foreach_mul_(params, 1 - decay)
+            decay = group["weight_decay"] * group["lr"] / (SHARE if group["orthogonal"] else 1.0)
             updates = self._momentum(params, group["momentum"])
             if group["orthogonal"]:
                 updates = orthogonal(updates)
-            torch._foreach_add_(params, updates, alpha=-group["lr"])
+            for p, update in zip(params, updates, strict=True):
+                p.mul_(1 - decay).add_(update, alpha=-group["lr"])
 
     def _momentum(self, params: list[Tensor], momentum: float) -> list[Tensor]:
-        grads = [p.grad for p in params if p.grad is not None]
-        if momentum == 0:
-            return grads
+        """Returns each parameter's gradient, and with momentum Nesterov's step ahead of it."""
+        found = []
         for p in params:
+            assert p.grad is not None
+            if momentum == 0:
+                found.append(p.grad)
+                continue
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        buffers = [self.state[p]["momentum_buffer"] for p in params]
-        torch._foreach_mul_(buffers, momentum)
-        torch._foreach_add_(buffers, grads)
-        return list(torch._foreach_add(grads, buffers, alpha=momentum))
+            buffer = self.state[p]["momentum_buffer"].mul_(momentum).add_(p.grad)
+            found.append(p.grad.add(buffer, alpha=momentum))
+        return found
 
 
 def orthogonal(updates: list[Tensor], steps: int = STEPS) -> list[Tensor]:
