@@ -200,7 +200,7 @@ def test_what_a_resumed_run_cannot_be_told_is_refused(
 
 
 @pytest.mark.slow
-def test_a_search_that_each_signal_interrupts_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_search_that_each_signal_interrupts_goes_on_where_it_was(tmp_path: Path, every_core: None) -> None:
     given = ["--run", "one", "--samples", "2", "--epochs", "12", "--scheduler", "none", *SLOWER]
     environment = os.environ | {"PYTHONPATH": python_path(tmp_path)}
     path = tmp_path / "results" / "one"
@@ -260,7 +260,7 @@ def test_a_search_that_is_ended_while_it_starts_says_how_to_go_on(tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_kills_lose_nothing(tmp_path: Path) -> None:
+def test_kills_lose_nothing(tmp_path: Path, every_core: None) -> None:
     path, moments = tmp_path / "results" / "one", random.Random(0)
     environment = os.environ | {"PYTHONPATH": python_path(tmp_path)}
     finished: dict[int, dict[str, Any]] = {}
