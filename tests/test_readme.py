@@ -196,7 +196,7 @@ def test_the_page_of_a_room_has_every_option_of_its_command(name: str, page: str
 def test_every_name_that_can_be_chosen_is_on_its_page() -> None:
     choices = {
         "tuning/sampling": registries.SAMPLERS,
-        "tuning/trials": [*registries.SAMPLERS, *registries.SCHEDULERS, *registries.OBJECTIVES],
+        "tuning/trials": [*registries.SAMPLERS, *registries.SCHEDULERS, *registries.OBJECTIVES, *registries.METRICS],
         "tuning/models": [*registries.ARCHITECTURES],
         "search_spaces": spaces.space_names(),
     }

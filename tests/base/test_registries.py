@@ -15,6 +15,7 @@ from tuning.base.config import NAMED, TrainConfig, parse_config
 from tuning.base.errors import UserError
 from tuning.base.registries import (
     LR_SCHEDULES,
+    METRICS,
     OBJECTIVES,
     SAMPLERS,
     SCHEDULERS,
@@ -38,8 +39,8 @@ PAGES = {
 }
 # Command -> the names that it offers.
 OFFERED: dict[str, list[Iterable[str]]] = {
-    "search": [SAMPLERS, SCHEDULERS, OBJECTIVES, DATASETS, files.space_names()],
-    "final": [DATASETS],
+    "search": [SAMPLERS, SCHEDULERS, OBJECTIVES, METRICS, DATASETS, files.space_names()],
+    "final": [METRICS, DATASETS],
     "explore": [DATASETS],
 }
 

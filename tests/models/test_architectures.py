@@ -72,7 +72,8 @@ def test_all_hyperparameters_that_only_some_architectures_use_are_tried() -> Non
 def test_logits_and_features_have_their_shapes(architecture: str, channels: int) -> None:
     model = build(channels, architecture=architecture, width=4, **least(architecture))
     logits, features = outputs(model, random_images(3, channels, 16, 12))
-    assert logits.shape == (3, 5) and head_ends(model)
+    assert logits.shape == (3, 5)
+    assert head_ends(model)
     head = head_of(model)
     assert isinstance(head, nn.Linear)
     assert features.shape == (3, head.in_features)

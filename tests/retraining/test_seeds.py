@@ -119,6 +119,18 @@ def test_each_further_seed_is_asked_and_differences_that_vary_keep_their_row() -
     assert seeds.dropped(values, "a", noise, shared=True) == set()  # With every fold there is nothing left to save.
 
 
+def test_of_two_that_are_nearly_as_good_a_candidate_gets_no_more_where_it_would_hardly_add_anything() -> None:
+    nan, noise = math.nan, {"a": 0.0, "b": 0.007}
+    values = table({"a": [0.99, nan, nan, nan, nan], "b": [0.987, nan, nan, nan, nan]})
+    both = {"shared": True, "candidates": ("a", "b")}
+    assert seeds.dropped(values, "a", noise, **both) == set()  # By hand: 0.0025 on average, of 0.0089 either way.
+    values = table({"a": [0.99, 0.98, nan, nan, nan], "b": [0.987, 0.977, nan, nan, nan]})
+    assert seeds.dropped(values, "a", noise, **both) == {"b"}  # 0.0005 of 0.0038.
+    assert seeds.dropped(values, "a", noise, shared=True, candidates=("a",)) == set()  # A comparison cannot win.
+    values = table({"a": [0.99, 0.98, nan, nan, nan], "b": [0.9899, 0.9799, nan, nan, nan]})
+    assert seeds.dropped(values, "a", noise, **both) == set()
+
+
 def test_fresh_seeds_are_distinct_the_same_each_time_and_none_that_was_used() -> None:
     first = seeds.fresh_seeds("run", 5)
     assert len(set(first)) == 5 and all(0 <= seed < 2**31 for seed in first)

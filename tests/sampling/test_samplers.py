@@ -35,7 +35,7 @@ def test_a_sampler_is_known_as_random_where_its_points_do_not_depend_on_the_resu
             study.tell(one, sign * x)
         return [one.params for one in study.trials]
 
-    assert (points(1.0) == points(-1.0)) == SAMPLERS[name].random
+    assert (points(1.0) == points(-1.0)) == SAMPLERS[name].random, f"The entry of {name} says `random` wrongly."
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -162,7 +162,7 @@ class Metric(Entry):
         column: Of the frames, where its value for a person is; accuracy has one of its own since version 0.2.0.
         greater_is_better: Otherwise less is.
         share_of_images: The share of the images for which something is true, so that its error is a binomial one.
-        in_per_cent: It is in [0, 1] and shown in per cent; otherwise it is a plain number from 0.
+        in_per_cent: It is in [0, 1] and shown in per cent; otherwise it is a plain number from 0. None is negative.
     """
 
     name: str = ""

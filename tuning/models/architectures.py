@@ -1,5 +1,7 @@
 """The networks. They return logits (N, n_classes) and the features (N, D) before the last layer, which is `head`.
 
+The logits are what the head makes of the features, and nothing else; `HeadApart` makes such a network of any other.
+
 The small family is the CIFAR ResNet of He et al. 2016 (section 4.2) with three stages of 1, 2 or 3 blocks; others are
 those of libraries (`pretrained.py`) and a user's own (`own.py`). To add one, write a builder like `resnet8` and its
 entry in `registries.ARCHITECTURES`.
@@ -17,8 +19,8 @@ from tuning.base.errors import UserError
 from tuning.base.own_model import is_own
 from tuning.base.registries import ARCHITECTURES, TIMM, Normalisation
 from tuning.models.norm import Norm
-from tuning.models.own import Own, own_network
-from tuning.models.pretrained import HeadApart, timm_network
+from tuning.models.own import own_network
+from tuning.models.pretrained import timm_network
 from tuning.models.shortcut import convolve_both
 
 
@@ -196,8 +198,7 @@ def head_of(model: nn.Module) -> nn.Linear:
 
 def head_ends(model: nn.Module) -> bool:
     """Returns whether a model's logits are what its head makes of its features, and nothing else."""
-    network = inner(model)
-    return network.ends if isinstance(network, Own) else isinstance(network, HeadApart | SmallResNet)
+    return bool(getattr(inner(model), "ends", True))  # Of a user's own file it was found out.
 
 
 def _by_channel(values: Sequence[float], channels: int) -> list[float]:

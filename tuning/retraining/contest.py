@@ -130,13 +130,19 @@ def show(contest: Contest) -> None:
     print("\n".join(explain(contest)))
 
 
+def _no_gain(contest: Contest) -> str:
+    """Returns what counts as no gain, for a person."""
+    return f"{contest.metric.gap(seeds.NO_GAIN, '')}{contest.metric.unit}"
+
+
 def explain(contest: Contest) -> list[str]:
     """Returns sentences on dropped configurations, shrinkage, and what the search was worth."""
     lines = []
     if (contest.table["state"] == "dropped").any():
         lines.append(
-            f"Dropped: so far behind that the chance of the best mean is below {seeds.NO_CHANCE:.0%}; such a "
-            "difference was a reason to stop, so it is a little too large."
+            f"Dropped: the chance of the best mean is below {seeds.NO_CHANCE:.0%}, or a candidate would add less than "
+            f"{_no_gain(contest)} to it on average. Such a difference was a reason to stop, so it is a little too "
+            "large."
         )
     if contest.shrinkage is not None:
         shrunk = _points(*contest.shrinkage, contest.metric)

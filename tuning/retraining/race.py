@@ -134,13 +134,14 @@ class Race:
         return True
 
     def _dropped(self) -> set[str]:
-        """Returns the configurations that can hardly come to have the best mean, by what is known now."""
+        """Returns the configurations that need no more seeds, by what is known now."""
         signed = self.metric.sign * self.on_valid()
         leader = self._leader(signed)
         if leader is None:
             return set()
         noise = {each: self._noise(each, leader) for each in signed.index}
-        return seeds.dropped(signed, leader, noise, shared=self.plan.folds > 0)
+        shared = self.plan.folds > 0
+        return seeds.dropped(signed, leader, noise, shared=shared, candidates=self.candidates)
 
     def _leader(self, signed: "pd.DataFrame") -> str | None:
         """Returns the best candidate so far, over the seeds that all have which are not dropped; None without one.

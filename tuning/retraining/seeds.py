@@ -17,6 +17,8 @@ from tuning.base.registries import ACCURACY, Metric
 CONFIDENCE = 0.95
 # A configuration is dropped where it has less than this chance of the best mean in the end.
 NO_CHANCE = 0.01
+# Or, if it may be chosen, where it would add less than this to the winner's mean on average: 0.1 points.
+NO_GAIN = 0.001
 
 
 class Estimate(NamedTuple):
@@ -39,8 +41,15 @@ def fresh_seeds(name: str, n: int, used: Collection[int] = ()) -> tuple[int, ...
     return tuple(seeds)
 
 
-def dropped(values: pd.DataFrame, leader: str, noise: Mapping[str, float], *, shared: bool = False) -> set[str]:
-    """Returns the configurations that need no more seeds, because they can hardly come to have the best mean.
+def dropped(
+    values: pd.DataFrame,
+    leader: str,
+    noise: Mapping[str, float],
+    *,
+    shared: bool = False,
+    candidates: Collection[str] = (),
+) -> set[str]:
+    """Returns the configurations that need no more seeds: they can hardly win, or would hardly add anything.
 
     With the mean difference d between the leader and another one over the k seeds that both have, and nothing else
     known of the true difference, the chance that the other has the better mean of all n seeds is
@@ -49,10 +58,15 @@ def dropped(values: pd.DataFrame, leader: str, noise: Mapping[str, float], *, sh
     as that, and afterwards, where the differences so far vary by more, their variance is taken. Asked again later, this
     may find that one was dropped too soon. Below 1 % the chance counts as none.
 
+    Two that are equally good would be trained to the end, and in the end chance would choose. So a candidate also gets
+    no more seeds when what it may gain on the leader is less than 0.1 points on average: the expected improvement of
+    the mean of all n seeds, whose standard deviation is s * sqrt((n - k) / (n * k)).
+
     Args:
         values: A row without a seed of the leader's is not judged, nor one with all. Greater must be better.
         leader: The row that they are compared with: the best that may be chosen.
         noise: The standard error of each row's difference to the leader on one seed; NaN where there is none.
+        candidates: Those of the rows that may be chosen.
         shared: The columns are no seeds but folds, whose valid images are easier or harder for all rows. Only
             differences say then how much chance there is in a value.
     """
@@ -67,9 +81,11 @@ def dropped(values: pd.DataFrame, leader: str, noise: Mapping[str, float], *, sh
     least = max(1e-12, *(0 if math.isnan(each) else each for each in measured))
     unmeasured = (n_pairs == 1).astype("float64")
     variance = (pd.Series(noise, dtype="float64")[others.index] ** 2 * (1 + unmeasured)).clip(lower=least)
-    weight = (n_seeds * n_pairs / (n_seeds - n_pairs)) ** 0.5
-    chance = norm.cdf(others.mean(axis=1) / variance**0.5 * weight)
-    return set(others.index[chance < NO_CHANCE])
+    deviation = (variance * (n_seeds - n_pairs) / (n_seeds * n_pairs)) ** 0.5
+    z = others.mean(axis=1) / deviation
+    gain = deviation * (norm.pdf(z) + z * norm.cdf(z))
+    may_win = others.index.isin(list(candidates))
+    return set(others.index[(norm.cdf(z) < NO_CHANCE) | (may_win & (gain < NO_GAIN))])
 
 
 def choose(values: pd.DataFrame) -> str:

@@ -1,8 +1,9 @@
 """The metrics of `METRICS`: what logits are worth on labelled images, and how surely that is known.
 
-To add one, write a function of its name, add it to `_OF_IMAGES` or to `_OF_COUNTS`, and write its entry in
-`registries.METRICS`. Arrays in, numbers out; where the logits come from, others know. `scores` are everywhere logits or
-log-probabilities, float (N, C), and `labels` int (N,), 0 to C - 1, N at least 1.
+To add one, write a function of its name, add it to `_OF_IMAGES` or (with its slopes) to `_OF_COUNTS`, and write its
+entry in `registries.METRICS`. Its values are never negative. Arrays in, numbers out; where the logits come from, others
+know. `scores` are everywhere logits or log-probabilities, float (N, C), and `labels` int (N,), 0 to C - 1, N at least
+1.
 """
 
 import math
@@ -65,7 +66,8 @@ def influence(metric: str, scores: Floats, labels: Integers) -> Floats:
     """
     if metric in _OF_IMAGES:
         return _OF_IMAGES[metric](scores, labels)
-    return np.asarray(_SLOPES[metric](_counts(scores, labels))[labels, scores.argmax(1)] * len(labels))
+    slopes = _OF_COUNTS[metric][1](_counts(scores, labels))
+    return np.asarray(slopes[labels, scores.argmax(1)] * len(labels))
 
 
 def bootstrapped(
@@ -83,7 +85,7 @@ def bootstrapped(
         shares = counts.ravel() / len(labels)
         for size in sizes:
             drawn = draw.multinomial(len(labels), shares, size=size).reshape(size, *counts.shape)
-            values.append(_OF_COUNTS[metric](drawn))
+            values.append(_OF_COUNTS[metric][0](drawn))
     low, high = np.quantile(np.concatenate(values), [0.025, 0.975])
     return float(low), float(high)
 
@@ -154,8 +156,7 @@ _OF_IMAGES: Mapping[str, Callable[[Floats, Integers], Floats]] = {
     "top5": _among_five,
     "log_loss": _losses,
 }
-_OF_COUNTS: Mapping[str, Callable[[Integers], Floats]] = {"balanced_accuracy": _mean_recall, "macro_f1": _mean_f1}
-_SLOPES: Mapping[str, Callable[[Integers], Floats]] = {
-    "balanced_accuracy": _slopes_of_recall,
-    "macro_f1": _slopes_of_f1,
+_OF_COUNTS: Mapping[str, tuple[Callable[[Integers], Floats], Callable[[Integers], Floats]]] = {
+    "balanced_accuracy": (_mean_recall, _slopes_of_recall),
+    "macro_f1": (_mean_f1, _slopes_of_f1),
 }
