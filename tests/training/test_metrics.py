@@ -64,6 +64,13 @@ def test_the_five_likeliest_of_few_classes_are_all_but_one() -> None:
     assert metrics.score("top5", scores, labels) == (scores.argmin(1) != labels).mean() < 1
 
 
+@pytest.mark.parametrize("name", [name for name in METRICS if METRICS[name].in_per_cent])
+def test_where_all_images_are_right_the_error_is_not_none(name: str) -> None:
+    labels = np.arange(346) % 4
+    error = metrics.standard_error(name, 9.0 * np.eye(4)[labels], labels)
+    assert 1.96 * error == pytest.approx(0.0079, abs=0.0001)  # The rule of three gives 3 / 346 = 0.0087.
+
+
 def test_an_unknown_metric_is_named() -> None:
     with pytest.raises(UserError, match=r"^metric must be one of accuracy, .*, but got 'f1'"):
         metrics.score("f1", *classified(4, 2))

@@ -54,8 +54,14 @@ def score(metric: str, scores: Floats, labels: Integers) -> float:
 
 
 def standard_error(metric: str, scores: Floats, labels: Integers) -> float:
-    """Returns the standard error of a metric's value, as the images are a sample of those that there could be."""
-    return float(influence(metric, scores, labels).std()) / math.sqrt(len(labels))
+    """Returns the standard error of a metric's value, as the images are a sample of those that there could be.
+
+    Where all images are right, or nearly, their spread says nothing of those that would be wrong. A metric in [0, 1]
+    therefore has at least the error of a share with two right and two wrong images added (Agresti and Coull 1998).
+    """
+    n = len(labels)
+    error = float(influence(metric, scores, labels).std()) / math.sqrt(n)
+    return max(error, math.sqrt(2 * (n + 2)) / (n + 4) ** 1.5) if METRICS[metric].in_per_cent else error
 
 
 def influence(metric: str, scores: Floats, labels: Integers) -> Floats:
