@@ -74,12 +74,13 @@ def _title(classes: Sequence[tuple[str, float]]) -> str:
 
 
 def _grid(images: Images, titles: Sequence[str], below: Sequence[str] = ()) -> Figure:
-    """Returns a figure of images in rows of six, each with its title and the text below it."""
-    n_rows = -(-len(images) // COLUMNS)
+    """Returns a figure of images in rows of six at most, each with its title and the text below it."""
+    columns = min(COLUMNS, len(images))
+    n_rows = -(-len(images) // columns)
     n_lines = 1 + max(title.count("\n") for title in titles) + bool(below)
     cell = CELL + 0.09 + LINE * n_lines
-    figure = Figure(figsize=(CELL * COLUMNS, cell * n_rows), layout="constrained")
-    panels = figure.subplots(n_rows, COLUMNS, squeeze=False).ravel()
+    figure = Figure(figsize=(CELL * columns, cell * n_rows), layout="constrained")
+    panels = figure.subplots(n_rows, columns, squeeze=False).ravel()
     for ax in panels:
         ax.set_axis_off()
     for number, (ax, image, title) in enumerate(zip(panels, images, titles, strict=False)):
