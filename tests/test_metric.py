@@ -379,7 +379,7 @@ def test_the_contest_is_won_in_the_metric(
     tmp_path: Path, name: str, splits: Splits, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metric = METRICS[name]
-    plan, done = planted(tmp_path, name, {1: [0.70, 0.72, 0.71], 2: [0.74, 0.75, 0.76], 3: [0.2, 0.2, 0.2]})
+    plan, done = planted(tmp_path, name, {1: [0.72, 0.74, 0.73], 2: [0.74, 0.75, 0.76], 3: [0.2, 0.2, 0.2]})
     trained = []
 
     def train(job: jobs.Job, *given: Any) -> Any:
@@ -395,7 +395,7 @@ def test_the_contest_is_won_in_the_metric(
     rows = held.table.set_index("trial")
     assert rows["state"].to_dict() == {1: "complete", 2: "complete", 3: "dropped"}
     assert rows.loc[2, f"{metric.column}_mean"] == pytest.approx(value(name, 0.75))
-    assert rows.loc[1, "difference"] == pytest.approx(abs(value(name, 0.75) - value(name, 0.71)))
+    assert rows.loc[1, "difference"] == pytest.approx(abs(value(name, 0.75) - value(name, 0.73)))
     assert rows.loc[1, "difference"] < rows.loc[3, "difference"] and rows.loc[2, "difference"] == 0
     if name == "accuracy":
         assert held.shrinkage is not None and held.shrinkage.value < 0

@@ -187,6 +187,8 @@ def _search(asked: doors.Asked, *, command: str | None = None, **shown: Any) -> 
         settled = settle(asked, stack, dry_run=False)
         settings, path = settled.settings, settled.path
         progress = stack.enter_context(_announced(settled, "Run", **shown))
+        with interrupts.importing():
+            from tuning.sampling import samplers  # noqa: F401
         settings, splits, space = loading.load(settings, settled.source, progress, settled.own)
         if not settled.resumed and (left := record.begin(path, settings, space, command)):
             progress.note(left)

@@ -59,6 +59,17 @@ def test_a_signal_while_the_command_is_still_built_says_how_to_go_on() -> None:
     assert (done.returncode, done.stderr) == (130, "Interrupted. Run the same command again to go on.\n")
 
 
+def test_an_interrupt_that_passed_through_an_extension_ends_a_command_as_any_other() -> None:
+    program = (
+        "import ctypes\nfrom tuning.base.errors import *\n"
+        "def main() -> None:\n    'Fail.'\n"
+        "    ctypes.pythonapi.PyRun_SimpleString(b'raise KeyboardInterrupt')\n    raise KeyboardInterrupt\n"
+        "run_command(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 130 and done.stderr.endswith("Interrupted. Run the same command again to go on.\n")
+
+
 def test_a_user_error_is_an_exception() -> None:
     with pytest.raises(UserError, match="Mend it"):
         raise UserError("Mend it.")

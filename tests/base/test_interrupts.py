@@ -181,3 +181,11 @@ def test_a_final_that_is_ended_goes_on_where_it_was(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, "Interrupted. Run the same command again to go on.\n"), out + err
     assert list(tmp_path.rglob("latest.pt")) and not list(tmp_path.rglob("metrics.json"))
+
+
+def test_a_signal_waits_for_what_is_imported_meanwhile() -> None:
+    imported = []
+    with pytest.raises(KeyboardInterrupt), interrupts.raised(command=False), interrupts.importing():
+        signal.raise_signal(signal.SIGTERM)
+        imported.append("all of it")
+    assert imported == ["all of it"]

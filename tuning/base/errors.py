@@ -101,6 +101,7 @@ def run_command(main: Callable[..., None]) -> None:
             main(*args, **kwargs)
         except KeyboardInterrupt as interrupt:  # Here, because typer would say "Aborted!" and exit with 1.
             print(str(interrupt) or "Interrupted. Run the same command again to go on.", file=sys.stderr)
+            interrupts.forget()
             raise typer.Exit(interrupts.EXIT_CODE) from None
 
     # Whatever the shell says: nothing that a command writes is everybody's to change.
@@ -113,6 +114,7 @@ def run_command(main: Callable[..., None]) -> None:
             app()
     except KeyboardInterrupt:  # Before typer has made the command: it builds what `--help` shows in 0.2 s.
         print("Interrupted. Run the same command again to go on.", file=sys.stderr)
+        interrupts.forget()
         sys.exit(interrupts.EXIT_CODE)
     except UserError as error:
         print(f"error: {masked(str(error))}", file=sys.stderr)

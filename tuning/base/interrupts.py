@@ -112,6 +112,27 @@ def held_back() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Has signals wait until what is imported meanwhile is there: an exception within C++ code aborts the process."""
+    waiting: list[int] = []
+    with caught(waiting.append):
+        yield
+    for number in waiting[:1]:
+        signal.raise_signal(number)
+
+
+def forget() -> None:
+    """Has a KeyboardInterrupt that was handled leave no trace in the exit code.
+
+    Where one passed through code that an extension runs, CPython 3.11 ends by SIGINT whatever was caught since, unless
+    such code is run again.
+    """
+    import ctypes
+
+    ctypes.pythonapi.PyRun_SimpleString(b"pass")
+
+
+@contextlib.contextmanager
 def postponed(said: str, next_step: str) -> Iterator[None]:
     """Has every signal wait until the end, which what is done meanwhile reaches in seconds; each writes `said`.
 

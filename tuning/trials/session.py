@@ -39,8 +39,9 @@ def search(
         UserError: The record does not fit the study or the images; the space raised in mid-search; the disk is full;
             or another process has the run in its storage.
     """
-    from tuning.sampling import samplers
-    from tuning.sampling.study import RunStudy
+    with interrupts.importing():
+        from tuning.sampling import samplers
+        from tuning.sampling.study import RunStudy
 
     before = files.read_json(path / "meta.json").get("split_hash") if resumed else None
     if before not in (None, splits.split_hash):
@@ -141,7 +142,8 @@ class Session:
 
     def run_trials(self, n_trials: int) -> None:
         """Runs trials through Ray Tune until there are `n_trials` more, or the search should end."""
-        from ray import tune
+        with interrupts.importing():
+            from ray import tune
 
         log = logging.FileHandler(self.path / "driver.log")
         note, dashboard = self.progress.note, self.settings.dashboard
