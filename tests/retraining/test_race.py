@@ -20,7 +20,7 @@ SEEDS = (11, 12, 13, 14, 15)
 
 
 def make_race(folder: Path, splits: Splits, n: int, *, folds: int = 5, **values: Any) -> Race:
-    """Returns a race of configurations that are told apart by their batch size, the first of which is the slowest."""
+    """Returns a race of configurations that differ in their batch size, the first of which is the slowest."""
     entries = [
         Entry("candidate", TrainConfig(width=4, batch_size=32 + i, epochs=1), i, i, 0.9, 1, epoch_seconds=10.0 - i)
         for i in range(n)
@@ -126,7 +126,7 @@ def test_a_damaged_result_is_said_once(tmp_path: Path, splits: Splits, capsys: p
     assert capsys.readouterr().out.count("cannot be read, so it is trained again") == 1
 
 
-def test_a_failure_brings_back_whom_it_had_beaten_and_without_candidates_that_is_an_error(
+def test_a_failure_brings_back_whom_it_had_dropped_and_without_candidates_that_is_an_error(
     tmp_path: Path, splits: Splits
 ) -> None:
     race = make_race(tmp_path, splits, 2)

@@ -44,7 +44,7 @@ class Known:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more is told of it."""
+        """Whether it is complete, was stopped, or has failed for good."""
         return self.state in ("complete", "pruned", "failed")
 
     @property
