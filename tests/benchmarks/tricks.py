@@ -1,54 +1,54 @@
 """What training tricks are worth: the same seconds for each, the same seeds, valid accuracy beside that of the base.
 
-    python tests/benchmarks/tricks.py [--epochs 3] [--seeds 3] [--only TEXT] [--train-images N] [--out FILE.csv]
+    python tests/benchmarks/tricks.py [--network resnet14] [--epochs 6] [--seeds 3] [--base TRICK] [--only TEXT ...]
+        [--records FILE.csv] [--train-images N] [--out FILE.csv]
 
-The base trains ResNet-8 so many epochs with SGD, one-cycle and mirroring. Each trick changes one thing. A few steps are
-timed first, as many processes side by side as the machine has cores, of one thread each; then a trick that costs more
-a step gets fewer steps, so that all take the time of the base. `difference`: of the accuracy after the last epoch, in
-points, paired over the seeds, with a 95 % interval (Student's t). Half an hour on two cores.
+The base trains the network so many epochs with SGD, one-cycle and mirroring. Each trick changes one thing, or adds
+Muon, as its name says. What a step costs is measured beside the base's, in turns, as many processes side by side as the
+machine has cores, of one thread each, in processor time; a trick that costs more a step then gets fewer steps.
+`of_base`: the processor time that its trainings took beside those of the base with the same seeds, as a check.
+`difference`: of the accuracy after the last epoch, in points, paired over the seeds, with a 95 % interval (Student's
+t). With --records, each training is a row of that file, and is not repeated. A training of ResNet-8 takes half a minute
+of a core an epoch.
 """
 
+import csv
 import functools
 import itertools
 import math
 import multiprocessing
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import torch
 from common import CORES, parser, report
+from paced import SIDE, Paced, Trick
 from rich.progress import Progress
 from scipy import stats
 from time_to_accuracy import RECIPE
-from torch import Tensor
-from torch.nn import functional
 
 from tuning.base import machine
 from tuning.base.config import TrainConfig, parse_config
-from tuning.images.batches import Batch, Tensors
 from tuning.images.datasets import Labelled
 from tuning.images.splitting import Splits, load_splits
-from tuning.training.fit import EpochResult, Training, prepare
-from tuning.training.schedules import make_schedule
+from tuning.training.fit import prepare
 
 BASE = RECIPE | {"flip": True, "image_size": None}
-SIDE, TIMED_STEPS = 28, 60
+TIMED_STEPS, ROUNDS = 30, 3
 
 
-@dataclass(frozen=True)
-class Trick:
-    """Changes to `BASE`, and what is done to the images of the first half of all epochs: their share and their side."""
-
-    changes: dict[str, Any]
-    share: float = 1.0
-    side: int = SIDE
+def muon(learning_rate: float = 0.2, **changes: Any) -> dict[str, Any]:
+    return {"optimizer": "muon", "learning_rate": learning_rate, **changes}
 
 
+SMOOTH = {"label_smoothing": 0.1}
+LIGHT = {"crop_padding": 1, "erase": 0.2}
 TRICKS = {
-    "base": Trick({}),
+    "base": Trick(),
     "no mirroring": Trick({"flip": False}),
     "crop and erase, too": Trick({"crop_padding": 2, "erase": 0.3}),
     "batch 64, lr 0.1": Trick({"batch_size": 64, "learning_rate": 0.1}),
@@ -59,16 +59,59 @@ TRICKS = {
     "plateau, lr 0.05": Trick({"schedule": "plateau", "learning_rate": 0.05}),
     "EMA 0.99": Trick({"ema_decay": 0.99}),
     "EMA 0.99, constant lr 0.1": Trick({"ema_decay": 0.99, "schedule": "constant", "learning_rate": 0.1}),
-    "label smoothing 0.1": Trick({"label_smoothing": 0.1}),
+    "label smoothing 0.1": Trick(SMOOTH),
     "AdamW, lr 0.01": Trick({"optimizer": "adamw", "learning_rate": 0.01}),
-    "Muon": Trick({"optimizer": "muon"}),
-    "Muon, lr 0.3, decay 2e-3, momentum 0.95": Trick(
-        {"optimizer": "muon", "learning_rate": 0.3, "weight_decay": 2e-3, "momentum": 0.95}
-    ),
-    "14 x 14 pixels at first": Trick({}, side=14),
-    "20 x 20 pixels at first": Trick({}, side=20),
-    "half of the images at first": Trick({}, share=0.5),
+    "14 x 14 pixels at first": Trick(side=14),
+    "20 x 20 pixels at first": Trick(side=20),
+    "half of the images at first": Trick(share=0.5),
+    "whitened first layer": Trick(whiten=True),
+    "norm biases 8 times": Trick(norm_bias_rate=8),
+    "Muon": Trick(muon()),
+    "Muon, lr 0.1": Trick(muon(0.1)),
+    "Muon, lr 0.4": Trick(muon(0.4)),
+    "Muon, lr 0.3, decay 2e-3, momentum 0.95": Trick(muon(0.3, weight_decay=2e-3, momentum=0.95)),
+    "Muon, momentum 0.8": Trick(muon(momentum=0.8)),
+    "Muon, momentum 0.95": Trick(muon(momentum=0.95)),
+    "Muon, decay 2e-3": Trick(muon(weight_decay=2e-3)),
+    "Muon, decay 5e-3": Trick(muon(weight_decay=5e-3)),
+    "Muon, 2 steps": Trick(muon(), newton_schulz=2),
+    "Muon, 5 steps": Trick(muon(), newton_schulz=5),
+    "Muon, a fifth of the rate": Trick(muon(), muon_share=0.2),
+    "Muon, a twentieth of the rate": Trick(muon(), muon_share=0.05),
+    "Muon, not in the first layer": Trick(muon(), first_plain=True),
+    "Muon, in the last layer, too": Trick(muon(), head_too=True),
+    "Muon, no mirroring": Trick(muon(flip=False)),
+    "Muon, mirrored in turns": Trick(muon(flip=False), alternate=True),
+    "Muon, batch 64, lr 0.1": Trick(muon(0.1, batch_size=64)),
+    "Muon, batch 64": Trick(muon(0.2, batch_size=64)),
+    "Muon, batch 256, lr 0.4": Trick(muon(0.4, batch_size=256)),
+    "Muon, batch 512, lr 0.8": Trick(muon(0.8, batch_size=512)),
+    "Muon, EMA 0.99": Trick(muon(ema_decay=0.99)),
+    "Muon, Lookahead": Trick(muon(), lookahead=5),
+    "Muon, cosine": Trick(muon(schedule="cosine")),
+    "Muon, falling in the last 30 %": Trick(muon(), decay_share=0.3),
+    "Muon, falling in the last 60 %": Trick(muon(), decay_share=0.6),
+    "Muon, label smoothing 0.05": Trick(muon(label_smoothing=0.05)),
+    "Muon, label smoothing 0.1": Trick(muon(**SMOOTH)),
+    "Muon, label smoothing 0.2": Trick(muon(label_smoothing=0.2)),
+    "Muon, crop 1": Trick(muon(crop_padding=1)),
+    "Muon, erase 0.2": Trick(muon(erase=0.2)),
+    "Muon, mixup 0.2": Trick(muon(mixup=0.2)),
+    "Muon, cutmix 1": Trick(muon(cutmix=1.0)),
+    "Muon, label smoothing 0.1, crop 1, erase 0.2": Trick(muon(**SMOOTH, **LIGHT)),
+    "Muon, label smoothing 0.1, decay 2e-3": Trick(muon(weight_decay=2e-3, **SMOOTH)),
+    "Muon, whitened first layer": Trick(muon(), whiten=True),
+    "Muon, norm biases 8 times": Trick(muon(), norm_bias_rate=8),
+    "Muon, 20 x 20 pixels at first": Trick(muon(), side=20),
+    "Muon, 14 x 14 pixels at first": Trick(muon(), side=14),
+    "Muon, half of the images at first": Trick(muon(), share=0.5),
+    "Muon, ResNet-8 of width 24": Trick(muon(architecture="resnet8", width=24)),
+    "Muon, ResNet-8 of width 32": Trick(muon(architecture="resnet8", width=32)),
+    "Muon, ResNet-14": Trick(muon(architecture="resnet14")),
+    "Muon, ResNet-20": Trick(muon(architecture="resnet20")),
 }
+COLUMNS = ("network", "epochs", "trick", "seed", "valid_accuracy", "epochs_trained", "seconds", "relative_cost", "cpu")
+Costs = dict[int, float]  # Of an epoch beside one of the base, by the side of the images.
 
 
 @functools.cache
@@ -79,123 +122,145 @@ def images(train_images: int | None) -> Splits:
     return replace(splits, valid=valid)
 
 
-def configured(trick: Trick, epochs: int) -> TrainConfig:
-    return parse_config(BASE | trick.changes | {"epochs": epochs}, "a trick")
+def configured(trick: Trick, network: str) -> TrainConfig:
+    return parse_config(BASE | {"architecture": network} | trick.changes, "a trick")
 
 
-class Paced(Training):
-    """A training whose epochs each have a share of the images, at a side in pixels; its schedule spans them all."""
-
-    def __init__(self, config: TrainConfig, splits: Splits, plan: Sequence[tuple[float, int]], *, seed: int) -> None:
-        config = config.model_copy(update={"epochs": len(plan)})
-        super().__init__(config, splits, seed=seed, accelerated=False)
-        self._all, self._plan, self._side = self._train, plan, SIDE
-        n_steps = sum(math.ceil(share * len(splits.train) / config.batch_size) for share, _ in plan)
-        if config.schedule != "plateau":
-            warmup = config.warmup_epochs / len(plan)
-            whole = config.model_copy(update={"epochs": 1, "warmup_epochs": min(0.5, warmup)})
-            self._schedule = make_schedule(self._optimizer, whole, n_steps)
-
-    def run_epoch(self) -> EpochResult:
-        """As `Training`'s, on this epoch's images."""
-        share, self._side = self._plan[self.epoch]
-        n = len(self._all)
-        chosen = torch.randperm(n, generator=self._generator)[: round(share * n)]
-        self._train = self._all if share >= 1 else Tensors(self._all.at(chosen), self._all.labels[chosen])
-        return super().run_epoch()
-
-    def _gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        if self._side != SIDE:
-            images = functional.interpolate(batch.images.float(), size=self._side, mode="area").round().to(torch.uint8)
-            batch = batch._replace(images=images.contiguous(memory_format=torch.channels_last))
-        return super()._gradients(batch)
-
-
-def plan(trick: Trick, epochs: int, seconds: dict[int, float], budget: float) -> list[tuple[float, int]]:
-    """Returns share and side of each epoch, so that they take the budget.
-
-    Args:
-        seconds: Of a whole epoch, by the side of the images.
-        budget: In seconds.
-    """
+def plan(trick: Trick, epochs: int, costs: Costs) -> list[tuple[float, int]]:
+    """Returns share and side of each epoch, so that they take the time of so many epochs of the base."""
     if (trick.share, trick.side) != (1.0, SIDE):
-        # As many seconds in the second half as the base has; the first gets what is left, in epochs of its own kind.
+        # As much time in the second half as the base has; the first gets what is left, in epochs of its own kind.
         later = [(1.0, SIDE)] * (epochs - epochs // 2)
-        left = budget - len(later) * seconds[SIDE]
-        return [(trick.share, trick.side)] * max(1, round(left / (trick.share * seconds[trick.side]))) + later
-    whole = int(budget / seconds[SIDE] + 1e-9)
-    rest = budget / seconds[SIDE] - whole
+        left = epochs - len(later) * costs[SIDE]
+        return [(trick.share, trick.side)] * max(1, round(left / (trick.share * costs[trick.side]))) + later
+    whole = int(epochs / costs[SIDE] + 1e-9)
+    rest = epochs / costs[SIDE] - whole
     return [(1.0, SIDE)] * whole + ([(rest, SIDE)] if rest > 0.02 else [])
 
 
-def timed(trick: Trick, train_images: int | None) -> dict[int, float]:
-    """Returns the seconds of an epoch at each side, from a few steps."""
+def cost(trick: Trick, network: str, train_images: int | None) -> Costs:
+    """Returns what an epoch costs, at each side; the base is timed in turns with it, in the processor's time."""
     prepare(1)
-    splits, found = images(train_images), {}
-    config = configured(trick, 2)
-    share = min(1.0, TIMED_STEPS * 128 / len(splits.train))
-    for side in {SIDE, trick.side}:
-        training = Paced(config, splits, [(share, side)] * 3, seed=0)
-        training.run_epoch()
-        found[side] = min(share * len(splits.train) / training.run_epoch().images_per_second for _ in range(2)) / share
-    return found
+    splits, seconds = images(train_images), defaultdict[int, list[float]](list)
+
+    def training(which: Trick, side: int) -> Paced:
+        config = configured(which, network)
+        share = min(1.0, TIMED_STEPS * config.batch_size / len(splits.train))
+        return Paced(config, splits, [(share, side)] * (ROUNDS + 1), which, seed=0)
+
+    sides = {SIDE, trick.side}
+    trainings = {0: training(Trick(), SIDE)} | {side: training(trick, side) for side in sides}
+    for turn in range(ROUNDS + 1):
+        for side, each in trainings.items():
+            taken, n_images = each.timed_epoch()
+            if turn > 0:
+                seconds[side].append(taken / n_images)
+    return {side: min(seconds[side]) / min(seconds[0]) for side in sides}
 
 
-def train(
-    trick: Trick, seed: int, epochs: int, seconds: dict[int, float], budget: float, train_images: int | None
-) -> tuple[float, float, float]:
-    """Returns the valid accuracy after the last epoch, the seconds that it took and the epochs' worth of images."""
+def train(name: str, seed: int, network: str, epochs: int, costs: Costs, train_images: int | None) -> dict[str, Any]:
+    """Returns the row of a training; `seconds` are those of the processor."""
     prepare(1)
-    chosen = plan(trick, epochs, seconds, budget)
-    training = Paced(configured(trick, epochs), images(train_images), chosen, seed=seed)
-    begin = time.perf_counter()
+    trick, splits = TRICKS[name], images(train_images)
+    chosen = plan(trick, epochs, costs)
+    training = Paced(configured(trick, network), splits, chosen, trick, seed=seed)
+    begin = time.process_time()
     results = [training.run_epoch() for _ in chosen]
-    return results[-1].valid_accuracy, time.perf_counter() - begin, sum(share for share, _ in chosen)
+    return {
+        "network": network,
+        "epochs": epochs,
+        "trick": name,
+        "seed": seed,
+        "valid_accuracy": round(results[-1].valid_accuracy, 4),
+        "epochs_trained": round(sum(share for share, _ in chosen), 3),
+        "seconds": round(time.process_time() - begin, 1),
+        "relative_cost": " ".join(f"{side}:{value:.3f}" for side, value in costs.items()),
+        "cpu": machine.hardware()["cpu"],
+    }
 
 
-def row(name: str, found: list[tuple[float, float, float]], base: list[tuple[float, float, float]]) -> dict[str, Any]:
-    accuracies, seconds, epochs = zip(*found, strict=True)
-    differences = [100 * (ours[0] - theirs[0]) for ours, theirs in zip(found, base, strict=True)]
+def row(name: str, found: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns a trick's line of the table: its mean, and differences to the base over the seeds that both have."""
+    theirs = {one["seed"]: one for one in base}
+    pairs = [(one, theirs[one["seed"]]) for one in found if one["seed"] in theirs]
+    differences = [100 * (ours["valid_accuracy"] - other["valid_accuracy"]) for ours, other in pairs]
     n, half = len(differences), math.nan
     if n > 1:
         half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
-    mean = statistics.mean(differences)
+    mean = statistics.mean(differences) if n else math.nan
+    accuracies = [one["valid_accuracy"] for one in found]
     return {
         "trick": name,
-        "epochs": statistics.mean(epochs),
-        "seconds": statistics.mean(seconds),
+        "seeds": len(found),
+        "epochs": statistics.mean(one["epochs_trained"] for one in found),
+        "of_base": sum(ours["seconds"] for ours, _ in pairs) / sum(other["seconds"] for _, other in pairs),
         "valid_accuracy": f"{statistics.mean(accuracies):.2%}",
         "difference": "" if found is base else f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})",
     }
 
 
+def recorded(path: Path | None, network: str, epochs: int) -> list[dict[str, Any]]:
+    """Returns the rows of this network and length in a file of records."""
+    if path is None or not path.exists():
+        return []
+    with path.open(newline="") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    for each in rows:
+        each.update({name: int(each[name]) for name in ("epochs", "seed")})
+        each.update({name: float(each[name]) for name in ("valid_accuracy", "epochs_trained", "seconds")})
+    return [each for each in rows if (each["network"], each["epochs"]) == (network, epochs)]
+
+
+def append(path: Path, found: dict[str, Any]) -> None:
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if is_new:
+            writer.writeheader()
+        writer.writerow(found)
+
+
 def main() -> None:
     args = parser(__doc__)
+    args.add_argument("--network", default="resnet8", help="architecture of the base, of width 16")
     args.add_argument("--epochs", type=int, default=3, help="length of the base")
     args.add_argument("--seeds", type=int, default=3, help="trainings of each")
-    args.add_argument("--only", default="", help="tricks whose name has this, and the base")
+    args.add_argument("--base", default="base", choices=TRICKS, metavar="TRICK", help="what the others are beside")
+    args.add_argument("--only", nargs="*", default=[""], help="tricks whose name has one of these, and the base")
+    args.add_argument("--records", type=Path, help="one row a training; what is there is not repeated")
     args.add_argument(
         "--train-images", type=int, help="for a quick look: so many train images, and at most as many valid ones"
     )
     given = args.parse_args()
     machine.tune_malloc()
-    chosen = {name: trick for name, trick in TRICKS.items() if name == "base" or given.only in name}
+    chosen = [name for name in TRICKS if name in ("base", given.base) or any(text in name for text in given.only)]
+    known = recorded(given.records, given.network, given.epochs)
+    costs = {each["trick"]: _costs(each["relative_cost"]) for each in known}
+    have = {(each["trick"], each["seed"]) for each in known}
+    jobs = [job for job in itertools.product(range(given.seeds), chosen) if job[::-1] not in have]
     with multiprocessing.get_context("spawn").Pool(CORES) as pool, Progress() as progress:
-        # Each core times each trick, all at once: as loaded as it will be.
-        times = {}
-        for name in progress.track(chosen, description="Timing steps"):
-            both = pool.starmap(timed, [(chosen[name], given.train_images)] * CORES, chunksize=1)
-            times[name] = {side: statistics.mean(one[side] for one in both) for side in both[0]}
-        budget = given.epochs * times["base"][SIDE]
-        jobs = [
-            (chosen[name], seed, given.epochs, times[name], budget, given.train_images)
-            for name, seed in itertools.product(chosen, range(given.seeds))
+        untimed = {name: TRICKS[name] for _, name in jobs if name not in costs}
+        for name, trick in progress.track(untimed.items(), description="Timing steps"):
+            # Each core times it, all at once: as loaded as it will be.
+            both = pool.starmap(cost, [(trick, given.network, given.train_images)] * CORES, chunksize=1)
+            costs[name] = {side: statistics.mean(one[side] for one in both) for side in both[0]}
+        costs["base"] = {SIDE: 1.0}
+        waiting = [
+            pool.apply_async(train, (name, seed, given.network, given.epochs, costs[name], given.train_images))
+            for seed, name in jobs
         ]
-        waiting = [pool.apply_async(train, job) for job in jobs]
-        done = [one.get() for one in progress.track(waiting, description="Training")]
-    found = {name: done[i * given.seeds : (i + 1) * given.seeds] for i, name in enumerate(chosen)}
-    title = f"Tricks: {given.seeds} seeds, each the time of {given.epochs} epochs of the base"
-    report(title, [row(name, each, found["base"]) for name, each in found.items()], given.out)
+        for one in progress.track(waiting, description="Training"):
+            known.append(one.get())
+            if given.records:
+                append(given.records, known[-1])
+    found = {name: [each for each in known if each["trick"] == name] for name in chosen}
+    title = f"Tricks: {given.network}, each the time of {given.epochs} epochs of the base"
+    rows = [row(name, each, found[given.base]) for name, each in found.items()]
+    report(title, rows, given.out)
+
+
+def _costs(text: str) -> Costs:
+    return {int(side): float(value) for side, _, value in (part.partition(":") for part in text.split())}
 
 
 if __name__ == "__main__":

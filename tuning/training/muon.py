@@ -55,9 +55,12 @@ class Muon(torch.optim.Optimizer):
             decay = group["weight_decay"] * group["lr"] / (SHARE if group["orthogonal"] else 1.0)
             updates = self._momentum(params, group["momentum"])
             if group["orthogonal"]:
-                updates = orthogonal(updates)
+                updates = self._orthogonal(updates)
             for p, update in zip(params, updates, strict=True):
                 p.mul_(1 - decay).add_(update, alpha=-group["lr"])
+
+    def _orthogonal(self, updates: list[Tensor]) -> list[Tensor]:
+        return orthogonal(updates)
 
     def _momentum(self, params: list[Tensor], momentum: float) -> list[Tensor]:
         """Returns each parameter's gradient, and with momentum Nesterov's step ahead of it."""
