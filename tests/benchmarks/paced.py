@@ -33,7 +33,7 @@ class Trick:
         lookahead: Steps between two of the slow weights (Zhang et al. 2019, half of the way); 0: none.
         norm_bias_rate: What the learning rate of the normalisations' biases is multiplied by.
         whiten: The first layer's filters are those that whiten patches of the train images, and stay as they are.
-        decay_share: Of all steps, at the end, in which the learning rate falls; before, it is constant. 0: as scheduled.
+        decay_share: Of all steps, at the end, in which the rate falls; before, it is constant. 0: as scheduled.
         newton_schulz: Steps of Muon's iteration; None: as it comes.
         muon_share: Muon's learning rate as a share of SGD's; None: as it comes.
         first_plain: The first layer has SGD in place of Muon.
@@ -68,9 +68,7 @@ class Paced(Training):
         self._optimizer = _optimizer(self.model, config, trick)
         n_steps = sum(math.ceil(share * len(splits.train) / config.batch_size) for share, _ in plan)
         if config.schedule != "plateau":
-            whole = config.model_copy(
-                update={"epochs": 1, "warmup_epochs": min(0.5, config.warmup_epochs / len(plan))}
-            )
+            whole = config.model_copy(update={"epochs": 1, "warmup_epochs": min(0.5, config.warmup_epochs / len(plan))})
             if trick.decay_share:
                 self._schedule = warmed_up(self._optimizer, whole, n_steps, _Trapezoid(trick.decay_share))
             else:

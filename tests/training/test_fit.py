@@ -22,6 +22,7 @@ from tuning.models.architectures import build_model, count_parameters
 from tuning.training import acceleration, evaluation
 from tuning.training import fit as training_module
 from tuning.training.acceleration import Logits, faster_precision
+from tuning.training.ema import RunningMean
 from tuning.training.evaluation import evaluate, predict
 from tuning.training.fit import EpochResult, NonFiniteLossError, Training, fit, prepare
 
@@ -490,7 +491,7 @@ def test_the_mean_of_the_weights_is_what_is_validated(splits: Splits, tiny: Trai
 
 def test_the_mean_of_the_weights_follows_its_decay() -> None:
     model = nn.BatchNorm2d(2)
-    mean = training_module._RunningMean(model, 0.5)
+    mean = RunningMean(model, 0.5)
     assert mean.model is not model
     with torch.no_grad():
         model.weight.fill_(9.0)

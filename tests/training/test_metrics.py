@@ -18,7 +18,8 @@ from tuning.images.batches import Batch
 from tuning.images.datasets import Labelled
 from tuning.images.splitting import Splits, make_splits
 from tuning.training import metrics
-from tuning.training.fit import Training, class_weights, fit
+from tuning.training.fit import Training, fit
+from tuning.training.losses import class_weights
 
 Arrays = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]
 

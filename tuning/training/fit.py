@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
@@ -28,8 +27,11 @@ from tuning.models.architectures import build_model, count_parameters, head_ends
 from tuning.models.frozen import OnFeatures, freeze_body, train_head, with_head
 from tuning.training import acceleration, features, metrics
 from tuning.training.acceleration import Logits, faster_precision
+from tuning.training.distillation import Lessons, Teacher
+from tuning.training.ema import RunningMean
 from tuning.training.evaluation import predict
 from tuning.training.head_first import fit_head
+from tuning.training.losses import Loss, class_weights
 from tuning.training.optimizers import make_optimizer
 from tuning.training.schedules import make_schedule
 
@@ -48,7 +50,7 @@ class EpochResult:
     Attributes:
         epoch: From 1.
         train_loss: Mean cross entropy of the epoch's augmented batches; label smoothing, class weights and mixed labels
-            included.
+            included, and with a teacher the distance to it.
         train_accuracy: Share of the augmented train images that were labelled rightly while training, in [0, 1]; of a
             mixed image the label with the larger share counts.
         valid_loss: Mean cross entropy of the valid split after the epoch, without label smoothing.
@@ -106,8 +108,10 @@ class Training:
             images to judge by where the valid ones are trained on.
         accelerated: Whether the step is captured by `acceleration.accelerate`; None: on a GPU.
         metric: A name in `METRICS`: what the best epoch is best in.
+        teacher: What most of the loss is the distance to; see `tuning.training.distillation`.
 
     Raises:
+        ValueError: There is a teacher, and the head alone is trained: on features, of which no teacher knows.
         UserError: Pretrained weights were asked for and cannot be had, or the head is not the network's end and is to
             be fitted first.
     """
@@ -123,7 +127,10 @@ class Training:
         lrs: Sequence[float] | None = None,
         accelerated: bool | None = None,
         metric: str = METRICS.default,
+        teacher: Teacher | None = None,
     ) -> None:
+        if teacher is not None and config.train == "head":
+            raise ValueError("teacher must be None where the head alone is trained, but got one.")
         self.config = config
         self.metric = METRICS.find(metric)
         self.accumulation = accumulation
@@ -134,10 +141,14 @@ class Training:
         self._belongs_to: dict[str, Any] = {"config": config.described(), "seed": seed, "split_hash": splits.split_hash}
         if metric != METRICS.default:  # Earlier versions knew no other.
             self._belongs_to["metric"] = metric
+        if teacher is not None:
+            self._belongs_to["teacher"] = teacher.name
         self._train = to_tensors(splits.train, self.device)
         self._valid = to_tensors(splits.valid, self.device)
         self._valid_labels = splits.valid.labels
-        self._class_weights = class_weights(self._train.labels, splits.n_classes, config.class_weights)
+        weights = class_weights(self._train.labels, splits.n_classes, config.class_weights)
+        lessons = None if teacher is None else Lessons(teacher, self.precision)
+        self._loss = Loss(weights, config.label_smoothing, lessons)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
             self.model = new_model(config, splits).to(self.device)
@@ -156,7 +167,7 @@ class Training:
         # Made in the first epoch: loading a state comes before.
         self._whole_batch: Callable[[Tensor], Tensor] | None = None if accelerated else self._logits
         self._generator = torch.Generator().manual_seed(seed)
-        self._averaged = _RunningMean(self.model, config.ema_decay) if config.ema_decay else None
+        self._averaged = RunningMean(self.model, config.ema_decay) if config.ema_decay else None
         self._optimizer = make_optimizer(self.model, config)
         self._schedule = make_schedule(self._optimizer, config, self._steps_per_epoch(), lrs)
         self.epoch = 0
@@ -290,20 +301,13 @@ class Training:
         whole = n_images == self.config.batch_size and self.accumulation == 1
         forward = self._whole_batch if whole and self._whole_batch is not None else self._logits
         for part in batch.parts(self.accumulation):
-            logits = forward(normalise(part.images, self.mean, self.std))
-            loss = self._loss(logits, part.labels, batch.labels)
-            if part.others is not None and batch.others is not None:
-                loss = part.share * loss + (1 - part.share) * self._loss(logits, part.others, batch.others)
+            images = normalise(part.images, self.mean, self.std)
+            logits = forward(images)
+            loss = self._loss(logits, images, part, batch)
             loss.backward()
             losses.append(loss.detach())
             rights.append((logits.detach().argmax(1) == part.labels).sum())
         return torch.stack(losses).sum(), torch.stack(rights).sum()
-
-    def _loss(self, logits: Tensor, labels: Tensor, whole: Tensor) -> Tensor:
-        """Returns what these labels add to the mean cross entropy of a batch, whose labels are `whole`."""
-        weights = self._class_weights
-        loss = functional.cross_entropy(logits, labels, weights, label_smoothing=self.config.label_smoothing)
-        return loss * (len(labels) / len(whole) if weights is None else weights[labels].sum() / weights[whole].sum())
 
     def _non_finite(self, step: int, value: float) -> NonFiniteLossError:
         return NonFiniteLossError(
@@ -366,7 +370,7 @@ class Training:
                 "train: head_first needs a network whose logits are what its last linear layer makes of its features, "
                 f"and {self.config.architecture} is none. Use train: all."
             )
-        found, weights = self._features(splits).train.flatten(1).to(self.device), self._class_weights
+        found, weights = self._features(splits).train.flatten(1).to(self.device), self._loss.class_weights
         fit_head(head_of(self.model), found, self._train.labels, weights, self.config.label_smoothing)
 
     def _whole(self, model: nn.Module) -> nn.Module:
@@ -388,21 +392,6 @@ def new_model(config: TrainConfig, splits: Splits, load_pretrained: bool = True)
     return build_model(config, splits.channels, splits.n_classes, load_pretrained, seen=seen, size=(height, width))
 
 
-def class_weights(labels: Tensor, n_classes: int, how: str) -> Tensor | None:
-    """Returns what an image of each class counts in the train loss, float32 (n_classes,); None where all count alike.
-
-    Args:
-        labels: Of the train split, int64 (N,); of a class that it has not, the weight is 0.
-        n_classes: At least as many as there are labels.
-        how: As `TrainConfig.class_weights`.
-    """
-    if how == "none":
-        return None
-    counts = torch.bincount(labels, minlength=n_classes).double()
-    weights = counts.clamp(min=1) ** (-1.0 if how == "balanced" else -0.5) * (counts > 0)
-    return (weights * (len(labels) / (weights * counts).sum())).float()
-
-
 def prepare(threads: int) -> None:
     """Sets what torch keeps for the whole process: threads on a CPU, denormal numbers flushed to zero; frees a GPU."""
     torch.set_num_threads(threads)
@@ -410,27 +399,3 @@ def prepare(threads: int) -> None:
     if torch.cuda.is_initialized():  # By a trial before, in the same worker.
         gc.collect()
         torch.cuda.empty_cache()
-
-
-class _RunningMean:
-    """The exponential moving average of a model's weights and buffers; the first steps weigh more.
-
-    torch's `AveragedModel` would do, but for its step count on the device, and its averaging of integer buffers.
-    """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(model)
-        self.decay = decay
-        self.n_steps = 0
-        self._pairs = [
-            (mean, value)
-            for mean, value in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True)
-            if value.is_floating_point()
-        ]
-
-    def update(self) -> None:
-        """Takes the model's present weights into the mean."""
-        self.n_steps += 1
-        decay = min(self.decay, (1 + self.n_steps) / (10 + self.n_steps))
-        means, values = zip(*self._pairs, strict=True)
-        get_ema_multi_avg_fn(decay)(means, values, self.n_steps)

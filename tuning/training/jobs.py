@@ -4,6 +4,7 @@ What has ended is a `result.json` and the weights; it is not trained again. Noth
 """
 
 import gc
+import hashlib
 import io
 import re
 import traceback
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tuning.images.splitting import Splits
+    from tuning.training.distillation import Teacher
     from tuning.training.fit import Training
 
 RESULT, WEIGHTS, ERROR = "result.json", "weights.pt", "error.log"
@@ -48,6 +50,8 @@ class Job:
         accumulation: Parts that each batch is cut into from the start, because a whole one was too much in the search.
         metric: A name in `METRICS`: what the epoch whose weights are kept is best in.
         fold: Which of the splits it is trained on, e.g. "fold-2-of-5"; None: the one that the search had.
+        teachers: Jobs that have ended, whose models' mean it learns from; none: it learns from the labels alone.
+        weights: One a teacher; they add up to 1.
     """
 
     config: TrainConfig
@@ -58,12 +62,23 @@ class Job:
     accumulation: int = 1
     metric: str = METRICS.default
     fold: str | None = None
+    teachers: tuple["Job", ...] = ()
+    weights: tuple[float, ...] = ()
+
+    @property
+    def taught_by(self) -> str | None:
+        """Twelve hexadecimal digits that say by which models it is taught; None: by none."""
+        if not self.teachers:
+            return None
+        parts = [f"{job.path.name} {weight:.6f}" for job, weight in zip(self.teachers, self.weights, strict=True)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
     @property
     def path(self) -> Path:
         """The job's own folder."""
         metric = None if self.metric == METRICS.default else self.metric
-        parts = (self.config.hash(), self.seed, self.length, metric, self.fold)
+        taught = self.taught_by and f"taught-{self.taught_by}"
+        parts = (self.config.hash(), self.seed, self.length, metric, self.fold, taught)
         return self.folder / "-".join(str(part) for part in parts if part is not None)
 
 
@@ -228,7 +243,14 @@ def _train(job: Job, splits: "Splits", device: str, parts: int) -> Iterator[dict
     from tuning.training.fit import Training, fit
 
     training = Training(
-        job.config, splits, seed=job.seed, device=device, lrs=job.lrs, accumulation=parts, metric=job.metric
+        job.config,
+        splits,
+        seed=job.seed,
+        device=device,
+        lrs=job.lrs,
+        accumulation=parts,
+        metric=job.metric,
+        teacher=_teacher(job, splits, device),
     )
     rows = checkpoints.load(job.path, training)
     length = job.length or job.config.epochs
@@ -237,6 +259,19 @@ def _train(job: Job, splits: "Splits", device: str, parts: int) -> Iterator[dict
         checkpoints.save(job.path, training, rows)
         yield rows[-1]
     _finish(job, training, rows, splits)
+
+
+def _teacher(job: Job, splits: "Splits", device: str) -> "Teacher | None":
+    """Returns the mean of a job's teachers, which were trained on the same split; None where it has none."""
+    from tuning.models.ensemble import Ensemble
+    from tuning.training.distillation import Teacher
+
+    if job.taught_by is None:
+        return None
+    members = [load_model(each, splits, "cpu") for each in job.teachers]
+    n = len(members)
+    mean = Ensemble(members, job.weights, [splits.mean] * n, [splits.std] * n)
+    return Teacher(mean.to(device), job.taught_by)
 
 
 def _finish(job: Job, training: "Training", rows: list[dict[str, Any]], splits: "Splits") -> None:

@@ -1,0 +1,68 @@
+"""The loss of a training step: cross entropy with the labels, and with a teacher mostly the distance to it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tuning.images.batches import Batch
+from tuning.training.distillation import SHARE, Lessons, distance
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a part of a batch adds to the mean loss of the whole batch.
+
+    Attributes:
+        class_weights: What an image of each class counts, float32 (n_classes,); None where all count alike.
+        label_smoothing: In [0, 0.5]; of the labels' cross entropy alone.
+        lessons: What a teacher says of the images; None without one.
+    """
+
+    class_weights: Tensor | None
+    label_smoothing: float
+    lessons: Lessons | None = None
+
+    def __call__(self, logits: Tensor, images: Tensor, part: Batch, whole: Batch) -> Tensor:
+        """Returns the loss, of no dimension.
+
+        Args:
+            logits: Of the part, (B, n_classes).
+            images: Of the part, normalised, (B, C, H, W).
+            part: Its labels, and those that are mixed in.
+            whole: The batch that it is a part of.
+        """
+        loss = self._cross_entropy(logits, part.labels, whole.labels)
+        if part.others is not None and whole.others is not None:
+            loss = part.share * loss + (1 - part.share) * self._cross_entropy(logits, part.others, whole.others)
+        if self.lessons is None:
+            return loss
+        apart = distance(logits, self.lessons(images))
+        if self.class_weights is not None:
+            apart = apart * self.class_weights[part.labels]
+        return SHARE * apart.sum() / self._count(whole.labels) + (1 - SHARE) * loss
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor, whole: Tensor) -> Tensor:
+        weights = self.class_weights
+        mean = functional.cross_entropy(logits, labels, weights, label_smoothing=self.label_smoothing)
+        return mean * (self._count(labels) / self._count(whole))
+
+    def _count(self, labels: Tensor) -> Tensor | int:
+        """Returns what images with these labels count together."""
+        return len(labels) if self.class_weights is None else self.class_weights[labels].sum()
+
+
+def class_weights(labels: Tensor, n_classes: int, how: str) -> Tensor | None:
+    """Returns what an image of each class counts in the train loss, float32 (n_classes,); None where all count alike.
+
+    Args:
+        labels: Of the train split, int64 (N,); of a class that it has not, the weight is 0.
+        n_classes: At least as many as there are labels.
+        how: As `TrainConfig.class_weights`.
+    """
+    if how == "none":
+        return None
+    counts = torch.bincount(labels, minlength=n_classes).double()
+    weights = counts.clamp(min=1) ** (-1.0 if how == "balanced" else -0.5) * (counts > 0)
+    return (weights * (len(labels) / (weights * counts).sum())).float()
