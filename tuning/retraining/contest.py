@@ -77,10 +77,10 @@ class Contest:
         return {
             "metric": self.plan.metric,
             "lengthening": self.plan.lengthening,
-            **_estimate("shrinkage", self.shrinkage),
+            **estimate("shrinkage", self.shrinkage),
             "default_trial": self.plan.default_trial,
-            **_estimate("default_difference", self.behind(self.plan.default)),
-            **_estimate("random_difference", self.behind(self.plan.random)),
+            **estimate("default_difference", self.behind(self.plan.default)),
+            **estimate("random_difference", self.behind(self.plan.random)),
         }
 
 
@@ -145,7 +145,7 @@ def explain(contest: Contest) -> list[str]:
             "large."
         )
     if contest.shrinkage is not None:
-        shrunk = _points(*contest.shrinkage, contest.metric)
+        shrunk = points(*contest.shrinkage, contest.metric)
         parts = ["The search's values", "the fresh means"]
         if not contest.metric.greater_is_better:
             parts = ["The fresh means", "the search's values"]
@@ -154,26 +154,57 @@ def explain(contest: Contest) -> list[str]:
 
 
 def _train(race: Race, slots: Slots, threads: int | None, say: Callable[[str], None]) -> Iterator[tuple[Job, str]]:
-    """Trains what a race asks for, side by side or one by one, saying each epoch; yields what failed, and why."""
+    """Trains what a race asks for, saying each epoch; yields what failed, and why."""
     plan = race.plan
     entries = {entry.config.hash(): entry for entry in plan.entries}
     many = len(plan.entries) * len(plan.seeds) > 1
+
+    def name(job: Job) -> str:
+        seed = plan.seeds.index(job.seed) + 1
+        return f"{entries[job.config.hash()].name}, {plan.repeat} {seed}  " if many else ""
+
+    yield from train(race.next_job, race.splits, slots, threads, say, name, many=many)
+
+
+def train(
+    next_job: Callable[[], Job | None],
+    splits: "Mapping[int, Splits]",
+    slots: Slots,
+    threads: int | None,
+    say: Callable[[str], None],
+    name: Callable[[Job], str],
+    *,
+    many: bool,
+) -> Iterator[tuple[Job, str]]:
+    """Trains jobs side by side or, where there is one slot or no more than one of them, here; says each epoch.
+
+    Args:
+        next_job: As `tuning.trials.worker.train_all` takes it.
+        splits: Of each seed.
+        slots: Where they run.
+        threads: For torch, in this process; None is all cores.
+        say: Receives a line an epoch.
+        name: Returns how a job's lines begin.
+        many: Whether there may be more than one.
+
+    Yields:
+        What failed, and why.
+    """
     if many and slots.concurrency > 1:
         from tuning.trials.worker import train_all
 
-        rows = train_all(race.next_job, race.splits, slots)
+        rows = train_all(next_job, splits, slots)
     else:
-        n_threads, wanted = threads or machine.cores(), iter(race.next_job, None)
-        rows = ((job, row) for job in wanted for row in jobs.train(job, race.splits[job.seed], slots.device, n_threads))
+        n_threads, wanted = threads or machine.cores(), iter(next_job, None)
+        rows = ((job, row) for job in wanted for row in jobs.train(job, splits[job.seed], slots.device, n_threads))
     for job, row in rows:
-        name = f"{entries[job.config.hash()].name}, {plan.repeat} {plan.seeds.index(job.seed) + 1}  " if many else ""
         if "note" in row:
-            say(f"{name}{row['note']}")
+            say(f"{name(job)}{row['note']}")
         elif "error" in row:
-            say(f"{name}failed: {row['error']}")
+            say(f"{name(job)}failed: {row['error']}")
             yield job, row["error"]
         else:
-            say(name + epoch_line(row, job.config.epochs, METRICS[plan.metric]))
+            say(name(job) + epoch_line(row, job.length or job.config.epochs, METRICS[job.metric]))
 
 
 def epoch_line(row: Mapping[str, Any], epochs: int, metric: Metric = ACCURACY) -> str:
@@ -229,14 +260,14 @@ def _note(row: "pd.Series[Any]", contest: Contest) -> str:
 
 
 def _behind(row: "pd.Series[Any]", metric: Metric) -> str:
-    return "-" if row["chosen"] else _points(row["difference"], row["difference_low"], row["difference_high"], metric)
+    return "-" if row["chosen"] else points(row["difference"], row["difference_low"], row["difference_high"], metric)
 
 
 def _interval(low: float, high: float, metric: Metric) -> str:
     return "-" if math.isnan(low) else f"{metric.said(low)} to {metric.said(high)}"
 
 
-def _points(value: float, low: float, high: float, metric: Metric) -> str:
+def points(value: float, low: float, high: float, metric: Metric) -> str:
     """Returns a difference of values, with its interval where there is one."""
     if math.isnan(value):
         return "-"
@@ -244,9 +275,9 @@ def _points(value: float, low: float, high: float, metric: Metric) -> str:
     return f"{metric.gap(value)}{interval}{metric.unit}"
 
 
-def _estimate(name: str, estimate: seeds.Estimate | None) -> dict[str, Any]:
-    """Returns a figure and its interval by name; None where there is none."""
-    if estimate is None:
+def estimate(name: str, found: seeds.Estimate | None) -> dict[str, Any]:
+    """Returns a figure and its interval by name, as in `metrics.json`; None where there is none."""
+    if found is None:
         return {name: None, f"{name}_interval": None}
-    interval = None if math.isnan(estimate.low) else [estimate.low, estimate.high]
-    return {name: None if math.isnan(estimate.value) else estimate.value, f"{name}_interval": interval}
+    interval = None if math.isnan(found.low) else [found.low, found.high]
+    return {name: None if math.isnan(found.value) else found.value, f"{name}_interval": interval}
