@@ -1,0 +1,86 @@
+"""Distillation after a contest: who teaches whom, on which seeds, and what is said where nobody can."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_ensemble import hasty
+from test_final import SLOTS, make_plan
+
+from tuning.images.splitting import Splits
+from tuning.retraining import contest, distilled, ensemble
+from tuning.retraining.contest import Contest
+from tuning.retraining.ensemble import Ensemble
+from tuning.training import jobs
+
+
+def held(tmp_path: Path, splits: Splits) -> tuple[Contest, Ensemble]:
+    found = contest.hold(hasty(tmp_path), splits, SLOTS, threads=1)
+    together = ensemble.choose(found)
+    assert together is not None
+    return found, together
+
+
+def test_all_members_teach_on_seeds_that_nothing_had_yet(tmp_path: Path, splits: Splits) -> None:
+    found, together = held(tmp_path, splits)
+    students = distilled.students(found, together)
+    assert len(students) == len(found.plan.seeds) and all(part is splits for part in students.values())
+    assert {job.config.hash() for job in students} == {found.winner.config.hash()}
+    assert not {job.seed for job in students} & set(found.plan.seeds)
+    assert {(job.teachers, job.weights) for job in students} == {(together.jobs, together.weights)}
+    assert distilled.students(found, together) == students  # Resumed, it is the same.
+
+
+def test_students_of_a_fold_learn_from_members_of_that_fold_alone(tmp_path: Path, splits: Splits) -> None:
+    parts = {seed: replace(splits, split_hash=str(seed)) for seed in (1, 2)}
+    plan = replace(make_plan(tmp_path, (1, 2)), folds=2)
+    found = contest.hold(plan, parts, SLOTS, threads=1)
+    together = ensemble.choose(found)
+    assert together is not None and len(together.jobs) == 2
+    students = distilled.students(found, together)
+    for (job, part), seed in zip(students.items(), plan.seeds, strict=True):
+        assert part is parts[seed] and job.fold == plan.job(plan.entries[0], seed).fold
+        assert [each.seed for each in job.teachers] == [seed] and job.weights == (1.0,)
+
+
+def test_students_are_trained_compared_with_the_winner_and_not_trained_again(tmp_path: Path, splits: Splits) -> None:
+    found, together = held(tmp_path, splits)
+    said: list[str] = []
+    taught = distilled.train(found, together, SLOTS, 1, said.append)
+    assert taught is not None and len(taught.results) == 2 and taught.n_teachers == len(together.jobs)
+    assert said[0].startswith("Distilling: 2 networks of the winner's configuration learn from ")
+    assert any(line.startswith("distilled, seed 2  epoch") for line in said)
+    means = [
+        sum(result.valid_accuracy or 0 for result in results) / 2
+        for results in (taught.results.values(), found.won.values())
+    ]
+    assert taught.lead.value == pytest.approx(means[0] - means[1])
+    assert said[-1].startswith("Distilled: valid accuracy ") and "over 2 fresh seeds" in said[-1]
+    assert distilled.as_metrics(taught)["valid_accuracy_mean"] == pytest.approx(means[0])
+    again: list[str] = []
+    assert distilled.train(found, together, SLOTS, 1, again.append) == taught
+    assert not any("epoch" in line for line in again)
+
+
+def test_students_that_all_fail_are_said_and_cost_nothing_else(
+    tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, together = held(tmp_path, splits)
+
+    def fail(*given: Any) -> None:
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(jobs, "_train", fail)
+    said: list[str] = []
+    assert distilled.train(found, together, SLOTS, 1, said.append) is None
+    assert said[-1].startswith("No network could be distilled. The last error was: RuntimeError: no room")
+
+
+def test_what_cannot_be_taught_is_said(tmp_path: Path, splits: Splits) -> None:
+    found, together = held(tmp_path, splits)
+    assert distilled.reason_against(found, together) == ""
+    assert "nothing can teach" in distilled.reason_against(found, None)
+    entries = [replace(e, config=e.config.model_copy(update={"train": "head"})) for e in found.plan.entries]
+    heads = replace(found, plan=replace(found.plan, entries=tuple(entries)))
+    assert "head alone was trained" in distilled.reason_against(heads, together)
