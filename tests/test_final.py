@@ -22,14 +22,17 @@ from matplotlib.figure import Figure
 
 from tuning import final
 from tuning.base import files
+from tuning.base.averagings import AVERAGINGS
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
 from tuning.figures import run_page
 from tuning.images import datasets, splitting
 from tuning.images.splitting import Splits
 from tuning.models.architectures import build_model
-from tuning.retraining import artefacts, contest, model_card, opening, verdict
+from tuning.retraining import artefacts, averaging, contest, model_card, opening, verdict
+from tuning.retraining.best_model import load_best_model
 from tuning.retraining.candidates import Entry, Plan
+from tuning.retraining.ensemble import Ensemble
 from tuning.runs import openings, run_folder
 from tuning.runs.verdicts import verdicts
 from tuning.training import jobs
@@ -94,7 +97,7 @@ def test_everything_is_written_and_agrees(tmp_path: Path, opened: list[str], spl
     model = build_model(TrainConfig.model_validate(described["config"]), 1, 4)
     model.load_state_dict(torch.load(tmp_path / "model.pth", weights_only=True))
     test = patterned_images(200, seed=9)
-    scores, _ = evaluate(model, test, splits, flip_averaging=metrics["flip_averaging"])
+    scores, _ = evaluate(model, test, splits, averaging=metrics["averaging"])
     assert (scores.argmax(1).numpy() == test.labels).mean() == metrics["test_accuracy"]
     report = pd.read_csv(tmp_path / "classification_report.csv")
     assert list(report["class"])[:4] == list(CLASS_NAMES)
@@ -123,7 +126,7 @@ def test_over_seeds_metrics_and_table_agree_to_the_last_digit(
     for seed in plan.seeds:
         model = jobs.load_model(jobs.Job(config, seed, plan.folder), splits, "cpu")
         test = patterned_images(200, seed=9)
-        scores, _ = evaluate(model, test, splits, flip_averaging=metrics["flip_averaging"])
+        scores, _ = evaluate(model, test, splits, averaging=metrics["averaging"])
         accuracies.append((scores.argmax(1).numpy() == test.labels).mean())
     assert metrics["test_accuracy"] == accuracies[best]
     assert metrics["test_accuracy_mean"] == pytest.approx(np.mean(accuracies))
@@ -185,13 +188,93 @@ def test_the_test_split_is_opened_after_training_only(
     assert not opened
 
 
-def test_on_flip_averaging_all_seeds_decide_on_valid_images(tmp_path: Path) -> None:
+def test_on_averaging_all_seeds_decide_on_valid_images(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, (1, 2))
     values = {1: (0.9, 0.90, 0.80), 2: (0.8, 0.80, 0.95)}
     done = {(TINY.hash(), seed): jobs.Result("x", *found, best_epoch=1) for seed, found in values.items()}
     table = pd.DataFrame({"chosen": [True]})
     chosen = verdict.choose(contest.Contest(plan, done, {}, table, None))
-    assert (chosen.job.seed, chosen.flip_averaging, chosen.valid_accuracy) == (1, True, 0.80)
+    assert (chosen.job.seed, chosen.averaging, chosen.valid_accuracy) == (1, "flip", 0.80)
+
+
+@pytest.mark.parametrize("name", AVERAGINGS)
+def test_the_average_that_is_chosen_is_tested_written_and_said(
+    tmp_path: Path,
+    opened: list[str],
+    splits: Splits,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    monkeypatch.setattr(averaging, "choose", lambda held: (name, {"flip": averaging.Gain(0.012, 0.004)}))
+    metrics = train(tmp_path)
+    printed, views = capsys.readouterr().out, AVERAGINGS[name].facts
+    assert f"on the valid images: flip +1.20 ± 0.40 points. Chosen: {name}, {views}." in printed
+    assert (metrics["averaging"], metrics["flip_averaging"]) == (name, "flip" in name)
+    assert metrics["averaging_gains"] == {"flip": {"gain": 0.012, "standard_error": 0.004}}
+    described = json.loads((tmp_path / "config.json").read_text())
+    assert (described["averaging"], described["flip_averaging"]) == (name, "flip" in name)
+    model, test = jobs.load_model(jobs.Job(TINY, 1, tmp_path / "jobs"), splits, "cpu"), patterned_images(200, seed=9)
+    for other, each in AVERAGINGS.items():
+        scores, _ = evaluate(model, test, splits, averaging=other)
+        accuracy = (scores.argmax(1).numpy() == test.labels).mean()
+        assert metrics[f"test_accuracy{each.end}"] == accuracy
+        if other == name:
+            assert metrics["test_accuracy"] == metrics["test_accuracy_mean"] == accuracy
+            with np.load(tmp_path / "test_outputs.npz") as outputs:
+                np.testing.assert_allclose(outputs["probabilities"], scores.exp(), atol=1e-6)
+    shown = [row.probability for row in load_best_model(tmp_path).predict(test.images)]
+    with np.load(tmp_path / "test_outputs.npz") as outputs:
+        np.testing.assert_allclose(outputs["probabilities"].max(1), shown, atol=1e-5)
+    text, card = (tmp_path / "scores.txt").read_text(), (tmp_path / "model_card.md").read_text()
+    assert len(re.findall(rf"^(valid, as saved|test  ).*, {re.escape(AVERAGINGS[name].phrase)}$", text, re.M)) == 2
+    assert f", {AVERAGINGS[name].phrase}." in card and "configuration, epoch and averaging were chosen" in card
+    assert ("So an image takes" in card) == (name != "none")
+    if name != "none":
+        n = len(AVERAGINGS[name].views)
+        assert f"mean over {views}: {AVERAGINGS[name].summary}. So an image takes {n} times as long" in card
+
+
+def test_the_test_images_are_evaluated_once_a_view(
+    tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten views of the saved model; of the winner's other seed the chosen ones; of the rest of an ensemble one."""
+    monkeypatch.setattr(averaging, "choose", lambda held: ("flip", {}))
+    asked: list[tuple[int, tuple[str, ...]]] = []
+    outcomes = opening._outcomes
+
+    def noted(model: Any, part: Any, splits: Any, device: str, averagings: Any) -> Any:
+        if opened:
+            asked.append((len(part.labels), tuple(averagings)))
+        return outcomes(model, part, splits, device, averagings)
+
+    monkeypatch.setattr(opening, "_outcomes", noted)
+    metrics = train(tmp_path, make_plan(tmp_path, (1, 2)))
+    assert asked == [(200, tuple(AVERAGINGS)), (200, ("none", "flip"))]
+    assert metrics["averaging"] == "flip"
+
+
+def test_how_many_times_as_long_an_ensemble_takes_counts_the_views_of_the_single_model(
+    tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, outcomes = [0.0], opening._outcomes
+
+    def now() -> float:
+        clock[0] += 1e-6
+        return clock[0]
+
+    def slow(model: Any, part: Any, splits: Any, device: str, averagings: Any) -> Any:
+        clock[0] += max(len(AVERAGINGS[name].views) for name in averagings)  # A second a view.
+        return outcomes(model, part, splits, device, averagings)
+
+    monkeypatch.setattr(opening, "_outcomes", slow)
+    monkeypatch.setattr(opening.time, "perf_counter", now)
+    monkeypatch.setattr(averaging, "choose", lambda held: ("shift", {}))
+    plan = make_plan(tmp_path, (1, 2))
+    together = Ensemble(tuple(plan.job(plan.entries[0], seed) for seed in (1, 2)), (0.5, 0.5), 0.9, 0.9, 10)
+    monkeypatch.setattr(opening.ensemble, "choose", lambda held: together)
+    metrics = train(tmp_path, plan)
+    assert metrics["ensemble"]["times_single"] == pytest.approx(2 / 5, abs=1e-3)
 
 
 def test_an_interrupted_retraining_goes_on_to_the_same_numbers(

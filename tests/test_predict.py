@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tuning.base.averagings import AVERAGINGS
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
 from tuning.images.batches import normalise
@@ -78,15 +80,49 @@ def test_model_is_ready(best: BestModel) -> None:
     assert (best.channels, best.height, best.width, best.model.training) == (1, 10, 8, False)
 
 
-@pytest.mark.parametrize("flip_averaging", [False, True])
-def test_probabilities_are_those_of_the_model(tmp_path: Path, flip_averaging: bool) -> None:
-    best = load_best_model(write_model(tmp_path / "m", flip_averaging=flip_averaging))
-    images = np.random.default_rng(0).integers(0, 256, (3, 1, 10, 8), dtype=np.uint8)
+def moved_by_hand(images: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint8]]:
+    """Returns the images and the four that are one pixel off, where the row or column that enters is the border's."""
+    return [
+        images,
+        np.concatenate([images[:, :, 1:], images[:, :, -1:]], 2),
+        np.concatenate([images[:, :, :1], images[:, :, :-1]], 2),
+        np.concatenate([images[..., 1:], images[..., -1:]], 3),
+        np.concatenate([images[..., :1], images[..., :-1]], 3),
+    ]
+
+
+SEEN: dict[str, Any] = {
+    "none": lambda images: [images],
+    "flip": lambda images: [images, images[..., ::-1].copy()],
+    "shift": moved_by_hand,
+    "flip+shift": lambda images: [*moved_by_hand(images), *moved_by_hand(images[..., ::-1].copy())],
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("averaging", AVERAGINGS)
+def test_probabilities_are_the_mean_over_the_views(tmp_path: Path, averaging: str, channels: int) -> None:
+    best = load_best_model(write_model(tmp_path / "m", channels, averaging=averaging))
+    images = np.random.default_rng(0).integers(0, 256, (3, channels, 10, 8), dtype=np.uint8)
+    plain = replace(best, averaging="none")
+    views = [probabilities(plain, view) for view in SEEN[averaging](images)]
+    assert len(views) == len(AVERAGINGS[averaging].views)
+    np.testing.assert_allclose(probabilities(best, images), np.mean(views, axis=0), atol=1e-6)
     with torch.inference_mode():
-        pixels = torch.from_numpy(images)
-        both = [best.model(normalise(x, best.mean, best.std))[0].softmax(1) for x in (pixels, pixels.flip(3))]
-    expected = (both[0] + both[1]) / 2 if flip_averaging else both[0]
-    np.testing.assert_allclose(probabilities(best, images), expected, atol=1e-6)
+        logits, _ = best.model(normalise(torch.from_numpy(images), best.mean, best.std))
+    np.testing.assert_allclose(views[0], logits.softmax(1), atol=1e-6)
+    if averaging != "none":
+        assert not np.allclose(probabilities(best, images), views[0], atol=1e-3)
+
+
+@pytest.mark.parametrize(("flip_averaging", "averaging"), [(True, "flip"), (False, "none")])
+def test_a_folder_of_version_0_2_0_says_only_whether_it_averages_with_the_mirror_image(
+    folder: Path, flip_averaging: bool, averaging: str
+) -> None:
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert "averaging" not in described
+    (folder / "config.json").write_text(json.dumps(described | {"flip_averaging": flip_averaging}), encoding="utf-8")
+    assert load_best_model(folder).averaging == averaging
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
@@ -250,6 +286,12 @@ def test_damaged_description_is_said(folder: Path, text: str) -> None:
             {"channels": 2},
             r"config\.json: channels is wrong: Input should be 1 or 3\. Run `python -m tuning\.final` again",
         ),
+        (
+            {"averaging": "flips"},
+            r"config\.json: averaging must be one of flip, flip\+shift, none, shift, but got 'flips'\. Did you mean",
+        ),
+        ({"averaging": 2}, r"config\.json: averaging is wrong: Input should be a valid string\. Run"),
+        ({"flip_averaging": "maybe"}, r"config\.json: flip_averaging is wrong: Input should be a valid boolean"),
         ({"std": [0.0]}, r"config\.json: std\.0 is wrong: Input should be greater than 0\. Run"),
         ({"class_names": ["one"]}, r"config\.json: class_names is wrong: .*at least 2 items.*\. Run"),
         ({"mean": [0.1, 0.2]}, r"config\.json: mean must have 1 values, one a channel, but got 2\. Run"),

@@ -197,6 +197,24 @@ def test_a_final_without_its_frames_still_has_its_answer(run: run_folder.Run, tm
     assert not {"seeds", "confusion"} & set(page.texts)
 
 
+@pytest.mark.parametrize(
+    ("recorded", "said"),
+    [
+        ({}, "without averaging"),
+        ({"flip_averaging": True}, "with flip averaging (2 views)"),  # As version 0.2.0 wrote it.
+        ({"averaging": "shift", "flip_averaging": False}, "with shift averaging (5 views)"),
+    ],
+)
+@pytest.mark.parametrize("test_std", [None, 0.01])
+def test_the_page_says_what_the_figure_is_an_average_over(
+    run: run_folder.Run, tmp_path: Path, recorded: dict[str, Any], said: str, test_std: float | None
+) -> None:
+    folder = make_final(tmp_path / "best_model", run.name)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    files.write_json(folder / "metrics.json", metrics | recorded | {"test_accuracy_std": test_std})
+    assert Page(run_page.render(run, run_page.load_final(run, folder))).says(said)
+
+
 def test_labels_to_check_are_shown_with_their_images(run: run_folder.Run, tmp_path: Path) -> None:
     folder = make_final(tmp_path / "best_model", run.name)
     texts = {"image": ["bag/1.jpg", f"{HEADER}.jpg"], "label": NAMES[:2], "predicted": NAMES[1:]}

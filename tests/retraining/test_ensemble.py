@@ -108,8 +108,10 @@ def test_a_shipped_ensemble_predicts_exports_and_scores_as_it_was_tested(
     metrics = train(tmp_path / "model", plan, ship="ensemble", formats=("onnx", "pt2", "safetensors"))
     found, test = metrics["ensemble"], patterned_images(200, seed=9)
     assert metrics["shipped"] == "ensemble" and metrics["test_accuracy"] == found["test_accuracy"]
-    assert metrics["n_parameters"] == found["n_parameters"] and not metrics["flip_averaging"]
-    assert {"test_accuracy", "test_accuracy_plain", "flip_averaging"} <= set(metrics["single"])
+    assert metrics["n_parameters"] == found["n_parameters"] and metrics["averaging"] == "none"
+    assert {"test_accuracy", "test_accuracy_plain", "test_accuracy_flip_shift_averaging", "averaging"} <= set(
+        metrics["single"]
+    )
     assert "test_accuracy_mean" in metrics and "test_accuracy_plain" not in metrics
     assert [line["shipped"] for line in openings.read(tmp_path / "model")] == ["ensemble"] * 2
     best = predict.load(tmp_path / "model")
@@ -177,9 +179,7 @@ def test_an_ensemble_that_the_flip_averaged_winner_beats_is_not_shipped(tmp_path
     several = replace(
         together, valid_score=float(alone) - 0.01, jobs=(replace(together.jobs[0], config=TINY), *together.jobs)
     )
-    assert several.n_configurations > 1 and not ensemble.is_better(
-        several, folds, replace(chosen, flip_averaging=False)
-    )
+    assert several.n_configurations > 1 and not ensemble.is_better(several, folds, replace(chosen, averaging="none"))
     assert ensemble.is_better(replace(several, jobs=together.jobs[:1]), folds, chosen)
 
 

@@ -1,5 +1,7 @@
 """The exported models give the model's probabilities; what cannot be exported is said before anything is trained."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from test_predict import CLASSES, write_model
 
+from tuning.base.averagings import AVERAGINGS
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
 from tuning.models.architectures import build_model
@@ -23,10 +26,10 @@ pytestmark = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flip_averaging", [False, True])
+@pytest.mark.parametrize("averaging", AVERAGINGS)
 @pytest.mark.parametrize("name", export.FORMATS)
-def test_each_format_gives_the_models_probabilities(tmp_path: Path, name: str, flip_averaging: bool) -> None:
-    folder = write_model(tmp_path, flip_averaging=flip_averaging)
+def test_each_format_gives_the_models_probabilities(tmp_path: Path, name: str, averaging: str) -> None:
+    folder = write_model(tmp_path, averaging=averaging)
     [line] = export.export(folder, [name], IMAGES)
     assert line.startswith(f"Exported: {folder}/model.{name}; run on 20 images")
     assert (folder / f"model.{name}").stat().st_size > 10_000
@@ -41,6 +44,27 @@ def test_an_onnx_file_is_run_without_torch_or_this_project(tmp_path: Path) -> No
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     [found] = session.run(["probabilities"], {"images": IMAGES[:7]})
     assert found == pytest.approx(probabilities(load_best_model(folder), IMAGES[:7]), abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "load"), [("onnx", "run_onnx"), ("pt2", "run_pt2")])
+def test_the_average_is_in_a_file_that_is_run_for_any_number_of_images(tmp_path: Path, name: str, load: str) -> None:
+    folder = write_model(tmp_path, averaging="flip+shift")
+    export.export(folder, [name], IMAGES)
+    run, best = globals()[load](folder / f"model.{name}"), load_best_model(folder)
+    plain = probabilities(replace(best, averaging="none"), IMAGES)
+    for n in (1, 2, 7):
+        assert run(IMAGES[:n]) == pytest.approx(probabilities(best, IMAGES[:n]), abs=1e-5)
+        assert np.abs(run(IMAGES[:n]) - plain[:n]).max() > 1e-3
+
+
+def test_safetensors_name_the_average_that_is_not_in_the_weights(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    folder = write_model(tmp_path, averaging="shift")
+    export.export(folder, ["safetensors"], IMAGES)
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["config"])["averaging"] == "shift"
 
 
 MODELS = {

@@ -564,7 +564,7 @@ def test_flip_averaging_is_the_mean_probability_of_an_image_and_its_mirror_image
 
     (plain, features), (mirrored, mirrored_features) = probabilities(images), probabilities(images.flip(3))
     assert not torch.allclose(plain, mirrored, atol=1e-3)
-    averaged, averaged_features = evaluate(model, splits.valid, splits, flip_averaging=True)
+    averaged, averaged_features = evaluate(model, splits.valid, splits, averaging="flip")
     torch.testing.assert_close(averaged.exp(), (plain + mirrored) / 2)
     torch.testing.assert_close(averaged_features, (features + mirrored_features) / 2)
 

@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from tuning.base.averagings import AVERAGINGS
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
+from tuning.base.registries import ACCURACY
 from tuning.images.splitting import Splits
 from tuning.training import checkpoints, evaluation, fit, jobs
 from tuning.training.jobs import Job
@@ -38,15 +41,40 @@ def test_a_job_leaves_its_result_and_the_best_epochs_weights_and_is_not_trained_
         jobs.RESULT,
         jobs.WEIGHTS,
         jobs.VALID_OUTPUTS,
+        jobs.VALID_INFLUENCES,
         checkpoints.PROGRESS,
     }
     found = result(job, splits)
     assert found.epochs == rows
     assert found.valid_accuracy == max(row["valid_accuracy"] for row in rows) == found.valid_accuracy_plain
     assert train(job, splits) == []
-    scores, _ = evaluation.evaluate(jobs.load_model(job, splits, "cpu"), splits.valid, splits, flip_averaging=True)
-    accuracy = (scores.argmax(1).numpy() == splits.valid.labels).mean()
-    assert accuracy == found.valid_accuracy_flip_averaging
+    influences = jobs.read_influences(job)
+    assert list(influences) == list(AVERAGINGS) and found.averagings(ACCURACY) == set(AVERAGINGS)
+    for name, each in AVERAGINGS.items():
+        model = jobs.load_model(job, splits, "cpu")
+        scores, _ = evaluation.evaluate(model, splits.valid, splits, averaging=name)
+        right = scores.argmax(1).numpy() == splits.valid.labels
+        assert right.mean() == found.on_valid(ACCURACY, each.end)
+        assert (influences[name] == right).all()
+        if name == "none":
+            np.testing.assert_allclose(jobs.read_valid(job), scores, atol=1e-6)
+
+
+def test_a_result_of_an_earlier_version_knows_no_shifts(job: Job, splits: Splits) -> None:
+    train(job, splits)
+    path = job.path / jobs.RESULT
+    old = {name: value for name, value in json.loads(path.read_text()).items() if "shift" not in name}
+    path.write_text(json.dumps(old))
+    (job.path / jobs.VALID_INFLUENCES).unlink()
+    assert result(job, splits).averagings(ACCURACY) == {"none", "flip"}
+    assert jobs.read_influences(job) == {} and train(job, splits) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04" + bytes(40)])
+def test_damaged_influences_are_as_good_as_none(job: Job, content: bytes) -> None:
+    job.path.mkdir(parents=True)
+    (job.path / jobs.VALID_INFLUENCES).write_bytes(content)
+    assert jobs.read_influences(job) == {}
 
 
 def test_a_result_of_other_images_does_not_count(job: Job, splits: Splits) -> None:

@@ -378,9 +378,10 @@ OBJECTIVES = Registry(
 
 
 def registries() -> list[Registry[Any]]:
-    """Returns all registries; that of the data sets is where images are."""
+    """Returns all registries; those of the data sets and the averagings have files of their own."""
     data_sets = importlib.import_module("tuning.images.catalogue").DATASETS
-    return [ARCHITECTURES, OPTIMIZERS, LR_SCHEDULES, SAMPLERS, SCHEDULERS, METRICS, OBJECTIVES, data_sets]
+    averagings = importlib.import_module("tuning.base.averagings").AVERAGINGS
+    return [ARCHITECTURES, OPTIMIZERS, LR_SCHEDULES, SAMPLERS, SCHEDULERS, METRICS, OBJECTIVES, averagings, data_sets]
 
 
 def renewed(text: str) -> str:

@@ -16,7 +16,7 @@ from tuning.base.errors import UserError, each_alone
 from tuning.base.registries import ACCURACY, OBJECTIVES, Metric
 from tuning.runs import openings, run_folder, schema
 from tuning.runs.run_folder import MODEL_DIR, Run, is_of
-from tuning.runs.verdicts import headline, luck, metric_of, repeats, verdicts
+from tuning.runs.verdicts import averaging_of, headline, luck, metric_of, repeats, verdicts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -198,6 +198,7 @@ def render(
         metrics=None if final is None else final.metrics,
         metric=metric,
         shown=None if final is None else headline(final.metrics),
+        averaging=None if final is None else averaging_of(final.metrics),
         repeats=None if final is None else repeats(final.metrics),
         fresh="folds" if final is not None and final.metrics.get("folds") else "fresh seeds",
         noise=run_folder.noise_text(run),

@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from tuning.base import files, machine, own_model, rim
+from tuning.base import averagings, files, machine, own_model, rim
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError, counted, disk_full
 from tuning.base.registries import ACCURACY, Metric
@@ -191,7 +191,7 @@ def write_model(
         "config": config.model_dump(),
         "dataset": splits.dataset,
         "class_names": splits.class_names,
-        "flip_averaging": metrics["flip_averaging"],
+        **averagings.recorded(averagings.named_in(metrics)),
     }
     if splits.resize is not None:
         described |= {"resize": splits.resize, "bits": splits.bits}

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tuning.base import files, own_model
+from tuning.base.averagings import NONE, named_in
 from tuning.base.config import TrainConfig, parse_config
 from tuning.base.errors import UserError
 from tuning.images.source import Resize
@@ -37,7 +38,7 @@ class BestModel:
         channels: 1 (grey) or 3 (RGB).
         height: Of an image, in pixels.
         width: Of an image, in pixels.
-        flip_averaging: The probabilities are the mean of those of the image and of its mirror image.
+        averaging: A name in `AVERAGINGS`: which views of an image the probabilities are the mean over.
         resize: How files are brought to height and width, "crop", "pad" or "stretch", as the images that it was
             trained on were; None: stretched, and gray ones that look inverted are turned round.
         bits: Of a pixel in files with more than 8.
@@ -50,7 +51,7 @@ class BestModel:
     channels: int
     height: int
     width: int
-    flip_averaging: bool = False
+    averaging: str = NONE
     resize: Resize | None = None
     bits: int = 8
 
@@ -159,7 +160,8 @@ class _Description(BaseModel):
     width: Annotated[int, Field(ge=1)]
     mean: tuple[float, ...]
     std: tuple[Annotated[float, Field(gt=0)], ...]
-    flip_averaging: bool = False
+    averaging: str | None = None
+    flip_averaging: bool = False  # Version 0.2.0 wrote that alone.
     resize: Resize | None = None
     bits: Annotated[int, Field(ge=8, le=16)] = 8
     members: tuple[_Member, ...] = ()
@@ -187,6 +189,7 @@ def load_best_model(folder: Path, own: Path | None = None) -> BestModel:
     import torch
 
     description = _read_description(folder / "config.json")
+    averaging = named_in(description.model_dump(), str(folder / "config.json"))
     model, called = _build(description, folder, own)
     path = folder / "model.pth"
     try:
@@ -205,7 +208,8 @@ def load_best_model(folder: Path, own: Path | None = None) -> BestModel:
             f"{path} must hold the weights of the {called} in config.json, but got others: "
             f"{_first_line(error)} Run `python -m tuning.final` again."
         ) from error
-    return BestModel(model.eval(), **description.model_dump(exclude={"config", "members"}))
+    values = description.model_dump(exclude={"config", "members", "averaging", "flip_averaging"})
+    return BestModel(model.eval(), averaging=averaging, **values)
 
 
 def _build(description: _Description, folder: Path, own: Path | None) -> "tuple[nn.Module, str]":
@@ -338,12 +342,11 @@ def probabilities(best: BestModel, images: npt.NDArray[np.uint8]) -> npt.NDArray
 
     import torch
 
-    from tuning.training.evaluation import flip_averaged, predict
+    from tuning.training.evaluation import averaged, predict
 
     apply = partial(predict, best.model, mean=best.mean, std=best.std)
-    result: npt.NDArray[np.float32] = (
-        flip_averaged(apply, torch.from_numpy(images), best.flip_averaging)[0].exp().numpy()
-    )
+    log_probabilities, _ = averaged(apply, torch.from_numpy(images), (best.averaging,))[best.averaging]
+    result: npt.NDArray[np.float32] = log_probabilities.exp().numpy()
     return result
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tuning.base.averagings import AVERAGINGS
 from tuning.base.registries import ACCURACY, Metric
 from tuning.retraining.contest import Contest
 from tuning.training import jobs
@@ -95,7 +96,7 @@ def is_better(ensemble: Ensemble, held: Contest, chosen: "Chosen") -> bool:
         return held.metric.sign * (ensemble.valid_score - chosen.valid_score) > 0
     if ensemble.n_configurations == 1:
         return True
-    how = "_flip_averaging" if chosen.flip_averaging else "_plain"
+    how = AVERAGINGS[chosen.averaging].end
     alone = np.mean([result.on_valid(held.metric, how) for result in held.won.values()])
     return bool(held.metric.sign * (ensemble.valid_score - alone) > 0)
 

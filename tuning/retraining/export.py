@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tuning.base import files
+from tuning.base.averagings import AVERAGINGS
 from tuning.base.errors import UserError, unknown_name
 from tuning.retraining.best_model import BestModel, load_best_model, probabilities
 
@@ -62,7 +63,10 @@ def _pt2(best: BestModel, path: Path, example: Images) -> Callable[[Images], Flo
 
 
 def _safetensors(best: BestModel, path: Path, example: Images) -> Callable[[Images], Floats]:
-    """Writes the weights; the metadata's `config` is config.json, from which `build_model` makes the network."""
+    """Writes the weights; the metadata's `config` is config.json, from which `build_model` makes the network.
+
+    The average over views is not in the weights: config.json names it, as `averaging`.
+    """
     from dataclasses import replace
 
     from safetensors.torch import load_file, save
@@ -127,13 +131,18 @@ def export(folder: Path, names: Sequence[str], images: Images, *, shown: Path | 
 
 
 def _whole(best: BestModel) -> "nn.Module":
-    """Returns a module from images uint8 (N, C, H, W) to probabilities float32 (N, n_classes), as `tuning.predict`."""
+    """Returns a module from images uint8 (N, C, H, W) to probabilities float32 (N, n_classes), as `tuning.predict`.
+
+    The average over views is in it.
+    """
     import copy
 
     import torch
     from torch import Tensor, nn
 
-    from tuning.training.evaluation import flip_averaged
+    from tuning.training.evaluation import mean_probability, seen_as
+
+    views = AVERAGINGS[best.averaging].views
 
     class Whole(nn.Module):
         mean: Tensor
@@ -147,10 +156,9 @@ def _whole(best: BestModel) -> "nn.Module":
                 self.register_buffer(name, torch.tensor(getattr(best, name)).view(1, -1, 1, 1))
 
         def forward(self, images: Tensor) -> Tensor:
-            def apply(part: Tensor) -> tuple[Tensor, Tensor]:
-                logits, features = self.model((part.float() / 255 - self.mean) / self.std)
-                return logits, features
-
-            return flip_averaged(apply, images, best.flip_averaging)[0].exp()
+            # The views are one batch, so that the file has the network once.
+            seen = torch.cat([seen_as(images, view) for view in views]) if len(views) > 1 else images
+            logits, _ = self.model((seen.float() / 255 - self.mean) / self.std)
+            return mean_probability(logits.log_softmax(1).view(len(views), images.shape[0], -1)).exp()
 
     return Whole().eval()

@@ -8,7 +8,7 @@ import numpy as np
 
 from tuning.base.errors import counted
 from tuning.images.catalogue import DATASETS
-from tuning.runs.verdicts import headline, repeats, verdicts
+from tuning.runs.verdicts import averaging_of, headline, repeats, verdicts
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -36,7 +36,7 @@ def _filled(template: str, metrics: Mapping[str, Any], **values: Any) -> str:
     texts.filters |= {"markdown": markdown, "percent": "{:.2%}".format, "whole": "{:,}".format, "counted": counted}
     shown = headline(metrics)
     texts.filters |= {"said": shown.metric.said}
-    averaging = f"{'with' if metrics['flip_averaging'] else 'without'} flip averaging"
+    averaging = averaging_of(metrics)
     return texts.get_template(template).render(
         metrics=metrics, shown=shown, averaging=averaging, repeats=repeats(metrics), **values
     )

@@ -8,15 +8,16 @@ import functools
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuning.base import files, interrupts, machine
+from tuning.base.averagings import AVERAGINGS, NONE, recorded
 from tuning.base.errors import UserError, each_alone
 from tuning.base.registries import ACCURACY
-from tuning.retraining import artefacts, contest, ensemble, export, folds, model_card, scoring, suspects
+from tuning.retraining import artefacts, averaging, contest, ensemble, export, folds, model_card, scoring, suspects
 from tuning.retraining.artefacts import Outcome
 from tuning.retraining.candidates import Plan
 from tuning.retraining.contest import Contest
@@ -84,7 +85,7 @@ class Ready:
         if self.shipped == SINGLE:
             return found | {"n_parameters": self.chosen.result.n_parameters} | saved
         names = ("valid_accuracy", "valid_score", "n_parameters")
-        return found | {name: found["ensemble"][name] for name in names} | {"flip_averaging": False} | saved
+        return found | {name: found["ensemble"][name] for name in names} | recorded(NONE) | saved
 
 
 def _load(chosen: Chosen, splits: "Splits", held: Contest, together: Ensemble | None, device: str) -> "nn.Module":
@@ -110,10 +111,10 @@ def rehearse(
     model = _load(chosen, splits, held, saved, "cpu")
     probe = artefacts.probe_images(splits.train)
     images = splits.valid.at(slice(REHEARSED))
-    flip = chosen.flip_averaging and saved is None
-    trained_on = _outcome(model, probe, splits, "cpu", flip)
+    how = chosen.averaging if saved is None else NONE
+    trained_on = _outcome(model, probe, splits, "cpu", how)
     ready = Ready(held, chosen, splits, model, trained_on, images, device, together, shipped)
-    outcome = _outcome(ready.load(device), images, splits, device, flip)
+    outcome = _outcome(ready.load(device), images, splits, device, how)
     figures = scoring.figures(outcome, [outcome] * len(held.plan.seeds), held.metric) | {"test_opened": 1}
     figures |= {"single": scoring.of_one(figures), "ensemble": scoring.of_ensemble(outcome, held.metric, 1.0)}
     try:
@@ -180,35 +181,31 @@ def test_once(
     # The choice is made: only now the test split is opened, and the log says so before anything is seen of it.
     log_test(log, metrics | {"event": OPENED, "dataset": ready.splits.dataset})
     images = load_test(held.plan.images)
-    seconds: dict[tuple[Path, bool], float] = {}
-
-    @functools.cache
-    def seen(job: jobs.Job, flip: bool) -> Outcome:
-        start = time.perf_counter()
-        found = _outcome(models[job.path], images, held.splits[job.seed], ready.device, flip)
-        seconds[job.path, flip] = time.perf_counter() - start
-        return found
-
-    outcomes = {flip: seen(chosen.job, flip) for flip in (True, False)}
+    seconds: dict[Path, float] = {}  # A view.
     # The saved model is that of one of the seeds, unless it was trained on valid, too.
     trained = {job.path: job for job in [held.plan.job(held.winner, seed) for seed in held.plan.seeds]}
-    if chosen.job.path in trained:
-        trained[chosen.job.path] = chosen.job
-    of_seeds = [seen(job, chosen.flip_averaging) for job in trained.values()]
-    saved = outcomes[chosen.flip_averaging]
-    figures = scoring.figures(saved, of_seeds, held.metric) | {
-        "test_accuracy_plain": outcomes[False].accuracy,
-        "test_accuracy_flip_averaging": outcomes[True].accuracy,
-    }
+
+    @functools.cache
+    def seen(path: Path, seed: int) -> dict[str, Outcome]:
+        """Returns what the model of a job makes of the images, with the averagings that somebody may ask for."""
+        names = [*AVERAGINGS] if path == chosen.job.path else [NONE, chosen.averaging] if path in trained else [NONE]
+        start = time.perf_counter()
+        found = _outcomes(models[path], images, held.splits[seed], ready.device, names)
+        seconds[path] = (time.perf_counter() - start) / max(len(AVERAGINGS[name].views) for name in names)
+        return found
+
+    outcomes = seen(chosen.job.path, chosen.job.seed)
+    of_seeds = [seen(path, job.seed)[chosen.averaging] for path, job in trained.items()]
+    saved = outcomes[chosen.averaging]
+    figures = scoring.figures(saved, of_seeds, held.metric)
+    figures |= {f"test_accuracy{AVERAGINGS[name].end}": outcome.accuracy for name, outcome in outcomes.items()}
     if together is not None:
-        mean = scoring.mean(
-            [seen(chosen.job if job.path == chosen.job.path else job, False) for job in together.jobs], together.weights
-        )
-        alone = seconds[chosen.job.path, chosen.flip_averaging]
-        times = math.fsum(seconds[job.path, False] for job in together.jobs) / alone
+        mean = scoring.mean([seen(job.path, job.seed)[NONE] for job in together.jobs], together.weights)
+        alone = len(AVERAGINGS[chosen.averaging].views) * seconds[chosen.job.path]
+        times = math.fsum(seconds[job.path] for job in together.jobs) / alone
         figures["ensemble"] = scoring.of_ensemble(mean, held.metric, times)
         if ready.shipped != SINGLE:
-            saved, figures = mean, scoring.of_shipped(figures, mean, held.metric, chosen.flip_averaging)
+            saved, figures = mean, scoring.of_shipped(figures, mean, held.metric, chosen.averaging)
     metrics = scoring.joined(metrics, figures) | {"test_opened": times_opened(log, ready.splits.dataset)}
     artefacts.give_back(staging)
     log_test(log, metrics | {"event": RESULT, "dataset": ready.splits.dataset})
@@ -233,11 +230,21 @@ def opened_again(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def _outcome(model: "nn.Module", part: Any, splits: "Splits", device: str, flip_averaging: bool) -> Outcome:
-    from tuning.training.evaluation import evaluate
+def _outcome(model: "nn.Module", part: Any, splits: "Splits", device: str, averaging: str) -> Outcome:
+    return _outcomes(model, part, splits, device, (averaging,))[averaging]
 
-    log_probabilities, features = evaluate(model, part, splits, device=device, flip_averaging=flip_averaging)
-    return Outcome(part.labels, log_probabilities.numpy(), features.numpy())
+
+def _outcomes(
+    model: "nn.Module", part: Any, splits: "Splits", device: str, averagings: Collection[str]
+) -> dict[str, Outcome]:
+    """Returns by averaging what a model makes of labelled images, each view evaluated once."""
+    from tuning.training.evaluation import evaluate_each
+
+    found = evaluate_each(model, part, splits, averagings, device=device)
+    return {
+        name: Outcome(part.labels, log_probabilities.numpy(), features.numpy())
+        for name, (log_probabilities, features) in found.items()
+    }
 
 
 def retrain_and_test(
@@ -266,6 +273,7 @@ def retrain_and_test(
     if shows_contest:
         contest.show(held)
     chosen = choose(held)
+    say(averaging.explain(chosen.averaging, chosen.gains, held.metric))
     splits = held.splits[chosen.job.seed]
     if train_on == "train+valid":
         chosen = train_on_everything(chosen, splits, slots.device, threads or machine.cores(), say)
@@ -293,7 +301,7 @@ def retrain_and_test(
                     held.splits[job.seed].valid,
                     held.splits[job.seed],
                     slots.device,
-                    chosen.flip_averaging,
+                    chosen.averaging,
                 )
                 for job in trained
             ]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tuning.base import averagings
 from tuning.base.registries import Metric
 from tuning.retraining.artefacts import Outcome
 from tuning.retraining.verdict import spread
@@ -50,14 +51,14 @@ def of_one(found: Mapping[str, Any]) -> dict[str, Any]:
     return {name: found[name] for name in OF_ONE}
 
 
-def of_shipped(of_single: Mapping[str, Any], test: Outcome, metric: Metric, flip_averaging: bool) -> dict[str, Any]:
+def of_shipped(of_single: Mapping[str, Any], test: Outcome, metric: Metric, averaging: str) -> dict[str, Any]:
     """Returns the figures where an ensemble is saved: its own, and those of the winner alone in a place of their own.
 
     The mean over the winner's seeds stays what it is; nothing else is left of the single model's beside the ensemble's.
     """
     own = of_one(figures(test, [test], metric))
     plain = {name: of_single[name] for name in of_single if name.startswith("test_accuracy_") and name not in _MEANS}
-    single = of_one(of_single) | plain | {"flip_averaging": flip_averaging}
+    single = of_one(of_single) | plain | averagings.recorded(averaging)
     return {name: value for name, value in of_single.items() if name not in plain} | own | {"single": single}
 
 

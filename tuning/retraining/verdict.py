@@ -2,14 +2,17 @@
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from tuning.base import averagings
+from tuning.base.averagings import AVERAGINGS
 from tuning.base.config import parse_config
 from tuning.base.errors import UserError
 from tuning.base.registries import ACCURACY, METRICS
-from tuning.retraining import contest
+from tuning.retraining import averaging, contest
+from tuning.retraining.averaging import Gain
 from tuning.retraining.contest import Contest
 from tuning.training import jobs
 
@@ -26,36 +29,34 @@ class Chosen:
     Attributes:
         job: How it was trained.
         result: What came of it.
-        flip_averaging: Its probabilities are the mean over an image and its mirror image.
-        valid_accuracy: Of the winner's best seed or middle fold, with the flip averaging that was chosen.
+        averaging: A name in `AVERAGINGS`: what its probabilities are the mean over.
+        valid_accuracy: Of the winner's best seed or middle fold, with the averaging that was chosen.
         valid_score: The same of the metric that decides.
         train_on: "train" or "train+valid".
+        gains: By how much each averaging is better than none on the valid images.
     """
 
     job: jobs.Job
     result: jobs.Result
-    flip_averaging: bool
+    averaging: str
     valid_accuracy: float
     valid_score: float
     train_on: str
+    gains: Mapping[str, Gain] = field(default_factory=dict)
 
 
 def choose(held: Contest) -> Chosen:
-    """Returns the winner's seed with the best value on the valid split; on flip averaging all its seeds decide.
+    """Returns the winner's seed with the best value on the valid split; on the averaging all its seeds decide.
 
     Of folds it is the one in the middle: the best one had the easiest valid images, and need not be the best model.
     """
     won, metric = held.won, held.metric
-    plain, mirrored = (
-        metric.sign * math.fsum(result.on_valid(metric, how) for result in won.values())
-        for how in ("_plain", "_flip_averaging")
-    )
+    taken, gains = averaging.choose(held)
     ranked = sorted(won, key=lambda seed: metric.sign * won[seed].on_valid(metric), reverse=True)
     seed = ranked[len(ranked) // 2 if held.plan.folds else 0]
-    flip = mirrored > plain
-    accuracy, score = (won[seed].on_valid(each, "_flip_averaging" if flip else "_plain") for each in (ACCURACY, metric))
+    accuracy, score = (won[seed].on_valid(each, AVERAGINGS[taken].end) for each in (ACCURACY, metric))
     job = held.plan.job(held.winner, seed, won[seed].accumulation)
-    return Chosen(job, won[seed], flip, accuracy, score, "train")
+    return Chosen(job, won[seed], taken, accuracy, score, "train", gains)
 
 
 def train_on_everything(
@@ -112,7 +113,11 @@ def describe(held: Contest, chosen: Chosen, splits: "Splits") -> dict[str, Any]:
         "valid_score": chosen.valid_score,
         **{f"valid_accuracy_{name}": value for name, value in accuracy.items()},
         **{f"valid_score_{name}": value for name, value in score.items()},
-        "flip_averaging": chosen.flip_averaging,
+        **averagings.recorded(chosen.averaging),
+        "averaging_gains": {
+            name: {"gain": each.value, "standard_error": _none_if_nan(each.error)}
+            for name, each in chosen.gains.items()
+        },
         "train_on": chosen.train_on,
         "train_images": len(splits.train) + (len(splits.valid) if chosen.train_on != "train" else 0),
         "best_epoch": chosen.result.best_epoch,

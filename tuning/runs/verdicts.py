@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tuning.base.averagings import AVERAGINGS, Averaging, named_in
 from tuning.base.errors import counted
 from tuning.base.registries import ACCURACY, METRICS, Metric
 
@@ -51,6 +52,11 @@ def headline(metrics: Mapping[str, Any]) -> Headline:
 def metric_of(metrics: Mapping[str, Any]) -> Metric:
     """Returns the metric that decided, as `metrics.json` names it."""
     return METRICS.find(metrics.get("metric", METRICS.default), "The metric in metrics.json")
+
+
+def averaging_of(metrics: Mapping[str, Any]) -> Averaging:
+    """Returns the average over views with which the saved model was tested, as `metrics.json` names it."""
+    return AVERAGINGS[named_in(metrics, "metrics.json")]
 
 
 def repeats(metrics: Mapping[str, Any]) -> str:

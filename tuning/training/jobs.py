@@ -10,7 +10,7 @@ import re
 import traceback
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tuning.base import files, own_model
+from tuning.base.averagings import AVERAGINGS, NONE
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError, survive_encoding
 from tuning.base.masking import masked
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 RESULT, WEIGHTS, ERROR = "result.json", "weights.pt", "error.log"
 VALID_OUTPUTS = "valid_outputs.npz"  # Log-probabilities of the valid images, float32 (N, n_classes).
+VALID_INFLUENCES = "valid_influences.npz"  # By averaging: what each valid image adds to the job's metric, float32 (N,).
 SMALLEST_PART = 2  # Images: batch normalisation needs more than one.
 # As torch says it of a GPU and Python of itself, by a class; and torch of the host and of CUDA, by a text alone.
 OUT_OF_MEMORY = re.compile(r"OutOfMemory|CUDA (error: )?out of memory|MemoryError|can't allocate memory")
@@ -90,7 +92,7 @@ class Result:
         split_hash: Of what it was trained on.
         valid_accuracy: Of the epoch whose weights were kept, as a search measures it.
         valid_accuracy_plain: The same weights in fp32.
-        valid_accuracy_flip_averaging: The same, averaged with each image's mirror image.
+        valid_accuracy_flip_averaging: The same, averaged with each image's mirror image; so for the averagings below.
         valid_score: As valid_accuracy, but of the job's metric; version 0.2.0 wrote none of these. So for the next two.
         valid_error: The standard error of `valid_score`, as the valid images are a sample.
         best_epoch: The epoch whose weights were kept.
@@ -114,6 +116,14 @@ class Result:
     valid_score_plain: float | None = None
     valid_score_flip_averaging: float | None = None
     valid_error: float | None = None
+    valid_accuracy_shift_averaging: float | None = None
+    valid_accuracy_flip_shift_averaging: float | None = None
+    valid_score_shift_averaging: float | None = None
+    valid_score_flip_shift_averaging: float | None = None
+
+    def averagings(self, metric: Metric) -> set[str]:
+        """Returns the averagings whose value on the valid split is known; earlier versions knew two."""
+        return {name for name, each in AVERAGINGS.items() if getattr(self, f"{metric.column}{each.end}") is not None}
 
     def on_valid(self, metric: Metric, how: str = "") -> float:
         """Returns the metric's value on the valid split; `how` as the ends of the attributes are.
@@ -149,11 +159,15 @@ def read_valid(job: Job) -> "npt.NDArray[np.float32] | None":
 
     None where they are missing, as with version 0.2.0, or damaged: whatever needs them can do without.
     """
-    try:
-        with np.load(io.BytesIO((job.path / VALID_OUTPUTS).read_bytes())) as found:
-            return np.asarray(found["log_probabilities"], dtype=np.float32)
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
-        return None
+    return _read_arrays(job.path / VALID_OUTPUTS).get("log_probabilities")
+
+
+def read_influences(job: Job) -> "dict[str, npt.NDArray[np.float32]]":
+    """Returns by averaging what each valid image adds to the job's metric, float32 (N,), as `metrics.influence` does.
+
+    Nothing where that is missing, as with earlier versions, or damaged.
+    """
+    return _read_arrays(job.path / VALID_INFLUENCES)
 
 
 def train(
@@ -277,20 +291,20 @@ def _teacher(job: Job, splits: "Splits", device: str) -> "Teacher | None":
 def _finish(job: Job, training: "Training", rows: list[dict[str, Any]], splits: "Splits") -> None:
     """Writes weights and result, and removes the checkpoints."""
     from tuning.training import checkpoints, metrics
-    from tuning.training.evaluation import evaluate
+    from tuning.training.evaluation import evaluate_each
 
     model = training.best_model() if job.length is None else training.last_model()
     kept = rows[-1]["best_epoch"] if job.length is None else rows[-1]["epoch"]
 
     figures: dict[str, Any] = {}
-    for flip, end in ((False, "plain"), (True, "flip_averaging")):
-        scores, _ = evaluate(model, splits.valid, splits, device=training.device.type, flip_averaging=flip)
-        if not flip:
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, log_probabilities=scores.numpy())
-            files.write_bytes(job.path / VALID_OUTPUTS, buffer.getvalue())
-        for metric, name in ((METRICS.default, "accuracy"), (job.metric, "score")):
-            figures[f"valid_{name}_{end}"] = metrics.score(metric, scores.numpy(), splits.valid.labels)
+    found = evaluate_each(model, splits.valid, splits, list(AVERAGINGS), device=training.device.type)
+    outputs, labels = {name: scores.numpy() for name, (scores, _) in found.items()}, splits.valid.labels
+    for metric, column in ((METRICS.default, "accuracy"), (job.metric, "score")):
+        for name, each in AVERAGINGS.items():
+            figures[f"valid_{column}{each.end}"] = metrics.score(metric, outputs[name], labels)
+    influences = {name: metrics.influence(job.metric, scores, labels) for name, scores in outputs.items()}
+    _write_arrays(job.path / VALID_OUTPUTS, {"log_probabilities": outputs[NONE]})
+    _write_arrays(job.path / VALID_INFLUENCES, influences)
     result = Result(
         split_hash=splits.split_hash,
         valid_accuracy=rows[kept - 1]["valid_accuracy"],
@@ -306,3 +320,20 @@ def _finish(job: Job, training: "Training", rows: list[dict[str, Any]], splits: 
     save_weights(job.path / WEIGHTS, model)
     files.write_json(job.path / RESULT, asdict(result))
     checkpoints.remove(job.path)
+
+
+def _write_arrays(path: Path, arrays: "Mapping[str, npt.NDArray[np.floating[Any]]]") -> None:
+    """Writes arrays as float32, whole or not at all."""
+    buffer = io.BytesIO()
+    single: dict[str, Any] = {name: array.astype(np.float32) for name, array in arrays.items()}
+    np.savez_compressed(buffer, **single)
+    files.write_bytes(path, buffer.getvalue())
+
+
+def _read_arrays(path: Path) -> "dict[str, npt.NDArray[np.float32]]":
+    """Returns what `_write_arrays` has written; nothing where that is missing or damaged."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as found:
+            return {name: np.asarray(found[name], dtype=np.float32) for name in found.files}
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+        return {}
