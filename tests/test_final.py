@@ -206,7 +206,7 @@ def test_the_average_that_is_chosen_is_tested_written_and_said(
     capsys: pytest.CaptureFixture[str],
     name: str,
 ) -> None:
-    monkeypatch.setattr(averaging, "choose", lambda held: (name, {"flip": averaging.Gain(0.012, 0.004)}))
+    monkeypatch.setattr(averaging, "choose", lambda models, metric, folds: (name, {"flip": averaging.Gain(0.012, 0.004)}))
     metrics = train(tmp_path)
     printed, views = capsys.readouterr().out, AVERAGINGS[name].facts
     assert f"on the valid images: flip +1.20 ± 0.40 points. Chosen: {name}, {views}." in printed
@@ -239,7 +239,7 @@ def test_the_test_images_are_evaluated_once_a_view(
     tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ten views of the saved model; of the winner's other seed the chosen ones; of the rest of an ensemble one."""
-    monkeypatch.setattr(averaging, "choose", lambda held: ("flip", {}))
+    monkeypatch.setattr(averaging, "choose", lambda models, metric, folds: ("flip", {}))
     asked: list[tuple[int, tuple[str, ...]]] = []
     outcomes = opening._outcomes
 
@@ -269,10 +269,10 @@ def test_how_many_times_as_long_an_ensemble_takes_counts_the_views_of_the_single
 
     monkeypatch.setattr(opening, "_outcomes", slow)
     monkeypatch.setattr(opening.time, "perf_counter", now)
-    monkeypatch.setattr(averaging, "choose", lambda held: ("shift", {}))
+    monkeypatch.setattr(averaging, "choose", lambda models, metric, folds: ("shift", {}))
     plan = make_plan(tmp_path, (1, 2))
     together = Ensemble(tuple(plan.job(plan.entries[0], seed) for seed in (1, 2)), (0.5, 0.5), 0.9, 0.9, 10)
-    monkeypatch.setattr(opening.ensemble, "choose", lambda held: together)
+    monkeypatch.setattr(opening.ensemble, "choose", lambda models, metric, folds: together)
     metrics = train(tmp_path, plan)
     assert metrics["ensemble"]["times_single"] == pytest.approx(2 / 5, abs=1e-3)
 

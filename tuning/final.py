@@ -30,7 +30,8 @@ from tuning.retraining import candidates
 from tuning.retraining import export as export_formats
 from tuning.retraining.best_model import Winner
 from tuning.retraining.candidates import Plan
-from tuning.retraining.opening import SHIPPED, SINGLE, opened_again, retrain_and_test, written
+from tuning.retraining.opening import opened_again, retrain_and_test, written
+from tuning.retraining.shipping import SHIPPED, SINGLE
 from tuning.retraining.verdict import TRAIN_ON
 from tuning.runs import run_folder
 from tuning.runs.verdicts import headline
@@ -132,7 +133,10 @@ def run(
     ] = "train",
     ship: Annotated[
         str,
-        typer.Option(help="single; or ensemble: write the mean of the best of all models that were trained."),
+        typer.Option(
+            help="single; ensemble: the mean of the best of all models that were trained; or distilled: one network "
+            "that learned from that mean, which takes longer to train."
+        ),
     ] = "single",
     export: Annotated[
         list[str] | None,
@@ -186,8 +190,9 @@ def run(
         max_parameters: Of a configuration.
         compare: Retrain the default configuration and the best random point, too; None is yes if several are trained.
         train_on: "train", or "train+valid" to train the winner once more on both.
-        ship: "single", or "ensemble" to write the best mean of all models that were trained, where one is better than
-            each of them on the valid images.
+        ship: "single"; "ensemble" to write the best mean of all models that were trained; or "distilled" to train
+            networks of the winner's configuration that learn from that mean, and to write the best of them. Where the
+            valid images say that this is no better, the single model is written.
         export: Formats in which the model is written, too: "onnx", "safetensors", "pt2".
         epochs: Full length, at least 1; None is twice the search's.
         seed: The first seed, at least 0; None derives it from the run.

@@ -69,6 +69,10 @@ def contest(
     return Contest(plan, done, {}, pd.DataFrame({"chosen": [True]}), None)
 
 
+def choose(held: Contest) -> tuple[str, dict[str, Gain]]:
+    return averaging.choose(held.models, held.metric, folds=held.plan.folds > 0)
+
+
 @pytest.mark.parametrize(
     ("wins", "taken"),
     [
@@ -86,13 +90,13 @@ def contest(
 def test_more_views_are_taken_where_they_pay_beyond_chance(
     tmp_path: Path, wins: dict[str, tuple[int, int]], taken: str
 ) -> None:
-    assert averaging.choose(contest(tmp_path, [outcomes(wins)]))[0] == taken
+    assert choose(contest(tmp_path, [outcomes(wins)]))[0] == taken
 
 
 def test_the_error_is_that_of_the_paired_difference_of_an_image_over_all_seeds(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     seeds = [{name: rng.random(N) < 0.9 for name in AVERAGINGS} for _ in range(3)]
-    _, gains = averaging.choose(contest(tmp_path, seeds))
+    _, gains = choose(contest(tmp_path, seeds))
     each = np.mean([right["shift"].astype(float) - right["none"] for right in seeds], axis=0)
     assert gains["shift"].value == pytest.approx(each.mean())
     assert gains["shift"].error == pytest.approx(math.sqrt((each**2).mean() / N))
@@ -112,15 +116,15 @@ def test_all_seeds_count_not_the_saved_models_alone(tmp_path: Path) -> None:
         right["flip"][changed[:20]], right["flip"][changed[20:]] = True, False
         right["shift"] = right["flip+shift"] = right["none"]
         seeds.append(right)
-    assert averaging.choose(contest(tmp_path / "one", seeds[:1]))[0] == "none"
-    assert averaging.choose(contest(tmp_path / "all", seeds))[0] == "flip"
+    assert choose(contest(tmp_path / "one", seeds[:1]))[0] == "none"
+    assert choose(contest(tmp_path / "all", seeds))[0] == "flip"
     chosen = verdict.choose(contest(tmp_path / "verdict", seeds))
     assert chosen.averaging == "flip" and chosen.valid_accuracy == pytest.approx(float(seeds[0]["flip"].mean()))
 
 
 def test_folds_have_images_of_their_own_and_sizes(tmp_path: Path) -> None:
     folds = [outcomes({"flip": (4, 1)}, 400), outcomes({"flip": (9, 2)}, 500)]
-    taken, gains = averaging.choose(contest(tmp_path, folds, folds=True))
+    taken, gains = choose(contest(tmp_path, folds, folds=True))
     values = [3 / 400, 7 / 500]
     squares = [5 / 400 / 400, 11 / 500 / 500]
     assert taken == "flip" and gains["flip"].value == pytest.approx(np.mean(values))
@@ -130,30 +134,30 @@ def test_folds_have_images_of_their_own_and_sizes(tmp_path: Path) -> None:
 def test_seeds_of_an_earlier_version_choose_among_what_they_have_as_it_did(tmp_path: Path) -> None:
     wins = {"flip": (12, 8), "shift": (50, 0), "flip+shift": (60, 0)}
     old = contest(tmp_path, [outcomes(wins)], without=[1], shifts=False)
-    taken, gains = averaging.choose(old)
+    taken, gains = choose(old)
     assert taken == "flip" and list(gains) == ["flip"]
     assert gains["flip"].value == pytest.approx(0.004) and math.isnan(gains["flip"].error)
-    assert averaging.choose(contest(tmp_path / "worse", [outcomes({"flip": (8, 9)})], without=[1]))[0] == "none"
+    assert choose(contest(tmp_path / "worse", [outcomes({"flip": (8, 9)})], without=[1]))[0] == "none"
 
 
 def test_one_seed_of_an_earlier_version_keeps_shifts_from_all(tmp_path: Path) -> None:
     held = contest(tmp_path, [outcomes({"flip": (12, 0), "shift": (50, 0)})] * 2, without=[2])
     old = asdict(held.done[CONFIG.hash(), 2])
     old |= {name: None for name in old if "shift" in name}
-    taken, gains = averaging.choose(replace(held, done={**held.done, (CONFIG.hash(), 2): jobs.Result(**old)}))
+    taken, gains = choose(replace(held, done={**held.done, (CONFIG.hash(), 2): jobs.Result(**old)}))
     assert taken == "flip" and list(gains) == ["flip"] and math.isnan(gains["flip"].error)
 
 
 def test_a_file_of_other_images_leaves_the_error_unknown(tmp_path: Path) -> None:
     held = contest(tmp_path, [outcomes({"flip": (4, 1)}), outcomes({"flip": (4, 1)}, 900)])
-    assert math.isnan(averaging.choose(held)[1]["flip"].error)
+    assert math.isnan(choose(held)[1]["flip"].error)
 
 
 def test_where_less_is_better_a_gain_is_a_lower_value(tmp_path: Path) -> None:
     losses = {name: np.full(N, 0.5) for name in AVERAGINGS}
     losses["shift"] = losses["none"] - np.linspace(0.0, 0.2, N)
     held = contest(tmp_path, [losses], metric="log_loss")
-    taken, gains = averaging.choose(held)
+    taken, gains = choose(held)
     assert taken == "shift" and gains["shift"].value == pytest.approx(0.1)
     said = averaging.explain(taken, gains, METRICS["log_loss"])
     assert "shift -0.1000 ± 0.0037, flip+shift" in said

@@ -4,14 +4,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from conftest import patterned_images
 from test_ensemble import hasty
-from test_final import SLOTS, make_plan
+from test_final import SLOTS, make_plan, opened, train  # noqa: F401
 
+from tuning import predict
 from tuning.images.splitting import Splits
 from tuning.retraining import contest, distilled, ensemble
 from tuning.retraining.contest import Contest
 from tuning.retraining.ensemble import Ensemble
+from tuning.runs import openings
 from tuning.training import jobs
 
 
@@ -84,3 +88,46 @@ def test_what_cannot_be_taught_is_said(tmp_path: Path, splits: Splits) -> None:
     entries = [replace(e, config=e.config.model_copy(update={"train": "head"})) for e in found.plan.entries]
     heads = replace(found, plan=replace(found.plan, entries=tuple(entries)))
     assert "head alone was trained" in distilled.reason_against(heads, together)
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_what_was_distilled_is_written_where_it_is_better_and_tested_in_either_case(
+    tmp_path: Path,
+    opened: list[str],  # noqa: F811
+    splits: Splits,
+    monkeypatch: pytest.MonkeyPatch,
+    better: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(distilled.Distilled, "is_better", better)
+    folder = tmp_path / "model"
+    metrics = train(folder, hasty(tmp_path / "jobs"), ship="distilled")
+    found, text = metrics["distilled"], (folder / "scores.txt").read_text()
+    assert opened == ["patterns"] and found["networks"] == 2 and found["teachers"] >= 2
+    assert metrics["shipped"] == ("distilled" if better else "single")
+    assert (found["test_accuracy_mean"] == metrics["test_accuracy_mean"]) is better
+    best, test = predict.load(folder), patterned_images(200, seed=9)
+    shown = [row.class_name for row in best.predict(test.images)]
+    right = np.mean([splits.class_names[label] == name for label, name in zip(test.labels, shown, strict=True)])
+    assert right == metrics["test_accuracy"]
+    said = capsys.readouterr().out
+    if better:
+        assert not set(metrics["seeds"]) & {1, 2} and metrics["seed"] in metrics["seeds"]
+        assert metrics["single"]["test_accuracy_mean"] != metrics["test_accuracy_mean"]
+        assert f"distilled from {found['teachers']} models" in text and "winner, mean " in text
+        assert "It has learned from" in (folder / "model_card.md").read_text()
+        assert [line["shipped"] for line in openings.read(folder)] == ["distilled"] * 2
+    else:
+        assert "What was distilled is not better on the valid images" in said
+        assert "distilled, mean " in text and metrics["seeds"] == [1, 2] and "single" not in metrics
+    assert "all together " in text
+
+
+def test_where_nothing_can_teach_the_single_model_is_written(
+    tmp_path: Path,
+    opened: list[str],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    metrics = train(tmp_path, make_plan(tmp_path), ship="distilled")
+    assert metrics["shipped"] == "single" and metrics["distilled"] is None
+    assert "so nothing can teach. The single model is written." in capsys.readouterr().out

@@ -199,7 +199,7 @@ def test_models_of_version_0_2_0_have_no_outputs_and_are_left_out(tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"ship": "both"}, r"--ship must be one of ensemble, single, but got 'both'"),
+        ({"ship": "both"}, r"--ship must be one of distilled, ensemble, single, but got 'both'"),
         ({"ship": "ensemble", "train_on": "train+valid"}, r"--ship ensemble must be used with --train-on train, .*got"),
     ],
 )

@@ -12,13 +12,13 @@ import numpy as np
 
 from tuning.base.averagings import AVERAGINGS, NONE
 from tuning.base.registries import Metric
-from tuning.retraining.contest import Contest
 from tuning.training import jobs
+from tuning.training.jobs import Job, Result
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-Influences = Mapping[int, "Mapping[str, npt.NDArray[np.float32]]"]  # By seed and averaging.
+Influences = Mapping[Job, "Mapping[str, npt.NDArray[np.float32]]"]  # By training and averaging.
 
 
 class Gain(NamedTuple):
@@ -37,7 +37,7 @@ class Gain(NamedTuple):
         return self.value > least and not math.isclose(self.value, least)  # They are equal where one image differs.
 
 
-def choose(held: Contest) -> tuple[str, dict[str, Gain]]:
+def choose(models: Mapping[Job, Result], metric: Metric, *, folds: bool = False) -> tuple[str, dict[str, Gain]]:
     """Returns the averaging that is taken, and by how much each averaging is better than none.
 
     From the fewest views on, an averaging takes the place of the one so far where it is better by more than the
@@ -50,17 +50,29 @@ def choose(held: Contest) -> tuple[str, dict[str, Gain]]:
     taken in 40 % of the cases, and in 16 % with one standard error.
 
     A training of an earlier version has no figures of shifts: then only what all seeds have can be taken.
+
+    Args:
+        models: The trainings of one configuration, a seed or fold each.
+        metric: What they are judged by.
+        folds: Whether each has valid images of its own.
     """
-    known = set.intersection(*(result.averagings(held.metric) for result in held.won.values()))
-    influences, taken = _influences(held), NONE
+    known = set.intersection(*(result.averagings(metric) for result in models.values()))
+    taken = NONE
+    influences: Influences = {job: jobs.read_influences(job) for job in models}
     names = [name for name in AVERAGINGS if name in known]
+
+    def better(name: str, other: str) -> Gain:
+        return gain(models, metric, influences, name, other, folds=folds)
+
     for name in names:
-        if gain(held, influences, name, taken).pays:
+        if better(name, taken).pays:
             taken = name
-    return taken, {name: gain(held, influences, name, NONE) for name in names if name != NONE}
+    return taken, {name: better(name, NONE) for name in names if name != NONE}
 
 
-def gain(held: Contest, influences: Influences, name: str, other: str) -> Gain:
+def gain(
+    models: Mapping[Job, Result], metric: Metric, influences: Influences, name: str, other: str, *, folds: bool
+) -> Gain:
     """Returns by how much an averaging is better than another one: the mean over the winner's seeds.
 
     Its standard error is that of the mean paired difference of the images: what an image adds to the one value less
@@ -69,20 +81,21 @@ def gain(held: Contest, influences: Influences, name: str, other: str) -> Gain:
     difference that is 0 in truth (as in McNemar's test of 1947): one image more that is right is then no gain.
 
     Args:
-        held: The contest.
-        influences: As in `jobs.read_influences`; a seed without them leaves the error unknown.
+        models: The trainings of one configuration.
+        metric: What they are judged by.
+        influences: As in `jobs.read_influences`; a training without them leaves the error unknown.
         name: In `AVERAGINGS`.
         other: What it is compared with.
+        folds: Whether each training has valid images of its own.
     """
-    metric = held.metric
     ends = AVERAGINGS[name].end, AVERAGINGS[other].end
-    gains = {seed: _difference(result, metric, *ends) for seed, result in held.won.items()}
+    gains = {job: _difference(result, metric, *ends) for job, result in models.items()}
     value = math.fsum(gains.values()) / len(gains)
-    pairs = [influences.get(seed, {}) for seed in gains]
+    pairs = [influences.get(job, {}) for job in gains]
     if not all(name in pair and other in pair for pair in pairs):
         return Gain(value, math.nan)
     each = [np.subtract(pair[name], pair[other], dtype=np.float64) for pair in pairs]
-    if held.plan.folds:
+    if folds:
         squares = [_variance(images, of_fold) for images, of_fold in zip(each, gains.values(), strict=True)]
         return Gain(value, math.sqrt(math.fsum(squares)) / len(squares))
     if len({len(images) for images in each}) > 1:
@@ -111,10 +124,3 @@ def _difference(result: jobs.Result, metric: Metric, end: str, other: str) -> fl
 def _variance(images: "npt.NDArray[np.float64]", difference: float) -> float:
     """Returns the squared error of a difference that is 0 in truth, of what each image adds to it."""
     return float(np.var(images) + difference**2) / len(images)
-
-
-def _influences(held: Contest) -> Influences:
-    return {
-        seed: jobs.read_influences(held.plan.job(held.winner, seed, result.accumulation))
-        for seed, result in held.won.items()
-    }

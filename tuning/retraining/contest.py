@@ -60,6 +60,11 @@ class Contest:
         return {seed: self.done[self.winner.config.hash(), seed] for seed in self.plan.seeds}
 
     @property
+    def models(self) -> dict[Job, Result]:
+        """The winner's trainings, each on a seed or fold of its own, with their results."""
+        return {self.plan.job(self.winner, seed, result.accumulation): result for seed, result in self.won.items()}
+
+    @property
     def seconds(self) -> float:
         """Training time of all that was trained."""
         return math.fsum(result.seconds for result in self.done.values())

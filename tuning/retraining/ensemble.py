@@ -144,6 +144,17 @@ def build(ensemble: Ensemble, held: Contest, device: str) -> "nn.Module":
     return network.to(device).eval()
 
 
+def as_metrics(ensemble: Ensemble) -> dict[str, Any]:
+    """Returns what is known before the test split is opened, as in `metrics.json`."""
+    return {
+        "models": len(ensemble.jobs),
+        "configurations": ensemble.n_configurations,
+        "n_parameters": ensemble.n_parameters,
+        "valid_accuracy": ensemble.valid_accuracy,
+        "valid_score": ensemble.valid_score,
+    }
+
+
 def described(ensemble: Ensemble, held: Contest) -> list[dict[str, Any]]:
     """Returns what `config.json` has of each member."""
     return [

@@ -8,21 +8,20 @@ import functools
 import math
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuning.base import files, interrupts, machine
-from tuning.base.averagings import AVERAGINGS, NONE, recorded
+from tuning.base import files, interrupts
+from tuning.base.averagings import AVERAGINGS, NONE
 from tuning.base.errors import UserError, each_alone
 from tuning.base.registries import ACCURACY
-from tuning.retraining import artefacts, averaging, contest, ensemble, export, folds, model_card, scoring, suspects
+from tuning.retraining import artefacts, contest, ensemble, export, folds, model_card, scoring, suspects
 from tuning.retraining.artefacts import Outcome
 from tuning.retraining.candidates import Plan
-from tuning.retraining.contest import Contest
-from tuning.retraining.ensemble import Ensemble
-from tuning.retraining.verdict import Chosen, choose, describe, train_on_everything
+from tuning.retraining.shipping import SINGLE, Shipment, settle
+from tuning.retraining.verdict import Chosen
 from tuning.runs.openings import OPENED, RESULT, times_opened
 from tuning.runs.openings import append as log_test
 from tuning.runs.run_folder import MODEL_DIR
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from tuning.images.splitting import Splits
 
 REHEARSED, MOST_TEST_IMAGES = 2_000, 10_000
-SINGLE, SHIPPED = "single", ("single", "ensemble")
 Z_95 = 1.96  # Standard errors on each side of an estimate, in its 95 % interval.
 FINISHING = "The test split is open: the command ends as soon as its result is written."
 
@@ -47,79 +45,42 @@ class Ready:
     """What `write_everything` needs, whichever images stand for the test split.
 
     Attributes:
-        model: On the CPU.
+        shipment: What is written.
+        model: That, on the CPU.
         trained_on: What the model makes of some train images.
         rehearsed: The valid images that stood for the test split.
         device: What the test images are evaluated on.
-        together: The best ensemble of all that was trained; None where that is a single model.
-        shipped: What the model is: "single" or "ensemble".
     """
 
-    held: Contest
-    chosen: Chosen
-    splits: "Splits"
+    shipment: Shipment
     model: "nn.Module"
     trained_on: Outcome
     rehearsed: "Labelled"
     device: str
-    together: Ensemble | None = None
-    shipped: str = SINGLE
-
-    def load(self, device: str) -> "nn.Module":
-        """Returns what is to be saved, ready to evaluate."""
-        return _load(self.chosen, self.splits, self.held, self.together if self.shipped != SINGLE else None, device)
-
-    def describe(self) -> dict[str, Any]:
-        """Returns what is known before the test split is opened, as in `metrics.json`."""
-        found = describe(self.held, self.chosen, self.splits)
-        together, saved = self.together, {"shipped": self.shipped}
-        if together is None:
-            return found | {"n_parameters": self.chosen.result.n_parameters, "ensemble": None} | saved
-        found["ensemble"] = {
-            "models": len(together.jobs),
-            "configurations": together.n_configurations,
-            "n_parameters": together.n_parameters,
-            "valid_accuracy": together.valid_accuracy,
-            "valid_score": together.valid_score,
-        }
-        if self.shipped == SINGLE:
-            return found | {"n_parameters": self.chosen.result.n_parameters} | saved
-        names = ("valid_accuracy", "valid_score", "n_parameters")
-        return found | {name: found["ensemble"][name] for name in names} | recorded(NONE) | saved
 
 
-def _load(chosen: Chosen, splits: "Splits", held: Contest, together: Ensemble | None, device: str) -> "nn.Module":
-    return jobs.load_model(chosen.job, splits, device) if together is None else ensemble.build(together, held, device)
-
-
-def rehearse(
-    held: Contest,
-    chosen: Chosen,
-    splits: "Splits",
-    staging: Path,
-    *,
-    device: str,
-    together: Ensemble | None = None,
-    shipped: str = SINGLE,
-) -> Ready:
+def rehearse(shipment: Shipment, staging: Path, device: str) -> Ready:
     """Writes everything for valid images, so that what can fail does so before the test split is opened.
 
     Raises:
         UserError: The disk is full, the pictures cannot be drawn, or the model cannot be loaded again.
     """
-    saved = together if shipped != SINGLE else None
-    model = _load(chosen, splits, held, saved, "cpu")
+    held, splits = shipment.held, shipment.splits
+    model = shipment.load("cpu")
     probe = artefacts.probe_images(splits.train)
     images = splits.valid.at(slice(REHEARSED))
-    how = chosen.averaging if saved is None else NONE
-    trained_on = _outcome(model, probe, splits, "cpu", how)
-    ready = Ready(held, chosen, splits, model, trained_on, images, device, together, shipped)
-    outcome = _outcome(ready.load(device), images, splits, device, how)
-    figures = scoring.figures(outcome, [outcome] * len(held.plan.seeds), held.metric) | {"test_opened": 1}
-    figures |= {"single": scoring.of_one(figures), "ensemble": scoring.of_ensemble(outcome, held.metric, 1.0)}
+    how = NONE if shipment.members else shipment.chosen.averaging
+    ready = Ready(shipment, model, _outcome(model, probe, splits, "cpu", how), images, device)
+    outcome = _outcome(shipment.load(device), images, splits, device, how)
+    figures = scoring.figures(outcome, [outcome] * len(shipment.chosen.models), held.metric) | {"test_opened": 1}
+    figures |= {
+        "single": scoring.of_single(figures, NONE),
+        "ensemble": scoring.of_ensemble(outcome, held.metric, 1.0),
+        "distilled": scoring.of_students(figures),
+    }
     try:
         problems = write_everything(
-            ready, scoring.joined(ready.describe(), figures), outcome, images, staging, rehearsing=True
+            ready, scoring.joined(shipment.describe(), figures), outcome, images, staging, rehearsing=True
         )
         artefacts.check_drawn(staging, problems)
     except ImportError as error:
@@ -140,11 +101,12 @@ def write_everything(
     Raises:
         UserError: The disk is full.
     """
-    splits, chosen = ready.splits, ready.chosen
-    members = ensemble.described(ready.together, ready.held) if ready.together and ready.shipped != SINGLE else None
+    shipment, held = ready.shipment, ready.shipment.held
+    splits, chosen = shipment.splits, shipment.chosen
+    members = ensemble.described(shipment.members, held) if shipment.members else None
     artefacts.write_model(folder, ready.model, chosen.job.config, splits, metrics, members)
-    files.write_text(folder / "final.csv", ready.held.table.to_csv(index=False))
-    rows, metric = chosen.result.epochs, ready.held.metric
+    files.write_text(folder / "final.csv", held.table.to_csv(index=False))
+    rows, metric = chosen.result.epochs, held.metric
     problems = artefacts.write_outcome(folder, test, images, splits, rows, metric)
     parts = {
         artefacts.SEPARABILITY: lambda: problems.extend(artefacts.write_separability(folder, ready.trained_on, test)),
@@ -177,38 +139,45 @@ def test_once(
     """
     from tuning.images.datasets import load_test
 
-    held, chosen, together, metrics = ready.held, ready.chosen, ready.together, ready.describe()
+    shipment, held, metrics = ready.shipment, ready.shipment.held, ready.shipment.describe()
+    chosen, winner, student, together = shipment.chosen, shipment.winner, shipment.student, shipment.together
     # The choice is made: only now the test split is opened, and the log says so before anything is seen of it.
-    log_test(log, metrics | {"event": OPENED, "dataset": ready.splits.dataset})
+    log_test(log, metrics | {"event": OPENED, "dataset": shipment.splits.dataset})
     images = load_test(held.plan.images)
     seconds: dict[Path, float] = {}  # A view.
-    # The saved model is that of one of the seeds, unless it was trained on valid, too.
-    trained = {job.path: job for job in [held.plan.job(held.winner, seed) for seed in held.plan.seeds]}
+    averagings = {job.path: each.averaging for each in filter(None, (winner, student)) for job in each.models}
 
     @functools.cache
-    def seen(path: Path, seed: int) -> dict[str, Outcome]:
+    def seen(job: jobs.Job) -> dict[str, Outcome]:
         """Returns what the model of a job makes of the images, with the averagings that somebody may ask for."""
-        names = [*AVERAGINGS] if path == chosen.job.path else [NONE, chosen.averaging] if path in trained else [NONE]
+        names = [*AVERAGINGS] if job.path == chosen.job.path else [NONE, averagings.get(job.path, NONE)]
         start = time.perf_counter()
-        found = _outcomes(models[path], images, held.splits[seed], ready.device, names)
-        seconds[path] = (time.perf_counter() - start) / max(len(AVERAGINGS[name].views) for name in names)
+        found = _outcomes(models[job.path], images, shipment.splits_of(job), ready.device, names)
+        seconds[job.path] = (time.perf_counter() - start) / max(len(AVERAGINGS[name].views) for name in names)
         return found
 
-    outcomes = seen(chosen.job.path, chosen.job.seed)
-    of_seeds = [seen(path, job.seed)[chosen.averaging] for path, job in trained.items()]
+    def figures_of(each: Chosen) -> dict[str, Any]:
+        """Returns the figures of a model, and the mean over its seeds."""
+        of_seeds = [seen(job)[each.averaging] for job in each.models]
+        return scoring.figures(seen(each.job)[each.averaging], of_seeds, held.metric)
+
+    outcomes, figures = seen(chosen.job), figures_of(chosen)
     saved = outcomes[chosen.averaging]
-    figures = scoring.figures(saved, of_seeds, held.metric)
     figures |= {f"test_accuracy{AVERAGINGS[name].end}": outcome.accuracy for name, outcome in outcomes.items()}
+    if student is not None:
+        figures["distilled"] = scoring.of_students(figures_of(student))
+    if chosen is not winner:
+        figures["single"] = scoring.of_single(figures_of(winner), winner.averaging)
     if together is not None:
-        mean = scoring.mean([seen(job.path, job.seed)[NONE] for job in together.jobs], together.weights)
+        mean = scoring.mean([seen(job)[NONE] for job in together.jobs], together.weights)
         alone = len(AVERAGINGS[chosen.averaging].views) * seconds[chosen.job.path]
         times = math.fsum(seconds[job.path] for job in together.jobs) / alone
         figures["ensemble"] = scoring.of_ensemble(mean, held.metric, times)
-        if ready.shipped != SINGLE:
+        if shipment.members is not None:
             saved, figures = mean, scoring.of_shipped(figures, mean, held.metric, chosen.averaging)
-    metrics = scoring.joined(metrics, figures) | {"test_opened": times_opened(log, ready.splits.dataset)}
+    metrics = scoring.joined(metrics, figures) | {"test_opened": times_opened(log, shipment.splits.dataset)}
     artefacts.give_back(staging)
-    log_test(log, metrics | {"event": RESULT, "dataset": ready.splits.dataset})
+    log_test(log, metrics | {"event": RESULT, "dataset": shipment.splits.dataset})
     return metrics, saved, images
 
 
@@ -272,38 +241,24 @@ def retrain_and_test(
     held = contest.hold(plan, folds.load(plan), slots, threads, say)
     if shows_contest:
         contest.show(held)
-    chosen = choose(held)
-    say(averaging.explain(chosen.averaging, chosen.gains, held.metric))
-    splits = held.splits[chosen.job.seed]
-    if train_on == "train+valid":
-        chosen = train_on_everything(chosen, splits, slots.device, threads or machine.cores(), say)
-    together = ensemble.choose(held)
-    if ship != SINGLE and not (together and ensemble.is_better(together, held, chosen)):
-        say("No ensemble of what was trained is better on the valid images: the single model is written.")
-        ship = SINGLE
-    if ship != SINGLE and together is not None:  # Its images are normalised as its first member wants them.
-        splits = held.splits[together.jobs[0].seed]
+    shipment = settle(held, slots, threads=threads, train_on=train_on, ship=ship, say=say)
+    splits = shipment.splits
     with artefacts.staged(model_dir) as staging:
-        ready = rehearse(held, chosen, splits, staging, device=slots.device, together=together, shipped=ship)
+        ready = rehearse(shipment, staging, slots.device)
         for line in export.export(
             staging, formats, splits.valid.pixels(slice(export.IMAGES_TO_COMPARE)), shown=model_dir
         ):
             say(line)
         artefacts.check_replaceable(staging, model_dir)
         artefacts.reserve(staging, MOST_TEST_IMAGES, len(ready.rehearsed))
-        trained = [plan.job(held.winner, seed) for seed in plan.seeds]
-        tested = {job.path: job for job in (*(together.jobs if together else ()), *trained, chosen.job)}
-        models = {path: jobs.load_model(job, held.splits[job.seed], slots.device) for path, job in tested.items()}
+        tested, winner = shipment.trainings, shipment.winner
+        models = {path: jobs.load_model(job, shipment.splits_of(job), slots.device) for path, job in tested.items()}
         if plan.folds:
             outcomes = [
                 _outcome(
-                    models[job.path],
-                    held.splits[job.seed].valid,
-                    held.splits[job.seed],
-                    slots.device,
-                    chosen.averaging,
+                    models[job.path], held.splits[job.seed].valid, held.splits[job.seed], slots.device, winner.averaging
                 )
-                for job in trained
+                for job in winner.models
             ]
             for line in suspects.write(staging, plan.images, list(held.splits.values()), outcomes):
                 say(line)
@@ -313,7 +268,7 @@ def retrain_and_test(
                 say(problem)
             artefacts.publish(staging, model_dir)
             if plan.run is None:  # Of a run the trained models are kept: more seeds go on from them.
-                _remove_jobs(plan, (chosen.job, *trained))
+                _remove_jobs(plan, tested.values())
     return metrics
 
 
@@ -326,7 +281,7 @@ def written(plan: Plan, model_dir: Path) -> str:
     )
 
 
-def _remove_jobs(plan: Plan, trained: Sequence[jobs.Job]) -> None:
+def _remove_jobs(plan: Plan, trained: Iterable[jobs.Job]) -> None:
     """Removes what a plan has trained; whatever else is in the folder, which may be a user's own, stays."""
     for job in trained:
         shutil.rmtree(job.path, ignore_errors=True)

@@ -51,21 +51,32 @@ def of_one(found: Mapping[str, Any]) -> dict[str, Any]:
     return {name: found[name] for name in OF_ONE}
 
 
-def of_shipped(of_single: Mapping[str, Any], test: Outcome, metric: Metric, averaging: str) -> dict[str, Any]:
+def of_single(found: Mapping[str, Any], averaging: str) -> dict[str, Any]:
+    """Returns the figures of the winner alone, where something else is saved."""
+    names = (*_MEANS, "test_score_mean", "test_score_std")
+    return of_one(found) | {name: found[name] for name in names} | averagings.recorded(averaging)
+
+
+def of_students(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what distilled networks score: the mean over their seeds or folds."""
+    return {name: found[name] for name in (*_MEANS, "test_score_mean", "test_score_std")}
+
+
+def of_shipped(found: Mapping[str, Any], test: Outcome, metric: Metric, averaging: str) -> dict[str, Any]:
     """Returns the figures where an ensemble is saved: its own, and those of the winner alone in a place of their own.
 
     The mean over the winner's seeds stays what it is; nothing else is left of the single model's beside the ensemble's.
     """
     own = of_one(figures(test, [test], metric))
-    plain = {name: of_single[name] for name in of_single if name.startswith("test_accuracy_") and name not in _MEANS}
-    single = of_one(of_single) | plain | averagings.recorded(averaging)
-    return {name: value for name, value in of_single.items() if name not in plain} | own | {"single": single}
+    plain = {name: found[name] for name in found if name.startswith("test_accuracy_") and name not in _MEANS}
+    single = of_single(found, averaging) | plain
+    return {name: value for name, value in found.items() if name not in plain} | own | {"single": single}
 
 
 def joined(metrics: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what was known before, with the figures on the test images; those of the ensemble in their place."""
-    known = metrics["ensemble"]
-    return {**metrics, **found, "ensemble": known and known | found["ensemble"]}
+    """Returns what was known before, with the figures on the test images; those of the others in their places."""
+    places = {name: metrics[name] and metrics[name] | found[name] for name in ("ensemble", "distilled")}
+    return {**metrics, **found, **places}
 
 
 def mean(outcomes: Sequence[Outcome], weights: Sequence[float]) -> Outcome:

@@ -15,6 +15,7 @@ from tuning.retraining import averaging, contest
 from tuning.retraining.averaging import Gain
 from tuning.retraining.contest import Contest
 from tuning.training import jobs
+from tuning.training.jobs import Job, Result
 
 if TYPE_CHECKING:
     from tuning.images.splitting import Splits
@@ -34,29 +35,34 @@ class Chosen:
         valid_score: The same of the metric that decides.
         train_on: "train" or "train+valid".
         gains: By how much each averaging is better than none on the valid images.
+        models: The trainings that it is one of, each on a seed or fold of its own, with their results.
     """
 
-    job: jobs.Job
-    result: jobs.Result
+    job: Job
+    result: Result
     averaging: str
     valid_accuracy: float
     valid_score: float
     train_on: str
     gains: Mapping[str, Gain] = field(default_factory=dict)
+    models: Mapping[Job, Result] = field(default_factory=dict)
 
 
-def choose(held: Contest) -> Chosen:
-    """Returns the winner's seed with the best value on the valid split; on the averaging all its seeds decide.
+def choose(held: Contest, models: Mapping[Job, Result] | None = None) -> Chosen:
+    """Returns the model with the best value on the valid split; on the averaging all of them decide.
 
     Of folds it is the one in the middle: the best one had the easiest valid images, and need not be the best model.
+
+    Args:
+        held: The contest.
+        models: What is chosen from; None is the winner's seeds or folds.
     """
-    won, metric = held.won, held.metric
-    taken, gains = averaging.choose(held)
-    ranked = sorted(won, key=lambda seed: metric.sign * won[seed].on_valid(metric), reverse=True)
-    seed = ranked[len(ranked) // 2 if held.plan.folds else 0]
-    accuracy, score = (won[seed].on_valid(each, AVERAGINGS[taken].end) for each in (ACCURACY, metric))
-    job = held.plan.job(held.winner, seed, won[seed].accumulation)
-    return Chosen(job, won[seed], taken, accuracy, score, "train", gains)
+    models, metric, folds = held.models if models is None else models, held.metric, held.plan.folds > 0
+    taken, gains = averaging.choose(models, metric, folds=folds)
+    ranked = sorted(models, key=lambda job: metric.sign * models[job].on_valid(metric), reverse=True)
+    job = ranked[len(ranked) // 2 if folds else 0]
+    accuracy, score = (models[job].on_valid(each, AVERAGINGS[taken].end) for each in (ACCURACY, metric))
+    return Chosen(job, models[job], taken, accuracy, score, "train", gains, models)
 
 
 def train_on_everything(
@@ -91,6 +97,10 @@ def spread(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
+def _mean_and_spread(values: Sequence[float]) -> dict[str, float | None]:
+    return {"mean": statistics.mean(values), "std": spread(values)}
+
+
 def _none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
@@ -100,8 +110,11 @@ def describe(held: Contest, chosen: Chosen, splits: "Splits") -> dict[str, Any]:
     plan, winner, metric = held.plan, held.winner, held.metric
     row = held.table.loc[held.table["chosen"]].iloc[0]
     score = {name: _none_if_nan(row[f"{metric.column}_{name}"]) for name in ("mean", "std")}
-    accuracies = [result.on_valid(ACCURACY) for result in held.won.values()]
-    accuracy = score if metric is ACCURACY else {"mean": statistics.mean(accuracies), "std": spread(accuracies)}
+    if chosen.job.teachers:
+        score = _mean_and_spread([result.on_valid(metric) for result in chosen.models.values()])
+    accuracies = [result.on_valid(ACCURACY) for result in chosen.models.values()]
+    accuracy = score if metric is ACCURACY else _mean_and_spread(accuracies)
+    numbers = {seed: i for i, seed in enumerate(job.seed for job in chosen.models)}
     return {
         "source": plan.source + ("" if winner.trial is None else f", trial {winner.trial}"),
         "run": plan.run,
@@ -125,9 +138,9 @@ def describe(held: Contest, chosen: Chosen, splits: "Splits") -> dict[str, Any]:
         "seconds": chosen.result.seconds,
         "seconds_total": held.seconds + (chosen.result.seconds if chosen.train_on != "train" else 0.0),
         "seed": chosen.job.seed,
-        "seeds": list(plan.seeds),
+        "seeds": list(numbers),
         "folds": plan.folds,
-        "fold": plan.seeds.index(chosen.job.seed) + 1 if plan.folds else None,
+        "fold": numbers[chosen.job.seed] + 1 if plan.folds else None,
         "split_hash": splits.split_hash,
         "config_hash": winner.config.hash(),
         **held.facts,
