@@ -272,7 +272,7 @@ def test_how_many_times_as_long_an_ensemble_takes_counts_the_views_of_the_single
     monkeypatch.setattr(averaging, "choose", lambda models, metric, folds: ("shift", {}))
     plan = make_plan(tmp_path, (1, 2))
     together = Ensemble(tuple(plan.job(plan.entries[0], seed) for seed in (1, 2)), (0.5, 0.5), 0.9, 0.9, 10)
-    monkeypatch.setattr(opening.ensemble, "choose", lambda models, metric, folds: together)
+    monkeypatch.setattr(opening.ensemble, "choose", lambda held: together)
     metrics = train(tmp_path, plan)
     assert metrics["ensemble"]["times_single"] == pytest.approx(2 / 5, abs=1e-3)
 
