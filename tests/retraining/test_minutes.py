@@ -83,6 +83,13 @@ def test_without_a_limit_all_is_planned_and_it_is_said_how_long_it_takes(run: Pa
     assert note.startswith("24 minutes are enough for all. This takes 12 to 24 minutes if ")
 
 
+def test_few_minutes_have_a_decimal_and_one_is_no_plural(run: Path) -> None:
+    quick: dict[str, Any] = {"top_k": 1, "n_seeds": 1}
+    for seconds, said in ((16.5, "about 1.1 minutes if"), (15.0, "about 1 minute if"), (159.0, "about 11 minutes if")):
+        with_times(run, seconds=seconds)
+        assert said in planned(run, **quick).notes[-1]
+
+
 @pytest.mark.parametrize(
     ("limit", "expected", "epochs", "said"),
     [

@@ -229,13 +229,13 @@ def _said(plan: Plan, pace: Pace) -> str:
     least, most = (_minutes(seconds(plan, pace, surviving=n)) for n in (1, None))
     whose = "those of the search, which ran on another machine" if pace.elsewhere else "those of the search"
     if least == most:
-        return f"This takes about {counted(most, 'minute')} if the times are {whose}."
-    between = f"{least} to {counted(most, 'minute')}"
-    return f"This takes {between} if the times are {whose}: the sooner some are dropped, the less."
+        return f"This takes about {most} minute{'' if most == '1' else 's'} if the times are {whose}."
+    return f"This takes {least} to {most} minutes if the times are {whose}: the sooner some are dropped, the less."
 
 
-def _minutes(seconds: float) -> int:
-    return max(1, round(seconds / 60))
+def _minutes(seconds: float) -> str:
+    """Returns seconds as minutes for a person: below ten with a decimal, which counts there."""
+    return f"{round(seconds / 60, 1 if seconds < 600 else 0):g}"
 
 
 def _with_note(plan: Plan, note: str) -> Plan:
