@@ -11,6 +11,7 @@ last epochs.
 
 import _thread
 import contextlib
+import functools
 import signal
 import sys
 import warnings
@@ -28,6 +29,7 @@ from tuning.images.catalogue import DATASETS
 from tuning.images.source import Source
 from tuning.retraining import candidates
 from tuning.retraining import export as export_formats
+from tuning.retraining import minutes as minutes_of
 from tuning.retraining.best_model import Winner
 from tuning.retraining.candidates import Plan
 from tuning.retraining.opening import opened_again, retrain_and_test, written
@@ -41,7 +43,7 @@ MODEL_DIR = run_folder.MODEL_DIR
 
 
 def _summary(plan: Plan) -> str:
-    """Returns in a line what is to be trained, and for how long where the search tells."""
+    """Returns in a line what is to be trained; a note of the plan says for how long where the search tells."""
     lengths = sorted({entry.config.epochs for entry in plan.entries})
     epochs = " to ".join(map(str, dict.fromkeys((lengths[0], lengths[-1]))))
     names = ", ".join(f"{entry.name} ({entry.config.architecture})" for entry in plan.entries)
@@ -148,6 +150,10 @@ def run(
     seed: Annotated[
         int | None, typer.Option(min=0, help="The first seed; the others follow it (default: derived from the run).")
     ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Plan what fits into so many minutes, by the times of the search (default: all)."),
+    ] = None,
     dataset: Annotated[
         str, typer.Option(help=f"With --config: images of your own, a folder or a file; or {DATASETS.listed}.")
     ] = DATASETS.default,
@@ -196,6 +202,7 @@ def run(
         export: Formats in which the model is written, too: "onnx", "safetensors", "pt2".
         epochs: Full length, at least 1; None is twice the search's.
         seed: The first seed, at least 0; None derives it from the run.
+        minutes: Plan what fits into so many, at least 0.1, by the times of the search; None is no limit.
         dataset: The path of your own images, or a data set's name, with `config`.
         data_dir: A folder that holds the data set's files.
         image_column: The column of a table that has each image's file or id; None finds it by its name.
@@ -244,8 +251,8 @@ def _ignore(text: str) -> None:
 
 def _retrained(asked: doors.Asked, say: Callable[[str], None]) -> tuple[Winner, str]:
     """Settles what is asked for and carries it out; returns the winner, and a sentence on the run's page."""
-    plan = _planned(asked)
     slots = plan_slots(SlotRequest(asked.device, concurrency=asked.concurrency))
+    plan = _planned(asked, slots)
     model_dir = Path(asked.model_dir)
     files.make_folder(model_dir, exist_ok=True)
     _check_test_files(plan.images)
@@ -264,7 +271,7 @@ def _retrained(asked: doors.Asked, say: Callable[[str], None]) -> tuple[Winner, 
         return Winner.of(model_dir), page
 
 
-def _planned(asked: doors.Asked) -> Plan:
+def _planned(asked: doors.Asked, slots: Slots) -> Plan:
     """Returns what is to be trained.
 
     Raises:
@@ -280,7 +287,7 @@ def _planned(asked: doors.Asked) -> Plan:
             f"--train-on {asked.train_on}. Leave one of them out."
         )
     export_formats.check_formats(asked.export or [])
-    lengths = {"epochs": asked.epochs, "seed": asked.seed, "n_seeds": asked.seeds, "folds": asked.folds}
+    lengths = {"epochs": asked.epochs, "n_seeds": asked.seeds, "folds": asked.folds}
     if asked.metric is not None:
         METRICS.find(asked.metric, "--metric")
     if asked.config is None:
@@ -294,9 +301,24 @@ def _planned(asked: doors.Asked) -> Plan:
                 f"--metric must be used with --config, because a run keeps its own, but got {asked.metric!r}. Leave "
                 "it out, or search with it."
             )
-        limits = {"top_k": asked.top_k, "max_parameters": asked.max_parameters, "compare": asked.compare}
+        sizes = lengths | {"top_k": asked.top_k, "compare": asked.compare}
         where = None if asked.data_dir is None else Path(asked.data_dir)
-        return candidates.from_run(asked.run, data_dir=where, **limits, **lengths)
+        return minutes_of.planned(
+            functools.partial(
+                candidates.from_run, asked.run, data_dir=where, max_parameters=asked.max_parameters, seed=asked.seed
+            ),
+            sizes,
+            slots,
+            minutes=asked.minutes,
+            given={"n_seeds" if name == "seeds" else name for name in asked.given},
+            threads=asked.threads,
+            again=asked.train_on != TRAIN_ON[0],
+        )
+    if asked.minutes is not None:
+        raise UserError(
+            f"--minutes must be used with a run, whose times it plans with, but got --config {asked.config}. Leave "
+            "one of them out."
+        )
     if asked.compare:
         raise UserError(f"--compare must be used with a run, but got --config {asked.config}. Leave one of them out.")
     from tuning.images.datasets import with_size
@@ -310,6 +332,7 @@ def _planned(asked: doors.Asked) -> Plan:
         with_size(options.source_of(asked), device),
         model=model,
         metric=asked.metric or METRICS.default,
+        seed=asked.seed,
         **lengths,
     )
 

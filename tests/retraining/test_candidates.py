@@ -100,6 +100,20 @@ def test_all_train_twice_as_long_as_the_search_or_as_is_said(run: Path) -> None:
     assert next(e for e in found.entries if e.role == "default").config.model_dump() == original
 
 
+def test_a_shorter_length_is_in_whole_epochs_and_not_below_the_searchs(run: Path) -> None:
+    trials = run_folder.Run(run).trials.assign(**{"config/epochs": 5})
+    trials.to_csv(run / "trials.csv", index=False)
+    for lengthening, epochs in ((1.9, 9), (1.8, 9), (1.2, 6), (1.0, 5)):
+        found = plan(run, lengthening=lengthening)
+        assert {entry.config.epochs for entry in found.entries} == {epochs} and found.notes == ()
+
+
+def test_what_an_epoch_takes_is_known_of_the_default_too(run: Path) -> None:
+    trials = run_folder.Run(run).trials.assign(seconds=3.0, epochs=2, n_parameters=100_000_000)
+    trials.to_csv(run / "trials.csv", index=False)
+    assert {entry.epoch_seconds for entry in plan(run, top_k=2).entries} == {1.5}
+
+
 def test_a_random_point_that_is_a_candidate_is_trained_once(run: Path) -> None:
     found = plan(run, top_k=3)
     assert [(e.role, e.trial) for e in found.entries] == [

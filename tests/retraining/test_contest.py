@@ -99,6 +99,19 @@ def test_the_best_mean_wins_and_the_table_says_how(
     assert "the winner is 62.00 points better than the default configuration (95% interval " in printed
 
 
+def test_a_comparison_that_gets_fewer_seeds_was_not_dropped(
+    tmp_path: Path, planted: Any, splits: Splits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for n, said in ((1, "trained on its first seed alone"), (2, "from the winner, trained on 2 seeds alone")):
+        plant(planted[0], {1: [0.90, 0.90, 0.90], 2: [0.90, 0.91, 0.89], 9: [0.90, 0.90]})
+        plan = make_plan(tmp_path / str(n), entry(1), entry(2), entry(9, "default"), compared_seeds=n)
+        held = contest.hold(plan, splits, SLOTS)
+        assert states(held) == {1: "complete", 2: "complete", -1: "complete"}
+        contest.show(held)
+        printed = capsys.readouterr().out
+        assert said in " ".join(printed.split()) and "Dropped" not in printed
+
+
 def test_at_equal_length_the_shrinkage_is_luck_alone(tmp_path: Path, planted: Any, splits: Splits) -> None:
     plant(planted[0], {1: [0.9, 0.9, 0.9]})
     [line] = contest.explain(contest.hold(make_plan(tmp_path, entry(1, epochs=1)), splits, SLOTS))

@@ -1,6 +1,6 @@
 """The race: which retraining is next, and who gets no more of them. What trainings come to is planted."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,16 @@ def test_the_slowest_is_first_and_an_empty_slot_trains_the_best_so_far_on_the_ne
     end(first[0], splits, 0.93)
     assert number(race.next_job()) == (0, 1)
     assert number(race.next_job()) == (0, 2)
+
+
+def test_comparisons_get_as_many_seeds_as_are_planned_for_them(tmp_path: Path, splits: Splits) -> None:
+    for n in (1, 2, None):
+        race = make_race(tmp_path / str(n), splits, 2, compared_seeds=n)
+        compared = replace(race.plan.entries[1], role="default")
+        race.plan = replace(race.plan, entries=(race.plan.entries[0], compared))
+        while (job := race.next_job()) is not None:
+            end(job, splits, 0.9)
+        assert [number(job)[1] for job in race._started.values() if number(job)[0] == 1] == list(range(n or 5))  # type: ignore[index]
 
 
 def test_where_nothing_can_start_now_there_is_more_when_something_has_ended(tmp_path: Path, splits: Splits) -> None:

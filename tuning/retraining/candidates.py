@@ -14,6 +14,7 @@ from tuning.base.config import TrainConfig, parse_config, read_config
 from tuning.base.errors import UserError
 from tuning.base.registries import ACCURACY, METRICS, OWN, Metric
 from tuning.images.source import Source
+from tuning.retraining import costs
 from tuning.retraining import folds as folds_of
 from tuning.retraining.seeds import fresh_seeds
 from tuning.runs import run_folder, schema
@@ -39,7 +40,7 @@ class Entry:
         rank: Among the run's configurations, from 1: complete trials first, the best first.
         search_accuracy: The accuracy that the search measured on the valid split, in [0, 1].
         search_epochs: The length that the search had for it.
-        epoch_seconds: What an epoch took in the search.
+        epoch_seconds: What an epoch took in the search; of a configuration that no trial had, what it would have taken.
         accumulation: Parts that the search had to cut its batches into, so that they fit into the memory.
         search_score: The value of the run's metric that the search measured.
     """
@@ -92,6 +93,7 @@ class Plan:
         data_seed: Chooses the valid split; the run's, so that no image moves from valid to train.
         metric: A name in `METRICS`; it decides who wins.
         folds: As many splits as there are seeds, one a seed; 0: all seeds have the split of the search.
+        compared_seeds: On how many of the seeds those are trained that cannot win; None is all.
     """
 
     source: str
@@ -110,6 +112,11 @@ class Plan:
     split_hash: str | None = None
     metric: str = METRICS.default
     folds: int = 0
+    compared_seeds: int | None = None
+
+    def seeds_of(self, entry: Entry) -> tuple[int, ...]:
+        """Returns the seeds on which one of the entries is trained, unless it is dropped before."""
+        return self.seeds if entry.role == "candidate" else self.seeds[: self.compared_seeds]
 
     def job(self, entry: Entry, seed: int, accumulation: int = 1) -> jobs.Job:
         """Returns the retraining of one of the entries on a seed, and on its fold; see `Entry.job`."""
@@ -139,6 +146,7 @@ def from_run(
     compare: bool | None = True,
     max_parameters: int | None = None,
     data_dir: Path | None = None,
+    lengthening: float = LENGTHENING,
 ) -> Plan:
     """Returns the plan for the best configurations of a run.
 
@@ -147,12 +155,13 @@ def from_run(
         top_k: Candidates at most.
         n_seeds: Fresh seeds; none of them is a trial's. None is 3.
         folds: As `tuning.retraining.folds.how_many` takes it; there are as many seeds as folds.
-        epochs: Full length; None is twice the search's.
+        epochs: Full length; None is `lengthening` times the search's.
         seed: The first seed, the others follow it; None derives them from what the run is, whatever its folder's name.
         compare: Add the default configuration, and the best one that the search drew at random; None is yes if several
             trainings are compared.
         max_parameters: Of a candidate, and of the one that was drawn at random; None is any number.
         data_dir: Where the images are now; None is where the search had them.
+        lengthening: How many times as long as in the search each is trained, at least 1, rounded down to whole epochs.
 
     Raises:
         UserError: There is no such run, it is damaged, none of its trials has finished or is small enough, one had the
@@ -165,7 +174,8 @@ def from_run(
     found, notes = run_folder.load(run, retrained=True), list[str]()
     own_model.of_folder(found.path)
     trials, metric = found.trials, found.metric
-    ranked = list(_ranked(run_folder.within(trials, found.path, max_parameters), found.path, epochs, metric))
+    small = run_folder.within(trials, found.path, max_parameters)
+    ranked = list(_ranked(small, found.path, metric, epochs, lengthening))
     images = source_of_run(found, data_dir)
     folds, said = folds_of.how_many(images, folds, n_seeds)
     notes += said
@@ -182,14 +192,15 @@ def from_run(
             drawn, given = set(), set()
             notes.append(f"The best random point is left out of the comparison: {error}")
         best_drawn = next((entry for entry in ranked if entry.trial in drawn), None)
-        others = [_default(ranked, given, max(entry.config.epochs for entry in entries))]
+        others = [_default(ranked, given, max(entry.config.epochs for entry in entries), trials)]
         default, default_trial = others[0].config.hash(), others[0].trial
         if best_drawn is not None and best_drawn.config.hash() != default:
             random = best_drawn.config.hash()
             others.append(Entry(**vars(best_drawn) | {"role": "random"}))
         known = {entry.config.hash() for entry in entries}
         entries += [entry for entry in others if entry.config.hash() not in known]
-    if epochs is None and any(e.search_epochs and e.config.epochs < LENGTHENING * e.search_epochs for e in entries):
+    longer = [(e.config.epochs, _length(e.search_epochs, lengthening)) for e in entries if e.search_epochs]
+    if epochs is None and any(length < wanted for length, wanted in longer):
         notes.append(f"The length is {MOST_EPOCHS} epochs, the most there are, and not twice the search's.")
     return Plan(
         source=str(found.path),
@@ -252,7 +263,9 @@ def from_file(
     return Plan(str(path), None, (entry,), seeds, jobs_folder, images, notes=notes, metric=metric, folds=folds)
 
 
-def _ranked(trials: "pd.DataFrame", path: Path, epochs: int | None, metric: Metric) -> Iterable[Entry]:
+def _ranked(
+    trials: "pd.DataFrame", path: Path, metric: Metric, epochs: int | None, lengthening: float
+) -> Iterable[Entry]:
     """Yields the run's distinct configurations, complete trials first, the best first."""
     import pandas as pd
 
@@ -265,33 +278,39 @@ def _ranked(trials: "pd.DataFrame", path: Path, epochs: int | None, metric: Metr
         if config.hash() in known:
             continue
         known.add(config.hash())
+        length = epochs or min(MOST_EPOCHS, _length(config.epochs, lengthening))
         yield Entry(
             role="candidate",
-            config=_lengthened(config, epochs or min(MOST_EPOCHS, config.epochs * LENGTHENING), f"{path}/trials.csv"),
+            config=_lengthened(config, length, f"{path}/trials.csv"),
             rank=len(known),
             trial=int(row["trial"]),
             search_accuracy=float(row["valid_accuracy"]),
             search_score=float(row["valid_score"]),
             search_epochs=config.epochs,
-            epoch_seconds=float(row["seconds"] / row["epochs"]) or None,
+            epoch_seconds=float(row["seconds"] / row["epochs"]) if row["seconds"] > 0 else None,
             accumulation=1 if pd.isna(row["accumulation"]) else int(row["accumulation"]),
         )
 
 
-def _default(ranked: Sequence[Entry], given: Collection[int], epochs: int) -> Entry:
+def _default(ranked: Sequence[Entry], given: Collection[int], epochs: int, trials: "pd.DataFrame") -> Entry:
     """Returns what one would train without a search: the first of the given trials, if one of them can be ranked.
 
-    Otherwise it is the original project's recipe, as long as the longest candidate.
+    Otherwise it is the original project's recipe, as long as the longest candidate. The trials tell what it costs.
     """
     first = min((entry for entry in ranked if entry.trial in given), key=lambda entry: entry.trial or 0, default=None)
     if first is not None:
         return replace(first, role="default")
-    return Entry("default", _lengthened(read_config(DEFAULT), epochs, str(DEFAULT)))
+    config = _lengthened(read_config(DEFAULT), epochs, str(DEFAULT))
+    return Entry("default", config, epoch_seconds=costs.epoch_seconds(config, trials))
 
 
 def _lengthened(config: TrainConfig, epochs: int, source: str) -> TrainConfig:
     """Returns the configuration with another length, checked as one from a file is."""
     return parse_config(config.model_dump() | {"epochs": epochs}, source)
+
+
+def _length(epochs: int, lengthening: float) -> int:
+    return int(epochs * lengthening + 1e-6)
 
 
 def _check_epochs(epochs: int | None) -> None:

@@ -230,7 +230,8 @@ def _judge(race: Race) -> Contest:
     hashes, metric = list(values.index), race.metric
     winner = seeds.choose(metric.sign * values.loc[race.candidates])
     taken = [math.fsum(done[key].seconds for key in done if key[0] == config_hash) for config_hash in hashes]
-    state = ["failed" if h in failed else "dropped" if values.loc[h].isna().any() else "complete" for h in hashes]
+    n_more = values.notna().sum(axis=1) - [len(plan.seeds_of(entry)) for entry in plan.entries]
+    state = ["failed" if h in failed else "dropped" if n_more[h] < 0 else "complete" for h in hashes]
     table = pd.DataFrame(
         {
             "role": [entry.role for entry in plan.entries],
@@ -256,12 +257,14 @@ def _note(row: "pd.Series[Any]", contest: Contest) -> str:
         return f"failed: {contest.failed[row['config_hash']]}"
     if row["chosen"]:
         return "chosen"
-    told = "cannot be told from the winner" if row["difference_low"] <= 0 else ""
-    if row["state"] != "dropped":
-        return told
     repeat = contest.plan.repeat
     n = sum(not math.isnan(row[f"{repeat}_{i + 1}"]) for i in range(len(contest.plan.seeds)))
-    return f"dropped after its first {repeat}" if n == 1 else f"dropped after {counted(n, repeat)}"
+    if row["state"] == "dropped":
+        return f"dropped after its first {repeat}" if n == 1 else f"dropped after {counted(n, repeat)}"
+    told = ["cannot be told from the winner"] if row["difference_low"] <= 0 else []
+    if n < len(contest.plan.seeds):
+        told.append(f"trained on its first {repeat} alone" if n == 1 else f"trained on {counted(n, repeat)} alone")
+    return ", ".join(told)
 
 
 def _behind(row: "pd.Series[Any]", metric: Metric) -> str:

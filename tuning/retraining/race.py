@@ -115,6 +115,8 @@ class Race:
         best_first = sorted(self._entries, key=lambda each: -means[each] if not math.isnan(means[each]) else math.inf)
         for seed in self.plan.seeds[1:]:
             for config_hash in best_first:
+                if seed not in self.plan.seeds_of(self._entries[config_hash]):
+                    continue
                 before = self.done.get((config_hash, first))
                 if config_hash not in out and before is not None and (config_hash, seed) not in self._started:
                     return self.plan.job(self._entries[config_hash], seed, before.accumulation)
