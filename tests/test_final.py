@@ -206,7 +206,9 @@ def test_the_average_that_is_chosen_is_tested_written_and_said(
     capsys: pytest.CaptureFixture[str],
     name: str,
 ) -> None:
-    monkeypatch.setattr(averaging, "choose", lambda models, metric, folds: (name, {"flip": averaging.Gain(0.012, 0.004)}))
+    monkeypatch.setattr(
+        averaging, "choose", lambda models, metric, folds: (name, {"flip": averaging.Gain(0.012, 0.004)})
+    )
     metrics = train(tmp_path)
     printed, views = capsys.readouterr().out, AVERAGINGS[name].facts
     assert f"on the valid images: flip +1.20 ± 0.40 points. Chosen: {name}, {views}." in printed

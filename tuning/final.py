@@ -312,7 +312,7 @@ def _planned(asked: doors.Asked, slots: Slots) -> Plan:
             minutes=asked.minutes,
             given={"n_seeds" if name == "seeds" else name for name in asked.given},
             threads=asked.threads,
-            again=asked.train_on != TRAIN_ON[0],
+            after=next((each for each in (asked.train_on, asked.ship) if each in minutes_of.AFTER), ""),
         )
     if asked.minutes is not None:
         raise UserError(

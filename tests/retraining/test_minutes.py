@@ -1,6 +1,7 @@
 """`--minutes`: how long a plan takes, and what of it is given up so that it fits."""
 
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,11 @@ def test_the_slots_are_filled_in_the_order_of_the_race(run: Path) -> None:
     for n_slots, expected in ((1, 48), (2, 24), (3, 16), (4, 12), (5, 12), (12, 8)):
         assert minutes.seconds(plan, Pace(n_slots)) == 60 * expected, n_slots
     assert minutes.seconds(plan, Pace(2), surviving=1) == 60 * 12
-    assert minutes.seconds(plan, Pace(2, slower=1.5, again=True)) == 60 * 1.5 * 28
+    assert minutes.seconds(plan, Pace(2, slower=1.5, after="train+valid")) == 60 * 1.5 * 28
+    alone = minutes.seconds(plan, Pace(2))
+    rounds = math.ceil(len(plan.seeds) / 2)
+    longest = minutes.seconds(plan, Pace(2, after="train+valid")) - alone
+    assert minutes.seconds(plan, Pace(2, after="distilled")) == alone + rounds * minutes.DISTILLED_COST * longest
 
 
 def test_a_slot_waits_where_a_first_seed_has_not_ended(run: Path) -> None:

@@ -16,12 +16,17 @@ from typing import Any
 from tuning.base import machine
 from tuning.base.errors import UserError, counted
 from tuning.retraining.candidates import LENGTHENING, Entry, Plan
+from tuning.retraining.shipping import DISTILLED
+from tuning.retraining.verdict import TRAIN_ON
 from tuning.runs import run_folder
 from tuning.trials.slots import Slots
 
 # Two cores of an EPYC, five folds of photos of 100 x 100: a worker takes 8 s beside each training's epochs, for the
 # images and for valid outputs; and a `final` 53 s beside all trainings, from the command to the last file.
 TRAINING_SECONDS, FINAL_SECONDS = 8.0, 53.0
+# With four teachers, each of which takes 0.28 (ResNet-14) to 0.38 (ResNet-8) of a training step for a batch.
+DISTILLED_COST = 2.3
+AFTER = (TRAIN_ON[1], DISTILLED)
 SIZES = {"top_k": "--top-k", "n_seeds": "--seeds", "folds": "--folds", "compare": "--compare", "epochs": "--epochs"}
 
 
@@ -32,13 +37,14 @@ class Pace:
     Attributes:
         n_slots: Trainings side by side.
         slower: How many times as long as in the search an epoch takes.
-        again: The winner is trained once more at the end, on all images.
+        after: What follows on the contest: "", "train+valid" (the winner is trained once more) or "distilled" (as many
+            networks as there are seeds, each for `DISTILLED_COST` times as long as the longest candidate).
         elsewhere: The search ran on another machine.
     """
 
     n_slots: int
     slower: float = 1.0
-    again: bool = False
+    after: str = ""
     elsewhere: bool = False
 
 
@@ -50,7 +56,7 @@ def planned(
     minutes: float | None = None,
     given: Collection[str] = (),
     threads: int | None = None,
-    again: bool = False,
+    after: str = "",
 ) -> Plan:
     """Returns the plan of these sizes, or what of it fits into `minutes`; its last note says how long it takes.
 
@@ -65,13 +71,13 @@ def planned(
         minutes: Above 0; None is no limit.
         given: The sizes that the user has asked for, which are not reduced.
         threads: As `contest.hold` takes it.
-        again: The winner is trained once more on train and valid images.
+        after: As in `Pace`.
 
     Raises:
         UserError: Not even the least fits, the times are of another device, or `make` raises it.
     """
     whole = make(**sizes)
-    told = _pace(whole, slots, threads, again)
+    told = _pace(whole, slots, threads, after)
     if isinstance(told, str):
         if minutes is None:
             return whole
@@ -120,7 +126,9 @@ def seconds(plan: Plan, pace: Pace, *, surviving: int | None = None) -> float:
         heapq.heappush(free, ends)
         end = max(end, ends)
     longest = max(taken[entry.config.hash()] for entry in plan.entries if entry.role == "candidate")
-    return FINAL_SECONDS + end + (longest if pace.again else 0.0)
+    if pace.after == DISTILLED:
+        longest *= DISTILLED_COST * math.ceil(len(plan.seeds) / pace.n_slots)
+    return FINAL_SECONDS + end + (longest if pace.after else 0.0)
 
 
 def _training_seconds(entry: Entry, pace: Pace) -> float:
@@ -182,7 +190,7 @@ def _concessions(n_seeds: int, n_candidates: int) -> Iterator[tuple[str, Any]]:
     yield "top_k", 1
 
 
-def _pace(plan: Plan, slots: Slots, threads: int | None, again: bool) -> Pace | str:
+def _pace(plan: Plan, slots: Slots, threads: int | None, after: str) -> Pace | str:
     """Returns how fast this machine trains by the times of the plan's search; or why they do not tell."""
     run = run_folder.Run(Path(plan.source))
     settings, before = run.settings, run.meta.get("hardware") or {}
@@ -199,7 +207,7 @@ def _pace(plan: Plan, slots: Slots, threads: int | None, again: bool) -> Pace | 
     slower = max(1.0, had / has) if had and has else 1.0
     here = machine.hardware()
     elsewhere = any(before.get(name, here[name]) != here[name] for name in ("cpu", "gpus"))
-    return Pace(slots.concurrency, slower, again, elsewhere)
+    return Pace(slots.concurrency, slower, after, elsewhere)
 
 
 def _n_candidates(plan: Plan) -> int:
