@@ -38,17 +38,19 @@ from tuning.images.splitting import Splits, load_splits
 from tuning.training.fit import prepare
 
 BASE = RECIPE | {"flip": True, "image_size": None}
-TIMED_STEPS, ROUNDS = 30, 3
+TIMED_STEPS, ROUNDS = 20, 3
 
 
-def muon(learning_rate: float = 0.2, **changes: Any) -> dict[str, Any]:
-    return {"optimizer": "muon", "learning_rate": learning_rate, **changes}
+def muon(learning_rate: float = 0.3, **changes: Any) -> dict[str, Any]:
+    return {"optimizer": "muon", "learning_rate": learning_rate, "weight_decay": 2e-3, "momentum": 0.95} | changes
 
 
 SMOOTH = {"label_smoothing": 0.1}
 LIGHT = {"crop_padding": 1, "erase": 0.2}
+WEAK = {"weight_decay": 5e-4, "momentum": 0.9}  # As SGD has them here.
 TRICKS = {
     "base": Trick(),
+    "Muon": Trick(muon()),
     "no mirroring": Trick({"flip": False}),
     "crop and erase, too": Trick({"crop_padding": 2, "erase": 0.3}),
     "batch 64, lr 0.1": Trick({"batch_size": 64, "learning_rate": 0.1}),
@@ -60,56 +62,62 @@ TRICKS = {
     "EMA 0.99": Trick({"ema_decay": 0.99}),
     "EMA 0.99, constant lr 0.1": Trick({"ema_decay": 0.99, "schedule": "constant", "learning_rate": 0.1}),
     "label smoothing 0.1": Trick(SMOOTH),
+    "decay 2e-3": Trick({"weight_decay": 2e-3}),
+    "lr 0.3, decay 2e-3, momentum 0.95": Trick({"learning_rate": 0.3, "weight_decay": 2e-3, "momentum": 0.95}),
     "AdamW, lr 0.01": Trick({"optimizer": "adamw", "learning_rate": 0.01}),
     "14 x 14 pixels at first": Trick(side=14),
     "20 x 20 pixels at first": Trick(side=20),
     "half of the images at first": Trick(share=0.5),
     "whitened first layer": Trick(whiten=True),
     "norm biases 8 times": Trick(norm_bias_rate=8),
-    "Muon": Trick(muon()),
-    "Muon, lr 0.1": Trick(muon(0.1)),
-    "Muon, lr 0.4": Trick(muon(0.4)),
-    "Muon, lr 0.3, decay 2e-3, momentum 0.95": Trick(muon(0.3, weight_decay=2e-3, momentum=0.95)),
-    "Muon, momentum 0.8": Trick(muon(momentum=0.8)),
-    "Muon, momentum 0.95": Trick(muon(momentum=0.95)),
-    "Muon, decay 2e-3": Trick(muon(weight_decay=2e-3)),
-    "Muon, decay 5e-3": Trick(muon(weight_decay=5e-3)),
-    "Muon, 2 steps": Trick(muon(), newton_schulz=2),
-    "Muon, 5 steps": Trick(muon(), newton_schulz=5),
-    "Muon, a fifth of the rate": Trick(muon(), muon_share=0.2),
-    "Muon, a twentieth of the rate": Trick(muon(), muon_share=0.05),
-    "Muon, not in the first layer": Trick(muon(), first_plain=True),
-    "Muon, in the last layer, too": Trick(muon(), head_too=True),
+    "Muon, lr 0.1, decay 5e-4, momentum 0.9": Trick(muon(0.1, **WEAK)),
+    "Muon, lr 0.2, decay 5e-4, momentum 0.9": Trick(muon(0.2, **WEAK)),
+    "Muon, lr 0.4, decay 5e-4, momentum 0.9": Trick(muon(0.4, **WEAK)),
+    "Muon, lr 0.2": Trick(muon(0.2)),
+    "Muon, lr 0.45": Trick(muon(0.45)),
+    "Muon, lr 0.7": Trick(muon(0.7)),
+    "Muon, decay 1e-3": Trick(muon(weight_decay=1e-3)),
+    "Muon, decay 4e-3": Trick(muon(weight_decay=4e-3)),
+    "Muon, decay 8e-3": Trick(muon(weight_decay=8e-3)),
+    "Muon, momentum 0.9": Trick(muon(momentum=0.9)),
+    "Muon, momentum 0.97": Trick(muon(momentum=0.97)),
+    "Muon, label smoothing 0.1": Trick(muon(**SMOOTH)),
     "Muon, no mirroring": Trick(muon(flip=False)),
     "Muon, mirrored in turns": Trick(muon(flip=False), alternate=True),
-    "Muon, batch 64, lr 0.1": Trick(muon(0.1, batch_size=64)),
-    "Muon, batch 64": Trick(muon(0.2, batch_size=64)),
-    "Muon, batch 256, lr 0.4": Trick(muon(0.4, batch_size=256)),
-    "Muon, batch 512, lr 0.8": Trick(muon(0.8, batch_size=512)),
+    "Muon, batch 64, lr 0.2": Trick(muon(0.2, batch_size=64)),
+    "Muon, batch 256, lr 0.45": Trick(muon(0.45, batch_size=256)),
+    "Muon, batch 512, lr 0.7": Trick(muon(0.7, batch_size=512)),
+    "Muon, falling in the last 60 %": Trick(muon(), decay_share=0.6),
+    "Muon, falling in the last 30 %": Trick(muon(), decay_share=0.3),
+    "Muon, cosine": Trick(muon(schedule="cosine")),
+    "Muon, erase 0.2": Trick(muon(erase=0.2)),
+    "Muon, crop 1": Trick(muon(crop_padding=1)),
     "Muon, EMA 0.99": Trick(muon(ema_decay=0.99)),
     "Muon, Lookahead": Trick(muon(), lookahead=5),
-    "Muon, cosine": Trick(muon(schedule="cosine")),
-    "Muon, falling in the last 30 %": Trick(muon(), decay_share=0.3),
-    "Muon, falling in the last 60 %": Trick(muon(), decay_share=0.6),
-    "Muon, label smoothing 0.05": Trick(muon(label_smoothing=0.05)),
-    "Muon, label smoothing 0.1": Trick(muon(**SMOOTH)),
-    "Muon, label smoothing 0.2": Trick(muon(label_smoothing=0.2)),
-    "Muon, crop 1": Trick(muon(crop_padding=1)),
-    "Muon, erase 0.2": Trick(muon(erase=0.2)),
-    "Muon, mixup 0.2": Trick(muon(mixup=0.2)),
-    "Muon, cutmix 1": Trick(muon(cutmix=1.0)),
-    "Muon, label smoothing 0.1, crop 1, erase 0.2": Trick(muon(**SMOOTH, **LIGHT)),
-    "Muon, label smoothing 0.1, decay 2e-3": Trick(muon(weight_decay=2e-3, **SMOOTH)),
+    "Muon, not in the first layer": Trick(muon(), first_plain=True),
+    "Muon, in the last layer, too": Trick(muon(), head_too=True),
     "Muon, whitened first layer": Trick(muon(), whiten=True),
     "Muon, norm biases 8 times": Trick(muon(), norm_bias_rate=8),
     "Muon, 20 x 20 pixels at first": Trick(muon(), side=20),
     "Muon, 14 x 14 pixels at first": Trick(muon(), side=14),
     "Muon, half of the images at first": Trick(muon(), share=0.5),
+    "Muon, 2 steps": Trick(muon(), newton_schulz=2),
+    "Muon, 5 steps": Trick(muon(), newton_schulz=5),
+    "Muon, a fifth of the rate": Trick(muon(), muon_share=0.2),
+    "Muon, a twentieth of the rate": Trick(muon(), muon_share=0.05),
+    "Muon, cutmix 1": Trick(muon(cutmix=1.0)),
+    "Muon, mixup 0.2": Trick(muon(mixup=0.2)),
+    "Muon, label smoothing 0.2": Trick(muon(label_smoothing=0.2)),
+    "Muon, label smoothing 0.1, erase 0.2": Trick(muon(**SMOOTH, erase=0.2)),
+    "Muon, label smoothing 0.1, crop 1, erase 0.2": Trick(muon(**SMOOTH, **LIGHT)),
+    "Muon, label smoothing 0.1, decay 4e-3": Trick(muon(weight_decay=4e-3, **SMOOTH)),
     "Muon, ResNet-8 of width 24": Trick(muon(architecture="resnet8", width=24)),
     "Muon, ResNet-8 of width 32": Trick(muon(architecture="resnet8", width=32)),
     "Muon, ResNet-14": Trick(muon(architecture="resnet14")),
     "Muon, ResNet-20": Trick(muon(architecture="resnet20")),
 }
+# What costs a step nothing.
+FREE = ("learning_rate", "momentum", "weight_decay", "schedule", "label_smoothing")
 COLUMNS = ("network", "epochs", "trick", "seed", "valid_accuracy", "epochs_trained", "seconds", "relative_cost", "cpu")
 Costs = dict[int, float]  # Of an epoch beside one of the base, by the side of the images.
 
@@ -124,6 +132,12 @@ def images(train_images: int | None) -> Splits:
 
 def configured(trick: Trick, network: str) -> TrainConfig:
     return parse_config(BASE | {"architecture": network} | trick.changes, "a trick")
+
+
+def kind(trick: Trick) -> str:
+    """Returns what tricks have in common whose steps cost the same."""
+    costly = {name: value for name, value in trick.changes.items() if name not in FREE}
+    return repr(replace(trick, changes=dict(sorted(costly.items())), decay_share=0.0, muon_share=None))
 
 
 def plan(trick: Trick, epochs: int, costs: Costs) -> list[tuple[float, int]]:
@@ -239,14 +253,16 @@ def main() -> None:
     have = {(each["trick"], each["seed"]) for each in known}
     jobs = [job for job in itertools.product(range(given.seeds), chosen) if job[::-1] not in have]
     with multiprocessing.get_context("spawn").Pool(CORES) as pool, Progress() as progress:
-        untimed = {name: TRICKS[name] for _, name in jobs if name not in costs}
-        for name, trick in progress.track(untimed.items(), description="Timing steps"):
+        alike = {kind(TRICKS["base"]): {SIDE: 1.0}} | {kind(TRICKS[name]): found for name, found in costs.items()}
+        untimed = {kind(TRICKS[name]): TRICKS[name] for _, name in jobs if kind(TRICKS[name]) not in alike}
+        for key, trick in progress.track(untimed.items(), description="Timing steps"):
             # Each core times it, all at once: as loaded as it will be.
             both = pool.starmap(cost, [(trick, given.network, given.train_images)] * CORES, chunksize=1)
-            costs[name] = {side: statistics.mean(one[side] for one in both) for side in both[0]}
-        costs["base"] = {SIDE: 1.0}
+            alike[key] = {side: statistics.mean(one[side] for one in both) for side in both[0]}
         waiting = [
-            pool.apply_async(train, (name, seed, given.network, given.epochs, costs[name], given.train_images))
+            pool.apply_async(
+                train, (name, seed, given.network, given.epochs, alike[kind(TRICKS[name])], given.train_images)
+            )
             for seed, name in jobs
         ]
         for one in progress.track(waiting, description="Training"):

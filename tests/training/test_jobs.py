@@ -41,13 +41,15 @@ def test_a_job_leaves_its_result_and_the_best_epochs_weights_and_is_not_trained_
         jobs.RESULT,
         jobs.WEIGHTS,
         jobs.VALID_OUTPUTS,
-        jobs.VALID_INFLUENCES,
         checkpoints.PROGRESS,
     }
     found = result(job, splits)
+    assert found.averagings(ACCURACY) == {"none"} and not jobs.read_influences(job)
     assert found.epochs == rows
     assert found.valid_accuracy == max(row["valid_accuracy"] for row in rows) == found.valid_accuracy_plain
     assert train(job, splits) == []
+    found = jobs.average(job, found, splits, "cpu")
+    assert found == result(job, splits)
     influences = jobs.read_influences(job)
     assert list(influences) == list(AVERAGINGS) and found.averagings(ACCURACY) == set(AVERAGINGS)
     for name, each in AVERAGINGS.items():
@@ -60,14 +62,22 @@ def test_a_job_leaves_its_result_and_the_best_epochs_weights_and_is_not_trained_
             np.testing.assert_allclose(jobs.read_valid(job), scores, atol=1e-6)
 
 
-def test_a_result_of_an_earlier_version_knows_no_shifts(job: Job, splits: Splits) -> None:
+def test_averagings_are_measured_once_also_of_a_result_of_version_0_2_0_and_anew_when_it_is_trained_again(
+    job: Job, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train(job, splits)
+    whole = jobs.average(job, result(job, splits), splits, "cpu")
     path = job.path / jobs.RESULT
     old = {name: value for name, value in json.loads(path.read_text()).items() if "shift" not in name}
     path.write_text(json.dumps(old))
     (job.path / jobs.VALID_INFLUENCES).unlink()
-    assert result(job, splits).averagings(ACCURACY) == {"none", "flip"}
-    assert jobs.read_influences(job) == {} and train(job, splits) == []
+    assert result(job, splits).averagings(ACCURACY) == {"none", "flip"} and train(job, splits) == []
+    assert jobs.average(job, result(job, splits), splits, "cpu") == whole
+    with monkeypatch.context() as patched:
+        patched.setattr(jobs, "load_model", lambda *given: pytest.fail("It was measured again."))
+        assert jobs.average(job, result(job, splits), splits, "cpu") == whole
+    path.unlink()
+    assert len(train(job, splits)) == 3 and jobs.read_influences(job) == {}
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04" + bytes(40)])

@@ -97,7 +97,7 @@ def is_better(ensemble: Ensemble, held: Contest, chosen: "Chosen") -> bool:
     if ensemble.n_configurations == 1:
         return True
     how = AVERAGINGS[chosen.averaging].end
-    alone = np.mean([result.on_valid(held.metric, how) for result in held.won.values()])
+    alone = np.mean([result.on_valid(held.metric, how) for result in chosen.models.values()])
     return bool(held.metric.sign * (ensemble.valid_score - alone) > 0)
 
 

@@ -4,7 +4,7 @@ All of them are chosen on the valid images, and whichever is written, the others
 no place here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from tuning.retraining.distilled import Distilled
 from tuning.retraining.ensemble import Ensemble
 from tuning.retraining.verdict import TRAIN_ON, Chosen, choose, describe, train_on_everything
 from tuning.training import jobs
-from tuning.training.jobs import Job
+from tuning.training.jobs import Job, Result
 from tuning.trials.slots import Slots
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def settle(
     Raises:
         UserError: A training failed for good, or the disk is full.
     """
-    winner, together = choose(held), ensemble.choose(held)
+    winner, together = _best(held, held.models, held.splits, slots.device), ensemble.choose(held)
     say(averaging.explain(winner.averaging, winner.gains, held.metric))
     if train_on != TRAIN_ON[0]:
         splits = held.splits[winner.job.seed]
@@ -134,7 +134,12 @@ def _distilled(found: Shipment, slots: Slots, threads: int | None, say: Callable
     if taught is None:
         say(f"{against} The single model is written.".lstrip())
         return found
-    student = choose(held, taught.results)
+    student = _best(held, taught.results, taught.splits, slots.device)
     if not taught.is_better:
         say("What was distilled is not better on the valid images: the single model is written.")
     return replace(found, taught=taught, student=student, kind=DISTILLED if taught.is_better else SINGLE)
+
+
+def _best(held: Contest, models: Mapping[Job, Result], splits: "Mapping[int, Splits]", device: str) -> Chosen:
+    """Returns the best of one configuration's models, with the averaging that all of them choose."""
+    return choose(held, {job: jobs.average(job, result, splits[job.seed], device) for job, result in models.items()})

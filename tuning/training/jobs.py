@@ -11,7 +11,7 @@ import traceback
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,7 +122,7 @@ class Result:
     valid_score_flip_shift_averaging: float | None = None
 
     def averagings(self, metric: Metric) -> set[str]:
-        """Returns the averagings whose value on the valid split is known; earlier versions knew two."""
+        """Returns the averagings whose value on the valid split is known; see `average`. Version 0.2.0 knew two."""
         return {name for name, each in AVERAGINGS.items() if getattr(self, f"{metric.column}{each.end}") is not None}
 
     def on_valid(self, metric: Metric, how: str = "") -> float:
@@ -290,21 +290,15 @@ def _teacher(job: Job, splits: "Splits", device: str) -> "Teacher | None":
 
 def _finish(job: Job, training: "Training", rows: list[dict[str, Any]], splits: "Splits") -> None:
     """Writes weights and result, and removes the checkpoints."""
-    from tuning.training import checkpoints, metrics
-    from tuning.training.evaluation import evaluate_each
+    from tuning.training import checkpoints
+    from tuning.training.evaluation import evaluate
 
     model = training.best_model() if job.length is None else training.last_model()
     kept = rows[-1]["best_epoch"] if job.length is None else rows[-1]["epoch"]
 
-    figures: dict[str, Any] = {}
-    found = evaluate_each(model, splits.valid, splits, list(AVERAGINGS), device=training.device.type)
-    outputs, labels = {name: scores.numpy() for name, (scores, _) in found.items()}, splits.valid.labels
-    for metric, column in ((METRICS.default, "accuracy"), (job.metric, "score")):
-        for name, each in AVERAGINGS.items():
-            figures[f"valid_{column}{each.end}"] = metrics.score(metric, outputs[name], labels)
-    influences = {name: metrics.influence(job.metric, scores, labels) for name, scores in outputs.items()}
-    _write_arrays(job.path / VALID_OUTPUTS, {"log_probabilities": outputs[NONE]})
-    _write_arrays(job.path / VALID_INFLUENCES, influences)
+    scores, _ = evaluate(model, splits.valid, splits, device=training.device.type)
+    _write_arrays(job.path / VALID_OUTPUTS, {"log_probabilities": scores.numpy()})
+    (job.path / VALID_INFLUENCES).unlink(missing_ok=True)  # Of weights that were lost.
     result = Result(
         split_hash=splits.split_hash,
         valid_accuracy=rows[kept - 1]["valid_accuracy"],
@@ -315,11 +309,47 @@ def _finish(job: Job, training: "Training", rows: list[dict[str, Any]], splits: 
         seconds=sum(row["epoch_seconds"] for row in rows),
         epochs=rows,
         accumulation=training.accumulation,
-        **figures,
+        **_figures(job, {NONE: scores.numpy()}, splits.valid.labels),
     )
     save_weights(job.path / WEIGHTS, model)
     files.write_json(job.path / RESULT, asdict(result))
     checkpoints.remove(job.path)
+
+
+def average(job: Job, result: Result, splits: "Splits", device: str) -> Result:
+    """Returns the result of a job that has ended with the values of all averagings on its valid images.
+
+    They are measured once, and kept with the job: ten views of each image take their time, and only of what may be
+    saved somebody wants to know.
+
+    Raises:
+        UserError: The weights are missing or damaged, or the disk is full.
+    """
+    from tuning.training import metrics
+    from tuning.training.evaluation import evaluate_each
+
+    if set(read_influences(job)) >= set(AVERAGINGS) <= result.averagings(METRICS[job.metric]):
+        return result
+    found = evaluate_each(load_model(job, splits, device), splits.valid, splits, list(AVERAGINGS), device=device)
+    outputs, labels = {name: scores.numpy() for name, (scores, _) in found.items()}, splits.valid.labels
+    influences = {name: metrics.influence(job.metric, scores, labels) for name, scores in outputs.items()}
+    _write_arrays(job.path / VALID_INFLUENCES, influences)
+    result = replace(result, **_figures(job, outputs, labels))
+    files.write_json(job.path / RESULT, asdict(result))
+    return result
+
+
+def _figures(
+    job: Job, outputs: "Mapping[str, npt.NDArray[np.float32]]", labels: "npt.NDArray[np.int64]"
+) -> dict[str, Any]:
+    """Returns the values on the valid split as `Result` has them, given log-probabilities by averaging."""
+    from tuning.training import metrics
+
+    return {
+        f"valid_{column}{AVERAGINGS[name].end}": metrics.score(metric, scores, labels)
+        for metric, column in ((METRICS.default, "accuracy"), (job.metric, "score"))
+        for name, scores in outputs.items()
+    }
 
 
 def _write_arrays(path: Path, arrays: "Mapping[str, npt.NDArray[np.floating[Any]]]") -> None:

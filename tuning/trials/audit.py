@@ -88,7 +88,7 @@ def hold(
         return None
     files.write_rows(run.path / FILE, schema.EPOCH_COLUMNS, rows)
     for job in chosen.values():
-        for name in (jobs.WEIGHTS, jobs.VALID_OUTPUTS, jobs.VALID_INFLUENCES):
+        for name in (jobs.WEIGHTS, jobs.VALID_OUTPUTS):
             (job.path / name).unlink(missing_ok=True)
     return summarise(run, pd.DataFrame(rows))
 
