@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -43,18 +44,37 @@ def test_the_names_are_those_of_the_readme() -> None:
 def test_the_default_space_is_conditional() -> None:
     for config in draws(load_space("resnet"), 200):
         assert config.architecture == "resnet18" or not config.pretrained
-        assert config.optimizer == "sgd" or config.momentum == TrainConfig().momentum
+        assert config.optimizer != "adamw" or config.momentum == TrainConfig().momentum
 
 
-def test_the_default_space_tries_the_original_projects_configurations_first() -> None:
+def test_the_default_space_tries_muon_and_the_defaults_first() -> None:
     space = load_space("resnet")
-    first = [space.sample(optuna.trial.FixedTrial(dict(point)), epochs=8) for point in space.first]
-    *first, own = first
-    assert [(c.architecture, c.pretrained) for c in first] == [("resnet8", False), ("resnet18", True)]
+    *first, own = (space.sample(optuna.trial.FixedTrial(dict(point)), epochs=8) for point in space.first)
     assert own == TrainConfig(architecture="resnet14", epochs=8)
-    for config in first:
-        assert (config.optimizer, config.learning_rate, config.batch_size) == ("adamw", 1e-4, 64)
-        assert (config.schedule, config.erase, config.flip) == ("plateau", 0.0, False)
+    assert {config.optimizer for config in first} == {"muon"}
+    assert all(config.architecture in ("resnet8", "resnet14", "resnet20") for config in first)  # A CPU trains them.
+
+
+@pytest.mark.parametrize("network", ["resnet8-16", "resnet18"])
+def test_the_original_projects_configurations_are_points_of_the_default_space(network: str) -> None:
+    point: dict[str, Any] = {
+        "network": network,
+        "optimizer": "adamw",
+        "learning_rate_adamw": 1e-4,
+        "weight_decay_adamw": 1e-6,
+        "batch_size": 64,
+        "schedule": "plateau",
+        "label_smoothing": 0.0,
+        "crop_padding": 0,
+        "flip": False,
+        "erase": 0.0,
+        "ema_decay": 0.0,
+    }
+    point |= {"pretrained": True, "stem": "imagenet"} if network == "resnet18" else {}
+    config = load_space("resnet").sample(optuna.trial.FixedTrial(point), epochs=8)
+    original = read_config(SPACES / f"original-{config.architecture}.yaml")
+    alike = ("architecture", "pretrained", "stem", "optimizer", "learning_rate", "batch_size", "schedule", "flip")
+    assert all(getattr(config, name) == getattr(original, name) for name in alike)
 
 
 @pytest.mark.parametrize("name", ["original-resnet8", "original-resnet18"])
@@ -66,7 +86,7 @@ def test_the_original_projects_configurations_ship_as_files(name: str) -> None:
 def test_without_leaves_out_choices_and_the_first_points_that_need_them() -> None:
     space = load_space("resnet")
     limited = space.without(space.gpu_only).without({"pretrained": [True]})
-    assert [point["network"] for point in limited.first] == ["resnet8-16", "resnet14-16"]
+    assert len(limited.first) == len(space.first)  # None of them needs a GPU or weights.
     configs = draws(limited, 100)
     assert {(c.architecture, c.width) for c in configs if c.architecture != "resnet18"} == {
         ("resnet8", 16),

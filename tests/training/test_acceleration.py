@@ -1,5 +1,6 @@
 """`tuning.training.acceleration`: a quicker step gives the same, or is not used; the GPU's own calls are stand-ins."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -121,3 +122,11 @@ def test_the_precision_of_a_gpu_is_what_it_has_whatever_runs_beside_it(
     faster_precision.cache_clear()
     assert faster_precision("cuda") == precision
     faster_precision.cache_clear()
+
+
+def test_the_precision_is_chosen_by_the_processors_time_and_not_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside other work the clock says anything; a worker that fell for it trained in fp32, 1.65 times as long."""
+    before = faster_precision.__wrapped__("cpu")
+    jumps = iter(range(10**6))
+    monkeypatch.setattr(time, "perf_counter", lambda: 1000.0 * (next(jumps) ** 2 % 7))
+    assert [faster_precision.__wrapped__("cpu") for _ in range(3)] == [before] * 3
