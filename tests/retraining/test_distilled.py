@@ -17,6 +17,7 @@ from tuning.retraining.contest import Contest
 from tuning.retraining.ensemble import Ensemble
 from tuning.runs import openings
 from tuning.training import jobs
+from tuning.trials import worker
 
 
 def held(tmp_path: Path, splits: Splits) -> tuple[Contest, Ensemble]:
@@ -79,6 +80,24 @@ def test_students_that_all_fail_are_said_and_cost_nothing_else(
     said: list[str] = []
     assert distilled.train(found, together, SLOTS, 1, said.append) is None
     assert said[-1].startswith("No network could be distilled. The last error was: RuntimeError: no room")
+
+
+def test_a_student_that_is_run_again_in_smaller_parts_is_the_same_one(
+    tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `train_all` runs one again whose worker the system has killed."""
+
+    def train_all(next_job: Any, splits: Any, slots: Any) -> Any:
+        for job in iter(next_job, None):
+            again = replace(job, accumulation=2)
+            yield from ((again, row) for row in jobs.train(again, splits[job.seed], "cpu", 1))
+
+    found, together = held(tmp_path, splits)
+    monkeypatch.setattr(worker, "train_all", train_all)
+    said: list[str] = []
+    taught = distilled.train(found, together, replace(SLOTS, concurrency=2), 1, said.append)
+    assert taught is not None and [result.accumulation for result in taught.results.values()] == [2, 2]
+    assert any(line.startswith("distilled, seed 2  epoch") for line in said)
 
 
 def test_what_cannot_be_taught_is_said(tmp_path: Path, splits: Splits) -> None:

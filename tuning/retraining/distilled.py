@@ -101,9 +101,10 @@ def train(
         f"{'learns' if len(planned) == 1 else 'learn'} from {counted(n_teachers, 'model')}"
     )
     order = list(planned)
+    numbers = {job.seed: i for i, job in enumerate(order, start=1)}
 
     def name(job: Job) -> str:
-        return f"distilled, {plan.repeat} {order.index(job) + 1}  "
+        return f"distilled, {plan.repeat} {numbers[job.seed]}  "  # A job that is run again may be in smaller parts.
 
     waiting = iter([job for job in order if jobs.read(job, splits[job.seed].split_hash) is None])
     failures = contest.train(lambda: next(waiting, None), splits, slots, threads, say, name, many=len(order) > 1)
