@@ -82,6 +82,20 @@ def test_students_that_all_fail_are_said_and_cost_nothing_else(
     assert said[-1].startswith("No network could be distilled. The last error was: RuntimeError: no room")
 
 
+@pytest.mark.parametrize("folds", [0, 2])
+def test_where_one_of_them_fails_the_winners_mean_is_over_all_seeds_or_over_the_same_folds(
+    tmp_path: Path, splits: Splits, folds: int
+) -> None:
+    found, together = held(tmp_path, splits)
+    found = replace(found, plan=replace(found.plan, folds=folds))
+    results = [result.valid_accuracy or 0 for result in found.won.values()]
+    planned = list(distilled.students(found, together))
+    lead = distilled._lead(found, planned, {planned[1]: jobs.Result("x", valid_accuracy=0.5)})
+    assert results[0] != results[1]
+    assert lead.value == pytest.approx(0.5 - (results[1] if folds else sum(results) / 2))
+    assert lead.low < lead.value < lead.high and lead.high - lead.value == pytest.approx(lead.value - lead.low)
+
+
 def test_a_student_that_is_run_again_in_smaller_parts_is_the_same_one(
     tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:

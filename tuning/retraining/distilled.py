@@ -146,7 +146,10 @@ def as_metrics(found: Distilled) -> dict[str, Any]:
 
 
 def _lead(held: Contest, planned: list[Job], results: Mapping[Job, Result]) -> seeds.Estimate:
-    """Returns by how much the students' mean is better; compared in pairs where both were judged on the same fold."""
+    """Returns by how much the students' mean is better; of folds over those that were judged on the same ones.
+
+    Seeds make no pairs: where a student failed, the winner's mean is still that over all of its seeds.
+    """
     import pandas as pd
 
     metric, winner = held.metric, held.winner.config.hash()
@@ -158,5 +161,8 @@ def _lead(held: Contest, planned: list[Job], results: Mapping[Job, Result]) -> s
         index=["winner", "distilled"],
         dtype="float64",
     )
-    row = seeds.summarise(values, "distilled", metric).loc["winner"].to_dict()
-    return seeds.Estimate(*(float(row[name]) for name in ("difference", "difference_low", "difference_high")))
+    found = seeds.summarise(values, "distilled", metric)
+    row, mean = found.loc["winner"].to_dict(), found[f"{metric.column}_mean"]
+    lead = [float(row[name]) for name in ("difference", "difference_low", "difference_high")]
+    value = lead[0] if held.plan.folds else metric.sign * float(mean["distilled"] - mean["winner"])
+    return seeds.Estimate(*(each - lead[0] + value for each in lead))
