@@ -1,5 +1,6 @@
 """Distillation after a contest: who teaches whom, on which seeds, and what is said where nobody can."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,19 @@ import numpy as np
 import pytest
 from conftest import patterned_images
 from test_ensemble import hasty
-from test_final import SLOTS, make_plan, opened, train  # noqa: F401
+from test_final import SLOTS, TINY, make_plan, opened, train  # noqa: F401
 
 from tuning import predict
+from tuning.base.registries import METRICS
 from tuning.images.splitting import Splits
 from tuning.retraining import contest, distilled, ensemble
 from tuning.retraining.contest import Contest
+from tuning.retraining.distilled import Distilled
 from tuning.retraining.ensemble import Ensemble
+from tuning.retraining.seeds import Estimate
 from tuning.runs import openings
 from tuning.training import jobs
+from tuning.training.jobs import Job
 from tuning.trials import worker
 
 
@@ -80,6 +85,15 @@ def test_students_that_all_fail_are_said_and_cost_nothing_else(
     said: list[str] = []
     assert distilled.train(found, together, SLOTS, 1, said.append) is None
     assert said[-1].startswith("No network could be distilled. The last error was: RuntimeError: no room")
+
+
+def test_where_less_is_better_a_lower_value_is_called_better() -> None:
+    results = {Job(TINY, 1, Path("jobs")): jobs.Result("x", valid_score=0.25)}
+    found = Distilled(results, {}, 2, METRICS["log_loss"], Estimate(0.01, -0.002, 0.022))
+    said = "Distilled: valid log loss 0.2500 over 1 fresh seed, 0.0100 better than the winner (95% interval -0.0020 to"
+    assert distilled.described(found, "seed") == f"{said} +0.0220)"
+    worse = replace(found, lead=Estimate(-0.01, math.nan, math.nan))
+    assert distilled.described(worse, "fold").endswith("over 1 fold, 0.0100 worse than the winner")
 
 
 @pytest.mark.parametrize("folds", [0, 2])

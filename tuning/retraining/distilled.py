@@ -4,6 +4,7 @@ One of them costs a prediction no more than the winner does. They are trained on
 was, and judged on the same valid images; the test split has no place here. What has been trained is on disk.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -128,9 +129,12 @@ def described(found: Distilled, repeat: str) -> str:
     """Returns in a sentence what the students are worth on the valid images."""
     metric, values = found.metric, [result.on_valid(found.metric) for result in found.results.values()]
     over = counted(len(values), repeat if repeat == "fold" else "fresh seed")
+    value, low, high = found.lead
+    side = "better" if value >= 0 else "worse"
+    interval = "" if math.isnan(low) else f" (95% interval {metric.gap(low)} to {metric.gap(high)})"
     return (
         f"Distilled: valid {metric.title} {metric.said(statistics.mean(values))} over {over}, "
-        f"{contest.points(*found.lead, metric)} beside the winner"
+        f"{metric.gap(abs(value), '')}{metric.unit} {side} than the winner{interval}"
     )
 
 
