@@ -14,7 +14,7 @@ from test_final import SLOTS, TINY, make_plan, opened, train  # noqa: F401
 from tuning import predict
 from tuning.base.registries import METRICS
 from tuning.images.splitting import Splits
-from tuning.retraining import contest, distilled, ensemble
+from tuning.retraining import contest, distilled, ensemble, verdict
 from tuning.retraining.contest import Contest
 from tuning.retraining.distilled import Distilled
 from tuning.retraining.ensemble import Ensemble
@@ -108,6 +108,15 @@ def test_where_one_of_them_fails_the_winners_mean_is_over_all_seeds_or_over_the_
     assert results[0] != results[1]
     assert lead.value == pytest.approx(0.5 - (results[1] if folds else sum(results) / 2))
     assert lead.low < lead.value < lead.high and lead.high - lead.value == pytest.approx(lead.value - lead.low)
+
+
+def test_the_fold_that_is_written_has_its_own_number_where_one_before_it_failed(tmp_path: Path, splits: Splits) -> None:
+    found = contest.hold(replace(make_plan(tmp_path, (1, 2)), folds=2), splits, SLOTS, threads=1)
+    [of_first, of_second] = found.models
+    taught = replace(of_second, seed=9, teachers=(of_first,), weights=(1.0,))
+    chosen = replace(verdict.choose(found), job=taught, models={taught: found.models[of_second]})
+    described = verdict.describe(found, chosen, splits)
+    assert (described["fold"], described["seed"], described["seeds"]) == (2, 9, [9])
 
 
 def test_a_student_that_is_run_again_in_smaller_parts_is_the_same_one(
