@@ -12,6 +12,7 @@ from test_ensemble import hasty
 from test_final import SLOTS, TINY, make_plan, opened, train  # noqa: F401
 
 from tuning import predict
+from tuning.base import files
 from tuning.base.registries import METRICS
 from tuning.images.splitting import Splits
 from tuning.retraining import contest, distilled, ensemble, verdict
@@ -177,6 +178,8 @@ def test_what_was_distilled_is_written_where_it_is_better_and_tested_in_either_c
         assert "What was distilled is not better on the valid images" in said
         assert "distilled, mean " in text and metrics["seeds"] == [1, 2] and "single" not in metrics
     assert "all together " in text
+    taken = [files.read_json(path)["seconds"] for path in (tmp_path / "jobs").rglob(jobs.RESULT)]
+    assert len(taken) == 8 and metrics["seconds_total"] == pytest.approx(sum(taken))  # Six of the contest.
 
 
 def test_where_nothing_can_teach_the_single_model_is_written(

@@ -46,6 +46,11 @@ class Distilled:
         """Whether their mean is better than the winner's on the valid images."""
         return self.lead.value > 0
 
+    @property
+    def seconds(self) -> float:
+        """Training time of all of them."""
+        return math.fsum(result.seconds for result in self.results.values())
+
 
 def reason_against(held: Contest, together: Ensemble | None) -> str:
     """Returns why the winner cannot be taught; "" where it can."""
