@@ -172,7 +172,11 @@ def test_what_was_distilled_is_written_where_it_is_better_and_tested_in_either_c
         assert not set(metrics["seeds"]) & {1, 2} and metrics["seed"] in metrics["seeds"]
         assert metrics["single"]["test_accuracy_mean"] != metrics["test_accuracy_mean"]
         assert f"distilled from {found['teachers']} models" in text and "winner, mean " in text
-        assert "It has learned from" in (folder / "model_card.md").read_text()
+        card = (folder / "model_card.md").read_text()
+        assert (
+            "It has learned from" in card and "The same configuration, taught alike, trained on 2 fresh seeds" in card
+        )
+        assert text.count(" over 2 fresh seeds, distilled\n") == 2
         assert [line["shipped"] for line in openings.read(folder)] == ["distilled"] * 2
     else:
         assert "What was distilled is not better on the valid images" in said
