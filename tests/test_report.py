@@ -215,6 +215,21 @@ def test_the_page_says_what_the_figure_is_an_average_over(
     assert Page(run_page.render(run, run_page.load_final(run, folder))).says(said)
 
 
+def test_of_what_was_distilled_the_page_says_so_beside_each_mean(run: run_folder.Run, tmp_path: Path) -> None:
+    folder = make_final(tmp_path / "best_model", run.name)
+    metrics = json.loads((folder / "metrics.json").read_text()) | {"test_accuracy_std": 0.01}
+    metrics |= {"distilled": {"teachers": 3, "test_score_mean": 0.91}, "single": {"test_score_mean": 0.89}}
+    pages = []
+    for shipped in ("distilled", "single"):
+        files.write_json(folder / "metrics.json", metrics | {"shipped": shipped})
+        pages.append(Page(run_page.render(run, run_page.load_final(run, folder))))
+    taught, alone = pages
+    assert taught.says("has learned from 3 models; the same configuration, taught by the labels alone, has 89.00% on")
+    assert taught.says("fresh seeds, distilled. The saved model:") and taught.says("on fresh seeds, distilled.")
+    assert alone.says("learned from the ensemble have 91.00% on average; they were not better")
+    assert not alone.says(", distilled.") and alone.says("fresh seeds. The saved model:")
+
+
 def test_labels_to_check_are_shown_with_their_images(run: run_folder.Run, tmp_path: Path) -> None:
     folder = make_final(tmp_path / "best_model", run.name)
     texts = {"image": ["bag/1.jpg", f"{HEADER}.jpg"], "label": NAMES[:2], "predicted": NAMES[1:]}

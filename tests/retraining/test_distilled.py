@@ -1,5 +1,6 @@
 """Distillation after a contest: who teaches whom, on which seeds, and what is said where nobody can."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,21 @@ import numpy as np
 import pytest
 from conftest import patterned_images
 from test_ensemble import hasty
-from test_final import SLOTS, make_plan, opened, train  # noqa: F401
+from test_final import SLOTS, TINY, make_plan, opened, train  # noqa: F401
 
 from tuning import predict
+from tuning.base import files
+from tuning.base.registries import METRICS
 from tuning.images.splitting import Splits
-from tuning.retraining import contest, distilled, ensemble
+from tuning.retraining import contest, distilled, ensemble, verdict
 from tuning.retraining.contest import Contest
+from tuning.retraining.distilled import Distilled
 from tuning.retraining.ensemble import Ensemble
+from tuning.retraining.seeds import Estimate
 from tuning.runs import openings
 from tuning.training import jobs
+from tuning.training.jobs import Job
+from tuning.trials import worker
 
 
 def held(tmp_path: Path, splits: Splits) -> tuple[Contest, Ensemble]:
@@ -81,6 +88,56 @@ def test_students_that_all_fail_are_said_and_cost_nothing_else(
     assert said[-1].startswith("No network could be distilled. The last error was: RuntimeError: no room")
 
 
+def test_where_less_is_better_a_lower_value_is_called_better() -> None:
+    results = {Job(TINY, 1, Path("jobs")): jobs.Result("x", valid_score=0.25)}
+    found = Distilled(results, {}, 2, METRICS["log_loss"], Estimate(0.01, -0.002, 0.022))
+    said = "Distilled: valid log loss 0.2500 over 1 fresh seed, 0.0100 better than the winner (95% interval -0.0020 to"
+    assert distilled.described(found, "seed") == f"{said} +0.0220)"
+    worse = replace(found, lead=Estimate(-0.01, math.nan, math.nan))
+    assert distilled.described(worse, "fold").endswith("over 1 fold, 0.0100 worse than the winner")
+
+
+@pytest.mark.parametrize("folds", [0, 2])
+def test_where_one_of_them_fails_the_winners_mean_is_over_all_seeds_or_over_the_same_folds(
+    tmp_path: Path, splits: Splits, folds: int
+) -> None:
+    found, together = held(tmp_path, splits)
+    found = replace(found, plan=replace(found.plan, folds=folds))
+    results = [result.valid_accuracy or 0 for result in found.won.values()]
+    planned = list(distilled.students(found, together))
+    lead = distilled._lead(found, planned, {planned[1]: jobs.Result("x", valid_accuracy=0.5)})
+    assert results[0] != results[1]
+    assert lead.value == pytest.approx(0.5 - (results[1] if folds else sum(results) / 2))
+    assert lead.low < lead.value < lead.high and lead.high - lead.value == pytest.approx(lead.value - lead.low)
+
+
+def test_the_fold_that_is_written_has_its_own_number_where_one_before_it_failed(tmp_path: Path, splits: Splits) -> None:
+    found = contest.hold(replace(make_plan(tmp_path, (1, 2)), folds=2), splits, SLOTS, threads=1)
+    [of_first, of_second] = found.models
+    taught = replace(of_second, seed=9, teachers=(of_first,), weights=(1.0,))
+    chosen = replace(verdict.choose(found), job=taught, models={taught: found.models[of_second]})
+    described = verdict.describe(found, chosen, splits)
+    assert (described["fold"], described["seed"], described["seeds"]) == (2, 9, [9])
+
+
+def test_a_student_that_is_run_again_in_smaller_parts_is_the_same_one(
+    tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `train_all` runs one again whose worker the system has killed."""
+
+    def train_all(next_job: Any, splits: Any, slots: Any) -> Any:
+        for job in iter(next_job, None):
+            again = replace(job, accumulation=2)
+            yield from ((again, row) for row in jobs.train(again, splits[job.seed], "cpu", 1))
+
+    found, together = held(tmp_path, splits)
+    monkeypatch.setattr(worker, "train_all", train_all)
+    said: list[str] = []
+    taught = distilled.train(found, together, replace(SLOTS, concurrency=2), 1, said.append)
+    assert taught is not None and [result.accumulation for result in taught.results.values()] == [2, 2]
+    assert any(line.startswith("distilled, seed 2  epoch") for line in said)
+
+
 def test_what_cannot_be_taught_is_said(tmp_path: Path, splits: Splits) -> None:
     found, together = held(tmp_path, splits)
     assert distilled.reason_against(found, together) == ""
@@ -115,12 +172,18 @@ def test_what_was_distilled_is_written_where_it_is_better_and_tested_in_either_c
         assert not set(metrics["seeds"]) & {1, 2} and metrics["seed"] in metrics["seeds"]
         assert metrics["single"]["test_accuracy_mean"] != metrics["test_accuracy_mean"]
         assert f"distilled from {found['teachers']} models" in text and "winner, mean " in text
-        assert "It has learned from" in (folder / "model_card.md").read_text()
+        card = (folder / "model_card.md").read_text()
+        assert (
+            "It has learned from" in card and "The same configuration, taught alike, trained on 2 fresh seeds" in card
+        )
+        assert text.count(" over 2 fresh seeds, distilled\n") == 2
         assert [line["shipped"] for line in openings.read(folder)] == ["distilled"] * 2
     else:
         assert "What was distilled is not better on the valid images" in said
         assert "distilled, mean " in text and metrics["seeds"] == [1, 2] and "single" not in metrics
     assert "all together " in text
+    taken = [files.read_json(path)["seconds"] for path in (tmp_path / "jobs").rglob(jobs.RESULT)]
+    assert len(taken) == 8 and metrics["seconds_total"] == pytest.approx(sum(taken))  # Six of the contest.
 
 
 def test_where_nothing_can_teach_the_single_model_is_written(

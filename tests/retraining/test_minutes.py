@@ -71,6 +71,16 @@ def test_the_slots_are_filled_in_the_order_of_the_race(run: Path) -> None:
     assert minutes.seconds(plan, Pace(2, after="distilled")) == alone + rounds * minutes.DISTILLED_COST * longest
 
 
+def test_a_single_training_can_teach_nothing_which_takes_no_time_and_is_said(run: Path) -> None:
+    make = functools.partial(candidates.from_run, str(run))
+    sizes = SIZES | {"top_k": 1}
+    alone = minutes.planned(make, sizes, SLOTS, minutes=2, given=["top_k"], after="distilled")
+    assert shape(alone) == (1, 1, 0, 0) and minutes.seconds(alone, Pace(2, after="distilled")) == 60 * 2
+    assert "2 epochs in the place of 4, nothing to distil from. This takes about 2 minutes if" in alone.notes[-1]
+    several = minutes.planned(make, sizes, SLOTS, minutes=60, after="distilled")
+    assert "distil" not in several.notes[-1]
+
+
 def test_a_slot_waits_where_a_first_seed_has_not_ended(run: Path) -> None:
     plan = planned(run, top_k=1, compare=False)
     assert minutes.seconds(plan, Pace(2)) == 60 * 8

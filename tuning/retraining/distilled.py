@@ -4,6 +4,7 @@ One of them costs a prediction no more than the winner does. They are trained on
 was, and judged on the same valid images; the test split has no place here. What has been trained is on disk.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -44,6 +45,11 @@ class Distilled:
     def is_better(self) -> bool:
         """Whether their mean is better than the winner's on the valid images."""
         return self.lead.value > 0
+
+    @property
+    def seconds(self) -> float:
+        """Training time of all of them."""
+        return math.fsum(result.seconds for result in self.results.values())
 
 
 def reason_against(held: Contest, together: Ensemble | None) -> str:
@@ -101,9 +107,10 @@ def train(
         f"{'learns' if len(planned) == 1 else 'learn'} from {counted(n_teachers, 'model')}"
     )
     order = list(planned)
+    numbers = {job.seed: i for i, job in enumerate(order, start=1)}
 
     def name(job: Job) -> str:
-        return f"distilled, {plan.repeat} {order.index(job) + 1}  "
+        return f"distilled, {plan.repeat} {numbers[job.seed]}  "  # A job that is run again may be in smaller parts.
 
     waiting = iter([job for job in order if jobs.read(job, splits[job.seed].split_hash) is None])
     failures = contest.train(lambda: next(waiting, None), splits, slots, threads, say, name, many=len(order) > 1)
@@ -127,9 +134,12 @@ def described(found: Distilled, repeat: str) -> str:
     """Returns in a sentence what the students are worth on the valid images."""
     metric, values = found.metric, [result.on_valid(found.metric) for result in found.results.values()]
     over = counted(len(values), repeat if repeat == "fold" else "fresh seed")
+    value, low, high = found.lead
+    side = "better" if value >= 0 else "worse"
+    interval = "" if math.isnan(low) else f" (95% interval {metric.gap(low)} to {metric.gap(high)})"
     return (
         f"Distilled: valid {metric.title} {metric.said(statistics.mean(values))} over {over}, "
-        f"{contest.points(*found.lead, metric)} beside the winner"
+        f"{metric.gap(abs(value), '')}{metric.unit} {side} than the winner{interval}"
     )
 
 
@@ -145,7 +155,10 @@ def as_metrics(found: Distilled) -> dict[str, Any]:
 
 
 def _lead(held: Contest, planned: list[Job], results: Mapping[Job, Result]) -> seeds.Estimate:
-    """Returns by how much the students' mean is better; compared in pairs where both were judged on the same fold."""
+    """Returns by how much the students' mean is better; of folds over those that were judged on the same ones.
+
+    Seeds make no pairs: where a student failed, the winner's mean is still that over all of its seeds.
+    """
     import pandas as pd
 
     metric, winner = held.metric, held.winner.config.hash()
@@ -157,5 +170,8 @@ def _lead(held: Contest, planned: list[Job], results: Mapping[Job, Result]) -> s
         index=["winner", "distilled"],
         dtype="float64",
     )
-    row = seeds.summarise(values, "distilled", metric).loc["winner"].to_dict()
-    return seeds.Estimate(*(float(row[name]) for name in ("difference", "difference_low", "difference_high")))
+    found = seeds.summarise(values, "distilled", metric)
+    row, mean = found.loc["winner"].to_dict(), found[f"{metric.column}_mean"]
+    lead = [float(row[name]) for name in ("difference", "difference_low", "difference_high")]
+    value = lead[0] if held.plan.folds else metric.sign * float(mean["distilled"] - mean["winner"])
+    return seeds.Estimate(*(each - lead[0] + value for each in lead))

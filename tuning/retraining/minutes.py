@@ -95,7 +95,7 @@ def planned(
     plan = _fitting(sized, sizes, whole, given, fits)
     if not fits(plan):
         raise _too_few(plan, minutes, seconds(plan, told), _restricting(sizes, given))
-    less = _given_up(whole, plan)
+    less = _given_up(whole, plan) + ["nothing to distil from"] * _teaches_nothing(plan, told)
     start = f"For {minutes:g} minutes: {', '.join(less)}." if less else f"{minutes:g} minutes are enough for all."
     return _with_note(plan, f"{start} {_said(plan, told)}")
 
@@ -128,7 +128,12 @@ def seconds(plan: Plan, pace: Pace, *, surviving: int | None = None) -> float:
     longest = max(taken[entry.config.hash()] for entry in plan.entries if entry.role == "candidate")
     if pace.after == DISTILLED:
         longest *= DISTILLED_COST * math.ceil(len(plan.seeds) / pace.n_slots)
-    return FINAL_SECONDS + end + (longest if pace.after else 0.0)
+    return FINAL_SECONDS + end + (longest if pace.after and not _teaches_nothing(plan, pace) else 0.0)
+
+
+def _teaches_nothing(plan: Plan, pace: Pace) -> bool:
+    """Returns whether there is to be distilled, but a single training makes no ensemble that could teach."""
+    return pace.after == DISTILLED and len(plan.entries) * len(plan.seeds) == 1
 
 
 def _training_seconds(entry: Entry, pace: Pace) -> float:

@@ -92,6 +92,8 @@ class Shipment:
             "distilled": self.taught and distilled.as_metrics(self.taught),
             "ensemble": None,
         }
+        if self.taught is not None:
+            found["seconds_total"] += self.taught.seconds
         if self.together is None:
             return found
         found["ensemble"] = ensemble.as_metrics(self.together)

@@ -114,7 +114,7 @@ def describe(held: Contest, chosen: Chosen, splits: "Splits") -> dict[str, Any]:
         score = _mean_and_spread([result.on_valid(metric) for result in chosen.models.values()])
     accuracies = [result.on_valid(ACCURACY) for result in chosen.models.values()]
     accuracy = score if metric is ACCURACY else _mean_and_spread(accuracies)
-    numbers = {seed: i for i, seed in enumerate(job.seed for job in chosen.models)}
+    folds = [plan.job(winner, seed).fold for seed in plan.seeds]  # One may have no model: what was to learn failed.
     return {
         "source": plan.source + ("" if winner.trial is None else f", trial {winner.trial}"),
         "run": plan.run,
@@ -138,9 +138,9 @@ def describe(held: Contest, chosen: Chosen, splits: "Splits") -> dict[str, Any]:
         "seconds": chosen.result.seconds,
         "seconds_total": held.seconds + (chosen.result.seconds if chosen.train_on != "train" else 0.0),
         "seed": chosen.job.seed,
-        "seeds": list(numbers),
+        "seeds": [job.seed for job in chosen.models],
         "folds": plan.folds,
-        "fold": numbers[chosen.job.seed] + 1 if plan.folds else None,
+        "fold": folds.index(chosen.job.fold) + 1 if plan.folds else None,
         "split_hash": splits.split_hash,
         "config_hash": winner.config.hash(),
         **held.facts,
