@@ -111,6 +111,12 @@ TRICKS = {
     "Muon, label smoothing 0.1, erase 0.2": Trick(muon(**SMOOTH, erase=0.2)),
     "Muon, label smoothing 0.1, crop 1, erase 0.2": Trick(muon(**SMOOTH, **LIGHT)),
     "Muon, label smoothing 0.1, decay 4e-3": Trick(muon(weight_decay=4e-3, **SMOOTH)),
+    "Muon, no mirroring, label smoothing 0.1": Trick(muon(flip=False, **SMOOTH)),
+    "Muon, no mirroring, erase 0.2": Trick(muon(flip=False, erase=0.2)),
+    "Muon, no mirroring, crop 1": Trick(muon(flip=False, crop_padding=1)),
+    "Muon, no mirroring, label smoothing 0.1, erase 0.2": Trick(muon(flip=False, erase=0.2, **SMOOTH)),
+    "Muon, no mirroring, decay 4e-3": Trick(muon(flip=False, weight_decay=4e-3)),
+    "Muon, no mirroring, EMA 0.99": Trick(muon(flip=False, ema_decay=0.99)),
     "Muon, ResNet-8 of width 24": Trick(muon(architecture="resnet8", width=24)),
     "Muon, ResNet-8 of width 32": Trick(muon(architecture="resnet8", width=32)),
     "Muon, ResNet-14": Trick(muon(architecture="resnet14")),
@@ -247,7 +253,7 @@ def main() -> None:
     )
     given = args.parse_args()
     machine.tune_malloc()
-    chosen = [name for name in TRICKS if name in ("base", given.base) or any(text in name for text in given.only)]
+    chosen = [name for name in TRICKS if name == given.base or any(text in name for text in given.only)]
     known = recorded(given.records, given.network, given.epochs)
     costs = {each["trick"]: _costs(each["relative_cost"]) for each in known}
     have = {(each["trick"], each["seed"]) for each in known}
