@@ -253,6 +253,12 @@ def _retrained(asked: doors.Asked, say: Callable[[str], None]) -> tuple[Winner, 
     """Settles what is asked for and carries it out; returns the winner, and a sentence on the run's page."""
     slots = plan_slots(SlotRequest(asked.device, concurrency=asked.concurrency))
     plan = _planned(asked, slots)
+    if asked.ship != SINGLE and len(plan.entries) * len(plan.seeds) == 1:
+        more = "more --minutes" if asked.minutes else "--seeds 2 or more"
+        raise UserError(
+            f"--ship {asked.ship} needs two trainings or more, because it begins with the mean of several models, but "
+            f"{plan.source} would be trained once. Give {more}, or leave --ship out."
+        )
     model_dir = Path(asked.model_dir)
     files.make_folder(model_dir, exist_ok=True)
     _check_test_files(plan.images)

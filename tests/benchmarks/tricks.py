@@ -111,6 +111,7 @@ TRICKS = {
     "Muon, label smoothing 0.1, erase 0.2": Trick(muon(**SMOOTH, erase=0.2)),
     "Muon, label smoothing 0.1, crop 1, erase 0.2": Trick(muon(**SMOOTH, **LIGHT)),
     "Muon, label smoothing 0.1, decay 4e-3": Trick(muon(weight_decay=4e-3, **SMOOTH)),
+    "Muon, no mirroring, in the last layer, too": Trick(muon(flip=False), head_too=True),
     "Muon, no mirroring, label smoothing 0.1": Trick(muon(flip=False, **SMOOTH)),
     "Muon, no mirroring, erase 0.2": Trick(muon(flip=False, erase=0.2)),
     "Muon, no mirroring, crop 1": Trick(muon(flip=False, crop_padding=1)),

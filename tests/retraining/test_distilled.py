@@ -11,8 +11,9 @@ from conftest import patterned_images
 from test_ensemble import hasty
 from test_final import SLOTS, TINY, make_plan, opened, train  # noqa: F401
 
-from tuning import predict
+from tuning import final, predict
 from tuning.base import files
+from tuning.base.errors import UserError
 from tuning.base.registries import METRICS
 from tuning.images.splitting import Splits
 from tuning.retraining import contest, distilled, ensemble, verdict
@@ -194,3 +195,12 @@ def test_where_nothing_can_teach_the_single_model_is_written(
     metrics = train(tmp_path, make_plan(tmp_path), ship="distilled")
     assert metrics["shipped"] == "single" and metrics["distilled"] is None
     assert "so nothing can teach. The single model is written." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ship", ["ensemble", "distilled"])
+def test_what_begins_with_several_models_is_refused_before_a_single_training(ship: str, tmp_path: Path) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text("architecture: resnet8")
+    with pytest.raises(UserError, match=rf"--ship {ship} needs two trainings or more, .*Give --seeds 2 or more"):
+        final.run(config=file, ship=ship, model_dir=tmp_path / "model", progress=False)
+    assert not (tmp_path / "model").exists()

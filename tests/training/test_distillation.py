@@ -48,6 +48,18 @@ def test_the_loss_of_a_batch_is_that_of_its_parts(weighted: bool) -> None:
     assert torch.allclose(at_once, SHARE * soft + (1 - SHARE) * alone, atol=1e-6)
 
 
+def test_mixed_labels_share_the_weights_of_their_classes() -> None:
+    torch.manual_seed(0)
+    images, labels, others = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 3]), torch.tensor([3, 0, 1, 2])
+    teacher, student = (build_model(TrainConfig(width=4), 1, 4).eval() for _ in range(2))
+    weights = torch.tensor([0.4, 0.8, 1.2, 1.6])
+    loss, batch = Loss(weights, 0.0, Lessons(Teacher(teacher, "some"), "fp32")), Batch(images, labels, others, 0.7)
+    logits = student(images)[0]
+    apart = distance(logits, teacher(images)[0].log_softmax(1)) * (0.7 * weights[labels] + 0.3 * weights[others])
+    hard = Loss(weights, 0.0)(logits, images, batch, batch)
+    assert torch.allclose(loss(logits, images, batch, batch), SHARE * apart.sum() / 4 + (1 - SHARE) * hard, atol=1e-6)
+
+
 def test_a_student_says_what_its_teacher_says_also_where_the_labels_say_another_thing(
     tiny: TrainConfig, splits: Splits
 ) -> None:

@@ -137,6 +137,7 @@ def _distilled(found: Shipment, slots: Slots, threads: int | None, say: Callable
         say(f"{against} The single model is written.".lstrip())
         return found
     student = _best(held, taught.results, taught.splits, slots.device)
+    say(averaging.explain(student.averaging, student.gains, held.metric))
     if not taught.is_better:
         say("What was distilled is not better on the valid images: the single model is written.")
     return replace(found, taught=taught, student=student, kind=DISTILLED if taught.is_better else SINGLE)

@@ -334,6 +334,7 @@ def average(job: Job, result: Result, splits: "Splits", device: str) -> Result:
     outputs, labels = {name: scores.numpy() for name, (scores, _) in found.items()}, splits.valid.labels
     influences = {name: metrics.influence(job.metric, scores, labels) for name, scores in outputs.items()}
     _write_arrays(job.path / VALID_INFLUENCES, influences)
+    _write_arrays(job.path / VALID_OUTPUTS, {"log_probabilities": outputs[NONE]})  # Version 0.2.0 wrote none.
     result = replace(result, **_figures(job, outputs, labels))
     files.write_json(job.path / RESULT, asdict(result))
     return result

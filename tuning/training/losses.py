@@ -38,10 +38,18 @@ class Loss:
             loss = part.share * loss + (1 - part.share) * self._cross_entropy(logits, part.others, whole.others)
         if self.lessons is None:
             return loss
-        apart = distance(logits, self.lessons(images))
+        distances = distance(logits, self.lessons(images))
+        apart = self._weighted(distances, part.labels, whole.labels)
+        if part.others is not None and whole.others is not None:
+            others = self._weighted(distances, part.others, whole.others)
+            apart = part.share * apart + (1 - part.share) * others
+        return SHARE * apart + (1 - SHARE) * loss
+
+    def _weighted(self, losses: Tensor, labels: Tensor, whole: Tensor) -> Tensor:
+        """Returns what images with these labels, whose losses are (B,), add to the mean of the whole batch."""
         if self.class_weights is not None:
-            apart = apart * self.class_weights[part.labels]
-        return SHARE * apart.sum() / self._count(whole.labels) + (1 - SHARE) * loss
+            losses = losses * self.class_weights[labels]
+        return losses.sum() / self._count(whole)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor, whole: Tensor) -> Tensor:
         weights = self.class_weights
