@@ -37,7 +37,7 @@ class Trick:
         newton_schulz: Steps of Muon's iteration; None: as it comes.
         muon_share: Muon's learning rate as a share of SGD's; None: as it comes.
         first_plain: The first layer has SGD in place of Muon.
-        head_too: The linear layer has Muon, too.
+        head_plain: The last layer has SGD in place of Muon.
     """
 
     changes: dict[str, Any] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Trick:
     newton_schulz: int | None = None
     muon_share: float | None = None
     first_plain: bool = False
-    head_too: bool = False
+    head_plain: bool = False
 
 
 class Paced(Training):
@@ -160,16 +160,14 @@ def _optimizer(model: nn.Module, config: TrainConfig, trick: Trick) -> torch.opt
     if trick.muon_share is not None:
         for group in orthogonal_groups:
             group["lr"] = trick.muon_share * config.learning_rate
-    if trick.first_plain:
-        first, plain = _first_layer(model).weight, next(group for group in groups if not group["orthogonal"])
-        for group in orthogonal_groups:
-            group["params"] = [p for p in group["params"] if p is not first]
-        plain["params"].append(first)
-    if trick.head_too:
-        head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1].weight
-        for group in groups:
-            group["params"] = [p for p in group["params"] if p is not head]
-        orthogonal_groups[0]["params"].append(head)
+    heads = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+    for wanted, layers in ((trick.first_plain, [_first_layer(model)]), (trick.head_plain, heads)):
+        if wanted:
+            [weight] = [layer.weight for layer in layers]
+            for group in orthogonal_groups:
+                group["params"] = [p for p in group["params"] if p is not weight]
+            plain = next(group for group in groups if not group["orthogonal"] and group["weight_decay"] > 0)
+            plain["params"].append(weight)
     if trick.newton_schulz is not None:
         optimizer.__class__ = type("Muon", (_Muon, type(optimizer)), {"newton_schulz": trick.newton_schulz})
     return optimizer

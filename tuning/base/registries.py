@@ -281,7 +281,8 @@ OPTIMIZERS = Registry(
         "sgd": Entry("SGD, with Nesterov momentum where `momentum` > 0", ("momentum",)),
         "adamw": Entry("AdamW; Adam where `weight_decay` is 0"),
         "muon": Entry(
-            "Muon (Jordan et al. 2024) for convolutions, at a tenth of `learning_rate`; SGD for the rest", ("momentum",)
+            "Muon (Jordan et al. 2024) for matrices and convolutions, at a tenth of `learning_rate`; SGD for the rest",
+            ("momentum",),
         ),
     },
     "tuning.training.optimizers",

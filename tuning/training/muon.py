@@ -1,8 +1,9 @@
-"""Muon: the steps of convolutions are orthogonal matrices; all other weights take those of SGD.
+"""Muon: the steps of weights that are matrices are orthogonal; biases, norms and depthwise filters take those of SGD.
 
 Jordan et al., Muon: An optimizer for hidden layers in neural networks (2024); the scale of a step is that of Liu et
 al., Muon is Scalable for LLM Training (2025). torch's own takes matrices only, one after another: here a convolution's
-weights are one, a row a filter, and those of one shape are computed together.
+weights are one, a row a filter, and those of one shape are computed together. The last layer has Muon, too, as it gains
+from it on small networks (`tests/benchmarks/tricks.py`).
 """
 
 import math
@@ -16,27 +17,28 @@ from torch import Tensor
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 3
 SCALE = 0.2  # Of a step: the root mean square of its entries, as AdamW's are.
-# The learning rate of convolutions is this share of SGD's, so that one value is good for both.
+# The learning rate of matrices is this share of SGD's, so that one value is good for both.
 SHARE = 0.1
 
 
 def groups_of(groups: list[dict[str, Any]], lr: float) -> list[dict[str, Any]]:
-    """Returns groups in which the weights of convolutions are apart, behind the others, and learn more slowly.
+    """Returns groups in which the weights that are matrices are apart, behind the others, and learn more slowly.
 
-    Depthwise filters have one input channel each, and nothing that could be orthogonal.
+    Those are the weights of linear layers and convolutions. Depthwise filters have one input channel each, and nothing
+    that could be orthogonal.
     """
     made = []
     for group in groups:
         rate, parts = group.get("lr", lr), dict[bool, list[Tensor]](zip((False, True), ([], []), strict=True))
         for p in group["params"]:
-            parts[p.ndim == 4 and p.shape[1] > 1].append(p)
+            parts[p.ndim > 1 and p.shape[1] > 1].append(p)
         made.append({**group, "params": parts[False], "lr": rate, "orthogonal": False})
         made.append({**group, "params": parts[True], "lr": SHARE * rate, "orthogonal": True})
     return made
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for convolutions, SGD for the rest; both with Nesterov momentum and decoupled weight decay.
+    """Muon for matrices, SGD for the rest; both with Nesterov momentum and decoupled weight decay.
 
     Args:
         groups: As `groups_of` returns them. In a step all weights lose `weight_decay` times SGD's learning rate.
@@ -78,7 +80,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(updates: list[Tensor], steps: int = STEPS) -> list[Tensor]:
-    """Returns of each tensor (filters, channels, h, w) the nearest matrix with orthogonal rows or columns, scaled.
+    """Returns of each tensor (rows, columns, ...) the nearest matrix with orthogonal rows or columns, scaled.
 
     The Newton-Schulz iteration needs no decomposition and comes near it in a few steps.
     """

@@ -67,6 +67,6 @@ def adamw(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
 
 
 def muon(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
-    """Returns Muon for the weights of convolutions, at a tenth of the learning rate; all others have SGD."""
+    """Returns Muon for weights that are matrices, at a tenth of the learning rate; all others have SGD."""
     made: torch.optim.Optimizer = _MUON(groups_of(groups, config.learning_rate), momentum=config.momentum)
     return made
