@@ -95,7 +95,6 @@ TRICKS = {
     "Muon, EMA 0.99": Trick(muon(ema_decay=0.99)),
     "Muon, Lookahead": Trick(muon(), lookahead=5),
     "Muon, not in the first layer": Trick(muon(), first_plain=True),
-    "Muon, not in the last layer": Trick(muon(), head_plain=True),
     "Muon, whitened first layer": Trick(muon(), whiten=True),
     "Muon, norm biases 8 times": Trick(muon(), norm_bias_rate=8),
     "Muon, 20 x 20 pixels at first": Trick(muon(), side=20),
@@ -111,7 +110,6 @@ TRICKS = {
     "Muon, label smoothing 0.1, erase 0.2": Trick(muon(**SMOOTH, erase=0.2)),
     "Muon, label smoothing 0.1, crop 1, erase 0.2": Trick(muon(**SMOOTH, **LIGHT)),
     "Muon, label smoothing 0.1, decay 4e-3": Trick(muon(weight_decay=4e-3, **SMOOTH)),
-    "Muon, no mirroring, not in the last layer": Trick(muon(flip=False), head_plain=True),
     "Muon, no mirroring, label smoothing 0.1": Trick(muon(flip=False, **SMOOTH)),
     "Muon, no mirroring, erase 0.2": Trick(muon(flip=False, erase=0.2)),
     "Muon, no mirroring, crop 1": Trick(muon(flip=False, crop_padding=1)),
@@ -122,6 +120,12 @@ TRICKS = {
     "Muon, ResNet-8 of width 32": Trick(muon(architecture="resnet8", width=32)),
     "Muon, ResNet-14": Trick(muon(architecture="resnet14")),
     "Muon, ResNet-20": Trick(muon(architecture="resnet20")),
+}
+# The same with SGD for the last layer, as most of them were measured first.
+TRICKS |= {
+    name.replace("Muon", "Muon, not in the last layer", 1): replace(trick, head_plain=True)
+    for name, trick in TRICKS.items()
+    if name.startswith("Muon")
 }
 # What costs a step nothing.
 FREE = ("learning_rate", "momentum", "weight_decay", "schedule", "label_smoothing")
@@ -235,7 +239,7 @@ def recorded(path: Path | None, network: str, epochs: int) -> list[dict[str, Any
 def append(path: Path, found: dict[str, Any]) -> None:
     is_new = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if is_new:
             writer.writeheader()
         writer.writerow(found)

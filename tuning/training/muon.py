@@ -2,8 +2,8 @@
 
 Jordan et al., Muon: An optimizer for hidden layers in neural networks (2024); the scale of a step is that of Liu et
 al., Muon is Scalable for LLM Training (2025). torch's own takes matrices only, one after another: here a convolution's
-weights are one, a row a filter, and those of one shape are computed together. The last layer has Muon, too, as it gains
-from it on small networks (`tests/benchmarks/tricks.py`).
+weights are one, a row a filter, and those of one shape are computed together. The last layer has Muon, too: on
+ResNet-8 it had 0.3 points more so, over three seeds, which may be chance.
 """
 
 import math
