@@ -30,15 +30,16 @@ def test_scale_replays_trials_and_measures_the_search_without_torch(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_tricks_get_the_same_seconds(tmp_path: Path) -> None:
-    options = "--epochs 2 --seeds 2 --train-images 600 --only first"
+def test_tricks_get_the_same_seconds_and_no_training_is_repeated(tmp_path: Path) -> None:
+    options = f"--epochs 2 --seeds 2 --train-images 600 --only half --records {tmp_path / 'records.csv'}"
     table = run("tricks.py", options, tmp_path).set_index("trick")
-    assert list(table.index) == ["base", *(f"{what} at first" for what in ("14 x 14 pixels", "20 x 20 pixels")), HALF]
-    assert table.loc["base", "epochs"] == 2 and (table["epochs"] > 0.5).all()
+    half = "half of the images at first"
+    assert list(table.index) == ["base", half, f"Muon, {half}", f"Muon, not in the last layer, {half}"]
+    assert table.loc["base", "epochs"] == 2 and (table["epochs"] > 0.5).all() and (table["seeds"] == 2).all()
     assert table["difference"].notna().sum() == 3
-
-
-HALF = "half of the images at first"
+    records = (tmp_path / "records.csv").read_text()
+    assert run("tricks.py", options, tmp_path).set_index("trick")["valid_accuracy"].equals(table["valid_accuracy"])
+    assert (tmp_path / "records.csv").read_text() == records and len(records.splitlines()) == 9
 
 
 @pytest.mark.slow

@@ -221,8 +221,14 @@ def test_frames_that_are_damaged_are_kept_and_written_anew(here: Path) -> None:
 
 
 def spaces() -> dict[str, Space]:
-    """Returns the default space as a machine has it: with a GPU or without, with the pretrained weights or without."""
+    """Returns a space as a machine has it: with a GPU or without, with the pretrained weights or without.
+
+    It is the default one, and begins with a point that needs the weights.
+    """
     space = load_space("resnet")
+    own = {"network": "resnet18", "pretrained": True, "stem": "imagenet"}
+    point = {name: value for name, value in space.first[-1].items() if name != "network"} | own
+    space = replace(space, first=[point, *space.first])
     on_cpu = space.without(space.gpu_only)
     return {"gpu": space, "cpu": on_cpu, "bare": on_cpu.without({"pretrained": [True]})}
 
@@ -262,10 +268,10 @@ def test_what_has_become_possible_is_drawn(tmp_path: Path, sampler: str) -> None
     first = opened(tmp_path, spaces()["bare"], sampler)
     assert not networks(run_some(first, 6)) & NETWORKS["gpu"]
     first.close(None)
-    configs = run_some(opened(tmp_path, spaces()["gpu"], sampler, seed=1), 12)
+    configs = run_some(opened(tmp_path, spaces()["gpu"], sampler, seed=1), 24)
     assert networks(configs) & NETWORKS["gpu"]
     # The point that had to be left out at first, as it needs the weights, comes now.
-    assert configs[0].pretrained and configs[0].learning_rate == 1e-4
+    assert configs[0].pretrained and configs[0].learning_rate == 0.1
 
 
 def test_a_run_of_020_takes_the_choices_that_it_has_on_record(tmp_path: Path) -> None:
