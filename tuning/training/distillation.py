@@ -15,8 +15,10 @@ from tuning.training.acceleration import Logits
 
 # Softens both: a teacher is nearly certain of images that it was trained on, and says little else of them.
 TEMPERATURE = 2.0
-# Of the loss; the rest is that of the labels.
-SHARE = 0.9
+# Of the loss; the rest is that of the labels. ResNet-8 on 10,000 images of Fashion-MNIST for 8 epochs, taught by three
+# like it: 90.9 % with a half (three seeds), 90.7 % with nine tenths (two), 90.2 % without a teacher (three). At a
+# temperature of 1 there was no gain, and 4 was no better than 2 (one seed each).
+SHARE = 0.5
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ class Training:
             images to judge by where the valid ones are trained on.
         accelerated: Whether the step is captured by `acceleration.accelerate`; None: on a GPU.
         metric: A name in `METRICS`: what the best epoch is best in.
-        teacher: What most of the loss is the distance to; see `tuning.training.distillation`.
+        teacher: What half of the loss is the distance to; see `tuning.training.distillation`.
 
     Raises:
         ValueError: There is a teacher, and the head alone is trained: on features, of which no teacher knows.

@@ -1,4 +1,4 @@
-"""The loss of a training step: cross entropy with the labels, and with a teacher mostly the distance to it."""
+"""The loss of a training step: cross entropy with the labels, and with a teacher the distance to it."""
 
 from dataclasses import dataclass
 
