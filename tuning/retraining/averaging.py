@@ -24,7 +24,7 @@ Influences = Mapping[Job, "Mapping[str, npt.NDArray[np.float32]]"]  # By trainin
 class Gain(NamedTuple):
     """By how much one averaging is better than another on the valid images; positive is better, whatever the metric.
 
-    `error` is its standard error, as the images are a sample; NaN where an earlier version trained a seed.
+    `error` is its standard error, as the images are a sample; NaN where what an image adds is not known.
     """
 
     value: float
@@ -32,7 +32,7 @@ class Gain(NamedTuple):
 
     @property
     def pays(self) -> bool:
-        """It is larger than its standard error; where that is unknown, larger than 0, as earlier versions asked."""
+        """It is larger than its standard error; where that is unknown, larger than 0."""
         least = 0.0 if math.isnan(self.error) else self.error
         return self.value > least and not math.isclose(self.value, least)  # They are equal where one image differs.
 
@@ -49,7 +49,7 @@ def choose(models: Mapping[Job, Result], metric: Metric, *, folds: bool = False)
     standard errors lower that to 10 %. But if flip averaging is worth 0.2 points, and shifts 0.1 more, no averaging is
     taken in 40 % of the cases, and in 16 % with one standard error.
 
-    A training of an earlier version has no figures of shifts: then only what all seeds have can be taken.
+    Only what is known of all of them can be taken; `jobs.average` measures what is not known yet.
 
     Args:
         models: The trainings of one configuration, a seed or fold each.

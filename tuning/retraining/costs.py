@@ -31,7 +31,7 @@ def epoch_seconds(config: TrainConfig, trials: "pd.DataFrame") -> float | None:
     known = ARCHITECTURES.get(config.architecture)
     names = ["architecture", "image_size", "train", *(known.uses if known else ())]
     values = config.model_dump()
-    same = times.copy().astype("bool")
+    same = times > 0
     for name in names:
         column = trials.loc[times.index, f"config/{name}"]
         same &= column.isna() if values[name] is None else column == values[name]

@@ -165,7 +165,7 @@ def read_valid(job: Job) -> "npt.NDArray[np.float32] | None":
 def read_influences(job: Job) -> "dict[str, npt.NDArray[np.float32]]":
     """Returns by averaging what each valid image adds to the job's metric, float32 (N,), as `metrics.influence` does.
 
-    Nothing where that is missing, as with earlier versions, or damaged.
+    Nothing where that was not measured (see `average`), or is damaged.
     """
     return _read_arrays(job.path / VALID_INFLUENCES)
 
