@@ -145,12 +145,13 @@ def test_once(
     log_test(log, metrics | {"event": OPENED, "dataset": shipment.splits.dataset})
     images = load_test(held.plan.images)
     seconds: dict[Path, float] = {}  # A view.
-    averagings = {job.path: each.averaging for each in filter(None, (winner, student)) for job in each.models}
+    chosen_ones = [each for each in (winner, student) if each is not None]
+    averagings = {job.path: each.averaging for each in chosen_ones for job in (*each.models, each.job)}
 
     @functools.cache
     def seen(job: jobs.Job) -> dict[str, Outcome]:
-        """Returns what the model of a job makes of the images, with the averagings that somebody may ask for."""
-        names = [*AVERAGINGS] if job.path == chosen.job.path else [NONE, averagings.get(job.path, NONE)]
+        """Returns what the model of a job makes of the images, as they are and with the averaging that was chosen."""
+        names = list(dict.fromkeys((NONE, averagings.get(job.path, NONE))))
         start = time.perf_counter()
         found = _outcomes(models[job.path], images, shipment.splits_of(job), ready.device, names)
         seconds[job.path] = (time.perf_counter() - start) / max(len(AVERAGINGS[name].views) for name in names)
