@@ -8,6 +8,7 @@ import importlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,6 +95,7 @@ def commands(block: str) -> list[str]:
 def test_every_command_and_snippet_runs_in_the_order_of_the_pages(wheel: Mapping[str, str], tmp_path: Path) -> None:
     printed = {}
     write_photos(tmp_path / "photos", 100)
+    shutil.copytree(ROOT / "tests" / "benchmarks", tmp_path / "tests" / "benchmarks")
     for language, block in BLOCKS:
         if is_new(block):
             continue

@@ -251,14 +251,14 @@ def main() -> None:
     args.add_argument("--epochs", type=int, default=3, help="length of the base")
     args.add_argument("--seeds", type=int, default=3, help="trainings of each")
     args.add_argument("--base", default="base", choices=TRICKS, metavar="TRICK", help="what the others are beside")
-    args.add_argument("--only", nargs="*", default=[""], help="tricks whose name has one of these, and the base")
+    args.add_argument("--only", nargs="*", default=[""], help="these tricks, or those with the text in it; and the base")
     args.add_argument("--records", type=Path, help="one row a training; what is there is not repeated")
     args.add_argument(
         "--train-images", type=int, help="for a quick look: so many train images, and at most as many valid ones"
     )
     given = args.parse_args()
     machine.tune_malloc()
-    chosen = [name for name in TRICKS if name == given.base or any(text in name for text in given.only)]
+    chosen = [name for name in TRICKS if name == given.base or any(_is_meant(text, name) for text in given.only)]
     known = recorded(given.records, given.network, given.epochs)
     costs = {each["trick"]: _costs(each["relative_cost"]) for each in known}
     have = {(each["trick"], each["seed"]) for each in known}
@@ -284,6 +284,10 @@ def main() -> None:
     title = f"Tricks: {given.network}, each the time of {given.epochs} epochs of the base"
     rows = [row(name, each, found[given.base]) for name, each in found.items()]
     report(title, rows, given.out)
+
+
+def _is_meant(text: str, name: str) -> bool:
+    return text == name if text in TRICKS else text in name
 
 
 def _costs(text: str) -> Costs:
