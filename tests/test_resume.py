@@ -223,9 +223,12 @@ def test_frames_that_are_damaged_are_kept_and_written_anew(here: Path) -> None:
 def spaces() -> dict[str, Space]:
     """Returns a space as a machine has it: with a GPU or without, with the pretrained weights or without.
 
-    It is the default one, and begins with a point that needs the weights.
+    It is the default one, but ResNet-18 with the ImageNet stem needs no GPU; and it begins with a point that needs the
+    weights.
     """
     space = load_space("resnet")
+    few = {"network": [name for name in space.gpu_only["network"] if name != "resnet18"], "stem": ["small"]}
+    space = replace(space, gpu_only=few)
     own = {"network": "resnet18", "pretrained": True, "stem": "imagenet"}
     point = {name: value for name, value in space.first[-1].items() if name != "network"} | own
     space = replace(space, first=[point, *space.first])

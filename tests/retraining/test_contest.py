@@ -152,21 +152,37 @@ def test_where_all_candidates_fail_that_is_an_error(tmp_path: Path, planted: Any
         contest.hold(plan, splits, SLOTS)
 
 
-def test_a_comparison_cannot_win_and_its_failure_is_said(tmp_path: Path, planted: Any, splits: Splits) -> None:
-    plant(planted[0], {1: [0.5, 0.5, 0.5], 8: [0.9, 0.9, 0.9], 9: ["no memory"]})
+def test_a_recipe_from_elsewhere_cannot_win_and_the_failure_of_a_comparison_is_said(
+    tmp_path: Path, planted: Any, splits: Splits
+) -> None:
+    plant(planted[0], {1: [0.5, 0.5, 0.5], 8: ["no memory"], 9: [0.9, 0.9, 0.9]})
     random, default = entry(8, "random"), entry(9, "default")
     hashes = {"random": random.config.hash(), "default": default.config.hash()}
     held = contest.hold(make_plan(tmp_path, entry(1), random, default, **hashes), splits, SLOTS)
     assert held.winner.trial == 1
-    assert held.facts["default_difference"] is None and states(held)[-1] == "failed"
-    assert "40.00 points worse than the best of the points drawn at random (95% " in contest.explain(held)[-1]
+    assert held.facts["random_difference"] is None and states(held)[8] == "failed"
+    assert "40.00 points worse than the default configuration (95% " in contest.explain(held)[-1]
 
 
-def test_a_random_point_may_be_the_winner(tmp_path: Path, planted: Any, splits: Splits) -> None:
-    plant(planted[0], {1: [0.5, 0.5, 0.5]})
-    found = entry(1)
-    held = contest.hold(make_plan(tmp_path, found, random=found.config.hash()), splits, SLOTS)
-    assert contest.explain(held)[-1] == "The winner is the best of the points drawn at random itself."
+@pytest.mark.parametrize("role", ["candidate", "random", "default"])
+def test_the_best_configuration_of_the_run_wins_whatever_it_is_compared_as(
+    role: str, tmp_path: Path, planted: Any, splits: Splits
+) -> None:
+    plant(planted[0], {1: [0.5, 0.5, 0.5], 2: [0.9, 0.9, 0.9]})
+    best = replace(entry(2, role), trial=2)
+    name = "random" if role == "candidate" else role
+    held = contest.hold(make_plan(tmp_path, entry(1), best, **{name: best.config.hash()}), splits, SLOTS)
+    assert held.winner == best and states(held) == {1: "dropped", 2: "complete"}
+    what = {"random": "the best of the points drawn at random", "default": "the default configuration"}[name]
+    assert contest.explain(held)[-1] == f"The winner is {what} itself."
+
+
+def test_what_gets_its_first_seed_alone_cannot_win(tmp_path: Path, planted: Any, splits: Splits) -> None:
+    plant(planted[0], {1: [0.5, 0.5, 0.5], 2: [0.9, 0.9, 0.9]})
+    random = entry(2, "random")
+    plan = make_plan(tmp_path, entry(1), random, random=random.config.hash(), compared_seeds=1)
+    held = contest.hold(plan, splits, SLOTS)
+    assert held.winner.trial == 1 and planted[1] == [(1, 11), (2, 11), (1, 12), (1, 13)]
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ class Entry:
     """A configuration to be retrained.
 
     Attributes:
-        role: Only candidates can win.
+        role: What it is retrained for; see `Plan.may_win`.
         rank: Among the run's configurations, from 1: complete trials first, the best first.
         search_accuracy: The accuracy that the search measured on the valid split, in [0, 1].
         search_epochs: The length that the search had for it.
@@ -93,7 +93,7 @@ class Plan:
         data_seed: Chooses the valid split; the run's, so that no image moves from valid to train.
         metric: A name in `METRICS`; it decides who wins.
         folds: As many splits as there are seeds, one a seed; 0: all seeds have the split of the search.
-        compared_seeds: On how many of the seeds those are trained that cannot win; None is all.
+        compared_seeds: On how many of the seeds those are trained that are no candidates; None is all.
     """
 
     source: str
@@ -117,6 +117,15 @@ class Plan:
     def seeds_of(self, entry: Entry) -> tuple[int, ...]:
         """Returns the seeds on which one of the entries is trained, unless it is dropped before."""
         return self.seeds if entry.role == "candidate" else self.seeds[: self.compared_seeds]
+
+    def may_win(self, entry: Entry) -> bool:
+        """Returns whether one of the entries may be chosen: a configuration of the run that may get all seeds.
+
+        So may the best random one, which the search had ranked behind the candidates: at another length, on fresh
+        seeds, it may be the best. A recipe from elsewhere is for comparison alone.
+        """
+        is_searched = entry.role == "candidate" or entry.trial is not None
+        return is_searched and len(self.seeds_of(entry)) == len(self.seeds)
 
     def job(self, entry: Entry, seed: int, accumulation: int = 1) -> jobs.Job:
         """Returns the retraining of one of the entries on a seed, and on its fold; see `Entry.job`."""

@@ -51,7 +51,7 @@ class Contest:
 
     @property
     def winner(self) -> Entry:
-        """The candidate with the best mean."""
+        """Of those that may win, the one with the best mean."""
         return self.plan.entries[int(self.table["chosen"].to_numpy().argmax())]
 
     @property
@@ -246,8 +246,8 @@ def _judge(race: Race) -> Contest:
         chosen=table.index == winner, state=state, seconds=taken
     )
     table = table.join(values.rename(columns=lambda i: f"{plan.repeat}_{i}")).reset_index(drop=True)
-    found = pd.Series({e.config.hash(): e.searched(metric) for e in plan.entries}, dtype="float64")[race.candidates]
-    signed = metric.sign * values.loc[race.candidates]
+    best = {e.config.hash(): e.searched(metric) for e in plan.entries if e.role == "candidate"}
+    found, signed = pd.Series(best, dtype="float64"), metric.sign * values.loc[list(best)]
     shrunk = None if found.isna().all() else seeds.shrinkage(metric.sign * found, signed)
     return Contest(plan, done, failed, table, shrunk)
 

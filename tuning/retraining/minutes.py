@@ -125,7 +125,7 @@ def seconds(plan: Plan, pace: Pace, *, surviving: int | None = None) -> float:
             first_ends[job[0]] = ends
         heapq.heappush(free, ends)
         end = max(end, ends)
-    longest = max(taken[entry.config.hash()] for entry in plan.entries if entry.role == "candidate")
+    longest = max(taken[entry.config.hash()] for entry in plan.entries if plan.may_win(entry))
     if pace.after == DISTILLED:
         longest *= DISTILLED_COST * math.ceil(len(plan.seeds) / pace.n_slots)
     return FINAL_SECONDS + end + (longest if pace.after and not _teaches_nothing(plan, pace) else 0.0)

@@ -60,7 +60,7 @@ class Race:
     @property
     def candidates(self) -> list[str]:
         """Hashes of those that may win."""
-        return [config_hash for config_hash, entry in self._entries.items() if entry.role == "candidate"]
+        return [config_hash for config_hash, entry in self._entries.items() if self.plan.may_win(entry)]
 
     def on_valid(self) -> "pd.DataFrame":
         """Returns the metric on the valid split: a row a configuration hash, a column an index of a seed, from 1."""
