@@ -15,7 +15,7 @@ from tuning.base import files
 from tuning.base.config import TrainConfig, read_config
 from tuning.base.errors import UserError
 from tuning.base.registries import SAMPLERS
-from tuning.retraining import candidates
+from tuning.retraining import candidates, regularising
 from tuning.runs import run_folder, schema
 from tuning.sampling.origins import drawn_at_random
 from tuning.sampling.spaces import Space, load_space
@@ -63,6 +63,67 @@ def test_complete_trials_come_first_then_the_default_and_the_best_random_point(r
     assert found.entries[0].search_accuracy == 0.8
     assert found.default == found.entries[2].config.hash() and found.random == found.entries[3].config.hash()
     assert plan(run, top_k=20).entries[9].trial == 8
+
+
+def learned(run: Path, *trials: int) -> None:
+    """Lets trials have labelled their train images better than the valid ones."""
+    epochs = run_folder.Run(run).epochs
+    epochs.loc[epochs["trial"].isin(trials), "train_accuracy"] = 0.95
+    epochs.to_csv(run / "epochs.csv", index=False)
+
+
+def test_what_has_learned_its_images_gets_more_regularisation_beside_the_best_as_it_was(run: Path) -> None:
+    learned(run, 9, 0, 3)
+    before = plan(run, top_k=2, compare=False).entries
+    found = plan(run, top_k=2)
+    assert [(e.role, e.trial, e.name) for e in found.entries] == [
+        *(("candidate", 9, "trial 9, regularised"), ("candidate", 0, "trial 0, regularised")),
+        *(("unchanged", 9, "trial 9"), ("default", None, "default"), ("random", 3, "trial 3")),
+    ]
+    least = {"label_smoothing": 0.1, "crop_padding": 1, "erase": 0.3}
+    for entry, as_it_was in zip(found.entries[:2], before, strict=True):
+        assert entry.config == as_it_was.config.model_copy(update=least)
+        assert entry.regularised == least and entry.search_accuracy == as_it_was.search_accuracy
+    assert found.entries[2].config == before[0].config and found.unchanged == before[0].config.hash()
+    assert all(found.may_win(e) for e in found.entries if e.role != "default")
+    assert found.notes[0] == (
+        "More regularisation for the longer training of trial 9 (label smoothing 0.1, crop padding 1, erase 0.3), "
+        "trial 0 (label smoothing 0.1, crop padding 1, erase 0.3): they label their train images as well as the valid "
+        "ones already."
+    )
+
+
+def test_the_best_is_there_once_where_only_another_one_gets_more_regularisation(run: Path) -> None:
+    learned(run, 0)
+    found = plan(run, top_k=2)
+    assert [e.name for e in found.entries] == ["trial 9", "trial 0, regularised", "default", "trial 3"]
+    assert found.unchanged is None
+
+
+def test_the_best_random_point_stays_as_it_was_and_is_trained_once(run: Path) -> None:
+    learned(run, 3)
+    trials = run_folder.Run(run).trials
+    trials.loc[trials["trial"] == 3, ["valid_accuracy", "valid_score"]] = 0.9
+    trials.to_csv(run / "trials.csv", index=False)
+    found = plan(run, top_k=1)
+    assert [(e.role, e.name) for e in found.entries] == [
+        *(("candidate", "trial 3, regularised"), ("unchanged", "trial 3"), ("default", "default"))
+    ]
+    assert found.random == found.unchanged == found.entries[1].config.hash()
+
+
+@pytest.mark.parametrize("values", [{"epochs": 2}, {"compare": False}, {"top_k": 1, "n_seeds": 1, "compare": None}])
+def test_as_long_as_in_the_search_or_compared_with_nothing_all_is_as_it_was(run: Path, values: dict[str, Any]) -> None:
+    learned(run, *range(10))
+    found = plan(run, **values)
+    assert not any(entry.regularised for entry in found.entries) and found.notes == ()
+
+
+def test_where_a_configuration_has_all_that_is_given_it_is_as_it_was() -> None:
+    config = TrainConfig(label_smoothing=0.2, crop_padding=2, erase=0.4)
+    assert regularising.changes(config) == {} and regularising.regularised(config) == config
+    assert regularising.changes(TrainConfig(crop_scale=0.6, erase=0.1)) == {"label_smoothing": 0.1, "erase": 0.3}
+    assert regularising.changes(TrainConfig(train="head")) == {}
 
 
 def test_for_images_of_ones_own_the_default_is_the_first_point_of_the_space(run: Path, tmp_path: Path) -> None:

@@ -319,13 +319,18 @@ def _read_csv(path: Path) -> "pd.DataFrame | None":
 
 
 def _winner(run: Run, trials: "pd.DataFrame", final: Final | None) -> dict[str, Any] | None:
-    """Returns the row of the trial that `final` chose, or else of the best one so far; None where none has finished."""
+    """Returns the row of the trial that `final` chose, or else of the best one so far; None where none has finished.
+
+    What `final` has changed of the trial's configuration stands in it.
+    """
     finished = trials["state"].isin(["complete", "pruned"])
     if not finished.any():
         return None
     chosen = trials[trials["trial"] == (None if final is None else final.metrics.get("trial"))]
     rows = trials[trials["trial"] == run.best["trial"]] if chosen.empty else chosen
-    return schema.plain({str(name): value for name, value in rows.iloc[0].items()})
+    changed = {} if final is None or chosen.empty else final.metrics.get("regularised", {})
+    row = schema.plain({str(name): value for name, value in rows.iloc[0].items()})
+    return row | {f"config/{name}": value for name, value in changed.items()}
 
 
 def _shown_trials(trials: "pd.DataFrame", metric: Metric) -> "pd.DataFrame":

@@ -4,17 +4,17 @@ A plan is made before anything is trained; every configuration of it gets the sa
 """
 
 import math
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tuning.base import files, own_model
 from tuning.base.config import TrainConfig, parse_config, read_config
 from tuning.base.errors import UserError
 from tuning.base.registries import ACCURACY, METRICS, OWN, Metric
 from tuning.images.source import Source
-from tuning.retraining import costs
+from tuning.retraining import costs, regularising
 from tuning.retraining import folds as folds_of
 from tuning.retraining.seeds import fresh_seeds
 from tuning.runs import run_folder, schema
@@ -43,9 +43,10 @@ class Entry:
         epoch_seconds: What an epoch took in the search; of a configuration that no trial had, what it would have taken.
         accumulation: Parts that the search had to cut its batches into, so that they fit into the memory.
         search_score: The value of the run's metric that the search measured.
+        regularised: What it has in the place of the search's values, by name, as it is trained longer.
     """
 
-    role: Literal["candidate", "default", "random"]
+    role: Literal["candidate", "default", "random", "unchanged"]
     config: TrainConfig
     rank: int | None = None
     trial: int | None = None
@@ -54,6 +55,7 @@ class Entry:
     epoch_seconds: float | None = None
     accumulation: int = 1
     search_score: float | None = None
+    regularised: Mapping[str, Any] = field(default_factory=dict)
 
     def searched(self, metric: Metric) -> float | None:
         """Returns what the search measured of the run's metric; None without a search."""
@@ -67,7 +69,9 @@ class Entry:
     @property
     def name(self) -> str:
         """For a line of output."""
-        return self.role if self.trial is None else f"trial {self.trial}"
+        if self.trial is None:
+            return self.role
+        return f"trial {self.trial}" + (", regularised" if self.regularised else "")
 
     def job(self, seed: int, folder: Path, accumulation: int = 1) -> jobs.Job:
         """Returns its retraining on a seed; with at least so many parts a batch as another seed turned out to need."""
@@ -86,6 +90,7 @@ class Plan:
         default: Hash of the default configuration, where it is among them.
         default_trial: The trial of the run that it is; None where it is the original project's recipe.
         random: Hash of the best configuration that the search drew at random, where it is among them.
+        unchanged: Hash of the search's best configuration, where it is also trained with more regularisation.
         folder: Absolute; of the jobs.
         images: What is read, and how.
         notes: What a person should know of how the plan was made, a sentence each.
@@ -107,6 +112,7 @@ class Plan:
     default: str | None = None
     default_trial: int | None = None
     random: str | None = None
+    unchanged: str | None = None
     identity: str | None = None
     notes: tuple[str, ...] = ()
     split_hash: str | None = None
@@ -166,8 +172,9 @@ def from_run(
         folds: As `tuning.retraining.folds.how_many` takes it; there are as many seeds as folds.
         epochs: Full length; None is `lengthening` times the search's.
         seed: The first seed, the others follow it; None derives them from what the run is, whatever its folder's name.
-        compare: Add the default configuration, and the best one that the search drew at random; None is yes if several
-            trainings are compared.
+        compare: Add the default configuration, and the best one that the search drew at random; and give candidates
+            more regularisation for a longer training, if they need it, beside the best one as it was. None is yes if
+            several trainings are compared.
         max_parameters: Of a candidate, and of the one that was drawn at random; None is any number.
         data_dir: Where the images are now; None is where the search had them.
         lengthening: How many times as long as in the search each is trained, at least 1, rounded down to whole epochs.
@@ -192,8 +199,10 @@ def from_run(
     compare = top_k * n_seeds > 1 if compare is None else compare
     entries = ranked[:top_k]
     used = {int(value) for value in trials["seed"].dropna()}
-    default = random = default_trial = None
+    default = random = default_trial = unchanged = None
     if compare:
+        entries, best, said = _regularised(entries, regularising.learned(found.epochs))
+        notes += said
         try:
             drawn = drawn_at_random(found.path, found.setting("sampler"), N_STARTUP)
             given = given_points(found.path) if images.is_own else set()
@@ -206,8 +215,12 @@ def from_run(
         if best_drawn is not None and best_drawn.config.hash() != default:
             random = best_drawn.config.hash()
             others.append(Entry(**vars(best_drawn) | {"role": "random"}))
-        known = {entry.config.hash() for entry in entries}
-        entries += [entry for entry in others if entry.config.hash() not in known]
+        if best is not None:
+            unchanged = best.config.hash()
+            others.insert(0, best)
+        for other in others:
+            if other.config.hash() not in {entry.config.hash() for entry in entries}:
+                entries.append(other)
     longer = [(e.config.epochs, _length(e.search_epochs, lengthening)) for e in entries if e.search_epochs]
     if epochs is None and any(length < wanted for length, wanted in longer):
         notes.append(f"The length is {MOST_EPOCHS} epochs, the most there are, and not twice the search's.")
@@ -223,6 +236,7 @@ def from_run(
         default=default,
         default_trial=default_trial,
         random=random,
+        unchanged=unchanged,
         identity=found.identity,
         notes=tuple(notes),
         split_hash=found.meta.get("split_hash"),
@@ -299,6 +313,30 @@ def _ranked(
             epoch_seconds=float(row["seconds"] / row["epochs"]) if row["seconds"] > 0 else None,
             accumulation=1 if pd.isna(row["accumulation"]) else int(row["accumulation"]),
         )
+
+
+def _regularised(entries: Sequence[Entry], learned: Collection[int]) -> tuple[list[Entry], Entry | None, list[str]]:
+    """Returns candidates with more regularisation where they need it, the best one as it was, and what is said of it.
+
+    They need it where they are trained longer than in the search, and had `learned` their train images there. The best
+    one as it was is None where it is as it was.
+    """
+    found, known, changed = list[Entry](), {entry.config.hash() for entry in entries}, list[str]()
+    for entry in entries:
+        longer = entry.config.epochs > (entry.search_epochs or math.inf)
+        config = regularising.regularised(entry.config)
+        if entry.trial in learned and longer and config.hash() not in known:
+            known.add(config.hash())
+            changes = regularising.changes(entry.config)
+            changed.append(f"{entry.name} ({regularising.said(changes)})")
+            found.append(replace(entry, config=config, regularised=changes))
+        else:
+            found.append(entry)
+    best = replace(entries[0], role="unchanged") if found[0].regularised else None
+    if not changed:
+        return found, best, []
+    those = f"{', '.join(changed)}: they label their train images as well as the valid ones already."
+    return found, best, [f"More regularisation for the longer training of {those}"]
 
 
 def _default(ranked: Sequence[Entry], given: Collection[int], epochs: int, trials: "pd.DataFrame") -> Entry:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tuning.base import machine, tables
 from tuning.base.errors import counted
 from tuning.base.registries import ACCURACY, METRICS, Metric
-from tuning.retraining import seeds
+from tuning.retraining import regularising, seeds
 from tuning.retraining.candidates import Entry, Plan
 from tuning.retraining.race import Race
 from tuning.runs.verdicts import luck, verdicts
@@ -86,6 +86,8 @@ class Contest:
             "default_trial": self.plan.default_trial,
             **estimate("default_difference", self.behind(self.plan.default)),
             **estimate("random_difference", self.behind(self.plan.random)),
+            **estimate("unchanged_difference", self.behind(self.plan.unchanged)),
+            "regularised": dict(self.winner.regularised),
         }
 
 
@@ -246,7 +248,8 @@ def _judge(race: Race) -> Contest:
         chosen=table.index == winner, state=state, seconds=taken
     )
     table = table.join(values.rename(columns=lambda i: f"{plan.repeat}_{i}")).reset_index(drop=True)
-    best = {e.config.hash(): e.searched(metric) for e in plan.entries if e.role == "candidate"}
+    asked = [e for e in plan.entries if e.role in ("candidate", "unchanged") and not e.regularised]
+    best = {e.config.hash(): e.searched(metric) for e in asked}
     found, signed = pd.Series(best, dtype="float64"), metric.sign * values.loc[list(best)]
     shrunk = None if found.isna().all() else seeds.shrinkage(metric.sign * found, signed)
     return Contest(plan, done, failed, table, shrunk)
@@ -255,6 +258,13 @@ def _judge(race: Race) -> Contest:
 def _note(row: "pd.Series[Any]", contest: Contest) -> str:
     if row["state"] == "failed":
         return f"failed: {contest.failed[row['config_hash']]}"
+    changed = {entry.config.hash(): entry.regularised for entry in contest.plan.entries}[row["config_hash"]]
+    with_it = f"with {regularising.said(changed)}" if changed else ""
+    return ", ".join(filter(None, (_outcome(row, contest), with_it)))
+
+
+def _outcome(row: "pd.Series[Any]", contest: Contest) -> str:
+    """Returns what became of a configuration, for its note."""
     if row["chosen"]:
         return "chosen"
     repeat = contest.plan.repeat

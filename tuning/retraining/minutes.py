@@ -224,13 +224,16 @@ def _given_up(whole: Plan, plan: Plan) -> list[str]:
     found = []
     compared = [entry.role for entry in plan.entries if entry.role != "candidate"]
     if compared and plan.compared_seeds and len(plan.seeds) > 1:
-        found.append(f"{' and '.join(compared)} on the first {plan.repeat} alone")
+        names = " and ".join([", ".join(compared[:-1]), compared[-1]] if compared[:-1] else compared)
+        found.append(f"{names} on the first {plan.repeat} alone")
     if len(plan.seeds) < len(whole.seeds):
         found.append(f"{counted(len(plan.seeds), 'seed')} in the place of {len(whole.seeds)}")
     if (n := _n_candidates(plan)) < _n_candidates(whole):
         found.append(f"{counted(n, 'candidate')} in the place of {_n_candidates(whole)}")
     if not compared and len(whole.entries) > _n_candidates(whole):
         found.append("no comparisons")
+    if whole.entries[0].regularised and not plan.entries[0].regularised:
+        found.append("no more regularisation")
     was, now = (each.entries[0].config.epochs for each in (whole, plan))
     if now < was:
         found.append(f"{counted(now, 'epoch')} in the place of {was}")

@@ -116,7 +116,7 @@ def describe(held: Contest, chosen: Chosen, splits: "Splits") -> dict[str, Any]:
     accuracy = score if metric is ACCURACY else _mean_and_spread(accuracies)
     folds = [plan.job(winner, seed).fold for seed in plan.seeds]  # One may have no model: what was to learn failed.
     return {
-        "source": plan.source + ("" if winner.trial is None else f", trial {winner.trial}"),
+        "source": plan.source + ("" if winner.trial is None else f", {winner.name}"),
         "run": plan.run,
         "run_id": plan.identity,
         "trial": winner.trial,

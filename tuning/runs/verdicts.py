@@ -12,7 +12,11 @@ from tuning.base.averagings import AVERAGINGS, Averaging, named_in
 from tuning.base.errors import counted
 from tuning.base.registries import ACCURACY, METRICS, Metric
 
-COMPARED = {"random": "the best of the points drawn at random", "default": "the default configuration"}
+COMPARED = {
+    "random": "the best of the points drawn at random",
+    "default": "the default configuration",
+    "unchanged": "the search's best configuration without more regularisation",
+}
 
 
 @dataclass(frozen=True)
