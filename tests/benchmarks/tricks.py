@@ -251,7 +251,7 @@ def main() -> None:
     args.add_argument("--epochs", type=int, default=3, help="length of the base")
     args.add_argument("--seeds", type=int, default=3, help="trainings of each")
     args.add_argument("--base", default="base", choices=TRICKS, metavar="TRICK", help="what the others are beside")
-    args.add_argument("--only", nargs="*", default=[""], help="these tricks, or those with the text in it; and the base")
+    args.add_argument("--only", nargs="*", default=[""], help="tricks: names, or a text in them; and the base")
     args.add_argument("--records", type=Path, help="one row a training; what is there is not repeated")
     args.add_argument(
         "--train-images", type=int, help="for a quick look: so many train images, and at most as many valid ones"
