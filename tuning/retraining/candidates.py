@@ -201,8 +201,8 @@ def from_run(
     used = {int(value) for value in trials["seed"].dropna()}
     default = random = default_trial = unchanged = None
     if compare:
-        entries, best, said = _regularised(entries, regularising.learned(found.epochs))
-        notes += said
+        entries, best, changed = _regularised(entries, regularising.learned(found.epochs))
+        notes += changed
         try:
             drawn = drawn_at_random(found.path, found.setting("sampler"), N_STARTUP)
             given = given_points(found.path) if images.is_own else set()
