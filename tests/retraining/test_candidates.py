@@ -93,6 +93,14 @@ def test_what_has_learned_its_images_gets_more_regularisation_beside_the_best_as
     )
 
 
+def test_missing_epochs_cost_the_regularisation_only(run: Path) -> None:
+    learned(run, 9)
+    (run / "epochs.csv").unlink()
+    found = plan(run, top_k=1)
+    assert [e.name for e in found.entries] == ["trial 9", "default", "trial 3"]
+    assert found.notes[0].startswith("No candidate gets more regularisation: ") and "epochs.csv" in found.notes[0]
+
+
 def test_the_best_is_there_once_where_only_another_one_gets_more_regularisation(run: Path) -> None:
     learned(run, 0)
     found = plan(run, top_k=2)

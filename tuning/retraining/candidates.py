@@ -201,7 +201,12 @@ def from_run(
     used = {int(value) for value in trials["seed"].dropna()}
     default = random = default_trial = unchanged = None
     if compare:
-        entries, best, changed = _regularised(entries, regularising.learned(found.epochs))
+        try:
+            learned = regularising.learned(found.epochs)
+        except UserError as error:
+            learned = set()
+            notes.append(f"No candidate gets more regularisation: {error}")
+        entries, best, changed = _regularised(entries, learned)
         notes += changed
         try:
             drawn = drawn_at_random(found.path, found.setting("sampler"), N_STARTUP)
