@@ -47,6 +47,7 @@ def muon(learning_rate: float = 0.3, **changes: Any) -> dict[str, Any]:
 
 SMOOTH = {"label_smoothing": 0.1}
 LIGHT = {"crop_padding": 1, "erase": 0.2}
+REGULARISED = SMOOTH | {"crop_padding": 1, "erase": 0.3}
 WEAK = {"weight_decay": 5e-4, "momentum": 0.9}  # As SGD has them here.
 TRICKS = {
     "base": Trick(),
@@ -120,6 +121,10 @@ TRICKS = {
     "Muon, ResNet-8 of width 32": Trick(muon(architecture="resnet8", width=32)),
     "Muon, ResNet-14": Trick(muon(architecture="resnet14")),
     "Muon, ResNet-20": Trick(muon(architecture="resnet20")),
+    "Muon, regularised, ResNet-8 of width 32": Trick(muon(architecture="resnet8", width=32, **REGULARISED)),
+    "Muon, regularised, ResNet-14": Trick(muon(architecture="resnet14", **REGULARISED)),
+    "Muon, regularised, ResNet-14 of width 24": Trick(muon(architecture="resnet14", width=24, **REGULARISED)),
+    "Muon, regularised, ResNet-20": Trick(muon(architecture="resnet20", **REGULARISED)),
 }
 # The same with SGD for the last layer, as most of them were measured first.
 TRICKS |= {

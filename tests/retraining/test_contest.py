@@ -185,6 +185,30 @@ def test_what_gets_its_first_seed_alone_cannot_win(tmp_path: Path, planted: Any,
     assert held.winner.trial == 1 and planted[1] == [(1, 11), (2, 11), (1, 12), (1, 13)]
 
 
+@pytest.mark.parametrize(
+    ("regularised", "trained", "winner"),
+    [(0.96, False, {"erase": 0.3}), (0.95, True, {}), ("loss is nan", True, {})],
+)
+def test_the_best_is_trained_as_it_was_only_where_more_regularisation_did_not_help(
+    regularised: Any, trained: bool, winner: dict[str, Any], tmp_path: Path, planted: Any, splits: Splits
+) -> None:
+    changed = replace(entry(1), regularised={"erase": 0.3})
+    best = replace(entry(2, "unchanged"), trial=1, rank=1)
+    plant(planted[0], {1: [regularised] * 3, 2: [0.955] * 3})
+    held = contest.hold(make_plan(tmp_path, changed, best, unchanged=best.config.hash()), splits, SLOTS)
+    assert held.winner.regularised == winner
+    assert (2, SEEDS[0]) in planted[1] if trained else planted[1] == [(1, seed) for seed in SEEDS]
+    assert planted[1].index((1, SEEDS[0])) == 0
+    assert held.table["state"][1] == ("complete" if trained else "not needed")
+    told = " ".join(contest.explain(held))
+    assert ("without more regularisation" in told) == trained
+    if not trained:
+        assert held.shrinkage is None and held.facts["unchanged_difference"] is None
+        assert contest._note(held.table.loc[1], held) == (
+            "not trained: more regularisation already did better than the search"
+        )
+
+
 @pytest.mark.slow
 def test_side_by_side_the_numbers_are_those_of_one_by_one_and_a_failure_is_alone(
     tmp_path: Path, splits: Splits, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,9 @@ def test_the_slots_are_filled_in_the_order_of_the_race(run: Path) -> None:
     for n_slots, expected in ((1, 48), (2, 24), (3, 16), (4, 12), (5, 12), (12, 8)):
         assert minutes.seconds(plan, Pace(n_slots)) == 60 * expected, n_slots
     assert minutes.seconds(plan, Pace(2), surviving=1) == 60 * 12
+    as_it_was = replace(plan, unchanged=plan.entries[-1].config.hash())
+    assert minutes.seconds(as_it_was, Pace(1), surviving=1) == 60 * 20
+    assert minutes.seconds(as_it_was, Pace(1)) == minutes.seconds(plan, Pace(1)) == 60 * 48
     assert minutes.seconds(plan, Pace(2, slower=1.5, after="train+valid")) == 60 * 1.5 * 28
     alone = minutes.seconds(plan, Pace(2))
     rounds = math.ceil(len(plan.seeds) / 2)

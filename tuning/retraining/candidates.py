@@ -90,7 +90,8 @@ class Plan:
         default: Hash of the default configuration, where it is among them.
         default_trial: The trial of the run that it is; None where it is the original project's recipe.
         random: Hash of the best configuration that the search drew at random, where it is among them.
-        unchanged: Hash of the search's best configuration, where it is also trained with more regularisation.
+        unchanged: Hash of the search's best configuration, where it is to be trained with more regularisation and, if
+            that does not reach the search's value on the first seed, also as it was.
         folder: Absolute; of the jobs.
         images: What is read, and how.
         notes: What a person should know of how the plan was made, a sentence each.
@@ -221,8 +222,9 @@ def from_run(
             random = best_drawn.config.hash()
             others.append(Entry(**vars(best_drawn) | {"role": "random"}))
         if best is not None:
-            unchanged = best.config.hash()
             others.insert(0, best)
+            # The best random point is trained in any case.
+            unchanged = best.config.hash() if best.config.hash() != random else None
         for other in others:
             if other.config.hash() not in {entry.config.hash() for entry in entries}:
                 entries.append(other)

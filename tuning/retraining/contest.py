@@ -4,7 +4,7 @@ The test split has no place here. What has been trained is on disk: held again, 
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -232,8 +232,7 @@ def _judge(race: Race) -> Contest:
     hashes, metric = list(values.index), race.metric
     winner = seeds.choose(metric.sign * values.loc[race.candidates])
     taken = [math.fsum(done[key].seconds for key in done if key[0] == config_hash) for config_hash in hashes]
-    n_more = values.notna().sum(axis=1) - [len(plan.seeds_of(entry)) for entry in plan.entries]
-    state = ["failed" if h in failed else "dropped" if n_more[h] < 0 else "complete" for h in hashes]
+    state = [_state(plan, entry, failed, values.loc[entry.config.hash()].count()) for entry in plan.entries]
     table = pd.DataFrame(
         {
             "role": [entry.role for entry in plan.entries],
@@ -251,8 +250,18 @@ def _judge(race: Race) -> Contest:
     asked = [e for e in plan.entries if e.role in ("candidate", "unchanged") and not e.regularised]
     best = {e.config.hash(): e.searched(metric) for e in asked}
     found, signed = pd.Series(best, dtype="float64"), metric.sign * values.loc[list(best)]
-    shrunk = None if found.isna().all() else seeds.shrinkage(metric.sign * found, signed)
+    unknown = found.isna() | signed.isna().all(axis=1)
+    shrunk = None if unknown.all() else seeds.shrinkage(metric.sign * found, signed)
     return Contest(plan, done, failed, table, shrunk)
+
+
+def _state(plan: Plan, entry: Entry, failed: Collection[str], n_trained: int) -> str:
+    """Returns what became of a configuration that was trained on so many seeds."""
+    if entry.config.hash() in failed:
+        return "failed"
+    if n_trained == 0:
+        return "not needed"
+    return "dropped" if n_trained < len(plan.seeds_of(entry)) else "complete"
 
 
 def _note(row: "pd.Series[Any]", contest: Contest) -> str:
@@ -267,6 +276,8 @@ def _outcome(row: "pd.Series[Any]", contest: Contest) -> str:
     """Returns what became of a configuration, for its note."""
     if row["chosen"]:
         return "chosen"
+    if row["state"] == "not needed":
+        return "not trained: more regularisation already did better than the search"
     repeat = contest.plan.repeat
     n = sum(not math.isnan(row[f"{repeat}_{i + 1}"]) for i in range(len(contest.plan.seeds)))
     if row["state"] == "dropped":

@@ -106,8 +106,8 @@ def seconds(plan: Plan, pace: Pace, *, surviving: int | None = None) -> float:
     Args:
         plan: Each of its entries must have `epoch_seconds`.
         pace: Of this machine.
-        surviving: So many candidates, the first ones, are trained on all seeds, and whatever else on the first alone;
-            None: nothing is dropped.
+        surviving: So many candidates, the first ones, are trained on all seeds, whatever else on the first alone, and
+            the best is not trained as it was; None: nothing is dropped.
     """
     taken = {entry.config.hash(): _training_seconds(entry, pace) for entry in plan.entries}
     waiting = _in_order(plan, surviving)
@@ -144,6 +144,8 @@ def _in_order(plan: Plan, surviving: int | None) -> list[tuple[str, int]]:
     """Returns hashes and indices of seeds as `Race` trains them where the candidates come in as the search has them."""
     longest = sorted(plan.entries, key=lambda entry: entry.expected_seconds, reverse=True)
     found = [(entry.config.hash(), 0) for entry in longest]
+    if surviving is not None:
+        found = [each for each in found if each[0] != plan.unchanged]
     later = [entry for entry in plan.entries if surviving is None or entry in plan.entries[:surviving]]
     for index, seed in enumerate(plan.seeds[1:], start=1):
         found += [(entry.config.hash(), index) for entry in later if seed in plan.seeds_of(entry)]

@@ -78,7 +78,8 @@ class Race:
 
         The first seed comes first, its longest trainings at the beginning, so that no slot waits long for another at
         the end of it. Then those that can still win get the next seeds, the best so far first. A slot that the others
-        of a seed leave empty already trains the best on the seed after.
+        of a seed leave empty already trains the best on the seed after. The search's best as it was is trained where
+        more regularisation did not help; see `Plan.unchanged`.
 
         Raises:
             UserError: Every candidate failed.
@@ -107,9 +108,10 @@ class Race:
         self._out = self._dropped()
         out = self._out | set(self.failed)
         first = self.plan.seeds[0]
+        waits = {self.plan.unchanged} if self._regularisation_may_help() else set()
         longest = sorted(self._entries, key=lambda each: self._entries[each].expected_seconds, reverse=True)
         for config_hash in longest:
-            if config_hash not in out and (config_hash, first) not in self._started:
+            if config_hash not in out | waits and (config_hash, first) not in self._started:
                 return self.plan.job(self._entries[config_hash], first)
         means = (self.metric.sign * self.on_valid()).mean(axis=1)
         best_first = sorted(self._entries, key=lambda each: -means[each] if not math.isnan(means[each]) else math.inf)
@@ -121,6 +123,19 @@ class Race:
                 if config_hash not in out and before is not None and (config_hash, seed) not in self._started:
                     return self.plan.job(self._entries[config_hash], seed, before.accumulation)
         return None
+
+    def _regularisation_may_help(self) -> bool:
+        """Returns whether the best with more regularisation is still in training, or better than the search had it.
+
+        The search's value is that of a shorter training, and too good by luck: what does not even reach it has lost.
+        """
+        best = self.plan.entries[0]
+        if best.config.hash() in self.failed:
+            return False
+        result, searched = self.done.get((best.config.hash(), self.plan.seeds[0])), best.searched(self.metric)
+        if result is None or searched is None:
+            return True
+        return self.metric.sign * result.on_valid(self.metric) > self.metric.sign * searched
 
     def _read(self, key: Key, job: Job) -> bool:
         """Takes note of what came of a job; returns whether it has ended."""
