@@ -14,7 +14,7 @@ from test_folds import write_images
 from tuning import final
 from tuning.base import files, machine
 from tuning.base.errors import UserError
-from tuning.retraining import candidates, minutes
+from tuning.retraining import candidates, minutes, race
 from tuning.retraining.candidates import Plan
 from tuning.retraining.minutes import Pace
 from tuning.runs import run_folder
@@ -26,7 +26,7 @@ SLOTS = Slots("cpu", concurrency=2)
 
 @pytest.fixture(autouse=True)
 def nothing_beside_the_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(minutes, "TRAINING_SECONDS", 0.0)
+    monkeypatch.setattr(race, "AROUND", 0.0)
     monkeypatch.setattr(minutes, "FINAL_SECONDS", 0.0)
 
 
@@ -52,21 +52,21 @@ def planned(
     return minutes.planned(make, {**SIZES, **sizes}, slots, minutes=limit, given=given)
 
 
-def shape(plan: Plan) -> tuple[int, int, int, int]:
-    """Returns how many candidates, seeds, comparisons and trainings of these there are."""
-    others = [len(plan.seeds_of(entry)) for entry in plan.entries if entry.role != "candidate"]
-    return len(plan.entries) - len(others), len(plan.seeds), len(others), sum(others)
+def shape(plan: Plan) -> tuple[int, int, int]:
+    """Returns how many candidates, seeds and comparisons there are."""
+    others = [entry for entry in plan.entries if entry.role != "candidate"]
+    return len(plan.entries) - len(others), len(plan.seeds), len(others)
 
 
 def test_the_slots_are_filled_in_the_order_of_the_race(run: Path) -> None:
     """Three candidates and the default, 4 minutes each, on three seeds."""
     plan = planned(run)
-    assert shape(plan) == (3, 3, 1, 3) and {entry.expected_seconds for entry in plan.entries} == {240.0}
+    assert shape(plan) == (3, 3, 1) and {entry.expected_seconds for entry in plan.entries} == {240.0}
     for n_slots, expected in ((1, 48), (2, 24), (3, 16), (4, 12), (5, 12), (12, 8)):
         assert minutes.seconds(plan, Pace(n_slots)) == 60 * expected, n_slots
-    assert minutes.seconds(plan, Pace(2), surviving=1) == 60 * 12
+    assert minutes.seconds(plan, Pace(2), least=True) == 60 * 12
     as_it_was = replace(plan, unchanged=plan.entries[-1].config.hash())
-    assert minutes.seconds(as_it_was, Pace(1), surviving=1) == 60 * 20
+    assert minutes.seconds(as_it_was, Pace(1), least=True) == 60 * 20
     assert minutes.seconds(as_it_was, Pace(1)) == minutes.seconds(plan, Pace(1)) == 60 * 48
     assert minutes.seconds(plan, Pace(2, slower=1.5, after="train+valid")) == 60 * 1.5 * 28
     alone = minutes.seconds(plan, Pace(2))
@@ -79,7 +79,7 @@ def test_a_single_training_can_teach_nothing_which_takes_no_time_and_is_said(run
     make = functools.partial(candidates.from_run, str(run))
     sizes = SIZES | {"top_k": 1}
     alone = minutes.planned(make, sizes, SLOTS, minutes=2, given=["top_k"], after="distilled")
-    assert shape(alone) == (1, 1, 0, 0) and minutes.seconds(alone, Pace(2, after="distilled")) == 60 * 2
+    assert shape(alone) == (1, 1, 0) and minutes.seconds(alone, Pace(2, after="distilled")) == 60 * 2
     assert "2 epochs in the place of 4, nothing to distil from. This takes about 2 minutes if" in alone.notes[-1]
     several = minutes.planned(make, sizes, SLOTS, minutes=60, after="distilled")
     assert "distil" not in several.notes[-1]
@@ -112,42 +112,28 @@ def test_few_minutes_have_a_decimal_and_one_is_no_plural(run: Path) -> None:
 @pytest.mark.parametrize(
     ("limit", "expected", "epochs", "said"),
     [
-        (23, (3, 3, 1, 1), 4, "default on the first seed alone"),
-        (16, (3, 2, 1, 2), 4, "2 seeds in the place of 3"),
-        (
-            12,
-            (2, 2, 2, 2),
-            4,
-            "default and random on the first seed alone, 2 seeds in the place of 3, 2 candidates in the place of 3",
-        ),
-        (8, (2, 2, 0, 0), 4, "2 seeds in the place of 3, 2 candidates in the place of 3, no comparisons"),
-        (7, (2, 1, 0, 0), 4, "1 seed in the place of 3, 2 candidates in the place of 3, no comparisons"),
-        (
-            3,
-            (2, 1, 0, 0),
-            3,
-            "1 seed in the place of 3, 2 candidates in the place of 3, no comparisons, 3 epochs in th",
-        ),
-        (
-            2,
-            (2, 1, 0, 0),
-            2,
-            "1 seed in the place of 3, 2 candidates in the place of 3, no comparisons, 2 epochs in th",
-        ),
+        (23, (3, 3, 1), 4, "later seeds as far as the time allows. This takes 12 to 23 minutes if"),
+        (12, (3, 3, 1), 4, "later seeds as far as the time allows. This takes about 12 minutes if"),
+        (11, (3, 2, 0), 4, "2 seeds in the place of 3, no comparisons, later seeds as far as the time allows."),
+        (8, (3, 2, 0), 4, "2 seeds in the place of 3, no comparisons, later seeds as far as the time allows."),
+        (7, (2, 1, 0), 4, "1 seed in the place of 3, 2 candidates in the place of 3, no comparisons. This"),
+        (3, (2, 1, 0), 3, "1 seed in the place of 3, 2 candidates in the place of 3, no comparisons, 3 epochs in th"),
+        (2, (2, 1, 0), 2, "1 seed in the place of 3, 2 candidates in the place of 3, no comparisons, 2 epochs in th"),
     ],
 )
 def test_what_is_given_up_comes_in_an_order_and_what_still_fits_is_taken_back(
-    run: Path, limit: float, expected: tuple[int, int, int, int], epochs: int, said: str
+    run: Path, limit: float, expected: tuple[int, int, int], epochs: int, said: str
 ) -> None:
     plan = planned(run, limit)
     assert shape(plan) == expected and {entry.config.epochs for entry in plan.entries} == {epochs}
-    assert minutes.seconds(plan, Pace(2)) <= 60 * limit
+    assert minutes.seconds(plan, Pace(2), least=True) <= 60 * limit
+    assert (plan.slot_seconds is None) == (minutes.seconds(plan, Pace(2)) <= 60 * limit)
     assert plan.notes[-1].startswith(f"For {limit} minutes: {said}")
 
 
 def test_the_order_itself_is_that_of_the_page() -> None:
     assert list(minutes._concessions(3, 3)) == [
-        *(("compared_seeds", 1), ("n_seeds", 2), ("top_k", 2), ("compare", False), ("n_seeds", 1), ("top_k", 1))
+        *(("n_seeds", 2), ("top_k", 2), ("compare", False), ("n_seeds", 1), ("top_k", 1))
     ]
 
 
@@ -166,7 +152,7 @@ def test_minutes_for_less_than_one_training_are_refused_with_the_least(run: Path
 def test_what_is_asked_for_is_not_given_up(run: Path) -> None:
     asked: dict[str, Any] = {"top_k": 2, "n_seeds": 2, "epochs": 3}
     plan = planned(run, 6, tuple(asked), **asked)
-    assert shape(plan) == (2, 2, 0, 0) and {entry.config.epochs for entry in plan.entries} == {3}
+    assert shape(plan) == (2, 2, 0) and {entry.config.epochs for entry in plan.entries} == {3}
     said = (
         r"--minutes must be at least 6 with --top-k and --seeds and --epochs, by the times of the search, but got 5\. "
         r"Give it more, or ask for less with --top-k and --seeds and --epochs\."
@@ -183,12 +169,13 @@ def test_folds_are_not_given_up(run: Path, tmp_path: Path) -> None:
     images = str(write_images(tmp_path / "photos").dataset)
     with_times(run, dataset=images, reading={})
     folds: dict[str, Any] = {"folds": None}
-    assert shape(planned(run, **folds)) == (3, 5, 0, 0)  # Those to compare with are candidates, too.
+    assert shape(planned(run, **folds)) == (3, 5, 0)  # Those to compare with are candidates, too.
     plan = planned(run, 20, **folds)
-    assert (plan.folds, shape(plan)) == (5, (2, 5, 0, 0))
-    assert plan.notes[-1].startswith("For 20 minutes: 2 candidates in the place of 3. This takes 12 to 20 ")
+    assert (plan.folds, shape(plan)) == (5, (3, 5, 0))
+    assert plan.notes[-1].startswith("For 20 minutes: later folds as far as the time allows. This takes 16 to 20 ")
     plan = planned(run, 12, **folds)
-    assert (plan.folds, shape(plan)) == (5, (1, 5, 0, 0)) and plan.entries[0].config.epochs == 4
+    assert plan.notes[-1].startswith("For 12 minutes: 2 candidates in the place of 3, later folds as far")
+    assert (plan.folds, shape(plan)) == (5, (2, 5, 0)) and plan.entries[0].config.epochs == 4
     said = r"--minutes must be at least 6, which trial 9 with 2 epochs on 5 folds takes .* or take fewer --folds\."
     with pytest.raises(UserError, match=said):
         planned(run, 4, **folds)
@@ -248,7 +235,7 @@ def test_both_doors_plan_for_minutes(run: Path, monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(UserError, match="far enough"):
             door(run=str(run), minutes=8.0, seeds=1, concurrency=1)
     first, second = plans
-    assert first == second and shape(first) == (2, 1, 0, 0)
+    assert first == second and shape(first) == (2, 1, 0)
 
 
 def test_without_a_run_there_are_no_times(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The race: which retraining is next, and who gets no more of them. What trainings come to is planted."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +65,32 @@ def test_the_slowest_is_first_and_an_empty_slot_trains_the_best_so_far_on_the_ne
     assert number(race.next_job()) == (0, 2)
 
 
-def test_comparisons_get_as_many_seeds_as_are_planned_for_them(tmp_path: Path, splits: Splits) -> None:
-    for n in (1, 2, None):
-        race = make_race(tmp_path / str(n), splits, 2, compared_seeds=n)
-        compared = replace(race.plan.entries[1], role="default")
-        race.plan = replace(race.plan, entries=(race.plan.entries[0], compared))
-        while (job := race.next_job()) is not None:
-            end(job, splits, 0.9)
-        assert [number(job)[1] for job in race._started.values() if number(job)[0] == 1] == list(range(n or 5))  # type: ignore[index]
+@pytest.mark.parametrize(("slot_seconds", "n"), [(None, 5), (90.0, 5), (89.9, 1), (1.0, 1)])
+def test_all_but_the_best_get_later_seeds_where_what_both_may_need_fits(
+    slot_seconds: float | None, n: int, tmp_path: Path, splits: Splits
+) -> None:
+    """A training takes a second and eight around it, so all ten of them take 90."""
+    race = make_race(tmp_path, splits, 2, slot_seconds=slot_seconds)
+    first = take(race, 2)
+    for job in first:
+        end(job, splits, 0.9)
+    while (job := race.next_job()) is not None:
+        end(job, splits, 0.9)
+    trained = [number(job) for job in race._started.values()]
+    assert sorted(trained) == [*((0, seed) for seed in range(5)), *((1, seed) for seed in range(n))]  # type: ignore[type-var]
+    assert race.out_of_time == (set() if n == 5 else {first[1].config.hash()})
+
+
+def test_what_is_in_training_counts_and_a_new_leader_has_all_its_seeds(tmp_path: Path, splits: Splits) -> None:
+    race = make_race(tmp_path, splits, 2, slot_seconds=90.0)
+    first = take(race, 2)
+    for job, value in zip(first, (0.9, 0.89), strict=True):
+        end(job, splits, value)
+    later = take(race, 8)
+    assert len(later) == 8
+    for job in later:
+        end(job, splits, 0.95 if number(job)[0] == 1 else 0.85)  # type: ignore[index]
+    assert race.next_job() is None and race.on_valid().notna().all().all()
 
 
 def test_where_nothing_can_start_now_there_is_more_when_something_has_ended(tmp_path: Path, splits: Splits) -> None:

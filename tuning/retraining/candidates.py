@@ -99,7 +99,8 @@ class Plan:
         data_seed: Chooses the valid split; the run's, so that no image moves from valid to train.
         metric: A name in `METRICS`; it decides who wins.
         folds: As many splits as there are seeds, one a seed; 0: all seeds have the split of the search.
-        compared_seeds: On how many of the seeds those are trained that are no candidates; None is all.
+        slot_seconds: Seconds of training, summed over the slots, that later seeds may use up which the best so far does
+            not need; None is no limit.
     """
 
     source: str
@@ -119,20 +120,15 @@ class Plan:
     split_hash: str | None = None
     metric: str = METRICS.default
     folds: int = 0
-    compared_seeds: int | None = None
-
-    def seeds_of(self, entry: Entry) -> tuple[int, ...]:
-        """Returns the seeds on which one of the entries is trained, unless it is dropped before."""
-        return self.seeds if entry.role == "candidate" else self.seeds[: self.compared_seeds]
+    slot_seconds: float | None = None
 
     def may_win(self, entry: Entry) -> bool:
-        """Returns whether one of the entries may be chosen: a configuration of the run that may get all seeds.
+        """Returns whether one of the entries may be chosen: a configuration of the run.
 
         So may the best random one, which the search had ranked behind the candidates: at another length, on fresh
         seeds, it may be the best. A recipe from elsewhere is for comparison alone.
         """
-        is_searched = entry.role == "candidate" or entry.trial is not None
-        return is_searched and len(self.seeds_of(entry)) == len(self.seeds)
+        return entry.role == "candidate" or entry.trial is not None
 
     def job(self, entry: Entry, seed: int, accumulation: int = 1) -> jobs.Job:
         """Returns the retraining of one of the entries on a seed, and on its fold; see `Entry.job`."""

@@ -4,7 +4,7 @@ The test split has no place here. What has been trained is on disk: held again, 
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -232,7 +232,7 @@ def _judge(race: Race) -> Contest:
     hashes, metric = list(values.index), race.metric
     winner = seeds.choose(metric.sign * values.loc[race.candidates])
     taken = [math.fsum(done[key].seconds for key in done if key[0] == config_hash) for config_hash in hashes]
-    state = [_state(plan, entry, failed, values.loc[entry.config.hash()].count()) for entry in plan.entries]
+    state = [_state(race, entry, values.loc[entry.config.hash()].count()) for entry in plan.entries]
     table = pd.DataFrame(
         {
             "role": [entry.role for entry in plan.entries],
@@ -255,13 +255,15 @@ def _judge(race: Race) -> Contest:
     return Contest(plan, done, failed, table, shrunk)
 
 
-def _state(plan: Plan, entry: Entry, failed: Collection[str], n_trained: int) -> str:
+def _state(race: Race, entry: Entry, n_trained: int) -> str:
     """Returns what became of a configuration that was trained on so many seeds."""
-    if entry.config.hash() in failed:
+    if entry.config.hash() in race.failed:
         return "failed"
     if n_trained == 0:
         return "not needed"
-    return "dropped" if n_trained < len(plan.seeds_of(entry)) else "complete"
+    if n_trained == len(race.plan.seeds):
+        return "complete"
+    return "no time left" if entry.config.hash() in race.out_of_time else "dropped"
 
 
 def _note(row: "pd.Series[Any]", contest: Contest) -> str:
@@ -283,8 +285,8 @@ def _outcome(row: "pd.Series[Any]", contest: Contest) -> str:
     if row["state"] == "dropped":
         return f"dropped after its first {repeat}" if n == 1 else f"dropped after {counted(n, repeat)}"
     told = ["cannot be told from the winner"] if row["difference_low"] <= 0 else []
-    if n < len(contest.plan.seeds):
-        told.append(f"trained on its first {repeat} alone" if n == 1 else f"trained on {counted(n, repeat)} alone")
+    if row["state"] == "no time left":
+        told.append(f"no time for more than {f'its first {repeat}' if n == 1 else counted(n, repeat)}")
     return ", ".join(told)
 
 

@@ -15,15 +15,16 @@ from typing import Any
 
 from tuning.base import machine
 from tuning.base.errors import UserError, counted
+from tuning.retraining import race
 from tuning.retraining.candidates import LENGTHENING, Entry, Plan
 from tuning.retraining.shipping import DISTILLED
 from tuning.retraining.verdict import TRAIN_ON
 from tuning.runs import run_folder
 from tuning.trials.slots import Slots
 
-# Two cores of an EPYC, five folds of photos of 100 x 100: a worker takes 8 s beside each training's epochs, for the
-# images and for valid outputs; and a `final` 53 s beside all trainings, from the command to the last file.
-TRAINING_SECONDS, FINAL_SECONDS = 8.0, 53.0
+# Two cores of an EPYC, five folds of photos of 100 x 100: a `final` takes 53 s beside all trainings, from the command
+# to the last file.
+FINAL_SECONDS = 53.0
 # With four teachers, each of which takes 0.28 (ResNet-14) to 0.38 (ResNet-8) of a training step for a batch.
 DISTILLED_COST = 2.3
 AFTER = (TRAIN_ON[1], DISTILLED)
@@ -60,9 +61,10 @@ def planned(
 ) -> Plan:
     """Returns the plan of these sizes, or what of it fits into `minutes`; its last note says how long it takes.
 
-    What is given up, in this order, until the rest fits though nothing be dropped: the comparisons' later seeds, seeds
-    down to two, candidates down to two, the comparisons, the second seed, the second candidate, then the length, down
-    to the search's. What turns out to fit all the same is taken back. Folds are not given up.
+    What must fit is each configuration on the first seed, and one of them on all; the race gives others more seeds as
+    far as the time allows (`Plan.slot_seconds`). What is given up, in this order, until that fits: seeds down to two,
+    candidates down to two, the comparisons, the second seed, the second candidate, then the length, down to the
+    search's. What turns out to fit all the same is taken back. Folds are not given up.
 
     Args:
         make: Returns a plan of sizes, as `candidates.from_run` takes them.
@@ -86,31 +88,30 @@ def planned(
         return _with_note(whole, _said(whole, told))
 
     def fits(plan: Plan) -> bool:
-        return seconds(plan, told) <= 60 * minutes
+        return seconds(plan, told, least=True) <= 60 * minutes
 
-    @functools.cache
-    def sized(*, compared_seeds: int | None, **size: Any) -> Plan:
-        return replace(make(**size), compared_seeds=compared_seeds)
-
-    plan = _fitting(sized, sizes, whole, given, fits)
+    plan = _fitting(functools.cache(make), sizes, whole, given, fits)
     if not fits(plan):
-        raise _too_few(plan, minutes, seconds(plan, told), _restricting(sizes, given))
+        raise _too_few(plan, minutes, seconds(plan, told, least=True), _restricting(sizes, given))
+    if seconds(plan, told) > 60 * minutes:
+        plan = replace(plan, slot_seconds=_slot_seconds(plan, told, minutes))
     less = _given_up(whole, plan) + ["nothing to distil from"] * _teaches_nothing(plan, told)
+    less += [f"later {plan.repeat}s as far as the time allows"] * (plan.slot_seconds is not None)
     start = f"For {minutes:g} minutes: {', '.join(less)}." if less else f"{minutes:g} minutes are enough for all."
-    return _with_note(plan, f"{start} {_said(plan, told)}")
+    return _with_note(plan, f"{start} {_said(plan, told, minutes)}")
 
 
-def seconds(plan: Plan, pace: Pace, *, surviving: int | None = None) -> float:
+def seconds(plan: Plan, pace: Pace, *, least: bool = False) -> float:
     """Returns how long a plan takes, from the command to the model: what the race trains, in its order, on the slots.
 
     Args:
         plan: Each of its entries must have `epoch_seconds`.
         pace: Of this machine.
-        surviving: So many candidates, the first ones, are trained on all seeds, whatever else on the first alone, and
-            the best is not trained as it was; None: nothing is dropped.
+        least: One configuration is trained on all seeds, the slowest that may win, and the others on the first alone;
+            and the best is not trained as it was. Otherwise nothing is dropped.
     """
     taken = {entry.config.hash(): _training_seconds(entry, pace) for entry in plan.entries}
-    waiting = _in_order(plan, surviving)
+    waiting = _in_order(plan, least=least)
     n_slots = min(pace.n_slots, len(waiting))
     free, first_ends, end = [0.0] * n_slots, dict[str, float](), 0.0
     while waiting:
@@ -125,10 +126,21 @@ def seconds(plan: Plan, pace: Pace, *, surviving: int | None = None) -> float:
             first_ends[job[0]] = ends
         heapq.heappush(free, ends)
         end = max(end, ends)
-    longest = max(taken[entry.config.hash()] for entry in plan.entries if plan.may_win(entry))
+    return end + _besides(plan, pace)
+
+
+def _besides(plan: Plan, pace: Pace) -> float:
+    """Returns the seconds of a plan beside those of its race."""
+    after = max(_training_seconds(entry, pace) for entry in plan.entries if plan.may_win(entry))
     if pace.after == DISTILLED:
-        longest *= DISTILLED_COST * math.ceil(len(plan.seeds) / pace.n_slots)
-    return FINAL_SECONDS + end + (longest if pace.after and not _teaches_nothing(plan, pace) else 0.0)
+        after *= DISTILLED_COST * math.ceil(len(plan.seeds) / pace.n_slots)
+    return FINAL_SECONDS + (after if pace.after and not _teaches_nothing(plan, pace) else 0.0)
+
+
+def _slot_seconds(plan: Plan, pace: Pace, minutes: float) -> float:
+    """Returns what the slots have together for a plan's race, if at its end all but one wait for the longest."""
+    longest = max(_training_seconds(entry, pace) for entry in plan.entries)
+    return pace.n_slots * (60 * minutes - _besides(plan, pace)) - (pace.n_slots - 1) * longest
 
 
 def _teaches_nothing(plan: Plan, pace: Pace) -> bool:
@@ -137,18 +149,19 @@ def _teaches_nothing(plan: Plan, pace: Pace) -> bool:
 
 
 def _training_seconds(entry: Entry, pace: Pace) -> float:
-    return TRAINING_SECONDS + pace.slower * entry.expected_seconds
+    return race.AROUND + pace.slower * entry.expected_seconds
 
 
-def _in_order(plan: Plan, surviving: int | None) -> list[tuple[str, int]]:
+def _in_order(plan: Plan, *, least: bool) -> list[tuple[str, int]]:
     """Returns hashes and indices of seeds as `Race` trains them where the candidates come in as the search has them."""
     longest = sorted(plan.entries, key=lambda entry: entry.expected_seconds, reverse=True)
-    found = [(entry.config.hash(), 0) for entry in longest]
-    if surviving is not None:
-        found = [each for each in found if each[0] != plan.unchanged]
-    later = [entry for entry in plan.entries if surviving is None or entry in plan.entries[:surviving]]
-    for index, seed in enumerate(plan.seeds[1:], start=1):
-        found += [(entry.config.hash(), index) for entry in later if seed in plan.seeds_of(entry)]
+    first, later = longest, list(plan.entries)
+    if least:
+        first = [entry for entry in longest if entry.config.hash() != plan.unchanged]
+        later = [entry for entry in first if plan.may_win(entry)][:1]
+    found = [(entry.config.hash(), 0) for entry in first]
+    for index in range(1, len(plan.seeds)):
+        found += [(entry.config.hash(), index) for entry in later]
     return found
 
 
@@ -165,7 +178,7 @@ def _fitting(
     """
     n_seeds, n_candidates = len(whole.seeds), _n_candidates(whole)
     compare = sizes["compare"]
-    size: dict[str, Any] = {**sizes, "top_k": n_candidates, "lengthening": LENGTHENING, "compared_seeds": None}
+    size: dict[str, Any] = {**sizes, "top_k": n_candidates, "lengthening": LENGTHENING}
     size["compare"] = sizes["top_k"] * n_seeds > 1 if compare is None else compare
     if not whole.folds:
         size["n_seeds"] = n_seeds
@@ -189,7 +202,6 @@ def _fitting(
 
 def _concessions(n_seeds: int, n_candidates: int) -> Iterator[tuple[str, Any]]:
     """Yields what is given up before the length, in this order, and to what it is reduced; see `planned`."""
-    yield "compared_seeds", 1
     yield from (("n_seeds", n) for n in range(n_seeds - 1, 1, -1))
     yield from (("top_k", n) for n in range(n_candidates - 1, 1, -1))
     yield "compare", False
@@ -224,15 +236,11 @@ def _n_candidates(plan: Plan) -> int:
 def _given_up(whole: Plan, plan: Plan) -> list[str]:
     """Returns what a plan has less than the whole one, in the order in which it is given up."""
     found = []
-    compared = [entry.role for entry in plan.entries if entry.role != "candidate"]
-    if compared and plan.compared_seeds and len(plan.seeds) > 1:
-        names = " and ".join([", ".join(compared[:-1]), compared[-1]] if compared[:-1] else compared)
-        found.append(f"{names} on the first {plan.repeat} alone")
     if len(plan.seeds) < len(whole.seeds):
         found.append(f"{counted(len(plan.seeds), 'seed')} in the place of {len(whole.seeds)}")
     if (n := _n_candidates(plan)) < _n_candidates(whole):
         found.append(f"{counted(n, 'candidate')} in the place of {_n_candidates(whole)}")
-    if not compared and len(whole.entries) > _n_candidates(whole):
+    if len(plan.entries) == _n_candidates(plan) and len(whole.entries) > _n_candidates(whole):
         found.append("no comparisons")
     if whole.entries[0].regularised and not plan.entries[0].regularised:
         found.append("no more regularisation")
@@ -242,9 +250,9 @@ def _given_up(whole: Plan, plan: Plan) -> list[str]:
     return found
 
 
-def _said(plan: Plan, pace: Pace) -> str:
-    """Returns a sentence on how long a plan takes at least and at most."""
-    least, most = (_minutes(seconds(plan, pace, surviving=n)) for n in (1, None))
+def _said(plan: Plan, pace: Pace, limit: float = math.inf) -> str:
+    """Returns a sentence on how long a plan takes at least and at most, with a limit in minutes."""
+    least, most = (_minutes(min(seconds(plan, pace, least=each), 60 * limit)) for each in (True, False))
     whose = "those of the search, which ran on another machine" if pace.elsewhere else "those of the search"
     if least == most:
         return f"This takes about {most} minute{'' if most == '1' else 's'} if the times are {whose}."

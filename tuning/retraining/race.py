@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     from tuning.images.splitting import Splits
 
+# Two cores of an EPYC, five folds of photos of 100 x 100: a worker takes 8 s beside each training's epochs, for the
+# images and for valid outputs.
+AROUND = 8.0
 Key = tuple[str, int]  # A configuration's hash, and a seed.
 
 
@@ -38,12 +41,14 @@ class Race:
         splits: Train and valid images of each seed.
         done: Results by configuration hash and seed.
         failed: Configuration hash to the reason.
+        out_of_time: Configurations that would get another seed if the plan had the time.
     """
 
     plan: Plan
     splits: "Mapping[int, Splits]"
     done: dict[Key, Result] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    out_of_time: set[str] = field(default_factory=set)
     _started: dict[Key, Job] = field(default_factory=dict)
     _out: set[str] = field(default_factory=set)
     _influences: "dict[Key, npt.NDArray[np.floating[Any]] | None]" = field(default_factory=dict)
@@ -78,7 +83,8 @@ class Race:
 
         The first seed comes first, its longest trainings at the beginning, so that no slot waits long for another at
         the end of it. Then those that can still win get the next seeds, the best so far first. A slot that the others
-        of a seed leave empty already trains the best on the seed after. The search's best as it was is trained where
+        of a seed leave empty already trains the best on the seed after. Of a plan with a limit of time, all but the
+        best so far get another seed only if all that either may still need fits. The search's best as it was is trained where
         more regularisation did not help; see `Plan.unchanged`.
 
         Raises:
@@ -115,14 +121,29 @@ class Race:
                 return self.plan.job(self._entries[config_hash], first)
         means = (self.metric.sign * self.on_valid()).mean(axis=1)
         best_first = sorted(self._entries, key=lambda each: -means[each] if not math.isnan(means[each]) else math.inf)
+        leader = self._leader(self.metric.sign * self.on_valid())
+        self.out_of_time = set()
         for seed in self.plan.seeds[1:]:
             for config_hash in best_first:
-                if seed not in self.plan.seeds_of(self._entries[config_hash]):
-                    continue
                 before = self.done.get((config_hash, first))
-                if config_hash not in out and before is not None and (config_hash, seed) not in self._started:
+                if config_hash in out or before is None or (config_hash, seed) in self._started:
+                    continue
+                if config_hash == leader or self._fits(config_hash, leader):
                     return self.plan.job(self._entries[config_hash], seed, before.accumulation)
+                self.out_of_time.add(config_hash)
         return None
+
+    def _fits(self, config_hash: str, leader: str | None) -> bool:
+        """Returns whether there is time for what a configuration and the best so far may still need."""
+        if self.plan.slot_seconds is None:
+            return True
+        wanted = {(each, seed) for each in (config_hash, leader) if each is not None for seed in self.plan.seeds}
+        return math.fsum(self._seconds(key) for key in wanted | set(self._started)) <= self.plan.slot_seconds
+
+    def _seconds(self, key: Key) -> float:
+        """Returns what a training took; or takes as it seems, by that on the first seed or else by the search."""
+        known = self.done.get(key) or self.done.get((key[0], self.plan.seeds[0]))
+        return AROUND + (self._entries[key[0]].expected_seconds if known is None else known.seconds)
 
     def _regularisation_may_help(self) -> bool:
         """Returns whether the best with more regularisation is still in training, or better than the search had it.
