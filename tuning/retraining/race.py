@@ -84,8 +84,8 @@ class Race:
         The first seed comes first, its longest trainings at the beginning, so that no slot waits long for another at
         the end of it. Then those that can still win get the next seeds, the best so far first. A slot that the others
         of a seed leave empty already trains the best on the seed after. Of a plan with a limit of time, all but the
-        best so far get another seed only if all that either may still need fits. The search's best as it was is trained where
-        more regularisation did not help; see `Plan.unchanged`.
+        best so far get another seed only if all that either may still need fits. The search's best as it was is
+        trained where more regularisation did not help; see `Plan.unchanged`.
 
         Raises:
             UserError: Every candidate failed.
