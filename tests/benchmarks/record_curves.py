@@ -41,7 +41,7 @@ from tuning.base.errors import UserError
 from tuning.base.registries import METRICS
 from tuning.images import options
 from tuning.images.splitting import Splits, load_splits
-from tuning.sampling.spaces import Space
+from tuning.sampling.spaces import Space, load_space
 from tuning.trials import loading
 from tuning.trials.settings import DEFAULT_EPOCHS, Settings
 
@@ -298,7 +298,10 @@ def run(given: Namespace) -> None:
     known = recording.space_file(given.out)
     machine.tune_malloc()
     notes: Any = SimpleNamespace(note=lambda text: print(text, flush=True))
-    settings, splits, space = loading.load(settings, str(known) if known.exists() else given.space, notes)
+    source = str(known) if known.exists() else given.space
+    if known.exists() and load_space(given.space).source != known.read_text(encoding="utf-8"):
+        notes.note(f"The space {given.space} has changed since; {known} is what it was, and is used.")
+    settings, splits, space = loading.load(settings, source, notes)
     precision = given.precision
     if precision == "auto":
         from tuning.training.acceleration import faster_precision

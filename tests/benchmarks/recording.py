@@ -33,6 +33,7 @@ COLUMNS = (
     *("configuration", "repeat", "seed", "epoch", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy"),
     *("valid_score", "lr", "seconds", "cpu_seconds", "finished", "session"),
 )
+INTEGERS = ("configuration", "repeat", "seed", "epoch", "session")
 OF_ONE = ("configuration", "repeat")  # What tells trainings apart.
 DIVERGED = "diverged"
 # What all sessions of a recording have in common.
@@ -158,7 +159,8 @@ def read(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
         UserError: It is no recording.
     """
     content = path.read_bytes()
-    frame = pd.read_csv(io.BytesIO(content[: _end(path, content)]), keep_default_na=True)
+    kinds = {name: "int64" if name in INTEGERS else "float64" for name in COLUMNS} | {"finished": "str"}
+    frame = pd.read_csv(io.BytesIO(content[: _end(path, content)]), dtype=kinds)
     return files.read_json(facts_file(path)), frame.assign(finished=frame["finished"].fillna(""))
 
 

@@ -112,7 +112,7 @@ def _curve(rows: Any, config: TrainConfig, facts: dict[str, Any]) -> Curve:
     """Returns the curve of a training; one that diverged is not a number from there on, at the mean cost so far."""
     rows, metric = rows.sort_values("epoch"), METRICS[facts["metric"]]
     costs = rows["seconds" if facts["device"] == "cuda" else "cpu_seconds"].to_numpy(np.float64)
-    merits = rows[metric.column].map(metric.merit).to_numpy(np.float64)
+    merits = rows[metric.column].map(metric.merit).to_numpy(np.float64, copy=True)
     if rows["finished"].iloc[-1] == recording.DIVERGED:
         merits[-1] = np.nan
         missing = config.epochs - len(rows)
