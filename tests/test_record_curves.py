@@ -194,6 +194,12 @@ def test_curves_are_replayed_with_their_seconds_and_schedules(path: Path, space:
         simulate(task, Method(named("random"), SCHEDULERS.load("none")), slots=1, samples=4, seed=0)
 
 
+def test_a_table_without_a_training_is_refused(path: Path, space: Space) -> None:
+    record(path, space, [])
+    with pytest.raises(ValueError, match=r"patterns\.csv must have a training at least, but has none yet\. Run"):
+        tables.load(path.parent.parent, "image-classifiers", "patterns")
+
+
 def test_of_a_loss_the_merit_is_replayed_and_on_a_gpu_the_clock(path: Path, space: Space) -> None:
     rows = [row | {"valid_score": score} for row, score in zip(rows_of(0), (2.0, 1.0, 1.5), strict=True)]
     record(path, space, [rows, rows_of(1)], metric="log_loss", device="cuda")
@@ -316,7 +322,7 @@ def test_a_killed_recording_goes_on_and_a_search_is_replayed_on_it(
     with (tmp_path / "log.txt").open("wb") as log:
         process = subprocess.Popen(command(tmp_path), cwd=tmp_path, stdout=log, stderr=log)
         try:
-            until = time.monotonic() + 120
+            until = time.monotonic() + 300
             while not (table.exists() and b"length" in table.read_bytes()):
                 assert process.poll() is None and time.monotonic() < until, (tmp_path / "log.txt").read_text()
                 time.sleep(0.02)
@@ -329,14 +335,14 @@ def test_a_killed_recording_goes_on_and_a_search_is_replayed_on_it(
     while any(_trains(int(child)) for child in children):  # They end with the process that began them.
         assert time.monotonic() < until
         time.sleep(0.02)
-    run = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 200}
+    run = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 300}
     done = subprocess.run(command(tmp_path, "--minutes", "0"), check=True, **run)  # type: ignore[call-overload]
     assert "of 6 trainings are recorded" in done.stdout and table.read_text() == before
     (tmp_path / "small.py").write_text(SPACE.replace("1e-4", "1e-3"))
     done = subprocess.run(command(tmp_path), check=True, **run)  # type: ignore[call-overload]
     assert "6 of 6: configuration 1, repeat 1: valid_accuracy 0." in done.stdout
     assert "On a CPU the space" in done.stdout and "leaves out: network resnet8-64" in done.stdout
-    assert "has changed since" in done.stdout and "2 cores" in done.stdout.replace("1 cores", "2 cores")
+    assert "has changed since" in done.stdout and "cores of" in done.stdout
     assert table.read_text().startswith(before)
     facts, frame = recording.read(table)
     assert frame.groupby(["configuration", "repeat"]).size().tolist() == [2] * 6

@@ -48,6 +48,7 @@ from tuning.trials.settings import DEFAULT_EPOCHS, Settings
 PRECISIONS = ("auto", "bf16", "fp32")
 WARMED_WITH = 64  # Images.
 _worker: dict[str, Any] = {}  # Of a process that trains: its splits, device and metric.
+_computed: set[tuple[Any, ...]] = set()  # The features that it has in its cache, by what they follow from.
 
 
 def begin_worker(settings: Settings) -> None:
@@ -73,8 +74,10 @@ def train(config: TrainConfig, job: Job, seed: int, session: int) -> list[dict[s
 
     splits, device, metric = (_worker[name] for name in ("splits", "device", "metric"))
     prepare(threads=1)
-    if config.train != "all":
-        Training(config, splits, seed=seed, device=device, metric=metric)  # Whatever is shared is now in the cache.
+    features = (config.architecture, config.stem, config.image_size, config.precision)
+    if config.train != "all" and config.pretrained and features not in _computed:
+        Training(config, splits, seed=seed, device=device, metric=metric)  # It computes them, or waits for who does.
+        _computed.add(features)
     fixed = {"configuration": job[0], "repeat": job[1], "seed": seed, "session": session}
     rows: list[dict[str, Any]] = []
     before = time.perf_counter(), time.process_time()

@@ -40,6 +40,8 @@ def load(folder: Path, name: str) -> Task:
     epochs = facts["epochs"]
     space = _as_searched(load_space(str(recording.space_file(path))), facts)
     frame = frame[frame["repeat"] == 0]
+    if frame.empty:
+        raise ValueError(f"{path} must have a training at least, but has none yet. Run record_curves.py again.")
     numbers = sorted(int(number) for number in frame["configuration"].unique())
     points = [facts["points"][number] for number in numbers]
     configs = [recording.config_of(space, point, epochs) for point in points]
