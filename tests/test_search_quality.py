@@ -237,7 +237,7 @@ def test_lcbench_begins_at_epoch_2_and_leaves_the_poor_task_out(tmp_path: Path) 
 
 
 def test_an_empty_folder_of_tables_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="--tables must be a folder that holds taskset or lcbench-surrogate, but got"):
+    with pytest.raises(SystemExit, match="must be a folder that holds taskset, lcbench-surrogate or image-c"):
         tables.names(tmp_path)
 
 

@@ -1,12 +1,13 @@
-"""What searches find on learning curves that others recorded, method by method; nothing is trained.
+"""What searches find on recorded learning curves, others' and our own, method by method; nothing is trained.
 
     python tests/benchmarks/search_quality.py --tables DIR [--methods ours stock ...] [--seeds 10] [--out FOLDER]
 
-DIR holds the tables, in the formats that `tables/` reads: `taskset/*.json`, `lcbench-surrogate/model.onnx`. Each method
-(`methods.py`) searches each task with the project's own study, sampler and scheduler, in simulated time. Regret is that
-of the configuration that the search would choose, after a full training: 0 is the best of the table, 1 the median of
-random configurations. Prints a table; writes `frame.csv` and the figures into FOLDER. Killed, it goes on where it was
-when it is started again.
+DIR holds the tables, in the formats that `tables/` reads: `taskset/*.json`, `lcbench-surrogate/model.onnx`,
+`image-classifiers/*.csv` (our own recordings: --tables tests/benchmarks/tables). Each method (`methods.py`) searches
+each task with the project's own study, sampler and scheduler, in simulated time. Regret is that of the configuration
+that the search would choose, after a full training: 0 is the best of the table, 1 the median of random configurations.
+Prints a table; writes `frame.csv` and the figures into FOLDER. Killed, it goes on where it was when it is started
+again.
 
 "ahead/behind": on so many tasks the regret is smaller/larger than that of random + asha, beyond a 95 % interval over
 the seeds. "samples to stock's 100": after how many samples the regret is at most that of stock Ray Tune after 100.

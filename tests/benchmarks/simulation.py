@@ -5,6 +5,7 @@ slot, and the sampler is asked for the next one. What the sampler and the schedu
 search; `tests/test_search_quality.py` holds the loop against Ray Tune itself.
 """
 
+import copy
 import heapq
 import math
 import warnings
@@ -125,7 +126,7 @@ def simulate(task: Task, method: Method, *, slots: int, samples: int, seed: int)
         sampler = method.sampler(seed)
     study = optuna.create_study(direction="maximize", sampler=sampler, pruner=optuna.pruners.NopPruner())
     scheduler = method.scheduler(task.epochs, seed)
-    curves, seen, began = [], [], []
+    curves, seen, began, stand_ins = [], [], [], []
     ended: dict[int, Ended] = {}
     events: list[tuple[float, int]] = []
     taken: set[int] = set()
@@ -136,20 +137,22 @@ def simulate(task: Task, method: Method, *, slots: int, samples: int, seed: int)
             config = task.space(trial)
             if task.snap is not None:
                 config, parameters = task.snap(config, taken)
-                _record(study, trial, parameters)
-            trial.set_user_attr("config", {"epochs": task.epochs})
+                _record(study, trial, task.space, parameters)
+            known = {"epochs": task.epochs, **task.known(config)}
+            trial.set_user_attr("config", known)
             curves.append(task.curve(config))
             seen.append([])
             began.append(clock)
-            scheduler.on_trial_add(None, StandIn(str(trial.number)))
+            stand_ins.append(StandIn(str(trial.number), {"config": known}))
+            scheduler.on_trial_add(None, stand_ins[-1])
             heapq.heappush(events, (clock + curves[-1].costs[0], trial.number))
         clock, number = heapq.heappop(events)
-        curve, values, stand_in = curves[number], seen[number], StandIn(str(number))
+        curve, values, stand_in = curves[number], seen[number], stand_ins[number]
         values.append(float(curve.values[len(values)]))
         result = method.told.result(values)
         stopped = scheduler.on_trial_result(None, stand_in, result) == "STOP"
         method.told.epoch(study, number, values, stopped)
-        finished, diverged = len(values) == task.epochs, math.isnan(values[-1])
+        finished, diverged = len(values) == len(curve.values), math.isnan(values[-1])
         if not (stopped or finished or (diverged and not method.goes_on_diverged)):
             heapq.heappush(events, (began[number] + curve.costs[len(values)], number))
             continue
@@ -162,11 +165,15 @@ def simulate(task: Task, method: Method, *, slots: int, samples: int, seed: int)
     return [ended[number] for number in range(samples)]
 
 
-def _record(study: optuna.Study, trial: optuna.Trial, parameters: dict[str, float]) -> None:
-    """Replaces the parameters that a running trial has in the study."""
-    for name, value in parameters.items():
-        distribution = trial.distributions[name]
-        study._storage.set_trial_param(trial._trial_id, name, distribution.to_internal_repr(value), distribution)
+def _record(study: optuna.Study, trial: optuna.Trial, space: Any, parameters: dict[str, Any]) -> None:
+    """Replaces the parameters that a running trial has in the study, and which these are: a space may have branches."""
+    fixed, storage = optuna.trial.FixedTrial(parameters), study._storage
+    space(fixed)
+    bare = copy.copy(storage.get_trial(trial._trial_id))
+    bare.params, bare.distributions = {}, {}
+    storage._set_trial(trial._trial_id, bare)
+    for name, distribution in fixed.distributions.items():
+        storage.set_trial_param(trial._trial_id, name, distribution.to_internal_repr(parameters[name]), distribution)
 
 
 def _id(study: optuna.Study, number: int) -> int:

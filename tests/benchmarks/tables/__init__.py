@@ -1,4 +1,4 @@
-"""Learning curves that others recorded, as tasks for a search: each format is read by a file of its own in here.
+"""Recorded learning curves, others' and our own, as tasks for a search: each format is read by a file of its own.
 
 A reader is a module with `names(folder) -> list[str]` and `load(folder, name) -> Task`; `TABLES` says which one reads
 which folder.
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 # Folder of the format -> its reader in this package.
-TABLES = {"taskset": "taskset", "lcbench-surrogate": "lcbench"}
+TABLES = {"taskset": "taskset", "lcbench-surrogate": "lcbench", "image-classifiers": "image_classifiers"}
 WORST = 1.5  # regret, in distances from the best to the median: how far below that a value is, does not matter
 Array = npt.NDArray[np.float64]
 
@@ -25,7 +25,8 @@ class Curve:
 
     Attributes:
         values: What is to be maximised, in [0, 1], after each epoch, (epochs,), rising: the best so far, because a
-            training keeps the weights of its best epoch. From where it diverged on, NaN.
+            training keeps the weights of its best epoch. From where it diverged on, NaN. A curve is shorter than others
+            if its training stops by itself.
         costs: The cost until then, (epochs,), rising.
     """
 
@@ -36,8 +37,13 @@ class Curve:
 class Snap(Protocol):
     """Replaces a configuration by the nearest one that a table has and that is not taken, and takes it."""
 
-    def __call__(self, config: dict[str, Any], taken: set[int]) -> tuple[dict[str, Any], dict[str, float]]:
+    def __call__(self, config: dict[str, Any], taken: set[int]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns the configuration, and the parameters of an Optuna trial of which the space makes it."""
+
+
+def nothing(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns no hyperparameters."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -46,13 +52,16 @@ class Task:
 
     Attributes:
         name: Unique among all tables.
-        epochs: Length of a full trial.
-        space: Makes a configuration of an Optuna trial, as a module of `search_spaces/` does.
+        epochs: Length of a full trial; where configurations have lengths of their own, the longest.
+        space: Makes a configuration of an Optuna trial, as a module of `search_spaces/` does. What it returns may be
+            anything that `curve`, `snap` and `known` understand.
         curve: Says how a configuration trains.
         best: The best final value that is known: of a table all of it, of a surrogate the best found by a climb.
         median: The median final value of random configurations.
         cost: The median cost of a full trial of random configurations.
         snap: For a table of few configurations; None where it answers for any.
+        known: Returns the hyperparameters of a configuration that samplers and schedulers heed, beside the epochs, e.g.
+            its schedule.
     """
 
     name: str
@@ -63,6 +72,7 @@ class Task:
     median: float
     cost: float
     snap: Snap | None = None
+    known: Callable[[dict[str, Any]], dict[str, Any]] = nothing
 
     def regret(self, value: float) -> float:
         """Returns 0 for the best that is known, 1 for the median of random configurations, at most `WORST`."""
@@ -77,7 +87,8 @@ def names(folder: Path) -> dict[str, str]:
     """
     found = {name: kind for kind in TABLES if (folder / kind).is_dir() for name in _reader(kind).names(folder / kind)}
     if not found:
-        raise SystemExit(f"--tables must be a folder that holds {' or '.join(TABLES)}, but got {folder}.")
+        *others, last = TABLES
+        raise SystemExit(f"--tables must be a folder that holds {', '.join(others)} or {last}, but got {folder}.")
     return dict(sorted(found.items()))
 
 
