@@ -161,10 +161,10 @@ def said(edges: pd.DataFrame) -> list[str]:
 
 def next_step(run: Run) -> str:
     """Returns how a run is resumed with a wider range, or what to do where its space uses other files."""
+    settings, n = run.settings, len(ran(run.trials))
     if (run.path / "space.zip").exists():  # What is resumed lies in there.
-        return f"To search beyond it, change the space {run.setting('space')} and begin a new search."
-    samples = len(ran(run.trials)) + run.setting("samples")
-    resume = f"python -m tuning.search --resume {files.called(run.path)} --samples {samples}"
+        return f"To search beyond it, change the space {settings.get('space', run.name)} and begin a new search."
+    resume = f"python -m tuning.search --resume {files.called(run.path)} --samples {n + (settings.get('samples') or n)}"
     return f"To search beyond it, change {run.path / 'space.py'}, then run `{resume}`."
 
 
