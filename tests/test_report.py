@@ -335,15 +335,15 @@ def test_importances_come_from_the_study_where_there_is_one(tmp_path: Path) -> N
 
 def test_an_edge_is_shown_with_the_line_of_the_space(tmp_path: Path) -> None:
     inside, edge = write_run(tmp_path / "inside", 20), write_run(tmp_path / "edge", 20, best=1.0)
-    assert not Page(run_page.render(inside, None)).says("At the edge")
+    assert not Page(run_page.render(inside, None, pd.DataFrame())).says("At the edge")
     shutil.copy(files.SPACES / "smoke.py", edge.path / "space.py")
-    page = Page(run_page.render(edge, None))
+    page = Page(run_page.render(edge, None, pd.DataFrame()))
     assert page.says("The best of the 20 trials that drew learning_rate lie at the upper end of its range")
     assert page.says('space.py, line 12: "learning_rate": trial.suggest_float("learning_rate", 1e-3, 1.0, log=True),')
     assert page.says('a wider range: "learning_rate": trial.suggest_float("learning_rate", 1e-3, 4.0, log=True),')
     assert page.says("To search beyond it, change")
     (edge.path / "space.py").unlink()
-    page = Page(run_page.render(edge, None))
+    page = Page(run_page.render(edge, None, pd.DataFrame()))
     assert page.says("Let it end at 4.0 in the space, for example.") and not page.says("a wider range")
 
 

@@ -147,9 +147,9 @@ def said(edges: pd.DataFrame) -> list[str]:
     """Returns a sentence an edge, and one on what its end may be where no line of the space is known."""
     sentences = []
     for row in edges.to_dict("records"):
-        side, low, high, best, other = (
-            "lower" if row["end"] == "low" else "upper",
-            *(written(row[name], whole=row["whole"]) for name in ("low", "high", "best_value", "suggested")),
+        side, best = "lower" if row["end"] == "low" else "upper", float(f"{row['best_value']:.3g}")
+        low, high, best, other = (
+            written(value, whole=row["whole"]) for value in (row["low"], row["high"], best, row["suggested"])
         )
         unknown = f" Let it end at {other} in the space, for example." if pd.isna(row["line"]) else ""
         sentences.append(
