@@ -15,7 +15,7 @@ from studies import ask
 
 from tuning import results
 from tuning.base import files
-from tuning.base.config import Limits, TrainConfig, limits
+from tuning.base.config import Limits, TrainConfig
 from tuning.base.errors import UserError
 from tuning.runs import edges, schema
 from tuning.runs.run_folder import Run
@@ -198,15 +198,6 @@ def test_where_a_range_may_end_instead(
 ) -> None:
     found = edges.wider(low, high, end, **{"log": False, "step": math.nan, "limit": Limits(), **options})
     assert found == (None if expected is None else pytest.approx(expected, rel=0.02))
-
-
-def test_the_limits_are_those_that_a_configuration_is_held_to() -> None:
-    assert limits()["learning_rate"] == Limits(0, 10, low_is_open=True)
-    assert limits()["momentum"] == Limits(0, 1, high_is_open=True)
-    assert limits()["image_size"] == Limits(8, 512)
-    assert "flip" not in limits() and "optimizer" not in limits()
-    assert limits()["momentum"].allow(0) and not limits()["momentum"].allow(1)
-    assert not limits()["learning_rate"].allow(0) and limits()["learning_rate"].allow(10)
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def drawn(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(study_file.numbers_drawn(folder), columns=list(DRAWN)).astype(DRAWN)
 
 
-def find(drawn: pd.DataFrame, trials: pd.DataFrame, metric: Metric = ACCURACY) -> pd.DataFrame:
+def find(numbers: pd.DataFrame, trials: pd.DataFrame, metric: Metric = ACCURACY) -> pd.DataFrame:
     """Returns the ends at which the best trials lie, the surest first; `line`, `text` and `changed` are empty.
 
     A parameter is judged by the trials that drew it, at least 8. Those count that ended by themselves, and those that
@@ -99,7 +99,7 @@ def find(drawn: pd.DataFrame, trials: pd.DataFrame, metric: Metric = ACCURACY) -
     the end; `p_value` is multiplied by the number of ends that were judged (Bonferroni), and is at most `LEVEL`.
 
     Args:
-        drawn: Columns as in `DRAWN`.
+        numbers: What the trials drew; columns as in `DRAWN`.
         trials: A run's.
         metric: The run's.
 
@@ -108,7 +108,7 @@ def find(drawn: pd.DataFrame, trials: pd.DataFrame, metric: Metric = ACCURACY) -
     """
     trials = ran(trials)
     ranks = _values(trials, metric).rank()
-    judged = [each for _, of in drawn.groupby("parameter", sort=True) for each in _ends(of, trials, ranks)]
+    judged = [each for _, of in numbers.groupby("parameter", sort=True) for each in _ends(of, trials, ranks)]
     left, named, rows = [each for each in judged if _is_at(each)], list[_End](), list[dict[str, Any]]()
     while left:
         values = [len(judged) * _p_value(each, named) for each in left]
@@ -191,35 +191,35 @@ def _values(trials: pd.DataFrame, metric: Metric) -> "pd.Series[float]":
     return merits.set_axis(trials["trial"]).dropna()
 
 
-def _ends(drawn: pd.DataFrame, trials: pd.DataFrame, ranks: "pd.Series[float]") -> Iterator[_End]:
+def _ends(numbers: pd.DataFrame, trials: pd.DataFrame, ranks: "pd.Series[float]") -> Iterator[_End]:
     """Yields the ends of one parameter's range that could lie elsewhere."""
-    of = drawn.loc[drawn["trial"].idxmax()]
-    drawn = drawn[drawn["trial"].isin(ranks.index)]
+    of = numbers.loc[numbers["trial"].idxmax()]
+    numbers = numbers[numbers["trial"].isin(ranks.index)]
     low, high, step = of["low"], of["high"], 1.0 if of["whole"] and pd.isna(of["step"]) else of["step"]
     n_values = math.inf if pd.isna(step) else round((high - low) / step) + 1
-    if len(drawn) < MIN_TRIALS or n_values < 3 or low >= high:  # Of two values, the better one always is an end.
+    if len(numbers) < MIN_TRIALS or n_values < 3 or low >= high:  # Of two values, the better one always is an end.
         return
-    ends, values = np.array([low, high]), drawn["value"].to_numpy()
+    ends, values = np.array([low, high]), numbers["value"].to_numpy()
     if of["log"]:
         ends, values = np.log(ends), np.log(values)
-    places = pd.Series(((values - ends[0]) / (ends[1] - ends[0])).clip(0, 1), index=drawn["trial"])
-    ranks = ranks.loc[drawn["trial"]].rank()
-    name = _hyperparameter(drawn, trials)
-    row = {name: of[name] for name in ("parameter", "low", "high", "log", "whole")}
-    row |= {"trials": len(drawn), "best_value": drawn["value"].iloc[ranks.argmax()], "hyperparameter": name}
+    places = pd.Series(((values - ends[0]) / (ends[1] - ends[0])).clip(0, 1), index=numbers["trial"])
+    ranks = ranks.loc[numbers["trial"]].rank()
+    name = _hyperparameter(numbers, trials)
+    row = {column: of[column] for column in ("parameter", "low", "high", "log", "whole")}
+    row |= {"trials": len(numbers), "best_value": numbers["value"].iloc[ranks.argmax()], "hyperparameter": name}
     for end, closeness in (("low", 1 - places), ("high", places)):
         other = wider(low, high, end, log=of["log"], step=step, limit=limits().get(name or "", Limits()))
         if other is not None:
             yield _End(closeness, ranks, row | {"end": end, "suggested": other})
 
 
-def _hyperparameter(drawn: pd.DataFrame, trials: pd.DataFrame) -> str | None:
+def _hyperparameter(numbers: pd.DataFrame, trials: pd.DataFrame) -> str | None:
     """Returns which hyperparameter has the drawn values: one whose name the parameter's has in it, or the only one."""
-    values, rows = drawn["value"].to_numpy(), trials.set_index("trial").loc[drawn["trial"]]
+    values, rows = numbers["value"].to_numpy(), trials.set_index("trial").loc[numbers["trial"]]
     same = [
         name for name in limits() if np.allclose(rows[f"config/{name}"].astype("float64"), values, rtol=1e-9, atol=0.0)
     ]
-    named = sorted((name for name in same if name in drawn["parameter"].iloc[0]), key=len)
+    named = sorted((name for name in same if name in numbers["parameter"].iloc[0]), key=len)
     return named[-1] if named else same[0] if len(same) == 1 else None
 
 
