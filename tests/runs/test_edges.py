@@ -246,7 +246,7 @@ def test_a_resumed_run_draws_beyond_the_end_and_is_judged_by_the_wider_range(run
     space = run.path / "space.py"
     space.write_text(space.read_text().replace(row["text"], row["changed"]))
     study = RunStudy(run.path, load_space(str(space)), optuna.samplers.RandomSampler(seed=1), epochs=4, seed=0)
-    drawn = [ask(study).config.learning_rate for _ in range(12)]
+    drawn = [ask(study).config.learning_rate for _ in range(30)]
     study.close("the test")
     assert 1.0 < max(drawn) <= 4.0
     assert (edges.drawn(run.path).query("trial >= 20 and parameter == 'learning_rate'")["high"] == 4.0).all()
