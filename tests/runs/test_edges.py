@@ -81,6 +81,21 @@ def test_values_that_fall_again_before_the_end_are_no_edge_though_the_best_trial
     assert edges._is_at(edges._End(falling.sort_values(ignore_index=True), ranks, {}))
 
 
+def test_the_best_trial_itself_lies_in_the_outer_tenth() -> None:
+    ranks, rising = pd.Series(np.arange(1.0, 17.0)), pd.Series(np.linspace(0, 1, 16))
+    assert edges._is_at(edges._End(rising, ranks, {}))
+    assert not edges._is_at(edges._End(rising.replace(1.0, 0.85), ranks, {}))
+
+
+def test_the_more_ends_are_judged_the_less_does_each_tell() -> None:
+    drawn = rates(16)
+    values = [0.8 + 0.05 * math.log10(x) for x in drawn]
+    one = {"learning_rate": (RATE, drawn)}
+    other = {"momentum": (FloatDistribution(0.1, 0.9), np.random.default_rng(5).uniform(0.1, 0.9, 16).tolist())}
+    [alone], [beside] = (edges.find(*frames(given, values))["p_value"] for given in (one, one | other))
+    assert beside == pytest.approx(2 * alone)
+
+
 def test_a_conditional_hyperparameter_is_judged_by_the_trials_that_have_it() -> None:
     drawn = [x for rate in rates(12) for x in (math.nan, rate)]
     values = [0.99 if math.isnan(x) else 0.8 + 0.05 * math.log10(x) for x in drawn]

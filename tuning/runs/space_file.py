@@ -128,8 +128,8 @@ def _number(node: ast.expr) -> float | None:
     match node:
         case ast.Constant(value=bool()):
             return None
-        case ast.Constant(value=int() | float()):
-            return float(node.value)
+        case ast.Constant(value=int() | float() as value):
+            return float(value)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             inner = _number(operand)
             return None if inner is None else -inner
