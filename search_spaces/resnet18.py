@@ -7,13 +7,16 @@ GPU_ONLY = {"stem": ["small"]}
 def space(trial):
     """Returns one configuration; pretrained networks get smaller learning rates."""
     pretrained = trial.suggest_categorical("pretrained", [True, False])
-    name, high = ("learning_rate_pretrained", 3e-3) if pretrained else ("learning_rate_scratch", 2e-2)
     return {
         "architecture": "resnet18",
         "pretrained": pretrained,
         "stem": trial.suggest_categorical("stem", ["imagenet", "small"]),
         "optimizer": "adamw",
-        "learning_rate": trial.suggest_float(name, 1e-4, high, log=True),
+        "learning_rate": (
+            trial.suggest_float("learning_rate_pretrained", 1e-4, 3e-3, log=True)
+            if pretrained
+            else trial.suggest_float("learning_rate_scratch", 1e-4, 2e-2, log=True)
+        ),
         "weight_decay": trial.suggest_float("weight_decay", 1e-4, 1e-1, log=True),
         "batch_size": trial.suggest_categorical("batch_size", [64, 128, 256]),
         "schedule": trial.suggest_categorical("schedule", ["onecycle", "cosine", "plateau"]),

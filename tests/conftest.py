@@ -76,8 +76,8 @@ def patterned_images(n: int, *, channels: int = 1, side: int = 12, seed: int = 0
     return Labelled(images=images.clip(0, 255).astype(np.uint8), labels=labels.astype(np.int64))
 
 
-def write_run(path: Path, n_trials: int, *, seed: int = 0) -> run_folder.Run:
-    """Returns a run of the smoke space that nobody trained: a trial is good where its learning rate is near 0.03.
+def write_run(path: Path, n_trials: int, *, seed: int = 0, best: float = -1.5) -> run_folder.Run:
+    """Returns a run of the smoke space that nobody trained: a trial is good where its learning rate is near 10**best.
 
     Every third trial was stopped after two of four epochs, though what it had so far was as good as that of the others.
     """
@@ -96,7 +96,7 @@ def write_run(path: Path, n_trials: int, *, seed: int = 0) -> run_folder.Run:
         proposal = study.ask()
         assert proposal is not None
         for epoch in range(1, 3 if number % 3 == 2 else 5):
-            accuracy = 0.6 + 0.05 * epoch - 0.1 * abs(math.log10(proposal.config.learning_rate) + 1.5)
+            accuracy = 0.6 + 0.05 * epoch - 0.1 * abs(math.log10(proposal.config.learning_rate) - best)
             row = {"valid_accuracy": accuracy, "train_accuracy": accuracy + 0.02, "finished": "length" * (epoch == 4)}
             row |= {"train_loss": 0.9 - accuracy, "valid_loss": 1 - accuracy, "lr": proposal.config.learning_rate}
             row |= {"epoch_seconds": 20.0, "images_per_second": 2000.0, "seconds_per_image": 1e-4}

@@ -68,6 +68,14 @@ def test_augmentation_has_a_share_of_the_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_edges_are_counted_where_there_is_one_and_where_there_is_none(tmp_path: Path) -> None:
+    table = run("edges.py", "--searches 3 --samplers random --samples 60", tmp_path).set_index("optimum")
+    assert list(table.index) == ["noise", "inside", "beyond, twice", "beyond, ten times"]
+    assert table.loc["beyond, ten times", "right"] == 100 and table.loc["noise", "said"] == 0
+    assert table["right"].notna().sum() == 2 and (table["naive"] <= 100).all()
+
+
+@pytest.mark.slow
 def test_reading_is_measured_the_first_time_and_from_then_on(tmp_path: Path) -> None:
     small, large = run("reading.py", "--images 40,20 --rounds 1", tmp_path).to_dict("records")
     assert (small["images"], small["stored_side"], large["images"], large["stored_side"]) == (40, 100, 20, 128)

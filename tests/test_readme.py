@@ -26,7 +26,7 @@ from tuning.__main__ import COMMANDS
 from tuning.base import files, registries
 from tuning.base.config import TrainConfig
 from tuning.images.datasets import load_train
-from tuning.runs import run_folder, schema
+from tuning.runs import edges, run_folder, schema
 from tuning.sampling import spaces
 
 # The main page first, as a newcomer reads them; each page may use what an earlier one left in the folder.
@@ -286,6 +286,11 @@ def test_every_column_of_the_frames_is_explained() -> None:
     page = PAGES["tuning/runs/README.md"]
     for name in [*schema.TRIAL_COLUMNS, *schema.EPOCH_COLUMNS]:
         assert f"`{name}`" in page or name.removeprefix("config/") in TrainConfig.model_fields, name
+
+
+def test_every_column_of_the_edges_is_explained() -> None:
+    page = PAGES["tuning/runs/README.md"].partition("## `run.edges`")[2]
+    assert not {name for name in edges.COLUMNS if f"`{name}`" not in page}
 
 
 def test_every_hyperparameter_is_explained_in_its_docstring() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
+from conftest import write_run
 from PIL import Image
 
 from tuning import report
@@ -330,6 +331,20 @@ def test_importances_come_from_the_study_where_there_is_one(tmp_path: Path) -> N
         params = {"learning_rate": row["config/learning_rate"]}
         study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=row["valid_accuracy"]))
     assert "importances" in Page(run_page.render(run, None)).texts
+
+
+def test_an_edge_is_shown_with_the_line_of_the_space(tmp_path: Path) -> None:
+    inside, edge = write_run(tmp_path / "inside", 20), write_run(tmp_path / "edge", 20, best=1.0)
+    assert not Page(run_page.render(inside, None, pd.DataFrame())).says("At the edge")
+    shutil.copy(files.SPACES / "smoke.py", edge.path / "space.py")
+    page = Page(run_page.render(edge, None, pd.DataFrame()))
+    assert page.says("The best of the 20 trials that drew learning_rate lie at the upper end of its range")
+    assert page.says('space.py, line 12: "learning_rate": trial.suggest_float("learning_rate", 1e-3, 1.0, log=True),')
+    assert page.says('a wider range: "learning_rate": trial.suggest_float("learning_rate", 1e-3, 4.0, log=True),')
+    assert page.says("To search beyond it, change")
+    (edge.path / "space.py").unlink()
+    page = Page(run_page.render(edge, None, pd.DataFrame()))
+    assert page.says("Let it end at 4.0 in the space, for example.") and not page.says("a wider range")
 
 
 def test_an_audit_and_a_front_are_shown_where_there_are_some(
@@ -706,13 +721,13 @@ def test_the_page_can_be_written_elsewhere_and_the_run_is_only_read(
         run_page.write(run)
 
 
-def test_a_damaged_study_costs_the_importances_only(run: run_folder.Run, tmp_path: Path) -> None:
+def test_a_damaged_study_costs_the_importances_and_the_edges_only(run: run_folder.Run, tmp_path: Path) -> None:
     copy = run_folder.Run(Path(shutil.copytree(run.path, tmp_path / "damaged")))
     (copy.path / "study.db").write_bytes(b"no database at all")
     told: list[str] = []
     page = Page(run_page.render(copy, None, tell=told.append))
-    [line] = told
-    assert line.startswith(f"The importances cannot be made: {copy.path}/study.db is damaged")
+    for what, line in zip(("importances", "edges"), told, strict=True):
+        assert line.startswith(f"The {what} cannot be made: {copy.path}/study.db is damaged")
     assert "learning_curves" in page.texts and "importances" not in page.texts
 
 

@@ -39,6 +39,18 @@ def print_trials(run: Run, limit: int = 10) -> None:
     print_frame(shown.join(best[config]), f"Best trials of {run.name}", said={metric.called: metric.said})
 
 
+def print_edges(run: Run) -> None:
+    """Prints at which ends of their ranges the best trials lie, if any do, and which lines of the space say so."""
+    from tuning.runs import edges
+
+    try:
+        said = edges.text(run)
+    except UserError as error:
+        said = f"Whether the best trials lie at an end of a range is not known: {error}"
+    if said:
+        print(said)
+
+
 def _print_comparison(runs: list[Run], out: Path) -> None:
     from tuning.runs import compare
 
@@ -82,6 +94,7 @@ def main(
             found = load(name)
             print(summary_line(found))
             print_trials(found, limit)
+            print_edges(found)
             frames = [str(path) for name in ("trials.csv", "epochs.csv") if (path := found.path / name).exists()]
             where = f"Frames: {', '.join(frames)}. " if frames else ""
             print(f"{where}Next: {next_step(found)}")

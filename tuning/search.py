@@ -282,6 +282,7 @@ def _print_outcome(found: Run) -> None:
         results.print_trials(found, limit=5)
         if noise := run_folder.noise_text(found):
             print(noise)
+        results.print_edges(found)
         if (page := found.path / "report.html").exists():
             print(f"Page: {page}")
     if found.meta.get("stopped_by") == "interrupt":

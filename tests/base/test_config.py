@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tuning.base.config import TrainConfig, parse_config, read_config
+from tuning.base.config import Limits, TrainConfig, limits, parse_config, read_config
 from tuning.base.errors import UserError
 from tuning.base.registries import ARCHITECTURES, LR_SCHEDULES, OPTIMIZERS
 
@@ -276,3 +276,12 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path, nam
     path = tmp_path / name
     with pytest.raises(UserError, match=rf"^Configuration file must be readable, but got '{path}': .*{reason}.*\.$"):
         read_config(path)
+
+
+def test_the_limits_are_those_that_a_configuration_is_held_to() -> None:
+    assert limits()["learning_rate"] == Limits(0, 10, low_is_open=True)
+    assert limits()["momentum"] == Limits(0, 1, high_is_open=True)
+    assert limits()["image_size"] == Limits(8, 512)
+    assert "flip" not in limits() and "optimizer" not in limits()
+    assert limits()["momentum"].allow(0) and not limits()["momentum"].allow(1)
+    assert not limits()["learning_rate"].allow(0) and limits()["learning_rate"].allow(10)

@@ -3,10 +3,13 @@
 What is *not* here: the data set's files, the seed and the device. They are how a configuration is run, not what it is.
 """
 
+import functools
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -154,6 +157,42 @@ IDLE_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     for decider, registry in NAMED.items()
     for used in (used for entry in registry.values() for used in entry.uses)
 }
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a number among the hyperparameters may be.
+
+    Attributes:
+        low: At least this, or more than this where `low_is_open`; -inf without a limit.
+        high: At most this, or less than this where `high_is_open`; inf without a limit.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    low_is_open: bool = False
+    high_is_open: bool = False
+
+    def allow(self, value: float) -> bool:
+        """Returns whether a value is within the limits."""
+        above = value > self.low if self.low_is_open else value >= self.low
+        return above and (value < self.high if self.high_is_open else value <= self.high)
+
+
+@functools.cache
+def limits() -> Mapping[str, Limits]:
+    """Returns the limits of each hyperparameter that is a number, by its name."""
+    found = {}
+    for name, schema in TrainConfig.model_json_schema()["properties"].items():
+        for one in schema.get("anyOf", [schema]):
+            if one.get("type") in ("number", "integer"):
+                found[name] = Limits(
+                    one.get("minimum", one.get("exclusiveMinimum", -math.inf)),
+                    one.get("maximum", one.get("exclusiveMaximum", math.inf)),
+                    "exclusiveMinimum" in one,
+                    "exclusiveMaximum" in one,
+                )
+    return found
 
 
 def network(architecture: str, width: object) -> str:

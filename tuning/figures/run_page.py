@@ -166,7 +166,7 @@ def render(
     winner = _winner(run, trials, final)
     draw = _run_figures(run, trials, importances, tell) | ({} if final is None else _final_figures(final))
     made = each_alone({f"The figure {name}": partial(_as_json, make) for name, make in draw.items()}, tell)
-    others: dict[str, Callable[[], Any]] = {}
+    others: dict[str, Callable[[], Any]] = {"The edges": lambda: _edges(run)}
     if meta.get("audit"):
         others["The audit"] = lambda: run_folder.audit_text(meta["audit"], metric)
     if final is not None and final.outputs:
@@ -206,6 +206,7 @@ def render(
         searched=[name.removeprefix("config/") for name in analysis.varying(trials)],
         minutes=run_folder.minutes(run) if len(trials) else 0.0,
         audited=made.get("The audit"),
+        edges=made.get("The edges"),
         verdicts=[] if final is None else verdicts(final.metrics),
         shown_trials=_shown_trials(trials, metric),
         images=made.get("The gallery"),
@@ -316,6 +317,17 @@ def _read_csv(path: Path) -> "pd.DataFrame | None":
     whole = {"rank": "Int64", "trial": "Int64", "config_hash": "str", "class": "str"}
     whole |= dict.fromkeys(("image", "label", "predicted"), "str")
     return pd.read_csv(path, dtype=whole) if path.exists() else None
+
+
+def _edges(run: Run) -> dict[str, Any] | None:
+    """Returns the ends of ranges at which the best trials lie: each with its sentence, and what to do; None without."""
+    from tuning.runs import edges
+
+    found = run.edges
+    if found.empty:
+        return None
+    rows = [schema.plain(row) for row in found.to_dict("records")]
+    return {"rows": list(zip(edges.said(found), rows, strict=True)), "next": edges.next_step(run)}
 
 
 def _winner(run: Run, trials: "pd.DataFrame", final: Final | None) -> dict[str, Any] | None:

@@ -149,6 +149,19 @@ class Run:
         """
         return rank_trials(self.trials, self.path, self.metric).iloc[0]
 
+    @property
+    def edges(self) -> "pd.DataFrame":
+        """A row an end of a range of the space at which the best trials lie; columns as in `edges.COLUMNS`.
+
+        It is empty where there is none, where too few trials tell, and where the run has no study.
+
+        Raises:
+            UserError: The study, or `trials.csv`, is damaged.
+        """
+        from tuning.runs import edges
+
+        return edges.with_lines(edges.find(edges.drawn(self.path), self.trials, self.metric), self.path / "space.py")
+
 
 def rank_trials(trials: "pd.DataFrame", path: Path, metric: Metric = ACCURACY) -> "pd.DataFrame":
     """Returns the complete and pruned trials, complete ones first where the metric is equal, the best first.

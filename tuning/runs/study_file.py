@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from tuning.base import files
 from tuning.base.errors import DISK_FULL, UserError
@@ -107,6 +108,35 @@ def facts(content: bytes) -> tuple[dict[tuple[int, int], float], dict[int, tuple
             row = json.loads(text)
             epochs[number, int(row["epoch"])] = float(row["valid_accuracy"])
     return epochs, {number: (state, started.get(number, "")) for number, state in states.items() if state != "WAITING"}
+
+
+def numbers_drawn(folder: Path) -> list[dict[str, Any]]:
+    """Returns the numbers that the trials of a run drew, and from where; none where there is no study.
+
+    Returns:
+        A row a trial and parameter: trial, parameter (its name in the space), value, low and high (the range from which
+        it was drawn), log (its scale), step (None without a grid), whole (an integer).
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    names = studies(folder)
+    if not names:
+        return []
+    with damaged(folder), reading(folder) as database:
+        found = database.execute(
+            "SELECT number, param_name, param_value, distribution_json FROM trial_params JOIN trials USING (trial_id) "
+            "JOIN studies USING (study_id) WHERE study_name = ? ORDER BY number, param_id",
+            (next(iter(names)),),
+        ).fetchall()
+    rows = []
+    for number, name, value, text in found:
+        distribution = json.loads(text)
+        kind, of = distribution["name"], distribution["attributes"]
+        if kind in ("FloatDistribution", "IntDistribution"):
+            row = {"trial": number, "parameter": name, "value": value, "low": of["low"], "high": of["high"]}
+            rows.append(row | {"log": of["log"], "step": of["step"], "whole": kind == "IntDistribution"})
+    return rows
 
 
 def settle(folder: Path) -> None:
