@@ -116,7 +116,7 @@ def find(numbers: pd.DataFrame, trials: pd.DataFrame, metric: Metric = ACCURACY)
         if values[surest] > LEVEL:
             break
         named.append(left.pop(surest))
-        rows.append(named[-1].row | {"p_value": values[surest]})
+        rows.append({**named[-1].row, "p_value": values[surest]})
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
 
@@ -135,7 +135,7 @@ def with_lines(edges: pd.DataFrame, space: Path) -> pd.DataFrame:
         space_file.line_of(source, row["parameter"], row["end"], row[row["end"]], row["suggested"], whole=row["whole"])
         for row in edges.to_dict("records")
     ]
-    columns = {
+    columns: dict[str, Any] = {
         "line": [None if line is None else line.number for line in lines],
         "text": [None if line is None else line.text for line in lines],
         "changed": [None if line is None else line.changed for line in lines],
@@ -147,9 +147,9 @@ def said(edges: pd.DataFrame) -> list[str]:
     """Returns a sentence an edge, and one on what its end may be where no line of the space is known."""
     sentences = []
     for row in edges.to_dict("records"):
-        side, best = "lower" if row["end"] == "low" else "upper", float(f"{row['best_value']:.3g}")
+        side, rounded = "lower" if row["end"] == "low" else "upper", float(f"{row['best_value']:.3g}")
         low, high, best, other = (
-            written(value, whole=row["whole"]) for value in (row["low"], row["high"], best, row["suggested"])
+            written(value, whole=row["whole"]) for value in (row["low"], row["high"], rounded, row["suggested"])
         )
         unknown = f" Let it end at {other} in the space, for example." if pd.isna(row["line"]) else ""
         sentences.append(
@@ -193,7 +193,7 @@ def _values(trials: pd.DataFrame, metric: Metric) -> "pd.Series[float]":
 
 def _ends(numbers: pd.DataFrame, trials: pd.DataFrame, ranks: "pd.Series[float]") -> Iterator[_End]:
     """Yields the ends of one parameter's range that could lie elsewhere."""
-    of = numbers.loc[numbers["trial"].idxmax()]
+    of = numbers.iloc[int(numbers["trial"].argmax())]
     numbers = numbers[numbers["trial"].isin(ranks.index)]
     low, high, step = of["low"], of["high"], 1.0 if of["whole"] and pd.isna(of["step"]) else of["step"]
     n_values = math.inf if pd.isna(step) else round((high - low) / step) + 1
