@@ -232,7 +232,7 @@ def _judge(race: Race) -> Contest:
     hashes, metric = list(values.index), race.metric
     winner = seeds.choose(metric.sign * values.loc[race.candidates])
     taken = [math.fsum(done[key].seconds for key in done if key[0] == config_hash) for config_hash in hashes]
-    state = [_state(race, entry, values.loc[entry.config.hash()].count()) for entry in plan.entries]
+    state = [_state(race, entry, int(values.loc[entry.config.hash()].count())) for entry in plan.entries]
     table = pd.DataFrame(
         {
             "role": [entry.role for entry in plan.entries],
