@@ -326,7 +326,7 @@ def _edges(run: Run) -> dict[str, Any] | None:
     found = run.edges
     if found.empty:
         return None
-    rows = [schema.plain(row) for row in found.to_dict("records")]
+    rows = [schema.plain({str(name): row[name] for name in row}) for row in found.to_dict("records")]
     return {"rows": list(zip(edges.said(found), rows, strict=True)), "next": edges.next_step(run)}
 
 

@@ -232,7 +232,8 @@ def _judge(race: Race) -> Contest:
     hashes, metric = list(values.index), race.metric
     winner = seeds.choose(metric.sign * values.loc[race.candidates])
     taken = [math.fsum(done[key].seconds for key in done if key[0] == config_hash) for config_hash in hashes]
-    state = [_state(race, entry, int(values.loc[entry.config.hash()].count())) for entry in plan.entries]
+    n_trained = values.notna().sum(axis=1).tolist()
+    state = [_state(race, entry, n) for entry, n in zip(plan.entries, n_trained, strict=True)]
     table = pd.DataFrame(
         {
             "role": [entry.role for entry in plan.entries],
