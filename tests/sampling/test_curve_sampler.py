@@ -11,17 +11,8 @@ from optuna.trial import TrialState, create_trial
 
 from tuning.base.registries import SAMPLERS
 from tuning.sampling import samplers
-from tuning.sampling.curve_sampler import (
-    INACTIVE,
-    Activity,
-    Column,
-    CurveSampler,
-    known_best,
-    merged,
-    observations,
-    says_nothing,
-    scores,
-)
+from tuning.sampling.columns import INACTIVE, Activity, Column, merged
+from tuning.sampling.curve_sampler import CurveSampler, known_best, observations, says_nothing, scores
 from tuning.sampling.spaces import load_space
 
 DISTRIBUTIONS = [
