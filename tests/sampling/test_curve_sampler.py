@@ -6,35 +6,13 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from tuning.base.registries import SAMPLERS
 from tuning.sampling import samplers
-from tuning.sampling.columns import INACTIVE, Activity, Column, merged
 from tuning.sampling.curve_sampler import CurveSampler, known_best, observations, says_nothing, scores
 from tuning.sampling.spaces import load_space
-
-DISTRIBUTIONS = [
-    FloatDistribution(-1.0, 3.0),
-    FloatDistribution(1e-4, 1.0, log=True),
-    FloatDistribution(0.0, 1.0, step=0.25),
-    IntDistribution(3, 40),
-    IntDistribution(8, 512, log=True),
-    IntDistribution(0, 10, step=5),
-    CategoricalDistribution(["sgd", "adamw", None, True]),
-]
-
-
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=repr)
-def test_every_number_stands_for_a_value_and_back(distribution: Any) -> None:
-    column, generator = Column("x", distribution), np.random.default_rng(0)
-    numbers = column.draw(200, generator)
-    moved = column.move(numbers, np.full(200, 0.2), generator)
-    for number in (*numbers, *moved):
-        value = column.decode(number)
-        assert distribution._contains(distribution.to_internal_repr(value))
-        assert column.encode(value) == pytest.approx(number, abs=1e-9)
 
 
 def trial(
@@ -132,30 +110,6 @@ def test_an_epoch_that_has_diverged_is_never_the_best(value: float) -> None:
     assert known_best(trials, 2, 1.0, np.random.default_rng(0))[0].intermediate_values == {1: 0.5}
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "both"),
-    [
-        (IntDistribution(1, 3), IntDistribution(1, 7), IntDistribution(1, 7)),
-        (IntDistribution(0, 8, step=4), IntDistribution(6, 10, step=4), IntDistribution(0, 10, step=2)),
-        (IntDistribution(1, 8, log=True), IntDistribution(4, 64, log=True), IntDistribution(1, 64, log=True)),
-        (FloatDistribution(0.1, 0.2), FloatDistribution(0.05, 1.0), FloatDistribution(0.05, 1.0)),
-        (FloatDistribution(0, 1, step=0.5), FloatDistribution(0, 2, step=0.5), FloatDistribution(0, 2, step=0.5)),
-        (FloatDistribution(0, 1, step=0.5), FloatDistribution(0, 2), FloatDistribution(0, 2)),
-        (CategoricalDistribution(["a"]), CategoricalDistribution(["a"]), CategoricalDistribution(["a"])),
-        # What Optuna refuses within a study.
-        (CategoricalDistribution(["a", "b"]), CategoricalDistribution(["a"]), None),
-        (FloatDistribution(0.1, 1), FloatDistribution(0.1, 1, log=True), None),
-        (IntDistribution(1, 4), CategoricalDistribution([1, 4]), None),
-        (IntDistribution(1, 4), FloatDistribution(1, 4), None),
-    ],
-    ids=repr,
-)
-def test_ranges_that_differ_between_trials_are_searched_together(one: Any, other: Any, both: Any) -> None:
-    assert merged(one, other) == both
-    assert merged(other, one) == both
-    assert merged(None, one) is None
-
-
 SPACES: dict[str, Any] = {
     "moving": lambda t: t.suggest_int("n", 1, t.suggest_int("k", 2, 8)) + t.suggest_float("x", 0, 1),
     "widening": lambda t: t.suggest_float("x", 1e-3, 0.05 if t.number < 8 else 1.0, log=True),
@@ -197,17 +151,6 @@ def test_of_many_trials_the_best_and_those_that_run_are_kept_and_some_others() -
 
 def test_scores_are_not_moved_by_how_far_down_the_worst_is() -> None:
     np.testing.assert_allclose(scores(np.array([0.5, 0.6, -1e9])), scores(np.array([0.5, 0.6, 0.4])))
-
-
-def test_what_a_choice_switches_off_has_one_number() -> None:
-    columns = [
-        Column("optimizer", CategoricalDistribution(["sgd", "adamw"])),
-        Column("momentum", FloatDistribution(0, 1)),
-    ]
-    known = np.array([[0.0, 0.3], [1.0, np.nan], [0.0, 0.9]])
-    activity = Activity.of(columns, known)
-    blanked = activity.blank(np.array([[0.0, 0.3], [1.0, 0.3]]))
-    assert blanked.tolist() == [[0.0, 0.3], [1.0, INACTIVE]]
 
 
 def level_of(params: dict[str, Any]) -> float:

@@ -167,13 +167,16 @@ def numbers_of_earlier(columns: Sequence[Column], trials: Sequence[FrozenTrial],
         searched: The hyperparameters that the other run searched. Any other one has the value that a trial's
             configuration gives it, if it is one of that.
     """
-    rows = []
-    for t in trials:
-        config = t.user_attrs.get("config")
-        others = config if isinstance(config, Mapping) else {}
-        known = {name: value for name, value in others.items() if name not in searched} | t.params
-        rows.append([c.encode_foreign(known[c.name]) if c.name in known else np.nan for c in columns])
+    known = [values_of(t, searched) for t in trials]
+    rows = [[c.encode_foreign(one[c.name]) if c.name in one else np.nan for c in columns] for one in known]
     return np.array(rows, dtype=np.float64).reshape(len(trials), len(columns))
+
+
+def values_of(trial: FrozenTrial, searched: Collection[str]) -> dict[str, Any]:
+    """Returns the values of a trial of another run, and by its configuration those of what that run did not search."""
+    config = trial.user_attrs.get("config")
+    others = config if isinstance(config, Mapping) else {}
+    return {name: value for name, value in others.items() if name not in searched} | trial.params
 
 
 def all_of(trials: Iterable[FrozenTrial]) -> dict[str, BaseDistribution]:
