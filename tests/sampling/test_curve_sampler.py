@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
 from tuning.base.registries import SAMPLERS
 from tuning.sampling import samplers
-from tuning.sampling.curve_sampler import CurveSampler, known_best, observations, says_nothing, scores
+from tuning.sampling.curve_sampler import CurveSampler, known_best, observations, says_nothing, scores, spread
+from tuning.sampling.gaussian_process import fit
 from tuning.sampling.spaces import load_space
 
 
@@ -221,3 +222,125 @@ def test_the_default_space_with_its_branches_is_searched_to_the_same_points_each
 
     assert configs() == configs()
     assert len(set(configs())) == 10
+
+
+def drawn(n: int = 20) -> list[optuna.trial.FrozenTrial]:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(n):
+        one = study.ask()
+        one.suggest_float("x", 0, 1), one.suggest_float("learning_rate", 1e-4, 1, log=True)
+    return study.get_trials()
+
+
+def beginning_with(*earlier: list[optuna.trial.FrozenTrial], seed: int = 0, share: float = 0.0) -> CurveSampler:
+    sampler = CurveSampler(seed, 5, share)
+    sampler.earlier, sampler.drawn = earlier, drawn()
+    return sampler
+
+
+EARLIER = search(optuna.samplers.RandomSampler(seed=7), 25).trials
+MISLEADING = [
+    create_trial(
+        state=TrialState.COMPLETE,
+        value=1 - level_of(t.params),
+        params=t.params,
+        distributions=t.distributions,
+        intermediate_values={9: 1 - level_of(t.params)},
+    )
+    for t in EARLIER
+]
+
+
+def test_a_search_that_begins_with_another_is_good_from_its_first_trial_on() -> None:
+    sampler = beginning_with(EARLIER)
+    levels = [level_of(t.params) for t in search(sampler, 5).trials]
+    assert sampler.origins == dict.fromkeys(range(5), "model")
+    best = max(level_of(t.params) for t in EARLIER)
+    assert levels[0] > best - 0.1 and max(levels) >= best
+    cold = [level_of(t.params) for t in search(CurveSampler(0, 5), 20).trials]
+    assert max(levels) > max(cold) - 0.02
+
+
+def test_an_earlier_run_that_misleads_is_found_out() -> None:
+    study = search(sampler := beginning_with(MISLEADING), 20)
+    levels = [level_of(t.params) for t in study.trials]
+    assert levels[0] < 0.3  # It was believed at first.
+    cold = [max(level_of(t.params) for t in search(CurveSampler(seed, 5), 20).trials) for seed in range(3)]
+    assert max(levels) > np.mean(cold) - 0.05
+    assert sampler._theta is not None and math.exp(sampler._theta[-1]) < 0.3
+
+
+def test_of_several_earlier_runs_each_is_believed_as_far_as_it_is_right() -> None:
+    study = search(sampler := beginning_with(MISLEADING, EARLIER), 12)
+    assert sampler._theta is not None and len(sampler._theta) == 2 + 5 + 2
+    misleading, right = np.exp(sampler._theta[-2:])
+    assert right > 0.6 > 0.3 > misleading
+    assert max(level_of(t.params) for t in study.trials) > 0.8
+
+
+def test_one_in_ten_points_is_random_from_the_first_trial_on_and_the_sampler_says_which() -> None:
+    sampler = beginning_with(EARLIER, share=0.5)
+    study = search(sampler, 12)
+    assert {"random", "model"} == set(sampler.origins.values()) and set(sampler.origins) == set(range(12))
+    by_model = [abs(t.params["x"] - 0.8) for t in study.trials if sampler.origins[t.number] == "model"]
+    at_random = [abs(t.params["x"] - 0.8) for t in study.trials if sampler.origins[t.number] == "random"]
+    assert np.median(by_model) < np.median(at_random)
+    cold = CurveSampler(0, 5, 0.0)
+    search(cold, 8)
+    assert cold.origins == {number: "random" if number < 5 else "model" for number in range(8)}
+
+
+def test_an_earlier_run_of_another_space_counts_in_what_both_have() -> None:
+    other = [
+        create_trial(
+            state=t.state if t.state == TrialState.PRUNED else TrialState.COMPLETE,
+            value=t.value,
+            params={"x": 2 * t.params["x"] - 0.5, "kind": "a", "size": 3},
+            distributions={
+                "x": FloatDistribution(-0.5, 1.5),
+                "kind": CategoricalDistribution(["a", "b"]),
+                "size": IntDistribution(1, 4),
+            },
+            user_attrs={"config": {"learning_rate": t.params["learning_rate"], "epochs": 9}},
+            intermediate_values=t.intermediate_values,
+        )
+        for t in EARLIER
+    ]
+    study = search(beginning_with(other), 4)
+    assert all(set(t.params) == {"x", "learning_rate"} for t in study.trials)
+    # Its best x was 2 * 0.8 - 0.5, which is beyond this space's range; the nearest is where it is tried.
+    assert study.trials[0].params["x"] > 0.9
+
+
+def test_a_trial_that_says_nothing_says_nothing_in_an_earlier_run_either() -> None:
+    silent = [trial([], TrialState.FAIL, {"no_result": True}, x=0.1, learning_rate=0.5) for _ in range(30)]
+    search(one := beginning_with(EARLIER), 3)
+    search(other := beginning_with([*EARLIER, *silent]), 3)
+    assert one._theta is not None and other._theta is not None
+    assert one._theta.tolist() == other._theta.tolist()
+
+
+def test_earlier_trials_leave_room_for_a_runs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def counted(points: Any, *given: Any, **named: Any) -> Any:
+        tasks = dict(zip(points.trials.tolist(), points.of_tasks.tolist(), strict=True))
+        seen.append((sum(task == 0 for task in tasks.values()), sum(task > 0 for task in tasks.values())))
+        return fit(points, *given, **named)
+
+    monkeypatch.setattr("tuning.sampling.curve_sampler.fit", counted)
+    monkeypatch.setattr("tuning.sampling.curve_sampler.MOST_TRIALS", 14)
+    monkeypatch.setattr("tuning.sampling.curve_sampler.MOST_EARLIER", 10)
+    search(beginning_with(EARLIER), 18)
+    assert seen[0] == (0, 10) and seen[4] == (4, 10) and seen[8] == (8, 6)
+    assert max(own + earlier for own, earlier in seen) <= 14
+    assert seen[-1] == (14, 0)
+
+
+def test_the_best_and_some_of_all_the_others_speak_for_a_run() -> None:
+    trials = [trial([0.01 * i]) for i in range(40)]
+    kept = [one.intermediate_values[1] for one in spread(trials, 10, 1.0)]
+    assert kept[:5] == pytest.approx([0.39, 0.38, 0.37, 0.36, 0.35])
+    assert kept[5:] == sorted(kept[5:], reverse=True) and kept[-1] == 0.0 and len(set(kept)) == 10
+    assert spread(trials, 40, 1.0) == trials and spread(trials, 0, 1.0) == []
+    assert [one.intermediate_values[1] for one in spread(trials, 1, -1.0)] == [0.0]
