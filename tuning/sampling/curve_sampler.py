@@ -92,32 +92,25 @@ class CurveSampler(optuna.samplers.BaseSampler):
             return {}
         self.origins[trial.number] = "model"
         columns = [Column(name, one, tuple(self.left_out.get(name, ()))) for name, one in search_space.items()]
-        best = self._best(columns, trials, *observed, sign)
+        best = self._best(columns, trials, observed, sign)
         return {column.name: column.decode(number) for column, number in zip(columns, best, strict=True)}
 
     def _best(
         self,
         columns: Sequence[Column],
         trials: Sequence[FrozenTrial],
-        own: npt.NDArray[np.int64],
-        progress: Floats,
-        values: Floats,
+        observed: tuple[npt.NDArray[np.int64], Floats, Floats],
         sign: float,
     ) -> Floats:
         """Returns the candidate of the largest expected improvement, (n_columns,)."""
-        known = numbers_of(columns, trials)
+        known, (own, progress, values) = numbers_of(columns, trials), observed
         activity = Activity.of(columns, np.concatenate([numbers_of(columns, self.drawn), known]))
-        categorical = np.array([column.n_choices > 0 for column in columns])
         configs = activity.blank(known)
         points, told = Points(configs[own], progress, own), scores(values)
         earlier, before, told_before = self._earlier(columns, activity, sign, len(trials))
-        n_earlier = len(self.earlier)
-        if self._theta is not None and len(self._theta) != len(columns) + 5 + n_earlier:
-            self._theta = None
-        n_steps = FIRST_STEPS if self._theta is None else FURTHER_STEPS
-        points, told = (points, told) if before is None else (points + before, np.append(told, told_before))
-        process = fit(points, told, categorical, start=self._theta, n_steps=n_steps, n_earlier=n_earlier)
-        self._theta = process.theta
+        if before is not None:
+            points, told = points + before, np.append(told, told_before)
+        process = self._fit(columns, points, told)
         means = process.predict(configs, np.arange(len(trials)))[0] if len(trials) else np.zeros(0)
         failed = np.array([t.state == TrialState.FAIL for t in trials], dtype=bool)
         means[failed] = -np.inf
@@ -125,22 +118,45 @@ class CurveSampler(optuna.samplers.BaseSampler):
         if len(running):  # They are taken to end as expected, so that nothing is proposed twice.
             process = process.given(Points(configs[running], np.zeros(len(running)), running), means[running])
         random = np.column_stack([column.draw(CANDIDATES, self._generator) for column in columns])
-        leaders = np.argsort(-means)[:LEADERS]
-        goal = means.max(initial=-np.inf)
+        leaders, goal = np.argsort(-means)[:LEADERS], means.max(initial=-np.inf)
         starts = np.where(np.isnan(known[leaders]), random[: len(leaders)], known[leaders])
         given = np.zeros((0, len(columns)))
         if len(earlier):
             given = np.column_stack([c.adopt(earlier[:, i], self._generator) for i, c in enumerate(columns)])
             expected, _ = process.predict(activity.blank(given))
-            if failed[own].all():  # No trial of its own has shown what it can reach.
+            if failed[own].all():  # No trial of its own has shown what can be reached here.
                 goal = max(goal, expected.max())
             given = given[np.argsort(-expected)[:LEADERS]]
             starts = np.concatenate([starts, given])
         candidates = np.concatenate([random, self._near(starts, columns, NEIGHBOURS, 0.2), given])
+        return self._climb(process, goal, candidates, columns, activity=activity, proposed=configs)
+
+    def _fit(self, columns: Sequence[Column], points: Points, told: Floats) -> Process:
+        """Returns the process of some observations; it goes on from that of the last proposal."""
+        categorical = np.array([column.n_choices > 0 for column in columns])
+        n_earlier = len(self.earlier)
+        if self._theta is not None and len(self._theta) != len(columns) + 5 + n_earlier:
+            self._theta = None
+        n_steps = FIRST_STEPS if self._theta is None else FURTHER_STEPS
+        process = fit(points, told, categorical, start=self._theta, n_steps=n_steps, n_earlier=n_earlier)
+        self._theta = process.theta
+        return process
+
+    def _climb(
+        self,
+        process: Process,
+        goal: float,
+        candidates: Floats,
+        columns: Sequence[Column],
+        *,
+        activity: Activity,
+        proposed: Floats,
+    ) -> Floats:
+        """Returns the best of some candidates and of points ever nearer to the best of them, (n_columns,)."""
         for size in (*ROUNDS, None):
             blanked = activity.blank(candidates)
             gain = expected_improvement(process, blanked, goal)
-            gain[(blanked[:, None] == configs).all(axis=2).any(axis=1)] = -np.inf  # It was proposed already.
+            gain[(blanked[:, None] == proposed).all(axis=2).any(axis=1)] = -np.inf
             for i, column in enumerate(columns):
                 gain[~column.is_possible(candidates[:, i])] = -np.inf
             order = np.argsort(-gain)
