@@ -139,7 +139,7 @@ def run(
         run: Name of the run folder below `results/`; None is date-dataset-n.
         sampler: Proposes the points.
         scheduler: Stops trials early.
-        start_from: Runs, or their names, that the search begins with what they have found; None is none.
+        start_from: Runs, or their names; the search begins with what they have found. None is none.
         minimize: A second objective, beside the metric.
         metric: What counts on the valid split.
         address: Of a Ray cluster.
