@@ -156,7 +156,7 @@ def begin(path: Path, sampler: optuna.samplers.BaseSampler, space: Space, epochs
         raise beginnings.damaged(path, f"{type(error).__name__}: {error}") from error
     known = [t.params for run in trials for t in run]
     first = [point for i, point in enumerate(space.first) if i == 0 or dict(point) not in known]
-    if hasattr(sampler, "earlier"):
+    if hasattr(sampler, "earlier") and hasattr(sampler, "drawn"):
         sampler.earlier, sampler.drawn = trials, draw_points(space, epochs)
         return replace(space, first=first, interleaved=True)
     return replace(space, first=first, best_before=best_points(trials, space, epochs))

@@ -57,11 +57,12 @@ class Points:
 
     def __add__(self, other: "Points") -> "Points":
         """Returns both, these first."""
-        pairs = [(self.configs, other.configs), (self.progress, other.progress), (self.trials, other.trials)]
         one_task = self.tasks is None and other.tasks is None
         return Points(
-            *(np.concatenate(pair) for pair in pairs),
-            tasks=None if one_task else np.concatenate([self.of_tasks, other.of_tasks]),
+            np.concatenate([self.configs, other.configs]),
+            np.concatenate([self.progress, other.progress]),
+            np.concatenate([self.trials, other.trials]),
+            None if one_task else np.concatenate([self.of_tasks, other.of_tasks]),
         )
 
 
