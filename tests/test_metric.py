@@ -29,7 +29,8 @@ from tuning.images.datasets import Labelled
 from tuning.images.splitting import Splits, imbalance, make_splits
 from tuning.retraining import candidates, contest, opening, seeds
 from tuning.retraining.candidates import Entry, Plan
-from tuning.runs import analysis, compare, run_folder, schema
+from tuning.runs import analysis, beginnings, compare, run_folder, schema
+from tuning.runs.beginnings import EarlierRun, EarlierTrial
 from tuning.runs.verdicts import headline, verdicts
 from tuning.sampling.spaces import load_space
 from tuning.sampling.study import RunStudy
@@ -343,6 +344,12 @@ def test_noise_and_imbalance_are_said(run: run_folder.Run, name: str, splits: Sp
     known = "2.10 points" if metric.in_per_cent else "0.0210"
     text = f"The valid {metric.title} of a trial is known to ± {known} (95 %): there are 1,234 valid images."
     assert run_folder.noise_text(run) == text and text in run_page.render(run, None)
+    trials = [EarlierTrial(0, "PRUNED", {}, {}, {1: 0.5}, 0.5, {}, {})]
+    beginnings.write(run.path, [EarlierRun("other", "1f", "kmnist", None, 2, name, tuple(trials))])
+    files.write_json(run.path / "meta.json", meta | {"begun_with": [{"name": "other"}]})
+    began = beginnings.text(run)
+    assert began.startswith("Began with other (1 trial on kmnist). The best of its first ")
+    assert began in run_page.render(run, None)
     assert imbalance(splits) is None
     images = patterned_images(400)
     kept = np.concatenate([np.flatnonzero(images.labels == 0)[:8], np.flatnonzero(images.labels != 0)])

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -588,3 +589,32 @@ def test_only_the_cores_that_this_process_may_use_count() -> None:
     code += "from tuning.base import machine\nprint(machine.cores(), machine.hardware()['cores'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "1"]
+
+
+@pytest.mark.slow
+def test_a_search_begins_with_another_and_is_resumed_when_that_is_gone(
+    searched: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    shutil.copytree(searched[0] / "results" / "one", tmp_path / "results" / "one")
+    begun = ("--samples", "2", "--epochs", "2", "--run", "two", *SMOKE)
+    done = run(tmp_path, *begun, "--start-from", "nobody")
+    assert done.returncode == 2 and not (tmp_path / "results" / "two").exists()
+    assert "error: --start-from names a run that cannot be read. Run below results/ must be one of" in done.stderr
+    done = run(tmp_path, *begun, "--start-from", "latest")
+    assert done.returncode == 0, done.stdout + done.stderr
+    one = r"one \(\d trials on fashion-mnist\)"
+    assert re.search(rf"Begins with {one}: 2 of 2 hyperparameters in common\.", done.stdout)
+    worth = re.search(rf"Began with {one}\. The best of its first 2 trials has \d\d\.\d\d%\.", done.stdout)
+    assert worth is not None and worth[0] in (tmp_path / "results" / "two" / "report.html").read_text()
+    shutil.rmtree(tmp_path / "results" / "one")
+    (tmp_path / "results" / "two").rename(tmp_path / "results" / "three")
+    done = run(tmp_path, "--resume", "three", "--samples", "3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    path = tmp_path / "results" / "three"
+    assert check_record(path, 3)["config/learning_rate"].nunique() == 3
+    meta = run_folder.Run(path).meta
+    assert (meta["settings"]["start_from"], meta["begun_with"][0]["name"]) == (["one"], "one")
+    assert {trial.user_attrs["origin"] for trial in study_storage.load(path).trials} <= {"model", "random"}
+    (path / "earlier.json").unlink()
+    done = run(tmp_path, "--resume", "three", "--samples", "4")
+    assert done.returncode == 2 and "error: results/three/earlier.json, which holds what run three took" in done.stderr

@@ -15,6 +15,7 @@ from tuning.base import rim
 from tuning.base.errors import UserError, run_command
 from tuning.base.registries import OBJECTIVES
 from tuning.base.tables import print_frame
+from tuning.runs import beginnings
 from tuning.runs.run_folder import RESULTS, Run, load, next_step, ran, rank_trials, summary_line
 
 
@@ -93,6 +94,8 @@ def main(
         case [name]:
             found = load(name)
             print(summary_line(found))
+            if began := beginnings.text(found):
+                print(began)
             print_trials(found, limit)
             print_edges(found)
             frames = [str(path) for name in ("trials.csv", "epochs.csv") if (path := found.path / name).exists()]

@@ -22,7 +22,7 @@ from tuning.base.own_model import SIGNATURE
 from tuning.base.registries import METRICS, OBJECTIVES, SAMPLERS, SCHEDULERS
 from tuning.images import options
 from tuning.images.catalogue import DATASETS
-from tuning.runs import run_folder
+from tuning.runs import beginnings, run_folder
 from tuning.runs.run_folder import Run
 from tuning.trials import loading, record, session
 from tuning.trials.settings import as_options, fitting
@@ -66,6 +66,13 @@ def run(
         typer.Option(
             help=f"{SCHEDULERS.listed}: what stops trials early (default: {SCHEDULERS.default}; {OTHER_SCHEDULER} with "
             "--minimize)."
+        ),
+    ] = None,
+    start_from: Annotated[
+        str | Path | Run | list[Any] | None,
+        typer.Option(
+            metavar="RUN[,RUN]",
+            help="Begin with what these runs have found, of this data set or another; or latest.",
         ),
     ] = None,
     minimize: Annotated[
@@ -132,6 +139,7 @@ def run(
         run: Name of the run folder below `results/`; None is date-dataset-n.
         sampler: Proposes the points.
         scheduler: Stops trials early.
+        start_from: Runs, or their names; the search begins with what they have found. None is none.
         minimize: A second objective, beside the metric.
         metric: What counts on the valid split.
         address: Of a Ray cluster.
@@ -190,7 +198,7 @@ def _search(asked: doors.Asked, *, command: str | None = None, **shown: Any) -> 
         with interrupts.importing():
             from tuning.sampling import samplers  # noqa: F401
         settings, splits, space = loading.load(settings, settled.source, progress, settled.own)
-        if not settled.resumed and (left := record.begin(path, settings, space, command)):
+        if not settled.resumed and (left := record.begin(path, settings, space, command, settled.earlier)):
             progress.note(left)
         stack.enter_context(interrupts.resumable(_resume(path) if command is None else _resume_in_python(path)))
         if settings.mlflow is not None:
@@ -278,6 +286,8 @@ def _print_outcome(found: Run) -> None:
         typer.Exit: The search was interrupted.
     """
     print(run_folder.summary_line(found))
+    if began := beginnings.text(found):
+        print(began)
     if found.trials["state"].isin(["complete", "pruned"]).any():
         results.print_trials(found, limit=5)
         if noise := run_folder.noise_text(found):

@@ -139,6 +139,12 @@ def test_slots_of_another_speed_are_said_to_be(tmp_path: Path) -> None:
     assert sentence.endswith(": see settings/concurrency, hardware/cpu.")
 
 
+def test_a_run_that_began_with_another_is_said_to_have(tmp_path: Path) -> None:
+    began = [{"name": "a", "id": "1f", "dataset": "kmnist"}, {"name": "x", "id": "2f", "dataset": "kmnist"}]
+    runs = [make_run(tmp_path / "a", LONG), make_run(tmp_path / "b", SHORT, begun_with=began)]
+    assert compare.caveats(runs) == ["b began with what a and x had found, and the cost of that is not counted."]
+
+
 def test_equal_cost_is_the_least_total_and_later_epochs_do_not_count(pair: list[Run]) -> None:
     frame = compare.at_equal_cost(pair)
     # At 3.5 minutes the long run had ended three epochs; the fourth, of trial 1, ended at 4 minutes.

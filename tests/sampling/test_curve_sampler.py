@@ -11,39 +11,9 @@ from optuna.trial import TrialState, create_trial
 
 from tuning.base.registries import SAMPLERS
 from tuning.sampling import samplers
-from tuning.sampling.curve_sampler import (
-    INACTIVE,
-    Activity,
-    Column,
-    CurveSampler,
-    known_best,
-    merged,
-    observations,
-    says_nothing,
-    scores,
-)
+from tuning.sampling.curve_sampler import CurveSampler, known_best, observations, says_nothing, scores, spread
+from tuning.sampling.gaussian_process import fit
 from tuning.sampling.spaces import load_space
-
-DISTRIBUTIONS = [
-    FloatDistribution(-1.0, 3.0),
-    FloatDistribution(1e-4, 1.0, log=True),
-    FloatDistribution(0.0, 1.0, step=0.25),
-    IntDistribution(3, 40),
-    IntDistribution(8, 512, log=True),
-    IntDistribution(0, 10, step=5),
-    CategoricalDistribution(["sgd", "adamw", None, True]),
-]
-
-
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=repr)
-def test_every_number_stands_for_a_value_and_back(distribution: Any) -> None:
-    column, generator = Column("x", distribution), np.random.default_rng(0)
-    numbers = column.draw(200, generator)
-    moved = column.move(numbers, np.full(200, 0.2), generator)
-    for number in (*numbers, *moved):
-        value = column.decode(number)
-        assert distribution._contains(distribution.to_internal_repr(value))
-        assert column.encode(value) == pytest.approx(number, abs=1e-9)
 
 
 def trial(
@@ -141,30 +111,6 @@ def test_an_epoch_that_has_diverged_is_never_the_best(value: float) -> None:
     assert known_best(trials, 2, 1.0, np.random.default_rng(0))[0].intermediate_values == {1: 0.5}
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "both"),
-    [
-        (IntDistribution(1, 3), IntDistribution(1, 7), IntDistribution(1, 7)),
-        (IntDistribution(0, 8, step=4), IntDistribution(6, 10, step=4), IntDistribution(0, 10, step=2)),
-        (IntDistribution(1, 8, log=True), IntDistribution(4, 64, log=True), IntDistribution(1, 64, log=True)),
-        (FloatDistribution(0.1, 0.2), FloatDistribution(0.05, 1.0), FloatDistribution(0.05, 1.0)),
-        (FloatDistribution(0, 1, step=0.5), FloatDistribution(0, 2, step=0.5), FloatDistribution(0, 2, step=0.5)),
-        (FloatDistribution(0, 1, step=0.5), FloatDistribution(0, 2), FloatDistribution(0, 2)),
-        (CategoricalDistribution(["a"]), CategoricalDistribution(["a"]), CategoricalDistribution(["a"])),
-        # What Optuna refuses within a study.
-        (CategoricalDistribution(["a", "b"]), CategoricalDistribution(["a"]), None),
-        (FloatDistribution(0.1, 1), FloatDistribution(0.1, 1, log=True), None),
-        (IntDistribution(1, 4), CategoricalDistribution([1, 4]), None),
-        (IntDistribution(1, 4), FloatDistribution(1, 4), None),
-    ],
-    ids=repr,
-)
-def test_ranges_that_differ_between_trials_are_searched_together(one: Any, other: Any, both: Any) -> None:
-    assert merged(one, other) == both
-    assert merged(other, one) == both
-    assert merged(None, one) is None
-
-
 SPACES: dict[str, Any] = {
     "moving": lambda t: t.suggest_int("n", 1, t.suggest_int("k", 2, 8)) + t.suggest_float("x", 0, 1),
     "widening": lambda t: t.suggest_float("x", 1e-3, 0.05 if t.number < 8 else 1.0, log=True),
@@ -206,17 +152,6 @@ def test_of_many_trials_the_best_and_those_that_run_are_kept_and_some_others() -
 
 def test_scores_are_not_moved_by_how_far_down_the_worst_is() -> None:
     np.testing.assert_allclose(scores(np.array([0.5, 0.6, -1e9])), scores(np.array([0.5, 0.6, 0.4])))
-
-
-def test_what_a_choice_switches_off_has_one_number() -> None:
-    columns = [
-        Column("optimizer", CategoricalDistribution(["sgd", "adamw"])),
-        Column("momentum", FloatDistribution(0, 1)),
-    ]
-    known = np.array([[0.0, 0.3], [1.0, np.nan], [0.0, 0.9]])
-    activity = Activity.of(columns, known)
-    blanked = activity.blank(np.array([[0.0, 0.3], [1.0, 0.3]]))
-    assert blanked.tolist() == [[0.0, 0.3], [1.0, INACTIVE]]
 
 
 def level_of(params: dict[str, Any]) -> float:
@@ -287,3 +222,125 @@ def test_the_default_space_with_its_branches_is_searched_to_the_same_points_each
 
     assert configs() == configs()
     assert len(set(configs())) == 10
+
+
+def drawn(n: int = 20) -> list[optuna.trial.FrozenTrial]:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(n):
+        one = study.ask()
+        one.suggest_float("x", 0, 1), one.suggest_float("learning_rate", 1e-4, 1, log=True)
+    return study.get_trials()
+
+
+def beginning_with(*earlier: list[optuna.trial.FrozenTrial], seed: int = 0, share: float = 0.0) -> CurveSampler:
+    sampler = CurveSampler(seed, 5, share)
+    sampler.earlier, sampler.drawn = earlier, drawn()
+    return sampler
+
+
+EARLIER = search(optuna.samplers.RandomSampler(seed=7), 25).trials
+MISLEADING = [
+    create_trial(
+        state=TrialState.COMPLETE,
+        value=1 - level_of(t.params),
+        params=t.params,
+        distributions=t.distributions,
+        intermediate_values={9: 1 - level_of(t.params)},
+    )
+    for t in EARLIER
+]
+
+
+def test_a_search_that_begins_with_another_is_good_from_its_first_trial_on() -> None:
+    sampler = beginning_with(EARLIER)
+    levels = [level_of(t.params) for t in search(sampler, 5).trials]
+    assert sampler.origins == dict.fromkeys(range(5), "model")
+    best = max(level_of(t.params) for t in EARLIER)
+    assert levels[0] > best - 0.1 and max(levels) >= best
+    cold = [level_of(t.params) for t in search(CurveSampler(0, 5), 20).trials]
+    assert max(levels) > max(cold) - 0.02
+
+
+def test_an_earlier_run_that_misleads_is_found_out() -> None:
+    study = search(sampler := beginning_with(MISLEADING), 20)
+    levels = [level_of(t.params) for t in study.trials]
+    assert levels[0] < 0.3  # It was believed at first.
+    cold = [max(level_of(t.params) for t in search(CurveSampler(seed, 5), 20).trials) for seed in range(3)]
+    assert max(levels) > np.mean(cold) - 0.05
+    assert sampler._theta is not None and math.exp(sampler._theta[-1]) < 0.3
+
+
+def test_of_several_earlier_runs_each_is_believed_as_far_as_it_is_right() -> None:
+    study = search(sampler := beginning_with(MISLEADING, EARLIER), 12)
+    assert sampler._theta is not None and len(sampler._theta) == 2 + 5 + 2
+    misleading, right = np.exp(sampler._theta[-2:])
+    assert right > 0.6 > 0.3 > misleading
+    assert max(level_of(t.params) for t in study.trials) > 0.8
+
+
+def test_one_in_ten_points_is_random_from_the_first_trial_on_and_the_sampler_says_which() -> None:
+    sampler = beginning_with(EARLIER, share=0.5)
+    study = search(sampler, 12)
+    assert {"random", "model"} == set(sampler.origins.values()) and set(sampler.origins) == set(range(12))
+    by_model = [abs(t.params["x"] - 0.8) for t in study.trials if sampler.origins[t.number] == "model"]
+    at_random = [abs(t.params["x"] - 0.8) for t in study.trials if sampler.origins[t.number] == "random"]
+    assert np.median(by_model) < np.median(at_random)
+    cold = CurveSampler(0, 5, 0.0)
+    search(cold, 8)
+    assert cold.origins == {number: "random" if number < 5 else "model" for number in range(8)}
+
+
+def test_an_earlier_run_of_another_space_counts_in_what_both_have() -> None:
+    other = [
+        create_trial(
+            state=t.state if t.state == TrialState.PRUNED else TrialState.COMPLETE,
+            value=t.value,
+            params={"x": 2 * t.params["x"] - 0.5, "kind": "a", "size": 3},
+            distributions={
+                "x": FloatDistribution(-0.5, 1.5),
+                "kind": CategoricalDistribution(["a", "b"]),
+                "size": IntDistribution(1, 4),
+            },
+            user_attrs={"config": {"learning_rate": t.params["learning_rate"], "epochs": 9}},
+            intermediate_values=t.intermediate_values,
+        )
+        for t in EARLIER
+    ]
+    study = search(beginning_with(other), 4)
+    assert all(set(t.params) == {"x", "learning_rate"} for t in study.trials)
+    # Its best x was 2 * 0.8 - 0.5, which is beyond this space's range; the nearest is where it is tried.
+    assert study.trials[0].params["x"] > 0.9
+
+
+def test_a_trial_that_says_nothing_says_nothing_in_an_earlier_run_either() -> None:
+    silent = [trial([], TrialState.FAIL, {"no_result": True}, x=0.1, learning_rate=0.5) for _ in range(30)]
+    search(one := beginning_with(EARLIER), 3)
+    search(other := beginning_with([*EARLIER, *silent]), 3)
+    assert one._theta is not None and other._theta is not None
+    assert one._theta.tolist() == other._theta.tolist()
+
+
+def test_earlier_trials_leave_room_for_a_runs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def counted(points: Any, *given: Any, **named: Any) -> Any:
+        tasks = dict(zip(points.trials.tolist(), points.of_tasks.tolist(), strict=True))
+        seen.append((sum(task == 0 for task in tasks.values()), sum(task > 0 for task in tasks.values())))
+        return fit(points, *given, **named)
+
+    monkeypatch.setattr("tuning.sampling.curve_sampler.fit", counted)
+    monkeypatch.setattr("tuning.sampling.curve_sampler.MOST_TRIALS", 14)
+    monkeypatch.setattr("tuning.sampling.curve_sampler.MOST_EARLIER", 10)
+    search(beginning_with(EARLIER), 18)
+    assert seen[0] == (0, 10) and seen[4] == (4, 10) and seen[8] == (8, 6)
+    assert max(own + earlier for own, earlier in seen) <= 14
+    assert seen[-1] == (14, 0)
+
+
+def test_the_best_and_some_of_all_the_others_speak_for_a_run() -> None:
+    trials = [trial([0.01 * i]) for i in range(40)]
+    kept = [one.intermediate_values[1] for one in spread(trials, 10, 1.0)]
+    assert kept[:5] == pytest.approx([0.39, 0.38, 0.37, 0.36, 0.35])
+    assert kept[5:] == sorted(kept[5:], reverse=True) and kept[-1] == 0.0 and len(set(kept)) == 10
+    assert spread(trials, 40, 1.0) == trials and spread(trials, 0, 1.0) == []
+    assert [one.intermediate_values[1] for one in spread(trials, 1, -1.0)] == [0.0]

@@ -9,7 +9,15 @@ import pytest
 
 from tuning.base.config import TrainConfig, read_config
 from tuning.base.errors import UserError
-from tuning.sampling.spaces import SPACES, Space, check_space, load_space, space_names
+from tuning.sampling.spaces import (
+    SPACES,
+    Space,
+    check_space,
+    draw_points,
+    load_space,
+    point_of,
+    space_names,
+)
 
 
 def write(tmp_path: Path, source: str) -> str:
@@ -171,3 +179,40 @@ def test_a_first_point_out_of_the_spaces_range_is_refused(tmp_path: Path) -> Non
         UserError, match=r"FIRST must hold points of the space, but got {'lr': 5\.0}\. .* but line 3 raised"
     ):
         check_space(load_space(write(tmp_path, source)), epochs=2)
+
+
+BRANCHES = """
+def space(trial):
+    optimizer = trial.suggest_categorical("optimizer", ["sgd", "adamw"])
+    momentum = trial.suggest_float("momentum", 0.5, 0.99) if optimizer == "sgd" else 0.9
+    return {"optimizer": optimizer, "momentum": momentum}
+"""
+
+
+@pytest.mark.parametrize(
+    ("values", "point"),
+    [
+        ({"optimizer": "sgd", "momentum": 0.9, "width": 8}, {"optimizer": "sgd", "momentum": 0.9}),
+        ({"optimizer": "adamw", "momentum": 7.0}, {"optimizer": "adamw"}),
+        ({"optimizer": "sgd"}, None),
+        ({"optimizer": "sgd", "momentum": 7.0}, None),
+        ({"optimizer": "lion", "momentum": 0.9}, None),
+        ({}, None),
+    ],
+    ids=repr,
+)
+def test_values_are_a_point_of_a_space_or_none(tmp_path: Path, values: dict[str, Any], point: Any) -> None:
+    (tmp_path / "branches.py").write_text(BRANCHES)
+    space = load_space(str(tmp_path / "branches.py"))
+    assert point_of(space, values, 2) == point
+    if point is not None:
+        assert point_of(space.without({"optimizer": [point["optimizer"]]}), values, 2) is None
+
+
+def test_points_that_show_what_a_space_has_are_the_same_each_time(tmp_path: Path) -> None:
+    (tmp_path / "branches.py").write_text(BRANCHES)
+    space = load_space(str(tmp_path / "branches.py"))
+    one, other = ([t.params for t in draw_points(space, 2)] for _ in range(2))
+    assert one == other and {name for point in one for name in point} == {"optimizer", "momentum"}
+    left = draw_points(space.without({"optimizer": ["sgd"]}), 2)
+    assert {t.params["optimizer"] for t in left} == {"adamw"}

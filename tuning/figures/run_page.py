@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tuning.base import files, masking
 from tuning.base.errors import UserError, each_alone
 from tuning.base.registries import ACCURACY, OBJECTIVES, Metric
-from tuning.runs import openings, run_folder, schema
+from tuning.runs import beginnings, openings, run_folder, schema
 from tuning.runs.run_folder import MODEL_DIR, Run, is_of
 from tuning.runs.verdicts import averaging_of, headline, luck, metric_of, repeats, verdicts
 
@@ -169,6 +169,8 @@ def render(
     others: dict[str, Callable[[], Any]] = {"The edges": lambda: _edges(run)}
     if meta.get("audit"):
         others["The audit"] = lambda: run_folder.audit_text(meta["audit"], metric)
+    if meta.get("begun_with"):
+        others["What the search began with"] = lambda: beginnings.worth(run)
     if final is not None and final.outputs:
         others["The gallery"] = lambda: thumbnails.pictures(final.outputs, final.class_names)
     if final is not None and final.suspects is not None and final.suspect_images is not None:
@@ -202,6 +204,7 @@ def render(
         repeats=None if final is None else repeats(final.metrics),
         fresh="folds" if final is not None and final.metrics.get("folds") else "fresh seeds",
         noise=run_folder.noise_text(run),
+        began=made.get("What the search began with"),
         winner=winner,
         searched=[name.removeprefix("config/") for name in analysis.varying(trials)],
         minutes=run_folder.minutes(run) if len(trials) else 0.0,

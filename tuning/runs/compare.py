@@ -57,6 +57,10 @@ def caveats(runs: Sequence[Run]) -> list[str]:
         sentences.append(
             "These runs have different metrics. They are compared by the accuracy, which not all of them searched for."
         )
+    for name, run in zip(_names(runs), runs, strict=True):
+        if began := _meta(run).get("begun_with"):
+            others = " and ".join(str(one["name"]) for one in began)
+            sentences.append(f"{name} began with what {others} had found, and the cost of that is not counted.")
     if images:
         reason = " and ".join(images)
         figures = "accuracies" if metric_of(runs) is ACCURACY else "figures"

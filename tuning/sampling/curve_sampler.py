@@ -6,22 +6,26 @@ The last epoch is that of a trial's own configuration, as a space may set `epoch
 still runs, counts for what it has shown and no more; one that failed by itself counts as the worst there was. The idea
 is that of Swersky et al. 2014 (Freeze-Thaw Bayesian optimisation); here it only proposes, and a scheduler stops. What
 it is worth, `tests/benchmarks/search_quality.py` measures.
+
+Trials of earlier runs are observations of other tasks. With them there are no random points first: until a trial of its
+own has reported, the sampler improves on what the best of those are expected to reach here. What they are worth,
+`tests/benchmarks/start_from.py` measures.
 """
 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import optuna
 import pandas as pd
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 from scipy.special import log_ndtr, ndtri
 
+from tuning.sampling.columns import Activity, Column, all_of, numbers_of, numbers_of_earlier
 from tuning.sampling.gaussian_process import Floats, Points, Process, fit
 
 # Of a curve the process gets the last epoch and those at full length / 3, / 9, ...: as a scheduler's rungs are spaced.
@@ -29,91 +33,10 @@ LEVEL_RATIO = 3
 FIRST_STEPS, FURTHER_STEPS = 30, 10
 RANDOM_SHARE = 0.1
 MOST_TRIALS = 150  # About 350 observations, with which a proposal takes a third of a second of one core.
-CANDIDATES, NEIGHBOURS, ROUNDS = 512, 256, (0.1, 0.05, 0.02)
-INACTIVE = 0.5
+MOST_EARLIER = 100  # Of these, at most; and fewer as a run's own become more.
+CANDIDATES, NEIGHBOURS, ROUNDS, LEADERS = 512, 256, (0.1, 0.05, 0.02), 5
 # What version 0.2.0 wrote as the error of a trial that has shown nothing.
 _NO_RESULT = re.compile(r"stopped by .* before its first epoch ended|same configuration as trial \d+, which is running")
-
-
-@dataclass(frozen=True)
-class Column:
-    """A hyperparameter as numbers: in [0, 1] along its scale, or the index of a choice.
-
-    Attributes:
-        name: Its name.
-        distribution: Its range or choices.
-        left_out: Choices that are not proposed.
-    """
-
-    name: str
-    distribution: BaseDistribution
-    left_out: tuple[Any, ...] = ()
-
-    @property
-    def n_choices(self) -> int:
-        """Choices of a categorical one; 0 for a number."""
-        return len(self.distribution.choices) if isinstance(self.distribution, CategoricalDistribution) else 0
-
-    def encode(self, value: Any) -> float:
-        """Returns the number that stands for a value."""
-        if isinstance(self.distribution, CategoricalDistribution):
-            return float(self.distribution.to_internal_repr(value))
-        return float(self._encode(np.float64(value)))
-
-    def decode(self, number: float) -> Any:
-        """Returns the value that a number stands for."""
-        if isinstance(self.distribution, CategoricalDistribution):
-            return self.distribution.choices[int(number)]
-        value = float(self._values(np.float64(number)))
-        return round(value) if isinstance(self.distribution, IntDistribution) else value
-
-    def draw(self, n: int, generator: np.random.Generator) -> Floats:
-        """Returns numbers of random values, (n,)."""
-        if self.n_choices and self.left_out:
-            return generator.choice(np.flatnonzero(self.is_possible(np.arange(self.n_choices))), size=n).astype(
-                np.float64
-            )
-        if self.n_choices:
-            return generator.integers(self.n_choices, size=n).astype(np.float64)
-        return self.nearest(generator.random(n))
-
-    def move(self, numbers: Floats, size: Floats, generator: np.random.Generator) -> Floats:
-        """Returns numbers of values near those of `numbers`, or other choices."""
-        if self.n_choices:
-            return self.draw(len(numbers), generator)
-        return self.nearest(np.clip(numbers + size * generator.normal(size=len(numbers)), 0, 1))
-
-    def is_possible(self, numbers: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-        """Returns which numbers stand for values that may be proposed, (n,); all where no choice would be left."""
-        choices = self.distribution.choices if isinstance(self.distribution, CategoricalDistribution) else ()
-        gone = [index for index, choice in enumerate(choices) if choice in self.left_out]
-        return np.ones(len(numbers), bool) if len(gone) == len(choices) else ~np.isin(numbers, gone)
-
-    def nearest(self, numbers: Floats) -> Floats:
-        """Returns the numbers of the values next to these: some have a grid."""
-        return np.asarray(self._encode(self._values(numbers)), dtype=np.float64)
-
-    def _encode(self, values: Any) -> Any:
-        low, high = self._ends()
-        return ((np.log(values) if self._log else values) - low) / (high - low)
-
-    def _values(self, numbers: Any) -> Any:
-        distribution: Any = self.distribution
-        low, high = self._ends()
-        values = low + numbers * (high - low)
-        values = np.exp(values) if self._log else values
-        if distribution.step is not None:
-            values = distribution.low + distribution.step * np.round((values - distribution.low) / distribution.step)
-        return np.clip(values, distribution.low, distribution.high)
-
-    def _ends(self) -> tuple[float, float]:
-        distribution: Any = self.distribution
-        low, high = float(distribution.low), float(distribution.high)
-        return (math.log(low), math.log(high)) if self._log else (low, high)
-
-    @property
-    def _log(self) -> bool:
-        return isinstance(self.distribution, FloatDistribution | IntDistribution) and self.distribution.log
 
 
 class CurveSampler(optuna.samplers.BaseSampler):
@@ -126,6 +49,10 @@ class CurveSampler(optuna.samplers.BaseSampler):
 
     Attributes:
         left_out: Name of a categorical parameter -> choices that are not proposed; see `tuning.sampling.possible`.
+        earlier: The trials of each earlier run that the search begins with.
+        drawn: Random points of the space, which say what hyperparameters it has before any trial does; needed with
+            `earlier`.
+        origins: Number of each trial that was asked for -> what its point came from, "random" or "model".
     """
 
     def __init__(self, seed: int, n_startup: int, random_share: float = RANDOM_SHARE) -> None:
@@ -134,14 +61,13 @@ class CurveSampler(optuna.samplers.BaseSampler):
         self._n_startup, self._random_share = n_startup, random_share
         self._theta: Floats | None = None
         self.left_out: Mapping[str, Sequence[Any]] = {}
+        self.earlier: Sequence[Sequence[FrozenTrial]] = ()
+        self.drawn: Sequence[FrozenTrial] = ()
+        self.origins: dict[int, str] = {}
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Returns all hyperparameters that any trial had, each over all of its trials' ranges."""
-        found: dict[str, BaseDistribution | None] = {}
-        for other in study.get_trials(deepcopy=False):
-            for name, one in other.distributions.items():
-                found[name] = merged(found.get(name, one), one)
-        return {name: one for name, one in sorted(found.items()) if one is not None and not one.single()}
+        return all_of([*self.drawn, *study.get_trials(deepcopy=False)])
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -153,63 +79,84 @@ class CurveSampler(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Returns values for all hyperparameters, of which the space takes those that it asks for."""
-        # A trial that was not run, because another one has its configuration, tells nothing beside that.
-        others = [
-            t
-            for t in study.get_trials(deepcopy=False)
-            if t.params and t.user_attrs.get("same_as") is None and not says_nothing(t)
-        ]
         sign = 1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1.0
-        trials = known_best([t for t in others if t.number != trial.number], MOST_TRIALS, sign, self._generator)
+        others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and tells(t)]
+        trials = known_best(others, MOST_TRIALS, sign, self._generator)
         observed = observations(trials, sign)
         is_random = self._generator.random() < self._random_share
-        if len(trials) < self._n_startup or len(set(observed[0])) < 2 or not search_space or is_random:
+        is_early = len(trials) < self._n_startup or len(set(observed[0])) < 2
+        # Where all have failed, there is nothing to improve on.
+        knows_nothing = not self.earlier and (is_early or all(t.state == TrialState.FAIL for t in trials))
+        if knows_nothing or not search_space or is_random:
+            self.origins[trial.number] = "random"
             return {}
-        if all(t.state == TrialState.FAIL for t in trials):  # There is nothing to improve on.
-            return {}
+        self.origins[trial.number] = "model"
         columns = [Column(name, one, tuple(self.left_out.get(name, ()))) for name, one in search_space.items()]
-        best = self._best(columns, trials, *observed)
+        best = self._best(columns, trials, observed, sign)
         return {column.name: column.decode(number) for column, number in zip(columns, best, strict=True)}
 
     def _best(
         self,
         columns: Sequence[Column],
         trials: Sequence[FrozenTrial],
-        own: npt.NDArray[np.int64],
-        progress: Floats,
-        values: Floats,
+        observed: tuple[npt.NDArray[np.int64], Floats, Floats],
+        sign: float,
     ) -> Floats:
         """Returns the candidate of the largest expected improvement, (n_columns,)."""
-        known = np.array(
-            [
-                [column.encode(t.params[column.name]) if column.name in t.params else np.nan for column in columns]
-                for t in trials
-            ]
-        )
-        activity = Activity.of(columns, known)
-        categorical = np.array([column.n_choices > 0 for column in columns])
+        known, (own, progress, values) = numbers_of(columns, trials), observed
+        activity = Activity.of(columns, np.concatenate([numbers_of(columns, self.drawn), known]))
         configs = activity.blank(known)
-        if self._theta is not None and len(self._theta) != len(columns) + 5:
-            self._theta = None
-        n_steps = FIRST_STEPS if self._theta is None else FURTHER_STEPS
-        process = fit(
-            Points(configs[own], progress, own), scores(values), categorical, start=self._theta, n_steps=n_steps
-        )
-        self._theta = process.theta
-        means, _ = process.predict(configs, np.arange(len(trials)))
-        failed = np.array([t.state == TrialState.FAIL for t in trials])
+        points, told = Points(configs[own], progress, own), scores(values)
+        earlier, before, told_before = self._earlier(columns, activity, sign, len(trials))
+        if before is not None:
+            points, told = points + before, np.append(told, told_before)
+        process = self._fit(columns, points, told)
+        means = process.predict(configs, np.arange(len(trials)))[0] if len(trials) else np.zeros(0)
+        failed = np.array([t.state == TrialState.FAIL for t in trials], dtype=bool)
         means[failed] = -np.inf
         running = np.flatnonzero([t.state == TrialState.RUNNING for t in trials])
         if len(running):  # They are taken to end as expected, so that nothing is proposed twice.
             process = process.given(Points(configs[running], np.zeros(len(running)), running), means[running])
         random = np.column_stack([column.draw(CANDIDATES, self._generator) for column in columns])
-        leaders = np.argsort(-means)[:5]
-        filled = np.where(np.isnan(known[leaders]), random[: len(leaders)], known[leaders])
-        candidates = np.concatenate([random, self._near(filled, columns, NEIGHBOURS, 0.2)])
+        leaders, goal = np.argsort(-means)[:LEADERS], means.max(initial=-np.inf)
+        starts = np.where(np.isnan(known[leaders]), random[: len(leaders)], known[leaders])
+        given = np.zeros((0, len(columns)))
+        if len(earlier):
+            given = np.column_stack([c.adopt(earlier[:, i], self._generator) for i, c in enumerate(columns)])
+            expected, _ = process.predict(activity.blank(given))
+            if failed[own].all():  # No trial of its own has shown what can be reached here.
+                goal = max(goal, expected.max())
+            given = given[np.argsort(-expected)[:LEADERS]]
+            starts = np.concatenate([starts, given])
+        candidates = np.concatenate([random, self._near(starts, columns, NEIGHBOURS, 0.2), given])
+        return self._climb(process, goal, candidates, columns, activity=activity, proposed=configs)
+
+    def _fit(self, columns: Sequence[Column], points: Points, told: Floats) -> Process:
+        """Returns the process of some observations; it goes on from that of the last proposal."""
+        categorical = np.array([column.n_choices > 0 for column in columns])
+        n_earlier = len(self.earlier)
+        if self._theta is not None and len(self._theta) != len(columns) + 5 + n_earlier:
+            self._theta = None
+        n_steps = FIRST_STEPS if self._theta is None else FURTHER_STEPS
+        process = fit(points, told, categorical, start=self._theta, n_steps=n_steps, n_earlier=n_earlier)
+        self._theta = process.theta
+        return process
+
+    def _climb(
+        self,
+        process: Process,
+        goal: float,
+        candidates: Floats,
+        columns: Sequence[Column],
+        *,
+        activity: Activity,
+        proposed: Floats,
+    ) -> Floats:
+        """Returns the best of some candidates and of points ever nearer to the best of them, (n_columns,)."""
         for size in (*ROUNDS, None):
             blanked = activity.blank(candidates)
-            gain = expected_improvement(process, blanked, means.max())
-            gain[(blanked[:, None] == configs).all(axis=2).any(axis=1)] = -np.inf  # It was proposed already.
+            gain = expected_improvement(process, blanked, goal)
+            gain[(blanked[:, None] == proposed).all(axis=2).any(axis=1)] = -np.inf
             for i, column in enumerate(columns):
                 gain[~column.is_possible(candidates[:, i])] = -np.inf
             order = np.argsort(-gain)
@@ -220,6 +167,22 @@ class CurveSampler(optuna.samplers.BaseSampler):
         best: Floats = candidates[order[0]]
         return best
 
+    def _earlier(
+        self, columns: Sequence[Column], activity: Activity, sign: float, n_own: int
+    ) -> tuple[Floats, Points | None, Floats]:
+        """Returns the numbers of earlier trials, and where and what the process observed of them; None: of none."""
+        numbers, points, told = np.zeros((0, len(columns))), None, np.zeros(0)
+        n = math.ceil(min(MOST_EARLIER, MOST_TRIALS - n_own) / max(1, len(self.earlier)))
+        for task, run in enumerate(self.earlier, start=1):
+            trials = spread([t for t in run if tells(t)], n, sign)
+            theirs = numbers_of_earlier(columns, trials, {name for t in run for name in t.params})
+            own, progress, values = observations(trials, sign)
+            number = own + n_own + len(numbers)
+            more = Points(activity.blank(theirs)[own], progress, number, np.full(len(own), task))
+            points = more if points is None else points + more
+            numbers, told = np.concatenate([numbers, theirs]), np.append(told, scores(values))
+        return numbers, points, told
+
     def _near(self, points: Floats, columns: Sequence[Column], n: int, size: float) -> Floats:
         """Returns points that differ from some of `points` in a few columns, (n, n_columns)."""
         generator = self._generator
@@ -229,55 +192,6 @@ class CurveSampler(optuna.samplers.BaseSampler):
         sizes = size * generator.choice([1.0, 0.3, 0.1], size=n)
         moved = np.column_stack([column.move(chosen[:, i], sizes, generator) for i, column in enumerate(columns)])
         return np.where(changed, moved, chosen)
-
-
-@dataclass(frozen=True)
-class Activity:
-    """Which hyperparameters a configuration has, as far as trials show that a choice of another one decides it.
-
-    Attributes:
-        deciders: Column -> (the column of the choice, the choices with which it was seen).
-    """
-
-    deciders: Mapping[int, tuple[int, npt.NDArray[np.float64]]]
-
-    @staticmethod
-    def of(columns: Sequence[Column], known: Floats) -> "Activity":
-        """Returns what trials show; NaN in `known` (n_trials, n_columns) is a hyperparameter that a trial had not."""
-        active = ~np.isnan(known)
-        deciders = {}
-        for i in np.flatnonzero(~active.all(axis=0)):
-            for j, column in enumerate(columns):
-                if j == i or not column.n_choices or (active[:, i] & ~active[:, j]).any():
-                    continue
-                with_it, without = set(known[active[:, i], j]), set(known[active[:, j] & ~active[:, i], j])
-                if not with_it & without:
-                    deciders[int(i)] = (j, np.array(sorted(with_it)))
-                    break
-        return Activity(deciders)
-
-    def blank(self, configs: Floats) -> Floats:
-        """Returns configurations in which what is inactive (or NaN) has one number for all."""
-        blanked = configs.copy()
-        for column, (decider, choices) in self.deciders.items():
-            blanked[~np.isin(configs[:, decider], choices), column] = INACTIVE
-        return np.where(np.isnan(blanked), INACTIVE, blanked)
-
-
-def merged(known: BaseDistribution | None, other: BaseDistribution) -> BaseDistribution | None:
-    """Returns the distribution that holds the values of both, as a range may depend on the trial.
-
-    None where there is no such one, which Optuna refuses within a study: of two types, of two scales, of other choices.
-    """
-    if known is None or known == other:
-        return known
-    if isinstance(known, FloatDistribution) and isinstance(other, FloatDistribution) and known.log == other.log:
-        step = known.step if (known.low, known.step) == (other.low, other.step) else None
-        return FloatDistribution(min(known.low, other.low), max(known.high, other.high), known.log, step)
-    if isinstance(known, IntDistribution) and isinstance(other, IntDistribution) and known.log == other.log:
-        steps = 1 if known.log else math.gcd(known.step, other.step, known.low - other.low)
-        return IntDistribution(min(known.low, other.low), max(known.high, other.high), known.log, steps)
-    return None
 
 
 def says_nothing(trial: FrozenTrial) -> bool:
@@ -292,6 +206,11 @@ def says_nothing(trial: FrozenTrial) -> bool:
     if error is None:
         return bool(trial.user_attrs.get("no_result")) or not trial.intermediate_values
     return bool(trial.user_attrs.get("no_result")) or _NO_RESULT.fullmatch(str(error)) is not None
+
+
+def tells(trial: FrozenTrial) -> bool:
+    """Returns whether a trial says something: one that was not run, as another has its configuration, does not."""
+    return bool(trial.params) and trial.user_attrs.get("same_as") is None and not says_nothing(trial)
 
 
 def own_length(trial: FrozenTrial) -> int | None:
@@ -349,11 +268,23 @@ def known_best(trials: Sequence[FrozenTrial], n: int, sign: float, generator: np
         return list(trials)
     running = [t for t in trials if t.state == TrialState.RUNNING]
     ended = [t for t in trials if t.state != TrialState.RUNNING]
-
-    def best(t: FrozenTrial) -> float:
-        return max((sign * v for v in t.intermediate_values.values() if math.isfinite(v)), default=-math.inf)
-
-    ended.sort(key=best, reverse=True)
+    ended.sort(key=lambda t: best_value(t, sign), reverse=True)
     n_best = max(1, (n - len(running)) // 2)
     others = generator.permutation(np.arange(n_best, len(ended)))[:n_best]
     return running + ended[:n_best] + [ended[i] for i in others]
+
+
+def spread(trials: Sequence[FrozenTrial], n: int, sign: float) -> list[FrozenTrial]:
+    """Returns `n` trials at most: the best, and as many from all over the others' ranking, the same ones each time."""
+    if len(trials) <= n:
+        return list(trials)
+    ranked = sorted(trials, key=lambda t: best_value(t, sign), reverse=True)
+    n_best = (max(n, 0) + 1) // 2
+    others = np.linspace(n_best, len(ranked) - 1, max(n, 0) - n_best).astype(int)
+    return ranked[:n_best] + [ranked[i] for i in others]
+
+
+def best_value(trial: FrozenTrial, sign: float) -> float:
+    """Returns the best value that a trial has reported, times the sign; minus infinity where it has none."""
+    values = (sign * value for value in trial.intermediate_values.values() if math.isfinite(value))
+    return max(values, default=-math.inf)

@@ -28,6 +28,11 @@ class PossibleSampler(optuna.samplers.BaseSampler):
         if hasattr(sampler, "left_out"):
             sampler.left_out = left_out
 
+    @property
+    def origins(self) -> Mapping[int, str]:
+        """What the points of trials came from, as far as the sampler says."""
+        return getattr(self._sampler, "origins", {})
+
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Returns the sampler's."""
         return self._sampler.infer_relative_search_space(study, trial)

@@ -47,6 +47,8 @@ class Space:
         recorded: Choices that the run's study has on record.
         surroundings: What its code uses from beside its file; None where it has no file.
         own: The architecture of the user's own file, which the space calls "own"; "" where there is none.
+        best_before: The best points of earlier runs, which are tried before `first`.
+        interleaved: `first` takes every second trial only, as the sampler knows earlier runs.
     """
 
     name: str
@@ -59,6 +61,8 @@ class Space:
     recorded: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     surroundings: Surroundings | None = None
     own: str = ""
+    best_before: Sequence[Mapping[str, Any]] = ()
+    interleaved: bool = False
 
     def sample(self, trial: optuna.trial.BaseTrial, epochs: int) -> TrainConfig:
         """Returns the configuration that the space makes of a trial; `epochs` counts where the space sets none.
@@ -116,7 +120,8 @@ class Space:
                 if isinstance(one, optuna.distributions.CategoricalDistribution):
                     recorded[name] = one.choices
         space = replace(self, recorded=recorded)
-        return replace(space, first=[point for point in self.first if space.is_possible(point)])
+        first, before = ([p for p in points if space.is_possible(p)] for points in (self.first, self.best_before))
+        return replace(space, first=first, best_before=before)
 
 
 class _Limited:
@@ -212,3 +217,24 @@ def check_space(space: Space, epochs: int) -> list[tuple[dict[str, Any], TrainCo
             except UserError as error:
                 raise UserError(f"FIRST must hold points of the space, but got {dict(point)}. {error}") from error
     return drawn
+
+
+def draw_points(space: Space, epochs: int) -> list[optuna.trial.FrozenTrial]:
+    """Returns trials at random points of a space, the same each time: they show which hyperparameters it has."""
+    study = optuna.create_study(sampler=space.possible(optuna.samplers.RandomSampler(seed=0)))
+    for _ in range(_DRAWS_TO_CHECK):
+        space.sample(study.ask(), epochs)
+    return study.get_trials(deepcopy=False)
+
+
+def point_of(space: Space, values: Mapping[str, Any], epochs: int) -> dict[str, Any] | None:
+    """Returns those of some values by name that are a point of a space; None where it asks for more, or for others."""
+    fixed = optuna.trial.FixedTrial(dict(values))
+    with warnings.catch_warnings():
+        for message in _WRONG:
+            warnings.filterwarnings("error", message)
+        try:
+            space.sample(fixed, epochs)
+        except UserError:
+            return None
+    return dict(fixed.params) if space.is_possible(fixed.params) else None

@@ -284,9 +284,12 @@ class RunStudy:
         if not any(trial.state == TrialState.WAITING for trial in trials):
             drawn = [t for t in trials if t.state != TrialState.FAIL or t.params]
             tried = [t.system_attrs["fixed_params"] for t in drawn if "fixed_params" in t.system_attrs]
-            untried = (dict(point) for point in self._space.first if dict(point) not in tried)
-            if (point := next(untried, None)) is not None:
-                self.study.enqueue_trial(point)
+            points = [(dict(point), "earlier") for point in self._space.best_before]
+            points += [(dict(point), "space") for point in self._space.first]
+            point, origin = next((each for each in points if each[0] not in tried), (None, ""))
+            is_due = not self._space.interleaved or 2 * len(tried) < len(drawn)
+            if point is not None and is_due:
+                self.study.enqueue_trial(point, user_attrs={"origin": origin})
         return self.study.ask()
 
     def _first_in(self, state: str) -> Known | None:
@@ -296,6 +299,9 @@ class RunStudy:
         """Returns what is known of a trial that has been drawn just now."""
         known = Known(trial.number, self._id(trial.number), "running", dict(trial.params), config_hash)
         self._trials[trial.number] = known
+        origin = getattr(self.study.sampler, "origins", {}).get(trial.number)
+        if origin is not None and "origin" not in trial.user_attrs:  # A point that was given has it already.
+            self._keep(known, origin=origin)
         return known
 
     def _propose(self, trial: optuna.Trial, config: TrainConfig) -> Proposal:

@@ -5,7 +5,7 @@ import secrets
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, date, datetime
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tuning.base import files, locks, machine, own_model, rim
 from tuning.base.errors import UserError, disk_full, each_alone
 from tuning.base.masking import masked, masked_all
-from tuning.runs import run_folder
+from tuning.runs import beginnings, run_folder
 from tuning.trials.settings import Settings
 
 if TYPE_CHECKING:
@@ -124,13 +124,21 @@ def _is_beginning(path: Path) -> bool:
         "space.py",
         "space.zip",
         "model.py",
+        beginnings.FILE,
     }
 
 
-def begin(path: Path, settings: Settings, space: "Space", command: str | None = None) -> str:
+def begin(
+    path: Path,
+    settings: Settings,
+    space: "Space",
+    command: str | None = None,
+    earlier: Sequence[beginnings.EarlierRun] = (),
+) -> str:
     """Writes `space.py` and `meta.json` of a new run; returns what of the space cannot be kept, or "".
 
-    `command` is the call in Python that began the run; None is the command line of this process.
+    `command` is the call in Python that began the run; None is the command line of this process. What it takes from
+    `earlier` runs is written, too.
     """
     from tuning.trials import estimate
 
@@ -139,6 +147,11 @@ def begin(path: Path, settings: Settings, space: "Space", command: str | None = 
     if space.own:
         own_model.keep(space.own, path)
     left = space.surroundings.keep(path) if space.surroundings else ""
+    begun_with = {}
+    if earlier:
+        beginnings.write(path, earlier)
+        named = [{"name": one.name, "id": one.identity, "dataset": one.dataset} for one in earlier]
+        begun_with = {"begun_with": named}
     update_meta(
         path,
         settings,
@@ -153,6 +166,7 @@ def begin(path: Path, settings: Settings, space: "Space", command: str | None = 
         versions=machine.versions(),
         hardware=machine.hardware(),
         git_commit=machine.git_commit(),
+        **begun_with,
     )
     return left
 

@@ -40,7 +40,7 @@ def search(
             or another process has the run in its storage.
     """
     with interrupts.importing():
-        from tuning.sampling import samplers
+        from tuning.sampling import earlier, samplers
         from tuning.sampling.study import RunStudy
 
     before = files.read_json(path / "meta.json").get("split_hash") if resumed else None
@@ -50,6 +50,8 @@ def search(
             "Its trials could not be compared with new ones. Name the folder of the former ones with --data-dir."
         )
     sampler = samplers.make(settings.sampler, _sampler_seed(settings.seed, path), N_STARTUP)
+    if settings.start_from is not None:
+        space = earlier.begin(path, sampler, space, settings.epochs)
     with study_file.writing(path):
         study = RunStudy(
             path,

@@ -54,6 +54,7 @@ class Settings:
     model: str | None = None
     reading: dict[str, Any] | None = None
     metric: str = METRICS.default
+    start_from: list[str] | None = None
 
     @property
     def source(self) -> Source:
@@ -110,6 +111,9 @@ def as_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     found |= {name: value for name, value in (settings.get("reading") or {}).items() if name in READING}
     if found.get("address") is not None and "limit" in settings:
         found["concurrency"] = settings["limit"]
+    for name in {"start_from", "start-from"} & found.keys():
+        if isinstance(found[name], list):
+            found[name] = ",".join(map(str, found[name]))
     for name in {"time_budget", "time-budget"} & found.keys():
         if isinstance(found[name], int | float):
             found[name] = f"{found[name]:f}s"

@@ -4,7 +4,7 @@ Everything that can be refused is refused here, before torch or Ray is imported.
 """
 
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +13,11 @@ from typing import Any
 from tuning.base import files, locks, machine, own_model, rim
 from tuning.base.doors import Asked
 from tuning.base.errors import UserError
+from tuning.base.registries import METRICS
 from tuning.images.options import READING, source_of
 from tuning.images.source import Source
 from tuning.runs import run_folder
+from tuning.runs.beginnings import EarlierRun
 from tuning.trials import local_ray, record
 from tuning.trials import slots as slot_plans
 from tuning.trials.settings import (
@@ -43,6 +45,7 @@ class Settled:
         resumed: The run was begun earlier.
         notes: What a person should know before it begins, a paragraph each.
         slots_are_open: A dry run may choose how many trials share a GPU.
+        earlier: What a new run takes from earlier ones.
         own: What a configuration calls the user's own network; "" where there is none.
     """
 
@@ -53,6 +56,7 @@ class Settled:
     notes: tuple[str, ...]
     slots_are_open: bool = False
     own: str = ""
+    earlier: tuple[EarlierRun, ...] = ()
 
 
 def settle(asked: Asked, stack: ExitStack, *, dry_run: bool) -> Settled:
@@ -137,6 +141,7 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
         asked.space = _space_for(images, asked.device)
     source = _space_file(asked.space, stack)
     sampler, scheduler = check_names(source, asked.sampler, asked.scheduler, asked.minimize, asked.metric)
+    start_from, earlier, begins = _earlier(asked, source, own)
     taken: Collection[str] = ()
     storage = asked.storage
     if storage is not None:
@@ -182,10 +187,42 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
         dashboard=asked.dashboard,
         storage=storage,
         model=None if asked.model is None else str(asked.model),
+        start_from=start_from,
         **vars(slots),
     )
     said = "" if shared is None else f"Trials on each GPU: {shared}, as the dry run of this space found to pay."
-    return Settled(settings, path, source, False, tuple(filter(None, [password, said])), slots_are_open, own)
+    notes = (*filter(None, [password, said]), *begins)
+    return Settled(settings, path, source, False, notes, slots_are_open, own, earlier)
+
+
+def _earlier(asked: Asked, source: str, own: str) -> tuple[list[str] | None, tuple[EarlierRun, ...], list[str]]:
+    """Returns the names of the runs that a search begins with, what it takes from them, and what to say of that."""
+    if asked.start_from is None:
+        return None, (), []
+    from tuning.sampling import earlier, spaces
+
+    runs, notes = list(_runs_named(asked.start_from)), list[str]()
+    found = earlier.read(runs, METRICS[asked.metric], notes.append)
+    space = replace(spaces.load_space(source), own=own)
+    notes += earlier.shared(found, space, asked.epochs or DEFAULT_EPOCHS["cpu"])
+    here = run_folder.run_names()
+    return [run.name if files.called(run.path) in here else str(run.path.absolute()) for run in runs], found, notes
+
+
+def _runs_named(start_from: Any) -> Iterator[run_folder.Run]:
+    """Yields the runs that `--start-from` names, or that Python gives."""
+    for each in start_from if isinstance(start_from, list) else [start_from]:
+        if isinstance(each, run_folder.Run):
+            yield each
+            continue
+        names = [name.strip() for name in each.split(",")] if isinstance(each, str) else [each]
+        if not all(names) or not isinstance(each, str | Path):
+            raise UserError(f"--start-from must be names of runs with commas between them, but got {each!r}.")
+        for name in names:
+            try:
+                yield run_folder.load(name)
+            except UserError as error:
+                raise UserError(f"--start-from names a run that cannot be read. {error}") from error
 
 
 def _space_for(images: Source, device: str | None) -> str:
