@@ -69,9 +69,9 @@ def test_augmentation_has_a_share_of_the_step(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_edges_are_counted_where_there_is_one_and_where_there_is_none(tmp_path: Path) -> None:
-    table = run("edges.py", "--searches 3 --samplers random --samples 60", tmp_path).set_index("optimum")
+    table = run("edges.py", "--searches 3 --samplers curves", tmp_path).set_index("optimum")
     assert list(table.index) == ["noise", "inside", "beyond, twice", "beyond, ten times"]
-    assert table.loc["beyond, ten times", "right"] == 100 and table.loc["noise", "said"] == 0
+    assert table.loc["beyond, ten times", "right"] > 50 > table.loc["inside", "said"]
     assert table["right"].notna().sum() == 2 and (table["naive"] <= 100).all()
 
 

@@ -22,7 +22,7 @@ import recording
 from tables import Array, Curve, Task
 from tuning.base.config import TrainConfig
 from tuning.base.registries import METRICS
-from tuning.sampling.curve_sampler import Column, merged
+from tuning.sampling.columns import Column, merged
 from tuning.sampling.spaces import Space, load_space
 
 MEAN_SQUARE = 1 / 6  # Of the difference of two random numbers in [0, 1].
