@@ -1,4 +1,4 @@
-"""The recorder of learning curves and its reader: what is on disk after a kill, and what a replayed search is told."""
+"""The recorder of learning curves and its reader: what is on disk after a kill, and what a replayed search reads."""
 
 import csv
 import json

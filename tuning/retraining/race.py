@@ -141,7 +141,7 @@ class Race:
         return math.fsum(self._seconds(key) for key in wanted | set(self._started)) <= self.plan.slot_seconds
 
     def _seconds(self, key: Key) -> float:
-        """Returns what a training took; or takes as it seems, by that on the first seed or else by the search."""
+        """Returns what a training took; of one that has not ended, what that on the first seed or the search took."""
         known = self.done.get(key) or self.done.get((key[0], self.plan.seeds[0]))
         return AROUND + (self._entries[key[0]].expected_seconds if known is None else known.seconds)
 
