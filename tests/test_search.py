@@ -611,7 +611,8 @@ def test_a_search_begins_with_another_and_is_resumed_when_that_is_gone(
     done = run(tmp_path, "--resume", "three", "--samples", "3")
     assert done.returncode == 0, done.stdout + done.stderr
     path = tmp_path / "results" / "three"
-    assert check_record(path, 3)["config/learning_rate"].nunique() == 3
+    points = check_record(path, 3)[["config/learning_rate", "config/momentum"]]  # Two may lie at the end of one range.
+    assert len(points.drop_duplicates()) == 3
     meta = run_folder.Run(path).meta
     assert (meta["settings"]["start_from"], meta["begun_with"][0]["name"]) == (["one"], "one")
     assert {trial.user_attrs["origin"] for trial in study_storage.load(path).trials} <= {"model", "random"}

@@ -88,9 +88,18 @@ def test_what_has_learned_its_images_gets_more_regularisation_beside_the_best_as
     assert all(found.may_win(e) for e in found.entries if e.role != "default")
     assert found.notes[0] == (
         "More regularisation for the longer training of trial 9 (label smoothing 0.1, crop padding 1, erase 0.3), "
-        "trial 0 (label smoothing 0.1, crop padding 1, erase 0.3): they label their train images as well as the valid "
+        "trial 0 (label smoothing 0.1, crop padding 1, erase 0.3): they label their train images better than the valid "
         "ones already."
     )
+
+
+@pytest.mark.parametrize(("n_valid", "found"), [(None, {1, 2}), (5000, {1, 2}), (300, {2})])
+def test_what_noise_explains_is_not_learned(run: Path, n_valid: int | None, found: set[int]) -> None:
+    epochs = run_folder.Run(run).epochs.iloc[:3].assign(trial=range(3))
+    epochs[["train_accuracy", "valid_accuracy"]] = [(0.355, 0.35), (0.40, 0.35), (0.99, 0.95)]
+    meta = {"valid_images": n_valid} if n_valid else {}
+    files.write_json(run / "meta.json", {"settings": SETTINGS, "dataset": "fashion-mnist"} | meta)
+    assert regularising.learned(epochs, run_folder.Run(run).n_valid) == found
 
 
 def test_missing_epochs_cost_the_regularisation_only(run: Path) -> None:

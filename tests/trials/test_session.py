@@ -10,7 +10,7 @@ import pytest
 import studies
 
 from tuning.base import files
-from tuning.images import splitting
+from tuning.images import partition
 from tuning.images.splitting import Splits
 from tuning.runs import run_folder
 from tuning.sampling.spaces import load_space
@@ -71,10 +71,10 @@ def test_how_surely_the_best_value_is_known_is_written_down_where_the_valid_spli
     search.reported(0, studies.epoch(2, 0.8, "length") | more)
     search.ended(0)
     search.study.close(None)
-    monkeypatch.setattr(splitting, "MOST_VALID_IMAGES", 120)
+    monkeypatch.setattr(partition, "MOST_VALID_IMAGES", 120)
     search._note_noise()
     assert not (search.path / "meta.json").exists()
-    monkeypatch.setattr(splitting, "MOST_VALID_IMAGES", 121)
+    monkeypatch.setattr(partition, "MOST_VALID_IMAGES", 121)
     search._note_noise()
     assert files.read_json(search.path / "meta.json")["noise"] == {"valid_images": 120, "half_width": 1.96 * 0.02}
     text = "The valid accuracy of a trial is known to ± 3.92 points (95 %): there are 120 valid images."

@@ -16,10 +16,9 @@ from tuning.base.errors import UserError, counted
 from tuning.images import partition
 from tuning.images.catalogue import DATASETS
 from tuning.images.datasets import Labelled, Own, as_source, load_own, load_train, silent
+from tuning.images.partition import MOST_VALID_IMAGES, VALID_SHARE
 from tuning.images.source import Source
 
-# The valid split is a tenth of the images, but no more than its accuracy needs: with 5,000 its standard error is 0.3 %.
-VALID_SHARE, MOST_VALID_IMAGES = 0.1, 5_000
 LEAST_IMAGES = 4
 # The largest class may have so many times as many train images as the smallest before a search mentions it.
 MOST_UNEVEN = 3

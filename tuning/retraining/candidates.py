@@ -199,7 +199,7 @@ def from_run(
     default = random = default_trial = unchanged = None
     if compare:
         try:
-            learned = regularising.learned(found.epochs)
+            learned = regularising.learned(found.epochs, found.n_valid)
         except UserError as error:
             learned = set()
             notes.append(f"No candidate gets more regularisation: {error}")
@@ -338,7 +338,7 @@ def _regularised(entries: Sequence[Entry], learned: Collection[int]) -> tuple[li
     best = replace(entries[0], role="unchanged") if found[0].regularised else None
     if not changed:
         return found, best, []
-    those = f"{', '.join(changed)}: they label their train images as well as the valid ones already."
+    those = f"{', '.join(changed)}: they label their train images better than the valid ones already."
     return found, best, [f"More regularisation for the longer training of {those}"]
 
 

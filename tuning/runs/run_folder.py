@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 RESULTS = files.RESULTS
 WORDS = ("latest", "list", "compare")  # what the command understands, so that no run may be called it
+VALID_IMAGES_BEFORE = 5_000  # Of the valid split, where an earlier version kept no number, as it did of fewer.
 
 # The types of the settings that are read here and elsewhere without a check of their own.
 _SETTINGS: dict[str, type] = {
@@ -139,6 +140,14 @@ class Run:
         except (ValueError, TypeError) as error:
             raise self._damaged("pauses that are no pairs of times") from error
         return seconds
+
+    @property
+    def n_valid(self) -> int:
+        """Images of the valid split."""
+        meta = self.meta
+        noise = meta.get("noise")
+        known = meta.get("valid_images", noise.get("valid_images") if isinstance(noise, dict) else None)
+        return known if isinstance(known, int) and known > 0 else VALID_IMAGES_BEFORE
 
     @property
     def best(self) -> "pd.Series[Any]":

@@ -121,7 +121,8 @@ class Session:
             if resumed:
                 record.go_on(self.path, self.settings, self.study.last_moment, self.study.now())
             hashes = {"split_hash": self.splits.split_hash, "valid_hash": self.splits.valid_hash}
-            record.update_meta(self.path, self.settings, **hashes, left_out=left_out, stopped_by=None)
+            known = {**hashes, "valid_images": len(self.splits.valid)}
+            record.update_meta(self.path, self.settings, **known, left_out=left_out, stopped_by=None)
             if waiting := self.study.waiting:
                 self.progress.note(
                     f"{counted(len(waiting), 'trial')} ({', '.join(map(str, waiting))}) cannot be resumed on this "
@@ -231,7 +232,7 @@ class Session:
 
     def _note_noise(self) -> None:
         """Writes down how surely the best trial's value is known, where the valid split is a small sample."""
-        from tuning.images.splitting import MOST_VALID_IMAGES
+        from tuning.images.partition import MOST_VALID_IMAGES
 
         run, n_valid = run_folder.Run(self.path), len(self.splits.valid)
         if n_valid >= MOST_VALID_IMAGES or not run.trials["state"].isin(["complete", "pruned"]).any():
