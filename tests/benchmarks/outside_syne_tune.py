@@ -91,4 +91,4 @@ def syne_tune(name: str) -> Method:
         made[0].epochs = epochs
         return made[0]
 
-    return Method(sampler, scheduler)
+    return Method(sampler, scheduler, needs="syne-tune")
