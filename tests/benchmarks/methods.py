@@ -135,7 +135,8 @@ METHODS: dict[str, Method] = {
     "syne-tune asha-bore": syne_tune("ASHABORE"),
     "syne-tune asha-cqr": syne_tune("ASHACQR"),
     "syne-tune bohb": syne_tune("BOHB"),
-    "smac + asha": smac("BlackBoxFacade", SCHEDULERS.load("asha")),
+    "smac + asha": smac("HyperparameterOptimizationFacade", SCHEDULERS.load("asha")),
+    "smac black-box + asha": smac("BlackBoxFacade", SCHEDULERS.load("asha")),
     "smac hyperband": smac_hyperband(),
     # Ours with one part switched off, or other options.
     "ours, no scheduler": Method(named(SAMPLER), NONE),

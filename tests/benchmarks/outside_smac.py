@@ -4,7 +4,10 @@ SMAC minimises, so it is told 1 - value; a trial that diverged has 1. The first 
 is from that one that the space is known. SMAC writes a folder of its own, which is deleted with the sampler.
 """
 
+import shutil
 import tempfile
+import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,7 +35,8 @@ class Smac(optuna.samplers.BaseSampler):
     def __init__(self, facade: str, seed: int) -> None:
         self._facade, self._seed = facade, seed
         self._random = optuna.samplers.RandomSampler(seed=seed)
-        self._folder = tempfile.TemporaryDirectory(prefix="smac-")
+        self._folder = tempfile.mkdtemp(prefix="smac-")
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._smac: Any = None
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
@@ -53,7 +57,8 @@ class Smac(optuna.samplers.BaseSampler):
         shown = max(trial.intermediate_values.values(), default=0.0)
         shown = 0.0 if state == optuna.trial.TrialState.FAIL else shown
         point = configuration(smac.scenario.configspace, trial)
-        smac.tell(TrialInfo(point, seed=0), TrialValue(cost=1 - shown), save=False)
+        seed = smac.intensifier.get_instance_seed_keys_of_interest()[0].seed  # SMAC draws it once, and asks with it.
+        smac.tell(TrialInfo(point, seed=seed), TrialValue(cost=1 - shown), save=False)
 
     def ask(self, study: Any) -> Any:
         """Returns what SMAC wants to try."""
@@ -74,13 +79,15 @@ class Smac(optuna.samplers.BaseSampler):
             deterministic=True,
             n_trials=MANY,
             seed=self._seed,
-            output_directory=self._folder.name,
+            output_directory=self._folder,
             **options,
         )
         facade = getattr(smac, self._facade)
         known = [configuration(scenario.configspace, first)] if options else []
         design = facade.get_initial_design(scenario, n_configs=N_STARTUP - 1, additional_configs=known)
-        return facade(scenario, initial_design=design, logging_level=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=DeprecationWarning)  # SMAC calls ConfigSpace as it was before.
+            return facade(scenario, initial_design=design, logging_level=False)
 
     @staticmethod
     def parameters(config: Any, search_space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
@@ -91,6 +98,7 @@ class Smac(optuna.samplers.BaseSampler):
             if isinstance(one, CategoricalDistribution):
                 found[name] = one.choices[int(value)]
             else:
+                value = min(max(value, one.low), one.high)
                 found[name] = float(value) if isinstance(one, FloatDistribution) else int(value)
         return found
 
@@ -194,7 +202,10 @@ def configuration(space: Any, trial: Any) -> Any:
     for name in values.keys() & trial.params.keys():
         one = trial.distributions[name]
         value = trial.params[name]
-        values[name] = str(one.choices.index(value)) if isinstance(one, CategoricalDistribution) else value
+        if isinstance(one, CategoricalDistribution):
+            values[name] = str(one.choices.index(value))
+        else:
+            values[name] = min(max(value, space[name].lower), space[name].upper)  # SMAC has rounded its bounds.
     return ConfigSpace.Configuration(space, values=values)
 
 
