@@ -442,17 +442,52 @@ def mixed_space(trial: Any) -> dict[str, Any]:
     return space(trial) | {"kind": kind, "rate": rate, "layers": trial.suggest_int("layers", 1, 9, log=True)}
 
 
+MIXED = Task("planted", EPOCHS, mixed_space, mixed, best=0.99, median=0.5, cost=10.0)
+
+
 @pytest.mark.parametrize("name", sorted(name for name, method in METHODS.items() if method.needs))
 def test_another_system_searches_where_it_is_installed(name: str) -> None:
     pytest.importorskip(METHODS[name].needs.replace("-", "_"))
-    task = Task("planted", EPOCHS, mixed_space, mixed, best=0.99, median=0.5, cost=10.0)
-    trials, again = (simulate(task, METHODS[name], slots=2, samples=24, seed=0) for _ in range(2))
+    trials, again = (simulate(MIXED, METHODS[name], slots=2, samples=16, seed=0) for _ in range(2))
     ends = [trial for trial in trials if trial.state != "paused"]
-    assert [trial.trial for trial in ends] == list(range(24))
+    assert [trial.trial for trial in ends] == list(range(16))
     assert trials == again
     assert len({trial.epochs for trial in ends}) > 1
-    if name != "syne-tune asha":  # which is random
-        assert max(trial.value for trial in ends[8:]) > max(trial.value for trial in ends[:8])
+
+
+def told_smac(name: str, slots: int, samples: int) -> tuple[list[Any], dict[float, list[float]]]:
+    """Returns the rows of a search, and what SMAC was told: cost -> final values of the configurations that had it."""
+    pytest.importorskip("smac")
+    made: list[Any] = []
+
+    def sampler(seed: int) -> Any:
+        made.append(METHODS[name].sampler(seed))
+        return made[0]
+
+    trials = simulate(MIXED, replace(METHODS[name], sampler=sampler), slots=slots, samples=samples, seed=0)
+    history, told = made[0].smac(None).runhistory, {}
+    for key, value in history.items():
+        config = dict(history.get_config(key.config_id))
+        curve = mixed(config | {"kind": ["poor", "good", "odd"][int(config["kind"])]})
+        if value.status.name == "SUCCESS":
+            told.setdefault(round(1 - value.cost, 6), []).append(pytest.approx(curve.values[-1]))
+    return trials, told
+
+
+def test_smac_is_told_what_trials_have_shown_until_they_were_stopped() -> None:
+    trials, told = told_smac("smac + asha", slots=2, samples=12)
+    assert len({trial.epochs for trial in trials}) > 1
+    assert told == {round(trial.observed, 6): [trial.value] for trial in trials}
+
+
+def test_smac_hyperband_resumes_the_best_of_a_bracket() -> None:
+    trials, told = told_smac("smac hyperband", slots=1, samples=9)
+    ends = {trial.trial: trial.epochs for trial in trials if trial.state != "paused"}
+    shown = {trial.trial: trial.observed for trial in trials if trial.epochs == 1}
+    best = sorted(shown, key=lambda number: -shown[number])
+    assert [ends[number] for number in best] == [9, 3, 3] + [1] * 5
+    assert ends[8] == 3  # of the second bracket, which begins there
+    assert told == {round(trial.observed, 6): [trial.value] for trial in trials}
 
 
 @pytest.mark.slow
