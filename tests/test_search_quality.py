@@ -468,9 +468,9 @@ def told_smac(name: str, slots: int, samples: int) -> tuple[list[Any], dict[floa
     history, told = made[0].smac(None).runhistory, {}
     for key, value in history.items():
         config = dict(history.get_config(key.config_id))
-        curve = mixed(config | {"kind": ["poor", "good", "odd"][int(config["kind"])]})
+        values, _ = vars(mixed(config | {"kind": ["poor", "good", "odd"][int(config["kind"])]})).values()
         if value.status.name == "SUCCESS":
-            told.setdefault(round(1 - value.cost, 6), []).append(pytest.approx(curve.values[-1]))
+            told.setdefault(round(1 - value.cost, 6), []).append(pytest.approx(values[-1]))
     return trials, told
 
 
@@ -478,6 +478,21 @@ def test_smac_is_told_what_trials_have_shown_until_they_were_stopped() -> None:
     trials, told = told_smac("smac + asha", slots=2, samples=12)
     assert len({trial.epochs for trial in trials}) > 1
     assert told == {round(trial.observed, 6): [trial.value] for trial in trials}
+
+
+def test_smac_has_the_ends_of_a_range_though_it_rounds_them() -> None:
+    pytest.importorskip("smac")
+    import optuna
+    import outside_smac
+
+    low, high = 1.001581395598805e-06, 0.9981682595321479
+    ranges = {"x": optuna.distributions.FloatDistribution(low, high, log=True)}
+    space = outside_smac.space(ranges, seed=0)
+    for end in (low, high):
+        trial = optuna.trial.create_trial(params={"x": end}, distributions=ranges, value=0.0)
+        point = outside_smac.configuration(space, trial)
+        assert outside_smac.Smac.parameters(point, ranges)["x"] == pytest.approx(end)
+        assert low <= outside_smac.Smac.parameters(point, ranges)["x"] <= high
 
 
 def test_smac_hyperband_resumes_the_best_of_a_bracket() -> None:

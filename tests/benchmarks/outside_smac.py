@@ -70,8 +70,8 @@ class Smac(optuna.samplers.BaseSampler):
             self._smac = self.make(study.get_trials(deepcopy=False)[0])
         return self._smac
 
-    def make(self, first: Any, **options: Any) -> Any:
-        """Returns a facade for the space of a trial, which is the first of its random points."""
+    def make(self, first: Any, *, asks_for_it: bool = False, **options: Any) -> Any:
+        """Returns a facade for the space of a trial; whether it asks for the trial's own point, too."""
         import smac
 
         scenario = smac.Scenario(
@@ -83,7 +83,7 @@ class Smac(optuna.samplers.BaseSampler):
             **options,
         )
         facade = getattr(smac, self._facade)
-        known = [configuration(scenario.configspace, first)] if options else []
+        known = [configuration(scenario.configspace, first)] if asks_for_it else []
         design = facade.get_initial_design(scenario, n_configs=N_STARTUP - 1, additional_configs=known)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=DeprecationWarning)  # SMAC calls ConfigSpace as it was before.
@@ -138,7 +138,7 @@ class SmacHyperband(Smac):
         number = int(trial.trial_id)
         if number == 0:
             first = self._study.get_trials(deepcopy=False)[0]
-            self._smac = self.make(first, min_budget=1, max_budget=self.epochs)
+            self._smac = self.make(first, asks_for_it=True, min_budget=1, max_budget=self.epochs)
             self._numbers[configuration(self._smac.scenario.configspace, first)] = 0
         else:
             self._numbers[self._next.config] = number

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import optuna
 import optuna.samplers._tpe._truncnorm
@@ -77,7 +77,6 @@ class Stock(Ours):
         rules.tell_end(study, number, TrialState.COMPLETE, [_or_zero(values[-1])])
 
 
-@runtime_checkable
 class Pausing(Protocol):
     """What a scheduler that pauses trials has beside Ray's methods."""
 
@@ -180,6 +179,7 @@ class _Search:
         self._task, self._method = task, method
         self._study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
         self._scheduler = method.scheduler(task.epochs, seed)
+        self._pauses = hasattr(type(self._scheduler), Pausing.resumed.__name__)
         self._trials: list[_Trial] = []
         self._events: list[tuple[float, int]] = []
         self._paused: dict[int, Ended] = {}
@@ -204,7 +204,7 @@ class _Search:
     def _fill(self, samples: int) -> bool:
         """Puts a trial into a free slot; returns whether there was one."""
         last = len(self._trials) == samples
-        resumed = self._scheduler.resumed(last) if isinstance(self._scheduler, Pausing) else None
+        resumed = self._scheduler.resumed(last) if self._pauses else None
         if resumed is not None:
             self._resume(resumed)
         elif not last:
