@@ -121,6 +121,8 @@ def test_a_paused_trial_frees_its_slot_and_costs_only_its_further_epochs() -> No
     assert told == [(0, 9, True, "RUNNING"), (1, 9, True, "RUNNING"), (2, 2, False, "RUNNING")]
     assert scheduler.asked == [False] * 4 + [True] * 2
     assert trials[0].value == trials[1].value > trials[0].observed
+    began = [trials[i].proposing for i in (0, 2, 4)]  # of the trials 0, 1, 2
+    assert began[1] < trials[1].proposing < began[2] < trials[3].proposing  # 0 goes on after 1 has begun, 1 after 2
 
 
 def test_a_trial_that_diverges_or_ends_where_it_would_pause_has_ended() -> None:
@@ -197,8 +199,8 @@ def frame_of(trials: list[Any], **group: Any) -> pd.DataFrame:
 def test_a_search_is_the_same_each_time(name: str) -> None:
     one, other = (simulate(planted(rising), METHODS[name], slots=2, samples=15, seed=3) for _ in range(2))
     assert one == other
-    proposing = [trial.proposing for trial in one if trial.state != "paused"]
-    assert proposing[0] > 0 and proposing == sorted(proposing)
+    proposing = list({trial.trial: trial.proposing for trial in reversed(one)}.values())  # when each began
+    assert proposing[-1] > 0 and proposing == sorted(proposing, reverse=True)
     assert {"complete", "pruned"} <= {trial.state for trial in one}
 
 

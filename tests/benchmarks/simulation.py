@@ -120,7 +120,8 @@ class Ended:
         observed: Its best value.
         value: What the table says of its configuration after a full training.
         regret: The same, normalised.
-        proposing: Processor seconds of all proposals of the search up to this trial's own, and of telling the sampler.
+        proposing: Processor seconds that the search had spent on proposals, its own included, and on telling the sampler
+            when it began or was last resumed.
     """
 
     trial: int
@@ -135,7 +136,10 @@ class Ended:
 
 @dataclass
 class _Trial:
-    """A trial that has begun; `began` is the time at which it would have begun if it had never paused."""
+    """A trial that has begun; `began` is the time at which it would have begun if it had never paused.
+
+    `proposing` is that of `Ended`.
+    """
 
     curve: Curve
     stand_in: StandIn
@@ -204,7 +208,8 @@ class _Search:
     def _fill(self, samples: int) -> bool:
         """Puts a trial into a free slot; returns whether there was one."""
         last = len(self._trials) == samples
-        resumed = self._scheduler.resumed(last) if self._pauses else None
+        with self._proposing:
+            resumed = self._scheduler.resumed(last) if self._pauses else None
         if resumed is not None:
             self._resume(resumed)
         elif not last:
@@ -230,6 +235,7 @@ class _Search:
         trial = self._trials[number]
         self._rows.append(self._paused.pop(number))
         trial.began = self._clock - trial.curve.costs[len(trial.values) - 1]
+        trial.proposing = self._proposing.seconds
         self._train(number)
 
     def _train(self, number: int) -> None:
