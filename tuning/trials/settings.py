@@ -22,7 +22,17 @@ from tuning.trials.slots import SlotRequest, Slots
 DEFAULT_EPOCHS = {"cpu": 6, "cuda": 18}
 N_STARTUP = 8
 # Options that a resumed search takes anew; all else is as the run was begun.
-OF_ANY_SESSION = {"samples", "time_budget", "data_dir", "audit", "resume", "address", "dashboard", "progress"}
+OF_ANY_SESSION = {
+    "samples",
+    "until_converged",
+    "time_budget",
+    "data_dir",
+    "audit",
+    "resume",
+    "address",
+    "dashboard",
+    "progress",
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class Settings:
     reading: dict[str, Any] | None = None
     metric: str = METRICS.default
     start_from: list[str] | None = None
+    until_converged: bool = False
 
     @property
     def source(self) -> Source:
@@ -145,6 +156,16 @@ def check_names(
 
     load_space(space)
     return sampler or samplers[0], scheduler or schedulers[0]
+
+
+def check_converges(sampler: str) -> None:
+    """Raises UserError for a sampler that does not say when there is nothing left to gain."""
+    if not SAMPLERS.find(sampler).says_gains:
+        those = " or ".join(name for name, known in SAMPLERS.items() if known.says_gains)
+        raise UserError(
+            f"--until-converged must have a sampler that says what it expects, {those}, but got {sampler!r}. Choose "
+            "that one, or leave the option out."
+        )
 
 
 def fitting(two_objectives: bool) -> tuple[list[str], list[str]]:
