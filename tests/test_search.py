@@ -536,6 +536,8 @@ def bad(**arguments: Any) -> None:
         ({"sampler": "tpee"}, "--sampler must be one of .* Did you mean 'tpe'"),
         ({"scheduler": "ash"}, "--scheduler must be one of .* Did you mean 'asha'"),
         ({"until_converged": True, "sampler": "tpe"}, "--until-converged must have a sampler .*curves, but got 'tpe'"),
+        ({"cost": "seconds", "sampler": "gp"}, "--cost seconds must have a sampler .*curves, but got 'gp'"),
+        ({"cost": "minutes"}, "--cost must be one of epochs, seconds, but got 'minutes'"),
         ({"minimize": "parameters"}, "--minimize must be one of .* Did you mean 'n_parameters'"),
         ({"minimize": "n_parameters", "scheduler": "asha"}, "--scheduler must be none beside --minimize.*got 'asha'"),
         ({"mlflow": "nowhere://x"}, "--mlflow must be the URI of a store that answers, but got 'nowhere://x'"),

@@ -75,6 +75,10 @@ def run(
             help="Begin with what these runs have found, of this data set or another; or latest.",
         ),
     ] = None,
+    cost: Annotated[
+        str,
+        typer.Option(help="epochs or seconds: with seconds, what promises most a second of its training is tried."),
+    ] = "epochs",
     minimize: Annotated[
         str | None, typer.Option(help=f"{OBJECTIVES.listed}: beside the metric, without a scheduler.")
     ] = None,
@@ -144,6 +148,8 @@ def run(
         sampler: Proposes the points.
         scheduler: Stops trials early.
         start_from: Runs, or their names; the search begins with what they have found. None is none.
+        cost: "epochs" or "seconds": what a training is taken to cost. With "seconds" the sampler, which must be
+            "curves", learns what configurations take, and tries what promises most a second.
         minimize: A second objective, beside the metric.
         metric: What counts on the valid split.
         address: Of a Ray cluster.

@@ -33,7 +33,6 @@ from tuning.sampling.gaussian_process import Floats, Points, Process, fit
 LEVEL_RATIO = 3
 FIRST_STEPS, FURTHER_STEPS = 30, 10
 RANDOM_SHARE = 0.1
-SLACK = 0.0
 MOST_TRIALS = 150  # About 350 observations, with which a proposal takes a third of a second of one core.
 MOST_EARLIER = 100  # Of these, at most; and fewer as a run's own become more.
 CANDIDATES, NEIGHBOURS, ROUNDS, LEADERS = 512, 256, (0.1, 0.05, 0.02), 5
@@ -50,6 +49,8 @@ class CurveSampler(optuna.samplers.BaseSampler):
         random_share: Of the points after these that are random, too.
 
     Attributes:
+        weighs_costs: Propose what promises most a second of its training, as far as trials tell what that takes, and
+            not what promises most (Snoek et al. 2012).
         left_out: Name of a categorical parameter -> choices that are not proposed; see `tuning.sampling.possible`.
         earlier: The trials of each earlier run that the search begins with.
         drawn: Random points of the space, which say what hyperparameters it has before any trial does; needed with
@@ -59,13 +60,13 @@ class CurveSampler(optuna.samplers.BaseSampler):
             as a share of how far trainings of one configuration are apart; see `tuning.sampling.convergence`.
     """
 
-    def __init__(self, seed: int, n_startup: int, random_share: float = RANDOM_SHARE, slack: float = SLACK) -> None:
-        self._slack = slack
-        self._cost_theta: Floats | None = None
+    def __init__(self, seed: int, n_startup: int, random_share: float = RANDOM_SHARE) -> None:
         self._generator = np.random.default_rng(seed)
         self._random = optuna.samplers.RandomSampler(seed=seed)
         self._n_startup, self._random_share = n_startup, random_share
         self._theta: Floats | None = None
+        self._cost_theta: Floats | None = None
+        self.weighs_costs = False
         self.left_out: Mapping[str, Sequence[Any]] = {}
         self.earlier: Sequence[Sequence[FrozenTrial]] = ()
         self.drawn: Sequence[FrozenTrial] = ()
@@ -140,7 +141,8 @@ class CurveSampler(optuna.samplers.BaseSampler):
         return self._climb(process, goal, candidates, columns, activity=activity, proposed=configs, cost=cost)
 
     def _costs(self, columns: Sequence[Column], trials: Sequence[FrozenTrial], configs: Floats) -> costs.Costs | None:
-        if not self._slack:
+        """Returns what trials say of the costs of their configurations; None where that does not count."""
+        if not self.weighs_costs:
             return None
         longest = max((max(t.intermediate_values) for t in trials if t.intermediate_values), default=1)
         seconds = costs.of_trials(trials, [own_length(t) or longest for t in trials])
@@ -175,22 +177,19 @@ class CurveSampler(optuna.samplers.BaseSampler):
         cost: costs.Costs | None = None,
     ) -> tuple[Floats, float]:
         """Returns the best of some candidates and of points ever nearer to the best of them, and its gain."""
-        seen, gains = np.zeros((0, len(columns))), np.zeros(0)
         for size in (*ROUNDS, None):
             blanked = activity.blank(candidates)
             gain = expected_improvement(process, blanked, goal)
-            gain[(blanked[:, None] == proposed).all(axis=2).any(axis=1)] = -np.inf
+            worth = gain if cost is None else gain - cost.log_seconds(blanked)
+            worth[(blanked[:, None] == proposed).all(axis=2).any(axis=1)] = -np.inf
             for i, column in enumerate(columns):
-                gain[~column.is_possible(candidates[:, i])] = -np.inf
-            seen, gains = np.concatenate([seen, candidates]), np.append(gains, gain)
+                worth[~column.is_possible(candidates[:, i])] = -np.inf
+            order = np.argsort(-worth)
             if size is not None:
-                top = candidates[np.argsort(-gain)[:10]]
+                top = candidates[order[:10]]
                 candidates = np.concatenate([top, self._near(top, columns, 100, size)])
-        best = int(gains.argmax())
-        if cost is not None:  # The cheapest of those that promise about as much.
-            alike = np.flatnonzero(gains >= gains[best] - self._slack)
-            best = int(alike[cost.log_seconds(activity.blank(seen[alike])).argmin()])
-        return seen[best], math.exp(gains[best]) / process.noise
+        best = order[0]
+        return candidates[best], math.exp(gain[best]) / process.noise
 
     def _earlier(
         self, columns: Sequence[Column], activity: Activity, sign: float, n_own: int

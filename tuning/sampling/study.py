@@ -26,6 +26,7 @@ from tuning.base.threads import one_thread
 from tuning.runs import schema, study_file
 from tuning.runs.study_file import EPOCH
 from tuning.sampling import convergence, study_frames, study_storage
+from tuning.sampling.costs import LOST
 from tuning.sampling.spaces import Space
 from tuning.sampling.study_frames import Known, StudyFrames
 
@@ -378,10 +379,15 @@ class RunStudy:
         """Notes the host that a trial's last result came from."""
         self._trials[number].attrs["node"] = node
 
-    def retry(self, number: int, error: str, *, accumulation: int) -> None:
-        """Notes that a trial failed and begins another attempt, its batches cut into so many parts."""
+    def retry(self, number: int, error: str, *, accumulation: int, lost_seconds: float = 0.0) -> None:
+        """Notes that a trial failed and begins another attempt, its batches cut into so many parts.
+
+        `lost_seconds` are those that its configuration cost since its last epoch.
+        """
         trial = self._trials[number]
         self._keep(trial, attempt=trial.attrs["attempt"] + 1, error=masked(error), accumulation=accumulation)
+        if lost_seconds:
+            self._keep(trial, **{LOST: trial.attrs.get(LOST, 0.0) + lost_seconds})
 
     def finish(self, number: int, stopped_by: str) -> None:
         """Tells the sampler the outcome of a trial that ended without an error; see `end_state`."""

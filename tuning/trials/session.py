@@ -50,6 +50,8 @@ def search(
             "Its trials could not be compared with new ones. Name the folder of the former ones with --data-dir."
         )
     sampler = samplers.make(settings.sampler, _sampler_seed(settings.seed, path), N_STARTUP)
+    if settings.cost == "seconds" and hasattr(sampler, "weighs_costs"):
+        sampler.weighs_costs = True
     if settings.start_from is not None:
         space = earlier.begin(path, sampler, space, settings.epochs)
     with study_file.writing(path):
@@ -107,6 +109,7 @@ class Session:
         self._interrupted_at: float | None = None
         self._slots = local_ray.TakenSlots(settings.slots)
         self._last_epoch: dict[int, float] = {}
+        self._attempt_began: dict[int, float] = {}
         self._were_alone: set[int] = set()
         self._waiting_alone: set[int] = set()
         self._converged_after: int | None = None  # Trials that had ended when it was noted.
@@ -351,6 +354,7 @@ class Session:
     def began(self, number: int) -> None:
         """Shows that a trial began."""
         self._waiting_alone.discard(number)
+        self._attempt_began[number] = time.monotonic()
         self.progress.started(self.study.row(number))
 
     def reported(self, number: int, result: Mapping[str, Any]) -> None:
@@ -399,12 +403,14 @@ class Session:
         """
         if DISK_FULL in error:
             raise UserError(error[error.index(DISK_FULL) :])
-        again, room = Retry(self.study.row(number)["epochs"], accumulation), ""
+        again, room, lost = Retry(self.study.row(number)["epochs"], accumulation), "", 0.0
         if ray_internals.OUT_OF_MEMORY.search(failure):
+            began = max(self._attempt_began.get(number, math.inf), self._last_epoch.get(number, 0.0))
+            lost = max(0.0, time.monotonic() - began)  # Its configuration costs this as well.
             again, room = self._with_more_room(number, again)
         if ray_internals.LOST_NODE.search(failure):
             error = f"its node {self.study.row(number).get('node') or ''} was lost: {error.partition('. ')[0]}"
-        self.study.retry(number, f"{error}{room}", accumulation=again.accumulation)
+        self.study.retry(number, f"{error}{room}", accumulation=again.accumulation, lost_seconds=lost)
         self.progress.note(f"trial {number} failed and is tried again{room}: {error}")
         return again
 

@@ -23,9 +23,9 @@ from tuning.trials import slots as slot_plans
 from tuning.trials.settings import (
     DEFAULT_EPOCHS,
     Settings,
-    check_converges,
     check_names,
     check_resumed,
+    check_sampler_can,
     of_run,
     parse_duration,
     placed,
@@ -112,8 +112,7 @@ def _of_resumed(asked: Asked, found: run_folder.Run, budget: float | None, *, dr
 
         settings = replace(settings, mlflow=tracking.without_secret(settings.mlflow))
     check_resumed(asked.given, found, asked.samples)
-    if asked.until_converged:
-        check_converges(settings.sampler)
+    check_sampler_can(settings.sampler, until_converged=settings.until_converged, cost=settings.cost)
     address = asked.address or settings.address or "local"
     settings, changed = placed(settings, address, found.meta.get("hardware"))
     if asked.data_dir is not None:
@@ -145,8 +144,7 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
         asked.space = _space_for(images, asked.device)
     source = _space_file(asked.space, stack)
     sampler, scheduler = check_names(source, asked.sampler, asked.scheduler, asked.minimize, asked.metric)
-    if asked.until_converged:
-        check_converges(sampler)
+    check_sampler_can(sampler, until_converged=asked.until_converged, cost=asked.cost)
     start_from, earlier, begins = _earlier(asked, source, own)
     taken: Collection[str] = ()
     storage = asked.storage
@@ -195,6 +193,7 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
         model=None if asked.model is None else str(asked.model),
         start_from=start_from,
         until_converged=asked.until_converged,
+        cost=asked.cost,
         **vars(slots),
     )
     said = "" if shared is None else f"Trials on each GPU: {shared}, as the dry run of this space found to pay."
