@@ -126,6 +126,11 @@ class Process:
         variance = scales[: 2 if trials is None else 3].sum() - np.einsum("ij,ij->j", explained, explained)
         return between @ self.weights, np.sqrt(np.maximum(variance, 1e-10))
 
+    @property
+    def noise(self) -> float:
+        """How far trainings of one configuration are apart: the deviation of what no other trial tells of one."""
+        return float(np.exp(self.theta[len(self.categorical) + 3 : len(self.categorical) + 5]).sum() ** 0.5)
+
     def given(self, points: Points, values: Floats) -> "Process":
         """Returns the process with further observations, and the same hyperparameters."""
         return _solved(self.theta, self.categorical, self.points + points, np.append(self.values, values))
