@@ -120,8 +120,8 @@ class Ended:
         observed: Its best value.
         value: What the table says of its configuration after a full training.
         regret: The same, normalised.
-        proposing: Processor seconds that proposals, its own included, and telling the sampler had taken in the search when
-            it began or was last resumed.
+        proposing: Processor seconds that the search had spent on proposals and on telling the sampler when the trial
+            began or was last resumed; its own proposal is included.
     """
 
     trial: int
