@@ -177,7 +177,9 @@ def test_promotion_resumes_the_best_third_of_each_rung() -> None:
     assert shown(1, {6: 0.1, 7: 0.1, 8: 0.1}) == [4, None]
     scheduler.on_trial_complete(None, StandIn("9"), {})
     assert shown(1, {9: 0.9, 10: 0.5, 11: 0.1}) == [10, None]  # 9 has ended
-    assert shown(3, {2: 0.5, 3: 0.6, 4: 0.4}) == [3, None]  # of the higher rung
+    for number in (12, 13, 14):
+        scheduler.on_trial_result(None, StandIn(str(number)), {"epoch": 1, METRIC: 0.8})
+    assert shown(3, {2: 0.5, 3: 0.6, 4: 0.4}) == [3, 12]  # the higher rung first
     assert scheduler.on_trial_result(None, StandIn("3"), {"epoch": 4, METRIC: 0.6}) == "CONTINUE"
 
 
