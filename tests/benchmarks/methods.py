@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import optuna
+from all_epochs import AllEpochs, AllEpochsByLevels
 from outside import syne_tune
 from ray.tune.schedulers import ASHAScheduler
 from simulation import Method, Ours, Stock, tell_epoch
@@ -20,6 +21,15 @@ SAMPLER, SCHEDULER = settings.check_names("resnet", None, None, None)
 def named(name: str, n_startup: int = settings.N_STARTUP) -> Callable[[int], optuna.samplers.BaseSampler]:
     """Returns a builder of one of the project's samplers."""
     return lambda seed: samplers.make(name, seed, n_startup)
+
+
+def large(how: str) -> Callable[[int], optuna.samplers.BaseSampler]:
+    def made(seed: int) -> CurveSampler:
+        sampler = CurveSampler(seed, settings.N_STARTUP)
+        sampler._all_count, sampler._theta_of = how != "limit", how
+        return sampler
+
+    return made
 
 
 def tpe(**changes: Any) -> Callable[[int], optuna.samplers.BaseSampler]:
@@ -121,6 +131,9 @@ METHODS: dict[str, Method] = {
     "ours, no random tenth": Method(lambda seed: CurveSampler(seed, settings.N_STARTUP, 0.0), OURS),
     "ours, sobol start-up": Method(lambda seed: StartSpread(seed, settings.N_STARTUP), OURS),
     "ours, 2 brackets": Method(named(SAMPLER), asha(schedulers.grace_period, 3, brackets=2)),
+    **{f"ours, large {one}": Method(large(one), OURS) for one in ("limit", "best", "random", "rescored")},
+    "ours, all epochs": Method(lambda seed: AllEpochs(seed, settings.N_STARTUP), OURS),
+    "ours, all epochs, ranks of rungs": Method(lambda seed: AllEpochsByLevels(seed, settings.N_STARTUP), OURS),
     "ours, latest to scheduler": Method(named(SAMPLER), OURS, LatestToScheduler),
     "ours, told failures": Method(named(SAMPLER), OURS, FailuresAsWorst),
     **{f"ours, {n} start-up": Method(named(SAMPLER, n), OURS) for n in (3, 5, 8, 12)},

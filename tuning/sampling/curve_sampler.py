@@ -27,6 +27,8 @@ from scipy.special import log_ndtr, ndtri
 
 from tuning.sampling.columns import Activity, Column, all_of, numbers_of, numbers_of_earlier
 from tuning.sampling.gaussian_process import Floats, Points, Process, fit
+from tuning.sampling.growing_process import REFIT_GROWTH, GrowingProcess, taken
+from tuning.sampling.growing_process import given as given_ends
 
 # Of a curve the process gets the last epoch and those at full length / 3, / 9, ...: as a scheduler's rungs are spaced.
 LEVEL_RATIO = 3
@@ -60,6 +62,8 @@ class CurveSampler(optuna.samplers.BaseSampler):
         self._random = optuna.samplers.RandomSampler(seed=seed)
         self._n_startup, self._random_share = n_startup, random_share
         self._theta: Floats | None = None
+        self._theta_of = "best"
+        self._growing, self._n_fitted, self._all_count = GrowingProcess(), MOST_TRIALS, True
         self.left_out: Mapping[str, Sequence[Any]] = {}
         self.earlier: Sequence[Sequence[FrozenTrial]] = ()
         self.drawn: Sequence[FrozenTrial] = ()
@@ -81,7 +85,7 @@ class CurveSampler(optuna.samplers.BaseSampler):
         """Returns values for all hyperparameters, of which the space takes those that it asks for."""
         sign = 1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1.0
         others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and tells(t)]
-        trials = known_best(others, MOST_TRIALS, sign, self._generator)
+        trials = others if self._all_count else known_best(others, MOST_TRIALS, sign, self._generator)
         observed = observations(trials, sign)
         is_random = self._generator.random() < self._random_share
         is_early = len(trials) < self._n_startup or len(set(observed[0])) < 2
@@ -110,13 +114,15 @@ class CurveSampler(optuna.samplers.BaseSampler):
         earlier, before, told_before = self._earlier(columns, activity, sign, len(trials))
         if before is not None:
             points, told = points + before, np.append(told, told_before)
-        process = self._fit(columns, points, told)
-        means = process.predict(configs, np.arange(len(trials)))[0] if len(trials) else np.zeros(0)
+        is_large = len(trials) > MOST_TRIALS
+        process = self._fit_some(columns, points, told, trials, sign, observed[2]) if is_large else self._fit(columns, points, told)
+        means = process.mean(configs, np.arange(len(trials))) if len(trials) else np.zeros(0)
         failed = np.array([t.state == TrialState.FAIL for t in trials], dtype=bool)
         means[failed] = -np.inf
         running = np.flatnonzero([t.state == TrialState.RUNNING for t in trials])
         if len(running):  # They are taken to end as expected, so that nothing is proposed twice.
-            process = process.given(Points(configs[running], np.zeros(len(running)), running), means[running])
+            ends = Points(configs[running], np.zeros(len(running)), running)
+            process = given_ends(process, ends, means[running]) if is_large else process.given(ends, means[running])
         random = np.column_stack([column.draw(CANDIDATES, self._generator) for column in columns])
         leaders, goal = np.argsort(-means)[:LEADERS], means.max(initial=-np.inf)
         starts = np.where(np.isnan(known[leaders]), random[: len(leaders)], known[leaders])
@@ -141,6 +147,26 @@ class CurveSampler(optuna.samplers.BaseSampler):
         process = fit(points, told, categorical, start=self._theta, n_steps=n_steps, n_earlier=n_earlier)
         self._theta = process.theta
         return process
+
+    def _fit_some(
+        self, columns: Sequence[Column], points: Points, told: Floats, trials: Sequence[FrozenTrial], sign: float, observed: Any
+    ) -> Process:
+        """Returns the process of all observations; its hyperparameters are those of some trials, from time to time."""
+        if self._theta is None or len(trials) >= REFIT_GROWTH * self._n_fitted:
+            some = known_best(trials, MOST_TRIALS, sign, self._generator)
+            if self._theta_of == "random":
+                some = [trials[i] for i in self._generator.permutation(len(trials))[:MOST_TRIALS]]
+            kept = {t.number for t in some}
+            rows = np.flatnonzero([trials[i].number in kept for i in points.trials])
+            self._fit(
+                columns, taken(points, rows), scores(observed[rows]) if self._theta_of == "rescored" else told[rows]
+            )
+            self._n_fitted = len(trials)
+        categorical = np.array([column.n_choices > 0 for column in columns])
+        numbers = [trials[i].number for i in points.trials]
+        stays = np.array([trials[i].state != TrialState.RUNNING for i in points.trials])
+        assert self._theta is not None
+        return self._growing.of(self._theta, categorical, points, told, numbers=numbers, stays=stays)
 
     def _climb(
         self,
