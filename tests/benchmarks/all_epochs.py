@@ -139,6 +139,10 @@ class CurveProcess:
         root = np.linalg.cholesky(covariance + (scales[3] + JITTER) * np.eye(len(rows.values)))
         return CurveProcess(theta, categorical, rows, root, cho_solve((root, True), rows.values))
 
+    def mean(self, configs: Floats, trials: Indices | None = None) -> Floats:
+        """Returns the mean of `predict`."""
+        return self.predict(configs, trials)[0]
+
     def predict(self, configs: Floats, trials: Indices | None = None) -> tuple[Floats, Floats]:
         """Returns mean and deviation after the last epoch."""
         own = np.full(len(configs), -1) if trials is None else trials

@@ -1,6 +1,7 @@
 """`METHODS`: name -> a way to search, for `search_quality.py`. To add one, add a line."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -11,7 +12,7 @@ from simulation import Method, Ours, Stock, tell_epoch
 
 from tuning.base.registries import SCHEDULERS
 from tuning.sampling import samplers
-from tuning.sampling.curve_sampler import CurveSampler
+from tuning.sampling.curve_sampler import MOST_TRIALS, CurveSampler, known_best, tells
 from tuning.trials import schedulers, settings
 from tuning.trials.schedulers import METRIC
 
@@ -21,15 +22,6 @@ SAMPLER, SCHEDULER = settings.check_names("resnet", None, None, None)
 def named(name: str, n_startup: int = settings.N_STARTUP) -> Callable[[int], optuna.samplers.BaseSampler]:
     """Returns a builder of one of the project's samplers."""
     return lambda seed: samplers.make(name, seed, n_startup)
-
-
-def large(how: str) -> Callable[[int], optuna.samplers.BaseSampler]:
-    def made(seed: int) -> CurveSampler:
-        sampler = CurveSampler(seed, settings.N_STARTUP)
-        sampler._all_count, sampler._theta_of = how != "limit", how
-        return sampler
-
-    return made
 
 
 def tpe(**changes: Any) -> Callable[[int], optuna.samplers.BaseSampler]:
@@ -55,6 +47,17 @@ def asha(grace: Callable[[int], int], reduction: float, brackets: int = 1) -> Ca
         reduction_factor=reduction,
         brackets=brackets,
     )
+
+
+class Limited(CurveSampler):
+    """The default sampler as it was: of more than 150 trials it sees the best half and as many others, at random."""
+
+    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+        sign = 1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1.0
+        others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and tells(t)]
+        some = known_best(others, MOST_TRIALS, sign, self._generator)
+        seen = SimpleNamespace(direction=study.direction, get_trials=lambda deepcopy: some)
+        return super().sample_relative(seen, trial, search_space)  # type: ignore[arg-type]
 
 
 class LastValues(Ours):
@@ -131,7 +134,7 @@ METHODS: dict[str, Method] = {
     "ours, no random tenth": Method(lambda seed: CurveSampler(seed, settings.N_STARTUP, 0.0), OURS),
     "ours, sobol start-up": Method(lambda seed: StartSpread(seed, settings.N_STARTUP), OURS),
     "ours, 2 brackets": Method(named(SAMPLER), asha(schedulers.grace_period, 3, brackets=2)),
-    **{f"ours, large {one}": Method(large(one), OURS) for one in ("limit", "best", "random", "rescored")},
+    "ours, 150 trials at most": Method(lambda seed: Limited(seed, settings.N_STARTUP), OURS),
     "ours, all epochs": Method(lambda seed: AllEpochs(seed, settings.N_STARTUP), OURS),
     "ours, all epochs, ranks of rungs": Method(lambda seed: AllEpochsByLevels(seed, settings.N_STARTUP), OURS),
     "ours, latest to scheduler": Method(named(SAMPLER), OURS, LatestToScheduler),

@@ -68,7 +68,7 @@ class GrowingProcess:
         return np.zeros(0, np.int64)
 
 
-def given(process: Process, points: Points, values: Floats) -> Process:
+def extended(process: Process, points: Points, values: Floats) -> Process:
     """Returns the process with further observations, and the same hyperparameters; its factor is not computed anew."""
     theta, categorical, joined = process.theta, process.categorical, process.points + points
     root = grown(process.root, theta, categorical, joined)
@@ -94,9 +94,7 @@ def grown(root: Floats, theta: Floats, categorical: npt.NDArray[np.bool_], point
     return whole
 
 
-def solved(
-    root: Floats, theta: Floats, categorical: npt.NDArray[np.bool_], points: Points, values: Floats
-) -> Process:
+def solved(root: Floats, theta: Floats, categorical: npt.NDArray[np.bool_], points: Points, values: Floats) -> Process:
     """Returns the process of a Cholesky factor."""
     half = solve_triangular(root, values, lower=True, check_finite=False)
     weights = solve_triangular(root, half, lower=True, trans="T", check_finite=False)
