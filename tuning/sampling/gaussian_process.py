@@ -248,7 +248,7 @@ def posterior(
 def _solved(theta: Floats, categorical: npt.NDArray[np.bool_], points: Points, values: Floats) -> Process:
     """Returns the process with these hyperparameters and observations."""
     noise = noise_of(theta, len(categorical)) * np.eye(len(values))
-    root: Floats = np.linalg.cholesky(covariance(theta, categorical, points, points) + noise)
+    root = np.asarray(np.linalg.cholesky(covariance(theta, categorical, points, points) + noise), dtype=np.float64)
     return Process(theta, categorical, points, values, root, cho_solve((root, True), values))
 
 
