@@ -17,8 +17,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+import studies
 from optuna.trial import TrialState
 
 from tuning import search
@@ -26,6 +28,9 @@ from tuning.base import machine
 from tuning.base.errors import UserError
 from tuning.runs import run_folder, schema
 from tuning.sampling import study_storage
+from tuning.sampling.curve_sampler import CurveSampler
+from tuning.sampling.spaces import load_space
+from tuning.sampling.study import RunStudy
 from tuning.trials import settings as search_settings
 
 SMOKE = ["--space", "smoke", "--train-images", "1000"]
@@ -465,6 +470,33 @@ def test_an_audit_trains_stopped_trials_to_their_end_outside_the_samplers_sight(
 
 
 @pytest.mark.slow
+def test_a_search_ends_where_nothing_is_left_to_gain_and_may_be_extended(
+    searched: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    path = tmp_path / "results" / "one"
+    shutil.copytree(searched[0] / "results" / "one", path)
+    study, draw = RunStudy(path, load_space("smoke"), CurveSampler(0, 5), epochs=6, seed=0), np.random.default_rng(0)
+    while len(study.finished()) < 50 and not study.has_converged:
+        proposal = studies.ask(study)
+        studies.train(study, proposal, [draw.normal(0.3, 0.01)] * 6, "length")
+        study.finish(proposal.number, "scheduler")
+    study.close(None)
+    n = study.n_finished
+    assert study.has_converged, [trial.user_attrs.get("gain") for trial in study.study.trials]
+    done = run(tmp_path, "--resume", "one", "--samples", "60", "--until-converged")
+    assert done.returncode == 0, done.stdout + done.stderr
+    meta, trials = run_folder.Run(path).meta, run_folder.ran(run_folder.Run(path).trials)
+    assert (meta["stopped_by"], meta["converged"], len(trials)) == ("converged", n, n)
+    said = f"Nothing left to gain after {n} trials: "
+    assert done.stdout.count(said) == 2 and "The search ended there." in done.stdout
+    assert said in (path / "report.html").read_text()
+    done = run(tmp_path, "--resume", "one", "--samples", str(n + 2))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(run_folder.ran(run_folder.Run(path).trials)) == n + 2
+    assert run_folder.Run(path).meta["stopped_by"] is None
+
+
+@pytest.mark.slow
 def test_a_spent_time_budget_ends_the_search_and_leaves_nothing_running(tmp_path: Path) -> None:
     arguments = ["--samples", "50", "--epochs", "500", "--time-budget", "25s", "--run", "one", "--scheduler", "none"]
     done = run(tmp_path, *arguments, *SMOKE)
@@ -503,6 +535,9 @@ def bad(**arguments: Any) -> None:
         ({"dataset": "fashion-mnst"}, "--dataset must be .* Did you mean 'fashion-mnist'"),
         ({"sampler": "tpee"}, "--sampler must be one of .* Did you mean 'tpe'"),
         ({"scheduler": "ash"}, "--scheduler must be one of .* Did you mean 'asha'"),
+        ({"until_converged": True, "sampler": "tpe"}, "--until-converged must have a sampler .*curves, but got 'tpe'"),
+        ({"cost": "seconds", "sampler": "gp"}, "--cost seconds must have a sampler .*curves, but got 'gp'"),
+        ({"cost": "minutes"}, "--cost must be one of epochs, seconds, but got 'minutes'"),
         ({"minimize": "parameters"}, "--minimize must be one of .* Did you mean 'n_parameters'"),
         ({"minimize": "n_parameters", "scheduler": "asha"}, "--scheduler must be none beside --minimize.*got 'asha'"),
         ({"mlflow": "nowhere://x"}, "--mlflow must be the URI of a store that answers, but got 'nowhere://x'"),

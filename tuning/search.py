@@ -22,7 +22,7 @@ from tuning.base.own_model import SIGNATURE
 from tuning.base.registries import METRICS, OBJECTIVES, SAMPLERS, SCHEDULERS
 from tuning.images import options
 from tuning.images.catalogue import DATASETS
-from tuning.runs import beginnings, run_folder
+from tuning.runs import beginnings, convergence, run_folder
 from tuning.runs.run_folder import Run
 from tuning.trials import loading, record, session
 from tuning.trials.settings import as_options, fitting
@@ -75,6 +75,10 @@ def run(
             help="Begin with what these runs have found, of this data set or another; or latest.",
         ),
     ] = None,
+    cost: Annotated[
+        str,
+        typer.Option(help="epochs or seconds: with seconds, what promises most a second of its training is tried."),
+    ] = "epochs",
     minimize: Annotated[
         str | None, typer.Option(help=f"{OBJECTIVES.listed}: beside the metric, without a scheduler.")
     ] = None,
@@ -96,6 +100,10 @@ def run(
     time_budget: Annotated[
         str | None, typer.Option(help="End after e.g. 30m; what runs then counts as stopped.")
     ] = None,
+    until_converged: Annotated[
+        bool,
+        typer.Option("--until-converged", help="End when there is nothing left to gain; --samples is then the most."),
+    ] = False,
     data_dir: Annotated[Path | str | None, typer.Option(help="A folder that holds the data set's files.")] = None,
     train_images: Annotated[int | None, typer.Option(help="Train on this many images only, stratified.")] = None,
     image_column: options.ImageColumn = None,
@@ -140,6 +148,8 @@ def run(
         sampler: Proposes the points.
         scheduler: Stops trials early.
         start_from: Runs, or their names; the search begins with what they have found. None is none.
+        cost: "epochs" or "seconds": what a training is taken to cost. With "seconds" the sampler, which must be
+            "curves", learns what configurations take, and tries what promises most a second.
         minimize: A second objective, beside the metric.
         metric: What counts on the valid split.
         address: Of a Ray cluster.
@@ -149,6 +159,7 @@ def run(
         gpus_per_trial: GPUs, or a share of one, a trial.
         concurrency: Trials side by side; None is as many as fit.
         time_budget: A duration such as "30m", after which the search ends.
+        until_converged: End when the sampler, which must be "curves", expects nothing more; `samples` is then the most.
         data_dir: A folder that holds the data set's files.
         train_images: Train on this many images only.
         image_column: The column of a table that has each image's file or id; None finds it by its name.
@@ -166,7 +177,7 @@ def run(
         audit: So many stopped trials are trained to their end afterwards.
         max_failures: Retries of a trial that fails.
         resume: A run's name, folder or URI, or "latest", to be resumed with its own options. Of others only samples,
-            time_budget, data_dir, audit, address and dashboard may differ from their defaults.
+            until_converged, time_budget, data_dir, audit, address and dashboard may differ from their defaults.
         progress: Show the live view in a terminal or a notebook, else a line an event; False prints nothing.
 
     Raises:
@@ -292,6 +303,8 @@ def _print_outcome(found: Run) -> None:
         results.print_trials(found, limit=5)
         if noise := run_folder.noise_text(found):
             print(noise)
+        if converged := convergence.text(found):
+            print(converged)
         results.print_edges(found)
         if (page := found.path / "report.html").exists():
             print(f"Page: {page}")

@@ -139,6 +139,11 @@ class CurveProcess:
         root = np.linalg.cholesky(covariance + (scales[3] + JITTER) * np.eye(len(rows.values)))
         return CurveProcess(theta, categorical, rows, root, cho_solve((root, True), rows.values))
 
+    @property
+    def noise(self) -> float:
+        """As of `Process`."""
+        return float(np.exp(self.theta[len(self.categorical) + 3 :]).sum() ** 0.5)
+
     def mean(self, configs: Floats, trials: Indices | None = None) -> Floats:
         """Returns the mean of `predict`."""
         return self.predict(configs, trials)[0]

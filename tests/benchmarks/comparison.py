@@ -10,11 +10,13 @@ from tables import WORST
 
 GROUP = ["task", "method", "slots", "seed"]
 READ_AT = (20, 60, 100)
+# Slots -> the times, in full trainings of a typical configuration, at which regrets at equal cost are read.
+READ_AT_COST = {2: (4, 7), 8: (1, 2)}
+TRAINING_SECONDS = 300.0  # What a full training is taken for beside the proposals' own time, if nothing else is said.
 BASELINE, STOCK = "random + asha", "stock"
 RESAMPLES, LEAST_SEEDS = 2_000, 5  # of fewer seeds an interval says nothing
-GRID = np.geomspace(0.1, 100, 140)  # costs, in full trainings, at which curves are drawn
-
 Array = npt.NDArray[np.float64]
+GRID: Array = np.geomspace(0.1, 100, 140)  # costs, in full trainings, at which curves are drawn
 
 
 def incumbents(trials: pd.DataFrame) -> pd.DataFrame:
@@ -36,17 +38,29 @@ def incumbents(trials: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(value=_at(trials["value"], chosen, 0.0), regret=_at(trials["regret"], chosen, WORST))
 
 
-def regret_by_cost(trials: pd.DataFrame) -> pd.DataFrame:
-    """Returns the incumbent's regret at each cost of `GRID`, a column each, a row a search; the worst at first."""
+def with_proposals(trials: pd.DataFrame, training_seconds: float = TRAINING_SECONDS) -> pd.DataFrame:
+    """Returns the trials with the proposals' own time in the times at which they ended.
+
+    A proposal holds up its slot alone, so what all of them took is shared by the slots.
+
+    Args:
+        trials: As for `incumbents`, with `proposing`: the seconds that all proposals took until a trial's own was made.
+        training_seconds: What a full training of a typical configuration takes.
+    """
+    return trials.assign(ended=trials["ended"] + trials["proposing"] / trials["slots"] / training_seconds)
+
+
+def regret_by_cost(trials: pd.DataFrame, grid: Array = GRID) -> pd.DataFrame:
+    """Returns the incumbent's regret at each cost of a grid, a column each, a row a search; the worst at first."""
     trials = trials.sort_values([*GROUP, "ended", "trial"], kind="stable", ignore_index=True)
     starts = (~trials.duplicated(GROUP)).to_numpy()
     regrets = _at(trials["regret"], _best_so_far(trials, starts), WORST)
     begins = np.flatnonzero(starts)
     rows = []
     for begin, end in zip(begins, [*begins[1:], len(trials)], strict=True):
-        known = np.searchsorted(trials["ended"].to_numpy()[begin:end], GRID, side="right")
+        known = np.searchsorted(trials["ended"].to_numpy()[begin:end], grid, side="right")
         rows.append(np.concatenate([[WORST], regrets[begin:end]])[known])
-    found = pd.DataFrame(rows, columns=GRID)
+    found = pd.DataFrame(rows, columns=grid)
     return pd.concat([trials.loc[starts, GROUP].reset_index(drop=True), found], axis=1)
 
 
@@ -130,10 +144,28 @@ def numbers_of_samples(frame: pd.DataFrame) -> list[int]:
     return [*(samples for samples in READ_AT if samples < last), last]
 
 
-def table(frame: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
-    """Returns what the benchmark prints: a row a method and number of slots."""
+def mean_of_medians_at_cost(trials: pd.DataFrame, costs: Sequence[float]) -> pd.DataFrame:
+    """Returns the regret at each cost, median over seeds and mean over tasks: a column a method."""
+    grid = np.array(costs, dtype=np.float64)
+    found = regret_by_cost(trials, grid).groupby(["method", "task"], sort=False)[list(grid)].median()
+    return found.groupby("method", sort=False).mean().T
+
+
+def table(
+    frame: pd.DataFrame, trials: pd.DataFrame, methods: Sequence[str], training_seconds: float = TRAINING_SECONDS
+) -> pd.DataFrame:
+    """Returns what the benchmark prints: a row a method and number of slots.
+
+    Args:
+        frame: Of `incumbents`.
+        trials: Of which it was made.
+        methods: Those to show.
+        training_seconds: As for `with_proposals`.
+    """
     rows = []
     for slots, group in frame.groupby("slots"):
+        costs = READ_AT_COST.get(int(slots), (8 / slots, 14 / slots))
+        at_cost = mean_of_medians_at_cost(with_proposals(trials[trials["slots"] == slots], training_seconds), costs)
         read_at = numbers_of_samples(group)
         means, last = mean_of_medians(group), read_at[-1]
         ranks = average_ranks(per_task(group, last))
@@ -141,6 +173,7 @@ def table(frame: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
         for method in methods:
             row = {"slots": slots, "method": method}
             row |= {f"regret at {samples}": means[method].loc[samples] for samples in read_at}
+            row |= {f"regret at the time of {cost:g}": at_cost[method].loc[cost] for cost in costs}
             row[f"rank at {last}"] = ranks[method]
             row[f"samples to stock's {last}"] = samples_to_reach(group, method, goal)
             for samples in dict.fromkeys((read_at[0], last)):

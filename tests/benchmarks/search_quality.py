@@ -9,6 +9,8 @@ that the search would choose, after a full training: 0 is the best of the table,
 Prints a table; writes `frame.csv` and the figures into FOLDER. Killed, it goes on where it was when it is started
 again.
 
+"regret at the time of N": after the time of N full trainings of a typical configuration, in which the proposals' own
+time counts, too (--training-seconds).
 "ahead/behind": on so many tasks the regret is smaller/larger than that of random + asha, beyond a 95 % interval over
 the seeds. "samples to stock's 100": after how many samples the regret is at most that of stock Ray Tune after 100.
 """
@@ -132,18 +134,19 @@ def run_missing(wanted: list[Search], kinds: dict[str, str], folder: Path, out: 
             progress.advance(bar)
 
 
-def report(trials: Any, methods: list[str], out: Path) -> None:
+def report(trials: Any, methods: list[str], out: Path, training_seconds: float) -> None:
     """Prints the table; writes it, the frame and the figures."""
     frame = comparison.incumbents(trials)
     frame.to_csv(out / "frame.csv", index=False)
-    found = comparison.table(frame, methods)
+    found = comparison.table(frame, trials, methods, training_seconds)
     seconds = trials.groupby(["slots", "method"])["seconds"].mean()
     found["ms a search"] = [round(1000 * seconds[row.slots, row.method]) for row in found.itertuples()]
     found.to_csv(out / "table.csv", index=False)
     n_tasks, n_seeds = trials["task"].nunique(), trials["seed"].nunique()
     print_frame(found, f"Regret: median over {n_seeds} seeds, mean over {n_tasks} tasks")
     first, *_, last = 2 * comparison.numbers_of_samples(frame)
-    style.save(quality_figures.regret(frame, comparison.regret_by_cost(trials), methods), out / "regret.png")
+    by_cost = comparison.regret_by_cost(comparison.with_proposals(trials, training_seconds))
+    style.save(quality_figures.regret(frame, by_cost, methods), out / "regret.png")
     style.save(quality_figures.ranks(frame, methods), out / "ranks.png")
     if len(methods) > 1:
         style.save(
@@ -168,6 +171,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--half", choices=["a", "b", "all"], default="all", help="of tasks and seeds: a to choose by, b to confirm"
     )
+    made.add_argument(
+        "--training-seconds",
+        type=float,
+        default=comparison.TRAINING_SECONDS,
+        help="at equal time, what a full training takes beside the proposals' own time "
+        f"(default: {comparison.TRAINING_SECONDS:g})",
+    )
     made.add_argument("--processes", type=int, default=2, help="side by side, of one thread each (default: 2)")
     made.add_argument(
         "--out", type=Path, default=Path("search-quality"), help="where the results are (default: search-quality/)"
@@ -186,7 +196,7 @@ def main() -> None:
     trials = read_runs(given.out, given.methods, given.samples)
     keys = {(one.task, one.method, one.slots, one.seed) for one in wanted}
     of_these = [key in keys for key in trials[comparison.GROUP].itertuples(index=False, name=None)]
-    report(trials[of_these], given.methods, given.out)
+    report(trials[of_these], given.methods, given.out, given.training_seconds)
 
 
 if __name__ == "__main__":

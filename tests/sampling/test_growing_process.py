@@ -181,3 +181,21 @@ def test_the_process_of_a_thousand_trials_needs_little_memory() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 6 * 2500**2 * 8 / 2**20, f"{peak:.0f} MiB"
+
+
+def test_costs_are_learned_from_some_trials_of_a_large_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    learned: list[tuple[int, int]] = []
+    original = curve_sampler.costs.learned
+
+    def noted(configs: Floats, seconds: Floats, *given: Any) -> Any:
+        learned.append((len(configs), len(seconds)))
+        return original(configs, seconds, *given)
+
+    monkeypatch.setattr(curve_sampler, "MOST_TRIALS", 30)
+    monkeypatch.setattr(curve_sampler.costs, "learned", noted)
+    for n in (20, 50):
+        study = study_of(n)
+        study.sampler = sampler = CurveSampler(0, 5, 0.0)
+        sampler.weighs_costs = True
+        ask(study)
+    assert learned == [(20, 20), (30, 30)]

@@ -3,6 +3,8 @@
 import os
 import signal
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -79,6 +81,30 @@ def test_how_surely_the_best_value_is_known_is_written_down_where_the_valid_spli
     assert files.read_json(search.path / "meta.json")["noise"] == {"valid_images": 120, "half_width": 1.96 * 0.02}
     text = "The valid accuracy of a trial is known to ± 3.92 points (95 %): there are 120 valid images."
     assert run_folder.noise_text(run_folder.Run(search.path)) == text
+
+
+def test_where_nothing_is_left_to_gain_a_search_says_so_and_ends_if_it_is_to(
+    begin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search, notes = begin(None), list[str]()
+    monkeypatch.setattr(search.progress, "note", notes.append)
+    known = SimpleNamespace(converged=True, interrupted=False)
+    monkeypatch.setattr(RunStudy, "has_converged", property(lambda study: known.converged))
+    monkeypatch.setattr(RunStudy, "has_interrupted", property(lambda study: known.interrupted))
+    assert search.propose("cpu") is not None and search.propose("cpu") is not None
+    assert len(notes) == 1 and notes[0].startswith("Nothing left to gain after 0 trials: ")
+    assert search._outcome() == {"stopped_by": None, "converged": 0}
+    known.converged = False
+    assert search._outcome() == {"stopped_by": None, "converged": None}  # A later trial was better.
+    assert search.propose("cpu") is not None
+    known.converged = True
+    search.settings = replace(search.settings, until_converged=True)
+    known.interrupted = True  # What was begun goes on.
+    assert search.propose("cpu") is not None
+    known.interrupted = False
+    assert search.propose("cpu") is None
+    assert search._outcome() == {"stopped_by": "converged", "converged": 0}
+    assert not search.should_end()  # The trials that run go on to their ends.
 
 
 def test_a_spent_budget_is_no_interrupt(begin: Any) -> None:

@@ -135,10 +135,14 @@ class Sampler(Entry):
     Attributes:
         random: It draws all points at random, whatever came of those before.
         two_objectives: It can minimize something beside the metric.
+        says_gains: It says what it expects of its proposals, so that a search can end where that is nothing.
+        weighs_costs: It can take what a training costs into account.
     """
 
     random: bool = False
     two_objectives: bool = False
+    says_gains: bool = False
+    weighs_costs: bool = False
 
 
 @dataclass(frozen=True)
@@ -306,7 +310,11 @@ LR_SCHEDULES = Registry(
 SAMPLERS = Registry(
     "sampler",
     {
-        "curves": Sampler("a Gaussian process over configuration and epoch, which reads learning curves"),
+        "curves": Sampler(
+            "a Gaussian process over configuration and epoch, which reads learning curves",
+            says_gains=True,
+            weighs_costs=True,
+        ),
         "tpe": Sampler("the tree-structured Parzen estimator (Bergstra et al. 2011)", two_objectives=True),
         "gp": Sampler("Optuna's Gaussian process with log expected improvement", two_objectives=True),
         "random": Sampler("independent random points", random=True, two_objectives=True),

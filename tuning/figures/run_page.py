@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tuning.base import files, masking
 from tuning.base.errors import UserError, each_alone
 from tuning.base.registries import ACCURACY, OBJECTIVES, Metric
-from tuning.runs import beginnings, openings, run_folder, schema
+from tuning.runs import beginnings, convergence, openings, run_folder, schema
 from tuning.runs.run_folder import MODEL_DIR, Run, is_of
 from tuning.runs.verdicts import averaging_of, headline, luck, metric_of, repeats, verdicts
 
@@ -204,6 +204,7 @@ def render(
         repeats=None if final is None else repeats(final.metrics),
         fresh="folds" if final is not None and final.metrics.get("folds") else "fresh seeds",
         noise=run_folder.noise_text(run),
+        converged=convergence.text(run),
         began=made.get("What the search began with"),
         winner=winner,
         searched=[name.removeprefix("config/") for name in analysis.varying(trials)],

@@ -25,6 +25,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 from scipy.special import log_ndtr, ndtri
 
+from tuning.sampling import costs
 from tuning.sampling.columns import Activity, Column, all_of, numbers_of, numbers_of_earlier
 from tuning.sampling.gaussian_process import Floats, Points, Process, fit
 from tuning.sampling.growing_process import REFIT_GROWTH, GrowingProcess, extended, taken
@@ -49,11 +50,15 @@ class CurveSampler(optuna.samplers.BaseSampler):
         random_share: Of the points after these that are random, too.
 
     Attributes:
+        weighs_costs: Propose what promises most a second of its training, as far as trials tell what that takes, and
+            not what promises most (Snoek et al. 2012).
         left_out: Name of a categorical parameter -> choices that are not proposed; see `tuning.sampling.possible`.
         earlier: The trials of each earlier run that the search begins with.
         drawn: Random points of the space, which say what hyperparameters it has before any trial does; needed with
             `earlier`.
         origins: Number of each trial that was asked for -> what its point came from, "random" or "model".
+        gains: Number of each trial whose point a model proposed -> the improvement on the best that was expected of it,
+            as a share of how far trainings of one configuration are apart; see `tuning.sampling.convergence`.
     """
 
     def __init__(self, seed: int, n_startup: int, random_share: float = RANDOM_SHARE) -> None:
@@ -62,10 +67,13 @@ class CurveSampler(optuna.samplers.BaseSampler):
         self._n_startup, self._random_share = n_startup, random_share
         self._theta: Floats | None = None
         self._growing, self._n_fitted = GrowingProcess(), MOST_TRIALS
+        self._cost_theta: Floats | None = None
+        self.weighs_costs = False
         self.left_out: Mapping[str, Sequence[Any]] = {}
         self.earlier: Sequence[Sequence[FrozenTrial]] = ()
         self.drawn: Sequence[FrozenTrial] = ()
         self.origins: dict[int, str] = {}
+        self.gains: dict[int, float] = {}
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Returns all hyperparameters that any trial had, each over all of its trials' ranges."""
@@ -93,7 +101,7 @@ class CurveSampler(optuna.samplers.BaseSampler):
             return {}
         self.origins[trial.number] = "model"
         columns = [Column(name, one, tuple(self.left_out.get(name, ()))) for name, one in search_space.items()]
-        best = self._best(columns, trials, observed, sign)
+        best, self.gains[trial.number] = self._best(columns, trials, observed, sign)
         return {column.name: column.decode(number) for column, number in zip(columns, best, strict=True)}
 
     def _best(
@@ -102,8 +110,8 @@ class CurveSampler(optuna.samplers.BaseSampler):
         trials: Sequence[FrozenTrial],
         observed: tuple[npt.NDArray[np.int64], Floats, Floats],
         sign: float,
-    ) -> Floats:
-        """Returns the candidate of the largest expected improvement, (n_columns,)."""
+    ) -> tuple[Floats, float]:
+        """Returns the candidate of the largest expected improvement, (n_columns,), and that as in `gains`."""
         known, (own, progress, values) = numbers_of(columns, trials), observed
         activity = Activity.of(columns, np.concatenate([numbers_of(columns, self.drawn), known]))
         configs = activity.blank(known)
@@ -132,7 +140,23 @@ class CurveSampler(optuna.samplers.BaseSampler):
             given = given[np.argsort(-expected)[:LEADERS]]
             starts = np.concatenate([starts, given])
         candidates = np.concatenate([random, self._near(starts, columns, NEIGHBOURS, 0.2), given])
-        return self._climb(process, goal, candidates, columns, activity=activity, proposed=configs)
+        cost = self._costs(columns, trials, configs)
+        return self._climb(process, goal, candidates, columns, activity=activity, proposed=configs, cost=cost)
+
+    def _costs(self, columns: Sequence[Column], trials: Sequence[FrozenTrial], configs: Floats) -> costs.Costs | None:
+        """Returns what trials say of the costs of their configurations; None where that does not count."""
+        if not self.weighs_costs:
+            return None
+        longest = max((max(t.intermediate_values) for t in trials if t.intermediate_values), default=1)
+        some = np.linspace(0, len(trials) - 1, min(len(trials), MOST_TRIALS)).astype(int)
+        seconds = costs.of_trials([trials[i] for i in some], [own_length(trials[i]) or longest for i in some])
+        categorical = np.array([column.n_choices > 0 for column in columns])
+        if self._cost_theta is not None and len(self._cost_theta) != len(columns) + 5:
+            self._cost_theta = None
+        cost = costs.learned(configs[some], seconds, categorical, self._cost_theta)
+        if cost.process is not None:
+            self._cost_theta = cost.process.theta
+        return cost
 
     def _fit(self, columns: Sequence[Column], points: Points, told: Floats) -> Process:
         """Returns the process of some observations; it goes on from that of the last proposal."""
@@ -170,21 +194,22 @@ class CurveSampler(optuna.samplers.BaseSampler):
         *,
         activity: Activity,
         proposed: Floats,
-    ) -> Floats:
-        """Returns the best of some candidates and of points ever nearer to the best of them, (n_columns,)."""
+        cost: costs.Costs | None = None,
+    ) -> tuple[Floats, float]:
+        """Returns the best of some candidates and of points ever nearer to the best of them, and its gain."""
         for size in (*ROUNDS, None):
             blanked = activity.blank(candidates)
             gain = expected_improvement(process, blanked, goal)
-            gain[(blanked[:, None] == proposed).all(axis=2).any(axis=1)] = -np.inf
+            worth = gain if cost is None else gain - cost.log_seconds(blanked)
+            worth[(blanked[:, None] == proposed).all(axis=2).any(axis=1)] = -np.inf
             for i, column in enumerate(columns):
-                gain[~column.is_possible(candidates[:, i])] = -np.inf
-            order = np.argsort(-gain)
-            if size is None:
-                break
-            top = candidates[order[:10]]
-            candidates = np.concatenate([top, self._near(top, columns, 100, size)])
-        best: Floats = candidates[order[0]]
-        return best
+                worth[~column.is_possible(candidates[:, i])] = -np.inf
+            order = np.argsort(-worth)
+            if size is not None:
+                top = candidates[order[:10]]
+                candidates = np.concatenate([top, self._near(top, columns, 100, size)])
+        best = order[0]
+        return candidates[best], math.exp(gain[best]) / process.noise
 
     def _earlier(
         self, columns: Sequence[Column], activity: Activity, sign: float, n_own: int

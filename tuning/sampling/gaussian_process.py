@@ -137,6 +137,11 @@ class Process:
         between: Floats = np.exp(-0.5 * along * self.points.progress**2) * inner
         return between
 
+    @property
+    def noise(self) -> float:
+        """How far trainings of one configuration are apart: the deviation of what no other trial tells of one."""
+        return float(np.exp(self.theta[len(self.categorical) + 3 : len(self.categorical) + 5]).sum() ** 0.5)
+
     def given(self, points: Points, values: Floats) -> "Process":
         """Returns the process with further observations, and the same hyperparameters."""
         return _solved(self.theta, self.categorical, self.points + points, np.append(self.values, values))

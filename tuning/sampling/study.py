@@ -25,7 +25,8 @@ from tuning.base.registries import METRICS, OBJECTIVES
 from tuning.base.threads import one_thread
 from tuning.runs import schema, study_file
 from tuning.runs.study_file import EPOCH
-from tuning.sampling import study_frames, study_storage
+from tuning.sampling import convergence, study_frames, study_storage
+from tuning.sampling.costs import LOST
 from tuning.sampling.spaces import Space
 from tuning.sampling.study_frames import Known, StudyFrames
 
@@ -224,9 +225,25 @@ class RunStudy:
         return sum(trial.state == "failed" and not trial.is_duplicate for trial in self._trials.values())
 
     @property
+    def has_converged(self) -> bool:
+        """Whether nothing is left to gain; never, with a sampler that does not say what it expects."""
+        numbers = sorted(self._trials)
+        gains = [float(gain) for n in numbers if (gain := self._trials[n].attrs.get("gain")) is not None]
+        if not convergence.expects_nothing(gains):
+            return False
+        rows = [self.row(n) for n in numbers if self._trials[n].has_ended and not self._trials[n].is_duplicate]
+        merits = [-math.inf if r["state"] == "failed" else self._metric.merit(r["valid_score"]) for r in rows]
+        return convergence.has_converged(gains, merits)
+
+    @property
     def waiting(self) -> list[int]:
         """The numbers of interrupted trials that this machine cannot run."""
         return [trial.number for trial in self._trials.values() if trial.state == "waiting"]
+
+    @property
+    def has_interrupted(self) -> bool:
+        """Whether a trial that was interrupted is still to go on."""
+        return self._first_in("interrupted") is not None
 
     def running(self) -> list[int]:
         """Returns the numbers of the trials that have not ended."""
@@ -301,7 +318,8 @@ class RunStudy:
         self._trials[trial.number] = known
         origin = getattr(self.study.sampler, "origins", {}).get(trial.number)
         if origin is not None and "origin" not in trial.user_attrs:  # A point that was given has it already.
-            self._keep(known, origin=origin)
+            gain = getattr(self.study.sampler, "gains", {}).get(trial.number)
+            self._keep(known, origin=origin, **({} if gain is None else {"gain": gain}))
         return known
 
     def _propose(self, trial: optuna.Trial, config: TrainConfig) -> Proposal:
@@ -361,10 +379,15 @@ class RunStudy:
         """Notes the host that a trial's last result came from."""
         self._trials[number].attrs["node"] = node
 
-    def retry(self, number: int, error: str, *, accumulation: int) -> None:
-        """Notes that a trial failed and begins another attempt, its batches cut into so many parts."""
+    def retry(self, number: int, error: str, *, accumulation: int, lost_seconds: float = 0.0) -> None:
+        """Notes that a trial failed and begins another attempt, its batches cut into so many parts.
+
+        `lost_seconds` are those that its configuration cost since its last epoch.
+        """
         trial = self._trials[number]
         self._keep(trial, attempt=trial.attrs["attempt"] + 1, error=masked(error), accumulation=accumulation)
+        if lost_seconds:
+            self._keep(trial, **{LOST: trial.attrs.get(LOST, 0.0) + lost_seconds})
 
     def finish(self, number: int, stopped_by: str) -> None:
         """Tells the sampler the outcome of a trial that ended without an error; see `end_state`."""

@@ -13,7 +13,7 @@ from tuning.base import files, interrupts, own_model
 from tuning.base.errors import DISK_FULL, UserError, counted
 from tuning.base.registries import METRICS, SCHEDULERS
 from tuning.images.batches import parts_of
-from tuning.runs import run_folder, study_file
+from tuning.runs import convergence, run_folder, study_file
 from tuning.trials import local_ray, ray_internals, record
 from tuning.trials.settings import N_STARTUP, Settings
 from tuning.trials.slots import SlotRequest, plan_slots
@@ -50,6 +50,8 @@ def search(
             "Its trials could not be compared with new ones. Name the folder of the former ones with --data-dir."
         )
     sampler = samplers.make(settings.sampler, _sampler_seed(settings.seed, path), N_STARTUP)
+    if settings.cost == "seconds" and hasattr(sampler, "weighs_costs"):
+        sampler.weighs_costs = True
     if settings.start_from is not None:
         space = earlier.begin(path, sampler, space, settings.epochs)
     with study_file.writing(path):
@@ -107,8 +109,10 @@ class Session:
         self._interrupted_at: float | None = None
         self._slots = local_ray.TakenSlots(settings.slots)
         self._last_epoch: dict[int, float] = {}
+        self._attempt_began: dict[int, float] = {}
         self._were_alone: set[int] = set()
         self._waiting_alone: set[int] = set()
+        self._converged_after: int | None = None  # Trials that had ended when it was noted.
 
     def run(self, *, resumed: bool, left_out: Mapping[str, Sequence[Any]]) -> None:
         """Runs the trials that are to come, audits the scheduler, draws the pictures; all is in the storage then, too.
@@ -132,7 +136,7 @@ class Session:
             if to_run > 0:
                 self.run_trials(to_run)
                 self.end_trials()
-                record.update_meta(self.path, self.settings, ended=self.study.now(), stopped_by=self.reason)
+                record.update_meta(self.path, self.settings, ended=self.study.now(), **self._outcome())
             else:
                 self.study.close(None)
                 self._send_what_an_earlier_session_could_not()
@@ -230,6 +234,13 @@ class Session:
             self.study.abandon()
         raise self.problem
 
+    def _outcome(self) -> dict[str, Any]:
+        """Returns why the search ended, and after how many trials there was nothing left to gain."""
+        after = self._converged_after
+        ended_so = self.settings.until_converged and after is not None and self.reason is None
+        holds = ended_so or (after is not None and self.study.has_converged)
+        return {"stopped_by": "converged" if ended_so else self.reason, "converged": after if holds else None}
+
     def _note_noise(self) -> None:
         """Writes down how surely the best trial's value is known, where the valid split is a small sample."""
         from tuning.images.partition import MOST_VALID_IMAGES
@@ -316,6 +327,8 @@ class Session:
     def propose(self, device: str) -> "Proposal | None":
         """Returns the next trial, which takes a slot on that device; None ends the search after those that run."""
         try:
+            if self._has_converged() and self.settings.until_converged and not self.study.has_interrupted:
+                return None
             proposal = self.study.ask()
         except Exception as error:  # Ray would bury it; the search stops and shows it.
             self.on_problem(error)
@@ -327,9 +340,21 @@ class Session:
         self._slots.take(proposal.number, device)
         return proposal
 
+    def _has_converged(self) -> bool:
+        """Returns whether nothing is left to gain, and says so the first time."""
+        found = self.study.has_converged
+        if not found:
+            self._converged_after = None
+        elif self._converged_after is None:
+            self._converged_after = self.study.n_finished
+            ends = " The trials that run end the search." if self.settings.until_converged else ""
+            self.progress.note(f"{convergence.said(self._converged_after)}{ends}")
+        return found
+
     def began(self, number: int) -> None:
         """Shows that a trial began."""
         self._waiting_alone.discard(number)
+        self._attempt_began[number] = time.monotonic()
         self.progress.started(self.study.row(number))
 
     def reported(self, number: int, result: Mapping[str, Any]) -> None:
@@ -378,12 +403,14 @@ class Session:
         """
         if DISK_FULL in error:
             raise UserError(error[error.index(DISK_FULL) :])
-        again, room = Retry(self.study.row(number)["epochs"], accumulation), ""
+        again, room, lost = Retry(self.study.row(number)["epochs"], accumulation), "", 0.0
         if ray_internals.OUT_OF_MEMORY.search(failure):
+            began = max(self._attempt_began.get(number, math.inf), self._last_epoch.get(number, 0.0))
+            lost = max(0.0, time.monotonic() - began)  # Its configuration costs this as well.
             again, room = self._with_more_room(number, again)
         if ray_internals.LOST_NODE.search(failure):
             error = f"its node {self.study.row(number).get('node') or ''} was lost: {error.partition('. ')[0]}"
-        self.study.retry(number, f"{error}{room}", accumulation=again.accumulation)
+        self.study.retry(number, f"{error}{room}", accumulation=again.accumulation, lost_seconds=lost)
         self.progress.note(f"trial {number} failed and is tried again{room}: {error}")
         return again
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from tuning.base.errors import UserError, counted
+from tuning.base.errors import UserError, counted, unknown_name
 from tuning.base.registries import METRICS, OBJECTIVES, SAMPLERS, SCHEDULERS
 from tuning.images.options import READING
 from tuning.images.source import Source
@@ -21,8 +21,19 @@ from tuning.trials.slots import SlotRequest, Slots
 
 DEFAULT_EPOCHS = {"cpu": 6, "cuda": 18}
 N_STARTUP = 8
+COSTS = ("epochs", "seconds")  # What a training is taken to cost; the first is the default.
 # Options that a resumed search takes anew; all else is as the run was begun.
-OF_ANY_SESSION = {"samples", "time_budget", "data_dir", "audit", "resume", "address", "dashboard", "progress"}
+OF_ANY_SESSION = {
+    "samples",
+    "until_converged",
+    "time_budget",
+    "data_dir",
+    "audit",
+    "resume",
+    "address",
+    "dashboard",
+    "progress",
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,8 @@ class Settings:
     reading: dict[str, Any] | None = None
     metric: str = METRICS.default
     start_from: list[str] | None = None
+    until_converged: bool = False
+    cost: str = "epochs"
 
     @property
     def source(self) -> Source:
@@ -145,6 +158,22 @@ def check_names(
 
     load_space(space)
     return sampler or samplers[0], scheduler or schedulers[0]
+
+
+def check_sampler_can(sampler: str, *, until_converged: bool, cost: str) -> None:
+    """Raises UserError for options that need more of a sampler than it has, and for a cost that there is not."""
+    if cost not in COSTS:
+        raise UserError(unknown_name("--cost", cost, COSTS))
+    for asked, fact, option, can in (
+        (until_converged, "says_gains", "--until-converged", "says what it expects"),
+        (cost == "seconds", "weighs_costs", "--cost seconds", "weighs costs"),
+    ):
+        if asked and not getattr(SAMPLERS.find(sampler), fact):
+            those = " or ".join(name for name, known in SAMPLERS.items() if getattr(known, fact))
+            raise UserError(
+                f"{option} must have a sampler that {can}, {those}, but got {sampler!r}. Choose that one, or leave the "
+                "option out."
+            )
 
 
 def fitting(two_objectives: bool) -> tuple[list[str], list[str]]:

@@ -25,6 +25,7 @@ from tuning.trials.settings import (
     Settings,
     check_names,
     check_resumed,
+    check_sampler_can,
     of_run,
     parse_duration,
     placed,
@@ -98,6 +99,7 @@ def _of_resumed(asked: Asked, found: run_folder.Run, budget: float | None, *, dr
         time_budget=budget,
         samples=asked.samples or before.samples,
         audit=asked.audit or before.audit,
+        until_converged=asked.until_converged,
         dashboard=asked.dashboard,
     )
     if "://" in asked.resume:
@@ -110,6 +112,7 @@ def _of_resumed(asked: Asked, found: run_folder.Run, budget: float | None, *, dr
 
         settings = replace(settings, mlflow=tracking.without_secret(settings.mlflow))
     check_resumed(asked.given, found, asked.samples)
+    check_sampler_can(settings.sampler, until_converged=settings.until_converged, cost=settings.cost)
     address = asked.address or settings.address or "local"
     settings, changed = placed(settings, address, found.meta.get("hardware"))
     if asked.data_dir is not None:
@@ -141,6 +144,7 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
         asked.space = _space_for(images, asked.device)
     source = _space_file(asked.space, stack)
     sampler, scheduler = check_names(source, asked.sampler, asked.scheduler, asked.minimize, asked.metric)
+    check_sampler_can(sampler, until_converged=asked.until_converged, cost=asked.cost)
     start_from, earlier, begins = _earlier(asked, source, own)
     taken: Collection[str] = ()
     storage = asked.storage
@@ -188,6 +192,8 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
         storage=storage,
         model=None if asked.model is None else str(asked.model),
         start_from=start_from,
+        until_converged=asked.until_converged,
+        cost=asked.cost,
         **vars(slots),
     )
     said = "" if shared is None else f"Trials on each GPU: {shared}, as the dry run of this space found to pay."

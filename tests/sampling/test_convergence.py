@@ -1,0 +1,71 @@
+"""When a search has nothing left to gain."""
+
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from studies import epoch
+
+from tuning.sampling.convergence import LEAST_GAIN, PROPOSALS, has_converged
+from tuning.sampling.curve_sampler import CurveSampler
+from tuning.sampling.spaces import load_space
+from tuning.sampling.study import RunStudy
+
+LITTLE, MUCH = 0.5 * LEAST_GAIN, 2 * LEAST_GAIN
+BEST = 8
+NO_BETTER = [0.5, 0.9, *[0.8] * PROPOSALS]
+
+
+@pytest.mark.parametrize(
+    ("gains", "merits", "found"),
+    [
+        ([MUCH, *[LITTLE] * PROPOSALS], NO_BETTER, True),
+        ([LITTLE] * (PROPOSALS - 1), NO_BETTER, False),
+        ([*[LITTLE] * PROPOSALS, MUCH], NO_BETTER, False),  # The last proposal promises something.
+        ([LITTLE] * PROPOSALS, NO_BETTER[:-1], False),
+        ([LITTLE] * PROPOSALS, [*NO_BETTER, 0.91], False),  # The last trial was better.
+        ([LITTLE] * PROPOSALS, [*NO_BETTER, 0.9], True),  # It was as good.
+        ([LITTLE] * PROPOSALS, [], False),
+        ([], NO_BETTER, False),
+    ],
+)
+def test_it_needs_proposals_that_promise_little_and_trials_that_are_no_better(
+    gains: list[float], merits: list[float], found: bool
+) -> None:
+    assert has_converged(gains, merits) == found
+
+
+def searched(path: Path, sampler: optuna.samplers.BaseSampler, n: int) -> RunStudy:
+    """Returns a study of trials that differ by noise alone, which was luckiest early on."""
+    study, draw = RunStudy(path, load_space("smoke"), sampler, epochs=1, seed=0), np.random.default_rng(0)
+    for _ in range(n):
+        proposal = study.ask()
+        assert proposal is not None
+        value = 0.53 if proposal.number == BEST else draw.normal(0.5, 0.01)
+        study.report(proposal.number, epoch(1, value, "length"))
+        study.finish(proposal.number, "scheduler")
+    return study
+
+
+def test_a_flat_space_converges_and_a_resumed_search_knows_it(tmp_path: Path) -> None:
+    study = searched(tmp_path, CurveSampler(0, 5), 40)
+    assert study.has_converged
+    study.close(None)
+    assert RunStudy(
+        tmp_path, load_space("smoke"), optuna.samplers.RandomSampler(seed=0), epochs=1, seed=0
+    ).has_converged
+
+
+def test_a_sampler_that_draws_at_random_expects_nothing_and_never_converges(tmp_path: Path) -> None:
+    assert not searched(tmp_path, optuna.samplers.RandomSampler(seed=0), 40).has_converged
+
+
+def test_failed_trials_are_no_best(tmp_path: Path) -> None:
+    study = searched(tmp_path, CurveSampler(0, 3), 40)
+    for _ in range(3):
+        proposal = study.ask()
+        assert proposal is not None
+        study.report(proposal.number, epoch(1, float("nan")))
+        study.fail(proposal.number, "Training loss is not finite.")
+    assert study.has_converged

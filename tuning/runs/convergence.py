@@ -1,0 +1,21 @@
+"""What a run says of whether its search had something left to gain; `tuning.sampling.convergence` decides it."""
+
+from tuning.base.errors import counted
+from tuning.runs.run_folder import Run
+
+
+def said(n_trials: int) -> str:
+    """Returns the sentence for a search that had nothing left to gain after so many trials."""
+    return (
+        f"Nothing left to gain after {counted(n_trials, 'trial')}: the sampler expects far less of its proposals than "
+        "what seeds make, and the last trials were no better."
+    )
+
+
+def text(run: Run) -> str:
+    """Returns what the end of a search and its page say; "" where something was left, or where nobody knows."""
+    after = run.meta.get("converged")
+    if not isinstance(after, int):
+        return ""
+    ended = run.meta.get("stopped_by") == "converged"
+    return f"{said(after)}{' The search ended there.' * ended}"
