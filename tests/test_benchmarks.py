@@ -93,3 +93,13 @@ def test_photos_are_trained_on_for_equal_minutes(tmp_path: Path) -> None:
     short, long = run("own_photos.py", options, tmp_path).to_dict("records")
     assert (short["data_set"], short["way"]) == ("photos", "scratch")
     assert short["epochs"] < long["epochs"] and long["log_loss_mean"] > 0 and long["sd"] > 0
+
+
+@pytest.mark.slow
+def test_proposals_are_timed_where_all_trials_are_fitted_to_and_where_some_are(tmp_path: Path) -> None:
+    table = run("proposals.py", "--trials 40 170 --epochs 9 --hyperparameters 3", tmp_path)
+    assert list(table["trials"]) == [40, 170] and (table["reported_epochs"] > table["trials"]).all()
+    assert (table[["first_s", "median_s", "refit_s"]] > 0).all(axis=None) and (
+        table["most_s"] >= table["median_s"]
+    ).all()
+    assert (table["process_mb"] < 700).all()

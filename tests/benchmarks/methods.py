@@ -1,9 +1,11 @@
 """`METHODS`: name -> a way to search, for `search_quality.py`. To add one, add a line."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
+from all_epochs import AllEpochs, AllEpochsByLevels
 from outside_smac import smac, smac_hyperband
 from outside_syne_tune import syne_tune
 from ray.tune.schedulers import ASHAScheduler
@@ -12,7 +14,7 @@ from simulation import Method, Ours, Stock, tell_epoch
 
 from tuning.base.registries import SCHEDULERS
 from tuning.sampling import samplers
-from tuning.sampling.curve_sampler import CurveSampler
+from tuning.sampling.curve_sampler import MOST_TRIALS, CurveSampler, known_best, tells
 from tuning.trials import schedulers, settings
 from tuning.trials.schedulers import METRIC
 
@@ -54,6 +56,17 @@ def asha(grace: Callable[[int], int], reduction: float, brackets: int = 1) -> Ca
         reduction_factor=reduction,
         brackets=brackets,
     )
+
+
+class Limited(CurveSampler):
+    """The default sampler as it was: of more than 150 trials it sees the best half and as many others, at random."""
+
+    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+        sign = 1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1.0
+        others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and tells(t)]
+        some = known_best(others, MOST_TRIALS, sign, self._generator)
+        seen = SimpleNamespace(direction=study.direction, get_trials=lambda deepcopy: some)
+        return super().sample_relative(seen, trial, search_space)  # type: ignore[arg-type]
 
 
 class LastValues(Ours):
@@ -144,6 +157,9 @@ METHODS: dict[str, Method] = {
     "ours, no random tenth": Method(lambda seed: CurveSampler(seed, settings.N_STARTUP, 0.0), OURS),
     "ours, sobol start-up": Method(lambda seed: StartSpread(seed, settings.N_STARTUP), OURS),
     "ours, 2 brackets": Method(named(SAMPLER), asha(schedulers.grace_period, 3, brackets=2)),
+    "ours, 150 trials at most": Method(lambda seed: Limited(seed, settings.N_STARTUP), OURS),
+    "ours, all epochs": Method(lambda seed: AllEpochs(seed, settings.N_STARTUP), OURS),
+    "ours, all epochs, ranks of rungs": Method(lambda seed: AllEpochsByLevels(seed, settings.N_STARTUP), OURS),
     "ours, latest to scheduler": Method(named(SAMPLER), OURS, LatestToScheduler),
     "ours, told failures": Method(named(SAMPLER), OURS, FailuresAsWorst),
     **{f"ours, {n} start-up": Method(named(SAMPLER, n), OURS) for n in (3, 5, 8, 12)},

@@ -28,12 +28,13 @@ from scipy.special import log_ndtr, ndtri
 from tuning.sampling import costs
 from tuning.sampling.columns import Activity, Column, all_of, numbers_of, numbers_of_earlier
 from tuning.sampling.gaussian_process import Floats, Points, Process, fit
+from tuning.sampling.growing_process import REFIT_GROWTH, GrowingProcess, extended, taken
 
 # Of a curve the process gets the last epoch and those at full length / 3, / 9, ...: as a scheduler's rungs are spaced.
 LEVEL_RATIO = 3
 FIRST_STEPS, FURTHER_STEPS = 30, 10
 RANDOM_SHARE = 0.1
-MOST_TRIALS = 150  # About 350 observations, with which a proposal takes a third of a second of one core.
+MOST_TRIALS = 150  # Hyperparameters are fitted to these, about 350 observations; beyond, predictions are from all.
 MOST_EARLIER = 100  # Of these, at most; and fewer as a run's own become more.
 CANDIDATES, NEIGHBOURS, ROUNDS, LEADERS = 512, 256, (0.1, 0.05, 0.02), 5
 # What version 0.2.0 wrote as the error of a trial that has shown nothing.
@@ -65,6 +66,7 @@ class CurveSampler(optuna.samplers.BaseSampler):
         self._random = optuna.samplers.RandomSampler(seed=seed)
         self._n_startup, self._random_share = n_startup, random_share
         self._theta: Floats | None = None
+        self._growing, self._n_fitted = GrowingProcess(), MOST_TRIALS
         self._cost_theta: Floats | None = None
         self.weighs_costs = False
         self.left_out: Mapping[str, Sequence[Any]] = {}
@@ -88,8 +90,7 @@ class CurveSampler(optuna.samplers.BaseSampler):
     ) -> dict[str, Any]:
         """Returns values for all hyperparameters, of which the space takes those that it asks for."""
         sign = 1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1.0
-        others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and tells(t)]
-        trials = known_best(others, MOST_TRIALS, sign, self._generator)
+        trials = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and tells(t)]
         observed = observations(trials, sign)
         is_random = self._generator.random() < self._random_share
         is_early = len(trials) < self._n_startup or len(set(observed[0])) < 2
@@ -118,13 +119,15 @@ class CurveSampler(optuna.samplers.BaseSampler):
         earlier, before, told_before = self._earlier(columns, activity, sign, len(trials))
         if before is not None:
             points, told = points + before, np.append(told, told_before)
-        process = self._fit(columns, points, told)
-        means = process.predict(configs, np.arange(len(trials)))[0] if len(trials) else np.zeros(0)
+        is_large = len(trials) > MOST_TRIALS
+        process = self._fit_all(columns, points, told, trials, sign) if is_large else self._fit(columns, points, told)
+        means = process.mean(configs, np.arange(len(trials))) if len(trials) else np.zeros(0)
         failed = np.array([t.state == TrialState.FAIL for t in trials], dtype=bool)
         means[failed] = -np.inf
         running = np.flatnonzero([t.state == TrialState.RUNNING for t in trials])
         if len(running):  # They are taken to end as expected, so that nothing is proposed twice.
-            process = process.given(Points(configs[running], np.zeros(len(running)), running), means[running])
+            ends = Points(configs[running], np.zeros(len(running)), running)
+            process = extended(process, ends, means[running]) if is_large else process.given(ends, means[running])
         random = np.column_stack([column.draw(CANDIDATES, self._generator) for column in columns])
         leaders, goal = np.argsort(-means)[:LEADERS], means.max(initial=-np.inf)
         starts = np.where(np.isnan(known[leaders]), random[: len(leaders)], known[leaders])
@@ -145,11 +148,12 @@ class CurveSampler(optuna.samplers.BaseSampler):
         if not self.weighs_costs:
             return None
         longest = max((max(t.intermediate_values) for t in trials if t.intermediate_values), default=1)
-        seconds = costs.of_trials(trials, [own_length(t) or longest for t in trials])
+        some = np.linspace(0, len(trials) - 1, min(len(trials), MOST_TRIALS)).astype(int)
+        seconds = costs.of_trials([trials[i] for i in some], [own_length(trials[i]) or longest for i in some])
         categorical = np.array([column.n_choices > 0 for column in columns])
         if self._cost_theta is not None and len(self._cost_theta) != len(columns) + 5:
             self._cost_theta = None
-        cost = costs.learned(configs, seconds, categorical, self._cost_theta)
+        cost = costs.learned(configs[some], seconds, categorical, self._cost_theta)
         if cost.process is not None:
             self._cost_theta = cost.process.theta
         return cost
@@ -164,6 +168,22 @@ class CurveSampler(optuna.samplers.BaseSampler):
         process = fit(points, told, categorical, start=self._theta, n_steps=n_steps, n_earlier=n_earlier)
         self._theta = process.theta
         return process
+
+    def _fit_all(
+        self, columns: Sequence[Column], points: Points, told: Floats, trials: Sequence[FrozenTrial], sign: float
+    ) -> Process:
+        """Returns the process of more observations than are fitted to; its hyperparameters may be those from before."""
+        is_other = self._theta is None or len(self._theta) != len(columns) + 5 + len(self.earlier)
+        if is_other or len(trials) >= REFIT_GROWTH * self._n_fitted:
+            some = {t.number for t in known_best(trials, MOST_TRIALS, sign, self._generator)}
+            rows = np.flatnonzero([trials[i].number in some for i in points.trials])
+            self._fit(columns, taken(points, rows), told[rows])
+            self._n_fitted = len(trials)
+        assert self._theta is not None
+        categorical = np.array([column.n_choices > 0 for column in columns])
+        numbers = [trials[i].number for i in points.trials]
+        stays = np.array([trials[i].state != TrialState.RUNNING for i in points.trials])
+        return self._growing.of(self._theta, categorical, points, told, numbers=numbers, stays=stays)
 
     def _climb(
         self,
