@@ -162,25 +162,19 @@ def test_a_batch_has_trials_that_diverged_and_resumes_none_of_them() -> None:
     assert {(trial.state, trial.epochs) for trial in trials} == {("failed", 1)} and len(trials) == 6
 
 
-def test_promotion_resumes_the_best_third_of_each_rung() -> None:
-    scheduler = promotion(lambda epochs: 1)(EPOCHS, 0)
-
-    def shown(epoch: int, values: dict[int, float]) -> list[int | None]:
-        for number, value in values.items():
-            trial = StandIn(str(number))
-            assert scheduler.on_trial_result(None, trial, {"epoch": epoch, METRIC: value}) == "PAUSE"
-        return [scheduler.resumed(last=False), scheduler.resumed(last=False)]
-
-    assert shown(1, {0: 0.1, 1: 0.2}) == [None, None]
-    assert shown(1, {2: 0.3}) == [2, None]
-    assert shown(1, {3: 0.4, 4: 0.25, 5: 0.1}) == [3, None]  # 2 is the other one of the best two
-    assert shown(1, {6: 0.1, 7: 0.1, 8: 0.1}) == [4, None]
-    scheduler.on_trial_complete(None, StandIn("9"), {})
-    assert shown(1, {9: 0.9, 10: 0.5, 11: 0.1}) == [10, None]  # 9 has ended
-    for number in (12, 13, 14):
-        scheduler.on_trial_result(None, StandIn(str(number)), {"epoch": 1, METRIC: 0.8})
-    assert shown(3, {2: 0.5, 3: 0.6, 4: 0.4}) == [3, 12]  # the higher rung first
-    assert scheduler.on_trial_result(None, StandIn("3"), {"epoch": 4, METRIC: 0.6}) == "CONTINUE"
+def test_a_scheduler_of_the_project_that_pauses_does_so_here() -> None:
+    scheduler = promotion()(EPOCHS, 0)
+    trials = [StandIn(str(i), {"config": {}, "trial": i}) for i in range(3)]
+    for i, one in enumerate(trials):
+        assert scheduler.resumed(last=False) is None
+        scheduler.on_trial_add(None, one)
+        assert scheduler.on_trial_result(None, one, {"epoch": 1, METRIC: 0.1 * i}) == "PAUSE"
+    scheduler.on_trial_complete(None, trials[2], {})
+    assert scheduler.resumed(last=False) is None  # The best has ended.
+    trials = simulate(planted(by_momentum), Method(named("random"), promotion()), slots=1, samples=10, seed=0)
+    ends = [trial for trial in trials if trial.state != "paused"]
+    assert [trial.epochs for trial in ends].count(1) <= 6 and {trial.epochs for trial in ends} == {1, 3, 9}
+    assert max(ends, key=lambda trial: trial.value).epochs == EPOCHS
 
 
 @pytest.mark.parametrize(
@@ -188,7 +182,8 @@ def test_promotion_resumes_the_best_third_of_each_rung() -> None:
 )
 def test_rungs_end_before_the_full_length(epochs: int, first: int, rungs: list[int]) -> None:
     scheduler = promotion(lambda epochs: first)(epochs, 0)
-    decisions = [scheduler.on_trial_result(None, StandIn("0"), {"epoch": n, METRIC: 0.5}) for n in range(1, epochs + 1)]
+    one = StandIn("0", {"trial": 0})
+    decisions = [scheduler.on_trial_result(None, one, {"epoch": n, METRIC: 0.5}) for n in range(1, epochs + 1)]
     assert [epoch for epoch, decision in enumerate(decisions, 1) if decision == "PAUSE"] == rungs
 
 
@@ -197,7 +192,9 @@ def frame_of(trials: list[Any], **group: Any) -> pd.DataFrame:
     return frame.assign(**{"task": "planted", "method": "m", "slots": 2, "seed": 0} | group)
 
 
-@pytest.mark.parametrize("name", ["ours", "stock", "hyperband", "ours, promotion", "tpe + asha, multivariate, no liar"])
+@pytest.mark.parametrize(
+    "name", ["ours", "stock", "hyperband", "ours + promotion", "tpe + asha, multivariate, no liar"]
+)
 def test_a_search_is_the_same_each_time(name: str) -> None:
     one, other = (simulate(planted(rising), METHODS[name], slots=2, samples=15, seed=3) for _ in range(2))
     assert one == other

@@ -137,9 +137,9 @@ METHODS: dict[str, Method] = {
     # Others' methods.
     "random + one epoch, 2 of 20": Method(named("random"), one_epoch(20, 2)),
     "random + one epoch, 10 of 100": Method(named("random"), one_epoch(100, 10)),
-    "random + asha, promotion": Method(named("random"), promotion(schedulers.grace_period)),
-    "random + asha, promotion, grace 1": Method(named("random"), promotion(lambda epochs: 1)),
-    "ours, promotion": Method(named(SAMPLER), promotion(schedulers.grace_period)),
+    "random + promotion": Method(named("random"), promotion()),
+    "ours + promotion": Method(named(SAMPLER), promotion()),
+    "ours + promotion, grace 1/9": Method(named(SAMPLER), promotion(schedulers.grace_period)),
     "tpe + asha, multivariate, no liar": Method(tpe(multivariate=True, constant_liar=False), SCHEDULERS.load("asha")),
     "stock, no liar": stock(constant_liar=False),
     "stock, univariate, no liar": stock(multivariate=False, constant_liar=False),  # the default of Optuna 4

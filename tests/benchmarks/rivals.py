@@ -1,12 +1,13 @@
 """Schedulers from papers that pause trials and resume the best, as `simulation.Pausing` has it. Ray has none."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler
 
-from tuning.trials.schedulers import METRIC, StandIn
+from tuning.base.registries import SCHEDULERS
+from tuning.trials.schedulers import METRIC, REDUCTION_FACTOR, Promotion, StandIn
 
 
 class OneEpoch(FIFOScheduler):
@@ -55,43 +56,34 @@ class OneEpoch(FIFOScheduler):
         return self._chosen.pop(0) if self._chosen else None
 
 
-class Promotion(FIFOScheduler):
-    """ASHA as it was published (Li et al. 2020, algorithm 2): trials pause at each rung, and the best are resumed.
-
-    A free slot goes to a trial that is among the best of the highest rung where there is one, else to a new trial.
-    Ray's ASHA decides at once and stops the others. Here a trial can be resumed later, when others have proved worse.
+class Paused(FIFOScheduler):
+    """A scheduler of the project that pauses trials, as the simulation has it.
 
     Args:
-        rungs: Epochs after which trials are compared, rising.
-        reduction: One in so many of a rung goes on.
+        scheduler: `Promotion` or, by schedules, `LikeWithLike` of such ones.
     """
 
-    def __init__(self, rungs: Sequence[int], reduction: int) -> None:
+    def __init__(self, scheduler: Any) -> None:
         super().__init__()
-        self._reduction = reduction
-        self._shown: dict[int, dict[int, float]] = {rung: {} for rung in rungs}
-        self._promoted: dict[int, set[int]] = {rung: set() for rung in rungs}
+        self._scheduler = scheduler
+
+    def on_trial_add(self, controller: Any, trial: StandIn) -> None:
+        """Tells the scheduler."""
+        self._scheduler.on_trial_add(controller, trial)
 
     def on_trial_result(self, controller: Any, trial: StandIn, result: dict[str, Any]) -> str:
-        """Returns PAUSE at a rung."""
-        if result["epoch"] not in self._shown:
-            return str(self.CONTINUE)
-        self._shown[result["epoch"]][int(trial.trial_id)] = result[METRIC]
-        return str(self.PAUSE)
+        """Returns PAUSE where the scheduler pauses a trial, which it tells Ray to stop."""
+        decision = self._scheduler.on_trial_result(controller, trial, result)
+        return str(self.PAUSE if self._scheduler.has_paused(int(trial.trial_id)) else decision)
 
     def on_trial_complete(self, controller: Any, trial: StandIn, result: dict[str, Any]) -> None:
-        """Never resumes a trial that has ended."""
-        for promoted in self._promoted.values():
-            promoted.add(int(trial.trial_id))
+        """Tells the scheduler that a trial has ended."""
+        self._scheduler.ended(int(trial.trial_id))
 
     def resumed(self, last: bool) -> int | None:
-        """Returns the best trial that is to go on from the highest rung."""
-        for rung, shown in reversed(self._shown.items()):
-            for number in _best(shown)[: len(shown) // self._reduction]:
-                if number not in self._promoted[rung]:
-                    self._promoted[rung].add(number)
-                    return number
-        return None
+        """Returns the trial that the scheduler has go on."""
+        found: int | None = self._scheduler.promoted()
+        return found
 
 
 def one_epoch(batch: int, kept: int) -> Callable[[int, int], OneEpoch]:
@@ -99,20 +91,22 @@ def one_epoch(batch: int, kept: int) -> Callable[[int, int], OneEpoch]:
     return lambda epochs, seed: OneEpoch(batch, kept)
 
 
-def promotion(grace: Callable[[int], int], reduction: int = 3) -> Callable[[int, int], Promotion]:
-    """Returns a builder of `Promotion`.
+def promotion(grace: Callable[[int], int] | None = None) -> Callable[[int, int], Paused]:
+    """Returns a builder of ASHA in its first form, the project's (Li et al. 2020, algorithm 2).
 
     Args:
-        grace: Epochs of the first rung, of the length of a full trial.
-        reduction: One in so many goes on, for so many times as many epochs.
+        grace: Epochs of the first rung, of the length of a full trial; None: as in a search.
     """
 
-    def build(epochs: int, seed: int) -> Promotion:
-        first = grace(epochs)
-        n_rungs = math.ceil(round(math.log(epochs / first, reduction), 9))
-        return Promotion([first * reduction**i for i in range(n_rungs)], reduction)
+    def build(epochs: int, seed: int) -> Paused:
+        return Paused(SCHEDULERS.load("promotion")(epochs, seed) if grace is None else Promotion(rungs(epochs, grace)))
 
     return build
+
+
+def rungs(epochs: int, grace: Callable[[int], int]) -> list[int]:
+    """Returns the epochs after which trials are compared: of the grace period, and three times as many each."""
+    return [grace(epochs) * REDUCTION_FACTOR**i for i in range(epochs) if grace(epochs) * REDUCTION_FACTOR**i < epochs]
 
 
 def _best(shown: dict[int, float]) -> list[int]:

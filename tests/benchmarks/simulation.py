@@ -24,6 +24,7 @@ from optuna.trial import TrialState
 from tables import Curve, Task
 
 from tuning.sampling import study as rules
+from tuning.sampling.curve_sampler import PAUSED
 from tuning.trials.schedulers import METRIC, StandIn
 
 
@@ -225,7 +226,7 @@ class _Search:
             _record(self._study, trial, self._task.space, parameters)
         known = {"epochs": self._task.epochs, **self._task.known(config)}
         trial.set_user_attr("config", known)
-        stand_in = StandIn(str(trial.number), {"config": known})
+        stand_in = StandIn(str(trial.number), {"config": known, "trial": trial.number})
         begun = _Trial(self._task.curve(config), stand_in, self._clock, self._proposing.seconds)
         self._trials.append(begun)
         self._scheduler.on_trial_add(None, stand_in)
@@ -234,6 +235,7 @@ class _Search:
     def _resume(self, number: int) -> None:
         trial = self._trials[number]
         self._rows.append(self._paused.pop(number))
+        self._note_paused(number, False)
         trial.began = self._clock - trial.curve.costs[len(trial.values) - 1]
         trial.proposing = self._proposing.seconds
         self._train(number)
@@ -270,6 +272,10 @@ class _Search:
             self._end(number, row)
         else:
             self._paused[number] = row
+            self._note_paused(number, True)
+
+    def _note_paused(self, number: int, paused: bool) -> None:
+        self._study._storage.set_trial_user_attr(_id(self._study, number), PAUSED, paused)
 
     def _end(self, number: int, row: Ended) -> None:
         trial, told = self._trials[number], self._method.told

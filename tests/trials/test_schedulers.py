@@ -149,12 +149,12 @@ def test_of_trials_that_pause_the_best_third_of_the_highest_rung_goes_on() -> No
 
     def begin(*numbers: int) -> None:
         for number in numbers:
-            assert scheduler.resumed() is None
+            assert scheduler.promoted() is None
             assert run_on(scheduler, trials[number], range(1, 18), values[number]) == "STOP"
             assert scheduler.has_paused(number)
 
     def go_on(number: int, epochs: range) -> str:
-        assert scheduler.resumed() == number and not scheduler.has_paused(number)
+        assert scheduler.promoted() == number and not scheduler.has_paused(number)
         return run_on(scheduler, trials[number], epochs, values[number])
 
     begin(0, 1, 2)
@@ -164,7 +164,7 @@ def test_of_trials_that_pause_the_best_third_of_the_highest_rung_goes_on() -> No
     begin(4, 5, 6, 7, 8)
     assert go_on(8, range(2, 18)) == "STOP"
     assert go_on(8, range(4, 18)) == "STOP"  # Of the highest rung first: the best of three there.
-    assert scheduler.resumed() is None
+    assert scheduler.promoted() is None
 
 
 def test_a_trial_that_goes_on_may_tell_again_what_it_had_shown() -> None:
@@ -172,7 +172,7 @@ def test_a_trial_that_goes_on_may_tell_again_what_it_had_shown() -> None:
     trials = [trial(scheduler, str(i)) for i in range(3)]
     for one in trials:
         decision(scheduler, one, 1, 0.5)
-    assert scheduler.resumed() == 0
+    assert scheduler.promoted() == 0
     assert run_on(scheduler, trials[0], range(1, 3), 0.5) == "CONTINUE"
 
 
@@ -183,16 +183,16 @@ def test_what_has_ended_or_failed_never_goes_on() -> None:
         decision(scheduler, one, 1, 0.5)
     scheduler.ended(0)
     scheduler.on_trial_error(None, trials[1])
-    assert scheduler.resumed() is None
+    assert scheduler.promoted() is None
 
 
 def test_trials_of_other_schedules_pause_by_themselves() -> None:
     scheduler = SCHEDULERS.load("promotion")(18, 0)
     for i in range(4):
         decision(scheduler, trial(scheduler, str(i), "plateau" if i % 2 else "onecycle"), 1, 0.5)
-    assert scheduler.resumed() is None
+    assert scheduler.promoted() is None
     decision(scheduler, trial(scheduler, "4", "onecycle"), 1, 0.6)
-    assert scheduler.resumed() == 4
+    assert scheduler.promoted() == 4
 
 
 def test_a_new_scheduler_knows_which_trials_have_paused_and_which_have_gone_on() -> None:
@@ -200,8 +200,8 @@ def test_a_new_scheduler_knows_which_trials_have_paused_and_which_have_gone_on()
     shown = {n: ({"schedule": "onecycle"}, rows(0.5 + 0.01 * n, 3 if n == 5 else 1)) for n in range(6)}
     replay(scheduler, shown, paused=[2, 4, 5])
     assert [n for n in range(6) if scheduler.has_paused(n)] == [2, 4, 5]
-    assert scheduler.resumed() == 4  # Trial 5 has gone on before, and waits after its third epoch.
-    assert scheduler.resumed() is None
+    assert scheduler.promoted() == 4  # Trial 5 has gone on before, and waits after its third epoch.
+    assert scheduler.promoted() is None
 
 
 def rows(accuracy: float, n: int) -> list[dict[str, float]]:

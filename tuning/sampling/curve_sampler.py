@@ -34,6 +34,7 @@ from tuning.sampling.growing_process import REFIT_GROWTH, GrowingProcess, extend
 LEVEL_RATIO = 3
 FIRST_STEPS, FURTHER_STEPS = 30, 10
 RANDOM_SHARE = 0.1
+PAUSED = "paused"  # An attribute of trials that wait until the scheduler has them go on.
 MOST_TRIALS = 150  # Hyperparameters are fitted to these, about 350 observations; beyond, predictions are from all.
 MOST_EARLIER = 100  # Of these, at most; and fewer as a run's own become more.
 CANDIDATES, NEIGHBOURS, ROUNDS, LEADERS = 512, 256, (0.1, 0.05, 0.02), 5
@@ -124,7 +125,7 @@ class CurveSampler(optuna.samplers.BaseSampler):
         means = process.mean(configs, np.arange(len(trials))) if len(trials) else np.zeros(0)
         failed = np.array([t.state == TrialState.FAIL for t in trials], dtype=bool)
         means[failed] = -np.inf
-        running = np.flatnonzero([t.state == TrialState.RUNNING for t in trials])
+        running = np.flatnonzero([is_training(t) for t in trials])
         if len(running):  # They are taken to end as expected, so that nothing is proposed twice.
             ends = Points(configs[running], np.zeros(len(running)), running)
             process = extended(process, ends, means[running]) if is_large else process.given(ends, means[running])
@@ -238,6 +239,11 @@ class CurveSampler(optuna.samplers.BaseSampler):
         return np.where(changed, moved, chosen)
 
 
+def is_training(trial: FrozenTrial) -> bool:
+    """Returns whether a trial has neither ended nor paused."""
+    return trial.state == TrialState.RUNNING and not trial.user_attrs.get(PAUSED)
+
+
 def says_nothing(trial: FrozenTrial) -> bool:
     """Returns whether a trial was ended before it could show anything, for no fault of its configuration.
 
@@ -310,8 +316,8 @@ def known_best(trials: Sequence[FrozenTrial], n: int, sign: float, generator: np
     """Returns `n` trials at most: those that run, the best, as many others at random, so that a fit stays quick."""
     if len(trials) <= n:
         return list(trials)
-    running = [t for t in trials if t.state == TrialState.RUNNING]
-    ended = [t for t in trials if t.state != TrialState.RUNNING]
+    running = [t for t in trials if is_training(t)]
+    ended = [t for t in trials if not is_training(t)]
     ended.sort(key=lambda t: best_value(t, sign), reverse=True)
     n_best = max(1, (n - len(running)) // 2)
     others = generator.permutation(np.arange(n_best, len(ended)))[:n_best]

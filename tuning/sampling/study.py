@@ -27,6 +27,7 @@ from tuning.runs import schema, study_file
 from tuning.runs.study_file import EPOCH
 from tuning.sampling import convergence, study_frames, study_storage
 from tuning.sampling.costs import LOST
+from tuning.sampling.curve_sampler import PAUSED
 from tuning.sampling.spaces import Space
 from tuning.sampling.study_frames import Known, StudyFrames
 
@@ -50,7 +51,6 @@ _KEPT = (
 )
 # What an epoch's result says of its trial: the study keeps it with the epoch.
 _OF_TRIAL = ("n_parameters", "device", "precision", "finished", "seconds_per_image")
-PAUSED = "paused"  # A state, and the attribute of the study that outlives a session.
 _SECONDS_BETWEEN_WRITES = 1.0
 REPEATS_BEFORE_RANDOM, REPEATS_THAT_EXHAUST = 10, 200
 

@@ -240,7 +240,7 @@ def simulate(settings: Any, costs: Sequence[Cost], n: int = SIMULATIONS) -> npt.
         pauses = SCHEDULERS[settings.scheduler].pauses_trials
         while True:
             while len(events) < settings.concurrency:
-                gone_on = scheduler.resumed() if pauses else None
+                gone_on = scheduler.promoted() if pauses else None
                 if gone_on is None and not waiting:
                     break
                 number = waiting.pop() if gone_on is None else gone_on

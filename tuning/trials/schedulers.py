@@ -61,9 +61,9 @@ class LikeWithLike(FIFOScheduler):
         """Tells the trial's scheduler that it is gone."""
         self._of(trial).on_trial_remove(tune_controller, trial)
 
-    def resumed(self) -> int | None:
+    def promoted(self) -> int | None:
         """Returns a paused trial that is to go on now, by its number; None where there is none."""
-        found = (scheduler.resumed() for scheduler in self._schedulers.values() if isinstance(scheduler, Promotion))
+        found = (scheduler.promoted() for scheduler in self._schedulers.values() if isinstance(scheduler, Promotion))
         return next((number for number in found if number is not None), None)
 
     def ended(self, number: int) -> None:
@@ -136,7 +136,7 @@ class Promotion(FIFOScheduler):
         """Returns whether a trial waits to go on."""
         return number in self._paused
 
-    def resumed(self) -> int | None:
+    def promoted(self) -> int | None:
         """Returns the best paused trial that is to go on from the highest rung, which it does then."""
         for rung, shown in reversed(self._shown.items()):
             best = sorted(shown, key=lambda number: (-shown[number], number))[: len(shown) // REDUCTION_FACTOR]

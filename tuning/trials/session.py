@@ -339,7 +339,7 @@ class Session:
     def _next_to_go_on(self) -> int | None:
         """Returns the paused trial that the scheduler has go on next, if there is one."""
         if self._to_go_on is None and self._pausing is not None:
-            self._to_go_on = self._pausing.resumed()
+            self._to_go_on = self._pausing.promoted()
         return self._to_go_on
 
     def propose(self, device: str) -> "Proposal | None":
