@@ -476,7 +476,7 @@ def test_a_search_ends_where_nothing_is_left_to_gain_and_may_be_extended(
     path = tmp_path / "results" / "one"
     shutil.copytree(searched[0] / "results" / "one", path)
     study, draw = RunStudy(path, load_space("smoke"), CurveSampler(0, 5), epochs=6, seed=0), np.random.default_rng(0)
-    while len(study.finished()) < 50 and not study.has_converged:
+    while len(study.shown()) < 50 and not study.has_converged:
         proposal = studies.ask(study)
         studies.train(study, proposal, [draw.normal(0.3, 0.01)] * 6, "length")
         study.finish(proposal.number, "scheduler")
@@ -494,6 +494,32 @@ def test_a_search_ends_where_nothing_is_left_to_gain_and_may_be_extended(
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(run_folder.ran(run_folder.Run(path).trials)) == n + 2
     assert run_folder.Run(path).meta["stopped_by"] is None
+
+
+@pytest.mark.slow
+def test_paused_trials_go_on_when_others_prove_worse_and_after_an_interrupt(tmp_path: Path) -> None:
+    """With --scheduler promotion, of nine trials three go on after their first epoch, and one of these after three."""
+    options = ["--samples", "9", "--epochs", "9", "--run", "one", "--scheduler", "promotion", "--sampler", "random"]
+    command = [sys.executable, "-m", "tuning.search", *options, *SLOWER, "--seed", "3"]
+    environment = os.environ | {"PYTHONPATH": python_path(tmp_path)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as search:
+        assert search.stdout is not None
+        for line in search.stdout:
+            if re.search(r"trial +4  paused after 1 epoch", line):
+                search.send_signal(signal.SIGINT)
+                break
+        rest = search.stdout.read()
+    assert "Interrupted. Resume it with" in rest, rest
+    path = tmp_path / "results" / "one"
+    assert {"running"} <= set(run_folder.Run(path).trials["state"])
+    done = run(tmp_path, "--resume", "one")
+    assert done.returncode == 0, done.stdout + done.stderr
+    trials, epochs = check_record(path, 9), run_folder.Run(path).epochs
+    lengths = trials["epochs"].value_counts().to_dict()
+    assert lengths[1] <= 6 and 9 in lengths and sum(n for length, n in lengths.items() if length >= 3) >= 3
+    assert not epochs.duplicated(["trial", "epoch"]).any()
+    assert set(trials["state"]) == {"complete", "pruned"}
+    assert set(trials.loc[trials["state"] == "pruned", "stopped_by"]) == {"scheduler"}
 
 
 @pytest.mark.slow

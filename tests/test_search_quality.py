@@ -17,12 +17,14 @@ import quality_figures
 import search_quality
 import tables
 from methods import METHODS, named
+from ray.tune.schedulers import FIFOScheduler
+from rivals import one_epoch, promotion
 from simulation import Method, Ours, Stock, simulate
 from tables import Curve, Task, lcbench, taskset
 
 from tuning.base.registries import SCHEDULERS
 from tuning.sampling import samplers
-from tuning.trials.schedulers import METRIC
+from tuning.trials.schedulers import METRIC, StandIn
 
 EPOCHS = 9
 
@@ -79,15 +81,128 @@ def test_a_trial_that_diverges_has_failed_and_is_not_chosen() -> None:
         assert comparison.incumbents(frame_of(trials))["regret"].tolist() == [tables.WORST] * 2
 
 
+class PauseAt2(FIFOScheduler):
+    """Pauses each trial at its second epoch and resumes the first in line when a third has begun."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.paused: list[int] = []
+        self.asked: list[bool] = []
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if result["epoch"] != 2:
+            return str(self.CONTINUE)
+        self.paused.append(int(trial.trial_id))
+        return str(self.PAUSE)
+
+    def resumed(self, last: bool) -> int | None:
+        self.asked.append(last)
+        return self.paused.pop(0) if len(self.paused) > 1 else None
+
+
+def test_a_paused_trial_frees_its_slot_and_costs_only_its_further_epochs() -> None:
+    scheduler, told = PauseAt2(), []
+
+    class Order(Ours):
+        @staticmethod
+        def end(study: Any, number: int, values: list[float], finished: bool) -> None:
+            told.append((number, len(values), finished, study.trials[number].state.name))
+            Ours.end(study, number, values, finished)
+
+    method = Method(named("random"), lambda epochs, seed: scheduler, Order)
+    trials = simulate(planted(rising), method, slots=1, samples=3, seed=0)
+    assert [(t.trial, t.state, t.epochs, pytest.approx(t.ended)) for t in trials] == [
+        (0, "paused", 2, 0.2),
+        (0, "complete", EPOCHS, 1.1),  # after 2 + 2 + 7 epochs
+        (1, "paused", 2, 0.4),
+        (1, "complete", EPOCHS, 2.0),
+        (2, "pruned", 2, 1.3),  # never resumed
+    ]
+    assert told == [(0, 9, True, "RUNNING"), (1, 9, True, "RUNNING"), (2, 2, False, "RUNNING")]
+    assert scheduler.asked == [False] * 4 + [True] * 2
+    assert trials[0].value == trials[1].value > trials[0].observed
+    began = [trials[i].proposing for i in (0, 2, 4)]  # of the trials 0, 1, 2
+    assert began[1] < trials[1].proposing < began[2] < trials[3].proposing  # 0 goes on after 1 has begun, 1 after 2
+
+
+def test_a_trial_that_diverges_or_ends_where_it_would_pause_has_ended() -> None:
+    def curve(config: dict[str, Any]) -> Curve:
+        diverges = config["momentum"] < 0.5
+        return Curve(np.full(EPOCHS if diverges else 1, np.nan if diverges else 0.8), np.arange(1.0, EPOCHS + 1))
+
+    method = Method(named("random"), promotion(lambda epochs: 1))
+    trials = simulate(planted(curve), method, slots=2, samples=8, seed=0)
+    assert {(trial.state, trial.epochs) for trial in trials} == {("failed", 1), ("complete", 1)}
+    assert len(trials) == 8
+
+
+def by_momentum(config: dict[str, Any]) -> Curve:
+    """A curve that shows all from its first epoch on."""
+    return Curve(np.full(EPOCHS, config["momentum"]), np.arange(1.0, EPOCHS + 1))
+
+
+def test_of_a_batch_the_best_after_an_epoch_go_on_to_the_end() -> None:
+    method = Method(named("random"), one_epoch(4, 1))
+    trials = simulate(planted(by_momentum), method, slots=1, samples=10, seed=0)
+    value = {trial.trial: trial.value for trial in trials}
+    batches = (range(4), range(4, 8), range(8, 10))  # of the last two, the share is rounded up
+    best = [max(batch, key=value.__getitem__) for batch in batches]
+    assert [trial.trial for trial in trials if trial.state == "complete"] == sorted(best)
+    assert {(t.state, t.epochs) for t in trials if t.trial not in best} == {("pruned", 1)}
+    ends = [trial.ended for trial in trials if trial.state == "complete"]
+    assert ends == pytest.approx([1.2, 2.4, 3.4])  # after 4 + 8, 4 + 8, 2 + 8 epochs
+
+
+def test_a_batch_has_trials_that_diverged_and_resumes_none_of_them() -> None:
+    def curve(config: dict[str, Any]) -> Curve:
+        return Curve(np.full(EPOCHS, np.nan), np.arange(1.0, EPOCHS + 1))
+
+    method = Method(named("random"), one_epoch(4, 4))
+    trials = simulate(planted(curve), method, slots=2, samples=6, seed=0)
+    assert {(trial.state, trial.epochs) for trial in trials} == {("failed", 1)} and len(trials) == 6
+
+
+def test_promotion_resumes_the_best_third_of_each_rung() -> None:
+    scheduler = promotion(lambda epochs: 1)(EPOCHS, 0)
+
+    def shown(epoch: int, values: dict[int, float]) -> list[int | None]:
+        for number, value in values.items():
+            trial = StandIn(str(number))
+            assert scheduler.on_trial_result(None, trial, {"epoch": epoch, METRIC: value}) == "PAUSE"
+        return [scheduler.resumed(last=False), scheduler.resumed(last=False)]
+
+    assert shown(1, {0: 0.1, 1: 0.2}) == [None, None]
+    assert shown(1, {2: 0.3}) == [2, None]
+    assert shown(1, {3: 0.4, 4: 0.25, 5: 0.1}) == [3, None]  # 2 is the other one of the best two
+    assert shown(1, {6: 0.1, 7: 0.1, 8: 0.1}) == [4, None]
+    scheduler.on_trial_complete(None, StandIn("9"), {})
+    assert shown(1, {9: 0.9, 10: 0.5, 11: 0.1}) == [10, None]  # 9 has ended
+    for number in (12, 13, 14):
+        scheduler.on_trial_result(None, StandIn(str(number)), {"epoch": 1, METRIC: 0.8})
+    assert shown(3, {2: 0.5, 3: 0.6, 4: 0.4}) == [3, 12]  # the higher rung first
+    assert scheduler.on_trial_result(None, StandIn("3"), {"epoch": 4, METRIC: 0.6}) == "CONTINUE"
+
+
+@pytest.mark.parametrize(
+    ("epochs", "first", "rungs"), [(9, 1, [1, 3]), (51, 5, [5, 15, 45]), (10, 1, [1, 3, 9]), (2, 2, [])]
+)
+def test_rungs_end_before_the_full_length(epochs: int, first: int, rungs: list[int]) -> None:
+    scheduler = promotion(lambda epochs: first)(epochs, 0)
+    decisions = [scheduler.on_trial_result(None, StandIn("0"), {"epoch": n, METRIC: 0.5}) for n in range(1, epochs + 1)]
+    assert [epoch for epoch, decision in enumerate(decisions, 1) if decision == "PAUSE"] == rungs
+
+
 def frame_of(trials: list[Any], **group: Any) -> pd.DataFrame:
     frame = pd.DataFrame([vars(trial) for trial in trials])
     return frame.assign(**{"task": "planted", "method": "m", "slots": 2, "seed": 0} | group)
 
 
-@pytest.mark.parametrize("name", ["ours", "stock", "hyperband"])
+@pytest.mark.parametrize("name", ["ours", "stock", "hyperband", "ours, promotion", "tpe + asha, multivariate, no liar"])
 def test_a_search_is_the_same_each_time(name: str) -> None:
     one, other = (simulate(planted(rising), METHODS[name], slots=2, samples=15, seed=3) for _ in range(2))
     assert one == other
+    proposing = list({trial.trial: trial.proposing for trial in reversed(one)}.values())  # when each began
+    assert proposing[-1] > 0 and proposing == sorted(proposing, reverse=True)
     assert {"complete", "pruned"} <= {trial.state for trial in one}
 
 
@@ -110,6 +225,23 @@ def test_the_incumbent_is_the_best_observed_trial_scored_by_its_full_training() 
     by_cost = comparison.regret_by_cost(frame)
     at = {cost: by_cost.loc[0, min(comparison.GRID, key=lambda x: abs(x - cost))] for cost in (0.5, 1.5, 2.5, 3.5, 4.5)}
     assert list(at.values()) == [tables.WORST, tables.WORST, 0.8, 0.8, 0.4]
+
+
+def test_a_paused_trial_counts_from_when_it_showed_its_value_until_it_fails() -> None:
+    rows = [
+        {"trial": 0, "state": "pruned", "ended": 1.0, "observed": 0.4, "value": 0.4, "regret": 0.8},
+        {"trial": 1, "state": "paused", "ended": 2.0, "observed": 0.5, "value": 0.9, "regret": 0.1},
+        {"trial": 1, "state": "complete", "ended": 5.0, "observed": 0.9, "value": 0.9, "regret": 0.1},
+        {"trial": 2, "state": "paused", "ended": 3.0, "observed": 0.8, "value": 0.0, "regret": 1.5},
+        {"trial": 2, "state": "failed", "ended": 4.0, "observed": 0.8, "value": 0.0, "regret": 1.5},
+    ]
+    frame = pd.DataFrame([row | {"task": "t", "method": "m", "slots": 2, "seed": 0, "epochs": 1} for row in rows])
+    by_cost = comparison.regret_by_cost(frame)
+    at = {cost: by_cost.loc[0, min(comparison.GRID, key=lambda x: abs(x - cost))] for cost in (1.5, 2.5, 3.5, 4.5, 5.5)}
+    assert list(at.values()) == [0.8, 0.1, 1.5, 0.1, 0.1]
+    found = comparison.incumbents(frame)
+    assert found["samples"].tolist() == [1, 2, 3] and found["regret"].tolist() == [0.8, 0.1, 0.1]
+    assert found["cost"].tolist() == [1.0, 5.0, 5.0]
 
 
 def test_ranks_and_differences_are_those_of_demsar() -> None:
@@ -248,8 +380,11 @@ def test_halves_share_no_task_and_no_seed() -> None:
     assert len(search_quality.planned(["t1", "t2", "t3"], ["ours"], [2], 4, "all")) == 12
 
 
+PAUSES = "random + one epoch, 2 of 20"
+
+
 def frames(out: Path) -> pd.DataFrame:
-    frame = search_quality.read_runs(out, ["stock", "random + asha"], 6).drop(columns="seconds")
+    frame = search_quality.read_runs(out, ["stock", PAUSES], 6).drop(columns=["seconds", "proposing"])
     return frame.sort_values([*comparison.GROUP, "trial"], ignore_index=True)
 
 
@@ -268,7 +403,7 @@ def test_a_killed_benchmark_goes_on_where_it_was(
             return super().submit(function, *args)
 
     monkeypatch.setattr(search_quality.concurrent.futures, "ProcessPoolExecutor", Here)
-    command = ["search_quality.py", "--tables", str(tmp_path), "--methods", "stock", "random + asha"]
+    command = ["search_quality.py", "--tables", str(tmp_path), "--methods", "stock", PAUSES]
     command += ["--seeds", "2", "--slots", "2", "--samples", "6", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", command)
     search_quality.main()
@@ -281,7 +416,97 @@ def test_a_killed_benchmark_goes_on_where_it_was(
     search_quality.main()
     assert [one.method for one in ran] == ["stock"]
     pd.testing.assert_frame_equal(frames(out), whole)
-    assert "random + asha" in capsys.readouterr().out
+    assert (whole["state"] == "paused").any() and whole["state"].nunique() > 2
+    assert PAUSES in capsys.readouterr().out
+
+
+def test_a_method_without_its_package_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(search_quality.importlib.util, "find_spec", lambda name: None if name == "syne_tune" else name)
+    monkeypatch.setattr(sys, "argv", ["search_quality.py", "--tables", "none", "--methods", "ours", "syne-tune bohb"])
+    with pytest.raises(SystemExit) as ended:
+        search_quality.main()
+    assert ended.value.code == 2
+    message = (
+        "error: --methods 'syne-tune bohb' needs the package syne-tune, which is not installed. Run `pip install s"
+    )
+    assert message in capsys.readouterr().err
+    assert search_quality.missing_package(["ours", "smac + asha"]) == ""
+
+
+def mixed(config: dict[str, Any]) -> Curve:
+    height = config["momentum"] * (1 if config["kind"] == "good" else 0.5) + config["layers"] / 100
+    return Curve(height * (1 - 0.5 ** np.arange(1.0, EPOCHS + 1)), np.arange(1.0, EPOCHS + 1))
+
+
+def mixed_space(trial: Any) -> dict[str, Any]:
+    kind = trial.suggest_categorical("kind", ["poor", "good", "odd"])
+    rate = trial.suggest_float("rate", 1e-4, 1e-1, log=True)
+    return space(trial) | {"kind": kind, "rate": rate, "layers": trial.suggest_int("layers", 1, 9, log=True)}
+
+
+MIXED = Task("planted", EPOCHS, mixed_space, mixed, best=0.99, median=0.5, cost=10.0)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, method in METHODS.items() if method.needs))
+def test_another_system_searches_where_it_is_installed(name: str) -> None:
+    pytest.importorskip(METHODS[name].needs.replace("-", "_"))
+    trials, again = (simulate(MIXED, METHODS[name], slots=2, samples=16, seed=0) for _ in range(2))
+    ends = [trial for trial in trials if trial.state != "paused"]
+    assert [trial.trial for trial in ends] == list(range(16))
+    assert trials == again
+    assert len({trial.epochs for trial in ends}) > 1
+
+
+def told_smac(name: str, slots: int, samples: int) -> tuple[list[Any], dict[float, list[float]]]:
+    """Returns the rows of a search, and what SMAC was told: cost -> final values of the configurations that had it."""
+    pytest.importorskip("smac")
+    made: list[Any] = []
+
+    def sampler(seed: int) -> Any:
+        made.append(METHODS[name].sampler(seed))
+        return made[0]
+
+    trials = simulate(MIXED, replace(METHODS[name], sampler=sampler), slots=slots, samples=samples, seed=0)
+    history, told = made[0].smac(None).runhistory, {}
+    for key, value in history.items():
+        config = dict(history.get_config(key.config_id))
+        values, _ = vars(mixed(config | {"kind": ["poor", "good", "odd"][int(config["kind"])]})).values()
+        if value.status.name == "SUCCESS":
+            told.setdefault(round(1 - value.cost, 6), []).append(pytest.approx(values[-1]))
+    return trials, told
+
+
+def test_smac_is_told_what_trials_have_shown_until_they_were_stopped() -> None:
+    trials, told = told_smac("smac + asha", slots=2, samples=12)
+    assert len({trial.epochs for trial in trials}) > 1
+    assert told == {round(trial.observed, 6): [trial.value] for trial in trials}
+
+
+def test_smac_has_the_ends_of_a_range_though_it_rounds_them() -> None:
+    pytest.importorskip("smac")
+    import optuna
+    import outside_smac
+
+    low, high = 1.001581395598805e-06, 0.9981682595321479
+    ranges = {"x": optuna.distributions.FloatDistribution(low, high, log=True)}
+    space = outside_smac.space(ranges, seed=0)
+    for end in (low, high):
+        trial = optuna.trial.create_trial(params={"x": end}, distributions=ranges, value=0.0)
+        point = outside_smac.configuration(space, trial)
+        assert outside_smac.Smac.parameters(point, ranges)["x"] == pytest.approx(end)
+        assert low <= outside_smac.Smac.parameters(point, ranges)["x"] <= high
+
+
+def test_smac_hyperband_resumes_the_best_of_a_bracket() -> None:
+    trials, told = told_smac("smac hyperband", slots=1, samples=9)
+    ends = {trial.trial: trial.epochs for trial in trials if trial.state != "paused"}
+    shown = {trial.trial: trial.observed for trial in trials if trial.epochs == 1}
+    best = sorted(shown, key=lambda number: -shown[number])
+    assert [ends[number] for number in best] == [9, 3, 3] + [1] * 5
+    assert ends[8] == 3  # of the second bracket, which begins there
+    assert told == {round(trial.observed, 6): [trial.value] for trial in trials}
 
 
 @pytest.mark.slow

@@ -26,12 +26,13 @@ def incumbents(trials: pd.DataFrame) -> pd.DataFrame:
     What it chooses is what the project's does, the complete or pruned trial with the best observed value.
 
     Args:
-        trials: A row a trial: task, method, slots, seed, and the fields of `simulation.Ended`.
+        trials: A row a trial: task, method, slots, seed, and the fields of `simulation.Ended`. Rows of a pause do not
+            count here.
 
     Returns:
         task, method, slots, seed, samples, cost (in full trainings), value and regret of the incumbent's full training.
     """
-    trials = trials.sort_values([*GROUP, "trial"], kind="stable", ignore_index=True)
+    trials = trials[trials["state"] != "paused"].sort_values([*GROUP, "trial"], kind="stable", ignore_index=True)
     starts = (trials["trial"] == 0).to_numpy()
     frame = trials[GROUP].assign(samples=trials["trial"] + 1, cost=_running(np.maximum, trials["ended"], starts))
     chosen = _best_so_far(trials, starts)
@@ -51,7 +52,10 @@ def with_proposals(trials: pd.DataFrame, training_seconds: float = TRAINING_SECO
 
 
 def regret_by_cost(trials: pd.DataFrame, grid: Array = GRID) -> pd.DataFrame:
-    """Returns the incumbent's regret at each cost of a grid, a column each, a row a search; the worst at first."""
+    """Returns the incumbent's regret at each cost of a grid, a column each, a row a search; the worst at first.
+
+    A trial that was paused counts from its first pause on, with the value that it had shown by then.
+    """
     trials = trials.sort_values([*GROUP, "ended", "trial"], kind="stable", ignore_index=True)
     starts = (~trials.duplicated(GROUP)).to_numpy()
     regrets = _at(trials["regret"], _best_so_far(trials, starts), WORST)
@@ -65,14 +69,24 @@ def regret_by_cost(trials: pd.DataFrame, grid: Array = GRID) -> pd.DataFrame:
 
 
 def _best_so_far(trials: pd.DataFrame, starts: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Returns the row of the incumbent after each row, -1 for none; complete before pruned, then the lower number."""
+    """Returns the row of the incumbent after each row, -1 for none; complete before pruned, then the lower number.
+
+    A later row of a trial replaces its earlier ones: one that fails after a pause no longer counts.
+    """
     usable = (trials["state"] != "failed").to_numpy()
-    keys = list(zip(trials["observed"], trials["state"] == "complete", -trials["trial"], strict=True))
+    numbers = trials["trial"].tolist()
+    keys = list(zip(trials["observed"], trials["state"] == "complete", [-n for n in numbers], strict=True))
     chosen, best = np.empty(len(trials), np.int64), -1
-    for i, key in enumerate(keys):
+    latest: dict[int, int] = {}
+    for i, number in enumerate(numbers):
         if starts[i]:
-            best = -1
-        if usable[i] and (best < 0 or key > keys[best]):
+            latest, best = {}, -1
+        replaced = latest.pop(number, None)
+        if usable[i]:
+            latest[number] = i
+        if replaced is not None and replaced == best:
+            best = max(latest.values(), key=keys.__getitem__, default=-1)
+        elif usable[i] and (best < 0 or keys[i] > keys[best]):
             best = i
         chosen[i] = best
     return chosen

@@ -6,8 +6,10 @@ from typing import Any
 
 import optuna
 from all_epochs import AllEpochs, AllEpochsByLevels
-from outside import syne_tune
+from outside_smac import smac, smac_hyperband
+from outside_syne_tune import syne_tune
 from ray.tune.schedulers import ASHAScheduler
+from rivals import one_epoch, promotion
 from simulation import Method, Ours, Stock, tell_epoch
 
 from tuning.base.registries import SCHEDULERS
@@ -34,6 +36,13 @@ def tpe(**changes: Any) -> Callable[[int], optuna.samplers.BaseSampler]:
 def stock_asha(epochs: int, seed: int) -> Any:
     """ASHA as Ray makes it; only the full length has to be said."""
     return ASHAScheduler(metric=METRIC, mode="max", max_t=epochs)
+
+
+def stock(**changes: Any) -> Method:
+    """Returns Ray Tune with Optuna as they come, with some options of Optuna's sampler changed."""
+    return Method(
+        lambda seed: optuna.samplers.TPESampler(seed=seed, **changes), stock_asha, Stock, goes_on_diverged=True
+    )
 
 
 def asha(grace: Callable[[int], int], reduction: float, brackets: int = 1) -> Callable[[int, int], Any]:
@@ -118,16 +127,30 @@ OURS = SCHEDULERS.load(SCHEDULER)
 NONE = SCHEDULERS.load("none")
 
 METHODS: dict[str, Method] = {
-    "stock": Method(lambda seed: optuna.samplers.TPESampler(seed=seed), stock_asha, Stock, goes_on_diverged=True),
+    "stock": stock(),
     "ours": Method(named(SAMPLER), OURS),
     "random + asha": Method(named("random"), SCHEDULERS.load("asha")),
     "random": Method(named("random"), NONE),
     "tpe": Method(named("tpe"), NONE),
     "gp": Method(named("gp"), NONE),
     "hyperband": Method(named("random"), SCHEDULERS.load("hyperband")),
-    # Another system, if it is installed.
+    # Others' methods.
+    "random + one epoch, 2 of 20": Method(named("random"), one_epoch(20, 2)),
+    "random + one epoch, 10 of 100": Method(named("random"), one_epoch(100, 10)),
+    "random + asha, promotion": Method(named("random"), promotion(schedulers.grace_period)),
+    "random + asha, promotion, grace 1": Method(named("random"), promotion(lambda epochs: 1)),
+    "ours, promotion": Method(named(SAMPLER), promotion(schedulers.grace_period)),
+    "tpe + asha, multivariate, no liar": Method(tpe(multivariate=True, constant_liar=False), SCHEDULERS.load("asha")),
+    "stock, no liar": stock(constant_liar=False),
+    "stock, univariate, no liar": stock(multivariate=False, constant_liar=False),  # the default of Optuna 4
+    # Other systems, if they are installed.
+    "syne-tune asha": syne_tune("ASHA"),
+    "syne-tune asha-bore": syne_tune("ASHABORE"),
     "syne-tune asha-cqr": syne_tune("ASHACQR"),
     "syne-tune bohb": syne_tune("BOHB"),
+    "smac + asha": smac("HyperparameterOptimizationFacade", SCHEDULERS.load("asha")),
+    "smac black-box + asha": smac("BlackBoxFacade", SCHEDULERS.load("asha")),
+    "smac hyperband": smac_hyperband(),
     # Ours with one part switched off, or other options.
     "ours, no scheduler": Method(named(SAMPLER), NONE),
     "ours, told at ends only": Method(named(SAMPLER), OURS, EndsOnly),

@@ -19,6 +19,7 @@ import argparse
 import concurrent.futures
 import csv
 import functools
+import importlib.util
 import io
 import multiprocessing
 import os
@@ -78,7 +79,8 @@ def read_runs(out: Path, methods: list[str], samples: int) -> Any:
     if not frames:
         return pd.DataFrame(columns=COLUMNS)
     frame = pd.concat(frames, ignore_index=True)
-    return frame[frame.groupby(comparison.GROUP)["trial"].transform("size") == samples]
+    ends = frame.assign(ends=frame["state"] != "paused").groupby(comparison.GROUP)["ends"].transform("sum")
+    return frame[ends == samples]
 
 
 def run(folder: Path, kind: str, search: Search, samples: int) -> list[dict[str, Any]]:
@@ -185,8 +187,21 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def missing_package(methods: list[str]) -> str:
+    """Returns which package a method lacks, in a sentence; nothing if they can all be run."""
+    for name in methods:
+        package = METHODS[name].needs
+        if package and importlib.util.find_spec(package.replace("-", "_")) is None:
+            return (
+                f"--methods {name!r} needs the package {package}, which is not installed. Run `pip install {package}`."
+            )
+    return ""
+
+
 def main() -> None:
     given = parser().parse_args()
+    if lacks := missing_package(given.methods):
+        parser().error(lacks)
     kinds = tables.names(given.tables)
     chosen = [name for name in kinds if not given.tasks or any(part in name for part in given.tasks)]
     wanted = planned(chosen, given.methods, given.slots, given.seeds, given.half)

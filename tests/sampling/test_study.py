@@ -452,7 +452,7 @@ def test_what_a_trial_told_survives_the_process(tmp_path: Path, study: RunStudy)
     study.finish(proposal.number, "scheduler")
     before = study.row(proposal.number)
     assert open_study(tmp_path).row(proposal.number) == before
-    assert [row["valid_accuracy"] for row in open_study(tmp_path).finished()[0][1]] == [0.3, 0.9, 0.4]
+    assert [row["valid_accuracy"] for row in open_study(tmp_path).shown()[0][1]] == [0.3, 0.9, 0.4]
 
 
 @pytest.mark.parametrize("name", [name for name, known in SAMPLERS.items() if known.two_objectives])
@@ -580,3 +580,24 @@ def test_writing_the_frame_takes_a_twentieth_of_the_time_at_most(
         clock[0] += 0.1
     assert written[:5] == pytest.approx([0, 0.3, 0.6, 0.9, 1.2])
     assert 0.2 * len(written) <= 1.2 + (clock[0] - begun) / 20
+
+
+def test_a_paused_trial_goes_on_where_it_was_in_this_session_or_another(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    for i in range(3):
+        train(study, ask(study), [0.3 + 0.1 * i])
+        study.pause(i)
+    assert study.paused == [0, 1, 2] and study.running() == [] and study.n_finished == 0
+    assert run_folder.Run(tmp_path).trials["state"].tolist() == ["running"] * 3
+    again = study.go_on(2)
+    assert (again.number, again.epochs, study.paused, study.running()) == (2, 1, [0, 1], [2])
+    study.report(2, epoch(2, 0.9, "length"))
+    study.finish(2, "scheduler")
+    study.close(None)
+    study = open_study(tmp_path, seed=1)
+    assert study.paused == [0, 1] and set(study.shown()) == {0, 1, 2}
+    assert ask(study).number == 3  # They are no interrupted trials.
+    assert study.go_on(1).epochs == 1 and study.row(1)["attempt"] == 1
+    study.close("search")
+    assert [told(study, n).state for n in range(3)] == [TrialState.PRUNED, TrialState.PRUNED, TrialState.COMPLETE]
+    assert study.row(0)["stopped_by"] == "scheduler"

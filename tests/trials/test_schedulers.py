@@ -8,7 +8,9 @@ from tuning.base.registries import LR_SCHEDULES, SCHEDULERS
 from tuning.trials.schedulers import METRIC, StandIn, grace_period, replay
 
 ANNEALED = [name for name, known in LR_SCHEDULES.items() if known.annealed]
-STOPPING = [name for name, known in SCHEDULERS.items() if known.stops_trials]
+PAUSING = [name for name, known in SCHEDULERS.items() if known.pauses_trials]
+STOPPING = [name for name, known in SCHEDULERS.items() if known.stops_trials and name not in PAUSING]
+AT_ONCE = [name for name in SCHEDULERS if name not in PAUSING]
 
 
 def decision(scheduler: Any, trial: Any, epoch: int, accuracy: float) -> str:
@@ -16,12 +18,13 @@ def decision(scheduler: Any, trial: Any, epoch: int, accuracy: float) -> str:
 
 
 def trial(scheduler: Any, name: str, schedule: str = "plateau", **config: Any) -> Any:
-    one: Any = StandIn(name, {"config": {"schedule": schedule, **config}})
+    number = int(name) if name.isdecimal() else 0
+    one: Any = StandIn(name, {"config": {"schedule": schedule, **config}, "trial": number})
     scheduler.on_trial_add(None, one)
     return one
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", AT_ONCE)
 def test_no_scheduler_stops_a_trial_in_its_grace_period(name: str) -> None:
     scheduler = SCHEDULERS.load(name)(18, 0)
     for i in range(12):
@@ -61,7 +64,7 @@ def test_an_annealed_trial_is_compared_with_annealed_ones(name: str) -> None:
 
 @pytest.mark.parametrize("schedule", ["plateau", "onecycle"])
 @pytest.mark.parametrize("epochs", [2, 6, 30])
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", AT_ONCE)
 def test_a_trial_ends_at_its_own_length_and_not_at_the_searchs(name: str, epochs: int, schedule: str) -> None:
     scheduler = SCHEDULERS.load(name)(epochs, 0)
     for length in (12, 3, 12, 20):
@@ -110,7 +113,7 @@ def test_an_annealed_trial_is_compared_with_those_whose_rate_falls_as_fast() -> 
     assert decision(scheduler, trial(scheduler, "bad", "cosine", epochs=3), 2, 0.5) == "STOP"
 
 
-@pytest.mark.parametrize("name", set(SCHEDULERS) - set(STOPPING))
+@pytest.mark.parametrize("name", set(AT_ONCE) - set(STOPPING))
 def test_a_scheduler_that_is_said_to_stop_no_trials_stops_none(name: str) -> None:
     scheduler = SCHEDULERS.load(name)(18, 0)
     for i in range(8):
@@ -129,3 +132,77 @@ def test_a_new_scheduler_that_is_shown_old_trials_judges_by_them() -> None:
     replay(scheduler, {n: ({"schedule": "onecycle"}, rows) for n in range(6)})
     assert decision(scheduler, trial(scheduler, "new", "onecycle"), 2, 0.1) == "STOP"
     assert decision(scheduler, trial(scheduler, "other", "plateau"), 2, 0.1) == "CONTINUE"
+
+
+def run_on(scheduler: Any, one: Any, epochs: range, accuracy: float) -> str:
+    """Returns the last decision on a trial, which trains until it is stopped."""
+    for epoch in epochs:
+        if (found := decision(scheduler, one, epoch, accuracy)) == "STOP":
+            break
+    return found
+
+
+def test_of_trials_that_pause_the_best_third_of_the_highest_rung_goes_on() -> None:
+    scheduler = SCHEDULERS.load("promotion")(18, 0)  # It compares after 1, 3 and 9 epochs.
+    values = [0.5, 0.6, 0.4, 0.7, 0.3, 0.2, 0.1, 0.1, 0.8]
+    trials = [trial(scheduler, str(i)) for i in range(9)]
+
+    def begin(*numbers: int) -> None:
+        for number in numbers:
+            assert scheduler.resumed() is None
+            assert run_on(scheduler, trials[number], range(1, 18), values[number]) == "STOP"
+            assert scheduler.has_paused(number)
+
+    def go_on(number: int, epochs: range) -> str:
+        assert scheduler.resumed() == number and not scheduler.has_paused(number)
+        return run_on(scheduler, trials[number], epochs, values[number])
+
+    begin(0, 1, 2)
+    assert go_on(1, range(2, 18)) == "STOP"  # After its third epoch.
+    begin(3)  # The best of four is one, but only a third may go on.
+    assert go_on(3, range(2, 18)) == "STOP"
+    begin(4, 5, 6, 7, 8)
+    assert go_on(8, range(2, 18)) == "STOP"
+    assert go_on(8, range(4, 18)) == "STOP"  # Of the highest rung first: the best of three there.
+    assert scheduler.resumed() is None
+
+
+def test_a_trial_that_goes_on_may_tell_again_what_it_had_shown() -> None:
+    scheduler = SCHEDULERS.load("promotion")(18, 0)
+    trials = [trial(scheduler, str(i)) for i in range(3)]
+    for one in trials:
+        decision(scheduler, one, 1, 0.5)
+    assert scheduler.resumed() == 0
+    assert run_on(scheduler, trials[0], range(1, 3), 0.5) == "CONTINUE"
+
+
+def test_what_has_ended_or_failed_never_goes_on() -> None:
+    scheduler = SCHEDULERS.load("promotion")(18, 0)
+    trials = [trial(scheduler, str(i)) for i in range(6)]
+    for one in trials:
+        decision(scheduler, one, 1, 0.5)
+    scheduler.ended(0)
+    scheduler.on_trial_error(None, trials[1])
+    assert scheduler.resumed() is None
+
+
+def test_trials_of_other_schedules_pause_by_themselves() -> None:
+    scheduler = SCHEDULERS.load("promotion")(18, 0)
+    for i in range(4):
+        decision(scheduler, trial(scheduler, str(i), "plateau" if i % 2 else "onecycle"), 1, 0.5)
+    assert scheduler.resumed() is None
+    decision(scheduler, trial(scheduler, "4", "onecycle"), 1, 0.6)
+    assert scheduler.resumed() == 4
+
+
+def test_a_new_scheduler_knows_which_trials_have_paused_and_which_have_gone_on() -> None:
+    scheduler = SCHEDULERS.load("promotion")(18, 0)
+    shown = {n: ({"schedule": "onecycle"}, rows(0.5 + 0.01 * n, 3 if n == 5 else 1)) for n in range(6)}
+    replay(scheduler, shown, paused=[2, 4, 5])
+    assert [n for n in range(6) if scheduler.has_paused(n)] == [2, 4, 5]
+    assert scheduler.resumed() == 4  # Trial 5 has gone on before, and waits after its third epoch.
+    assert scheduler.resumed() is None
+
+
+def rows(accuracy: float, n: int) -> list[dict[str, float]]:
+    return [{"epoch": epoch, "valid_accuracy": accuracy} for epoch in range(1, n + 1)]

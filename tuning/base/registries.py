@@ -151,9 +151,11 @@ class Scheduler(Entry):
 
     Attributes:
         stops_trials: It stops some before their full length.
+        pauses_trials: It does so for a while, and has the best go on.
     """
 
     stops_trials: bool = False
+    pauses_trials: bool = False
 
 
 @dataclass(frozen=True)
@@ -328,6 +330,11 @@ SCHEDULERS = Registry(
     "scheduler",
     {
         "asha": Scheduler("ASHA in its stopping form (Li et al. 2020, MLSys)", stops_trials=True),
+        "promotion": Scheduler(
+            "ASHA as it was published (algorithm 2): trials pause, and the best go on",
+            stops_trials=True,
+            pauses_trials=True,
+        ),
         "hyperband": Scheduler("ASHA with several grace periods (Li et al. 2020, section 3.3)", stops_trials=True),
         "median": Scheduler("the median stopping rule (Golovin et al. 2017, Google Vizier)", stops_trials=True),
         "none": Scheduler("every trial goes its full length"),

@@ -50,6 +50,7 @@ _KEPT = (
 )
 # What an epoch's result says of its trial: the study keeps it with the epoch.
 _OF_TRIAL = ("n_parameters", "device", "precision", "finished", "seconds_per_image")
+PAUSED = "paused"  # A state, and the attribute of the study that outlives a session.
 _SECONDS_BETWEEN_WRITES = 1.0
 REPEATS_BEFORE_RANDOM, REPEATS_THAT_EXHAUST = 10, 200
 
@@ -136,7 +137,8 @@ class RunStudy:
             self._adopt_end(trial, ended.get(trial.number))
             if not trial.has_ended:
                 possible = self._space.is_possible(trial.params)
-                trial.state = "undrawn" if "seed" not in trial.attrs else "interrupted" if possible else "waiting"
+                begun = PAUSED if trial.attrs.get(PAUSED) else "interrupted"
+                trial.state = "undrawn" if "seed" not in trial.attrs else begun if possible else "waiting"
         self._frames.mend(epoch_rows)
 
     def _read(self, trials: Sequence[optuna.trial.FrozenTrial], epoch_rows: Sequence[dict[str, Any]]) -> None:
@@ -245,20 +247,29 @@ class RunStudy:
         """Whether a trial that was interrupted is still to go on."""
         return self._first_in("interrupted") is not None
 
+    @property
+    def paused(self) -> list[int]:
+        """The numbers of the trials that the scheduler has paused."""
+        return [trial.number for trial in self._trials.values() if trial.state == PAUSED]
+
     def running(self) -> list[int]:
-        """Returns the numbers of the trials that have not ended."""
-        return [trial.number for trial in self._trials.values() if not trial.has_ended]
+        """Returns the numbers of the trials that have neither ended nor paused."""
+        return [trial.number for trial in self._trials.values() if not trial.has_ended and trial.state != PAUSED]
 
     def is_running(self, number: int) -> bool:
         """Returns whether a trial has not ended."""
         return not self._trials[number].has_ended
 
-    def finished(self) -> dict[int, tuple[dict[str, Any], list[dict[str, Any]]]]:
-        """Returns hyperparameters and epochs of each trial that has ended; a new scheduler has to learn them again."""
+    def has_finished(self, number: int) -> bool:
+        """Returns whether a trial has come to its own end: its full length, or early stopping."""
+        return bool(self._trials[number].attrs.get("finished"))
+
+    def shown(self) -> dict[int, tuple[dict[str, Any], list[dict[str, Any]]]]:
+        """Returns hyperparameters and epochs of each trial that has ended or paused, for a new scheduler to learn."""
         return {
             trial.number: (trial.attrs["config"], trial.epochs)
             for trial in self._trials.values()
-            if trial.state in ("complete", "pruned") and not trial.is_duplicate and trial.epochs
+            if trial.state in ("complete", "pruned", PAUSED) and not trial.is_duplicate and trial.epochs
         }
 
     @one_thread()  # Trials train beside the sampler.
@@ -272,10 +283,8 @@ class RunStudy:
             UserError: The space gave no valid configuration.
         """
         if (known := self._first_in("interrupted")) is not None:
-            known.state = "running"
             self._keep(known, attempt=known.attrs.get("attempt", 1) + 1)
-            config, parts = TrainConfig.model_validate(known.attrs["config"]), known.attrs.get("accumulation", 1)
-            return Proposal(known.number, known.attrs["seed"], config, parts, len(known.epochs))
+            return self._go_on(known)
         sampler = self.study.sampler
         try:
             for n_repeats in range(REPEATS_THAT_EXHAUST):
@@ -291,6 +300,24 @@ class RunStudy:
         finally:
             self.study.sampler = sampler
         return None
+
+    def pause(self, number: int) -> None:
+        """Notes that a trial waits until the scheduler has it go on, or until the search ends."""
+        trial = self._trials[number]
+        trial.state = PAUSED
+        self._keep(trial, **{PAUSED: True})
+        self._write_now_and_then()
+
+    def go_on(self, number: int) -> Proposal:
+        """Returns a trial that was paused, to be run on."""
+        return self._go_on(self._trials[number])
+
+    def _go_on(self, trial: Known) -> Proposal:
+        trial.state = "running"
+        if trial.attrs.get(PAUSED):
+            self._keep(trial, **{PAUSED: False})
+        config, parts = TrainConfig.model_validate(trial.attrs["config"]), trial.attrs.get("accumulation", 1)
+        return Proposal(trial.number, trial.attrs["seed"], config, parts, len(trial.epochs))
 
     def _next_trial(self) -> optuna.Trial:
         """Returns the trial to draw: one that was cut off meanwhile, a first point, or one of the sampler's."""
@@ -412,6 +439,8 @@ class RunStudy:
         if stopped_by is not None:
             for number in set(self.running()) - set(self.waiting):
                 self.finish(number, stopped_by)
+            for number in self.paused:
+                self.finish(number, "scheduler")
         self.write_trials()
         self.abandon()
 

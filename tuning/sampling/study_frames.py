@@ -27,7 +27,7 @@ class Known:
         id: In Optuna's storage.
         state: "complete", "pruned" or "failed" once it has ended; until then "running", or if an earlier session began
             it: "undrawn" (it has no configuration yet), "interrupted" (it is resumed next) or "waiting" (this machine
-            lacks what it needs).
+            lacks what it needs). "paused" is one that the scheduler may have go on.
         params: Its point.
         config_hash: Of its configuration; "" if it has none.
         attrs: What the study keeps of it, most of it by the names of the columns of `trials.csv`.

@@ -230,18 +230,27 @@ def simulate(settings: Any, costs: Sequence[Cost], n: int = SIMULATIONS) -> npt.
         level, best = generator.random(settings.samples), np.full(settings.samples, -np.inf)
         configs = [costs[k].config for k in kind]
         trials = [
-            StandIn(str(number), {"config": {"schedule": config.schedule, "epochs": config.epochs}})
+            StandIn(str(number), {"config": {"schedule": config.schedule, "epochs": config.epochs}, "trial": number})
             for number, config in enumerate(configs)
         ]
         waiting = list(range(settings.samples))[::-1]
         clock = 0.0
         events: list[tuple[float, int, int]] = []
-        while events or waiting:
-            while waiting and len(events) < settings.concurrency:
-                number = waiting.pop()
-                scheduler.on_trial_add(None, trials[number])
-                heapq.heappush(events, (clock + costs[kind[number]].epoch_seconds, number, 1))
+        n_epochs = [0] * settings.samples
+        pauses = SCHEDULERS[settings.scheduler].pauses_trials
+        while True:
+            while len(events) < settings.concurrency:
+                gone_on = scheduler.resumed() if pauses else None
+                if gone_on is None and not waiting:
+                    break
+                number = waiting.pop() if gone_on is None else gone_on
+                if gone_on is None:
+                    scheduler.on_trial_add(None, trials[number])
+                heapq.heappush(events, (clock + costs[kind[number]].epoch_seconds, number, n_epochs[number] + 1))
+            if not events:
+                break
             clock, number, epoch = heapq.heappop(events)
+            n_epochs[number] = epoch
             accuracy = level[number] - RISE * (1 - epoch / configs[number].epochs) + generator.normal(0, 0.1)
             best[number] = max(best[number], accuracy)
             decision = scheduler.on_trial_result(None, trials[number], {"epoch": epoch, METRIC: best[number]})

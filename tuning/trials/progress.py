@@ -24,7 +24,7 @@ from tuning.runs import schema
 
 Row = Mapping[str, Any]
 
-_STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
+_STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "paused": "blue", "running": "cyan"}
 _ENDED = ("complete", "pruned", "failed")
 _SPARKS = "▁▂▃▄▅▆▇█"
 _POINTS_A_BLOCK = 0.02  # Of merit; a fixed scale, so that a trial that diverged does not flatten the others.
@@ -186,6 +186,12 @@ class Progress:
         self._set(replace(old, row=row, curve=curve, epoch_ended=now, epoch_seconds=result["epoch_seconds"]))
         speed = f"{result['epoch_seconds']:.1f} s, {result['images_per_second']:,.0f} images/s"
         self._line(row, f"epoch {result['epoch']}  {self._metric.label} {self._said(value)}  {speed}")
+
+    def paused(self, row: Row) -> None:
+        """Shows that a trial waits until the scheduler has it go on, or until the search ends."""
+        trial = self._trials.get(row["trial"], _Trial(row))
+        self._set(replace(trial, row={**row, "state": "paused"}))
+        self._line(row, f"paused after {counted(row['epochs'], 'epoch')}")
 
     def ended(self, row: Row) -> None:
         """Shows that a trial ended, and the best so far."""

@@ -48,7 +48,7 @@ class Proposals(_NotRestored, Searcher):
             return None
         proposal = self._session.propose(device)
         if proposal is None:
-            return Searcher.FINISHED
+            return Searcher.FINISHED if self._session.has_begun_all() else None
         return {
             "device": device,
             "trial": proposal.number,

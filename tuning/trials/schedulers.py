@@ -6,7 +6,7 @@ one, write a builder like `asha` and its entry in `registries.SCHEDULERS`.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -61,6 +61,21 @@ class LikeWithLike(FIFOScheduler):
         """Tells the trial's scheduler that it is gone."""
         self._of(trial).on_trial_remove(tune_controller, trial)
 
+    def resumed(self) -> int | None:
+        """Returns a paused trial that is to go on now, by its number; None where there is none."""
+        found = (scheduler.resumed() for scheduler in self._schedulers.values() if isinstance(scheduler, Promotion))
+        return next((number for number in found if number is not None), None)
+
+    def ended(self, number: int) -> None:
+        """Tells that a trial has ended, and will not go on."""
+        for scheduler in self._schedulers.values():
+            if isinstance(scheduler, Promotion):
+                scheduler.ended(number)
+
+    def has_paused(self, number: int) -> bool:
+        """Returns whether a trial waits to go on."""
+        return any(s.has_paused(number) for s in self._schedulers.values() if isinstance(s, Promotion))
+
     def _length(self, trial: Any) -> int:
         return int(trial.config.get("config", {}).get("epochs", self._epochs))
 
@@ -72,6 +87,65 @@ class LikeWithLike(FIFOScheduler):
         if alike not in self._schedulers:
             self._schedulers[alike] = self._build(length)
         return self._schedulers[alike]
+
+
+class Promotion(FIFOScheduler):
+    """ASHA as it was published (Li et al. 2020, MLSys, algorithm 2): trials pause at each rung, and the best go on.
+
+    A free slot goes to a trial that is among the best of the highest rung where there is one, else to a new trial.
+    Ray's ASHA decides at once, by the trials that came before, and a trial that is stopped is lost. Here one that
+    others have proved to be good goes on later. For Ray a paused trial has stopped; the search knows that it has not.
+
+    Args:
+        rungs: Epochs after which trials are compared, rising.
+    """
+
+    def __init__(self, rungs: Sequence[int]) -> None:
+        super().__init__()
+        self._shown: dict[int, dict[int, float]] = {rung: {} for rung in rungs}
+        self._promoted: dict[int, set[int]] = {rung: set() for rung in rungs}
+        self._paused: set[int] = set()
+        self._ended: set[int] = set()
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Returns STOP at a rung, unless the trial has gone on from there before."""
+        number, epoch = int(trial.config["trial"]), result["epoch"]
+        self._paused.discard(number)
+        for rung, shown in self._shown.items():
+            if rung < epoch and number in shown:  # A search that is resumed shows what came after its rungs.
+                self._promoted[rung].add(number)
+        if epoch not in self._shown or number in self._promoted[epoch]:
+            return TrialScheduler.CONTINUE
+        self._shown[epoch][number] = result[METRIC]
+        self._paused.add(number)
+        return TrialScheduler.STOP
+
+    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Does nothing: it is told of trials that have paused, too."""
+
+    def on_trial_error(self, controller: Any, trial: Any) -> None:
+        """Never lets a trial that has failed go on."""
+        self.ended(int(trial.config["trial"]))
+
+    def ended(self, number: int) -> None:
+        """Never lets a trial that has ended go on."""
+        self._ended.add(number)
+        self._paused.discard(number)
+
+    def has_paused(self, number: int) -> bool:
+        """Returns whether a trial waits to go on."""
+        return number in self._paused
+
+    def resumed(self) -> int | None:
+        """Returns the best paused trial that is to go on from the highest rung, which it does then."""
+        for rung, shown in reversed(self._shown.items()):
+            best = sorted(shown, key=lambda number: (-shown[number], number))[: len(shown) // REDUCTION_FACTOR]
+            for number in best:
+                if number in self._paused and number not in self._promoted[rung]:
+                    self._promoted[rung].add(number)
+                    self._paused.discard(number)
+                    return number
+        return None
 
 
 def grace_period(epochs: int) -> int:
@@ -103,6 +177,16 @@ def asha(epochs: int, seed: int) -> TrialScheduler:
     """ASHA in its stopping form (Li et al. 2020, MLSys)."""
     np.random.seed(seed % 2**32)  # noqa: NPY002  Ray draws a trial's bracket from numpy's global state.
     return LikeWithLike(partial(_halving, hyperband=False), epochs)
+
+
+def _promotion(epochs: int) -> TrialScheduler:
+    first = max(1, epochs // REDUCTION_FACTOR**3)
+    return Promotion([first * REDUCTION_FACTOR**i for i in range(epochs) if first * REDUCTION_FACTOR**i < epochs])
+
+
+def promotion(epochs: int, seed: int) -> TrialScheduler:
+    """ASHA in its first form, which pauses trials and has the best go on."""
+    return LikeWithLike(_promotion, epochs)
 
 
 def hyperband(epochs: int, seed: int) -> TrialScheduler:
@@ -151,19 +235,23 @@ def replay(
     scheduler: TrialScheduler,
     trials: Mapping[int, tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]],
     metric: Metric = ACCURACY,
+    paused: Collection[int] = (),
 ) -> None:
-    """Shows a new scheduler the trials that have ended, so that a resumed search judges by all of them.
+    """Shows a new scheduler the trials that have ended or paused, so that a resumed search judges by all of them.
 
     Args:
         scheduler: Of `SCHEDULERS`.
         trials: Number -> hyperparameters, and a row an epoch.
         metric: The run's.
+        paused: Those of them that may still go on.
     """
     for number, (config, rows) in trials.items():
-        trial: Any = StandIn(f"before-{number}", {"config": config})
+        trial: Any = StandIn(f"before-{number}", {"config": config, "trial": number})
         controller: Any = None
         scheduler.on_trial_add(controller, trial)
         best = 0.0
         for row in sorted(rows, key=lambda r: int(r["epoch"])):
             best = max(best, metric.merit(row[metric.column]))
             scheduler.on_trial_result(controller, trial, {"epoch": row["epoch"], METRIC: best})
+        if isinstance(scheduler, LikeWithLike) and number not in paused:
+            scheduler.ended(number)

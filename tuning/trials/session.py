@@ -112,6 +112,9 @@ class Session:
         self._attempt_began: dict[int, float] = {}
         self._were_alone: set[int] = set()
         self._waiting_alone: set[int] = set()
+        self._pausing: Any = None  # The scheduler, if it pauses trials.
+        self._to_go_on: int | None = None
+        self._n_to_begin = math.inf
         self._converged_after: int | None = None  # Trials that had ended when it was noted.
 
     def run(self, *, resumed: bool, left_out: Mapping[str, Sequence[Any]]) -> None:
@@ -152,6 +155,7 @@ class Session:
         with interrupts.importing():
             from ray import tune
 
+        self._n_to_begin = n_trials - len(self.study.paused)
         log = logging.FileHandler(self.path / "driver.log")
         note, dashboard = self.progress.note, self.settings.dashboard
         ray = local_ray.started(self.settings.slots, log, dashboard=dashboard, note=note)
@@ -197,7 +201,9 @@ class Session:
 
         path = self.path
         scheduler = SCHEDULERS.load(self.settings.scheduler)(self.settings.epochs, self.settings.seed)
-        schedulers.replay(scheduler, self.study.finished(), METRICS[self.settings.metric])
+        schedulers.replay(scheduler, self.study.shown(), METRICS[self.settings.metric], self.study.paused)
+        if SCHEDULERS[self.settings.scheduler].pauses_trials:
+            self._pausing, n_trials = scheduler, -1  # Of Ray's trials: one that goes on is another one for it.
         tune_config = tune.TuneConfig(
             search_alg=Proposals(self),
             scheduler=scheduler,
@@ -322,12 +328,30 @@ class Session:
         if self._waiting_alone:
             return None
         self.watch_slots()
+        if self._n_to_begin <= 0 and self._next_to_go_on() is None and self._slots.by_trial:
+            return None  # What a trial that runs comes to decides who goes on.
         return self._slots.free()
 
+    def has_begun_all(self) -> bool:
+        """Returns whether no trial is to be begun or to go on any more, whatever those that run come to."""
+        return self._pausing is None or not self._slots.by_trial
+
+    def _next_to_go_on(self) -> int | None:
+        """Returns the paused trial that the scheduler has go on next, if there is one."""
+        if self._to_go_on is None and self._pausing is not None:
+            self._to_go_on = self._pausing.resumed()
+        return self._to_go_on
+
     def propose(self, device: str) -> "Proposal | None":
-        """Returns the next trial, which takes a slot on that device; None ends the search after those that run."""
+        """Returns the next trial, which takes a slot on that device; None: there is none now, see `has_begun_all`."""
         try:
+            if (number := self._next_to_go_on()) is not None:
+                self._to_go_on = None
+                self._slots.take(number, device)
+                return self.study.go_on(number)
             if self._has_converged() and self.settings.until_converged and not self.study.has_interrupted:
+                self._n_to_begin = 0
+            if self._n_to_begin <= 0:
                 return None
             proposal = self.study.ask()
         except Exception as error:  # Ray would bury it; the search stops and shows it.
@@ -336,7 +360,9 @@ class Session:
         if proposal is None:
             n = self.study.n_finished
             self.progress.note(f"The space has nothing new after {n} trials and those that run; they end it.")
+            self._n_to_begin = 0
             return None
+        self._n_to_begin -= 1
         self._slots.take(proposal.number, device)
         return proposal
 
@@ -368,9 +394,15 @@ class Session:
 
     def ended(self, number: int) -> None:
         """Records that a trial ended by itself or was stopped by the scheduler, unless its error is known already."""
-        if self.study.is_running(number):
-            self.study.finish(number, "scheduler")
-            self._after(number)
+        if not self.study.is_running(number):
+            return
+        if self._pausing is not None and self._pausing.has_paused(number) and not self.study.has_finished(number):
+            self.study.pause(number)
+            self._slots.give_back(number)
+            self.progress.paused(self.study.row(number))
+            return
+        self.study.finish(number, "scheduler")
+        self._after(number)
 
     def failed(self, number: int, error: str) -> None:
         """Records that a trial failed for good; where the first trials all fail, the search ends and shows it."""
@@ -386,6 +418,8 @@ class Session:
 
     def _after(self, number: int) -> None:
         """Frees the slot of a trial that has ended, and shows what came of it."""
+        if self._pausing is not None:
+            self._pausing.ended(number)
         self._slots.give_back(number)
         self.progress.ended(self.study.row(number))
 

@@ -8,6 +8,7 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from simulation import Method
@@ -28,6 +29,7 @@ class SyneTune(optuna.samplers.BaseSampler):
 
     def __init__(self, name: str, seed: int) -> None:
         self._name, self._seed = name, seed
+        np.random.seed(seed % 2**32)  # noqa: NPY002  Its own seed is not enough: it also draws from numpy's global state.
         self._random = optuna.samplers.RandomSampler(seed=seed)
         self._scheduler: Any = None
         self._trials: dict[str, Any] = {}
@@ -91,4 +93,4 @@ def syne_tune(name: str) -> Method:
         made[0].epochs = epochs
         return made[0]
 
-    return Method(sampler, scheduler)
+    return Method(sampler, scheduler, needs="syne-tune")
