@@ -26,13 +26,13 @@ def incumbents(trials: pd.DataFrame) -> pd.DataFrame:
     What it chooses is what the project's does, the complete or pruned trial with the best observed value.
 
     Args:
-        trials: A row a trial: task, method, slots, seed, and the fields of `simulation.Ended`. Rows of a pause do not
-            count here.
+        trials: A row a trial: task, method, slots, seed, and the fields of `simulation.Ended`. Rows of state
+            shown do not count here.
 
     Returns:
         task, method, slots, seed, samples, cost (in full trainings), value and regret of the incumbent's full training.
     """
-    trials = trials[trials["state"] != "paused"].sort_values([*GROUP, "trial"], kind="stable", ignore_index=True)
+    trials = trials[trials["state"] != "shown"].sort_values([*GROUP, "trial"], kind="stable", ignore_index=True)
     starts = (trials["trial"] == 0).to_numpy()
     frame = trials[GROUP].assign(samples=trials["trial"] + 1, cost=_running(np.maximum, trials["ended"], starts))
     chosen = _best_so_far(trials, starts)
@@ -54,7 +54,8 @@ def with_proposals(trials: pd.DataFrame, training_seconds: float = TRAINING_SECO
 def regret_by_cost(trials: pd.DataFrame, grid: Array = GRID) -> pd.DataFrame:
     """Returns the incumbent's regret at each cost of a grid, a column each, a row a search; the worst at first.
 
-    A trial that was paused counts from its first pause on, with the value that it had shown by then.
+    A trial counts from when it was the best so far, though it trained on or had paused: a search that ended there would
+    choose it.
     """
     trials = trials.sort_values([*GROUP, "ended", "trial"], kind="stable", ignore_index=True)
     starts = (~trials.duplicated(GROUP)).to_numpy()
@@ -71,7 +72,7 @@ def regret_by_cost(trials: pd.DataFrame, grid: Array = GRID) -> pd.DataFrame:
 def _best_so_far(trials: pd.DataFrame, starts: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     """Returns the row of the incumbent after each row, -1 for none; complete before pruned, then the lower number.
 
-    A later row of a trial replaces its earlier ones: one that fails after a pause no longer counts.
+    A later row of a trial replaces its earlier ones: one that fails later no longer counts.
     """
     usable = (trials["state"] != "failed").to_numpy()
     numbers = trials["trial"].tolist()

@@ -35,7 +35,7 @@ import quality_figures
 import tables
 from methods import MAIN, METHODS
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from simulation import Ended, simulate
+from simulation import Ended, replayed
 
 from tuning.base.tables import print_frame
 from tuning.figures import style
@@ -79,7 +79,7 @@ def read_runs(out: Path, methods: list[str], samples: int) -> Any:
     if not frames:
         return pd.DataFrame(columns=COLUMNS)
     frame = pd.concat(frames, ignore_index=True)
-    ends = frame.assign(ends=frame["state"] != "paused").groupby(comparison.GROUP)["ends"].transform("sum")
+    ends = frame.assign(ends=frame["state"] != "shown").groupby(comparison.GROUP)["ends"].transform("sum")
     return frame[ends == samples]
 
 
@@ -87,7 +87,7 @@ def run(folder: Path, kind: str, search: Search, samples: int) -> list[dict[str,
     """Returns the rows of one search."""
     task = _task(folder, kind, search.task)
     begin = time.process_time()
-    trials = simulate(task, METHODS[search.method], slots=search.slots, samples=samples, seed=search.seed)
+    trials = replayed(task, METHODS[search.method], slots=search.slots, samples=samples, seed=search.seed)
     seconds = round(time.process_time() - begin, 4)
     return [
         {name: f"{v:.6g}" if isinstance(v, float) else v for name, v in (asdict(search) | asdict(trial)).items()}

@@ -27,6 +27,8 @@ from tuning.sampling import study as rules
 from tuning.sampling.curve_sampler import PAUSED
 from tuning.trials.schedulers import METRIC, StandIn
 
+SHOWN = "shown"
+
 
 def tell_epoch(study: optuna.Study, number: int, epoch: int, value: float) -> None:
     """Tells the sampler what a running trial's value is after an epoch."""
@@ -110,12 +112,12 @@ class Method:
 
 @dataclass(frozen=True)
 class Ended:
-    """A trial of a simulated search, or one of its pauses.
+    """A trial of a simulated search as it ended, or as it was when it became the best before that.
 
     Attributes:
         trial: Its number.
-        state: complete (it had its full length), pruned or failed (it diverged). A trial that was resumed has a row of
-            state paused for each pause before, so that its value is known from then on.
+        state: complete (it had its full length), pruned or failed (it diverged). A row of state shown is of a trial
+            that trains on or has paused, from when it was the best so far: a search that ended there would choose it.
         epochs: How many it had.
         ended: The time when it last trained, in full trainings of a typical configuration.
         observed: Its best value.
@@ -168,7 +170,13 @@ optuna.samplers._tpe._truncnorm._log_ndtr = scipy.special.log_ndtr
 
 
 def simulate(task: Task, method: Method, *, slots: int, samples: int, seed: int) -> list[Ended]:
-    """Returns the trials of a search, by number; the pauses of a trial that was resumed stand before its end."""
+    """Returns the trials of a search as they ended, by number."""
+    rows = replayed(task, method, slots=slots, samples=samples, seed=seed)
+    return [row for row in rows if row.state != SHOWN]
+
+
+def replayed(task: Task, method: Method, *, slots: int, samples: int, seed: int) -> list[Ended]:
+    """Returns the same, and before its end each trial as it was when it became the best."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -188,6 +196,7 @@ class _Search:
         self._trials: list[_Trial] = []
         self._events: list[tuple[float, int]] = []
         self._paused: dict[int, Ended] = {}
+        self._best = 0.0  # That any trial has shown.
         self._rows: list[Ended] = []
         self._taken: set[int] = set()
         self._proposing = _Stopwatch()
@@ -234,7 +243,7 @@ class _Search:
 
     def _resume(self, number: int) -> None:
         trial = self._trials[number]
-        self._rows.append(self._paused.pop(number))
+        del self._paused[number]
         self._note_paused(number, False)
         trial.began = self._clock - trial.curve.costs[len(trial.values) - 1]
         trial.proposing = self._proposing.seconds
@@ -254,13 +263,10 @@ class _Search:
             told.epoch(self._study, number, values, decision == "STOP")
         finished, diverged = len(values) == len(trial.curve.values), math.isnan(values[-1])
         ends = decision == "STOP" or finished or (diverged and not self._method.goes_on_diverged)
-        if not ends and decision != "PAUSE":
-            self._train(number)
-            return
         value = _or_zero(float(trial.curve.values[-1]))
         row = Ended(
             trial=number,
-            state="failed" if diverged else "complete" if finished else "pruned" if ends else "paused",
+            state="failed" if diverged else "complete" if finished else "pruned" if ends else SHOWN,
             epochs=len(values),
             ended=self._clock / self._task.cost,
             observed=max((value for value in values if not math.isnan(value)), default=0.0),
@@ -271,8 +277,14 @@ class _Search:
         if ends:
             self._end(number, row)
         else:
-            self._paused[number] = row
-            self._note_paused(number, True)
+            if row.observed > self._best and not diverged:
+                self._rows.append(row)
+            if decision == "PAUSE":
+                self._paused[number] = row
+                self._note_paused(number, True)
+            else:
+                self._train(number)
+        self._best = max(self._best, 0.0 if diverged else row.observed)
 
     def _note_paused(self, number: int, paused: bool) -> None:
         self._study._storage.set_trial_user_attr(_id(self._study, number), PAUSED, paused)
