@@ -564,6 +564,7 @@ def bad(**arguments: Any) -> None:
         ({"until_converged": True, "sampler": "tpe"}, "--until-converged must have a sampler .*curves, but got 'tpe'"),
         ({"cost": "seconds", "sampler": "gp"}, "--cost seconds must have a sampler .*curves, but got 'gp'"),
         ({"cost": "minutes"}, "--cost must be one of epochs, seconds, but got 'minutes'"),
+        ({"scheduler": "promotion", "sampler": "tpe"}, "--scheduler promotion must have a sampler .*, but got 'tpe'"),
         ({"minimize": "parameters"}, "--minimize must be one of .* Did you mean 'n_parameters'"),
         ({"minimize": "n_parameters", "scheduler": "asha"}, "--scheduler must be none beside --minimize.*got 'asha'"),
         ({"mlflow": "nowhere://x"}, "--mlflow must be the URI of a store that answers, but got 'nowhere://x'"),

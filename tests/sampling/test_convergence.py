@@ -69,3 +69,16 @@ def test_failed_trials_are_no_best(tmp_path: Path) -> None:
         study.report(proposal.number, epoch(1, float("nan")))
         study.fail(proposal.number, "Training loss is not finite.")
     assert study.has_converged
+
+
+def test_paused_trials_count(tmp_path: Path) -> None:
+    study, draw = (
+        RunStudy(tmp_path, load_space("smoke"), CurveSampler(0, 5), epochs=1, seed=0),
+        np.random.default_rng(0),
+    )
+    for _ in range(40):
+        proposal = study.ask()
+        assert proposal is not None
+        study.report(proposal.number, epoch(1, 0.53 if proposal.number == BEST else draw.normal(0.5, 0.01)))
+        study.pause(proposal.number)
+    assert study.has_converged

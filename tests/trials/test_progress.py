@@ -195,6 +195,25 @@ def test_seconds_left(clock: Clock) -> None:
     assert progress.seconds_left() == (6 * 90 + 245 + 50) / 2
 
 
+def test_seconds_left_does_not_count_the_time_in_which_trials_have_paused(clock: Clock) -> None:
+    progress = Progress(6, console=make_console(), quiet=True)
+    for trial in range(3):
+        progress.started(make_row(trial))
+        clock.seconds += 10
+        progress.paused(make_row(trial, epochs=1))
+    assert progress.seconds_left() == 30  # Three are to come, each of 10 s; those that have paused may go on or not.
+    clock.seconds = 100
+    progress.started(make_row(2))  # It goes on.
+    clock.seconds = 120
+    progress.ended(make_row(2, "complete", 8, 0.9))
+    assert progress.seconds_left() == pytest.approx(3 * (10 + 10 + 30) / 3)
+    for trial in range(3, 6):
+        progress.started(make_row(trial))
+        progress.paused(make_row(trial, epochs=1))
+    assert progress.seconds_left() == 0
+    assert "5 paused" in " ".join(view(progress))
+
+
 def test_seconds_left_is_at_least_that_of_the_last_trial_and_at_most_the_budget(clock: Clock) -> None:
     progress = Progress(3, console=make_console(), quiet=True, time_budget=400)
     for trial in range(3):

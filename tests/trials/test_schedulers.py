@@ -176,14 +176,15 @@ def test_a_trial_that_goes_on_may_tell_again_what_it_had_shown() -> None:
     assert run_on(scheduler, trials[0], range(1, 3), 0.5) == "CONTINUE"
 
 
-def test_what_has_ended_or_failed_never_goes_on() -> None:
+def test_what_has_ended_never_goes_on_and_what_is_tried_again_may() -> None:
     scheduler = SCHEDULERS.load("promotion")(18, 0)
     trials = [trial(scheduler, str(i)) for i in range(6)]
     for one in trials:
         decision(scheduler, one, 1, 0.5)
     scheduler.ended(0)
-    scheduler.on_trial_error(None, trials[1])
-    assert scheduler.promoted() is None
+    scheduler.ended(1)
+    scheduler.on_trial_error(None, trials[2])  # Ray tells it of each attempt that failed.
+    assert [scheduler.promoted() for _ in range(3)] == [2, 3, None]
 
 
 def test_trials_of_other_schedules_pause_by_themselves() -> None:
@@ -202,6 +203,34 @@ def test_a_new_scheduler_knows_which_trials_have_paused_and_which_have_gone_on()
     assert [n for n in range(6) if scheduler.has_paused(n)] == [2, 4, 5]
     assert scheduler.promoted() == 4  # Trial 5 has gone on before, and waits after its third epoch.
     assert scheduler.promoted() is None
+
+
+def test_an_interrupted_trial_goes_on_past_the_rungs_that_it_has_passed() -> None:
+    scheduler = SCHEDULERS.load("promotion")(18, 0)
+    shown = {n: ({"schedule": "onecycle"}, rows(0.5 + 0.01 * n, 5 if n == 0 else 1)) for n in range(6)}
+    replay(scheduler, shown, paused=[1, 2, 3, 4, 5])  # Trial 0 was running: others are better after the first epoch.
+    again: Any = StandIn("again", {"config": {"schedule": "onecycle"}, "trial": 0})
+    assert run_on(scheduler, again, range(1, 9), 0.5) == "CONTINUE"
+    assert decision(scheduler, again, 9, 0.5) == "STOP" and scheduler.has_paused(0)
+
+
+def test_trials_that_ended_in_an_earlier_session_take_no_place_of_new_ones() -> None:
+    scheduler = SCHEDULERS.load("promotion")(18, 0)
+    replay(scheduler, {n: ({"schedule": "onecycle"}, rows(0.9, 1)) for n in range(6)})
+    assert decision(scheduler, trial(scheduler, "6", "onecycle"), 1, 0.5) == "STOP"
+    assert scheduler.promoted() == 6
+
+
+@pytest.mark.parametrize("lengths", [(3, 81), (81, 3)])
+def test_trials_of_different_lengths_pause_at_rungs_of_their_own(lengths: tuple[int, int]) -> None:
+    scheduler = SCHEDULERS.load("promotion")(6, 0)
+    stopped: dict[int, list[int]] = {length: [] for length in lengths}
+    for i, length in enumerate(lengths):
+        one = trial(scheduler, str(i), epochs=length)
+        for epoch in range(1, length + 1):
+            stopped[length] += [epoch] if decision(scheduler, one, epoch, 0.5) == "STOP" else []
+        assert not scheduler.has_paused(i)
+    assert stopped == {3: [1, 3], 81: [3, 9, 27, 81]}
 
 
 def rows(accuracy: float, n: int) -> list[dict[str, float]]:

@@ -12,6 +12,7 @@ import pytest
 import studies
 
 from tuning.base import files
+from tuning.base.errors import UserError
 from tuning.images import partition
 from tuning.images.splitting import Splits
 from tuning.runs import run_folder
@@ -105,6 +106,43 @@ def test_where_nothing_is_left_to_gain_a_search_says_so_and_ends_if_it_is_to(
     assert search.propose("cpu") is None
     assert search._outcome() == {"stopped_by": "converged", "converged": 0}
     assert not search.should_end()  # The trials that run go on to their ends.
+
+
+def test_failures_end_no_search_in_which_trials_have_paused(begin: Any) -> None:
+    search = begin(None)
+    search.reported(0, studies.epoch(1, 0.7) | {"valid_score": 0.7, "valid_error": 0.03, "error": "", "hostname": None})
+    search.study.pause(0)
+    for _ in range(session.FAILURES_THAT_STOP):
+        search.failed(search.propose("cpu").number, "Training loss must be finite.")
+    assert search.problem is None
+    other = begin_anew(search)
+    with pytest.raises(UserError, match="All of the first 3 trials failed"):
+        for _ in range(session.FAILURES_THAT_STOP):
+            other.failed(other.propose("cpu").number, "Training loss must be finite.")
+
+
+def begin_anew(search: Session) -> Session:
+    """Returns a session of a run of its own, in which nothing has been shown."""
+    path = search.path / "other"
+    path.mkdir()
+    study = RunStudy(path, load_space("smoke"), optuna.samplers.RandomSampler(seed=0), epochs=5, seed=7)
+    return Session(search.settings, path, search.splits, study, Progress(3, quiet=True))
+
+
+def test_a_search_that_has_converged_begins_again_where_a_later_trial_was_better(
+    begin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = begin(None)
+    search.settings = replace(search.settings, until_converged=True, concurrency=3)
+    known = SimpleNamespace(converged=True)
+    monkeypatch.setattr(RunStudy, "has_converged", property(lambda study: known.converged))
+    search._pausing = SimpleNamespace(promoted=lambda: None, has_paused=lambda number: False, ended=lambda number: None)
+    search._slots._capacity = {"cpu": 3}
+    assert search.free_device() == "cpu" and search.propose("cpu") is None and not search.has_begun_all()
+    assert search.free_device() is None  # Until the trial that runs has ended.
+    known.converged = False
+    search.failed(0, "made up")
+    assert search.free_device() == "cpu" and search.propose("cpu") is not None
 
 
 def test_a_spent_budget_is_no_interrupt(begin: Any) -> None:

@@ -137,12 +137,14 @@ class Sampler(Entry):
         two_objectives: It can minimize something beside the metric.
         says_gains: It says what it expects of its proposals, so that a search can end where that is nothing.
         weighs_costs: It can take what a training costs into account.
+        reads_paused: It learns from trials that have paused, or from none; another one takes them for bad ones.
     """
 
     random: bool = False
     two_objectives: bool = False
     says_gains: bool = False
     weighs_costs: bool = False
+    reads_paused: bool = False
 
 
 @dataclass(frozen=True)
@@ -316,11 +318,12 @@ SAMPLERS = Registry(
             "a Gaussian process over configuration and epoch, which reads learning curves",
             says_gains=True,
             weighs_costs=True,
+            reads_paused=True,
         ),
         "tpe": Sampler("the tree-structured Parzen estimator (Bergstra et al. 2011)", two_objectives=True),
         "gp": Sampler("Optuna's Gaussian process with log expected improvement", two_objectives=True),
-        "random": Sampler("independent random points", random=True, two_objectives=True),
-        "qmc": Sampler("scrambled Sobol points", random=True, two_objectives=True),
+        "random": Sampler("independent random points", random=True, two_objectives=True, reads_paused=True),
+        "qmc": Sampler("scrambled Sobol points", random=True, two_objectives=True, reads_paused=True),
         "nsga2": Sampler("the genetic algorithm NSGA-II (Deb et al. 2002)", two_objectives=True),
     },
     "tuning.sampling.samplers",

@@ -34,6 +34,7 @@ from tuning.sampling.growing_process import REFIT_GROWTH, GrowingProcess, extend
 LEVEL_RATIO = 3
 FIRST_STEPS, FURTHER_STEPS = 30, 10
 RANDOM_SHARE = 0.1
+MOST_ENDS = 150  # Of trials that run or have paused, at most so many are taken to end as expected.
 PAUSED = "paused"  # An attribute of trials that wait until the scheduler has them go on.
 MOST_TRIALS = 150  # Hyperparameters are fitted to these, about 350 observations; beyond, predictions are from all.
 MOST_EARLIER = 100  # Of these, at most; and fewer as a run's own become more.
@@ -125,7 +126,10 @@ class CurveSampler(optuna.samplers.BaseSampler):
         means = process.mean(configs, np.arange(len(trials))) if len(trials) else np.zeros(0)
         failed = np.array([t.state == TrialState.FAIL for t in trials], dtype=bool)
         means[failed] = -np.inf
-        running = np.flatnonzero([is_training(t) for t in trials])
+        running = np.flatnonzero([t.state == TrialState.RUNNING for t in trials])
+        if len(running) > MOST_ENDS:  # Paused ones, most of them.
+            training = np.array([is_training(t) for t in trials])
+            running = running[np.lexsort((-means[running], ~training[running]))[:MOST_ENDS]]
         if len(running):  # They are taken to end as expected, so that nothing is proposed twice.
             ends = Points(configs[running], np.zeros(len(running)), running)
             process = extended(process, ends, means[running]) if is_large else process.given(ends, means[running])
@@ -183,7 +187,7 @@ class CurveSampler(optuna.samplers.BaseSampler):
         assert self._theta is not None
         categorical = np.array([column.n_choices > 0 for column in columns])
         numbers = [trials[i].number for i in points.trials]
-        stays = np.array([trials[i].state != TrialState.RUNNING for i in points.trials])
+        stays = np.array([not is_training(trials[i]) for i in points.trials])
         return self._growing.of(self._theta, categorical, points, told, numbers=numbers, stays=stays)
 
     def _climb(

@@ -233,7 +233,8 @@ class RunStudy:
         gains = [float(gain) for n in numbers if (gain := self._trials[n].attrs.get("gain")) is not None]
         if not convergence.expects_nothing(gains):
             return False
-        rows = [self.row(n) for n in numbers if self._trials[n].has_ended and not self._trials[n].is_duplicate]
+        known = [t for n in numbers if (t := self._trials[n]).has_ended or t.state == PAUSED]
+        rows = [self.row(t.number) for t in known if not t.is_duplicate]
         merits = [-math.inf if r["state"] == "failed" else self._metric.merit(r["valid_score"]) for r in rows]
         return convergence.has_converged(gains, merits)
 
@@ -264,12 +265,16 @@ class RunStudy:
         """Returns whether a trial has come to its own end: its full length, or early stopping."""
         return bool(self._trials[number].attrs.get("finished"))
 
-    def shown(self) -> dict[int, tuple[dict[str, Any], list[dict[str, Any]]]]:
-        """Returns hyperparameters and epochs of each trial that has ended or paused, for a new scheduler to learn."""
+    def shown(self, *, interrupted: bool = False) -> dict[int, tuple[dict[str, Any], list[dict[str, Any]]]]:
+        """Returns hyperparameters and epochs of each trial that has ended or paused, for a new scheduler to learn.
+
+        With `interrupted` there are also those that an earlier session began and that go on next.
+        """
+        states = ("complete", "pruned", PAUSED, *(["interrupted"] if interrupted else []))
         return {
             trial.number: (trial.attrs["config"], trial.epochs)
             for trial in self._trials.values()
-            if trial.state in ("complete", "pruned", PAUSED) and not trial.is_duplicate and trial.epochs
+            if trial.state in states and not trial.is_duplicate and trial.epochs
         }
 
     @one_thread()  # Trials train beside the sampler.

@@ -33,11 +33,14 @@ class LikeWithLike(FIFOScheduler):
     Args:
         build: Makes the scheduler of trials of a full length, in epochs.
         epochs: Full length of a trial that has none of its own.
+        grace: Returns the epochs that a trial of a full length gets at least.
     """
 
-    def __init__(self, build: Callable[[int], TrialScheduler], epochs: int) -> None:
+    def __init__(
+        self, build: Callable[[int], TrialScheduler], epochs: int, grace: Callable[[int], int] | None = None
+    ) -> None:
         super().__init__()
-        self._build, self._epochs = build, epochs
+        self._build, self._epochs, self._grace = build, epochs, grace or grace_period
         self._schedulers: dict[tuple[bool, int], TrialScheduler] = {}
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
@@ -47,7 +50,11 @@ class LikeWithLike(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Returns what the trial's scheduler decides; at its full length a trial has ended anyhow."""
         decision = self._of(trial).on_trial_result(tune_controller, trial, result)
-        return TrialScheduler.STOP if result.get("epoch", 0) >= self._length(trial) else decision
+        if result.get("epoch", 0) < self._length(trial):
+            return decision
+        if isinstance(scheduler := self._of(trial), Promotion):
+            scheduler.ended(int(trial.config["trial"]))
+        return TrialScheduler.STOP
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """Tells the trial's scheduler that it has ended."""
@@ -83,7 +90,7 @@ class LikeWithLike(FIFOScheduler):
         length = self._length(trial)
         schedule = LR_SCHEDULES.get(trial.config.get("config", {}).get("schedule"))
         annealed = schedule is not None and schedule.annealed
-        alike = (annealed, length if annealed else grace_period(length))
+        alike = (annealed, length if annealed else self._grace(length))
         if alike not in self._schedulers:
             self._schedulers[alike] = self._build(length)
         return self._schedulers[alike]
@@ -111,6 +118,7 @@ class Promotion(FIFOScheduler):
         """Returns STOP at a rung, unless the trial has gone on from there before."""
         number, epoch = int(trial.config["trial"]), result["epoch"]
         self._paused.discard(number)
+        self._ended.discard(number)  # An interrupted one, of which a new scheduler is told.
         for rung, shown in self._shown.items():
             if rung < epoch and number in shown:  # A search that is resumed shows what came after its rungs.
                 self._promoted[rung].add(number)
@@ -124,8 +132,7 @@ class Promotion(FIFOScheduler):
         """Does nothing: it is told of trials that have paused, too."""
 
     def on_trial_error(self, controller: Any, trial: Any) -> None:
-        """Never lets a trial that has failed go on."""
-        self.ended(int(trial.config["trial"]))
+        """Does nothing: it is told of trials that are tried again, too."""
 
     def ended(self, number: int) -> None:
         """Never lets a trial that has ended go on."""
@@ -139,10 +146,12 @@ class Promotion(FIFOScheduler):
     def promoted(self) -> int | None:
         """Returns the best paused trial that is to go on from the highest rung, which it does then."""
         for rung, shown in reversed(self._shown.items()):
-            best = sorted(shown, key=lambda number: (-shown[number], number))[: len(shown) // REDUCTION_FACTOR]
+            gone_on = self._promoted[rung]
+            may = [number for number in shown if number in gone_on or number not in self._ended]
+            best = sorted(may, key=lambda number: (-shown[number], number))[: len(shown) // REDUCTION_FACTOR]
             for number in best:
-                if number in self._paused and number not in self._promoted[rung]:
-                    self._promoted[rung].add(number)
+                if number in self._paused and number not in gone_on:
+                    gone_on.add(number)
                     self._paused.discard(number)
                     return number
         return None
@@ -179,14 +188,20 @@ def asha(epochs: int, seed: int) -> TrialScheduler:
     return LikeWithLike(partial(_halving, hyperband=False), epochs)
 
 
+def first_rung(epochs: int) -> int:
+    """Returns the epochs after which trials pause first: a 27th of the full length, at least 1."""
+    return max(1, epochs // REDUCTION_FACTOR**3)
+
+
 def _promotion(epochs: int) -> TrialScheduler:
-    first = max(1, epochs // REDUCTION_FACTOR**3)
-    return Promotion([first * REDUCTION_FACTOR**i for i in range(epochs) if first * REDUCTION_FACTOR**i < epochs])
+    first = first_rung(epochs)
+    n_rungs = math.ceil(math.log(MOST_EPOCHS / first, REDUCTION_FACTOR))  # Of trials with a held rate some are longer.
+    return Promotion([first * REDUCTION_FACTOR**i for i in range(n_rungs)])
 
 
 def promotion(epochs: int, seed: int) -> TrialScheduler:
     """ASHA in its first form, which pauses trials and has the best go on."""
-    return LikeWithLike(_promotion, epochs)
+    return LikeWithLike(_promotion, epochs, first_rung)
 
 
 def hyperband(epochs: int, seed: int) -> TrialScheduler:

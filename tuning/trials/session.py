@@ -115,6 +115,7 @@ class Session:
         self._pausing: Any = None  # The scheduler, if it pauses trials.
         self._to_go_on: int | None = None
         self._n_to_begin = math.inf
+        self._rests = False  # Nothing is left to gain, as far as is known until the next trial ends or pauses.
         self._converged_after: int | None = None  # Trials that had ended when it was noted.
 
     def run(self, *, resumed: bool, left_out: Mapping[str, Sequence[Any]]) -> None:
@@ -137,6 +138,7 @@ class Session:
                 )
             to_run = self.settings.samples - self.study.n_finished - len(waiting)
             if to_run > 0:
+                record.update_meta(self.path, self.settings, converged=None)
                 self.run_trials(to_run)
                 self.end_trials()
                 record.update_meta(self.path, self.settings, ended=self.study.now(), **self._outcome())
@@ -201,8 +203,11 @@ class Session:
 
         path = self.path
         scheduler = SCHEDULERS.load(self.settings.scheduler)(self.settings.epochs, self.settings.seed)
-        schedulers.replay(scheduler, self.study.shown(), METRICS[self.settings.metric], self.study.paused)
-        if SCHEDULERS[self.settings.scheduler].pauses_trials:
+        pauses = SCHEDULERS[self.settings.scheduler].pauses_trials
+        # Others would count an interrupted trial twice, whose worker tells all of its epochs again.
+        shown = self.study.shown(interrupted=pauses)
+        schedulers.replay(scheduler, shown, METRICS[self.settings.metric], self.study.paused)
+        if pauses:
             self._pausing, n_trials = scheduler, -1  # Of Ray's trials: one that goes on is another one for it.
         tune_config = tune.TuneConfig(
             search_alg=Proposals(self),
@@ -231,7 +236,10 @@ class Session:
             UserError: A problem ended the search that the user can mend; any other exception is raised as it is.
         """
         if self.problem is None:
+            paused = [] if self.reason == "interrupt" else self.study.paused
             self.study.close(stopped_by=None if self.reason == "interrupt" else self.reason or "search")
+            for number in paused:
+                self.progress.ended(self.study.row(number))
             return
         try:
             self.study.close(stopped_by=None)
@@ -328,13 +336,14 @@ class Session:
         if self._waiting_alone:
             return None
         self.watch_slots()
-        if self._n_to_begin <= 0 and self._next_to_go_on() is None and self._slots.by_trial:
+        nothing_new = self._n_to_begin <= 0 or self._rests
+        if nothing_new and self._next_to_go_on() is None and self._slots.by_trial:
             return None  # What a trial that runs comes to decides who goes on.
         return self._slots.free()
 
     def has_begun_all(self) -> bool:
         """Returns whether no trial is to be begun or to go on any more, whatever those that run come to."""
-        return self._pausing is None or not self._slots.by_trial
+        return self._pausing is None or not self._slots.by_trial or self.problem is not None
 
     def _next_to_go_on(self) -> int | None:
         """Returns the paused trial that the scheduler has go on next, if there is one."""
@@ -347,10 +356,13 @@ class Session:
         try:
             if (number := self._next_to_go_on()) is not None:
                 self._to_go_on = None
+                self._were_alone.discard(number)  # For Ray it is another trial, without the device of its own.
+                gone_on = self.study.go_on(number)
                 self._slots.take(number, device)
-                return self.study.go_on(number)
+                return gone_on
             if self._has_converged() and self.settings.until_converged and not self.study.has_interrupted:
-                self._n_to_begin = 0
+                self._rests = True
+                return None
             if self._n_to_begin <= 0:
                 return None
             proposal = self.study.ask()
@@ -399,6 +411,7 @@ class Session:
         if self._pausing is not None and self._pausing.has_paused(number) and not self.study.has_finished(number):
             self.study.pause(number)
             self._slots.give_back(number)
+            self._rests = False
             self.progress.paused(self.study.row(number))
             return
         self.study.finish(number, "scheduler")
@@ -408,7 +421,7 @@ class Session:
         """Records that a trial failed for good; where the first trials all fail, the search ends and shows it."""
         self.study.fail(number, error)
         self._after(number)
-        if self.study.n_failed == self.study.n_finished == FAILURES_THAT_STOP:
+        if self.study.n_failed == self.study.n_finished == FAILURES_THAT_STOP and not self.study.shown():
             from tuning.trials.worker import LOG
 
             raise UserError(
@@ -418,6 +431,7 @@ class Session:
 
     def _after(self, number: int) -> None:
         """Frees the slot of a trial that has ended, and shows what came of it."""
+        self._rests = False
         if self._pausing is not None:
             self._pausing.ended(number)
         self._slots.give_back(number)

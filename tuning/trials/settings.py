@@ -154,6 +154,13 @@ def check_names(
             f"--scheduler must be {' or '.join(schedulers)} beside --minimize, which compares full trials, "
             f"but got {scheduler!r}."
         )
+    if scheduler is not None and SCHEDULERS[scheduler].pauses_trials and sampler is not None:
+        those = [name for name, known in SAMPLERS.items() if known.reads_paused]
+        if sampler not in those:
+            raise UserError(
+                f"--scheduler {scheduler} must have a sampler that reads paused trials, {' or '.join(those)}, but got "
+                f"{sampler!r}. Choose one of them, or --scheduler {schedulers[0]}."
+            )
     from tuning.sampling.spaces import load_space
 
     load_space(space)
