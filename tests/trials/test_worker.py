@@ -255,6 +255,7 @@ def test_a_search_ends_where_the_space_raises_or_is_exhausted(
     def broken() -> None:
         raise UserError("Search space mine must return a dict")
 
+    session._n_to_begin = 1
     monkeypatch.setattr(study, "ask", broken)
     assert proposals.suggest("c") == Proposals.FINISHED
     assert "must return a dict" in str(session.problem) and session.should_end()

@@ -337,7 +337,7 @@ class Session:
             return None
         self.watch_slots()
         nothing_new = self._n_to_begin <= 0 or self._rests
-        if nothing_new and self._next_to_go_on() is None and self._slots.by_trial:
+        if nothing_new and self._next_to_go_on() is None and not self.has_begun_all():
             return None  # What a trial that runs comes to decides who goes on.
         return self._slots.free()
 
