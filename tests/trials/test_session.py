@@ -140,6 +140,7 @@ def test_a_search_that_has_converged_begins_again_where_a_later_trial_was_better
     search._slots._capacity = {"cpu": 3}
     assert search.free_device() == "cpu" and search.propose("cpu") is None and not search.has_begun_all()
     assert search.free_device() is None  # Until the trial that runs has ended.
+    assert search._converged_after == 0
     known.converged = False
     search.failed(0, "made up")
     assert search.free_device() == "cpu" and search.propose("cpu") is not None

@@ -205,16 +205,15 @@ class CurveSampler(optuna.samplers.BaseSampler):
         for size in (*ROUNDS, None):
             blanked = activity.blank(candidates)
             gain = expected_improvement(process, blanked, goal)
-            worth = gain if cost is None else gain - cost.log_seconds(blanked)
-            worth[(blanked[:, None] == proposed).all(axis=2).any(axis=1)] = -np.inf
+            gain[(blanked[:, None] == proposed).all(axis=2).any(axis=1)] = -np.inf
             for i, column in enumerate(columns):
-                worth[~column.is_possible(candidates[:, i])] = -np.inf
+                gain[~column.is_possible(candidates[:, i])] = -np.inf
+            worth = gain if cost is None else gain - cost.log_seconds(blanked)
             order = np.argsort(-worth)
             if size is not None:
                 top = candidates[order[:10]]
                 candidates = np.concatenate([top, self._near(top, columns, 100, size)])
-        best = order[0]
-        return candidates[best], math.exp(gain[best]) / process.noise
+        return candidates[order[0]], math.exp(gain.max()) / process.noise
 
     def _earlier(
         self, columns: Sequence[Column], activity: Activity, sign: float, n_own: int

@@ -222,6 +222,11 @@ class RunStudy:
         return sum(trial.has_ended and not trial.is_duplicate for trial in self._trials.values())
 
     @property
+    def n_tried(self) -> int:
+        """The same, and those that have paused."""
+        return self.n_finished + len(self.paused)
+
+    @property
     def n_failed(self) -> int:
         """Trials that failed for good."""
         return sum(trial.state == "failed" and not trial.is_duplicate for trial in self._trials.values())

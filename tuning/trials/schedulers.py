@@ -118,7 +118,7 @@ class Promotion(FIFOScheduler):
         """Returns STOP at a rung, unless the trial has gone on from there before."""
         number, epoch = int(trial.config["trial"]), result["epoch"]
         self._paused.discard(number)
-        self._ended.discard(number)  # An interrupted one, of which a new scheduler is told.
+        self._ended.discard(number)  # An interrupted one, which a new scheduler was shown.
         for rung, shown in self._shown.items():
             if rung < epoch and number in shown:  # A search that is resumed shows what came after its rungs.
                 self._promoted[rung].add(number)
@@ -129,10 +129,10 @@ class Promotion(FIFOScheduler):
         return TrialScheduler.STOP
 
     def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Does nothing: it is told of trials that have paused, too."""
+        """Does nothing: Ray calls it for trials that have paused, too."""
 
     def on_trial_error(self, controller: Any, trial: Any) -> None:
-        """Does nothing: it is told of trials that are tried again, too."""
+        """Does nothing: Ray calls it for trials that are tried again, too."""
 
     def ended(self, number: int) -> None:
         """Never lets a trial that has ended go on."""

@@ -370,7 +370,7 @@ class Session:
             self.on_problem(error)
             return None
         if proposal is None:
-            n = self.study.n_finished
+            n = self.study.n_tried
             self.progress.note(f"The space has nothing new after {n} trials and those that run; they end it.")
             self._n_to_begin = 0
             return None
@@ -384,7 +384,7 @@ class Session:
         if not found:
             self._converged_after = None
         elif self._converged_after is None:
-            self._converged_after = self.study.n_finished
+            self._converged_after = self.study.n_tried
             ends = " The trials that run end the search." if self.settings.until_converged else ""
             self.progress.note(f"{convergence.said(self._converged_after)}{ends}")
         return found

@@ -170,7 +170,7 @@ def check_names(
 def check_sampler_can(sampler: str, *, until_converged: bool, cost: str) -> None:
     """Raises UserError for options that need more of a sampler than it has, and for a cost that there is not."""
     if cost not in COSTS:
-        raise UserError(unknown_name("--cost", cost, COSTS))
+        raise unknown_name("--cost", cost, COSTS)
     for asked, fact, option, can in (
         (until_converged, "says_gains", "--until-converged", "says what it expects"),
         (cost == "seconds", "weighs_costs", "--cost seconds", "weighs costs"),
