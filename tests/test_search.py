@@ -511,7 +511,14 @@ def test_paused_trials_go_on_when_others_prove_worse_and_after_an_interrupt(tmp_
         rest = search.stdout.read()
     assert "Interrupted. Resume it with" in rest, rest
     path = tmp_path / "results" / "one"
-    assert {"running"} <= set(run_folder.Run(path).trials["state"])
+    found = run_folder.Run(path)
+    before = found.trials.set_index("trial")
+    assert {"paused"} <= set(before["state"]) and not {"complete", "pruned"} & set(before["state"])
+    paused = before[before["state"] == "paused"]
+    assert paused["ended"].notna().all() and paused["stopped_by"].isna().all()
+    assert found.best["valid_accuracy"] == paused["valid_accuracy"].max() and "paused" in rest
+    assert all((path / "trials" / f"{number:04d}" / "latest.pt").exists() for number in paused.index)
+    assert (path / "best_so_far.png").exists() and (path / "best.json").exists()
     done = run(tmp_path, "--resume", "one")
     assert done.returncode == 0, done.stdout + done.stderr
     trials, epochs = check_record(path, 9), run_folder.Run(path).epochs

@@ -15,7 +15,7 @@ from tuning.base import rim
 from tuning.base.errors import UserError, run_command
 from tuning.base.registries import OBJECTIVES
 from tuning.base.tables import print_frame
-from tuning.runs import beginnings
+from tuning.runs import beginnings, schema
 from tuning.runs.run_folder import RESULTS, Run, load, next_step, ran, rank_trials, summary_line
 
 
@@ -25,7 +25,7 @@ def print_trials(run: Run, limit: int = 10) -> None:
     Where none has finished, that is printed, and why the last one failed.
     """
     trials = ran(run.trials)
-    if not trials["state"].isin(["complete", "pruned"]).any():
+    if not trials["state"].isin(schema.HAVE_RESULTS).any():
         errors = trials["error"].dropna()
         print("No trial has finished." + (f" The last error was: {errors.iloc[-1]}" if len(errors) else ""))
         return

@@ -22,7 +22,7 @@ from tuning.base.own_model import SIGNATURE
 from tuning.base.registries import METRICS, OBJECTIVES, SAMPLERS, SCHEDULERS
 from tuning.images import options
 from tuning.images.catalogue import DATASETS
-from tuning.runs import beginnings, convergence, run_folder
+from tuning.runs import beginnings, convergence, run_folder, schema
 from tuning.runs.run_folder import Run
 from tuning.trials import loading, record, session
 from tuning.trials.settings import as_options, fitting
@@ -234,7 +234,7 @@ def _announced(settled: Settled, what: str, **shown: Any) -> "Progress":
 
     settings, before = settled.settings, Run(settled.path)
     trials = run_folder.ran(before.trials)
-    n_done = int((trials["state"] != "running").sum())
+    n_done = int(run_folder.have_ended(trials).sum())
     metric = METRICS[settings.metric]
     progress = Progress(settings.samples, n_done, time_budget=settings.time_budget, metric=metric, **shown)
     progress.seed(trials.to_dict("records"), before.epochs.to_dict("records"))
@@ -299,7 +299,7 @@ def _print_outcome(found: Run) -> None:
     print(run_folder.summary_line(found))
     if began := beginnings.text(found):
         print(began)
-    if found.trials["state"].isin(["complete", "pruned"]).any():
+    if found.trials["state"].isin(schema.HAVE_RESULTS).any():
         results.print_trials(found, limit=5)
         if noise := run_folder.noise_text(found):
             print(noise)

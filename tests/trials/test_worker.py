@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -139,7 +140,7 @@ def test_a_batch_that_cannot_be_cut_further_is_tried_again_as_it_is(
 def test_another_failure_is_tried_again_as_it_was(session: Session, recorder: Recorder, failed: Any) -> None:
     trial = failed(FAILURE.format(error="ValueError: too wide"))
     recorder.on_trial_recover(0, [], trial)
-    assert not hasattr(trial, "resources") and trial.config["accumulation"] == 1 and session.free_device() == "cpu"
+    assert not hasattr(trial, "resources") and trial.config["accumulation"] == 1 and session.turns.next() is not None
 
 
 def test_a_full_disk_stops_the_search_and_leaves_the_trial_to_be_gone_on_with(
@@ -169,8 +170,9 @@ def test_a_problem_while_recording_is_told_and_not_raised(
     [(0, 0, 3, 0), (3, 0, 3, 3), (3, 2, 3, 3), (3, 3, 2, 3), (3, 3, 5, 3), (4, 3, 2, 3), (4, 3, 5, 5), (3, 0, 0, 0)],
 )
 def test_a_trial_takes_the_later_of_its_checkpoints_where_more_is_known_than_is_here(
-    tmp_path: Path, known: int, here: int, stored: int, taken: int
+    tmp_path: Path, known: int, here: int, stored: int, taken: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tuning.trials.worker.SECONDS_TO_ARRIVE", 0.0)
     folders = {name: tmp_path / name / "trials" / "0000" for name in ("here", "stored")}
     for (name, folder), n_epochs in zip(folders.items(), (here, stored), strict=True):
         folder.mkdir(parents=True)
@@ -182,6 +184,19 @@ def test_a_trial_takes_the_later_of_its_checkpoints_where_more_is_known_than_is_
     log = folders["here"] / "trial.log"
     assert not log.exists() if taken == 0 else log.read_text() == ("here" if taken == here else "stored") * taken
     assert not (folders["here"] / ".fetched").exists()
+
+
+def test_a_trial_waits_for_the_checkpoint_that_the_node_it_has_left_is_still_sending(tmp_path: Path) -> None:
+    here, stored = (tmp_path / name / "trials" / "0000" for name in ("here", "stored"))
+    for folder, n_epochs in ((here, 0), (stored, 2)):
+        folder.mkdir(parents=True)
+        torch.save({"results": [{}] * n_epochs}, folder / "latest.pt")
+    torch.save({"results": [{}] * 3}, tmp_path / "sent.pt")
+    sending = threading.Timer(0.5, lambda: (tmp_path / "sent.pt").replace(stored / "latest.pt"))
+    sending.start()
+    _fetch(str(tmp_path / "stored"), here, 3)
+    sending.join()
+    assert checkpoints.n_epochs(here / "latest.pt") == 3
 
 
 def test_a_trial_whose_storage_is_away_for_long_begins_with_what_is_here(
@@ -246,7 +261,7 @@ def test_a_search_ends_where_the_space_raises_or_is_exhausted(
     session: Session, study: RunStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proposals, notes = Proposals(session), list[str]()
-    monkeypatch.setattr(session.progress, "note", notes.append)
+    session.turns._note = notes.append
     assert proposals.suggest("a")["trial"] == 0
     monkeypatch.setattr(study, "ask", lambda: None)
     assert proposals.suggest("b") == Proposals.FINISHED and not session.should_end()
@@ -255,7 +270,7 @@ def test_a_search_ends_where_the_space_raises_or_is_exhausted(
     def broken() -> None:
         raise UserError("Search space mine must return a dict")
 
-    session._n_to_begin = 1
+    session.turns.to_begin = 1
     monkeypatch.setattr(study, "ask", broken)
     assert proposals.suggest("c") == Proposals.FINISHED
     assert "must return a dict" in str(session.problem) and session.should_end()

@@ -38,6 +38,7 @@ from tuning.figures.style import (
     share_axis,
     single,
 )
+from tuning.runs import schema
 from tuning.runs.analysis import active, varying
 
 LOG_SCALED = ("learning_rate", "weight_decay")
@@ -62,7 +63,7 @@ def best_so_far(frame: pd.DataFrame, metric: Metric = ACCURACY) -> Figure:
     edge, side, triangle = (low, "below", "v") if metric.greater_is_better else (high, "above", "^")
     shown = metric.sign * values >= metric.sign * edge
     ax.step(minutes, frame["best"], where="post", color=INK, lw=1.8, label="best so far")
-    for state, inside in (("complete", STATE_COLOURS["complete"]), ("pruned", "none")):
+    for state, inside in (("complete", STATE_COLOURS["complete"]), ("pruned", "none"), ("paused", FAINT)):
         chosen = shown & (frame["state"] == state)
         if chosen.any():
             x, y, rim = minutes[chosen], values[chosen], STATE_COLOURS["complete"]
@@ -165,7 +166,7 @@ def learning_curves(epochs: pd.DataFrame, trials: pd.DataFrame, metric: Metric =
     if rows.empty:
         return nothing(figure, ax, "No epoch has finished yet.")
     states = dict(zip(trials["trial"], trials["state"], strict=True))
-    finished = trials[trials["state"].isin(("complete", "pruned")) & trials[column].notna()]
+    finished = trials[trials["state"].isin(schema.HAVE_RESULTS) & trials[column].notna()]
     best = None if finished.empty else int(finished["trial"].iloc[int((metric.sign * finished[column]).argmax())])
     n_trials = rows["trial"].nunique()
     for number, curve in rows.groupby("trial"):

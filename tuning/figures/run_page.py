@@ -219,7 +219,7 @@ def render(
         run_trials=run_folder.ran(run.trials),
         called=files.called(run.path),
         interrupted=meta.get("stopped_by") == "interrupt",
-        ended="ended" in meta and not (trials["state"] == "running").any(),
+        ended="ended" in meta and bool(run_folder.have_ended(trials).all()),
         colours=STATE_COLOURS | {f"class-{i}": colour for i, colour in enumerate(CLASS_COLOURS)},
         plotlyjs=Markup(plotly.offline.get_plotlyjs()),
     )
@@ -339,7 +339,7 @@ def _winner(run: Run, trials: "pd.DataFrame", final: Final | None) -> dict[str, 
 
     What `final` has changed of the trial's configuration stands in it.
     """
-    finished = trials["state"].isin(["complete", "pruned"])
+    finished = trials["state"].isin(schema.HAVE_RESULTS)
     if not finished.any():
         return None
     chosen = trials[trials["trial"] == (None if final is None else final.metrics.get("trial"))]
@@ -369,7 +369,7 @@ def _run_figures(
 
     epochs, metric = run.epochs, run.metric
     draw: dict[str, Callable[[], Any]] = {}
-    finished = trials["state"].isin(analysis.FINISHED) & trials[metric.column].notna()
+    finished = trials["state"].isin(schema.HAVE_RESULTS) & trials[metric.column].notna()
     if finished.any():
         draw["best_so_far"] = lambda: run_charts.best_so_far(
             analysis.best_so_far(trials, run.clock, metric), trials, metric

@@ -31,7 +31,9 @@ CLASS_COLOURS = (
     "#4563de", "#c9d200", "#8d1100", "#16dfff", "#27239f", "#905c83", "#d3430b", "#639fff", "#520047", "#e6888c",
 )  # fmt: skip
 CLASS_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
-STATE_COLOURS = {"complete": "#3f90da", "pruned": "#ffa90e", "failed": "#bd1f01", "running": "#94a4a2"}
+STATE_COLOURS = {
+    "complete": "#3f90da", "pruned": "#ffa90e", "failed": "#bd1f01", "paused": "#832db6", "running": "#94a4a2",
+}  # fmt: skip
 BEST, INK, MUTED, FAINT = "#111111", "#333333", "#6b6b6b", "#d0d0d0"
 TITLE, LABEL, TICK = 11, 10, 9  # font sizes in points
 

@@ -25,6 +25,7 @@ from tuning.base.errors import UserError, counted, unknown_name
 from tuning.base.masking import masked
 from tuning.remote import leases
 from tuning.remote.storage import META, Store, joined, split
+from tuning.runs import schema
 from tuning.runs.study_file import FILE as STUDY
 from tuning.runs.study_file import facts, settle, snapshot
 
@@ -344,7 +345,7 @@ class Known:
             with contextlib.suppress(KeyError, TypeError, ValueError):
                 number = int(row["trial"])
                 in_frames.add(number)
-                if row["state"] != "running":
+                if row["state"] not in schema.MAY_GO_ON:
                     ended.add((number, states[number][1] if number in states else row.get("started") or ""))
         in_frames |= {number for number, _ in known}
         return Known(frozenset(known), frozenset(ended), not in_frames <= set(states))

@@ -9,7 +9,8 @@ from tuning.base import files
 from tuning.base.errors import UserError
 from tuning.base.masking import masked
 from tuning.remote import leases, mirror, storage
-from tuning.runs.run_folder import RESULTS, Run, first_name, load, trial_folder
+from tuning.runs import schema
+from tuning.runs.run_folder import RESULTS, Run, first_name, have_ended, load, trial_folder
 
 
 def newest(name: str) -> Run:
@@ -90,10 +91,10 @@ def conclude(run: Run, uri: str, note: Callable[[str], None], *, checkpoints: Co
         best: The name of the best one.
     """
     trials = run.trials
-    if not trials["state"].isin(["complete", "pruned"]).any():
+    if not trials["state"].isin(schema.HAVE_RESULTS).any():
         return
     store, winner = storage.Store(uri), run.best["trial"]
-    losers = {f"{number:04d}" for number in trials.loc[trials["state"] != "running", "trial"] if number != winner}
+    losers = {f"{number:04d}" for number in trials.loc[have_ended(trials), "trial"] if number != winner}
     try:
         stored = [name.split("/") for name in store.infos("trials")]
         lost = ["/".join(name) for name in stored if name[1] in losers and name[-1] in checkpoints]

@@ -32,7 +32,7 @@ RUN, TRIAL, EPOCH = "tuning.run", "tuning.trial", "tuning.epoch"
 EVERY, PAUSE = 2.0, 60.0  # Seconds between two looks at the frames, and at most between two tries that fail.
 PATIENCE = 20.0  # Seconds for which the end of a search waits for a tracker that takes nothing.
 _EPOCHS_A_REQUEST = 100  # MLflow takes at most 1,000 values in a request.
-_STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "running": "RUNNING"}
+_STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "paused": "RUNNING", "running": "RUNNING"}
 _METRICS = [name for name in schema.EPOCH_COLUMNS if name not in ("trial", "epoch")]
 # A slow server costs one try, not the two minutes of MLflow's own retries.
 _TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}

@@ -296,7 +296,7 @@ def _ranked(
     import pandas as pd
 
     known: set[str] = set()
-    # "complete" < "pruned"
+    # "complete" < "paused" < "pruned"
     ordered = run_folder.rank_trials(trials, path, metric).sort_values("state", kind="stable")
     for row in ordered.to_dict("records"):
         values = {name: row[f"config/{name}"] for name in TrainConfig.model_fields}

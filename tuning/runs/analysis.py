@@ -14,8 +14,8 @@ import pandas as pd
 
 from tuning.base.config import IDLE_WITH
 from tuning.base.registries import ACCURACY, Metric
+from tuning.runs import schema
 
-FINISHED = ("complete", "pruned")
 PROBE_IMAGES, SILHOUETTE_IMAGES = 10_000, 2_000
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -222,7 +222,7 @@ def best_so_far(
     """Returns the finished trials in the order in which they ended, and the best value up to each.
 
     Args:
-        trials: A run's trials; those that are complete or pruned and have a value of the metric count.
+        trials: A run's trials; those that have a result and a value of the metric count.
         clock: Gives the seconds that the search had taken at some moments, as `results.Run.clock` does.
         metric: The run's.
 
@@ -230,7 +230,7 @@ def best_so_far(
         trial, state, ended_seconds (on the clock), the metric's column, best.
     """
     column = metric.column
-    ended = trials["state"].isin(FINISHED) & trials[column].notna() & trials["ended"].notna()
+    ended = trials["state"].isin(schema.HAVE_RESULTS) & trials[column].notna() & trials["ended"].notna()
     done = trials[ended].sort_values(["ended", "trial"])
     return pd.DataFrame(
         {
@@ -255,12 +255,12 @@ def equal_budget_values(trials: pd.DataFrame, epochs: pd.DataFrame, metric: Metr
     held against one that was not. One that is complete after fewer has shown all that it comes to, and counts; one that
     the search's end cut off after fewer has not, and is left out, as are those without a finite value.
     """
-    finished = trials[trials["state"].isin(FINISHED)]
+    finished = trials[trials["state"].isin(schema.HAVE_RESULTS)]
     rows = epochs[epochs["trial"].isin(finished["trial"])].sort_values(["trial", "epoch"])
     by_trial = rows.groupby("trial")
     n_epochs = by_trial.size()
     whole = finished.loc[finished["state"] == "complete", "trial"]
-    stopped = finished.loc[finished["state"] == "pruned"]
+    stopped = finished.loc[finished["state"] != "complete"]
     if "stopped_by" in stopped:  # "time budget", or "search" where it ended for another reason.
         stopped = stopped[stopped["stopped_by"].isna() | (stopped["stopped_by"] == "scheduler")]
     by_scheduler, complete = n_epochs[n_epochs.index.isin(stopped["trial"])], n_epochs.index.isin(whole)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tuning.base import files
 from tuning.base.errors import UserError, counted
 from tuning.base.registries import METRICS
-from tuning.runs import run_folder
+from tuning.runs import run_folder, schema
 from tuning.runs.run_folder import Run
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def worth(run: Run) -> str:
 
 
 def _best(trials: "pd.DataFrame", column: str, sign: int) -> float | None:
-    finished = trials.loc[trials["state"].isin(["complete", "pruned"]), column].dropna()
+    finished = trials.loc[trials["state"].isin(schema.HAVE_RESULTS), column].dropna()
     return None if finished.empty else float(sign * (sign * finished).max())
 
 

@@ -16,8 +16,7 @@ import pandas as pd
 from tuning.base import masking
 from tuning.base.errors import UserError
 from tuning.base.registries import ACCURACY, METRICS, Metric
-from tuning.runs import run_folder
-from tuning.runs.analysis import FINISHED
+from tuning.runs import run_folder, schema
 from tuning.runs.run_folder import Run
 
 IMAGES = ("dataset", "valid_hash")
@@ -136,7 +135,7 @@ def list_runs(root: Path = run_folder.RESULTS) -> pd.DataFrame:
         row = {"name": name, "started": meta.get("started"), "dataset": meta["dataset"]}
         row |= {key: meta["settings"].get(key) for key in HOW[1:]}
         row["trials"] = ", ".join(f"{n} {state}" for state, n in trials["state"].value_counts().items())
-        finished = trials[trials["state"].isin(FINISHED)]
+        finished = trials[trials["state"].isin(schema.HAVE_RESULTS)]
         best = finished["valid_accuracy"].max()
         if metric is not ACCURACY and len(finished):
             top = metric.sign * (metric.sign * finished[metric.column]).max()

@@ -22,7 +22,7 @@ from tuning.base import files
 from tuning.base.config import Limits, limits
 from tuning.base.errors import counted
 from tuning.base.registries import ACCURACY, Metric
-from tuning.runs import space_file, study_file
+from tuning.runs import schema, space_file, study_file
 from tuning.runs.run_folder import Run, ran
 from tuning.runs.space_file import written
 
@@ -185,7 +185,7 @@ def _values(trials: pd.DataFrame, metric: Metric) -> "pd.Series[float]":
     One that the end of the search cut off is short for no fault of its own.
     """
     by_scheduler = trials["stopped_by"].isna() | (trials["stopped_by"] == "scheduler")
-    ended = (trials["state"] == "complete") | ((trials["state"] == "pruned") & by_scheduler)
+    ended = (trials["state"] == "complete") | (trials["state"].isin(schema.HAVE_RESULTS) & by_scheduler)
     diverged = (trials["state"] == "failed") & trials["error"].str.contains(_DIVERGED, na=False)
     merits = trials[metric.column].map(metric.merit).where(ended).mask(diverged, -math.inf)
     return merits.set_axis(trials["trial"]).dropna()

@@ -10,7 +10,7 @@ from tuning.base import files, rim
 from tuning.base.errors import UserError, counted, unknown_name
 from tuning.base.masking import masked
 from tuning.base.registries import ACCURACY, METRICS, Metric
-from tuning.runs import study_file
+from tuning.runs import schema, study_file
 from tuning.runs.schema import EPOCH_COLUMNS, FRAMES, TRIAL_COLUMNS, plain, read_frame, whole_rows
 
 if TYPE_CHECKING:
@@ -173,12 +173,12 @@ class Run:
 
 
 def rank_trials(trials: "pd.DataFrame", path: Path, metric: Metric = ACCURACY) -> "pd.DataFrame":
-    """Returns the complete and pruned trials, complete ones first where the metric is equal, the best first.
+    """Returns the trials that have a result, complete ones first where the metric is equal, the best first.
 
     Raises:
         UserError: There is none.
     """
-    finished = trials[trials["state"].isin(["complete", "pruned"])]
+    finished = trials[trials["state"].isin(schema.HAVE_RESULTS)]
     if finished.empty:
         raise UserError(
             f"Run {path} must have a finished trial, but none of its {counted(len(trials), 'trial')} has finished. "
@@ -191,6 +191,11 @@ def rank_trials(trials: "pd.DataFrame", path: Path, metric: Metric = ACCURACY) -
 def ran(trials: "pd.DataFrame") -> "pd.DataFrame":
     """Returns the trials that were run: not the proposals that repeat the configuration of another one."""
     return trials[trials["attempt"].fillna(1) != 0] if "attempt" in trials else trials
+
+
+def have_ended(trials: "pd.DataFrame") -> "pd.Series[bool]":
+    """Returns which trials have ended: nothing more will come of them."""
+    return ~trials["state"].isin(schema.MAY_GO_ON)
 
 
 def within(trials: "pd.DataFrame", path: Path, max_parameters: int | None) -> "pd.DataFrame":
@@ -332,12 +337,12 @@ def minutes(run: Run) -> float:
 def next_step(run: Run) -> str:
     """Returns the command that goes on from a run as it is: `final` can work only where a trial has finished."""
     trials = ran(run.trials)
-    if trials["state"].isin(["complete", "pruned"]).any():
+    if trials["state"].isin(schema.HAVE_RESULTS).any():
         return f"python -m tuning.final --run {files.called(run.path)}"
     resume = f"python -m tuning.search --resume {files.called(run.path)}"
     asked = run.settings.get("samples") or 0
     # What has failed is not run again: where all that was asked for has failed, only more samples are something to do.
-    more = f" --samples {len(trials) + asked}" if asked and (trials["state"] != "running").sum() >= asked else ""
+    more = f" --samples {len(trials) + asked}" if asked and have_ended(trials).sum() >= asked else ""
     return f"{resume}{more}"
 
 
@@ -356,7 +361,7 @@ def estimate_line(run: Run) -> str:
     if n is None:
         return f"{said}, for the samples that the run began with."
     said += f" for {counted(int(n), 'trial')}"
-    ended = trials.loc[(trials["attempt"].fillna(1) != 0) & (trials["state"] != "running"), "ended"].sort_values()
+    ended = trials.loc[(trials["attempt"].fillna(1) != 0) & have_ended(trials), "ended"].sort_values()
     if len(ended) < n:
         return f"{said}, of which {len(ended):,} ended."
     took = float(run.clock(ended).iloc[int(n) - 1] / 60)

@@ -30,6 +30,10 @@ EPOCH_COLUMNS = {
     "images_per_second": _FLOAT,
 }
 
+# States of a trial: those in which it has a result, and those in which more may come of it.
+HAVE_RESULTS = ("complete", "pruned", "paused")
+MAY_GO_ON = ("running", "paused")
+
 _OUTCOME_COLUMNS = {
     "trial": "int64",
     "state": _TEXT,

@@ -51,6 +51,7 @@ _KEPT = (
 )
 # What an epoch's result says of its trial: the study keeps it with the epoch.
 _OF_TRIAL = ("n_parameters", "device", "precision", "finished", "seconds_per_image")
+_ALONE = "alone"  # An attribute of trials that run alone on their device.
 _SECONDS_BETWEEN_WRITES = 1.0
 REPEATS_BEFORE_RANDOM, REPEATS_THAT_EXHAUST = 10, 200
 
@@ -59,7 +60,8 @@ REPEATS_BEFORE_RANDOM, REPEATS_THAT_EXHAUST = 10, 200
 class Proposal:
     """A trial to run: its number in the study, its seed, its configuration, and the parts that a batch is cut into.
 
-    `epochs` are those that the study knows of it already: more than none for a trial that was interrupted.
+    `epochs` are those that the study knows of it already: more than none for a trial that was interrupted. It is to be
+    `alone` on its device if it has run out of memory beside others.
     """
 
     number: int
@@ -67,6 +69,7 @@ class Proposal:
     config: TrainConfig
     accumulation: int = 1
     epochs: int = 0
+    alone: bool = False
 
 
 class RunStudy:
@@ -270,6 +273,10 @@ class RunStudy:
         """Returns whether a trial has come to its own end: its full length, or early stopping."""
         return bool(self._trials[number].attrs.get("finished"))
 
+    def was_alone(self, number: int) -> bool:
+        """Returns whether a trial has run out of memory beside others, and was alone on its device after that."""
+        return bool(self._trials[number].attrs.get(_ALONE))
+
     def shown(self, *, interrupted: bool = False) -> dict[int, tuple[dict[str, Any], list[dict[str, Any]]]]:
         """Returns hyperparameters and epochs of each trial that has ended or paused, for a new scheduler to learn.
 
@@ -327,7 +334,8 @@ class RunStudy:
         if trial.attrs.get(PAUSED):
             self._keep(trial, **{PAUSED: False})
         config, parts = TrainConfig.model_validate(trial.attrs["config"]), trial.attrs.get("accumulation", 1)
-        return Proposal(trial.number, trial.attrs["seed"], config, parts, len(trial.epochs))
+        alone = self.was_alone(trial.number)
+        return Proposal(trial.number, trial.attrs["seed"], config, parts, len(trial.epochs), alone)
 
     def _next_trial(self) -> optuna.Trial:
         """Returns the trial to draw: one that was cut off meanwhile, a first point, or one of the sampler's."""
@@ -416,12 +424,16 @@ class RunStudy:
         """Notes the host that a trial's last result came from."""
         self._trials[number].attrs["node"] = node
 
-    def retry(self, number: int, error: str, *, accumulation: int, lost_seconds: float = 0.0) -> None:
-        """Notes that a trial failed and begins another attempt, its batches cut into so many parts.
+    def retry(
+        self, number: int, error: str, *, accumulation: int, alone: bool = False, lost_seconds: float = 0.0
+    ) -> None:
+        """Notes that a trial failed and begins another attempt, its batches cut into so many parts, alone or not.
 
         `lost_seconds` are those that its configuration cost since its last epoch.
         """
         trial = self._trials[number]
+        if alone:
+            self._keep(trial, **{_ALONE: True})
         self._keep(trial, attempt=trial.attrs["attempt"] + 1, error=masked(error), accumulation=accumulation)
         if lost_seconds:
             self._keep(trial, **{LOST: trial.attrs.get(LOST, 0.0) + lost_seconds})

@@ -81,10 +81,14 @@ class StudyFrames:
                 self.row(attrs["same_as"]) | same | {name: attrs.get(name) for name in ("started", "ended", "attempt")}
             )
         row = {name: attrs.get(name) for name in schema.TRIAL_COLUMNS if name in attrs}
-        row |= {"trial": number, "state": trial.state if trial.has_ended else "running", "epochs": len(rows)}
+        is_paused = trial.state == "paused"
+        state = trial.state if trial.has_ended or is_paused else "running"
+        row |= {"trial": number, "state": state, "epochs": len(rows)}
         if "config" in attrs:
             row |= schema.DEFAULTS | {f"config/{name}": value for name, value in attrs["config"].items()}
         if rows:
+            if is_paused:
+                row["ended"] = rows[-1].get("at")
             sign = self._metric.sign
             best = max(rows, key=lambda r: (sign * r["valid_score"], -r["valid_loss"]))
             rates = [r["images_per_second"] for r in rows if not math.isnan(r["images_per_second"])]

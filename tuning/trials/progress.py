@@ -163,7 +163,7 @@ class Progress:
             curves[row["trial"]] = (*curves.get(row["trial"], ()), self._metric.merit(row[self._metric.column]))
         for row in map(schema.plain, trials):
             self._set(_Trial(row, curves.get(row["trial"], ())))
-            self._n_before = max(0, self._n_before - (row["state"] != "running"))
+            self._n_before = max(0, self._n_before - (row["state"] not in schema.MAY_GO_ON))
 
     def note(self, text: str) -> None:
         """Prints what is no event of a trial."""
@@ -357,7 +357,7 @@ def _in_state(trials: Mapping[int, _Trial], *states: str) -> list[_Trial]:
 
 def _ranked(trials: Mapping[int, _Trial], metric: Metric) -> list[_Trial]:
     """Returns the trials that ended with a value, the best first, in the order of `results.rank_trials`."""
-    known = [t for t in _in_state(trials, "complete", "pruned") if t.row.get(metric.column) is not None]
+    known = [t for t in _in_state(trials, *schema.HAVE_RESULTS) if t.row.get(metric.column) is not None]
     return sorted(known, key=lambda t: (-metric.sign * t.row[metric.column], t.state, t.row["trial"]))
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tuning.base import files, locks, machine, own_model, rim
 from tuning.base.errors import UserError, disk_full, each_alone
 from tuning.base.masking import masked, masked_all
-from tuning.runs import beginnings, run_folder
+from tuning.runs import beginnings, run_folder, schema
 from tuning.trials.settings import Settings
 
 if TYPE_CHECKING:
@@ -213,10 +213,10 @@ def conclude(run: run_folder.Run, tell: Callable[[str], None] = print) -> None:
     from tuning.training import checkpoints
 
     trials, epochs = run.trials, run.epochs
-    if not trials["state"].isin(["complete", "pruned"]).any():
+    if not trials["state"].isin(schema.HAVE_RESULTS).any():
         return
     best, metric = run.best["trial"], run.metric
-    for number in trials.loc[trials["state"] != "running", "trial"]:
+    for number in trials.loc[run_folder.have_ended(trials), "trial"]:
         if number != best:
             checkpoints.remove(trial_folder(run.path, number))
     run_folder.write_best(run)

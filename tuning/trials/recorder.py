@@ -1,4 +1,7 @@
-"""Ray Tune's hooks. Each tells the search's `Session` what Ray says, and Ray what the session answers."""
+"""Ray Tune as a search uses it.
+
+Its hooks tell the search's `Session` what Ray says, and Ray what the session answers.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -6,10 +9,69 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 from ray.tune.search import Searcher
 
+from tuning.base import own_model
+from tuning.base.registries import METRICS, SCHEDULERS
+from tuning.runs import run_folder
+from tuning.trials import schedulers
 from tuning.trials.schedulers import METRIC
 
 if TYPE_CHECKING:
     from tuning.trials.session import Session
+
+
+def tuner(session: "Session", n_trials: int) -> tune.Tuner:
+    """Returns what runs so many trials of a session through Ray Tune, with our searcher, scheduler and stopper."""
+    from pyarrow.fs import LocalFileSystem
+
+    from tuning.trials.tensorboard import TensorBoard
+
+    settings, path = session.settings, session.path
+    scheduler = SCHEDULERS.load(settings.scheduler)(settings.epochs, settings.seed)
+    pauses = SCHEDULERS[settings.scheduler].pauses_trials
+    # Others would count an interrupted trial twice, whose worker tells all of its epochs again.
+    shown = session.study.shown(interrupted=pauses)
+    schedulers.replay(scheduler, shown, METRICS[settings.metric], session.study.paused)
+    if pauses:
+        session.turns.scheduler, n_trials = scheduler, -1  # Of Ray's trials: one that goes on is another one for it.
+    tune_config = tune.TuneConfig(
+        search_alg=Proposals(session),
+        scheduler=scheduler,
+        num_samples=n_trials,
+        reuse_actors=True,
+        trial_dirname_creator=lambda trial: run_folder.trial_folder(path, trial.config["trial"]).name,
+    )
+    run_config = tune.RunConfig(
+        name="trials",
+        storage_path=str(path.absolute()),
+        storage_filesystem=LocalFileSystem(),  # Else Ray reads the path as a URI: "#", "?" and "%20" break it.
+        failure_config=tune.FailureConfig(max_failures=settings.max_failures),
+        callbacks=[Recorder(session), TensorBoard()],
+        stop=EndSearch(session),
+        verbose=0,
+    )
+    return tune.Tuner(_trainable(session), tune_config=tune_config, run_config=run_config)
+
+
+def _trainable(session: "Session") -> Any:
+    """Returns what Ray runs as a trial."""
+    from tuning.trials.worker import train_trial
+
+    settings, slots = session.settings, session.settings.slots
+    trainable = tune.with_parameters(
+        train_trial,
+        splits=session.splits if settings.address is None else session.splits.in_memory(),
+        run=str(session.path.absolute()),
+        threads=max(1, int(slots.cpus_per_trial)),
+        metric=settings.metric,
+        stored=session.stored_at(),
+        own_models=own_model.known(),
+    )
+
+    def resources(config: dict[str, Any]) -> Any:
+        alone = slots.whole_device if config["alone"] else {}
+        return tune.PlacementGroupFactory([alone or slots.resources(config["device"])])
+
+    return tune.with_resources(trainable, resources)
 
 
 class _NotRestored:
@@ -43,14 +105,15 @@ class Proposals(_NotRestored, Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Returns the next trial's configuration, None while no slot is free, or FINISHED if there is none."""
-        device = self._session.free_device()
-        if device is None:
-            return None
-        proposal = self._session.propose(device)
-        if proposal is None:
-            return Searcher.FINISHED if self._session.has_begun_all() else None
+        turns, turn = self._session.turns, None
+        with self._session.guard():  # Ray would bury an error; the search stops and shows it.
+            turn = turns.next()
+        if turn is None:
+            return Searcher.FINISHED if turns.are_over or self._session.problem is not None else None
+        proposal = turn.proposal
         return {
-            "device": device,
+            "device": turn.device,
+            "alone": proposal.alone,
             "trial": proposal.number,
             "seed": proposal.seed,
             "config": proposal.config.model_dump(),
@@ -81,7 +144,7 @@ class Recorder(_NotRestored, tune.Callback):
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Looks after the slots: what a cluster has may change at any time."""
         with self._session.guard():
-            self._session.watch_slots()
+            self._session.turns.watch_slots()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tells that a trial began, or began again."""

@@ -9,19 +9,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuning.base import files, interrupts, own_model
+from tuning.base import files, interrupts
 from tuning.base.errors import DISK_FULL, UserError, counted
-from tuning.base.registries import METRICS, SCHEDULERS
 from tuning.images.batches import parts_of
-from tuning.runs import convergence, run_folder, study_file
+from tuning.runs import run_folder, schema, study_file
 from tuning.trials import local_ray, ray_internals, record
 from tuning.trials.settings import N_STARTUP, Settings
 from tuning.trials.slots import SlotRequest, plan_slots
+from tuning.trials.turns import Turns
 
 if TYPE_CHECKING:
     from tuning.images.splitting import Splits
     from tuning.sampling.spaces import Space
-    from tuning.sampling.study import Proposal, RunStudy
+    from tuning.sampling.study import RunStudy
     from tuning.training.jobs import Job
     from tuning.trials.progress import Progress
 
@@ -93,6 +93,7 @@ class Session:
     for trials, tells what they do, and asks whether the search should end.
 
     Attributes:
+        turns: What takes its slots.
         reason: Why the search ended before its samples were done, "interrupt" or "time budget"; None if it did not.
         problem: The first exception of our own; it ends the search, which then raises it.
     """
@@ -102,21 +103,14 @@ class Session:
     ) -> None:
         self.settings, self.path, self.splits = settings, path, splits
         self.study, self.progress = study, progress
+        self.turns = Turns(settings, study, progress.note)
         self.reason: str | None = None
         self.problem: BaseException | None = None
         budget = settings.time_budget
         self._deadline = math.inf if budget is None else time.monotonic() + budget
         self._interrupted_at: float | None = None
-        self._slots = local_ray.TakenSlots(settings.slots)
         self._last_epoch: dict[int, float] = {}
         self._attempt_began: dict[int, float] = {}
-        self._were_alone: set[int] = set()
-        self._waiting_alone: set[int] = set()
-        self._pausing: Any = None  # The scheduler, if it pauses trials.
-        self._to_go_on: int | None = None
-        self._n_to_begin = math.inf
-        self._rests = False  # Nothing is left to gain, as far as is known until the next trial ends or pauses.
-        self._converged_after: int | None = None  # Trials that had ended when it was noted.
 
     def run(self, *, resumed: bool, left_out: Mapping[str, Sequence[Any]]) -> None:
         """Runs the trials that are to come, audits the scheduler, draws the pictures; all is in the storage then, too.
@@ -141,7 +135,7 @@ class Session:
                 record.update_meta(self.path, self.settings, converged=None)
                 self.run_trials(to_run)
                 self.end_trials()
-                record.update_meta(self.path, self.settings, ended=self.study.now(), **self._outcome())
+                record.update_meta(self.path, self.settings, ended=self.study.now(), **self.turns.outcome(self.reason))
             else:
                 self.study.close(None)
                 self._send_what_an_earlier_session_could_not()
@@ -155,77 +149,20 @@ class Session:
     def run_trials(self, n_trials: int) -> None:
         """Runs trials through Ray Tune until there are `n_trials` more, or the search should end."""
         with interrupts.importing():
-            from ray import tune
+            from tuning.trials.recorder import tuner
 
-        self._n_to_begin = n_trials - len(self.study.paused)
+        self.turns.to_begin = n_trials - len(self.study.paused)
         log = logging.FileHandler(self.path / "driver.log")
         note, dashboard = self.progress.note, self.settings.dashboard
         ray = local_ray.started(self.settings.slots, log, dashboard=dashboard, note=note)
         with ray, self.ends_on_signals():
             with ray_internals.uncounted():
-                tune.Tuner(self._trainable(), **self._tune_configs(n_trials)).fit()
-            record.update_meta(self.path, self.settings, side_by_side=self._slots.most)
+                tuner(self, n_trials).fit()
+            record.update_meta(self.path, self.settings, side_by_side=self.turns.slots.most)
             self._sweep_nodes()
         for leftover in (self.path / "trials").glob("*"):
             if leftover.is_file():  # Ray's own state, pickled: the study and the frames are the record to go on from.
                 leftover.unlink()
-
-    def _trainable(self) -> Any:
-        """Returns what Ray runs as a trial."""
-        from ray import tune
-
-        from tuning.trials.worker import train_trial
-
-        slots = self.settings.slots
-        trainable = tune.with_parameters(
-            train_trial,
-            splits=self.splits if self.settings.address is None else self.splits.in_memory(),
-            run=str(self.path.absolute()),
-            threads=max(1, int(slots.cpus_per_trial)),
-            metric=self.settings.metric,
-            stored=self._storage(),
-            own_models=own_model.known(),
-        )
-
-        def resources(config: dict[str, Any]) -> Any:
-            return tune.PlacementGroupFactory([slots.resources(config["device"])])
-
-        return tune.with_resources(trainable, resources)
-
-    def _tune_configs(self, n_trials: int) -> dict[str, Any]:
-        """Returns the configurations of Ray Tune: our searcher, scheduler, callbacks and stopper."""
-        from pyarrow.fs import LocalFileSystem
-        from ray import tune
-
-        from tuning.trials import schedulers
-        from tuning.trials.recorder import EndSearch, Proposals, Recorder
-        from tuning.trials.tensorboard import TensorBoard
-
-        path = self.path
-        scheduler = SCHEDULERS.load(self.settings.scheduler)(self.settings.epochs, self.settings.seed)
-        pauses = SCHEDULERS[self.settings.scheduler].pauses_trials
-        # Others would count an interrupted trial twice, whose worker tells all of its epochs again.
-        shown = self.study.shown(interrupted=pauses)
-        schedulers.replay(scheduler, shown, METRICS[self.settings.metric], self.study.paused)
-        if pauses:
-            self._pausing, n_trials = scheduler, -1  # Of Ray's trials: one that goes on is another one for it.
-        tune_config = tune.TuneConfig(
-            search_alg=Proposals(self),
-            scheduler=scheduler,
-            num_samples=n_trials,
-            reuse_actors=True,
-            trial_dirname_creator=lambda trial: run_folder.trial_folder(path, trial.config["trial"]).name,
-        )
-        run_config = tune.RunConfig(
-            name="trials",
-            storage_path=str(path.absolute()),
-            storage_filesystem=LocalFileSystem(),  # Else Ray reads the path as a URI: "#", "?" and "%20" break it.
-            failure_config=tune.FailureConfig(max_failures=self.settings.max_failures),
-            callbacks=[Recorder(self), TensorBoard()],
-            stop=EndSearch(self),
-            verbose=0,
-        )
-        return {"tune_config": tune_config, "run_config": run_config}
 
     def end_trials(self) -> None:
         """Ends the trials that still run and closes the study.
@@ -248,19 +185,12 @@ class Session:
             self.study.abandon()
         raise self.problem
 
-    def _outcome(self) -> dict[str, Any]:
-        """Returns why the search ended, and after how many trials there was nothing left to gain."""
-        after = self._converged_after
-        ended_so = self.settings.until_converged and after is not None and self.reason is None
-        holds = ended_so or (after is not None and self.study.has_converged)
-        return {"stopped_by": "converged" if ended_so else self.reason, "converged": after if holds else None}
-
     def _note_noise(self) -> None:
         """Writes down how surely the best trial's value is known, where the valid split is a small sample."""
         from tuning.images.partition import MOST_VALID_IMAGES
 
         run, n_valid = run_folder.Run(self.path), len(self.splits.valid)
-        if n_valid >= MOST_VALID_IMAGES or not run.trials["state"].isin(["complete", "pruned"]).any():
+        if n_valid >= MOST_VALID_IMAGES or not run.trials["state"].isin(schema.HAVE_RESULTS).any():
             return
         error = self.study.error_of(int(run.best["trial"]))
         if error is not None:
@@ -326,72 +256,9 @@ class Session:
         """Ends the search, which raises the first problem."""
         self.problem = self.problem or error
 
-    def watch_slots(self) -> None:
-        """Says which nodes of a cluster came and went."""
-        for note in self._slots.watch():
-            self.progress.note(note)
-
-    def free_device(self) -> str | None:
-        """Returns the device of a slot for a new trial, or None: none is free, or a trial waits for a whole device."""
-        if self._waiting_alone:
-            return None
-        self.watch_slots()
-        nothing_new = self._n_to_begin <= 0 or self._rests
-        if nothing_new and self._next_to_go_on() is None and not self.has_begun_all():
-            return None  # What a trial that runs comes to decides who goes on.
-        return self._slots.free()
-
-    def has_begun_all(self) -> bool:
-        """Returns whether no trial is to be begun or to go on any more, whatever those that run come to."""
-        return self._pausing is None or not self._slots.by_trial or self.problem is not None
-
-    def _next_to_go_on(self) -> int | None:
-        """Returns the paused trial that the scheduler has go on next, if there is one."""
-        if self._to_go_on is None and self._pausing is not None:
-            self._to_go_on = self._pausing.promoted()
-        return self._to_go_on
-
-    def propose(self, device: str) -> "Proposal | None":
-        """Returns the next trial, which takes a slot on that device; None: there is none now, see `has_begun_all`."""
-        try:
-            if (number := self._next_to_go_on()) is not None:
-                self._to_go_on = None
-                self._were_alone.discard(number)  # For Ray it is another trial, without the device of its own.
-                gone_on = self.study.go_on(number)
-                self._slots.take(number, device)
-                return gone_on
-            if self._has_converged() and self.settings.until_converged and not self.study.has_interrupted:
-                self._rests = True
-                return None
-            if self._n_to_begin <= 0:
-                return None
-            proposal = self.study.ask()
-        except Exception as error:  # Ray would bury it; the search stops and shows it.
-            self.on_problem(error)
-            return None
-        if proposal is None:
-            n = self.study.n_tried
-            self.progress.note(f"The space has nothing new after {n} trials and those that run; they end it.")
-            self._n_to_begin = 0
-            return None
-        self._n_to_begin -= 1
-        self._slots.take(proposal.number, device)
-        return proposal
-
-    def _has_converged(self) -> bool:
-        """Returns whether nothing is left to gain, and says so the first time."""
-        found = self.study.has_converged
-        if not found:
-            self._converged_after = None
-        elif self._converged_after is None:
-            self._converged_after = self.study.n_tried
-            ends = " The trials that run end the search." if self.settings.until_converged else ""
-            self.progress.note(f"{convergence.said(self._converged_after)}{ends}")
-        return found
-
     def began(self, number: int) -> None:
         """Shows that a trial began."""
-        self._waiting_alone.discard(number)
+        self.turns.began(number)
         self._attempt_began[number] = time.monotonic()
         self.progress.started(self.study.row(number))
 
@@ -408,10 +275,9 @@ class Session:
         """Records that a trial ended by itself or was stopped by the scheduler, unless its error is known already."""
         if not self.study.is_running(number):
             return
-        if self._pausing is not None and self._pausing.has_paused(number) and not self.study.has_finished(number):
+        if self.turns.has_paused(number):
             self.study.pause(number)
-            self._slots.give_back(number)
-            self._rests = False
+            self.turns.paused(number)
             self.progress.paused(self.study.row(number))
             return
         self.study.finish(number, "scheduler")
@@ -431,10 +297,7 @@ class Session:
 
     def _after(self, number: int) -> None:
         """Frees the slot of a trial that has ended, and shows what came of it."""
-        self._rests = False
-        if self._pausing is not None:
-            self._pausing.ended(number)
-        self._slots.give_back(number)
+        self.turns.ended(number)
         self.progress.ended(self.study.row(number))
 
     def retried(self, number: int, error: str, failure: str, accumulation: int) -> Retry:
@@ -458,7 +321,8 @@ class Session:
             again, room = self._with_more_room(number, again)
         if ray_internals.LOST_NODE.search(failure):
             error = f"its node {self.study.row(number).get('node') or ''} was lost: {error.partition('. ')[0]}"
-        self.study.retry(number, f"{error}{room}", accumulation=again.accumulation, lost_seconds=lost)
+        parts, alone = again.accumulation, bool(again.resources)
+        self.study.retry(number, f"{error}{room}", accumulation=parts, alone=alone, lost_seconds=lost)
         self.progress.note(f"trial {number} failed and is tried again{room}: {error}")
         return again
 
@@ -467,11 +331,8 @@ class Session:
 
         Nothing new begins until the trial has its device.
         """
-        alone = self.settings.slots.whole_device
-        if alone and number not in self._were_alone:
-            self._were_alone.add(number)
-            self._waiting_alone.add(number)
-            return replace(again, resources=alone), ", alone on its device"
+        if self.settings.slots.whole_device and not self.study.was_alone(number):
+            return replace(again, resources=self.turns.wait_alone(number)), ", alone on its device"
         parts = parts_of(self.study.row(number)["config/batch_size"], 2 * again.accumulation)
         if parts == again.accumulation:
             return again, ""
@@ -479,8 +340,8 @@ class Session:
 
     # The run's storage, if it has one.
 
-    def _storage(self) -> tuple[str, str] | None:
-        """Returns the URI of the run in its storage, and the run's id there."""
+    def stored_at(self) -> tuple[str, str] | None:
+        """Returns the URI of the run in its storage, and the run's id there; None where it has no storage."""
         if self.settings.storage is None:
             return None
         from tuning.remote import stored_runs
@@ -499,7 +360,7 @@ class Session:
 
     def _sweep_nodes(self) -> None:
         """Has each node of a cluster send what its trials have not, while Ray still runs."""
-        if (stored := self._storage()) is not None:
+        if (stored := self.stored_at()) is not None:
             from tuning.remote import mirror
             from tuning.trials.worker import sweep_nodes
 
@@ -507,7 +368,7 @@ class Session:
                 self.progress.note(f"Not in the storage yet: {'; '.join(left)}. {mirror.sent_by(self.path)}")
 
     def _send_what_an_earlier_session_could_not(self) -> None:
-        if (stored := self._storage()) is not None:
+        if (stored := self.stored_at()) is not None:
             from tuning.remote import mirror
 
             mirror.sweep(stored[1], stored[0])
@@ -515,7 +376,7 @@ class Session:
     def _conclude(self) -> None:
         """Writes the pictures and the page, here and in the storage."""
         record.conclude(run_folder.Run(self.path), self.progress.note)
-        if (stored := self._storage()) is not None:
+        if (stored := self.stored_at()) is not None:
             from tuning.remote import stored_runs
             from tuning.training import checkpoints
 

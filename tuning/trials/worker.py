@@ -9,6 +9,7 @@ again (a retry, a resumed search) goes on from there. Ray's own checkpoints are 
 import contextlib
 import logging
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from tuning.training.fit import Training
 
 LOG = "trial.log"
+SECONDS_TO_ARRIVE = 3.0  # What a node that a trial has left may still be sending of it.
 SECONDS_FOR_A_CHECKPOINT = 600.0  # A storage that is away for longer costs a trial that moved its epochs.
 
 
@@ -110,7 +112,8 @@ def gpu_share(device: str) -> float:
 def _fetch(uri: str, folder: Path, epochs: int) -> None:
     """Fetches checkpoint and log of a trial that has run elsewhere: more epochs of it are known than are here.
 
-    Where the storage is away for long, the trial goes on from what is here, if only from its beginning.
+    The other node may still be sending what it had when the trial paused. Where nothing comes, or the storage is away
+    for long, the trial goes on from what is here, if only from its beginning.
     """
     from tuning.remote import storage
 
@@ -118,11 +121,19 @@ def _fetch(uri: str, folder: Path, epochs: int) -> None:
     if epochs == 0 or checkpoints.n_epochs(latest) >= epochs:
         return
     store, fetched = storage.Store(uri, SECONDS_FOR_A_CHECKPOINT), folder / ".fetched"
+
+    def take(path: Path, length: Callable[[Path], int]) -> int:
+        """Takes the storage's file where it is longer; returns how long the file here is then."""
+        files.write_bytes(fetched, store.read(f"trials/{folder.name}/{path.name}") or b"")
+        if length(fetched) > length(path):
+            fetched.replace(path)
+        return length(path)
+
     try:
-        for path, length in ((latest, checkpoints.n_epochs), (log, lambda path: path.exists() and path.stat().st_size)):
-            files.write_bytes(fetched, store.read(f"trials/{folder.name}/{path.name}") or b"")
-            if length(fetched) > length(path):
-                fetched.replace(path)
+        deadline = time.monotonic() + SECONDS_TO_ARRIVE
+        while not take(latest, checkpoints.n_epochs) >= epochs and time.monotonic() < deadline:
+            time.sleep(0.2)
+        take(log, lambda path: path.stat().st_size if path.exists() else 0)
     except UserError as error:
         with log.open("a", encoding="utf-8") as file:
             print(error, file=file)
