@@ -32,7 +32,8 @@ def print_trials(run: Run, limit: int = 10) -> None:
     metric = run.metric
     best = rank_trials(trials, run.path, metric).head(limit)
     config = [c for c in best.filter(like="config/") if best[c].nunique(dropna=False) > 1 and c != "config/epochs"][:8]
-    epochs = best["epochs"].astype("str") + best["state"].map({"complete": ""}).fillna(" (stopped)")
+    endings = {"complete": "", "pruned": " (stopped)", "paused": " (paused)"}
+    epochs = best["epochs"].astype("str") + best["state"].map(endings)
     values = {metric.called: best[metric.column], "valid_accuracy": best["valid_accuracy"]}
     shown = best[["trial"]].assign(**values, epochs=epochs, minutes=best["seconds"] / 60)
     if best["pareto"].any():

@@ -58,7 +58,7 @@ def best_so_far(frame: pd.DataFrame, trials: pd.DataFrame, metric: Metric = ACCU
     """
     texts = described(trials)
     dots, marker = [], {"color": ACCENT, "size": 8, "opacity": 0.85, "line": {"width": 1.4, "color": ACCENT}}
-    for state, symbol in (("complete", "circle"), ("pruned", "circle-open"), ("paused", "circle-dot")):
+    for state, symbol in (("complete", "circle"), ("pruned", "circle-open"), ("paused", "circle-open-dot")):
         chosen = frame[frame["state"] == state]
         dots.append(
             go.Scatter(
