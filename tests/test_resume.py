@@ -331,7 +331,7 @@ def test_a_space_of_which_this_machine_can_do_nothing_is_refused(tmp_path: Path)
 
 def interrupted(study: RunStudy) -> list[int]:
     """Returns the numbers of the trials that are resumed before a new one is drawn."""
-    return [number for number in study.running() if study._trials[number].state == "interrupted"]
+    return [number for number in study.trials.running if study.trials[number].state == "interrupted"]
 
 
 def test_an_interrupted_trial_waits_for_what_it_needs(tmp_path: Path) -> None:
@@ -347,7 +347,7 @@ def test_an_interrupted_trial_waits_for_what_it_needs(tmp_path: Path) -> None:
     bare.close("time budget")
     assert opened(tmp_path, spaces()["bare"]).row(proposal.number)["state"] == "running"
     again = opened(tmp_path, spaces()["gpu"], seed=2)
-    assert again.waiting == [] and proposal.number in interrupted(again)
+    assert again.trials.waiting == [] and proposal.number in interrupted(again)
 
 
 def test_a_duplicate_of_a_running_trial_is_shown_as_that_is_and_not_as_failed(
@@ -365,7 +365,7 @@ def test_a_duplicate_of_a_running_trial_is_shown_as_that_is_and_not_as_failed(
     for proposal in running:
         train(study, proposal, [0.5], "length")
         study.finish(proposal.number, "scheduler")
-    assert {study.row(number)["state"] for number in duplicates} == {"complete"} and study.n_failed == 0
+    assert {study.row(number)["state"] for number in duplicates} == {"complete"} and study.trials.n_failed == 0
     assert all(told(study, number).user_attrs["no_result"] for number in duplicates)
     study.close("search")
     trials = run_folder.Run(tmp_path).trials

@@ -476,12 +476,12 @@ def test_a_search_ends_where_nothing_is_left_to_gain_and_may_be_extended(
     path = tmp_path / "results" / "one"
     shutil.copytree(searched[0] / "results" / "one", path)
     study, draw = RunStudy(path, load_space("smoke"), CurveSampler(0, 5), epochs=6, seed=0), np.random.default_rng(0)
-    while len(study.shown()) < 50 and not study.has_converged:
+    while len(study.trials.shown()) < 50 and not study.has_converged:
         proposal = studies.ask(study)
         studies.train(study, proposal, [draw.normal(0.3, 0.01)] * 6, "length")
         study.finish(proposal.number, "scheduler")
     study.close(None)
-    n = study.n_finished
+    n = study.trials.n_finished
     assert study.has_converged, [trial.user_attrs.get("gain") for trial in study.study.trials]
     done = run(tmp_path, "--resume", "one", "--samples", "60", "--until-converged")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -82,4 +82,4 @@ def test_paused_trials_count(tmp_path: Path) -> None:
         study.report(proposal.number, epoch(1, 0.53 if proposal.number == BEST else draw.normal(0.5, 0.01)))
         study.pause(proposal.number)
     assert study.has_converged
-    assert (study.n_finished, study.n_tried) == (0, 40)
+    assert (study.trials.n_finished, study.trials.n_tried) == (0, 40)

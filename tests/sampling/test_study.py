@@ -109,7 +109,7 @@ def test_interrupted_trials_are_asked_for_again_as_they_were(tmp_path: Path, stu
     study.write_trials()
 
     again = open_study(tmp_path, seed=1)
-    assert (again.n_finished, again.running()) == (1, [1])
+    assert (again.trials.n_finished, again.trials.running) == (1, [1])
     proposal = ask(again)
     assert proposal == replace(interrupted, epochs=1)
     assert not again.report(proposal.number, epoch(1, 0.3))
@@ -240,7 +240,7 @@ def test_a_run_is_found_by_what_its_folder_holds_and_not_by_its_name(tmp_path: P
     folder.parent.mkdir(exist_ok=True)
     (tmp_path / "first").rename(folder)
     again = open_study(folder, seed=1)
-    assert again.n_finished == 1 and ask(again).number == 1
+    assert again.trials.n_finished == 1 and ask(again).number == 1
     again.close(None)
     assert study_file.studies(folder) == {"first": 2}
     assert [path.name for path in tmp_path.rglob("*.db")] == ["study.db"]
@@ -255,7 +255,7 @@ def test_a_run_that_version_020_erased_under_another_name_is_found_again(tmp_pat
     for name in ("epochs.csv", "trials.csv"):
         (tmp_path / name).write_text((tmp_path / name).read_text().splitlines()[0] + "\n")
     again = open_study(tmp_path)
-    assert again.n_finished == 1
+    assert again.trials.n_finished == 1
     assert (tmp_path / "epochs.csv").read_text() == whole
 
 
@@ -536,7 +536,7 @@ def test_a_configuration_is_run_once_and_its_twin_gets_its_result(tmp_path: Path
         train(study, proposal, [0.01, proposal.config.batch_size / 100], "length")
         study.finish(proposal.number, "scheduler")
     assert sorted(sizes) == [8, 16, 32]
-    assert study.n_finished == 3
+    assert study.trials.n_finished == 3
     trials = run_folder.Run(tmp_path).trials
     twins = trials[trials["stopped_by"].str.startswith("same configuration as trial")]
     assert len(twins) == len(trials) - 3 > 0
@@ -587,15 +587,15 @@ def test_a_paused_trial_goes_on_where_it_was_in_this_session_or_another(tmp_path
     for i in range(3):
         train(study, ask(study), [0.3 + 0.1 * i])
         study.pause(i)
-    assert study.paused == [0, 1, 2] and study.running() == [] and study.n_finished == 0
+    assert study.trials.paused == [0, 1, 2] and study.trials.running == [] and study.trials.n_finished == 0
     assert run_folder.Run(tmp_path).trials["state"].tolist() == ["running"] * 3
     again = study.go_on(2)
-    assert (again.number, again.epochs, study.paused, study.running()) == (2, 1, [0, 1], [2])
+    assert (again.number, again.epochs, study.trials.paused, study.trials.running) == (2, 1, [0, 1], [2])
     study.report(2, epoch(2, 0.9, "length"))
     study.finish(2, "scheduler")
     study.close(None)
     study = open_study(tmp_path, seed=1)
-    assert study.paused == [0, 1] and set(study.shown()) == {0, 1, 2}
+    assert study.trials.paused == [0, 1] and set(study.trials.shown()) == {0, 1, 2}
     assert ask(study).number == 3  # They are no interrupted trials.
     assert study.go_on(1).epochs == 1 and study.row(1)["attempt"] == 1
     study.close("search")

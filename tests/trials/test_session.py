@@ -3,8 +3,6 @@
 import os
 import signal
 import time
-from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -84,30 +82,6 @@ def test_how_surely_the_best_value_is_known_is_written_down_where_the_valid_spli
     assert run_folder.noise_text(run_folder.Run(search.path)) == text
 
 
-def test_where_nothing_is_left_to_gain_a_search_says_so_and_ends_if_it_is_to(
-    begin: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    search, notes = begin(None), list[str]()
-    search.turns._note, search.turns.slots._capacity = notes.append, {"cpu": 9}
-    known = SimpleNamespace(converged=True, interrupted=False)
-    monkeypatch.setattr(RunStudy, "has_converged", property(lambda study: known.converged))
-    monkeypatch.setattr(RunStudy, "has_interrupted", property(lambda study: known.interrupted))
-    assert search.turns.next() is not None and search.turns.next() is not None
-    assert len(notes) == 1 and notes[0].startswith("Nothing left to gain after 0 trials: ")
-    assert search.turns.outcome(search.reason) == {"stopped_by": None, "converged": 0}
-    known.converged = False
-    assert search.turns.outcome(search.reason) == {"stopped_by": None, "converged": None}  # A later trial was better.
-    assert search.turns.next() is not None
-    known.converged = True
-    search.turns.settings = replace(search.settings, until_converged=True)
-    known.interrupted = True  # What was begun goes on.
-    assert search.turns.next() is not None
-    known.interrupted = False
-    assert search.turns.next() is None
-    assert search.turns.outcome(search.reason) == {"stopped_by": "converged", "converged": 0}
-    assert not search.should_end()  # The trials that run go on to their ends.
-
-
 def test_failures_end_no_search_in_which_trials_have_paused(begin: Any) -> None:
     search = begin(None)
     search.reported(0, studies.epoch(1, 0.7) | {"valid_score": 0.7, "valid_error": 0.03, "error": "", "hostname": None})
@@ -130,49 +104,8 @@ def begin_anew(search: Session) -> Session:
     return Session(search.settings, path, search.splits, study, Progress(3, quiet=True))
 
 
-def test_a_search_that_has_converged_begins_again_where_a_later_trial_was_better(
-    begin: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    search = begin(None)
-    search.turns.settings = replace(search.settings, until_converged=True)
-    known = SimpleNamespace(converged=True)
-    monkeypatch.setattr(RunStudy, "has_converged", property(lambda study: known.converged))
-    nobody = SimpleNamespace(promoted=lambda: None, has_paused=lambda number: False, ended=lambda number: None)
-    search.turns.scheduler, search.turns.slots._capacity = nobody, {"cpu": 3}
-    assert search.turns.next() is None and not search.turns.are_over
-    with monkeypatch.context() as patch:
-        patch.setattr(RunStudy, "ask", None)
-        assert search.turns.next() is None  # Until the trial that runs has ended.
-    assert search.turns.converged_after == 0
-    known.converged = False
-    search.failed(0, "made up")
-    assert search.turns.next() is not None
-
-
 def test_a_spent_budget_is_no_interrupt(begin: Any) -> None:
     search = begin(0.0)
     time.sleep(0.01)
     assert search.should_end()
     assert search.reason == "time budget"
-
-
-def test_a_paused_trial_that_was_alone_on_its_device_is_so_when_it_goes_on(begin: Any) -> None:
-    search = begin(None)
-    assert search.turns.next().proposal.number == 1
-    again = search.retried(0, "torch.OutOfMemoryError", "CUDA out of memory", 1)
-    assert again.resources == search.settings.slots.whole_device != {}
-    assert search.turns.next() is None  # The device is to be free of others.
-    search.began(0)
-    promoted = iter([0])
-    search.turns.scheduler = SimpleNamespace(
-        promoted=lambda: next(promoted, None), has_paused=lambda number: number == 0, ended=lambda number: None
-    )
-    search.ended(0)
-    assert search.study.paused == [0]
-    turn = search.turns.next()
-    assert (turn.proposal.number, turn.proposal.alone) == (0, True)
-    search.ended(1)
-    assert search.turns.next() is None
-    search.study.close(stopped_by=None)
-    anew = RunStudy(search.path, load_space("smoke"), optuna.samplers.RandomSampler(seed=0), epochs=5, seed=7)
-    assert anew.was_alone(0) and not anew.was_alone(1) and anew.ask().alone

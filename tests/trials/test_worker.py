@@ -149,7 +149,7 @@ def test_a_full_disk_stops_the_search_and_leaves_the_trial_to_be_gone_on_with(
     error = "No space left on the disk while writing trials/0000/latest.pt. Free some space."
     recorder.on_trial_recover(0, [], failed(FAILURE.format(error=f"tuning.base.errors.UserError: {error}")))
     assert isinstance(session.problem, UserError) and str(session.problem) == error
-    assert session.should_end() and study.running() == [0]
+    assert session.should_end() and study.trials.running == [0]
 
 
 def test_a_problem_while_recording_is_told_and_not_raised(

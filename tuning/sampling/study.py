@@ -28,8 +28,9 @@ from tuning.runs.study_file import EPOCH
 from tuning.sampling import convergence, study_frames, study_storage
 from tuning.sampling.costs import LOST
 from tuning.sampling.curve_sampler import PAUSED
+from tuning.sampling.known_trials import ALONE, KnownTrial, KnownTrials
 from tuning.sampling.spaces import Space
-from tuning.sampling.study_frames import Known, StudyFrames
+from tuning.sampling.study_frames import StudyFrames
 
 _STATES = {
     TrialState.COMPLETE: "complete",
@@ -51,7 +52,6 @@ _KEPT = (
 )
 # What an epoch's result says of its trial: the study keeps it with the epoch.
 _OF_TRIAL = ("n_parameters", "device", "precision", "finished", "seconds_per_image")
-_ALONE = "alone"  # An attribute of trials that run alone on their device.
 _SECONDS_BETWEEN_WRITES = 1.0
 REPEATS_BEFORE_RANDOM, REPEATS_THAT_EXHAUST = 10, 200
 
@@ -88,6 +88,7 @@ class RunStudy:
 
     Attributes:
         study: The Optuna study.
+        trials: What is known of its trials, by number.
 
     Raises:
         UserError: The study is damaged or missing, or knows fewer trials than the frames; nothing is written then.
@@ -126,8 +127,8 @@ class RunStudy:
             objective = self._metric.column if metric == METRICS.default else f"valid_{metric}"
             named = objective if self._metric.greater_is_better else f"exp(-{objective})"
             self.study.set_metric_names([named] if minimize is None else [named, minimize])
-        self._trials: dict[int, Known] = {}
-        self._frames = StudyFrames(path, self._trials, self._metric)
+        self.trials = KnownTrials()
+        self._frames = StudyFrames(path, self.trials, self._metric)
         self._opened = time.monotonic()
         trials = self.study.get_trials(deepcopy=False)
         told = (t for t in trials if t.state.is_finished() or {"seed", "same_as"} & set(t.user_attrs))
@@ -135,8 +136,8 @@ class RunStudy:
             study_frames.refuse(path, f"{study_file.FILE} knows {counted(len(trials), 'trial')}", unknown)
         self._space = space.as_recorded(trials)
         self._read(trials, epoch_rows)
-        self._began = max([datetime.now(UTC), *self._moments()])
-        for trial in [trial for trial in self._trials.values() if not trial.has_ended]:
+        self._began = max([datetime.now(UTC), *self.trials.moments()])
+        for trial in [trial for trial in self.trials.values() if not trial.has_ended]:
             self._adopt_end(trial, ended.get(trial.number))
             if not trial.has_ended:
                 possible = self._space.is_possible(trial.params)
@@ -174,7 +175,7 @@ class RunStudy:
             first = {"attempt": 1, "accumulation": 1} if "seed" in kept else {}
             is_running = trial.state == TrialState.RUNNING  # Cut off while its end was being told, perhaps.
             state = kept.pop("state", _STATES[trial.state])
-            known = self._trials[trial.number] = Known(
+            known = self.trials[trial.number] = KnownTrial(
                 trial.number,
                 self._id(trial.number),
                 "running" if is_running else state,
@@ -188,7 +189,7 @@ class RunStudy:
                 for epoch in set(rows) - set(trial.intermediate_values):
                     self._tell_epoch(known, rows[epoch])
 
-    def _adopt_end(self, trial: Known, ended: Mapping[str, Any] | None) -> None:
+    def _adopt_end(self, trial: KnownTrial, ended: Mapping[str, Any] | None) -> None:
         """Tells the study the end of a trial that the frames know and it does not: it was copied too early."""
         if ended is None or "seed" not in trial.attrs or ended["attempt"] == 0:
             return
@@ -199,17 +200,6 @@ class RunStudy:
             return  # Its epochs are nowhere; it is trained again.
         self._end(trial, state, stopped_by=ended["stopped_by"], error=ended["error"], at=ended["ended"])
 
-    def _moments(self) -> list[datetime]:
-        """Returns all times that the record holds."""
-        times = []
-        for trial in self._trials.values():
-            started = trial.attrs.get("started")
-            times += [started, trial.attrs.get("ended"), *(row.get("at") for row in trial.epochs)]
-            if started and not trial.is_duplicate:  # Version 0.2.0 kept no time of an epoch.
-                seconds = timedelta(seconds=study_frames.total(trial.epochs, "epoch_seconds"))
-                times.append((datetime.fromisoformat(started) + seconds).isoformat())
-        return [datetime.fromisoformat(moment) for moment in times if moment]
-
     def now(self) -> str:
         """Returns the time in UTC; it never goes back, though a clock may, or another machine's be behind."""
         return (self._began + timedelta(seconds=time.monotonic() - self._opened)).isoformat()
@@ -217,77 +207,19 @@ class RunStudy:
     @property
     def last_moment(self) -> str | None:
         """The time of the last thing that the record holds, as it was when this study was opened; None without any."""
-        return max((moment.isoformat() for moment in self._moments()), default=None)
-
-    @property
-    def n_finished(self) -> int:
-        """Trials that were run and are complete, stopped or failed for good."""
-        return sum(trial.has_ended and not trial.is_duplicate for trial in self._trials.values())
-
-    @property
-    def n_tried(self) -> int:
-        """The same, and those that have paused."""
-        return self.n_finished + len(self.paused)
-
-    @property
-    def n_failed(self) -> int:
-        """Trials that failed for good."""
-        return sum(trial.state == "failed" and not trial.is_duplicate for trial in self._trials.values())
+        return max((moment.isoformat() for moment in self.trials.moments()), default=None)
 
     @property
     def has_converged(self) -> bool:
         """Whether nothing is left to gain; never, with a sampler that does not say what it expects."""
-        numbers = sorted(self._trials)
-        gains = [float(gain) for n in numbers if (gain := self._trials[n].attrs.get("gain")) is not None]
+        numbers = sorted(self.trials)
+        gains = [float(gain) for n in numbers if (gain := self.trials[n].attrs.get("gain")) is not None]
         if not convergence.expects_nothing(gains):
             return False
-        known = [t for n in numbers if (t := self._trials[n]).has_ended or t.state == PAUSED]
+        known = [t for n in numbers if (t := self.trials[n]).has_ended or t.state == PAUSED]
         rows = [self.row(t.number) for t in known if not t.is_duplicate]
         merits = [-math.inf if r["state"] == "failed" else self._metric.merit(r["valid_score"]) for r in rows]
         return convergence.has_converged(gains, merits)
-
-    @property
-    def waiting(self) -> list[int]:
-        """The numbers of interrupted trials that this machine cannot run."""
-        return [trial.number for trial in self._trials.values() if trial.state == "waiting"]
-
-    @property
-    def has_interrupted(self) -> bool:
-        """Whether a trial that was interrupted is still to go on."""
-        return self._first_in("interrupted") is not None
-
-    @property
-    def paused(self) -> list[int]:
-        """The numbers of the trials that the scheduler has paused."""
-        return [trial.number for trial in self._trials.values() if trial.state == PAUSED]
-
-    def running(self) -> list[int]:
-        """Returns the numbers of the trials that have neither ended nor paused."""
-        return [trial.number for trial in self._trials.values() if not trial.has_ended and trial.state != PAUSED]
-
-    def is_running(self, number: int) -> bool:
-        """Returns whether a trial has not ended."""
-        return not self._trials[number].has_ended
-
-    def has_finished(self, number: int) -> bool:
-        """Returns whether a trial has come to its own end: its full length, or early stopping."""
-        return bool(self._trials[number].attrs.get("finished"))
-
-    def was_alone(self, number: int) -> bool:
-        """Returns whether a trial has run out of memory beside others, and was alone on its device after that."""
-        return bool(self._trials[number].attrs.get(_ALONE))
-
-    def shown(self, *, interrupted: bool = False) -> dict[int, tuple[dict[str, Any], list[dict[str, Any]]]]:
-        """Returns hyperparameters and epochs of each trial that has ended or paused, for a new scheduler to learn.
-
-        With `interrupted` there are also those that an earlier session began and that go on next.
-        """
-        states = ("complete", "pruned", PAUSED, *(["interrupted"] if interrupted else []))
-        return {
-            trial.number: (trial.attrs["config"], trial.epochs)
-            for trial in self._trials.values()
-            if trial.state in states and not trial.is_duplicate and trial.epochs
-        }
 
     @one_thread()  # Trials train beside the sampler.
     def ask(self) -> Proposal | None:
@@ -299,18 +231,18 @@ class RunStudy:
         Raises:
             UserError: The space gave no valid configuration.
         """
-        if (known := self._first_in("interrupted")) is not None:
+        if (known := self.trials.first_in("interrupted")) is not None:
             self._keep(known, attempt=known.attrs.get("attempt", 1) + 1)
             return self._go_on(known)
         sampler = self.study.sampler
         try:
             for n_repeats in range(REPEATS_THAT_EXHAUST):
                 if n_repeats == REPEATS_BEFORE_RANDOM:
-                    seed = trial_seed(self._seed, len(self._trials))
+                    seed = trial_seed(self._seed, len(self.trials))
                     self.study.sampler = self._space.possible(optuna.samplers.RandomSampler(seed=seed))
                 trial = self._next_trial()
                 config = self._space.sample(trial, self._epochs)
-                same = self._same(config)
+                same = self.trials.same(config.hash())
                 if same is None:
                     return self._propose(trial, config)
                 self._reuse(trial, config, same)
@@ -320,26 +252,25 @@ class RunStudy:
 
     def pause(self, number: int) -> None:
         """Notes that a trial waits until the scheduler has it go on, or until the search ends."""
-        trial = self._trials[number]
+        trial = self.trials[number]
         trial.state = PAUSED
         self._keep(trial, **{PAUSED: True})
         self._write_now_and_then()
 
     def go_on(self, number: int) -> Proposal:
         """Returns a trial that was paused, to be run on."""
-        return self._go_on(self._trials[number])
+        return self._go_on(self.trials[number])
 
-    def _go_on(self, trial: Known) -> Proposal:
+    def _go_on(self, trial: KnownTrial) -> Proposal:
         trial.state = "running"
         if trial.attrs.get(PAUSED):
             self._keep(trial, **{PAUSED: False})
         config, parts = TrainConfig.model_validate(trial.attrs["config"]), trial.attrs.get("accumulation", 1)
-        alone = self.was_alone(trial.number)
-        return Proposal(trial.number, trial.attrs["seed"], config, parts, len(trial.epochs), alone)
+        return Proposal(trial.number, trial.attrs["seed"], config, parts, len(trial.epochs), trial.was_alone)
 
     def _next_trial(self) -> optuna.Trial:
         """Returns the trial to draw: one that was cut off meanwhile, a first point, or one of the sampler's."""
-        if (known := self._first_in("undrawn")) is not None:  # What it has of its point, it keeps.
+        if (known := self.trials.first_in("undrawn")) is not None:  # What it has of its point, it keeps.
             known.state = "running"
             return optuna.Trial(self.study, known.id)
         trials = self.study.get_trials(deepcopy=False)
@@ -354,13 +285,10 @@ class RunStudy:
                 self.study.enqueue_trial(point, user_attrs={"origin": origin})
         return self.study.ask()
 
-    def _first_in(self, state: str) -> Known | None:
-        return next((trial for trial in self._trials.values() if trial.state == state), None)
-
-    def _drawn(self, trial: optuna.Trial, config_hash: str = "") -> Known:
+    def _drawn(self, trial: optuna.Trial, config_hash: str = "") -> KnownTrial:
         """Returns what is known of a trial that has been drawn just now."""
-        known = Known(trial.number, self._id(trial.number), "running", dict(trial.params), config_hash)
-        self._trials[trial.number] = known
+        known = KnownTrial(trial.number, self._id(trial.number), "running", dict(trial.params), config_hash)
+        self.trials[trial.number] = known
         origin = getattr(self.study.sampler, "origins", {}).get(trial.number)
         if origin is not None and "origin" not in trial.user_attrs:  # A point that was given has it already.
             gain = getattr(self.study.sampler, "gains", {}).get(trial.number)
@@ -377,13 +305,7 @@ class RunStudy:
         self._write_now_and_then()
         return Proposal(trial.number, seed, config)
 
-    def _same(self, config: TrainConfig) -> Known | None:
-        """Returns the trial that runs or ran this configuration and did not fail."""
-        wanted = config.hash()
-        of_config = (trial for trial in self._trials.values() if trial.config_hash == wanted)
-        return next((trial for trial in of_config if trial.state != "failed" and not trial.is_duplicate), None)
-
-    def _reuse(self, trial: optuna.Trial, config: TrainConfig, same: Known) -> None:
+    def _reuse(self, trial: optuna.Trial, config: TrainConfig, same: KnownTrial) -> None:
         """Tells the sampler, for a duplicate, what the trial that it repeats told; nothing yet, while that one runs."""
         known = self._drawn(trial)
         self._keep(known, config=config.model_dump(), started=self.now(), attempt=0, same_as=same.number)
@@ -400,7 +322,7 @@ class RunStudy:
 
         When this returns, a power cut does not undo it.
         """
-        trial = self._trials[number]
+        trial = self.trials[number]
         rows, attrs = trial.epochs, trial.attrs
         attrs |= {name: result.get(name) for name in _OF_TRIAL[:-1]}
         attrs["seconds_per_image"] = min(attrs.get("seconds_per_image", math.inf), result["seconds_per_image"])
@@ -422,7 +344,7 @@ class RunStudy:
 
     def ran_on(self, number: int, node: str | None) -> None:
         """Notes the host that a trial's last result came from."""
-        self._trials[number].attrs["node"] = node
+        self.trials[number].attrs["node"] = node
 
     def retry(
         self, number: int, error: str, *, accumulation: int, alone: bool = False, lost_seconds: float = 0.0
@@ -431,16 +353,16 @@ class RunStudy:
 
         `lost_seconds` are those that its configuration cost since its last epoch.
         """
-        trial = self._trials[number]
+        trial = self.trials[number]
         if alone:
-            self._keep(trial, **{_ALONE: True})
+            self._keep(trial, **{ALONE: True})
         self._keep(trial, attempt=trial.attrs["attempt"] + 1, error=masked(error), accumulation=accumulation)
         if lost_seconds:
             self._keep(trial, **{LOST: trial.attrs.get(LOST, 0.0) + lost_seconds})
 
     def finish(self, number: int, stopped_by: str) -> None:
         """Tells the sampler the outcome of a trial that ended without an error; see `end_state`."""
-        trial = self._trials[number]
+        trial = self.trials[number]
         finished = trial.attrs.get("finished")
         state = end_state(bool(finished), len(trial.epochs))
         if state == TrialState.FAIL:
@@ -451,7 +373,7 @@ class RunStudy:
 
     def fail(self, number: int, error: str) -> None:
         """Tells the sampler that a trial failed for good, and why."""
-        self._end(self._trials[number], TrialState.FAIL, error=masked(error))
+        self._end(self.trials[number], TrialState.FAIL, error=masked(error))
 
     def close(self, stopped_by: str | None) -> None:
         """Writes everything; with a reason, ends the trials that still run. Without one they can be resumed.
@@ -459,9 +381,9 @@ class RunStudy:
         Those that this machine cannot run stay as they are.
         """
         if stopped_by is not None:
-            for number in set(self.running()) - set(self.waiting):
+            for number in set(self.trials.running) - set(self.trials.waiting):
                 self.finish(number, stopped_by)
-            for number in self.paused:
+            for number in self.trials.paused:
                 self.finish(number, "scheduler")
         self.write_trials()
         self.abandon()
@@ -477,8 +399,8 @@ class RunStudy:
 
     def error_of(self, number: int) -> float | None:
         """Returns the standard error of a trial's `valid_score`; None where version 0.2.0 trained it."""
-        number = self._trials[number].attrs.get("same_as", number)
-        best, rows = self.row(number).get("best_epoch"), self._trials[number].epochs
+        number = self.trials[number].attrs.get("same_as", number)
+        best, rows = self.row(number).get("best_epoch"), self.trials[number].epochs
         return next((row.get("valid_error") for row in rows if row["epoch"] == best), None)
 
     def write_trials(self) -> None:
@@ -494,13 +416,13 @@ class RunStudy:
     def _id(self, number: int) -> int:
         return self._database.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
-    def _keep(self, trial: Known, **values: Any) -> None:
+    def _keep(self, trial: KnownTrial, **values: Any) -> None:
         """Notes what is to be known of a trial, here and in the study."""
         for name, value in values.items():
             self._database.set_trial_user_attr(trial.id, name, value)  # First: the frames must never know more.
             trial.attrs[name] = value
 
-    def _tell_epoch(self, trial: Known, row: Mapping[str, Any]) -> None:
+    def _tell_epoch(self, trial: KnownTrial, row: Mapping[str, Any]) -> None:
         """Tells the sampler what a running trial's value is after an epoch.
 
         As `optuna.Trial.report` does; but such an object, made of a resumed trial, would begin it anew for the sampler.
@@ -510,7 +432,7 @@ class RunStudy:
 
     def _end(
         self,
-        trial: Known,
+        trial: KnownTrial,
         state: TrialState,
         *,
         stopped_by: str | None = None,

@@ -6,7 +6,6 @@ Nothing here knows Optuna: what a trial is, the study has said before. Where a f
 import math
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,48 +13,10 @@ from tuning.base import files
 from tuning.base.errors import UserError, counted
 from tuning.base.registries import Metric
 from tuning.runs import run_folder, schema, study_file
+from tuning.sampling.curve_sampler import PAUSED
+from tuning.sampling.known_trials import KnownTrials, total
 
 _SECONDS_OF_WRITES = 1.0  # So long `trials.csv` is written at every change; then for a twentieth of the time.
-
-
-@dataclass
-class Known:
-    """What is known of a trial, all of which the study on the disk holds, too.
-
-    Attributes:
-        number: In the study.
-        id: In Optuna's storage.
-        state: "complete", "pruned" or "failed" once it has ended; until then "running", or if an earlier session began
-            it: "undrawn" (it has no configuration yet), "interrupted" (it is resumed next) or "waiting" (this machine
-            lacks what it needs). "paused" is one that the scheduler may have go on.
-        params: Its point.
-        config_hash: Of its configuration; "" if it has none.
-        attrs: What the study keeps of it, most of it by the names of the columns of `trials.csv`.
-        epochs: Its rows of `epochs.csv`.
-    """
-
-    number: int
-    id: int
-    state: str
-    params: dict[str, Any]
-    config_hash: str = ""
-    attrs: dict[str, Any] = field(default_factory=dict)
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether it is complete, was stopped, or has failed for good."""
-        return self.state in ("complete", "pruned", "failed")
-
-    @property
-    def is_duplicate(self) -> bool:
-        """Whether another trial had its configuration before."""
-        return "same_as" in self.attrs
-
-    @property
-    def was_drawn(self) -> bool:
-        """Whether it has a configuration, and so a row: the seed is the last of what a proposal writes."""
-        return bool({"seed", "same_as"} & set(self.attrs))
 
 
 class StudyFrames:
@@ -67,7 +28,7 @@ class StudyFrames:
         metric: What a trial's best epoch is best in.
     """
 
-    def __init__(self, path: Path, trials: Mapping[int, Known], metric: Metric) -> None:
+    def __init__(self, path: Path, trials: KnownTrials, metric: Metric) -> None:
         self._path, self._trials, self._metric = path, trials, metric
         self._opened, self._written, self._write_seconds = time.monotonic(), -math.inf, 0.0
 
@@ -81,7 +42,7 @@ class StudyFrames:
                 self.row(attrs["same_as"]) | same | {name: attrs.get(name) for name in ("started", "ended", "attempt")}
             )
         row = {name: attrs.get(name) for name in schema.TRIAL_COLUMNS if name in attrs}
-        is_paused = trial.state == "paused"
+        is_paused = trial.state == PAUSED
         state = trial.state if trial.has_ended or is_paused else "running"
         row |= {"trial": number, "state": state, "epochs": len(rows)}
         if "config" in attrs:
@@ -169,11 +130,6 @@ def refuse(path: Path, what: str, unknown: Collection[int]) -> None:
         "there is one, or fetch the run from its storage. To go on without those trials, delete their lines from both "
         "files."
     )
-
-
-def total(rows: Sequence[Mapping[str, Any]], name: str) -> float:
-    """Returns the sum of a column, without what is not known."""
-    return math.fsum(row[name] for row in rows if not math.isnan(row[name]))
 
 
 def _is_whole(path: Path, n_rows: int) -> bool:

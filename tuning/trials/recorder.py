@@ -29,8 +29,8 @@ def tuner(session: "Session", n_trials: int) -> tune.Tuner:
     scheduler = SCHEDULERS.load(settings.scheduler)(settings.epochs, settings.seed)
     pauses = SCHEDULERS[settings.scheduler].pauses_trials
     # Others would count an interrupted trial twice, whose worker tells all of its epochs again.
-    shown = session.study.shown(interrupted=pauses)
-    schedulers.replay(scheduler, shown, METRICS[settings.metric], session.study.paused)
+    shown = session.study.trials.shown(interrupted=pauses)
+    schedulers.replay(scheduler, shown, METRICS[settings.metric], session.study.trials.paused)
     if pauses:
         session.turns.scheduler, n_trials = scheduler, -1  # Of Ray's trials: one that goes on is another one for it.
     tune_config = tune.TuneConfig(

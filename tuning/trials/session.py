@@ -125,12 +125,12 @@ class Session:
             hashes = {"split_hash": self.splits.split_hash, "valid_hash": self.splits.valid_hash}
             known = {**hashes, "valid_images": len(self.splits.valid)}
             record.update_meta(self.path, self.settings, **known, left_out=left_out, stopped_by=None)
-            if waiting := self.study.waiting:
+            if waiting := self.study.trials.waiting:
                 self.progress.note(
                     f"{counted(len(waiting), 'trial')} ({', '.join(map(str, waiting))}) cannot be resumed on this "
                     "machine, which lacks what the space leaves out. Resume the run where that is there."
                 )
-            to_run = self.settings.samples - self.study.n_finished - len(waiting)
+            to_run = self.settings.samples - self.study.trials.n_finished - len(waiting)
             if to_run > 0:
                 record.update_meta(self.path, self.settings, converged=None)
                 self.run_trials(to_run)
@@ -151,7 +151,7 @@ class Session:
         with interrupts.importing():
             from tuning.trials.recorder import tuner
 
-        self.turns.to_begin = n_trials - len(self.study.paused)
+        self.turns.to_begin = n_trials - len(self.study.trials.paused)
         log = logging.FileHandler(self.path / "driver.log")
         note, dashboard = self.progress.note, self.settings.dashboard
         ray = local_ray.started(self.settings.slots, log, dashboard=dashboard, note=note)
@@ -173,7 +173,7 @@ class Session:
             UserError: A problem ended the search that the user can mend; any other exception is raised as it is.
         """
         if self.problem is None:
-            paused = [] if self.reason == "interrupt" else self.study.paused
+            paused = [] if self.reason == "interrupt" else self.study.trials.paused
             self.study.close(stopped_by=None if self.reason == "interrupt" else self.reason or "search")
             for number in paused:
                 self.progress.ended(self.study.row(number))
@@ -229,7 +229,7 @@ class Session:
 
     def all_reported_since(self, moment: float) -> bool:
         """Returns whether every running trial has reported an epoch since a moment of `time.monotonic()`."""
-        return all(self._last_epoch.get(number, 0.0) >= moment for number in self.study.running())
+        return all(self._last_epoch.get(number, 0.0) >= moment for number in self.study.trials.running)
 
     @contextmanager
     def ends_on_signals(self) -> Iterator[None]:
@@ -273,7 +273,7 @@ class Session:
 
     def ended(self, number: int) -> None:
         """Records that a trial ended by itself or was stopped by the scheduler, unless its error is known already."""
-        if not self.study.is_running(number):
+        if self.study.trials[number].has_ended:
             return
         if self.turns.has_paused(number):
             self.study.pause(number)
@@ -287,7 +287,8 @@ class Session:
         """Records that a trial failed for good; where the first trials all fail, the search ends and shows it."""
         self.study.fail(number, error)
         self._after(number)
-        if self.study.n_failed == self.study.n_finished == FAILURES_THAT_STOP and not self.study.shown():
+        trials = self.study.trials
+        if trials.n_failed == trials.n_finished == FAILURES_THAT_STOP and not trials.shown():
             from tuning.trials.worker import LOG
 
             raise UserError(
@@ -331,7 +332,7 @@ class Session:
 
         Nothing new begins until the trial has its device.
         """
-        if self.settings.slots.whole_device and not self.study.was_alone(number):
+        if self.settings.slots.whole_device and not self.study.trials[number].was_alone:
             return replace(again, resources=self.turns.wait_alone(number)), ", alone on its device"
         parts = parts_of(self.study.row(number)["config/batch_size"], 2 * again.accumulation)
         if parts == again.accumulation:

@@ -90,12 +90,12 @@ class Turns:
         """Returns an interrupted trial, or else a new one, if one is to be begun and the space has one."""
         if self.to_begin <= 0 or self._rests:
             return None
-        if self._has_converged() and self.settings.until_converged and not self._study.has_interrupted:
+        if self._has_converged() and self.settings.until_converged and not self._study.trials.has_interrupted:
             self._rests = True
             return None
         proposal = self._study.ask()
         if proposal is None:
-            n = self._study.n_tried
+            n = self._study.trials.n_tried
             self._note(f"The space has nothing new after {n} trials and those that run; they end it.")
             self.to_begin = 0
             return None
@@ -108,7 +108,7 @@ class Turns:
         if not found:
             self.converged_after = None
         elif self.converged_after is None:
-            self.converged_after = self._study.n_tried
+            self.converged_after = self._study.trials.n_tried
             ends = " The trials that run end the search." if self.settings.until_converged else ""
             self._note(f"{convergence.said(self.converged_after)}{ends}")
         return found
@@ -125,7 +125,7 @@ class Turns:
     def has_paused(self, number: int) -> bool:
         """Returns whether the scheduler, which has a trial stopped, may have it go on later."""
         paused = self.scheduler is not None and self.scheduler.has_paused(number)
-        return paused and not self._study.has_finished(number)
+        return paused and not self._study.trials[number].has_finished
 
     def paused(self, number: int) -> None:
         """Frees the slot of a trial that waits to go on."""
