@@ -29,7 +29,7 @@ from tuning.images.datasets import Labelled
 from tuning.images.splitting import Splits, imbalance, make_splits
 from tuning.retraining import candidates, contest, opening, seeds
 from tuning.retraining.candidates import Entry, Plan
-from tuning.runs import analysis, beginnings, compare, run_folder, schema
+from tuning.runs import analysis, beginnings, compare, run_folder, schema, summaries
 from tuning.runs.beginnings import EarlierRun, EarlierTrial
 from tuning.runs.verdicts import headline, verdicts
 from tuning.sampling.spaces import load_space
@@ -330,7 +330,7 @@ def test_an_audit_is_of_the_metric(run: run_folder.Run, name: str) -> None:
     found = audit.summarise(run, pd.DataFrame(ends))
     gained = abs(ends[-1][metric.column] - float(run.best[metric.column]))
     assert found["loss"] == pytest.approx(gained) and found["loss"] > 0
-    said = run_folder.audit_text(found, metric)
+    said = summaries.audit_text(found, metric)
     assert f"reached {metric.said(ends[-1][metric.column])}" in said
     assert f"lost {metric.gap(found['loss'], '')}{metric.unit}." in said and f"final {metric.title}:" in said
     worse = [result(epoch, name, 0.01, 0.01) | {"trial": 3} for epoch in (1, 2, 3)]
@@ -339,12 +339,12 @@ def test_an_audit_is_of_the_metric(run: run_folder.Run, name: str) -> None:
 
 def test_noise_and_imbalance_are_said(run: run_folder.Run, name: str, splits: Splits) -> None:
     metric = METRICS[name]
-    assert run_folder.noise_text(run) == ""
+    assert summaries.noise_text(run) == ""
     meta = files.read_json(run.path / "meta.json")
     files.write_json(run.path / "meta.json", meta | {"noise": {"valid_images": 1234, "half_width": 0.021}})
     known = "2.10 points" if metric.in_per_cent else "0.0210"
     text = f"The valid {metric.title} of a trial is known to ± {known} (95 %): there are 1,234 valid images."
-    assert run_folder.noise_text(run) == text and text in run_page.render(run, None)
+    assert summaries.noise_text(run) == text and text in run_page.render(run, None)
     trials = [EarlierTrial(0, "PRUNED", {}, {}, {1: 0.5}, 0.5, {}, {})]
     beginnings.write(run.path, [EarlierRun("other", "1f", "kmnist", None, 2, name, tuple(trials))])
     files.write_json(run.path / "meta.json", meta | {"begun_with": [{"name": "other"}]})

@@ -32,7 +32,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tuning.base import files, locks
 from tuning.base.errors import DISK_FULL, UserError
 from tuning.remote import leases, mirror, storage, stored_runs
-from tuning.runs import run_folder, schema, study_file
+from tuning.runs import run_folder, schema, study_file, summaries
 from tuning.sampling import study, study_storage
 from tuning.sampling.spaces import Space, load_space
 from tuning.training import checkpoints
@@ -579,7 +579,7 @@ def check_frames(path: Path, steps: list[str]) -> None:
         if row["state"] == "complete" and row["attempt"]:
             assert states[row["trial"]][0] == "COMPLETE", (path, row, steps)
     if len(trials) and sum(pairs.values()) % 4 == 0:  # These read the frames six times.
-        assert run_folder.minutes(run) >= 0 and run_folder.summary_line(run)
+        assert summaries.minutes(run) >= 0 and summaries.summary_line(run)
 
 
 def conclude(run: run_folder.Run, tell: Callable[[str], None]) -> None:

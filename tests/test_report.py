@@ -24,7 +24,7 @@ from tuning.base import files
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
 from tuning.figures import model_charts, run_charts, run_figures, run_page, thumbnails
-from tuning.runs import analysis, run_folder, schema
+from tuning.runs import analysis, run_folder, schema, summaries
 from tuning.runs.verdicts import verdicts
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -646,7 +646,7 @@ def test_proposals_that_repeat_a_trial_are_not_counted(tmp_path: Path) -> None:
     trials.to_csv(run.path / "trials.csv", index=False)
     page = Page(run_page.render(run, None))
     assert page.says("4 trials (2 complete, 1 failed, 1 pruned)") and page.says("Search of 4 trials")
-    assert run_folder.summary_line(run).startswith("twice: fashion-mnist, 4 trials (2 complete, 1 failed, 1 pruned)")
+    assert summaries.summary_line(run).startswith("twice: fashion-mnist, 4 trials (2 complete, 1 failed, 1 pruned)")
 
 
 @pytest.mark.parametrize(

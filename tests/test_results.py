@@ -15,7 +15,7 @@ from tuning import results
 from tuning.base import files
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
-from tuning.runs import run_folder, schema
+from tuning.runs import run_folder, schema, summaries
 from tuning.sampling.spaces import load_space
 from tuning.sampling.study import RunStudy
 from tuning.trials import record
@@ -213,7 +213,7 @@ def test_a_meta_json_of_another_shape_is_a_sentence(tmp_path: Path, changed: dic
     run = make_run(tmp_path, "r", [trial(0, 0.9)])
     files.write_json(run.path / "meta.json", run.meta | changed)
     with pytest.raises(UserError, match=message):
-        run_folder.summary_line(run)
+        summaries.summary_line(run)
 
 
 def test_a_password_in_an_error_is_shown_nowhere(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_the_best_trial_is_a_finished_one_and_a_complete_one_where_equal(tmp_pat
 
 def test_the_summary_says_how_much_of_the_slots_time_was_training(tmp_path: Path) -> None:
     run = make_run(tmp_path, "r", [trial(0, 0.9), trial(1, 0.8)])
-    line = run_folder.summary_line(run)
+    line = summaries.summary_line(run)
     assert line == "r: fashion-mnist, 2 trials (2 complete), 10.0 minutes, 2 side by side, training 83% of that time"
 
 
@@ -254,7 +254,7 @@ def estimated(root: Path, minutes: list[int], estimate: dict[str, float], **meta
     run = make_run(root, "r", [{**trial(i, 0.9), **end} for i, end in enumerate(ends)])
     settings = {"concurrency": 2, "samples": len(minutes)}
     files.write_json(run.path / "meta.json", {**run.meta, "settings": settings, "estimate": estimate, **meta})
-    return run_folder.estimate_line(run)
+    return summaries.estimate_line(run)
 
 
 def test_an_estimate_is_compared_with_as_many_trials_as_it_was_for(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_the_next_step_is_one_that_works(
         Path("results"), "r", [row | {"error": "no time" if row["state"] == "failed" else None} for row in rows]
     )
     files.write_json(run.path / "meta.json", run.meta | {"settings": {"concurrency": 2, "samples": samples}})
-    assert run_folder.next_step(run) == step
+    assert summaries.next_step(run) == step
     results.main(words=[str(run.path)], limit=3)
     said = capsys.readouterr().out
     assert said.strip().endswith(f"Next: {step}")
@@ -319,7 +319,7 @@ def test_the_next_step_is_one_that_works(
 def test_proposals_that_repeat_a_trial_are_not_counted(tmp_path: Path) -> None:
     run = make_run(tmp_path, "r", [trial(0, 0.9) | {"attempt": 1}, trial(1, 0.9) | {"attempt": 0}, trial(2, 0.8)])
     assert list(run_folder.ran(run.trials)["trial"]) == [0, 2]
-    assert run_folder.summary_line(run).startswith("r: fashion-mnist, 2 trials (2 complete)")
+    assert summaries.summary_line(run).startswith("r: fashion-mnist, 2 trials (2 complete)")
 
 
 @pytest.mark.parametrize(("settings", "message"), [(7, "has no settings"), ({}, "has no setting 'concurrency'")])
@@ -327,7 +327,7 @@ def test_a_meta_json_of_another_version_is_a_sentence(tmp_path: Path, settings: 
     run = make_run(tmp_path, "r", [trial(0, 0.9)])
     files.write_json(run.path / "meta.json", {"settings": settings})
     with pytest.raises(UserError, match=rf"meta\.json {message}: it is damaged, or another version wrote it"):
-        run_folder.summary_line(run)
+        summaries.summary_line(run)
 
 
 def test_a_frame_that_is_missing_beside_a_study_with_results_is_no_run_without_trials(

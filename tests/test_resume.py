@@ -20,7 +20,7 @@ from tuning.base.errors import UserError
 from tuning.base.registries import SAMPLERS
 from tuning.images import datasets
 from tuning.remote import leases, storage, stored_runs
-from tuning.runs import run_folder
+from tuning.runs import run_folder, summaries
 from tuning.sampling import samplers
 from tuning.sampling.spaces import Space, check_space, load_space
 from tuning.sampling.study import RunStudy
@@ -465,7 +465,7 @@ def test_a_session_in_which_nothing_happened_is_part_of_one_pause(here: Path) ->
     # As version 0.2.0 wrote them.
     pauses = [[last.isoformat(), (last + pd.Timedelta(hours=hours)).isoformat()] for hours in (1, 2)]
     files.write_json(path / "meta.json", run_folder.Run(path).meta | {"pauses": pauses})
-    assert run_folder.minutes(run_folder.Run(path)) >= 0
+    assert summaries.minutes(run_folder.Run(path)) >= 0
     moment = pd.Series([last + pd.Timedelta(hours=2)])
     assert run_folder.Run(path).clock(moment)[0] < 60
 

@@ -16,7 +16,8 @@ from tuning.base.errors import UserError, run_command
 from tuning.base.registries import OBJECTIVES
 from tuning.base.tables import print_frame
 from tuning.runs import beginnings, schema
-from tuning.runs.run_folder import RESULTS, Run, load, next_step, ran, rank_trials, summary_line
+from tuning.runs.run_folder import RESULTS, Run, load, ran, rank_trials
+from tuning.runs.summaries import next_step, summary_line
 
 
 def print_trials(run: Run, limit: int = 10) -> None:

@@ -22,7 +22,7 @@ from tuning.base.own_model import SIGNATURE
 from tuning.base.registries import METRICS, OBJECTIVES, SAMPLERS, SCHEDULERS
 from tuning.images import options
 from tuning.images.catalogue import DATASETS
-from tuning.runs import beginnings, convergence, run_folder, schema
+from tuning.runs import beginnings, convergence, run_folder, schema, summaries
 from tuning.runs.run_folder import Run
 from tuning.trials import loading, record, session
 from tuning.trials.settings import as_options, fitting
@@ -296,12 +296,12 @@ def _print_outcome(found: Run) -> None:
     Raises:
         typer.Exit: The search was interrupted.
     """
-    print(run_folder.summary_line(found))
+    print(summaries.summary_line(found))
     if began := beginnings.text(found):
         print(began)
     if found.trials["state"].isin(schema.HAVE_RESULTS).any():
         results.print_trials(found, limit=5)
-        if noise := run_folder.noise_text(found):
+        if noise := summaries.noise_text(found):
             print(noise)
         if converged := convergence.text(found):
             print(converged)
@@ -312,10 +312,10 @@ def _print_outcome(found: Run) -> None:
         print(f"Interrupted. {_resume(found.path)}")
         raise typer.Exit(interrupts.EXIT_CODE)
     if found.meta["estimate"]:
-        print(run_folder.estimate_line(found))
+        print(summaries.estimate_line(found))
     if found.meta.get("audit"):
-        print(run_folder.audit_text(found.meta["audit"], found.metric))
-    print(f"Run folder: {found.path}. Next: {run_folder.next_step(found)}")
+        print(summaries.audit_text(found.meta["audit"], found.metric))
+    print(f"Run folder: {found.path}. Next: {summaries.next_step(found)}")
 
 
 if __name__ == "__main__":

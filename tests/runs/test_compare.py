@@ -19,7 +19,7 @@ from tuning.base import files
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
 from tuning.figures import run_figures
-from tuning.runs import compare, run_folder, schema
+from tuning.runs import compare, schema, summaries
 from tuning.runs.run_folder import Run
 from tuning.trials import record
 
@@ -281,8 +281,8 @@ def test_the_list_has_a_row_a_run_in_the_order_of_their_starts(tmp_path: Path) -
 
 def test_the_minutes_of_a_run_that_was_killed_end_with_its_last_epoch(tmp_path: Path) -> None:
     run = make_run(tmp_path / "killed", [(0, 60, 0.5), (1, 2400, 0.6)], ["complete", "running"])
-    assert run_folder.minutes(run) == 40.0
-    assert "2 trials (1 complete, 1 running), 40.0 minutes" in run_folder.summary_line(run)
+    assert summaries.minutes(run) == 40.0
+    assert "2 trials (1 complete, 1 running), 40.0 minutes" in summaries.summary_line(run)
 
 
 def test_the_time_between_an_end_and_a_resume_is_no_time_of_the_run(tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_the_time_between_an_end_and_a_resume_is_no_time_of_the_run(tmp_path: Pa
     pauses = [moments[0:2], moments[2:4], moments[4:6]]
     run = make_run(tmp_path / "resumed", [(0, 60, 0.5), (1, 60, 0.6)], pauses=pauses)
     assert run.clock(run.trials["ended"]).tolist() == [9 * 60, 12 * 60]  # of ends after 10 and 20 minutes
-    assert run_folder.minutes(run) == 12.0
+    assert summaries.minutes(run) == 12.0
 
 
 def test_the_picture_shows_where_each_run_ended_however_poor(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from tuning.base import files
 from tuning.base.config import TrainConfig
-from tuning.runs import run_folder, schema
+from tuning.runs import run_folder, schema, summaries
 from tuning.trials import audit
 
 # Trial -> its curve; 0 to 3 are complete, 4 and 5 were stopped after two epochs. After epoch 1 the order is reversed.
@@ -48,8 +48,8 @@ def test_the_loss_is_what_the_best_audited_trial_has_more(run: run_folder.Run, e
     assert (rung["epoch"], rung["n"]) == (2, 5)
     # The four complete ones are in order after epoch 2; the audited one is last there, and first or last in the end.
     assert rung["rank_correlation"] == pytest.approx(0.0 if end > 0.8 else 1.0)
-    assert f"lost {100 * loss:.2f} points" in run_folder.audit_text(found)
-    assert f"{rung['rank_correlation']:+.2f} after epoch 2 (5 trials)" in run_folder.audit_text(found)
+    assert f"lost {100 * loss:.2f} points" in summaries.audit_text(found)
+    assert f"{rung['rank_correlation']:+.2f} after epoch 2 (5 trials)" in summaries.audit_text(found)
 
 
 def test_the_trials_to_audit_are_drawn_from_the_stopped_ones(run: run_folder.Run) -> None:

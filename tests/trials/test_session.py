@@ -13,7 +13,7 @@ from tuning.base import files
 from tuning.base.errors import UserError
 from tuning.images import partition
 from tuning.images.splitting import Splits
-from tuning.runs import run_folder
+from tuning.runs import run_folder, summaries
 from tuning.sampling.spaces import load_space
 from tuning.sampling.study import RunStudy
 from tuning.trials import session
@@ -79,7 +79,7 @@ def test_how_surely_the_best_value_is_known_is_written_down_where_the_valid_spli
     search._note_noise()
     assert files.read_json(search.path / "meta.json")["noise"] == {"valid_images": 120, "half_width": 1.96 * 0.02}
     text = "The valid accuracy of a trial is known to ± 3.92 points (95 %): there are 120 valid images."
-    assert run_folder.noise_text(run_folder.Run(search.path)) == text
+    assert summaries.noise_text(run_folder.Run(search.path)) == text
 
 
 def test_failures_end_no_search_in_which_trials_have_paused(begin: Any) -> None:

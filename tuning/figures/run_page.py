@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tuning.base import files, masking
 from tuning.base.errors import UserError, each_alone
 from tuning.base.registries import ACCURACY, OBJECTIVES, Metric
-from tuning.runs import beginnings, convergence, openings, run_folder, schema
+from tuning.runs import beginnings, convergence, openings, run_folder, schema, summaries
 from tuning.runs.run_folder import MODEL_DIR, Run, is_of
 from tuning.runs.verdicts import averaging_of, headline, luck, metric_of, repeats, verdicts
 
@@ -168,7 +168,7 @@ def render(
     made = each_alone({f"The figure {name}": partial(_as_json, make) for name, make in draw.items()}, tell)
     others: dict[str, Callable[[], Any]] = {"The edges": lambda: _edges(run)}
     if meta.get("audit"):
-        others["The audit"] = lambda: run_folder.audit_text(meta["audit"], metric)
+        others["The audit"] = lambda: summaries.audit_text(meta["audit"], metric)
     if meta.get("begun_with"):
         others["What the search began with"] = lambda: beginnings.worth(run)
     if final is not None and final.outputs:
@@ -203,12 +203,12 @@ def render(
         averaging=None if final is None else averaging_of(final.metrics),
         repeats=None if final is None else repeats(final.metrics),
         fresh="folds" if final is not None and final.metrics.get("folds") else "fresh seeds",
-        noise=run_folder.noise_text(run),
+        noise=summaries.noise_text(run),
         converged=convergence.text(run),
         began=made.get("What the search began with"),
         winner=winner,
         searched=[name.removeprefix("config/") for name in analysis.varying(trials)],
-        minutes=run_folder.minutes(run) if len(trials) else 0.0,
+        minutes=summaries.minutes(run) if len(trials) else 0.0,
         audited=made.get("The audit"),
         edges=made.get("The edges"),
         verdicts=[] if final is None else verdicts(final.metrics),

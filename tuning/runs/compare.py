@@ -16,7 +16,7 @@ import pandas as pd
 from tuning.base import masking
 from tuning.base.errors import UserError
 from tuning.base.registries import ACCURACY, METRICS, Metric
-from tuning.runs import run_folder, schema
+from tuning.runs import run_folder, schema, summaries
 from tuning.runs.run_folder import Run
 
 IMAGES = ("dataset", "valid_hash")
@@ -140,7 +140,7 @@ def list_runs(root: Path = run_folder.RESULTS) -> pd.DataFrame:
         if metric is not ACCURACY and len(finished):
             top = metric.sign * (metric.sign * finished[metric.column]).max()
             row["best_score"] = f"{metric.title} {metric.said(top)}"
-        rows.append(row | {"best_accuracy": best, "minutes": run_folder.minutes(run) if len(trials) else None})
+        rows.append(row | {"best_accuracy": best, "minutes": summaries.minutes(run) if len(trials) else None})
     others = ["best_score"] if any("best_score" in row for row in rows) else []
     frame = pd.DataFrame(rows, columns=["name", "started", *HOW, "trials", "best_accuracy", *others, "minutes"])
     started = pd.to_datetime(frame["started"], utc=True, format="ISO8601", errors="coerce")
