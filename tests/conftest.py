@@ -1,6 +1,7 @@
 """What every test may use: small learnable splits, a tiny configuration, and one thread for torch."""
 
 import functools
+import io
 import math
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 import alembic.util
 import numpy as np
 import pytest
+from PIL import Image
 
 from tuning.base import files, threads
 from tuning.base.config import TrainConfig
@@ -160,6 +162,25 @@ def every_core() -> Iterator[None]:
     os.sched_setaffinity(0, CORES)
     yield
     os.sched_setaffinity(0, own)
+
+
+@pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has pictures made and written, but blank: with tiny networks two thirds of a `final` went into their rendering.
+
+    What they show, `tests/figures` tests, and the commands of the pages draw all of them.
+    """
+    blank = io.BytesIO()
+    Image.new("L", (8, 8), 255).save(blank, "PNG")
+
+    class Canvas:
+        def __init__(self, figure: object) -> None:
+            pass
+
+        def print_png(self, file: io.BytesIO) -> None:
+            file.write(blank.getvalue())
+
+    monkeypatch.setattr("tuning.figures.style.FigureCanvasAgg", Canvas)
 
 
 @pytest.fixture(autouse=True)

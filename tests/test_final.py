@@ -39,6 +39,8 @@ from tuning.training import jobs
 from tuning.training.evaluation import evaluate
 from tuning.trials.slots import Slots
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 TINY = TrainConfig(width=4, batch_size=32, epochs=3, precision="fp32", learning_rate=0.05)
 SLOTS = Slots("cpu", concurrency=1)
 

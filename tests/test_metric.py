@@ -42,6 +42,8 @@ from tuning.trials.schedulers import METRIC, StandIn, replay
 from tuning.trials.settings import check_names
 from tuning.trials.slots import Slots
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 OTHERS = [name for name in METRICS if name != "accuracy"]
 SLOTS = Slots("cpu", concurrency=1)
 TINY = TrainConfig(width=4, batch_size=32, epochs=3, precision="fp32", learning_rate=0.05)

@@ -25,6 +25,8 @@ from tuning.runs import run_folder
 from tuning.training.fit import Training, fit
 from tuning.trials import settings
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 CLASSES = ("blue", "green", "grey", "red", "yellow")
 COLOURS = np.array([(40, 60, 220), (40, 200, 60), (120, 120, 120), (220, 40, 40), (230, 220, 40)])
 

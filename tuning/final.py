@@ -157,6 +157,9 @@ def run(
     dataset: Annotated[
         str, typer.Option(help=f"With --config: images of your own, a folder or a file; or {DATASETS.listed}.")
     ] = DATASETS.default,
+    train_images: Annotated[
+        int | None, typer.Option(help="With --config: train on this many images only, stratified.")
+    ] = None,
     data_dir: Annotated[Path | str | None, typer.Option(help="A folder that holds the data set's files.")] = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
@@ -204,6 +207,7 @@ def run(
         seed: The first seed, at least 0; None derives it from the run.
         minutes: Plan what fits into so many, at least 0.1, by the times of the search; None is no limit.
         dataset: The path of your own images, or a data set's name, with `config`.
+        train_images: Train on this many images only, with `config`; None is all. A run has its own.
         data_dir: A folder that holds the data set's files.
         image_column: The column of a table that has each image's file or id; None finds it by its name.
         label_column: The column that has its label.
@@ -302,6 +306,11 @@ def _planned(asked: doors.Asked, slots: Slots) -> Plan:
                 f"--model must be used with --config, because a run keeps the file that it was begun with, but got "
                 f"{asked.model}. Leave it out."
             )
+        if asked.train_images is not None:
+            raise UserError(
+                "--train-images must be used with --config, because a run keeps its own, but got "
+                f"{asked.train_images}. Leave it out, or search with it."
+            )
         if asked.metric is not None:
             raise UserError(
                 f"--metric must be used with --config, because a run keeps its own, but got {asked.metric!r}. Leave "
@@ -339,6 +348,7 @@ def _planned(asked: doors.Asked, slots: Slots) -> Plan:
         model=model,
         metric=asked.metric or METRICS.default,
         seed=asked.seed,
+        train_images=asked.train_images,
         **lengths,
     )
 

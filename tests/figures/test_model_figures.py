@@ -1,5 +1,6 @@
 """`tuning.figures.model_figures`: what is drawn is what the arrays hold, and no array is too small to be drawn."""
 
+import itertools
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ NAMES = ["shirt", "coat", "bag"]
 
 def _texts(figure: Figure) -> list[str]:
     return [text.get_text() for ax in figure.axes for text in ax.texts]
+
+
+def _shown(figure: Figure) -> list[int]:
+    """Returns the number that each picture of a gallery is."""
+    [ax] = figure.axes
+    return [int(np.asarray(picture.get_array()).flat[0]) for picture in ax.images]
 
 
 def _scored(n: int) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
@@ -107,13 +114,29 @@ def test_worst_mistakes_show_each_image_with_its_truth_and_prediction() -> None:
     worst = analysis.worst_mistakes(labels, probabilities)
     figure = image_grids.worst_mistakes(images, labels, probabilities, NAMES)
     assert len(worst) == 30
-    shown = [int(np.asarray(ax.images[0].get_array()).flat[0]) for ax in figure.axes]
-    assert shown == worst.tolist()
+    assert _shown(figure) == worst.tolist()
     truth, prediction = labels[worst[0]], probabilities[worst[0]].argmax()
     assert truth != prediction
     shares = 100 * probabilities[worst[0]]
     expected = f"{NAMES[truth]}: {shares[truth]:.1f} %\n→ {NAMES[prediction]}: {shares[prediction]:.1f} %"
-    assert figure.axes[0].get_title() == expected
+    assert _texts(figure)[0] == expected
+    figure.draw_without_rendering()
+    [ax] = figure.axes
+    pictures, titles = ([each.get_window_extent() for each in group] for group in (ax.images, ax.texts))
+    for picture, title in zip(pictures, titles, strict=True):  # Each is above its own picture, and on no other.
+        assert picture.x0 < (title.x0 + title.x1) / 2 < picture.x1 and 0 < title.y0 - picture.y1 < 20
+        assert title.x0 >= 0 and title.y1 <= figure.bbox.height
+        assert not any(title.overlaps(other) for other in pictures)
+    assert not any(one.overlaps(two) for one, two in itertools.combinations(titles, 2))
+
+
+def test_a_picture_keeps_its_shape() -> None:
+    wide = np.zeros((2, 1, 10, 20), np.uint8)
+    figure = image_grids.worst_mistakes(wide, np.array([0, 1]), np.array([[0.1, 0.9], [0.8, 0.2]]), ["a", "b"])
+    figure.draw_without_rendering()
+    for picture in figure.axes[0].images:
+        box = picture.get_window_extent()
+        assert box.width / box.height == pytest.approx(2.0)
 
 
 def test_few_mistakes_leave_the_rest_of_their_row_blank() -> None:
@@ -121,7 +144,7 @@ def test_few_mistakes_leave_the_rest_of_their_row_blank() -> None:
     labels = probabilities.argmax(axis=1)
     labels[:2] = (labels[:2] + 1) % 3
     figure = image_grids.worst_mistakes(images, labels, probabilities, NAMES)
-    assert sum(bool(ax.images) for ax in figure.axes) == 2
+    assert len(figure.axes[0].images) == len(_texts(figure)) == 2
     assert not any(ax.axison for ax in figure.axes)
 
 
@@ -167,10 +190,9 @@ def test_labels_to_check_show_both_classes_and_the_file() -> None:
         }
     )
     figure = image_grids.suspects(images, found)
-    assert [int(np.asarray(ax.images[0].get_array()).flat[0]) for ax in figure.axes] == list(range(30))
-    title = figure.axes[0].get_title()
-    assert title == "_a \\$long\\$ name: 1.2 %\n→ bag_of_long_handle…_\nmany_pockets: 90.0 %"
-    assert _texts(figure)[3] == "3 of a ser…ng name.png"
+    assert _shown(figure) == list(range(30))
+    assert _texts(figure)[0] == "_a \\$long\\$ name: 1.2 %\n→ bag_of_long_handle…_\nmany_pockets: 90.0 %"
+    assert _texts(figure)[7] == "3 of a ser…ng name.png"
     assert _texts(image_grids.suspects(images, found[:0])) == ["The models agree with every label."]
 
 

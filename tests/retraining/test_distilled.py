@@ -26,6 +26,8 @@ from tuning.training import jobs
 from tuning.training.jobs import Job
 from tuning.trials import worker
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 
 def held(tmp_path: Path, splits: Splits) -> tuple[Contest, Ensemble]:
     found = contest.hold(hasty(tmp_path), splits, SLOTS, threads=1)

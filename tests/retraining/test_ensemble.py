@@ -24,6 +24,8 @@ from tuning.runs import openings
 from tuning.training import jobs
 from tuning.training.evaluation import evaluate
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 
 def hasty(folder: Path, n: int = 2) -> Plan:
     """Returns a plan whose models have learned too little to be right alone."""

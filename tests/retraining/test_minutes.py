@@ -20,6 +20,8 @@ from tuning.retraining.minutes import Pace
 from tuning.runs import run_folder
 from tuning.trials.slots import Slots
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 SIZES = {"top_k": 3, "n_seeds": None, "folds": 0, "compare": None, "epochs": None}
 SLOTS = Slots("cpu", concurrency=2)
 

@@ -17,6 +17,7 @@ from tuning.runs import analysis
 SHARP = 32  # Pixels; larger images are drawn without hard edges between them.
 MOST, COLUMNS = 30, 6
 CELL, LINE = 1.85, 0.155  # Inches of an image's cell, and of a line of its texts.
+MARGIN = 0.06  # Inches around an image.
 LETTERS, BLANK = 22, "\N{NO-BREAK SPACE}"  # Letters in a line of such a cell.
 
 Images = npt.NDArray[np.uint8]
@@ -74,23 +75,30 @@ def _title(classes: Sequence[tuple[str, float]]) -> str:
 
 
 def _grid(images: Images, titles: Sequence[str], below: Sequence[str] = ()) -> Figure:
-    """Returns a figure of images in rows of six at most, each with its title and the text below it."""
+    """Returns a figure of images in rows of six at most, each with its title and the text below it.
+
+    All are in one panel, in inches: with a panel an image it took four times as long to draw.
+    """
     columns = min(COLUMNS, len(images))
     n_rows = -(-len(images) // columns)
-    n_lines = 1 + max(title.count("\n") for title in titles) + bool(below)
-    cell = CELL + 0.09 + LINE * n_lines
-    figure = Figure(figsize=(CELL * columns, cell * n_rows), layout="constrained")
-    panels = figure.subplots(n_rows, columns, squeeze=False).ravel()
-    for ax in panels:
-        ax.set_axis_off()
-    for number, (ax, image, title) in enumerate(zip(panels, images, titles, strict=False)):
+    above = MARGIN + LINE * (1 + max(title.count("\n") for title in titles))
+    cell = CELL + 0.09 + above + LINE * bool(below)
+    figure = Figure(figsize=(CELL * columns, cell * n_rows))
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set_axis_off()
+    side = CELL - 2 * MARGIN
+    for number, (image, title) in enumerate(zip(images, titles, strict=False)):
+        row, column = divmod(number, columns)
         picture = image.transpose(1, 2, 0)
+        height, width = side * np.array(picture.shape[:2]) / max(picture.shape[:2])
+        middle, top = CELL * (column + 0.5), cell * row + above + MARGIN
+        extent = (middle - width / 2, middle + width / 2, top + (side + height) / 2, top + (side - height) / 2)
         # The pixels of a tiny image are what the network saw; those of a photo's thumbnail are not.
         smooth = "bilinear" if max(picture.shape[:2]) > SHARP else "antialiased"
-        ax.imshow(picture, cmap="gray_r", vmin=0, vmax=255, interpolation=smooth)
-        ax.set_title(title, fontsize=TICK, color=INK)
+        ax.imshow(picture, cmap="gray_r", vmin=0, vmax=255, interpolation=smooth, extent=extent, aspect="auto")
+        ax.text(middle, top - 0.04, title, fontsize=TICK, color=INK, ha="center", va="bottom")
         if below:
-            ax.text(
-                0.5, -0.03, below[number], ha="center", va="top", fontsize=TICK - 2, color=MUTED, transform=ax.transAxes
-            )
+            text = {"fontsize": TICK - 2, "color": MUTED, "ha": "center", "va": "top"}
+            ax.text(middle, top + side + 0.04, below[number], **text)
+    ax.set(xlim=(0, CELL * columns), ylim=(cell * n_rows, 0))
     return figure

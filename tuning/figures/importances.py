@@ -7,19 +7,21 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
 import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tuning.base.threads import one_thread
 from tuning.runs.analysis import equal_budget_values
 from tuning.runs.run_folder import Run
 from tuning.sampling import study_storage
+
+if TYPE_CHECKING:
+    from optuna.importance import BaseImportanceEvaluator  # With it come scikit-learn and scipy.stats: 1.5 s of a core.
 
 MIN_TRIALS = 8
 COLUMNS = {"method": "str", "parameter": "str", "importance": "float64", "low": "float64", "high": "float64"}
@@ -128,6 +130,8 @@ def _resample(trials: Sequence[FrozenTrial], draw: np.random.Generator) -> list[
 
 def _ped_anova(trials: Sequence[FrozenTrial], draw: np.random.Generator) -> dict[str, float]:
     """Returns the share of each hyperparameter that a trial has; nothing of it is random."""
+    from optuna.importance import PedAnovaImportanceEvaluator
+
     found = [trial.value for trial in trials if trial.value is not None]
     n_above_worst = sum(value > min(found) for value in found)
     n_top = min(max(5, math.ceil(len(trials) / 10)), len(trials) // 2, n_above_worst)
@@ -138,6 +142,8 @@ def _ped_anova(trials: Sequence[FrozenTrial], draw: np.random.Generator) -> dict
 
 def _fanova(trials: Sequence[FrozenTrial], draw: np.random.Generator) -> dict[str, float]:
     """Returns the share of each hyperparameter that a trial has, by a forest that sees all of them in every trial."""
+    from optuna.importance import FanovaImportanceEvaluator
+
     params: list[dict[str, Any]] = [{} for _ in trials]
     distributions: dict[str, BaseDistribution] = {}
     for name in sorted({name for trial in trials for name in trial.distributions}):
@@ -177,15 +183,15 @@ def _everywhere(
     return whole, [k if name in t.params else d for t, k, d in zip(trials, known, drawn, strict=True)]
 
 
-def _shares(evaluator: BaseImportanceEvaluator, trials: Sequence[FrozenTrial]) -> dict[str, float]:
+def _shares(evaluator: "BaseImportanceEvaluator", trials: Sequence[FrozenTrial]) -> dict[str, float]:
     """Returns the share of each hyperparameter; of none where nothing explains anything, as in some resamples."""
+    from optuna.importance import get_param_importances
+
     searched = sorted({name for trial in trials for name, d in trial.distributions.items() if not d.single()})
     copy = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), direction="maximize")
     copy.add_trials(trials)
     try:
-        return optuna.importance.get_param_importances(
-            copy, evaluator=evaluator, params=searched, target=None, normalize=True
-        )
+        return get_param_importances(copy, evaluator=evaluator, params=searched, target=None, normalize=True)
     except RuntimeError as error:
         if "zero total variance" not in str(error):
             raise

@@ -39,7 +39,7 @@ from tuning.figures.style import (
 from tuning.runs import analysis
 
 GALLERY_CELLS = 30  # pictures along the longer side of the PCA figure's panels
-PANEL, LAYERS = 7.6, 20  # inches of that side; layers that the marks are drawn in
+PANEL, LAYERS = 7.6, 8  # inches of that side; layers that the marks are drawn in
 # Inches of a sample image; where images are larger than the side in pixels, and there are few classes, the larger.
 CELL, LARGE_CELL, SMALL_SIDE, FEW_CLASSES = 0.53, 0.8, 48, 20
 LETTER, NAME_LETTERS, MOST_LETTERS = 0.085, 24, 30  # Inches of a letter, letters in a line of a name, and of one alone.

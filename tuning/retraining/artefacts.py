@@ -48,6 +48,10 @@ class Outcome:
     log_probabilities: Any
     features: Any
 
+    def first(self, n: int) -> "Outcome":
+        """Returns that of the first n images."""
+        return Outcome(self.labels[:n], self.log_probabilities[:n], self.features[:n])
+
     @property
     def predictions(self) -> Any:
         """The likeliest class of each image, (N,)."""

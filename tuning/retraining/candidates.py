@@ -259,11 +259,12 @@ def from_file(
     seed: int | None = None,
     model: Path | None = None,
     metric: str = METRICS.default,
+    train_images: int | None = None,
 ) -> Plan:
     """Returns the plan for one configuration, without a search; its jobs are below `folder`.
 
     `model` is the user's own network, for a configuration whose architecture is "own". `n_seeds` None is 1; `folds` are
-    as in `from_run`.
+    as in `from_run`. `train_images` are as many as it trains on, stratified; None is all.
 
     Raises:
         UserError: The file holds no valid configuration, or `epochs` are more than one may have.
@@ -286,7 +287,8 @@ def from_file(
     folds, notes = folds_of.how_many(images, folds, n_seeds)
     seeds = _seeds(config.hash(), folds or n_seeds or 1, seed, set())
     jobs_folder = (folder / JOBS).absolute()
-    return Plan(str(path), None, (entry,), seeds, jobs_folder, images, notes=notes, metric=metric, folds=folds)
+    plan = Plan(str(path), None, (entry,), seeds, jobs_folder, images, notes=notes, metric=metric, folds=folds)
+    return replace(plan, train_images=train_images)
 
 
 def _ranked(

@@ -14,6 +14,7 @@ import pandas as pd
 
 from tuning.base.config import IDLE_WITH
 from tuning.base.registries import ACCURACY, Metric
+from tuning.base.threads import one_thread
 from tuning.runs import schema
 
 PROBE_IMAGES, SILHOUETTE_IMAGES = 10_000, 2_000
@@ -147,6 +148,7 @@ def worst_mistakes(labels: Integers, probabilities: Floats, limit: int = 30) -> 
     return wrong[order][:limit]
 
 
+@one_thread()  # With a thread a core, beside other work, it took 30 s and not 1.
 def separability(
     train_features: Floats, train_labels: Integers, features: Floats, labels: Integers, *, seed: int = 0
 ) -> pd.DataFrame:
