@@ -206,12 +206,13 @@ def test_what_a_resumed_run_cannot_be_told_is_refused(
 
 
 @pytest.mark.slow
-def test_a_search_that_each_signal_interrupts_goes_on_where_it_was(tmp_path: Path, every_core: None) -> None:
+def test_a_search_that_is_interrupted_goes_on_where_it_was(tmp_path: Path, every_core: None) -> None:
     given = ["--run", "one", "--samples", "2", "--epochs", "12", "--scheduler", "none", *SLOWER]
     environment = os.environ | {"PYTHONPATH": python_path(tmp_path)}
     path = tmp_path / "results" / "one"
     before = run_folder.Run(path).epochs
-    for number, send in ((signal.SIGINT, os.kill), (signal.SIGTERM, os.killpg), (signal.SIGHUP, os.kill)):
+    # As Ctrl-C and `timeout` do it; SIGHUP is caught with them (`tests/base/test_interrupts.py`).
+    for number, send in ((signal.SIGINT, os.kill), (signal.SIGTERM, os.killpg)):
         command = [sys.executable, "-m", "tuning.search", *given]
         with (tmp_path / "out").open("w") as out:
             process = subprocess.Popen(
@@ -236,7 +237,7 @@ def test_a_search_that_each_signal_interrupts_goes_on_where_it_was(tmp_path: Pat
     trials = check_record(path, 2)
     after = run_folder.Run(path).epochs
     pd.testing.assert_frame_equal(after.head(len(before)), before)
-    assert trials["attempt"].max() >= 3
+    assert trials["attempt"].max() == 3
     # Nothing was trained again but the epoch that was cut off: the log of the trial tells each that was begun.
     first = (path / "trials" / "0000" / "trial.log").read_text()
     assert first.count("EpochResult(epoch=1,") == 1
@@ -531,7 +532,7 @@ def test_paused_trials_go_on_when_others_prove_worse_and_after_an_interrupt(tmp_
 
 @pytest.mark.slow
 def test_a_spent_time_budget_ends_the_search_and_leaves_nothing_running(tmp_path: Path) -> None:
-    arguments = ["--samples", "50", "--epochs", "500", "--time-budget", "25s", "--run", "one", "--scheduler", "none"]
+    arguments = ["--samples", "50", "--epochs", "500", "--time-budget", "14s", "--run", "one", "--scheduler", "none"]
     done = run(tmp_path, *arguments, *SMOKE)
     assert done.returncode == 0, done.stderr
     trials = run_folder.Run(tmp_path / "results" / "one").trials
