@@ -248,7 +248,7 @@ def test_a_command_can_be_named_without_its_dot_and_a_mistyped_one_is_said() -> 
     [
         ("tuning sea", {"search"}),
         ("tuning search --train", {"--train-images"}),
-        ("tuning final --t", {"--top-k", "--threads", "--train-on"}),
+        ("tuning final --t", {"--top-k", "--threads", "--train-images", "--train-on"}),
     ],
 )
 def test_the_shell_completes_commands_and_options(line: str, known: set[str]) -> None:

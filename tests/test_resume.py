@@ -341,7 +341,7 @@ def test_an_interrupted_trial_waits_for_what_it_needs(tmp_path: Path) -> None:
     study.report(proposal.number, epoch(1, 0.5))
     study.abandon()
     bare = opened(tmp_path, spaces()["bare"], seed=1)
-    assert bare.waiting and proposal.number in bare.waiting
+    assert bare.trials.waiting and proposal.number in bare.trials.waiting
     while interrupted(bare):
         assert ask(bare).number != proposal.number
     bare.close("time budget")
@@ -360,7 +360,7 @@ def test_a_duplicate_of_a_running_trial_is_shown_as_that_is_and_not_as_failed(
     study = opened(tmp_path, load_space(str(tmp_path / "two.py")))
     running = [ask(study), ask(study)]
     assert study.ask() is None
-    duplicates = [number for number in study._trials if number > 1]
+    duplicates = [number for number in study.trials if number > 1]
     assert {study.row(number)["state"] for number in duplicates} == {"running"}
     for proposal in running:
         train(study, proposal, [0.5], "length")

@@ -103,7 +103,8 @@ def run(
     ] = "latest",
     *,
     config: Annotated[
-        Path | str | None, typer.Option(help="A JSON or YAML file, or original-resnet8: train that, without a search.")
+        Path | str | None,
+        typer.Option(help="A JSON or YAML file, or a name such as resnet8-5-minutes: train that, without a search."),
     ] = None,
     model: Annotated[
         Path | str | None, typer.Option(help="A network of yours, for --config; a run keeps its own copy.")

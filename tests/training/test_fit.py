@@ -377,9 +377,22 @@ def test_patience_counts_epochs_since_the_lowest_loss(
     losses = script_validation(monkeypatch, splits.valid.labels.tolist(), [(1.0, logit) for logit in logits])
     # Lower by under 0.2 in epoch 4: that resets the count without min_delta only.
     assert 0 < losses[1] - losses[3] < 0.2 < losses[0] - losses[1]
-    results = run(changed(tiny, epochs=9, patience=3 if min_delta == 0 else 2, min_delta=min_delta), splits)
+    values = {"schedule": "constant", "epochs": 9, "patience": 3 if min_delta == 0 else 2, "min_delta": min_delta}
+    results = run(changed(tiny, **values), splits)
     assert [result["valid_loss"] for result in results] == pytest.approx(losses[:n_epochs])
     assert results[-1]["finished"] == "early stopping"
+
+
+@pytest.mark.parametrize("schedule", ["onecycle", "cosine"])
+def test_while_an_annealed_rate_is_high_patience_does_not_count(
+    splits: Splits, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    few = dataclasses.replace(splits, train=splits.train.at(slice(64)))
+    script_validation(monkeypatch, splits.valid.labels.tolist(), [(1.0, 1.0)] * 30)
+    results = run(changed(tiny, schedule=schedule, epochs=30, patience=2), few)
+    late = [result["epoch"] for result in results if result["lr"] <= 0.1 * tiny.learning_rate]
+    assert results[-1]["finished"] == "early stopping"
+    assert 20 < late[0] <= results[-1]["epoch"] - 1 < 30
 
 
 def test_a_loss_that_is_not_finite_names_epoch_and_step(splits: Splits, tiny: TrainConfig) -> None:

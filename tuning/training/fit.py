@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
-from tuning.base.registries import METRICS, Normalisation
+from tuning.base.registries import LR_SCHEDULES, METRICS, Normalisation
 from tuning.images.batches import Batch, Tensors, normalise, to_tensors, train_batches
 from tuning.images.splitting import Splits
 from tuning.models.architectures import build_model, count_parameters, head_ends, head_of
@@ -35,6 +35,7 @@ from tuning.training.losses import Loss, class_weights
 from tuning.training.optimizers import make_optimizer
 from tuning.training.schedules import make_schedule
 
+LATE = 0.1  # Of its peak: an annealed rate that is higher is still to fall, and the loss with it.
 # What `Training` keeps from epoch to epoch beside the states of others; each is replaced as a whole, never changed.
 _COUNTS = ("epoch", "best", "finished", "_lowest_loss", "_epochs_without_lower", "_best_weights")
 
@@ -333,7 +334,7 @@ class Training:
             self._best_weights = {name: value.clone() for name, value in self.evaluated_model.state_dict().items()}
         if valid_loss < self._lowest_loss - self.config.min_delta:
             self._lowest_loss, self._epochs_without_lower = valid_loss, 0
-        else:
+        elif not self._is_still_to_fall():
             self._epochs_without_lower += 1
         if isinstance(self._schedule, ReduceLROnPlateau):
             self._schedule.step(valid_loss)
@@ -341,6 +342,11 @@ class Training:
             self.finished = "length"
         elif self.config.patience is not None and self._epochs_without_lower >= self.config.patience:
             self.finished = "early stopping"
+
+    def _is_still_to_fall(self) -> bool:
+        """Returns whether the learning rate is annealed, and still high: the loss falls with it, at the end."""
+        group = self._optimizer.param_groups[-1]
+        return LR_SCHEDULES[self.config.schedule].annealed and group["lr"] > LATE * group["initial_lr"]
 
     def _features(self, splits: Splits) -> features.Features:
         """Returns the features of all images as they are; those of pretrained weights are shared."""
