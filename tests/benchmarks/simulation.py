@@ -24,7 +24,7 @@ from optuna.trial import TrialState
 from tables import Curve, Task
 
 from tuning.sampling import study as rules
-from tuning.sampling.curve_sampler import PAUSED
+from tuning.sampling.known_trials import PAUSED
 from tuning.trials.schedulers import METRIC, StandIn
 
 SHOWN = "shown"

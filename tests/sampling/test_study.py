@@ -316,7 +316,7 @@ def test_the_end_of_a_trial_that_the_frames_know_and_the_study_does_not_is_told(
     again.close("search")
     shutil.move(tmp_path / "before.db", tmp_path / "study.db")
     late = open_study(tmp_path)
-    assert (late.n_finished, late.running(), told(late, 0).value) == (1, [], 0.4)
+    assert (late.trials.n_finished, late.trials.running, told(late, 0).value) == (1, [], 0.4)
 
 
 def test_frames_that_know_a_trial_which_only_waits_in_the_study_are_kept(tmp_path: Path) -> None:
@@ -452,7 +452,7 @@ def test_what_a_trial_told_survives_the_process(tmp_path: Path, study: RunStudy)
     study.finish(proposal.number, "scheduler")
     before = study.row(proposal.number)
     assert open_study(tmp_path).row(proposal.number) == before
-    assert [row["valid_accuracy"] for row in open_study(tmp_path).shown()[0][1]] == [0.3, 0.9, 0.4]
+    assert [row["valid_accuracy"] for row in open_study(tmp_path).trials.shown()[0][1]] == [0.3, 0.9, 0.4]
 
 
 @pytest.mark.parametrize("name", [name for name, known in SAMPLERS.items() if known.two_objectives])
@@ -588,7 +588,7 @@ def test_a_paused_trial_goes_on_where_it_was_in_this_session_or_another(tmp_path
         train(study, ask(study), [0.3 + 0.1 * i])
         study.pause(i)
     assert study.trials.paused == [0, 1, 2] and study.trials.running == [] and study.trials.n_finished == 0
-    assert run_folder.Run(tmp_path).trials["state"].tolist() == ["running"] * 3
+    assert run_folder.Run(tmp_path).trials["state"].tolist() == ["paused"] * 3
     again = study.go_on(2)
     assert (again.number, again.epochs, study.trials.paused, study.trials.running) == (2, 1, [0, 1], [2])
     study.report(2, epoch(2, 0.9, "length"))

@@ -103,6 +103,7 @@ def test_a_search_that_has_converged_begins_again_where_a_later_trial_was_better
         assert turns.next() is None  # Until the trial that runs has ended.
     assert turns.converged_after == 0
     known.converged = False
+    assert not turns.are_over
     study.fail(0, "made up")
     turns.ended(0)
     assert taken(turns).proposal.number == 1
@@ -134,6 +135,17 @@ def test_where_no_slot_is_free_nothing_is_over(begun: Callable[..., Turns]) -> N
     turns.scheduler, turns.slots._capacity = pausing(), {}  # A cluster that has lost its nodes.
     turns.slots.give_back(0)
     assert turns.next() is None and not turns.are_over
+
+
+def test_a_trial_that_fails_before_it_has_the_device_it_waits_for_keeps_nobody_waiting(
+    begun: Callable[..., Turns], study: RunStudy
+) -> None:
+    turns = begun()
+    turns.wait_alone(0)
+    assert turns.next() is None
+    study.fail(0, "its worker was killed while it started")
+    turns.ended(0)
+    assert taken(turns).proposal.number == 1
 
 
 def test_a_paused_trial_that_was_alone_on_its_device_is_so_when_it_goes_on(

@@ -29,7 +29,7 @@ from tuning.sampling.study import RunStudy
 from tuning.training import checkpoints
 from tuning.trials.local_ray import started
 from tuning.trials.progress import Progress
-from tuning.trials.recorder import EndSearch, Proposals, Recorder
+from tuning.trials.recorder import EndSearch, Proposals, Recorder, _trainable
 from tuning.trials.session import Session
 from tuning.trials.settings import Settings
 from tuning.trials.slots import Slots
@@ -114,7 +114,7 @@ def test_out_of_memory_is_tried_alone_and_then_in_parts(
     proposals = Proposals(session)
     trial = failed(text)
     recorder.on_trial_recover(0, [], trial)
-    assert (trial.resources, trial.config["accumulation"]) == ({"cpu": 2, "gpu": 0}, 1)
+    assert (trial.resources.bundles, trial.config["accumulation"]) == ([{"CPU": 2.0}], 1)
     assert study.row(0)["error"].endswith(", alone on its device")
     assert proposals.suggest("next") is None  # it would take the slot that the trial waits for
     recorder.on_trial_start(0, [], trial)
@@ -123,6 +123,35 @@ def test_out_of_memory_is_tried_alone_and_then_in_parts(
         recorder.on_trial_recover(0, [], trial)
         assert trial.config["accumulation"] == study.row(0)["accumulation"] == parts
         assert study.row(0)["error"].endswith(f", each batch in {parts} parts")
+
+
+def test_a_trial_that_is_alone_asks_ray_for_all_of_its_device(
+    session: Session, recorder: Recorder, study: RunStudy, failed: Any
+) -> None:
+    proposals = Proposals(session)
+    wanted = _trainable(session)._resources
+    first = proposals.suggest("a")
+    assert wanted(first).bundles == [{"CPU": 1.0}]
+    trial = failed(FAILURE.format(error="torch.OutOfMemoryError: CUDA out of memory."))
+    trial.config["trial"] = first["trial"]
+    recorder.on_trial_recover(0, [], trial)
+    assert wanted({**first, "alone": True}) == trial.resources
+    recorder.on_trial_start(0, [], trial)
+    session.study.pause(0)
+    session.turns.paused(0)
+    session.turns.scheduler = SimpleNamespace(promoted=lambda: 0, has_paused=lambda n: False, ended=lambda n: None)
+    again = proposals.suggest("b")
+    assert again["trial"] == 0 and wanted(again).bundles == [{"CPU": 2.0}]
+
+
+def test_a_failure_of_a_trial_that_is_alone_has_the_others_wait_again(
+    session: Session, recorder: Recorder, study: RunStudy, failed: Any
+) -> None:
+    proposals, trial = Proposals(session), failed(FAILURE.format(error="torch.OutOfMemoryError: CUDA out of memory."))
+    for _ in range(2):
+        recorder.on_trial_recover(0, [], trial)
+        assert proposals.suggest("next") is None
+        recorder.on_trial_start(0, [], trial)
 
 
 def test_a_batch_that_cannot_be_cut_further_is_tried_again_as_it_is(

@@ -98,7 +98,7 @@ def _grid(images: Images, titles: Sequence[str], below: Sequence[str] = ()) -> F
         ax.imshow(picture, cmap="gray_r", vmin=0, vmax=255, interpolation=smooth, extent=extent, aspect="auto")
         ax.text(middle, top - 0.04, title, fontsize=TICK, color=INK, ha="center", va="bottom")
         if below:
-            text = {"fontsize": TICK - 2, "color": MUTED, "ha": "center", "va": "top"}
+            text: dict[str, Any] = {"fontsize": TICK - 2, "color": MUTED, "ha": "center", "va": "top"}
             ax.text(middle, top + side + 0.04, below[number], **text)
     ax.set(xlim=(0, CELL * columns), ylim=(cell * n_rows, 0))
     return figure

@@ -89,7 +89,7 @@ def assess(study: optuna.Study, values: "pd.Series[float]", *, n_bootstrap: int 
 
 
 def _with_values(study: optuna.Study, values: "pd.Series[float]") -> list[FrozenTrial]:
-    """Returns the finished trials that have a finite value, as complete ones of that value."""
+    """Returns the trials that have a finite value, as complete ones of that value; paused ones run, for Optuna."""
     value_of = {int(str(number)): float(value) for number, value in values.items() if math.isfinite(value)}
     return [
         create_trial(
@@ -99,7 +99,7 @@ def _with_values(study: optuna.Study, values: "pd.Series[float]") -> list[Frozen
             value=value_of[trial.number],
         )
         for trial in study.get_trials(deepcopy=False)
-        if trial.number in value_of and trial.state.is_finished()
+        if trial.number in value_of
     ]
 
 

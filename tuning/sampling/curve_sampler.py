@@ -29,13 +29,13 @@ from tuning.sampling import costs
 from tuning.sampling.columns import Activity, Column, all_of, numbers_of, numbers_of_earlier
 from tuning.sampling.gaussian_process import Floats, Points, Process, fit
 from tuning.sampling.growing_process import REFIT_GROWTH, GrowingProcess, extended, taken
+from tuning.sampling.known_trials import PAUSED
 
 # Of a curve the process gets the last epoch and those at full length / 3, / 9, ...: as a scheduler's rungs are spaced.
 LEVEL_RATIO = 3
 FIRST_STEPS, FURTHER_STEPS = 30, 10
 RANDOM_SHARE = 0.1
 MOST_ENDS = 150  # Of trials that run or have paused, at most so many are taken to end as expected.
-PAUSED = "paused"  # An attribute of trials that wait until the scheduler has them go on.
 MOST_TRIALS = 150  # Hyperparameters are fitted to these, about 350 observations; beyond, predictions are from all.
 MOST_EARLIER = 100  # Of these, at most; and fewer as a run's own become more.
 CANDIDATES, NEIGHBOURS, ROUNDS, LEADERS = 512, 256, (0.1, 0.05, 0.02), 5

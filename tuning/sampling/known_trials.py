@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from tuning.sampling.curve_sampler import PAUSED
-
+PAUSED = "paused"  # A state, and an attribute of trials that wait until the scheduler has them go on.
 ALONE = "alone"  # An attribute of trials that run alone on their device.
 
 
@@ -52,6 +51,11 @@ class KnownTrial:
     def is_duplicate(self) -> bool:
         """Whether another trial had its configuration before."""
         return "same_as" in self.attrs
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it waits to go on, be it for what this machine lacks."""
+        return self.state in (PAUSED, "waiting") and bool(self.attrs.get(PAUSED))
 
     @property
     def was_alone(self) -> bool:

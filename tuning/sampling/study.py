@@ -27,8 +27,7 @@ from tuning.runs import schema, study_file
 from tuning.runs.study_file import EPOCH
 from tuning.sampling import convergence, study_frames, study_storage
 from tuning.sampling.costs import LOST
-from tuning.sampling.curve_sampler import PAUSED
-from tuning.sampling.known_trials import ALONE, KnownTrial, KnownTrials
+from tuning.sampling.known_trials import ALONE, PAUSED, KnownTrial, KnownTrials
 from tuning.sampling.spaces import Space
 from tuning.sampling.study_frames import StudyFrames
 
@@ -369,7 +368,9 @@ class RunStudy:
             self._keep(trial, no_result=True)  # It says nothing of its configuration.
             self._end(trial, state, error=f"stopped by {stopped_by} before its first epoch ended")
         else:
-            self._end(trial, state, stopped_by=finished or stopped_by)
+            # Where it has paused, nothing has come of it since.
+            at = trial.epochs[-1].get("at") if trial.is_paused else None
+            self._end(trial, state, stopped_by=finished or stopped_by, at=at)
 
     def fail(self, number: int, error: str) -> None:
         """Tells the sampler that a trial failed for good, and why."""

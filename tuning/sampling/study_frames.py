@@ -13,8 +13,7 @@ from tuning.base import files
 from tuning.base.errors import UserError, counted
 from tuning.base.registries import Metric
 from tuning.runs import run_folder, schema, study_file
-from tuning.sampling.curve_sampler import PAUSED
-from tuning.sampling.known_trials import KnownTrials, total
+from tuning.sampling.known_trials import PAUSED, KnownTrials, total
 
 _SECONDS_OF_WRITES = 1.0  # So long `trials.csv` is written at every change; then for a twentieth of the time.
 
@@ -42,8 +41,8 @@ class StudyFrames:
                 self.row(attrs["same_as"]) | same | {name: attrs.get(name) for name in ("started", "ended", "attempt")}
             )
         row = {name: attrs.get(name) for name in schema.TRIAL_COLUMNS if name in attrs}
-        is_paused = trial.state == PAUSED
-        state = trial.state if trial.has_ended or is_paused else "running"
+        is_paused = trial.is_paused
+        state = trial.state if trial.has_ended else PAUSED if is_paused else "running"
         row |= {"trial": number, "state": state, "epochs": len(rows)}
         if "config" in attrs:
             row |= schema.DEFAULTS | {f"config/{name}": value for name, value in attrs["config"].items()}

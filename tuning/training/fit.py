@@ -344,9 +344,10 @@ class Training:
             self.finished = "early stopping"
 
     def _is_still_to_fall(self) -> bool:
-        """Returns whether the learning rate is annealed, and still high: the loss falls with it, at the end."""
+        """Returns whether the rate is annealed, and still high or to rise: the loss falls with it, at the end."""
         group = self._optimizer.param_groups[-1]
-        return LR_SCHEDULES[self.config.schedule].annealed and group["lr"] > LATE * group["initial_lr"]
+        warms_up = self.epoch <= min(self.config.warmup_epochs, self.config.epochs / 2)
+        return LR_SCHEDULES[self.config.schedule].annealed and (warms_up or group["lr"] > LATE * group["initial_lr"])
 
     def _features(self, splits: Splits) -> features.Features:
         """Returns the features of all images as they are; those of pretrained weights are shared."""

@@ -168,7 +168,7 @@ class Recorder(_NotRestored, tune.Callback):
         with self._session.guard():
             again = self._session.retried(number, _last_error(trial), _last_failure(trial), parts)
             if again.resources:
-                trial.update_resources(again.resources)
+                trial.update_resources(tune.PlacementGroupFactory([dict(again.resources)]))
             trial.set_config({**trial.config, "epochs": again.epochs, "accumulation": again.accumulation})
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -323,6 +323,8 @@ class Session:
         if ray_internals.LOST_NODE.search(failure):
             error = f"its node {self.study.row(number).get('node') or ''} was lost: {error.partition('. ')[0]}"
         parts, alone = again.accumulation, bool(again.resources)
+        if self.settings.slots.whole_device and self.study.trials[number].was_alone:
+            self.turns.wait_alone(number)  # It still asks for all of its device.
         self.study.retry(number, f"{error}{room}", accumulation=parts, alone=alone, lost_seconds=lost)
         self.progress.note(f"trial {number} failed and is tried again{room}: {error}")
         return again

@@ -92,8 +92,8 @@ class Slots:
         if self.address is not None:
             return {}
         if self.device == "cuda":
-            return {"cpu": self.cpus_per_trial, "gpu": 1.0} if self.gpus_per_trial < 1 else {}
-        return {"cpu": float(self.cpus), "gpu": 0.0} if self.concurrency > 1 else {}
+            return {"CPU": self.cpus_per_trial, "GPU": 1.0} if self.gpus_per_trial < 1 else {}
+        return {"CPU": float(self.cpus)} if self.concurrency > 1 else {}
 
     def resources(self, device: str) -> dict[str, float]:
         """Returns what a trial on that device asks Ray for."""

@@ -56,7 +56,7 @@ class Turns:
         self.are_over = False
         self.converged_after: int | None = None
         self._waiting_alone: set[int] = set()
-        self._rests = False  # Nothing is left to gain, as far as is known until the next trial ends or pauses.
+        self._rests = False  # Nothing is to be begun, as far as is known until the next trial ends or pauses.
 
     def watch_slots(self) -> None:
         """Says which nodes of a cluster came and went."""
@@ -88,9 +88,12 @@ class Turns:
 
     def _begun(self) -> "Proposal | None":
         """Returns an interrupted trial, or else a new one, if one is to be begun and the space has one."""
-        if self.to_begin <= 0 or self._rests:
+        if self._rests:
             return None
         if self._has_converged() and self.settings.until_converged and not self._study.trials.has_interrupted:
+            self._rests = True
+            return None
+        if self.to_begin <= 0:
             self._rests = True
             return None
         proposal = self._study.ask()
@@ -130,6 +133,7 @@ class Turns:
     def paused(self, number: int) -> None:
         """Frees the slot of a trial that waits to go on."""
         self._rests = False
+        self._waiting_alone.discard(number)  # It may have failed before it began.
         self.slots.give_back(number)
 
     def ended(self, number: int) -> None:

@@ -52,9 +52,9 @@ def train_trial(
     """Trains one configuration in a Ray worker and reports each epoch; the trial's log gets what is printed meanwhile.
 
     Args:
-        config: `trial` (its number), `seed`, `config` (the hyperparameters), `accumulation`, the parts of a batch, and
-            `epochs`, how many the study knows of it, and `device`, that of its slot: a "cuda" that torch does not find
-            where the trial runs gives way to "cpu".
+        config: `trial` (its number), `seed`, `config` (the hyperparameters), `accumulation`, the parts of a batch,
+            `epochs`, how many the study knows of it, `alone`, whether it has all of its device, and `device`, that of
+            its slot: a "cuda" that torch does not find where the trial runs gives way to "cpu".
         splits: From the object store; its arrays are read-only and shared by all trials on a node.
         run: The run folder; the trial's is `trials/<number>` below it.
         threads: For torch, on a CPU.
@@ -132,7 +132,7 @@ def _fetch(uri: str, folder: Path, epochs: int) -> None:
     try:
         deadline = time.monotonic() + SECONDS_TO_ARRIVE
         while not take(latest, checkpoints.n_epochs) >= epochs and time.monotonic() < deadline:
-            time.sleep(0.2)
+            time.sleep(1.0)
         take(log, lambda path: path.stat().st_size if path.exists() else 0)
     except UserError as error:
         with log.open("a", encoding="utf-8") as file:
