@@ -304,12 +304,14 @@ def test_texts_of_figures_are_escaped_for_plotly_which_reads_html(run: run_folde
         assert "onerror" in drawn.to_json() and "\\u003cimg" not in drawn.to_json()
 
 
-def test_a_stopped_trial_is_hollow_in_the_best_so_far(run: run_folder.Run) -> None:
-    _, complete, pruned = run_charts.best_so_far(analysis.best_so_far(run.trials, run.clock), run.trials).data
-    assert (complete.marker.symbol, pruned.marker.symbol) == ("circle", "circle-open")
-    for dots, state in ((complete, "complete"), (pruned, "pruned")):
-        assert len(dots.x) == (run.trials["state"] == state).sum() > 0
-        assert all(f"({state})" in text for text in dots.text)
+def test_a_stopped_trial_is_hollow_in_the_best_so_far_and_a_paused_one_has_a_dot(run: run_folder.Run) -> None:
+    trials = run.trials
+    trials.loc[trials["state"].eq("pruned").idxmax(), "state"] = "paused"
+    _, *dots = run_charts.best_so_far(analysis.best_so_far(trials, run.clock), trials).data
+    assert [each.marker.symbol for each in dots] == ["circle", "circle-open", "circle-open-dot"]
+    for each, state in zip(dots, ("complete", "pruned", "paused"), strict=True):
+        assert len(each.x) == (trials["state"] == state).sum() and all(f"({state})" in text for text in each.text)
+    assert len(dots[0].x) > 0 and len(dots[2].x) == 1
 
 
 def test_importances_have_a_colour_a_method_and_their_interval() -> None:
