@@ -21,5 +21,5 @@ fi
 "$python" -c 'from tuning.images.datasets import load_train; print(len(load_train("fashion-mnist")), "images at hand")'
 # Processes that write no bytecode, as PYTHONDONTWRITEBYTECODE has it, read this: a tenth of the time of a command.
 "$python" -m compileall -q tuning search_spaces tests
-# Two tests at a time, the slow ones first (tests/conftest.py). Three take as long: it is the processor that they wait for.
+# Two tests at a time, the slow ones first (tests/conftest.py): three take as long, as the processor is in use.
 "$python" -m pytest --numprocesses 2 --dist loadgroup "$@"
