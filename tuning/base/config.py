@@ -74,7 +74,7 @@ class TrainConfig(BaseModel):
         plateau_patience: Epochs without a lower valid_loss before the learning rate drops, 0 to 100.
         plateau_factor: What the learning rate is multiplied by when it drops, in (0, 1).
         patience: Early stopping: epochs without a lower valid_loss before training ends, 1 to 1000; None never. Where
-            the learning rate is annealed, those count in which it is at most a tenth of its peak.
+            the learning rate is annealed, those count in which it has come down to a tenth of its peak.
         min_delta: By how much valid_loss must fall to count as lower, in [0, 1]; for plateau, too.
         label_smoothing: In [0, 0.5].
         crop_padding: Random crop: pixels that an image may shift by, 0 to 16.

@@ -286,9 +286,18 @@ def from_file(
     entry = Entry("candidate", _lengthened(config, epochs or config.epochs, str(path)))
     folds, notes = folds_of.how_many(images, folds, n_seeds)
     seeds = _seeds(config.hash(), folds or n_seeds or 1, seed, set())
-    jobs_folder = (folder / JOBS).absolute()
-    plan = Plan(str(path), None, (entry,), seeds, jobs_folder, images, notes=notes, metric=metric, folds=folds)
-    return replace(plan, train_images=train_images)
+    return Plan(
+        source=str(path),
+        run=None,
+        entries=(entry,),
+        seeds=seeds,
+        folder=(folder / JOBS).absolute(),
+        images=images,
+        train_images=train_images,
+        notes=notes,
+        metric=metric,
+        folds=folds,
+    )
 
 
 def _ranked(
