@@ -764,3 +764,8 @@ def test_a_model_of_no_run_is_no_runs(
     metrics: dict[str, Any], name: str | None, identity: str | None, expected: bool
 ) -> None:
     assert run_page.is_of(metrics, name, identity) is expected
+
+
+def test_commands_in_a_sentence_are_shown_as_code_and_the_rest_as_text() -> None:
+    found = run_page._with_code("change <space>, then run `python -m tuning.search --resume 'a<b'`.")
+    assert found == "change &lt;space&gt;, then run <code>python -m tuning.search --resume &#39;a&lt;b&#39;</code>."

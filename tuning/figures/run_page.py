@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import pandas as pd
+    from markupsafe import Markup
 
 MIN_TRIALS_FOR_COORDINATES = 2
 NOTHING = "\N{EN DASH}"
@@ -331,7 +332,15 @@ def _edges(run: Run) -> dict[str, Any] | None:
     if found.empty:
         return None
     rows = [schema.plain({str(name): row[name] for name in row}) for row in found.to_dict("records")]
-    return {"rows": list(zip(edges.said(found), rows, strict=True)), "next": edges.next_step(run)}
+    return {"rows": list(zip(edges.said(found), rows, strict=True)), "next": _with_code(edges.next_step(run))}
+
+
+def _with_code(text: str) -> "Markup":
+    """Returns a text whose parts between backticks are shown as code; all else stays text."""
+    from markupsafe import Markup
+
+    parts = [Markup("<code>{}</code>" if i % 2 else "{}").format(part) for i, part in enumerate(text.split("`"))]
+    return Markup("").join(parts)
 
 
 def _winner(run: Run, trials: "pd.DataFrame", final: Final | None) -> dict[str, Any] | None:
