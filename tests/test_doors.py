@@ -247,6 +247,16 @@ def test_a_function_is_kept_with_what_it_reads() -> None:
     assert place["space"](Trial()) == {"learning_rate": 1.001, "weight_decay": 0.5}
 
 
+def test_a_function_that_reads_something_called_space_is_refused() -> None:
+    space = (0.1, 0.2)
+
+    def make(trial: Any) -> dict[str, Any]:
+        return {"learning_rate": trial.suggest_float("learning_rate", *space)}
+
+    with pytest.raises(UserError, match=r"^make must read nothing called 'space', which its run calls make itself"):
+        module_of(make)
+
+
 def test_a_function_within_another_is_kept_with_the_values_around_it() -> None:
     width, data = 4, object()
 

@@ -245,6 +245,13 @@ def test_the_summary_says_how_much_of_the_slots_time_was_training(tmp_path: Path
     assert line == "r: fashion-mnist, 2 trials (2 complete), 10.0 minutes, 2 side by side, training 83% of that time"
 
 
+def test_of_sessions_with_other_slots_no_share_is_said(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "r", [trial(0, 0.9), trial(1, 0.8)])
+    files.write_json(run.path / "meta.json", run.meta | {"slots_varied": True})
+    said = "10.0 minutes, with other numbers of trials side by side in other sessions"
+    assert summaries.summary_line(run) == f"r: fashion-mnist, 2 trials (2 complete), {said}"
+
+
 ESTIMATE = {"seconds": 1200.0, "seconds_low": 600.0, "seconds_high": 1800.0}
 
 

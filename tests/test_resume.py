@@ -393,6 +393,9 @@ def test_the_latest_run_is_the_one_of_the_latest_record_and_not_of_the_latest_fi
         files.write_json(here / "results" / name / "meta.json", meta)
     (here / "results" / "a" / "meta.json").touch()
     assert run_folder.load("latest", here / "results").name == "b"
+    long = {"started": "2026-11-20", "ended": "2026-11-27", "pauses": [], "settings": {}}
+    files.write_json(here / "results" / "a" / "meta.json", long)  # Which ended after the other one was interrupted.
+    assert run_folder.load("latest", here / "results").name == "b"
 
 
 def test_the_winners_checkpoint_is_fetched_where_no_trial_of_the_run_has_been(here: Path) -> None:

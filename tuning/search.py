@@ -101,9 +101,8 @@ def run(
         str | None, typer.Option(help="End after e.g. 30m; what runs then counts as stopped.")
     ] = None,
     until_converged: Annotated[
-        bool,
-        typer.Option("--until-converged", help="End when there is nothing left to gain; --samples is then the most."),
-    ] = False,
+        bool | None, typer.Option(help="End when there is nothing left to gain; --samples is then the most.")
+    ] = None,
     data_dir: Annotated[Path | str | None, typer.Option(help="A folder that holds the data set's files.")] = None,
     train_images: Annotated[int | None, typer.Option(help="Train on this many images only, stratified.")] = None,
     image_column: options.ImageColumn = None,
@@ -121,9 +120,9 @@ def run(
     ] = None,
     mlflow: Annotated[str | None, typer.Option(help="Log each trial to this MLflow tracking URI, too.")] = None,
     audit: Annotated[
-        int,
+        int | None,
         typer.Option(min=0, help="Train so many stopped trials to their end afterwards, to see what stopping lost."),
-    ] = 0,
+    ] = None,
     max_failures: Annotated[int, typer.Option(min=0, help="Retries of a trial that fails, from its last epoch.")] = 2,
     resume: Annotated[str | None, typer.Option(help="Resume this run, or 'latest'; more --samples extend it.")] = None,
     progress: bool = True,
@@ -160,6 +159,7 @@ def run(
         concurrency: Trials side by side; None is as many as fit.
         time_budget: A duration such as "30m", after which the search ends.
         until_converged: End when the sampler, which must be "curves", expects nothing more; `samples` is then the most.
+            None is no, or as a resumed run was begun.
         data_dir: A folder that holds the data set's files.
         train_images: Train on this many images only.
         image_column: The column of a table that has each image's file or id; None finds it by its name.
@@ -174,7 +174,7 @@ def run(
         resize: How: "crop", "pad" or "stretch"; None is what did best on the sets that it was measured on.
         storage: A second place for the run.
         mlflow: The URI of an MLflow tracking server.
-        audit: So many stopped trials are trained to their end afterwards.
+        audit: So many stopped trials are trained to their end afterwards; None is none, or as a resumed run was begun.
         max_failures: Retries of a trial that fails.
         resume: A run's name, folder or URI, or "latest", to be resumed with its own options. Of others only samples,
             until_converged, time_budget, data_dir, audit, address and dashboard may differ from their defaults.
@@ -287,7 +287,8 @@ def main(
         progress = stack.enter_context(_announced(settled, "Dry run of", quiet=quiet, verbose=verbose))
         settings, splits, space = loading.load(settings, settled.source, progress, settled.own)
         choose_slots = settled.slots_are_open and settings.device == "cuda"
-        print(estimate.dry_run(settings, splits, space, choose_slots=choose_slots))
+        n_done = int(run_folder.have_ended(run_folder.ran(Run(settled.path).trials)).sum()) if settled.resumed else 0
+        print(estimate.dry_run(settings, splits, space, n_done=n_done, choose_slots=choose_slots))
 
 
 def _print_outcome(found: Run) -> None:

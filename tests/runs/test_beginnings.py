@@ -92,7 +92,9 @@ def test_the_best_of_the_first_trials_is_set_against_all_and_against_the_earlier
     assert values(run, valid_hash="beef").endswith("one needed 4 trials to be as good, on other valid images.")
 
 
-@pytest.mark.parametrize("changes", [{"dataset": "kmnist"}, {"epochs": 8}, {"metric": "macro_f1"}], ids=repr)
+@pytest.mark.parametrize(
+    "changes", [{"dataset": "kmnist"}, {"epochs": 8}, {"metric": "macro_f1"}, {"train_images": 9}], ids=repr
+)
 def test_runs_whose_values_cannot_be_compared_are_not(run: Run, changes: dict[str, Any]) -> None:
     said = values(run, **changes)
     assert "as good" not in said and "The best of its first 5 trials has" in said

@@ -258,6 +258,12 @@ def test_a_damaged_meta_is_named(pair: list[Run], text: str, message: str) -> No
     assert listed["short"] == "cannot be read" and listed.drop("short").ne("cannot be read").all()
 
 
+def test_damaged_pauses_of_one_run_hide_no_other(pair: list[Run]) -> None:
+    files.write_json(pair[1].path / "meta.json", pair[1].meta | {"pauses": [7]})
+    listed = compare.list_runs(pair[1].path.parent).set_index("name")["trials"]
+    assert listed["short"] == "cannot be read" and listed.drop("short").ne("cannot be read").all()
+
+
 def test_a_meta_that_is_not_there_is_named(pair: list[Run]) -> None:
     (pair[1].path / "meta.json").unlink()
     with pytest.raises(UserError, match=r"short/meta\.json must be a readable JSON file, but got: .*No such file"):

@@ -36,9 +36,10 @@ def test_it_needs_proposals_that_promise_little_and_trials_that_are_no_better(
     assert has_converged(gains, merits) == found
 
 
-def searched(path: Path, sampler: optuna.samplers.BaseSampler, n: int) -> RunStudy:
+def searched(path: Path, sampler: optuna.samplers.BaseSampler, n: int, space: str = "smoke") -> RunStudy:
     """Returns a study of trials that differ by noise alone, which was luckiest early on."""
-    study, draw = RunStudy(path, load_space("smoke"), sampler, epochs=1, seed=0), np.random.default_rng(0)
+    usable = load_space(space).without({"width": [64]})
+    study, draw = RunStudy(path, usable, sampler, epochs=1, seed=0), np.random.default_rng(0)
     for _ in range(n):
         proposal = study.ask()
         assert proposal is not None
@@ -55,6 +56,15 @@ def test_a_flat_space_converges_and_a_resumed_search_knows_it(tmp_path: Path) ->
     assert RunStudy(
         tmp_path, load_space("smoke"), optuna.samplers.RandomSampler(seed=0), epochs=1, seed=0
     ).has_converged
+
+
+def test_a_space_less_what_this_machine_cannot_do_converges_too(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    rate = "trial.suggest_float('learning_rate', 1e-3, 1.0, log=True)"
+    width = "trial.suggest_categorical('width', [4, 64])"
+    file.write_text(f"def space(trial):\n    return {{'width': {width}, 'learning_rate': {rate}}}\n")
+    study = searched(tmp_path, CurveSampler(0, 5), 40, str(file))
+    assert {known.params["width"] for known in study.trials.values()} == {4} and study.has_converged
 
 
 def test_a_sampler_that_draws_at_random_expects_nothing_and_never_converges(tmp_path: Path) -> None:

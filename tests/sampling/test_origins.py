@@ -57,6 +57,7 @@ def test_a_folder_without_a_study_has_no_points(tmp_path: Path) -> None:
 
 def test_a_sampler_of_possible_points_says_what_the_one_behind_it_says() -> None:
     sampler = CurveSampler(0, 4)
-    sampler.origins[3] = "random"
-    assert PossibleSampler(sampler, {}).origins == {3: "random"}
-    assert PossibleSampler(optuna.samplers.RandomSampler(seed=0), {}).origins == {}
+    sampler.origins[3], sampler.gains[3] = "model", 0.5
+    assert PossibleSampler(sampler, {}).origins == {3: "model"} and PossibleSampler(sampler, {}).gains == {3: 0.5}
+    other = PossibleSampler(optuna.samplers.RandomSampler(seed=0), {})
+    assert other.origins == other.gains == {}

@@ -181,6 +181,43 @@ def test_a_first_point_out_of_the_spaces_range_is_refused(tmp_path: Path) -> Non
         check_space(load_space(write(tmp_path, source)), epochs=2)
 
 
+@pytest.mark.parametrize(
+    ("constant", "message"),
+    [
+        (
+            "FIRST = {'lr': 0.5}",
+            r"FIRST of search space .*mine\.py must be a list of points .*, but got {'lr': 0\.5}\.",
+        ),
+        ("FIRST = [0.5]", r"FIRST of search space .*mine\.py must be a list of points .*, but got \[0\.5\]\."),
+        ("FIRST = [{'lr': [0.5]}]", r"FIRST of search space .* numbers, True, False or None, but 'lr' is \[0\.5\]\."),
+        ("GPU_ONLY = ['lr']", r"GPU_ONLY of search space .* must be {name: \[choice, \.\.\.\]}, but got \['lr'\]\."),
+        ("GPU_ONLY = {'lr': 'ab'}", r"GPU_ONLY of search space .* but got {'lr': 'ab'}\."),
+    ],
+)
+def test_what_a_file_says_of_its_space_is_checked(tmp_path: Path, constant: str, message: str) -> None:
+    source = f"{constant}\ndef space(trial):\n    return {{'learning_rate': trial.suggest_float('lr', 0.1, 1)}}\n"
+    with pytest.raises(UserError, match=message):
+        load_space(write(tmp_path, source))
+
+
+def test_numbers_of_numpy_in_a_first_point_are_numbers(tmp_path: Path) -> None:
+    source = (
+        "import numpy as np\nFIRST = [{'w': np.int64(16)}]\n"
+        "def space(trial):\n    return {'width': trial.suggest_int('w', 8, 99)}\n"
+    )
+    [point] = load_space(write(tmp_path, source)).first
+    assert point == {"w": 16} and type(point["w"]) is int
+
+
+def test_choices_may_be_given_as_any_iterable_and_names_by_keyword(tmp_path: Path) -> None:
+    source = (
+        "def space(trial):\n"
+        "    width = trial.suggest_categorical('w', (w for w in (8, 16)))\n"
+        "    return {'width': width, 'learning_rate': trial.suggest_float(name='lr', low=0.1, high=1.0)}\n"
+    )
+    assert {config.width for config in draws(load_space(write(tmp_path, source)))} == {8, 16}
+
+
 BRANCHES = """
 def space(trial):
     optimizer = trial.suggest_categorical("optimizer", ["sgd", "adamw"])

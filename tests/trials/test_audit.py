@@ -62,6 +62,17 @@ def test_the_trials_to_audit_are_drawn_from_the_stopped_ones(run: run_folder.Run
     assert (number, job.seed, job.config) == (4, 4, TrainConfig())
 
 
+def test_an_audit_that_is_repeated_after_more_trials_keeps_what_it_had(run: run_folder.Run) -> None:
+    trials = pd.read_csv(run.path / "trials.csv")
+    for name, value in TrainConfig().model_dump().items():
+        trials[f"config/{name}"] = value
+    trials.to_csv(run.path / "trials.csv", index=False)
+    for audited in (4, 5):
+        pd.DataFrame({"trial": [audited], "epoch": [1]}).to_csv(run.path / audit.FILE, index=False)
+        assert [*audit.wanted(run, 1, seed=0)] == [audited]
+    assert {*audit.wanted(run, 2, seed=0)} == {4, 5}
+
+
 def test_a_search_that_stopped_nothing_has_nothing_to_audit(run: run_folder.Run) -> None:
     trials = pd.read_csv(run.path / "trials.csv")
     trials[trials["state"] == "complete"].to_csv(run.path / "trials.csv", index=False)

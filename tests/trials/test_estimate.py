@@ -27,7 +27,16 @@ from tuning.trials.slots import SlotRequest, plan_slots
 
 
 def settings(**values: Any) -> Any:
-    return SimpleNamespace(**{"samples": 6, "concurrency": 2, "epochs": 4, "scheduler": "none", "seed": 0, **values})
+    some = {
+        "samples": 6,
+        "concurrency": 2,
+        "epochs": 4,
+        "scheduler": "none",
+        "seed": 0,
+        "time_budget": None,
+        "audit": 0,
+    }
+    return SimpleNamespace(**some | values)
 
 
 def cost(seconds: float, share: float = 1.0, epochs: int = 4) -> Cost:
@@ -42,6 +51,15 @@ def test_without_a_scheduler_the_time_is_the_work_over_the_slots() -> None:
 
 def test_slots_that_wait_for_the_last_trial_are_counted() -> None:
     assert estimate.simulate(settings(samples=3), [cost(10.0)], n=1) == pytest.approx(80 + estimate.START_SECONDS)
+
+
+def test_a_time_budget_bounds_the_estimate_and_an_audit_is_named() -> None:
+    costs = [cost(10.0)]
+    assert estimate.summarise(settings(time_budget=60.0), costs)["seconds"] == 60 + estimate.START_SECONDS
+    bounded = settings(time_budget=9e9, audit=2, device="cpu")
+    found = estimate.summarise(bounded, costs)
+    assert found == estimate.summarise(settings(), costs)
+    assert "The audit       up to 2 trials to the end" in estimate.text(bounded, costs, found)
 
 
 def test_kinds_come_in_their_shares() -> None:

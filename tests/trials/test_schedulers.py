@@ -134,6 +134,24 @@ def test_a_new_scheduler_that_is_shown_old_trials_judges_by_them() -> None:
     assert decision(scheduler, trial(scheduler, "other", "plateau"), 2, 0.1) == "CONTINUE"
 
 
+@pytest.mark.parametrize("name", STOPPING)
+def test_an_interrupted_trial_is_not_judged_anew_at_the_epochs_that_it_has_had(name: str) -> None:
+    """Trials that came after these epochs were better; by them a new scheduler would stop it where it was let go on."""
+    scheduler = SCHEDULERS.load(name)(18, 0)
+    shown = {n: ({"schedule": "onecycle"}, rows(0.9, 18)) for n in range(6)}
+    replay(scheduler, shown)
+    again: Any = StandIn("again", {"config": {"schedule": "onecycle"}, "trial": 6, "epochs": 10})
+    scheduler.on_trial_add(None, again)
+    assert {decision(scheduler, again, epoch, 0.1) for epoch in range(1, 12)} == {"CONTINUE"}
+
+
+@pytest.mark.parametrize("name", STOPPING)
+def test_a_new_scheduler_is_shown_trials_that_it_would_have_stopped_earlier(name: str) -> None:
+    scheduler = SCHEDULERS.load(name)(18, 0)
+    replay(scheduler, {n: ({"schedule": "onecycle"}, rows(0.9 if n < 6 else 0.1, 18)) for n in range(9)})
+    assert run_on(scheduler, trial(scheduler, "new", "onecycle"), range(1, 18), 0.05) == "STOP"
+
+
 def run_on(scheduler: Any, one: Any, epochs: range, accuracy: float) -> str:
     """Returns the last decision on a trial, which trains until it is stopped."""
     for epoch in epochs:

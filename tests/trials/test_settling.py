@@ -19,7 +19,7 @@ from tuning.runs import beginnings, run_folder
 from tuning.runs.run_folder import Run
 from tuning.sampling.spaces import load_space
 from tuning.trials import record, settling
-from tuning.trials.settings import Settings, as_options, check_resumed
+from tuning.trials.settings import Settings, as_options, check_resumed, of_run, source_of_run
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +125,69 @@ def test_a_run_keeps_what_it_begins_with_and_a_killed_beginning_is_taken_over(re
     record.begin(results / "cold", cold, load_space("smoke"), "search.run()")
     assert "begun_with" not in Run(results / "cold").meta and not (results / "cold" / beginnings.FILE).exists()
     assert run_folder.run_names(results) == ["cold", "one"]
+
+
+def resumed(path: Path, **options: Any) -> settling.Settled:
+    """Returns how a run is resumed, as it would be with these options."""
+    asked = doors.asked(search.run, {"resume": str(path), **options})
+    with contextlib.ExitStack() as stack:
+        return settling.settle(asked, stack, dry_run=True)
+
+
+@pytest.fixture
+def begun(results: Path) -> Path:
+    """Returns the folder of a run with options that each session may set."""
+    found = settled(None, until_converged=True, audit=2, time_budget="30m")
+    record.begin(results / "new", found.settings, load_space("smoke"), "search.run()")
+    return results / "new"
+
+
+def test_a_resumed_run_keeps_its_options_unless_it_is_given_others(begun: Path) -> None:
+    found = resumed(begun)
+    assert (found.settings.until_converged, found.settings.audit, found.settings.time_budget) == (True, 2, None)
+    assert "The time budget was that of the earlier session; this one has none" in " ".join(found.notes)
+    other = resumed(begun, until_converged=False, audit=0, time_budget="1m")
+    assert (other.settings.until_converged, other.settings.audit, other.settings.time_budget) == (False, 0, 60.0)
+    assert "time budget" not in " ".join(other.notes)
+
+
+def test_a_dashboard_that_is_not_installed_is_said_of_a_resumed_run_too(
+    begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(address: str | None) -> None:
+        raise UserError("--dashboard needs a package.")
+
+    monkeypatch.setattr("tuning.trials.local_ray.check_dashboard", missing)
+    with pytest.raises(UserError, match=r"^--dashboard needs a package\."):
+        resumed(begun, dashboard=True)
+
+
+def test_final_looks_where_the_search_had_its_images_last(begun: Path, tmp_path: Path) -> None:
+    found = Run(begun)
+    assert source_of_run(found, None).data_dir is None
+    record.update_meta(begun, replace(of_run(found), data_dir=str(tmp_path)))
+    assert source_of_run(Run(begun), None).data_dir == tmp_path
+    assert source_of_run(Run(begun), tmp_path / "other").data_dir == tmp_path / "other"
+    record.update_meta(begun, replace(of_run(found), data_dir=str(tmp_path / "gone")))
+    assert source_of_run(Run(begun), None).data_dir is None
+
+
+@pytest.mark.parametrize("options", [{"until_converged": True}, {"cost": "seconds"}], ids=repr)
+def test_what_needs_one_objective_is_refused_beside_another_in_a_sentence_that_helps(
+    results: Path, options: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError, match=r"must be of a search with one objective, but got --minimize, too\. Leave one"):
+        settled(None, minimize="n_parameters", **options)
+
+
+def test_no_earlier_runs_are_as_if_none_were_asked_for(results: Path) -> None:
+    assert settled([]).settings.start_from is None
+
+
+def test_that_a_session_had_other_slots_is_written_down(begun: Path) -> None:
+    settings = of_run(Run(begun))
+    record.go_on(begun, settings, None, record.now())
+    assert "slots_varied" not in Run(begun).meta
+    record.go_on(begun, replace(settings, concurrency=settings.concurrency + 6), None, record.now())
+    record.go_on(begun, replace(settings, concurrency=settings.concurrency + 6), None, record.now())
+    assert Run(begun).meta["slots_varied"]

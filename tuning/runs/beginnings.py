@@ -60,6 +60,7 @@ class EarlierRun:
         epochs: The full length of its trials; None where that is not on record.
         metric: A name in `METRICS`.
         trials: Those that were run, by number.
+        train_images: How many it trained on, if not on all.
     """
 
     name: str
@@ -69,6 +70,7 @@ class EarlierRun:
     epochs: int | None
     metric: str
     trials: tuple[EarlierTrial, ...]
+    train_images: int | None = None
 
     @property
     def described(self) -> str:
@@ -120,7 +122,7 @@ def worth(run: Run) -> str:
     """Returns what beginning with earlier runs was worth to a run, in a few sentences; "" where it began with none.
 
     The best of the first trials is set against the best of all. How many trials an earlier run needed to be as good is
-    said where that is the same: of equal data set, metric and length.
+    said where that is the same: of equal data set, metric, length and train images.
 
     Raises:
         UserError: The record is damaged.
@@ -138,8 +140,8 @@ def worth(run: Run) -> str:
         said[-1] += f", the best of all {len(trials):,} has {metric.said(best)}"
     said[-1] += "."
     for one in earlier:
-        same = (one.dataset, METRICS.get(one.metric), one.epochs)
-        if same != (meta.get("dataset"), metric, run.settings.get("epochs")):
+        same = (one.dataset, METRICS.get(one.metric), one.epochs, one.train_images)
+        if same != (meta.get("dataset"), metric, run.settings.get("epochs"), run.settings.get("train_images")):
             continue
         reached = (i for i, t in enumerate(one.trials, start=1) if _is_as_good(t.score, first, metric.sign))
         needed = next(reached, None)

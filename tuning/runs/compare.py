@@ -129,6 +129,7 @@ def list_runs(root: Path = run_folder.RESULTS) -> pd.DataFrame:
         run = Run(root / name)
         try:
             meta, trials, metric = _meta(run), run_folder.ran(run.trials), run.metric
+            minutes = summaries.minutes(run) if len(trials) else None
         except UserError:  # It must not hide the others; asking for this run alone says what is wrong.
             rows.append({"name": name, "trials": "cannot be read"})
             continue
@@ -140,7 +141,7 @@ def list_runs(root: Path = run_folder.RESULTS) -> pd.DataFrame:
         if metric is not ACCURACY and len(finished):
             top = metric.sign * (metric.sign * finished[metric.column]).max()
             row["best_score"] = f"{metric.title} {metric.said(top)}"
-        rows.append(row | {"best_accuracy": best, "minutes": summaries.minutes(run) if len(trials) else None})
+        rows.append(row | {"best_accuracy": best, "minutes": minutes})
     others = ["best_score"] if any("best_score" in row for row in rows) else []
     frame = pd.DataFrame(rows, columns=["name", "started", *HOW, "trials", "best_accuracy", *others, "minutes"])
     started = pd.to_datetime(frame["started"], utc=True, format="ISO8601", errors="coerce")

@@ -249,7 +249,7 @@ def _last_begun(path: Path) -> tuple[str, int]:
     file = path / "meta.json"
     try:
         meta = files.read_json(file)
-        moments = [meta.get("started"), meta.get("ended"), *(pause[1] for pause in meta.get("pauses", []))]
+        moments = [meta.get("started"), *(pause[1] for pause in meta.get("pauses", []))]
     except (UserError, TypeError, IndexError):
         moments = []
     return max((str(moment) for moment in moments if moment), default=""), file.stat().st_mtime_ns

@@ -17,11 +17,11 @@ def summary_line(run: Run) -> str:
     if trials.empty:
         return f"{run.name}: {dataset}, no trials yet"
     taken, slots = minutes(run), max(run.setting("concurrency"), meta.get("side_by_side", 1))
+    said = f"{run.name}: {dataset}, {counted(len(trials), 'trial')} ({counts}), {taken:.1f} minutes"
+    if meta.get("slots_varied"):
+        return f"{said}, with other numbers of trials side by side in other sessions"
     busy = trials["seconds"].sum() / 60 / (slots * taken) if taken else 0.0
-    return (
-        f"{run.name}: {dataset}, {counted(len(trials), 'trial')} ({counts}), {taken:.1f} minutes, "
-        f"{slots} side by side, training {busy:.0%} of that time"
-    )
+    return f"{said}, {slots} side by side, training {busy:.0%} of that time"
 
 
 def minutes(run: Run) -> float:

@@ -69,7 +69,8 @@ def _read(run: Run, metric: Metric, note: Callable[[str], None]) -> EarlierRun:
     if theirs is not metric:
         note(f"The trials of {run.name} count by their {theirs.title}, which is what it searched for.")
     dataset, epochs = str(meta.get("dataset", "unknown data")), run.settings.get("epochs")
-    return EarlierRun(run.name, run.identity, dataset, meta.get("valid_hash"), epochs, theirs.name, tuple(told))
+    known = (run.name, run.identity, dataset, meta.get("valid_hash"), epochs, theirs.name, tuple(told))
+    return EarlierRun(*known, run.settings.get("train_images"))
 
 
 def _kept(trial: FrozenTrial, metric: Metric) -> EarlierTrial | None:

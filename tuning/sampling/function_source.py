@@ -29,6 +29,8 @@ def module_of(function: Callable[..., Any]) -> str:
         raise UserError(f"space must be a function that `def` defines, a name or a file, but got {function!r}.")
     parts: dict[str, str] = {}
     _keep(called, function, parts)
+    if called != "space" and "space" in parts:
+        raise UserError(f"{called} must read nothing called 'space', which its run calls {called} itself. {_INSTEAD}")
     alias = "" if called == "space" else f"\n\nspace = {called}\n"
     return "\n".join(parts.values()) + alias
 

@@ -33,6 +33,11 @@ class PossibleSampler(optuna.samplers.BaseSampler):
         """What the points of trials came from, as far as the sampler says."""
         return getattr(self._sampler, "origins", {})
 
+    @property
+    def gains(self) -> Mapping[int, float]:
+        """What the points of trials were expected to gain, as far as the sampler says."""
+        return getattr(self._sampler, "gains", {})
+
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Returns the sampler's."""
         return self._sampler.infer_relative_search_space(study, trial)

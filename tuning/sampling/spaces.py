@@ -5,8 +5,9 @@ mapping from names of categorical parameters to the choices that a search on CPU
 """
 
 import traceback
+import types
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -131,12 +132,13 @@ class _Limited:
         self._trial = trial
         self._space = space
 
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+    def suggest_categorical(self, name: str, choices: Iterable[Any]) -> Any:
+        choices = tuple(choices)
         recorded, limited = self._space.recorded.get(name, ()), {**LIMITED, **self._space.gpu_only}.get(name, ())
         lacking = [choice for choice in choices if choice not in recorded]
         if recorded and len(lacking) + len(recorded) == len(choices) and all(one in limited for one in lacking):
             choices = recorded
-        if all(choice in self._space.left_out.get(name, ()) for choice in choices):
+        if choices and all(choice in self._space.left_out.get(name, ()) for choice in choices):
             raise UserError(
                 f"This machine can do none of the choices of {name!r}. Add one that needs no GPU or weights."
             )
@@ -192,8 +194,34 @@ def load_space(name: str) -> Space:
         raise UserError(f"Search space {path} must import without an error, but {_raised(error, file)}.") from error
     if not callable(module.get("space")):
         raise UserError(f"Search space {path} must define space(trial) -> dict, but has no such function.")
-    first, gpu_only = module.get("FIRST", []), module.get("GPU_ONLY", {})
+    first, gpu_only = _first(module.get("FIRST", []), path), _gpu_only(module.get("GPU_ONLY", {}), path)
     return Space(path.stem, file, source, module["space"], first, gpu_only, {}, surroundings=around)
+
+
+def _first(points: Any, path: Path) -> list[dict[str, Any]]:
+    """Returns the first points of a space, with numpy's numbers as Python's.
+
+    Raises:
+        UserError: They are no list of points, or one holds what a study cannot record.
+    """
+    if not isinstance(points, list | tuple) or not all(isinstance(point, Mapping) for point in points):
+        raise UserError(f"FIRST of search space {path} must be a list of points {{name: value}}, but got {points!r}.")
+    found = [{name: value.item() if hasattr(value, "item") else value for name, value in p.items()} for p in points]
+    for point in found:
+        for name, value in point.items():
+            if not isinstance(name, str) or not isinstance(value, types.NoneType | bool | int | float | str):
+                raise UserError(
+                    f"FIRST of search space {path} must have texts, numbers, True, False or None, but {name!r} "
+                    f"is {value!r}."
+                )
+    return found
+
+
+def _gpu_only(limited: Any, path: Path) -> dict[str, list[Any]]:
+    """Returns the choices that need a GPU; raises UserError where they are not lists by name."""
+    if not isinstance(limited, Mapping) or not all(isinstance(each, list | tuple) for each in limited.values()):
+        raise UserError(f"GPU_ONLY of search space {path} must be {{name: [choice, ...]}}, but got {limited!r}.")
+    return {name: list(choices) for name, choices in limited.items()}
 
 
 def check_space(space: Space, epochs: int) -> list[tuple[dict[str, Any], TrainConfig]]:

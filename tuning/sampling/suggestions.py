@@ -28,20 +28,20 @@ class Steady:
     def __init__(self, trial: optuna.trial.BaseTrial) -> None:
         self._trial = trial
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, attribute: str) -> Any:
         """Returns what the trial has; of a `suggest_...`, one that raises UserError for such a parameter."""
-        found = getattr(self._trial, name)
-        if not name.startswith("suggest_"):
+        found = getattr(self._trial, attribute)
+        if not attribute.startswith("suggest_"):
             return found
 
         @functools.wraps(found)
-        def suggest(parameter: str, *given: Any, **named: Any) -> Any:
+        def suggest(name: str, *given: Any, **named: Any) -> Any:
             try:
-                return found(parameter, *given, **named)
+                return found(name, *given, **named)
             except ValueError as error:
                 for text, difference in _REFUSED.items():
                     if text in str(error):
-                        raise UserError(_refusal(parameter, difference)) from error
+                        raise UserError(_refusal(name, difference)) from error
                 raise
 
         return suggest

@@ -9,6 +9,7 @@ import hashlib
 import heapq
 import json
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ import numpy.typing as npt
 
 from tuning.base import files, machine, own_model
 from tuning.base.config import TrainConfig, network
-from tuning.base.errors import UserError
+from tuning.base.errors import UserError, counted
 from tuning.base.own_model import OwnModel
 from tuning.base.registries import LR_SCHEDULES, SCHEDULERS
 from tuning.images.datasets import Labelled
@@ -61,10 +62,15 @@ class Cost:
     checkpoint_bytes: int
 
 
-def dry_run(settings: Any, splits: Splits, space: "Space", *, choose_slots: bool = False) -> str:
+def dry_run(settings: Any, splits: Splits, space: "Space", *, n_done: int = 0, choose_slots: bool = False) -> str:
     """Returns what a search of these settings will take, from a few real steps.
 
-    With `choose_slots` it measures how many trials side by side on a GPU pay, and keeps that for later searches.
+    Args:
+        settings: Of the search.
+        splits: Its images.
+        space: Its space, less what this machine cannot do.
+        n_done: Trials that have ended already, of a run that is resumed.
+        choose_slots: Measure how many trials side by side on a GPU pay, and keep that for later searches.
     """
     found_kinds = kinds(space, settings.epochs)
     rates: dict[int, float] = {}
@@ -78,8 +84,9 @@ def dry_run(settings: Any, splits: Splits, space: "Space", *, choose_slots: bool
             slots = plan_slots(SlotRequest(settings.device, settings.cpus_per_trial), place, trials_a_gpu=pays)
             settings = replace(settings, **vars(slots))
         costs = measure(settings, found_kinds, splits)
-    found = summarise(settings, costs)
-    keep(asdict(settings), found)
+    found = summarise(replace(settings, samples=max(0, settings.samples - n_done)), costs)
+    if not n_done:
+        keep(asdict(settings), found)
     if rates:
         keep_slots(space.source, settings.dataset, rates)
     return text(settings, costs, found, rates)
@@ -262,7 +269,8 @@ def simulate(settings: Any, costs: Sequence[Cost], n: int = SIMULATIONS) -> npt.
 
 def summarise(settings: Any, costs: Sequence[Cost]) -> dict[str, float]:
     """Returns the estimate: for how many samples, seconds of the search (median, 10 % and 90 % quantile), bytes, ..."""
-    low, middle, high = np.quantile(simulate(settings, costs), [0.1, 0.5, 0.9])
+    most = math.inf if settings.time_budget is None else settings.time_budget + START_SECONDS
+    low, middle, high = np.quantile(simulate(settings, costs).clip(max=most), [0.1, 0.5, 0.9])
     largest = max(cost.checkpoint_bytes for cost in costs)
     return {
         "samples": float(settings.samples),
@@ -302,6 +310,11 @@ def text(settings: Any, costs: Sequence[Cost], found: dict[str, float], rates: M
             f"Side by side    {settings.concurrency} on {settings.device}, "
             f"{found['peak_bytes'] / 1e9:.1f} GB of memory each at most",
             f"Disk            {found['disk_bytes'] / 1e6:.0f} MB at most while it runs",
+            *(
+                [f"The audit       up to {counted(settings.audit, 'trial')} to the end, beside that"]
+                if settings.audit
+                else []
+            ),
         ]
     )
 

@@ -180,10 +180,12 @@ def go_on(path: Path, settings: Settings, last: str | None, now: str) -> None:
         last: The last moment that the record holds; None if there is none.
         now: The first of this session, not before the last.
     """
-    pauses = files.read_json(path / "meta.json").get("pauses", [])
+    meta = files.read_json(path / "meta.json")
+    pauses = meta.get("pauses", [])
     if last is not None:  # A session in which nothing happened is part of the pause.
         pauses = [*(pause for pause in pauses if pause[0] != last), [last, now]]
-    update_meta(path, settings, pauses=pauses)
+    varied = meta["settings"].get("concurrency") != settings.concurrency
+    update_meta(path, settings, pauses=pauses, **({"slots_varied": True} if varied else {}))
 
 
 def update_meta(path: Path, settings: Settings, **values: Any) -> None:

@@ -48,13 +48,20 @@ class LikeWithLike(FIFOScheduler):
         self._of(trial).on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Returns what the trial's scheduler decides; at its full length a trial has ended anyhow."""
-        decision = self._of(trial).on_trial_result(tune_controller, trial, result)
-        if result.get("epoch", 0) < self._length(trial):
-            return decision
-        if isinstance(scheduler := self._of(trial), Promotion):
-            scheduler.ended(int(trial.config["trial"]))
-        return TrialScheduler.STOP
+        """Returns what the trial's scheduler decides; at its full length a trial has ended anyhow.
+
+        One that was interrupted tells its epochs again, and a new scheduler knows trials that came after them. It was
+        let go on from these epochs, and is again.
+        """
+        scheduler, epoch = self._of(trial), result.get("epoch", 0)
+        decision = scheduler.on_trial_result(tune_controller, trial, result)
+        if isinstance(scheduler, Promotion):
+            if epoch >= self._length(trial):
+                scheduler.ended(int(trial.config["trial"]))
+        elif epoch <= trial.config.get("epochs", 0):
+            decision = TrialScheduler.CONTINUE
+        ends = decision == TrialScheduler.PAUSE or epoch >= self._length(trial)
+        return TrialScheduler.STOP if ends else decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """Tells the trial's scheduler that it has ended."""
@@ -219,7 +226,7 @@ def _median_stopping(epochs: int) -> TrialScheduler:
         min_samples_required=3,
         # Never pause a trial to let others catch up: that would take it off its slot.
         min_time_slice=math.inf,  # type: ignore[arg-type]
-        hard_stop=True,
+        hard_stop=False,  # It says PAUSE, which ends a trial here, and suffers that a resumed search shows more of it.
     )
 
 

@@ -99,7 +99,15 @@ def of_run(run: run_folder.Run) -> Settings:
 
 
 def source_of_run(run: run_folder.Run, data_dir: Path | None) -> Source:
-    """Returns which images a run was begun with, and how it read them; `data_dir` is where they are now."""
+    """Returns which images a run was begun with, and how it read them.
+
+    Args:
+        run: Of a search.
+        data_dir: Where they are now; None is where the run last had them, if they are there.
+    """
+    recorded = run.settings.get("data_dir")
+    if data_dir is None and recorded is not None and Path(recorded).exists():
+        data_dir = Path(recorded)
     return _source(run.setting("dataset"), data_dir, run.settings.get("reading"))
 
 
@@ -167,7 +175,7 @@ def check_names(
     return sampler or samplers[0], scheduler or schedulers[0]
 
 
-def check_sampler_can(sampler: str, *, until_converged: bool, cost: str) -> None:
+def check_sampler_can(sampler: str, *, until_converged: bool, cost: str, two_objectives: bool = False) -> None:
     """Raises UserError for options that need more of a sampler than it has, and for a cost that there is not."""
     if cost not in COSTS:
         raise unknown_name("--cost", cost, COSTS)
@@ -175,6 +183,8 @@ def check_sampler_can(sampler: str, *, until_converged: bool, cost: str) -> None
         (until_converged, "says_gains", "--until-converged", "says what it expects"),
         (cost == "seconds", "weighs_costs", "--cost seconds", "weighs costs"),
     ):
+        if asked and two_objectives:
+            raise UserError(f"{option} must be of a search with one objective, but got --minimize, too. Leave one out.")
         if asked and not getattr(SAMPLERS.find(sampler), fact):
             those = " or ".join(name for name, known in SAMPLERS.items() if getattr(known, fact))
             raise UserError(

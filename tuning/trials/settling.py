@@ -98,8 +98,8 @@ def _of_resumed(asked: Asked, found: run_folder.Run, budget: float | None, *, dr
         before,
         time_budget=budget,
         samples=asked.samples or before.samples,
-        audit=asked.audit or before.audit,
-        until_converged=asked.until_converged,
+        audit=before.audit if asked.audit is None else asked.audit,
+        until_converged=before.until_converged if asked.until_converged is None else asked.until_converged,
         dashboard=asked.dashboard,
     )
     if "://" in asked.resume:
@@ -114,7 +114,12 @@ def _of_resumed(asked: Asked, found: run_folder.Run, budget: float | None, *, dr
     check_resumed(asked.given, found, asked.samples)
     check_sampler_can(settings.sampler, until_converged=settings.until_converged, cost=settings.cost)
     address = asked.address or settings.address or "local"
+    if asked.dashboard:
+        local_ray.check_dashboard(None if address == "local" else address)
     settings, changed = placed(settings, address, found.meta.get("hardware"))
+    if before.time_budget is not None and budget is None:
+        was = "The time budget was that of the earlier session; this one has none, unless --time-budget gives it one."
+        changed = f"{changed} {was}".strip()
     if asked.data_dir is not None:
         settings = replace(settings, data_dir=str(asked.data_dir))
     elif settings.data_dir is not None and not Path(settings.data_dir).is_dir():
@@ -144,7 +149,9 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
         asked.space = _space_for(images, asked.device)
     source = _space_file(asked.space, stack)
     sampler, scheduler = check_names(source, asked.sampler, asked.scheduler, asked.minimize, asked.metric)
-    check_sampler_can(sampler, until_converged=asked.until_converged, cost=asked.cost)
+    check_sampler_can(
+        sampler, until_converged=bool(asked.until_converged), cost=asked.cost, two_objectives=asked.minimize is not None
+    )
     start_from, earlier, begins = _earlier(asked, source, own)
     taken: Collection[str] = ()
     storage = asked.storage
@@ -187,12 +194,12 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
         minimize=asked.minimize,
         metric=asked.metric,
         mlflow=mlflow,
-        audit=asked.audit,
+        audit=asked.audit or 0,
         dashboard=asked.dashboard,
         storage=storage,
         model=None if asked.model is None else str(asked.model),
         start_from=start_from,
-        until_converged=asked.until_converged,
+        until_converged=bool(asked.until_converged),
         cost=asked.cost,
         **vars(slots),
     )
@@ -203,7 +210,7 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
 
 def _earlier(asked: Asked, source: str, own: str) -> tuple[list[str] | None, tuple[EarlierRun, ...], list[str]]:
     """Returns the names of the runs that a search begins with, what it takes from them, and what to say of that."""
-    if asked.start_from is None:
+    if asked.start_from is None or asked.start_from == []:
         return None, (), []
     from tuning.sampling import earlier, spaces
 
