@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pandas as pd
+import portfolio
 import pytest
 import record_curves
 import recording
@@ -370,3 +371,51 @@ def _trains(pid: int) -> bool:
 def test_what_the_command_cannot_take_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="error: --image-size must be used with images of your own, but got --dataset"):
         record_curves.main(["--out", str(tmp_path / "x.csv"), "--image-size", "32"])
+
+
+def test_a_portfolio_is_chosen_on_other_data_sets_than_it_is_judged_on(
+    tmp_path: Path, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a and b configuration 2 is best; on c it is the median, and 5 is best, which is second everywhere."""
+    values = {
+        "a": [0.1, 0.2, 0.9, 0.3, 0.4, 0.8, 0.5],
+        "b": [0.2, 0.1, 0.9, 0.4, 0.3, 0.8, math.nan],
+        "c": [0.8, 0.1, 0.5, 0.2, 0.6, 0.9, 0.3],
+    }
+    for name, reached in values.items():
+        trainings = [rows_of(number, accuracies=(value,)) for number, value in enumerate(reached)]
+        record(tmp_path / "image-classifiers" / f"{name}.csv", space, trainings)
+    known, points = portfolio.regrets(tmp_path, "small")
+    assert known.shape == (7, 3) and known.loc[2].tolist() == [0.0, 0.0, 1.0]
+    assert known.loc[6, "b"] == pytest.approx(portfolio.WORST)
+    assert points == [recording.draw(space, 0, number, 3) for number in range(8)]
+    assert portfolio.chosen(known.to_numpy(), 2) == [5, 2] and portfolio.chosen(known[["a", "b"]].to_numpy(), 1) == [2]
+    rows = {row["data_set"]: row for row in portfolio.left_out(known, 2)}
+    assert [rows["c"][name] for name in ("first 1", "first 2", "worth")] == pytest.approx([1.0, 0.0, 7])
+    out = tmp_path / "table.csv"
+    monkeypatch.setattr(sys, "argv", ["portfolio.py", "--tables", str(tmp_path), "--space", "small", "--out", str(out)])
+    portfolio.main()
+    assert pd.read_csv(out)["first 1"].tolist()[2] == pytest.approx(1.0)
+
+
+def test_the_best_of_some_random_configurations_is_that_of_many_draws() -> None:
+    regret, generator = np.random.default_rng(0).random(12), np.random.default_rng(1)
+    drawn = [regret[generator.choice(12, 5, replace=False)].min() for _ in range(4000)]
+    assert portfolio.of_random(regret, 5) == pytest.approx(np.mean(drawn), abs=0.005)
+    assert portfolio.of_random(regret, 12) == pytest.approx(regret.min())
+
+
+def test_recordings_that_have_other_configurations_or_are_alone_make_no_portfolio(
+    tmp_path: Path, space: Space, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["portfolio.py", "--tables", str(tmp_path), "--space", "small"]
+    monkeypatch.setattr(sys, "argv", command)
+    for seed, said in enumerate(["but small has one: 0", "1.json must have the configurations of 0: record it with"]):
+        record(tmp_path / "image-classifiers" / f"{seed}.csv", space, [rows_of(n) for n in range(3)], seed=seed)
+        with pytest.raises(SystemExit):
+            portfolio.main()
+        assert said in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*command, "--space", "large"])
+    with pytest.raises(SystemExit):
+        portfolio.main()
+    assert "--space must be one that" in capsys.readouterr().err

@@ -1,0 +1,117 @@
+"""Which first points a search should begin with, by recorded curves of its space; nothing is trained.
+
+    python tests/benchmarks/portfolio.py --tables tests/benchmarks/tables --space resnet
+
+Recordings of one space and seed (`record_curves.py`) have the same configurations, by number. Of these the portfolio
+takes the one with the least mean regret over all recorded data sets, then the one that lowers the mean regret of the
+best of the two most, and so on (greedy, as in Feurer et al. 2015's initial designs). Regret is 0 for the best
+configuration of a data set that is recorded and 1 for the median one, at most 1.5.
+
+The table says what the best of the first trials is worth on a data set that the portfolio has not seen: it is chosen on
+the others. Beside it is what the best of so many random configurations is worth, the mean over all draws, and how many
+random ones are worth as much as the whole portfolio. Below the table are the points, chosen on all.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import recording
+from common import parser, report
+from tables import WORST
+
+from tuning.base.errors import UserError
+from tuning.base.registries import METRICS
+
+Floats = npt.NDArray[np.float64]
+N_RANDOM = 20
+
+
+def regrets(folder: Path, space: str) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """Returns the regret of each configuration, a row each, a column a data set; and their points, by number.
+
+    Only what all recordings have is in the frame.
+
+    Raises:
+        UserError: There is no recording of the space, or their configurations are not the same.
+    """
+    columns, points = {}, list[dict[str, Any]]()
+    for file in sorted(folder.glob("image-classifiers/*.json")):
+        facts, frame = recording.read(file.with_suffix(".csv"))
+        if facts["space"] != space:
+            continue
+        n = min(len(points), len(facts["points"])) if points else len(facts["points"])
+        if points and points[:n] != facts["points"][:n]:
+            raise UserError(f"{file} must have the configurations of {', '.join(columns)}: record it with that --seed.")
+        points = max(points, facts["points"], key=len)
+        metric = METRICS[facts["metric"]]
+        first = frame[frame["repeat"] == 0]
+        found = recording.finals(first.assign(merit=first[metric.column].map(metric.merit)), "merit")
+        value = found.set_index("configuration")["value"].fillna(0.0)
+        columns[file.stem] = ((value.max() - value) / (value.max() - value.median())).clip(upper=WORST)
+    if not columns:
+        raise UserError(f"--space must be one that {folder} has a recording of, but got {space!r}.")
+    return pd.DataFrame(columns).dropna(), points
+
+
+def chosen(known: Floats, n: int) -> list[int]:
+    """Returns the rows of a portfolio, in its order; of equals, the better one by itself comes first.
+
+    Args:
+        known: Regrets, (n_configurations, n_data_sets).
+        n: How many it takes.
+    """
+    best, rows, alone = np.full(known.shape[1], WORST), list[int](), known.mean(axis=1)
+    for _ in range(n):
+        together = np.minimum(known, best).mean(axis=1)
+        together[rows] = np.inf
+        rows.append(int(np.lexsort((alone, together))[0]))
+        best = np.minimum(best, known[rows[-1]])
+    return rows
+
+
+def of_random(regret: Floats, n: int) -> float:
+    """Returns the regret of the best of `n` different configurations of some, the mean over all ways to draw them."""
+    ways = [math.comb(len(regret) - 1 - rank, n - 1) for rank in range(len(regret))]  # The one of a rank is the best.
+    return float(np.sort(regret) @ np.array([way / math.comb(len(regret), n) for way in ways]))
+
+
+def left_out(known: pd.DataFrame, size: int) -> list[dict[str, Any]]:
+    """Returns a row a data set: what a portfolio that was chosen on the others is worth on it."""
+    rows = []
+    for name in known.columns:
+        regret = known[name].to_numpy()
+        best = np.minimum.accumulate(regret[chosen(known.drop(columns=name).to_numpy(), size)])
+        worth = (n for n in range(1, len(regret) + 1) if of_random(regret, n) <= best[-1])
+        first = {f"first {n}": best[n - 1] for n in range(1, size + 1)}
+        random = {f"{n} random": of_random(regret, n) for n in (size, N_RANDOM) if n <= len(regret)}
+        rows.append({"data_set": name, "configurations": len(regret), **first, **random, "worth": next(worth)})
+    return rows
+
+
+def main() -> None:
+    """Prints the table and the points."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--tables", type=Path, required=True, help="the folder that has image-classifiers/")
+    arguments.add_argument("--space", default="resnet", help="the space whose recordings are read (default: resnet)")
+    arguments.add_argument("--size", type=int, default=4, help="points of the portfolio (default: 4)")
+    given = arguments.parse_args()
+    try:
+        known, points = regrets(given.tables, given.space)
+        if len(known.columns) < 2:
+            raise UserError(
+                f"--space must have recordings of two data sets, but {given.space} has one: {known.columns[0]}."
+            )
+    except UserError as error:
+        arguments.error(str(error))
+    report(f"Regret of the first points of {given.space}", left_out(known, given.size), given.out)
+    for row in chosen(known.to_numpy(), given.size):
+        print(json.dumps(points[known.index[row]]))
+
+
+if __name__ == "__main__":
+    main()
