@@ -318,7 +318,7 @@ def _planned(asked: doors.Asked, slots: Slots) -> Plan:
                 "it out, or search with it."
             )
         sizes = lengths | {"top_k": asked.top_k, "compare": asked.compare}
-        where = None if asked.data_dir is None else Path(asked.data_dir)
+        where = None if asked.data_dir is None else files.expanded(asked.data_dir)
         return minutes_of.planned(
             functools.partial(
                 candidates.from_run, asked.run, data_dir=where, max_parameters=asked.max_parameters, seed=asked.seed

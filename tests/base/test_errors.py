@@ -123,3 +123,13 @@ def test_a_full_disk_ends_all() -> None:
 
     with pytest.raises(UserError, match="No space left"):
         each_alone({"A": fail}, print)
+
+
+def test_a_files_name_that_is_no_utf_8_can_be_printed() -> None:
+    program = (
+        "from tuning.base.errors import *\n"
+        "def main() -> None:\n    'Print.'\n    print('caf\\udce9')\nrun_command(main)"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stdout) == (0, "caf?\n")

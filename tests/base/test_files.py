@@ -62,3 +62,8 @@ def test_a_torn_line_of_a_log_stays_on_a_line_of_its_own(tmp_path: Path) -> None
     files.append_line(path, "c")
     assert path.read_text() == 'a\nb\n{"event": "ope\nc\n'
     assert files.whole_lines(path) == path.read_text() and files.whole_lines(tmp_path / "none") == ""
+
+
+def test_a_files_name_that_is_no_utf_8_can_be_written(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "page", "caf\udce9 é")
+    assert (tmp_path / "page").read_text(encoding="utf-8") == "caf\\udce9 é"

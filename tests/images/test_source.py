@@ -1,9 +1,12 @@
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tuning.base.errors import UserError
+from tuning.base.files import cache_dir
+from tuning.images.options import READING, source_of
 from tuning.images.source import Source
 
 
@@ -80,3 +83,19 @@ def test_a_plain_name_gives_way_to_that_of_the_folder_around_it(tmp_path: Path) 
     for part in ("Dataset", "labels.csv"):
         assert Source(str(tmp_path / "signs" / "data" / part)).name == "signs"
     assert Source("/data").name == "data"
+
+
+def test_the_folder_of_a_user_whom_there_is_not_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"^~nosuchuser/x begins with the folder of a user, which cannot be found"):
+        Source("~nosuchuser/x").path  # noqa: B018
+    monkeypatch.setenv("TUNING_CACHE", "~nosuchuser/cache")
+    with pytest.raises(UserError, match=r"^~nosuchuser/cache begins with the folder of a user"):
+        cache_dir("images")
+
+
+def test_another_place_does_not_go_with_images_of_ones_own(tmp_path: Path) -> None:
+    asked = SimpleNamespace(**READING, dataset=str(tmp_path), data_dir="elsewhere")
+    with pytest.raises(UserError, match=r"^--data-dir must be used with a data set that has a name, .* got elsewhere"):
+        source_of(asked)
+    asked = SimpleNamespace(**READING, dataset="mnist", data_dir="~/mnist")
+    assert source_of(asked).data_dir == Path.home() / "mnist"

@@ -9,8 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import write_run
+from PIL import Image
 
 from tuning import search
 from tuning.base import doors
@@ -191,3 +193,50 @@ def test_that_a_session_had_other_slots_is_written_down(begun: Path) -> None:
     record.go_on(begun, replace(settings, concurrency=settings.concurrency + 6), None, record.now())
     record.go_on(begun, replace(settings, concurrency=settings.concurrency + 6), None, record.now())
     assert Run(begun).meta["slots_varied"]
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Returns a folder of class folders in the home folder of the user."""
+    draw = np.random.default_rng(0)
+    for i in range(24):
+        path = tmp_path / "home" / "photos" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TUNING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "home" / "photos"
+
+
+def test_the_folder_of_the_user_may_be_written_as_a_tilde(photos: Path) -> None:
+    found = settled(None, dataset="~/photos").settings
+    assert found.dataset == str(photos) and found.source.path == photos
+    assert settled(None, dataset="mnist", data_dir="~/photos").settings.data_dir == str(photos)
+
+
+def test_another_place_of_ones_own_images_is_for_a_run_that_has_some(photos: Path) -> None:
+    with pytest.raises(UserError, match=r"^--data-dir must be used with .* got elsewhere beside --dataset ~/photos\."):
+        settled(None, dataset="~/photos", data_dir="elsewhere")
+    recorded = asdict(settled(None, dataset="~/photos").settings) | {"data_dir": "/moved"}
+    options = as_options(recorded)
+    assert options["dataset"] == "/moved" and "data_dir" not in options
+
+
+def test_a_table_that_moved_is_where_it_was_said_to_be(photos: Path, tmp_path: Path) -> None:
+    table = photos / "labels.csv"
+    table.write_text("id,label\n" + "".join(f"{i},{'ab'[i % 2]}\n" for i in range(24)))
+    path = write_run(tmp_path / "results" / "one", 3).path
+    (path / "space.py").write_text(load_space("smoke").source)
+    settings = asdict(settled(None, dataset=str(table)).settings) | {"dataset": "/gone/labels.csv"}
+    meta = json.loads((path / "meta.json").read_text())
+    for where in ("home/photos/labels.csv", str(table)):
+        (path / "meta.json").write_text(json.dumps(meta | {"settings": settings}))
+        asked = doors.asked(search.run, {"resume": "one", "data_dir": where})
+        with contextlib.ExitStack() as stack:
+            found = settling.settle(asked, stack, dry_run=True)
+        assert found.settings.data_dir == str(table)
+    (path / "meta.json").write_text(json.dumps(meta | {"settings": asdict(found.settings)}))
+    with contextlib.ExitStack() as stack:
+        again = settling.settle(doors.asked(search.run, {"resume": "one"}), stack, dry_run=True)
+    assert again.settings.data_dir == str(table) and not any("is not here" in note for note in again.notes)

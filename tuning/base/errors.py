@@ -70,10 +70,14 @@ def each_alone(makers: Mapping[str, Callable[[], Made]], tell: Callable[[str], N
 
 
 def survive_encoding() -> None:
-    """Has stdout and stderr write what their encoding lacks in plain letters, instead of failing on it."""
+    """Has stdout and stderr write what their encoding lacks in plain letters, instead of failing on it.
+
+    UTF-8 lacks the bytes of a file's name that is none.
+    """
     codecs.register_error("plain", _plain)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+        utf = isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().startswith("utf")
+        if isinstance(stream, io.TextIOWrapper) and (not utf or stream.errors == "strict"):
             stream.reconfigure(errors="plain")
 
 

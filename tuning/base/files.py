@@ -23,7 +23,7 @@ NETWORK_FILE_SYSTEMS = {
     *("9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4"),
     *("orangefs", "panfs", "prl_fs", "smb2", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs", "fuse.vmhgfs-fuse"),
 }
-RESULTS = Path("results")
+RESULTS, MODEL_DIR = Path("results"), Path("best_model")  # Where commands write, if nothing else is said.
 PACKAGE = Path(__file__).parents[1]  # `tuning`, as it is imported; what a cluster's nodes get.
 SPACES = PACKAGE.parent / "search_spaces"
 
@@ -51,7 +51,7 @@ def make_folder(path: Path, *, exist_ok: bool = False) -> None:
 
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:
     """Writes a file whole or not at all; raises UserError where the disk is full."""
-    write_bytes(path, text.encode(), durable=durable)
+    write_bytes(path, text.encode(errors="backslashreplace"), durable=durable)  # A file's name may be no UTF-8.
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
@@ -117,7 +117,7 @@ def append_row(path: Path, columns: Iterable[str], row: Mapping[str, Any]) -> No
             if _cut_torn_line(file) == 0:
                 writer.writeheader()
             writer.writerow(row)
-            write(file, text.getvalue().encode())
+            write(file, text.getvalue().encode(errors="backslashreplace"))
     except OSError as error:
         raise (disk_full(path, error) or error) from error
 
@@ -132,7 +132,7 @@ def append_line(path: Path, line: str) -> None:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - 1))
             torn = end > 0 and file.read(1) != b"\n"
-            write(file, f"{chr(10) if torn else ''}{line}\n".encode())
+            write(file, f"{chr(10) if torn else ''}{line}\n".encode(errors="backslashreplace"))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -205,4 +205,18 @@ def _cut_torn_line(file: IO[bytes]) -> int:
 def cache_dir(name: str) -> Path:
     """Returns the user's folder for the data set: in $TUNING_CACHE, $XDG_CACHE_HOME/tuning or ~/.cache/tuning."""
     parent = os.environ.get("TUNING_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "tuning")
-    return Path(parent).expanduser() / name
+    return expanded(parent) / name
+
+
+def expanded(path: Path | str) -> Path:
+    """Returns a path with the user's folder in the place of "~".
+
+    Raises:
+        UserError: It begins with "~" and the name of a user whom there is not.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} begins with the folder of a user, which cannot be found. Write the whole path."
+        ) from error

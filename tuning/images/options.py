@@ -1,12 +1,12 @@
 """How one's own images are read, as options of a command: `search`, `final` and `explore` have the same."""
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, get_args
 
 import typer
 
 from tuning.base.errors import UserError
+from tuning.base.files import expanded
 from tuning.images.source import Resize, Source
 
 PANEL = "Your own images"
@@ -68,10 +68,15 @@ def source_of(asked: SimpleNamespace) -> Source:
     """
     source = Source(
         asked.dataset,
-        None if asked.data_dir is None else Path(asked.data_dir),
+        None if asked.data_dir is None else expanded(asked.data_dir),
         **{name: getattr(asked, name) for name in READING if name != "labels_leave_out"},
         labels_leave_out=tuple(asked.labels_leave_out or ()),
     )
+    if source.is_own and source.data_dir is not None:
+        raise UserError(
+            f"--data-dir must be used with a data set that has a name, or with a run, but got {asked.data_dir} beside "
+            f"--dataset {asked.dataset}. Leave it out."
+        )
     given = [f"--{name.replace('_', '-')}" for name, default in READING.items() if getattr(asked, name) != default]
     if not source.is_own and given:
         raise UserError(

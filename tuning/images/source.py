@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from tuning.base import files
 from tuning.base.errors import UserError, unknown_name
 from tuning.images.catalogue import DATASETS
 
@@ -102,7 +103,7 @@ class Source:
     @property
     def path(self) -> Path:
         """Where one's own images are."""
-        return Path(self.dataset).expanduser()
+        return files.expanded(self.dataset)
 
     @property
     def name(self) -> str:

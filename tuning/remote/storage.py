@@ -59,7 +59,7 @@ def usable(uri: str) -> str:
             "into the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or into the provider's own file."
         )
     if uri.startswith("file:///") or "://" not in uri:
-        uri = str(Path(uri.removeprefix("file://")).expanduser().absolute())
+        uri = str(files.expanded(uri.removeprefix("file://")).absolute())
         if not Path(uri).is_dir():
             raise UserError(f"--storage must be a folder that is there, but got {uri!r}. Make it first, or mount it.")
     store = Store(uri)

@@ -16,7 +16,7 @@ from tuning.runs.schema import EPOCH_COLUMNS, FRAMES, TRIAL_COLUMNS, plain, read
 if TYPE_CHECKING:
     import pandas as pd
 
-RESULTS = files.RESULTS
+RESULTS, MODEL_DIR = files.RESULTS, files.MODEL_DIR
 WORDS = ("latest", "list", "compare")  # what the command understands, so that no run may be called it
 VALID_IMAGES_BEFORE = 5_000  # Of the valid split, where an earlier version kept no number, as it did of fewer.
 
@@ -309,9 +309,6 @@ def write_best(run: Run) -> None:
     outcome = {name: value for name, value in best.items() if not name.startswith("config/")}
     reasons = {"why": why, "metric": metric.name, f"second_{metric.column}": second}
     files.write_json(run.path / "best.json", {**reasons, **outcome, "config": config})
-
-
-MODEL_DIR = Path("best_model")
 
 
 def trial_folder(run: Path, number: int) -> Path:

@@ -3,6 +3,7 @@
 `tuning.search` asks here before it imports torch or Ray.
 """
 
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
@@ -116,7 +117,7 @@ def _source(dataset: str, data_dir: Path | None, reading: Mapping[str, Any] | No
     if reading is None:
         return Source(dataset, data_dir)
     path = Path(dataset) if data_dir is None else data_dir
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"The images of the run are not in {path}. Name the folder or file with --data-dir.")
     known = {name: value for name, value in reading.items() if name in READING}
     known |= {"labels_leave_out": tuple(known.get("labels_leave_out") or ()), "known_as": reading.get("name")}
@@ -130,6 +131,8 @@ def as_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = {name: value for name, value in settings.items() if name not in ("limit", "reading")}
     found |= {name: value for name, value in (settings.get("reading") or {}).items() if name in READING}
+    if settings.get("reading") and found.get("data_dir") is not None:  # One's own images, which have moved.
+        found["dataset"] = found.pop("data_dir")
     if found.get("address") is not None and "limit" in settings:
         found["concurrency"] = settings["limit"]
     for name in {"start_from", "start-from"} & found.keys():

@@ -3,6 +3,7 @@
 Everything that can be refused is refused here, before torch or Ray is imported.
 """
 
+import os
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
@@ -121,9 +122,9 @@ def _of_resumed(asked: Asked, found: run_folder.Run, budget: float | None, *, dr
         was = "The time budget was that of the earlier session; this one has none, unless --time-budget gives it one."
         changed = f"{changed} {was}".strip()
     if asked.data_dir is not None:
-        settings = replace(settings, data_dir=str(asked.data_dir))
-    elif settings.data_dir is not None and not Path(settings.data_dir).is_dir():
-        changed = f"{changed} The folder {settings.data_dir} is not here; the images are looked for elsewhere.".strip()
+        settings = replace(settings, data_dir=str(files.expanded(asked.data_dir).absolute()))
+    elif settings.data_dir is not None and not os.path.exists(settings.data_dir):
+        changed = f"{changed} {settings.data_dir} is not here; the images are looked for elsewhere.".strip()
         settings = replace(settings, data_dir=None)
     if dry_run and settings.device == "any":
         raise UserError(f"--dry-run must be of a run on cpu or cuda, but got {found.name}, which is on any.")
@@ -172,7 +173,8 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
     if asked.device == "any" and (asked.address is None or dry_run):
         where = "with --dry-run" if asked.address else "on one machine"
         raise UserError(f"--device must be cpu or cuda {where}, but got 'any'.")
-    shared, slots_are_open = _trials_a_gpu(asked, source)
+    dataset = str(images.path.absolute()) if images.is_own else asked.dataset
+    shared, slots_are_open = _trials_a_gpu(asked, source, dataset)
     wanted = slot_plans.SlotRequest(asked.device, asked.cpus_per_trial, asked.gpus_per_trial, asked.concurrency)
     slots = plan_slots(asked.address, storage, wanted, shared)
     if not dry_run:
@@ -181,14 +183,14 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
         samples=asked.samples or 20,
         # A function is kept in the run folder, whose file other searches may be given.
         space=source if isinstance(asked.space, str) else str(path / "space.py"),
-        dataset=str(Path(asked.dataset).absolute()) if images.is_own else asked.dataset,
+        dataset=dataset,
         reading={"name": images.name} | {name: getattr(asked, name) for name in READING} if images.is_own else None,
         epochs=asked.epochs or DEFAULT_EPOCHS["cuda" if slots.device == "cuda" else "cpu"],
         seed=asked.seed,
         sampler=sampler,
         scheduler=scheduler,
         train_images=asked.train_images,
-        data_dir=None if asked.data_dir is None else str(asked.data_dir),
+        data_dir=None if images.data_dir is None else str(images.data_dir.absolute()),
         max_failures=asked.max_failures,
         time_budget=budget,
         minimize=asked.minimize,
@@ -272,7 +274,7 @@ def _space_file(space: Any, stack: ExitStack) -> str:
     return str(file)
 
 
-def _trials_a_gpu(asked: Asked, source: str) -> tuple[int | None, bool]:
+def _trials_a_gpu(asked: Asked, source: str, dataset: str) -> tuple[int | None, bool]:
     """Returns how many trials a GPU an earlier dry run of the space found to pay, and whether one may choose that."""
     limits = (asked.address, asked.concurrency, asked.gpus_per_trial)
     if asked.device == "cpu" or any(limit is not None for limit in limits):
@@ -280,4 +282,4 @@ def _trials_a_gpu(asked: Asked, source: str) -> tuple[int | None, bool]:
     from tuning.sampling.spaces import load_space
     from tuning.trials import estimate
 
-    return estimate.recall_slots(load_space(source).source, asked.dataset), True
+    return estimate.recall_slots(load_space(source).source, dataset), True
