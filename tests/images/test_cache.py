@@ -268,3 +268,61 @@ def test_gray_images_in_three_channels_take_the_space_of_one(tmp_path: Path) -> 
     assert found.images.shape == (4, 1, 6, 5) and found.facts.cache.stat().st_size == 120
     assert np.array_equal(found.images[3, 0], photo(3, channels=1))
     assert same(found, reading(tmp_path / "set")[0])
+
+
+def test_a_drive_that_fails_once_ends_the_command_and_leaves_no_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, opened, n = class_folders(tmp_path / "set"), decoding.Image.open, iter(range(99))
+
+    def fails_once(file: Any, **options: Any) -> Any:
+        if next(n) == 8:  # While decoding: six headers are read before.
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(file))
+        return opened(file, **options)
+
+    monkeypatch.setattr(decoding.Image, "open", fails_once)
+    with pytest.raises(UserError, match=r"png cannot be read now: Too many open files. Run the command again"):
+        reading(root, skip_broken=True)
+    assert len(reading(root)[0]) == 6
+
+
+def test_colour_images_that_are_all_cut_are_named(tmp_path: Path) -> None:
+    for i in range(4):
+        path = save(tmp_path / "set" / "ab"[i % 2] / f"{i}.jpg", photo(i, 60, 60))
+        path.write_bytes(path.read_bytes()[:-600])
+    with pytest.raises(UserError, match=r"(?s)^4 of the 4 images .* cannot be read:.*0.jpg: image file is truncated"):
+        reading(tmp_path / "set")
+
+
+def test_a_cache_of_another_user_names_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    exists, root = Path.exists, class_folders(tmp_path / "set")
+
+    def refuse(path: Path) -> Any:
+        if cache in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))  # The tests may run as root.
+        return exists(path)
+
+    def denied(**options: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    monkeypatch.setattr(entries.tempfile, "mkstemp", denied)
+    with pytest.raises(UserError, match=r"^Permission denied while writing decoded images .* set TUNING_CACHE"):
+        reading(root)
+
+
+def test_what_another_user_left_is_not_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    cache.mkdir(parents=True)
+    (cache / ".a.part").write_bytes(b"?")
+    os.utime(cache / ".a.part", (1, 1))
+    unlink = Path.unlink
+
+    def refuse(path: Path, **options: Any) -> None:
+        if path.suffix == ".part":
+            raise PermissionError(1, "Operation not permitted", str(path))
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert len(reading(class_folders(tmp_path / "set"))[0]) == 6

@@ -182,3 +182,18 @@ def test_idx_files_that_lack_something_are_named(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(path.read_bytes())[:-200])
     with pytest.raises(UserError, match=r"train-images-idx3-ubyte is damaged: Compressed file ended"):
         reading(tmp_path / "set")
+
+
+@pytest.mark.parametrize("gone", [np.nan, ""])
+def test_images_without_a_label_are_passed_over(gone: Any, tmp_path: Path) -> None:
+    labels = np.array([0, 1, 2, gone] if gone == "" else [0.0, 1.0, 2.0, gone])[np.arange(10) % 4]
+    found, said = reading(npz(tmp_path, x=IMAGES, y=labels))
+    assert found.class_names == ("0", "1", "2") and found.names.tolist() == [f"x[{i}]" for i in range(10) if i % 4 < 3]
+    assert np.array_equal(found.images[3:6, 0], IMAGES[4:7])
+    assert "Passed over: rows without a label (2)." in said
+
+
+def test_an_idx_file_of_images_must_be_called_so(tmp_path: Path) -> None:
+    path = idx(tmp_path / "digits.idx3", IMAGES)
+    with pytest.raises(UserError, match=r'digits.idx3 must have "images" in its name, .* with "labels"\. Rename both'):
+        reading(path)

@@ -1,6 +1,7 @@
 """Folders of class folders: levels, splits, and what is no class."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -285,3 +286,91 @@ def test_a_table_above_split_folders_names_the_images_in_them(tmp_path: Path) ->
     (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label", *rows]), encoding="utf-8")
     found, _ = reading(tmp_path)
     assert found.splits.tolist() == ["train"] * 4 + ["test"] * 2 and found.names[4] == "test/0.png"
+
+
+def in_parts(root: Path, header: str = "image_id,dx,age") -> Path:
+    """Writes images into two folders that are parts of a set, and the table of their labels beside these."""
+    for i in range(8):
+        save(root / f"HAM_images_part_{1 + i // 4}" / f"{i}.png", photo(i))
+    rows = [f"{i},{'ab'[i % 2]},{30 + i % 3}" for i in range(8)]
+    (root / "metadata.csv").write_text("\n".join([header, *rows]), encoding="utf-8")
+    return root
+
+
+def test_parts_of_a_set_are_no_classes(tmp_path: Path) -> None:
+    root = in_parts(tmp_path / "set")
+    with pytest.raises(UserError, match=r"must have a column with the labels, .* image_id, dx, age.*--label-column"):
+        reading(root)
+    assert reading(root, label_column="dx")[0].class_names == ("a", "b")
+    found, said = reading(in_parts(tmp_path / "other", "image_id,label,age"))
+    assert found.class_names == ("a", "b") and found.names[4] == "HAM_images_part_2/4.png"
+    assert said[0].startswith("HAM_images_part_1, HAM_images_part_2 are no classes, but parts of a set: the labels are")
+
+
+def test_a_table_beside_class_folders_is_said(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set", classes=("class_1", "class_2"))
+    (root / "labels.csv").write_text("id,label\n0,a\n", encoding="utf-8")
+    (root / "._labels.csv").write_text("?", encoding="utf-8")  # As a Mac leaves it.
+    found, said = reading(root)
+    assert found.class_names == ("class_1", "class_2")
+    table = root / "labels.csv"
+    assert said[0] == f"The classes are folders. {table} is not read; --dataset {table} reads it in their place."
+
+
+def test_a_table_that_a_mac_left_is_none(tmp_path: Path) -> None:
+    for i in range(4):
+        save(tmp_path / "set" / f"{i}.png", photo(i))
+    (tmp_path / "set" / "labels.csv").write_text("id,label\n0,a\n1,b\n2,a\n3,b\n")
+    (tmp_path / "set" / "._labels.csv").write_bytes(b"\0\5\x16\7")
+    assert reading(tmp_path / "set")[0].class_names == ("a", "b")
+    assert reading(tmp_path / "set", label_column="label")[0].class_names == ("a", "b")
+
+
+def test_folders_that_are_called_like_splits_and_have_the_same_classes_are_splits(tmp_path: Path) -> None:
+    for name in ("seg_train", "seg_test"):
+        class_folders(tmp_path / "set" / name / name)
+    found, said = reading(tmp_path / "set")
+    assert found.class_names == ("cat", "dog") and found.splits.tolist() == ["train"] * 6 + ["test"] * 6
+    assert said[0] == "Read as splits: seg_test (test), seg_train (train)."
+    class_folders(tmp_path / "two" / "steam train", classes=("old", "new"))
+    class_folders(tmp_path / "two" / "test track", classes=("red",))
+    assert reading(tmp_path / "two")[0].class_names == ("steam train", "test track")
+
+
+@pytest.mark.parametrize("names", [("val", "test"), ("seg_val", "seg_test")])
+def test_splits_without_one_to_train_on_are_refused(names: Sequence[str], tmp_path: Path) -> None:
+    for name in names:
+        class_folders(tmp_path / "set" / name)
+    with pytest.raises(
+        UserError, match=r"^.*set has the splits .*test, .*val, and none to train on\. .*--dataset .*test"
+    ):
+        reading(tmp_path / "set")
+
+
+def test_classes_with_the_same_folders_in_them_are_said(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        class_folders(tmp_path / "set" / name, classes=("2020", "2021"))
+    found, said = reading(tmp_path / "set")
+    assert found.class_names == ("cat", "dog")
+    assert said[0] == "The classes are the outer folders, cat ..., and not 2020, 2021 ... in each of them."
+
+
+def test_runs_and_models_in_the_folder_are_no_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = class_folders(tmp_path / "set")
+    monkeypatch.chdir(root)
+    Path("results", "one").mkdir(parents=True)  # As a search has made it before it reads images.
+    Path("best_model").mkdir()
+    assert reading(".")[0].class_names == ("cat", "dog")
+    save(Path("results", "explore.png"), photo(1))
+    save(Path("best_model", "pca.png"), photo(2))
+    assert reading(".")[0].facts.passed_over == {"folders of this project's runs and models": 2}
+    Path("results", "one", "meta.json").write_text("{}")
+    Path("best_model", "model.pth").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert reading(root)[0].class_names == ("cat", "dog")
+
+
+def test_an_empty_class_folder_may_be_left_out_by_its_name(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set")
+    (root / "bird").mkdir()
+    assert reading(root, labels_leave_out=("bird",))[0].class_names == ("cat", "dog")

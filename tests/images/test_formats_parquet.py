@@ -126,3 +126,43 @@ def test_files_that_are_damaged_or_differ_are_named(tmp_path: Path) -> None:
     path.write_bytes(content[:40] + bytes(300) + content[340:])
     with pytest.raises(UserError, match=r"train-0.parquet is damaged: |cannot be read"):
         reading(tmp_path / "set")
+
+
+def test_files_that_rows_name_decide_what_the_cache_has(tmp_path: Path) -> None:
+    for i in range(4):
+        save(tmp_path / f"{i}.png", photo(50 + i))
+    cells = [{"bytes": None, "path": f"{i}.png"} for i in range(4)]
+    path = write(tmp_path / "set.parquet", {"image": cells, "label": [0, 1, 0, 1]})
+    assert np.array_equal(reading(path)[0].images[3].transpose(1, 2, 0), photo(53))
+    save(tmp_path / "3.png", photo(60))
+    assert np.array_equal(reading(path)[0].images[3].transpose(1, 2, 0), photo(60))
+    (tmp_path / "3.png").unlink()
+    with pytest.raises(UserError, match=r"row 3: no such file"):
+        reading(path)
+    save(tmp_path / "3.png", photo(61))
+    assert np.array_equal(reading(path)[0].images[3].transpose(1, 2, 0), photo(61))
+
+
+def test_columns_of_other_types_and_of_one_name_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "set" / "train-0.parquet", {"image": rows(4), "label": [0, 1, 0, 1]})
+    other = write(tmp_path / "set" / "test-0.parquet", {"image": rows(4), "label": list("abab")})
+    with pytest.raises(UserError, match=r"^The Parquet files in .*set must have .* the same types, but got: .*label"):
+        reading(tmp_path / "set")
+    write(other, {"image": [f"{i}.png" for i in range(4)], "label": [0, 1, 0, 1]})
+    with pytest.raises(UserError, match=r"test-0.parquet must have the columns of .*train-0.parquet, but has others"):
+        reading(tmp_path / "set")
+    twice = pa.Table.from_arrays([pa.array(rows(4)), pa.array([0, 1, 0, 1]), pa.array(list("abab"))], ["i", "y", "y"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(UserError, match=r"must have a name of its own for each column, but has 'y' twice"):
+        reading(tmp_path / "twice.parquet")
+
+
+def test_a_damaged_column_of_labels_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "set.parquet", {"label": list(range(2)) * 500, "image": rows(2) * 500})
+    chunk = pq.ParquetFile(path).metadata.row_group(0).column(0)
+    content = bytearray(path.read_bytes())
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"^.*set.parquet is damaged: .* Replace it."):
+        reading(path)

@@ -1,5 +1,7 @@
 """Tables of images and labels: which column is what, which file is meant, and rows that lack something."""
 
+import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -267,3 +269,38 @@ def test_a_table_in_parquet_names_files(tmp_path: Path) -> None:
 def test_photos_are_told_apart() -> None:
     images: list[Array] = [photo(i) for i in range(9)]
     assert len({image.tobytes() for image in images}) == 9
+
+
+def test_an_encoding_that_is_guessed_is_said_and_one_that_fits_none_is_refused(tmp_path: Path) -> None:
+    path = table(tmp_path, "")
+    path.write_text("image,label\n0,жук\n1,b\n2,жук\n3,b\n", encoding="cp1251")
+    _, said = reading(path)
+    assert said[0] == f"{path} is no UTF-8 and is read as cp1252. If names look wrong, save it as UTF-8."
+    path.write_text("image,label\n0,\u8868\n1,\u80fd\n2,\u8868\n3,b\n", encoding="shift_jis")
+    path.write_bytes(path.read_bytes() + b"\x81\x40")
+    with pytest.raises(
+        UserError, match=r"labels.csv must be text in UTF-8, but is in another encoding. Save it as UTF-8"
+    ):
+        reading(path)
+
+
+def test_file_names_of_two_unicode_forms_are_one(tmp_path: Path) -> None:
+    files = [f"fotos/caf\u00e9/{name}.png" for name in ("a\u00e9", "b\u00e9")]
+    decomposed = [unicodedata.normalize("NFD", name) for name in files]
+    found, _ = reading(table(tmp_path, f"image,label\n{files[0]},x\nB\u00c9,y\nB\u00c9,y\n", decomposed))
+    assert found.names.tolist() == [*decomposed, decomposed[1]]
+
+
+def test_a_delimiter_in_the_cells_alone_is_none(tmp_path: Path) -> None:
+    found, _ = reading(table(tmp_path, "image,tags\n" + "0,red;round;big\n1,blue;round;big\n" * 3))
+    assert found.class_names == ("blue;round;big", "red;round;big")
+
+
+def test_a_folder_that_may_not_be_listed_is_read_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = table(tmp_path, "image,label\n" + "".join(f"images/{i}.png,{'ab'[i % 2]}\n" for i in range(4)))
+
+    def refuse(path: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))  # The tests may run as root.
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert len(reading(path)[0]) == 4

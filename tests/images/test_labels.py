@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from photos import photo, reading, save
+from photos import class_folders, photo, reading, save
 
 from tuning.base.errors import UserError
 
@@ -71,3 +71,54 @@ def test_a_label_to_leave_out_must_occur(tmp_path: Path) -> None:
         reading(path, labels_leave_out=("not sure",))
     found, _ = reading(path, labels_leave_out=("Not sure",))
     assert found.class_names == ("a", "b") and found.facts.left_out == (("2.png", "label 'Not sure'"),)
+
+
+def test_a_class_whose_name_is_no_utf_8_is_refused_and_can_be_left_out(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set", classes=("bar", "cat", "caf\udce9"))
+    with pytest.raises(UserError, match=r"^The labels of .* must be text in UTF-8, but one is 'caf\\udce9'.* Rename"):
+        reading(root)
+    assert reading(root, labels_leave_out=("caf\udce9",))[0].class_names == ("bar", "cat")
+
+
+def test_names_that_are_no_utf_8_can_be_written(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set\udce9")
+    save(root / "cat" / "x\udce9.png", photo(9))
+    found, _ = reading(root)
+    assert [name for name in found.names if "x" in name] == ["cat/x\\udce9.png"]
+
+
+@pytest.mark.parametrize("gone", ["nan", "None", "N/A"])
+def test_a_class_that_is_called_like_no_value_is_said(gone: str, tmp_path: Path) -> None:
+    found, said = reading(table(tmp_path, ["a", "b", gone, "b", gone]))
+    assert len(found.class_names) == 3
+    assert (
+        f"{gone!r} is a class of 2 images. If they have no label, leave them out with --labels-leave-out {gone}."
+        in said
+    )
+
+
+def test_a_group_that_is_called_like_no_value_is_said(tmp_path: Path) -> None:
+    path = table(tmp_path, ["a,p", "b,q", "a,nan", "b,nan"])
+    path.write_text(path.read_text().replace("id,label", "id,label,patient"))
+    found, said = reading(path, group_column="patient")
+    assert found.groups.tolist() == ["p", "q", "nan", "nan"]
+    assert any(line.startswith("2 images are of one group, 'nan', and lie on one side") for line in said)
+
+
+def test_groups_of_two_unicode_forms_are_one(tmp_path: Path) -> None:
+    path = table(tmp_path, ["a,Ren\u00e9", "b,Rene\u0301", "a,x", "b,x"])
+    path.write_text(path.read_text().replace("id,label", "id,label,by"))
+    assert len(set(reading(path, group_column="by")[0].groups)) == 2
+
+
+def test_small_classes_are_left_out_before_labels_are_judged(tmp_path: Path) -> None:
+    path = table(tmp_path, ["a", "a", "b", "b", *(f"x{i}" for i in range(120))])
+    with pytest.raises(
+        UserError, match=r"124 images have 122 different labels.* or leave small classes out with --min"
+    ):
+        reading(path)
+    assert len(reading(path, min_images=2)[0].class_names) == 122
+    with pytest.raises(
+        UserError, match=r"^--min-images must be at most 2, to keep .* but got 5\. .* 'a' \(2\), 'b' \(2\)"
+    ):
+        reading(path, min_images=5)

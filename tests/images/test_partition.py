@@ -152,3 +152,12 @@ def test_the_odd_images_of_many_small_classes_go_to_all_parts() -> None:
     labels = np.repeat(np.arange(100), 6)
     sizes = np.bincount(deal(labels, np.arange(600), [0.2] * 5, 0))
     assert sizes.max() - sizes.min() <= 1
+
+
+@pytest.mark.parametrize(("groups", "said"), [("p", "1: p"), (["p", "q"] * 15, "2: p, q")])
+def test_too_few_groups_for_the_splits_are_named(groups: Any, said: str) -> None:
+    images = known(np.arange(30) % 3, groups=groups)
+    with pytest.raises(
+        UserError, match=rf"^The images must be of 3 groups at least, .* are of {said}\. Choose another"
+    ):
+        partition.partition(images)

@@ -87,7 +87,10 @@ def load(key: str, note: Callable[[str], None]) -> tuple[Entry, npt.NDArray[np.u
         note: Receives that it is damaged.
     """
     record, path = folder() / f"{key}.json", pixels_file(key)
-    if not record.exists():
+    try:
+        if not record.exists():
+            return None
+    except PermissionError:  # The folder is another user's: who writes an entry says so.
         return None
     try:
         found = json.loads(record.read_bytes())
@@ -185,7 +188,7 @@ def also_called(key: str, other: str) -> None:
 def _remove_leftovers() -> None:
     """Removes what processes that were killed left behind."""
     for path in folder().glob(".*.part"):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # Gone, or another user's.
             if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
                 path.unlink()
 
@@ -238,7 +241,7 @@ def content_digests(paths: Sequence[Path], root: Path, advance: Callable[[], Non
         root: Of the data set: it has an index of its own.
         advance: Is called after each file.
     """
-    index = folder() / f"index-{hashlib.blake2b(str(root.resolve()).encode(), digest_size=8).hexdigest()}.json"
+    index = folder() / f"index-{hashlib.blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()}.json"
     known = _known(index)
     began = time.time_ns()
     seen: dict[str, list[Any]] = {}

@@ -14,6 +14,7 @@ from tuning.base.errors import UserError, counted
 from tuning.images import partition, torchvision_sets
 from tuning.images.catalogue import DATASETS, FileSet
 from tuning.images.fetch import parse_idx, read_files
+from tuning.images.labels import check_min_images
 from tuning.images.mapped import BYTES_AT_ONCE, file_of, give_back
 from tuning.images.partition import Known, Partition
 from tuning.images.source import Source
@@ -242,11 +243,9 @@ def _read_own(
     rows, notes = np.arange(len(known)), list[str]()
     if source.min_images is not None:
         rows, known, notes = _large_classes(known, source.min_images)
-    if len(known.class_names) < 2:
-        raise UserError(
-            f"{source.dataset} has images of one class alone, {', '.join(known.class_names)!r}. To tell classes apart, "
-            "a data set needs two at least."
-        )
+    counts = np.bincount(known.labels, minlength=len(known.class_names))
+    named = [f"{name} ({n:,})" for name, n in zip(known.class_names, counts.tolist(), strict=True)]
+    notes.insert(0, f"Classes: {partition.named(named)}.")
     parts, is_given = partition.partition(known), bool((known.given == "test").any())
     if is_given or len(parts.valid):
         splits = np.where(known.given == "valid", "valid", "train")
@@ -278,6 +277,7 @@ def image_digests(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.bytes_]:
 def _large_classes(known: Known, least: int) -> tuple[Integers, Known, list[str]]:
     """Returns the rows of the images of classes with so many, what is known of them, and a sentence on the others."""
     counts = np.bincount(known.labels, minlength=len(known.class_names))
+    check_min_images(dict(zip(known.class_names, counts.tolist(), strict=True)), least)
     kept = np.flatnonzero(counts >= least)
     if len(kept) == len(counts):
         return np.arange(len(known)), known, []

@@ -4,6 +4,7 @@ The same for a data set and for what `predict` is given. What must never live he
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import struct
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from tuning.base.errors import UserError
 from tuning.images.formats.listing import Content
 from tuning.images.source import Resize
 
@@ -26,6 +28,11 @@ MOST_PIXELS = 100_000_000  # Of an image that is decoded: 300 MB.
 _BITS = (8, 10, 12, 14, 16)  # That a camera or scanner may have.
 _DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _GRAY = ("1", "L", "LA", "La", *_DEEP)
+# Of reading a file, as lasting as its content: the cache may keep them. A drive that fails may be well again.
+_LASTING = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
+    *(errno.EACCES, errno.EPERM),
+}
 _ONE_AT_A_TIME = threading.Lock()  # Who changes Pillow's limit, which is the process's.
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
@@ -186,6 +193,11 @@ def _opened(content: Path | bytes) -> Iterator[Image.Image]:
     except FileNotFoundError as error:
         raise BrokenImageError("no such file") from error
     except OSError as error:
+        if error.errno is not None and error.errno not in _LASTING:
+            raise UserError(
+                f"{error.filename or 'An image'} cannot be read now: {error.strerror}. Run the command again; if it "
+                "fails again, check the drive, or replace the image."
+            ) from error
         raise BrokenImageError(error.strerror or str(error)) from error
     except Exception as error:  # Decoders' many ways to fail on damaged data.
         raise BrokenImageError(f"{type(error).__name__}: {error}") from error

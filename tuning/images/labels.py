@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tuning.base.errors import UserError, counted, unknown_name
@@ -11,6 +11,7 @@ from tuning.images.source import Source
 
 _FEW_NUMBERS = 20  # Fractions as labels: more different ones than this are a quantity, not classes.
 _MANY_ROWS = 100  # From so many images on, a class for every second one is a name for each.
+_NO_VALUES = {"nan", "none", "null", "na", "n/a", "<na>", "nat"}  # As tables write that there is no value.
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Labels:
 
 
 def check_labels(listing: Listing, source: Source, note: Note) -> Labels:
-    """Returns the rows with a class and a file.
+    """Returns the rows with a class and a file; rows without a label, which the listing counts, are passed over.
 
     Raises:
         UserError: Labels to leave out do not occur, files lack, or the labels are not those of classes.
@@ -50,10 +51,12 @@ def check_labels(listing: Listing, source: Source, note: Note) -> Labels:
     texts = _as_whole_numbers([unicodedata.normalize("NFC", label.strip()) for label in listing.labels])
     where = str(source.path)
     leave_out = {unicodedata.normalize("NFC", label.strip()) for label in source.labels_leave_out}
-    for label in sorted(leave_out - set(texts)):
-        raise unknown_name(f"--labels-leave-out for {where}", label, set(texts))
+    for label in sorted(leave_out - set(texts) - listing.empty):
+        raise unknown_name(f"--labels-leave-out for {where}", label, set(texts) - {""})
     rows, left_out, missing = [], [], []
     for row, (text, name) in enumerate(zip(texts, listing.names, strict=True)):
+        if not text:
+            continue
         if text in leave_out:
             left_out.append((name, f"label {text!r}"))
         elif row in listing.missing:
@@ -65,19 +68,50 @@ def check_labels(listing: Listing, source: Source, note: Note) -> Labels:
         note(f"Left out by label: {counted(sum(text in leave_out for text in texts), 'image')}.")
     if missing:
         _refuse_missing([(listing.names[row], texts[row]) for row in missing], len(texts), source, note)
-    _refuse_what_is_no_class([texts[row] for row in rows], where)
+    counts = Counter(texts[row] for row in rows)
+    if source.min_images is not None:
+        check_min_images(counts, source.min_images)
+        counts = Counter({name: n for name, n in counts.items() if n >= (source.min_images or 0)})
+    _refuse_what_is_no_class(counts, where)
+    for name, n in counts.items():
+        if name.casefold() in _NO_VALUES:
+            note(
+                f"{name!r} is a class of {counted(n, 'image')}. If they have no label, leave them out with "
+                f"--labels-leave-out {name}."
+            )
     return Labels(rows, texts, left_out)
+
+
+def check_min_images(counts: Mapping[str, int], least: int) -> None:
+    """Raises UserError where fewer than two classes have so many images."""
+    by_size = sorted(counts, key=lambda name: -counts[name])
+    if len(by_size) > 1 and counts[by_size[1]] < least:
+        named = ", ".join(f"{name!r} ({counts[name]:,})" for name in by_size[:2])
+        raise UserError(
+            f"--min-images must be at most {counts[by_size[1]]:,}, to keep two classes, but got {least:,}. The largest "
+            f"are {named}."
+        )
+
+
+def note_groups(groups: Sequence[str], note: Note) -> None:
+    """Says where a group is called like a value that is not there: all its images would lie on one side of a split."""
+    for name, n in Counter(groups).items():
+        if name.casefold() in _NO_VALUES:
+            note(
+                f"{counted(n, 'image')} are of one group, {name!r}, and lie on one side of every split. If they have "
+                "no group, leave their cells empty."
+            )
 
 
 def _as_whole_numbers(texts: list[str]) -> list[str]:
     """Returns labels such as "3.0" as "3", where all are whole numbers: a table with gaps turns them into floats."""
     try:
-        numbers = {text: float(text) for text in set(texts)}
+        numbers = {text: float(text) for text in set(texts) - {""}}
     except ValueError:
         return texts
     if not any("." in text for text in numbers) or not all(number.is_integer() for number in numbers.values()):
         return texts
-    return [str(int(numbers[text])) for text in texts]
+    return [str(int(numbers[text])) if text else "" for text in texts]
 
 
 def _refuse_missing(missing: Sequence[tuple[str, str]], n_rows: int, source: Source, note: Note) -> None:
@@ -99,19 +133,26 @@ def _refuse_missing(missing: Sequence[tuple[str, str]], n_rows: int, source: Sou
     )
 
 
-def _refuse_what_is_no_class(texts: Sequence[str], where: str) -> None:
-    """Raises UserError for labels that are measured, differ from image to image, or differ in case alone."""
-    names = sorted(set(texts), key=natural)
+def _refuse_what_is_no_class(counts: Counter[str], where: str) -> None:
+    """Raises UserError for labels that are no text or measured, or differ from image to image or in case alone."""
+    names, n = sorted(counts, key=natural), counts.total()
+    for name in names:
+        if (shown := name.encode(errors="backslashreplace").decode()) != name:
+            raise UserError(
+                f"The labels of {where} must be text in UTF-8, but one is '{shown}', as folders from an old archive "
+                "may be called. Rename it, or leave it out with --labels-leave-out."
+            )
     fractions = [name for name in names if _is_fraction(name)]
     if len(names) > _FEW_NUMBERS and all(map(_is_number, names)) and fractions:
         raise UserError(
             f"The labels of {where} must be classes, but are numbers such as {fractions[0]} ({len(names):,} different "
             "ones). Choose another column with --label-column; numbers as targets are not learned."
         )
-    if len(names) > 1 and (len(names) == len(texts) or (len(texts) >= _MANY_ROWS and 2 * len(names) > len(texts))):
+    if len(names) > 1 and (len(names) == n or (n >= _MANY_ROWS and 2 * len(names) > n)):
         raise UserError(
-            f"The labels of {where} must be classes with several images each, but {counted(len(texts), 'image')} have "
-            f"{len(names):,} different labels, e.g. {names[0]!r}. Choose another column with --label-column."
+            f"The labels of {where} must be classes with several images each, but {counted(n, 'image')} have "
+            f"{len(names):,} different labels, e.g. {names[0]!r}. Choose another column of a table with "
+            "--label-column, or leave small classes out with --min-images."
         )
     by_case: dict[str, str] = {}
     for name in names:

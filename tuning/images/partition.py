@@ -251,7 +251,7 @@ def _check_classes(known: Known, splits: dict[str, Integers]) -> None:
         counts = np.bincount(known.labels[rows], minlength=len(known.class_names))
         if lacking := [known.class_names[label] for label in np.flatnonzero(counts == 0)]:
             have = "has" if len(lacking) == 1 else "have"
-            raise UserError(f"Each class must have an image in {name}, but {_named(lacking)} {have} none. {WAY_OUT}")
+            raise UserError(f"Each class must have an image in {name}, but {named(lacking)} {have} none. {WAY_OUT}")
 
 
 def _refuse(known: Known, labels: Sequence[int], units: Integers) -> None:
@@ -259,15 +259,23 @@ def _refuse(known: Known, labels: Sequence[int], units: Integers) -> None:
     if not labels:
         return
     grouped = bool((known.groups != "").any())
+    groups = np.unique(known.groups)
+    if grouped and len(groups) < 3 and "" not in groups:
+        raise UserError(
+            "The images must be of 3 groups at least, one for each split, but are of "
+            f"{len(groups)}: {named(groups.tolist())}. Choose another --group-column or --group-pattern, or leave that "
+            "out."
+        )
     words = [
         f"{known.class_names[label]} ({counted(int((known.labels == label).sum()), 'image')}"
         + (f" of {counted(_n_units(units[known.labels == label]), 'group')})" if grouped else ")")
         for label in labels
     ]
-    raise UserError(f"Some classes have too few images to be in all splits: {_named(words)}. {WAY_OUT}")
+    raise UserError(f"Some classes have too few images to be in all splits: {named(words)}. {WAY_OUT}")
 
 
-def _named(words: Sequence[str]) -> str:
+def named(words: Sequence[str]) -> str:
+    """Returns the first words, and how many more there are."""
     return ", ".join(words[:NAMED]) + (f" and {len(words) - NAMED} more" if len(words) > NAMED else "")
 
 

@@ -4,7 +4,6 @@ What must never live here: formats, labels, and what is read again from the cach
 """
 
 import contextlib
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,17 +27,12 @@ from tuning.images.decoding import (
     read_header,
     read_pixels,
 )
-from tuning.images.formats.listing import Content, Listing, Note
+from tuning.images.formats.listing import Content, Listing, Note, to_stderr
 from tuning.images.source import SIDES, Resize, Source
 
 KEPT_SIDE = 96  # Images of one size are kept as they are up to this side, in pixels.
 _NAMED = 10  # Broken images that an error names.
 Result = TypeVar("Result")
-
-
-def to_stderr(line: str) -> None:
-    """Prints a line to stderr."""
-    print(line, file=sys.stderr)
 
 
 def refuse_broken(broken: Sequence[tuple[str, str]], n_rows: int, path: Path, skip_broken: bool, note: Note) -> None:
@@ -114,7 +108,7 @@ class Decoding:
                 n_resized += one.is_resized
                 gray &= one.is_gray
                 writer.add(one.image)
-            if gray and how.channels == 3:
+            if rows and gray and how.channels == 3:
                 writer = stack.enter_context(writer.first_channel())
             if rows:
                 writer.finish(

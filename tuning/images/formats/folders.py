@@ -1,5 +1,7 @@
 """A folder of class folders, with train, valid and test folders above them or without."""
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -7,20 +9,32 @@ from pathlib import Path
 
 from tuning.base.errors import UserError, counted
 from tuning.images.formats import parquet, tables
-from tuning.images.formats.listing import SPLIT_NAMES, SPLIT_ORDER, Listing, Note, natural, natural_folder, of_files
-from tuning.images.formats.walking import NO_IMAGES, Walk, walk
+from tuning.images.formats.listing import (
+    SPLIT_NAMES,
+    SPLIT_ORDER,
+    Listing,
+    Note,
+    natural,
+    natural_folder,
+    of_files,
+    split_of,
+)
+from tuning.images.formats.walking import NO_IMAGES, Walk, is_hidden, walk
 from tuning.images.source import Source
 
 _TABLES = (".csv", ".tsv", ".parquet")
 NO_CLASS = "images in no class folder"
+# Folders that differ in their number alone and are called so are parts of a set: HAM_images_part_1, images_001, batch2.
+_PART = re.compile(r"(?<![a-z])(part|batch|chunk|shard|vol|volume|archive|image|img|photo|picture|file)s?[^a-z]*$")
 Parts = tuple[str, ...]
 
 
 @dataclass
 class _Found:
-    """The images of class folders: path, label and split of each."""
+    """The images of class folders: path, label and split of each; and class folders without any that are left out."""
 
     rows: list[tuple[str, str, str]] = field(default_factory=list)
+    empty: set[str] = field(default_factory=set)
     passed_over: Counter[str] = field(default_factory=Counter)
 
 
@@ -33,10 +47,11 @@ def list_images(source: Source, note: Note) -> Listing:
     """Returns the images below the folder in natural order of their file names, by split.
 
     A single folder level that holds everything is stepped through. Where there are no class folders and one table
-    beside the images, the table is read.
+    beside the images, the table is read; so is one beside folders that are the parts of a set.
 
     Raises:
-        UserError: There is no image or no class folder, a class folder is empty, or a folder cannot be read.
+        UserError: There is no image or no class folder, a class folder is empty, a folder cannot be read, or there are
+            splits and none to train on.
     """
     root = source.path
     walked = walk(root)
@@ -48,14 +63,30 @@ def list_images(source: Source, note: Note) -> Listing:
     images = [tuple(name.split("/")) for name in walked.images]
     base = _stepped(images, set())
     top = _children(images, base)
-    splits = {name: SPLIT_NAMES[name.casefold()] for name in top if name.casefold() in SPLIT_NAMES}
+    splits = _splits(images, base, top, note)
     if listing := _by_tables(source, images, base, splits, note):
         return listing
     if source.columns:
         return _by_columns(source, note)
     if len(top) < 2:
         return _without_classes(source, walked, (*base, *top), note)
+    beside = [table for depth in {0, len(base)} for table in _tables_in(Path(root, *base[:depth]))]
+    untrained = len(splits) == len(top) and "train" not in splits.values()
+    if len(beside) == 1 and (untrained or _are_parts(top)):
+        note(f"{', '.join(top)} are no classes, but parts of a set: the labels are those of {beside[0]}.")
+        return _by_table(source, beside[0], note)
+    if untrained:
+        folder = Path(root, *base)
+        raise UserError(
+            f"{folder} has the splits {', '.join(top)}, and none to train on. Call the folder of the train images "
+            f"train, or pass one split alone: --dataset {folder / top[0]}."
+        )
+    if beside:
+        note(f"The classes are folders. {beside[0]} is not read; --dataset {beside[0]} reads it in their place.")
     found = _Found()
+    inner = [_children(images, (*base, name)) for name in top]
+    if "train" not in splits.values() and len(inner[0]) > 1 and all(each == inner[0] for each in inner):
+        note(f"The classes are the outer folders, {top[0]} ..., and not {', '.join(inner[0][:3])} ... in each of them.")
     if "train" in splits.values():
         _with_splits(root, walked, base, splits, found, source.labels_leave_out, note)
     else:
@@ -68,13 +99,27 @@ def list_images(source: Source, note: Note) -> Listing:
 
     found.rows.sort(key=place)
     names, labels, of_split = (list(column) for column in zip(*found.rows, strict=True))
-    return of_files(
-        names,
-        labels,
-        [root / name for name in names],
-        splits=of_split,
-        passed_over=walked.passed_over + found.passed_over,
-    )
+    paths, passed_over = [root / name for name in names], walked.passed_over + found.passed_over
+    listing = of_files(names, labels, paths, splits=of_split, passed_over=passed_over)
+    return replace(listing, empty=frozenset(found.empty))
+
+
+def _splits(images: Sequence[Parts], base: Parts, top: Sequence[str], note: Note) -> dict[str, str]:
+    """Returns folder -> split of folders that are called so, or like "seg_train" where these have the same classes."""
+    splits = {name: SPLIT_NAMES[name.casefold()] for name in top if name.casefold() in SPLIT_NAMES}
+    alike = {name: split_of(name) for name in top if split_of(name)}
+    if "train" in splits.values() or len(set(alike.values())) < 2:
+        return splits
+    classes = [set(_children(images, _stepped(images, (), (*base, name)))) for name in alike]
+    if len(set.intersection(*classes)) < 2 or ("train" not in alike.values() and len(alike) < len(top)):
+        return splits
+    note(f"Read as splits: {', '.join(f'{name} ({split})' for name, split in alike.items())}.")
+    return alike
+
+
+def _are_parts(names: Sequence[str]) -> bool:
+    """Returns whether folders are called like the parts of one set: they differ in their number alone."""
+    return len({re.sub(r"\d+", "", name) for name in names}) == 1 and bool(_PART.search(names[0].lower()))
 
 
 def _below(images: Sequence[Parts], base: Parts) -> list[Parts]:
@@ -138,7 +183,7 @@ def _with_splits(
 def _add(root: Path, walked: Walk, base: Parts, split: str, found: _Found, leave_out: Sequence[str]) -> None:
     """Adds the images of the class folders of one level."""
     images = [tuple(name.split("/")) for name in walked.images]
-    _refuse_empty(root, walked, base, {*_children(images, base), *leave_out})
+    found.empty |= _empty(root, walked, base, set(_children(images, base)), leave_out)
     for parts in _below(images, base):
         if len(parts) > len(base) + 1:
             found.rows.append(("/".join(parts), parts[len(base)], split))
@@ -146,23 +191,27 @@ def _add(root: Path, walked: Walk, base: Parts, split: str, found: _Found, leave
             found.passed_over[NO_CLASS] += 1
 
 
-def _refuse_empty(root: Path, walked: Walk, base: Parts, full: set[str]) -> None:
+def _empty(root: Path, walked: Walk, base: Parts, full: set[str], leave_out: Sequence[str] = ()) -> set[str]:
+    """Returns the class folders of a level without an image, which must be left out by their names."""
+    left_out, found = {unicodedata.normalize("NFC", name.strip()) for name in leave_out}, set()
     for name in walked.folders:
         *above, last = name.split("/")
         if tuple(above) == base and last not in full:
-            raise UserError(f"The class folder {root / name} has no image in it. Put images into it, or remove it.")
+            found.add(unicodedata.normalize("NFC", last.strip()))
+            if not found <= left_out:
+                raise UserError(f"The class folder {root / name} has no image in it. Put images into it, or remove it.")
+    return found
 
 
 def _without_classes(source: Source, walked: Walk, base: Parts, note: Note) -> Listing:
     """Reads images that all lie in `base` by the one table beside or above them, or says what is lacking."""
     root = source.path
-    levels = [Path(root, *base[:level]) for level in range(len(base) + 1)]
-    beside = sorted(path for level in levels for path in level.iterdir() if path.suffix.lower() in _TABLES)
+    beside = sorted(path for level in range(len(base) + 1) for path in _tables_in(Path(root, *base[:level])))
     if len(beside) == 1:
         note(f"{root} has no class folders: the labels are those of {beside[0]}.")
         return _by_table(source, beside[0], note)
     if base:
-        _refuse_empty(root, walked, base[:-1], {base[-1]})
+        _empty(root, walked, base[:-1], {base[-1]})
     if beside:
         way = f"Choose the table of their labels: --dataset {' or '.join(map(str, beside))}."
     else:
@@ -184,7 +233,7 @@ def _by_tables(
     train = next((name for name, split in splits.items() if split == "train"), None)
     if train is None or any(len(_children(images, (*base, name))) > 1 for name in splits):
         return None
-    tables_of = {name: _tables_in(Path(root, *base, name)) for name in sorted(splits, key=_place_of(splits))}
+    tables_of = {name: _texts_in(Path(root, *base, name)) for name in sorted(splits, key=_place_of(splits))}
     if len(tables_of[train]) == 1:
         listed = []
         for name, found in tables_of.items():
@@ -194,7 +243,7 @@ def _by_tables(
                 n = counted(len(_below(images, (*base, name))), "image")
                 note(f"{Path(root, *base, name)} has no table of labels: its {n} without a label are not read.")
         return _joined(listed)
-    above = [table for depth in {0, level} for table in _tables_in(Path(root, *base[:depth]))]
+    above = [table for depth in {0, level} for table in _texts_in(Path(root, *base[:depth]))]
     if len(above) != 1:
         return None
     note(f"{root} has no class folders: the labels are those of {above[0]}.")
@@ -223,12 +272,17 @@ def _place_of(splits: dict[str, str]) -> Callable[[str], int]:
 
 
 def _tables_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if tables.claims(path) and path.suffix.lower() in _TABLES)
+    found = (path for path in folder.iterdir() if path.suffix.lower() in _TABLES and not is_hidden(path.name))
+    return sorted(path for path in found if path.is_file())
+
+
+def _texts_in(folder: Path) -> list[Path]:
+    return [path for path in _tables_in(folder) if tables.claims(path)]
 
 
 def _by_columns(source: Source, note: Note) -> Listing:
     """Reads the one table in the folder, as a column was typed."""
-    beside = sorted(path for path in source.path.iterdir() if path.suffix.lower() in _TABLES)
+    beside = _tables_in(source.path)
     if len(beside) != 1:
         option, column = next(iter(source.columns.items()))
         raise UserError(

@@ -38,6 +38,11 @@ def list_images(source: Source, note: Note) -> Listing:
         UserError: There is no file of labels, a file is damaged, or a folder has several sets.
     """
     path = source.path
+    if path.is_file() and "images" not in path.name:
+        raise UserError(
+            f'{path} must have "images" in its name, as train-images-idx3-ubyte has, and its labels beside it in a '
+            'file that is called alike with "labels". Rename both.'
+        )
     files = list(_image_files(path if path.is_dir() else path.parent))
     families = {_family(file): file for file in files}
     if path.is_file():

@@ -3,8 +3,9 @@
 To add one, write a file with `claims(path)` and `list_images(source, note)` beside the others, and an entry here.
 """
 
+import contextlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,7 +36,8 @@ class Format(Entry):
         if source.columns and not self.has_columns:
             option, column = next(iter(source.columns.items()))
             raise UserError(f"{option} {column} needs a table, but {source.path} has no columns. Leave the option out.")
-        listing = self._get("list_images")(source, note)
+        with said_if_locked(source.path):
+            listing = self._get("list_images")(source, note)
         assert isinstance(listing, Listing)
         return listing
 
@@ -66,6 +68,17 @@ FORMATS = Registry(
 )
 
 
+@contextlib.contextmanager
+def said_if_locked(path: Path) -> Iterator[None]:
+    """Turns it into a sentence that a file or folder may not be read."""
+    try:
+        yield
+    except PermissionError as error:
+        raise UserError(
+            f"{error.filename or path} cannot be read ({error.strerror}). Change its permissions."
+        ) from error
+
+
 def find_format(path: Path) -> str:
     """Returns the name of the format that a path is of.
 
@@ -76,14 +89,10 @@ def find_format(path: Path) -> str:
         path.stat()
     except OSError as error:
         raise UserError(f"--dataset {path} cannot be read: {error.strerror}. Check the path.") from error
-    for name, entry in FORMATS.items():
-        try:
+    with said_if_locked(path):
+        for name, entry in FORMATS.items():
             if entry.claims(path):
                 return name
-        except PermissionError as error:
-            raise UserError(
-                f"{error.filename or path} cannot be read ({error.strerror}). Change its permissions."
-            ) from error
     hint = "Unpack it, and pass the folder." if path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z") else ""
     raise UserError(
         f"--dataset must be a folder of class folders, a table (.csv, .tsv, .parquet), .npz or IDX files, but "

@@ -2,6 +2,7 @@
 
 import functools
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,12 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing", "t10k"), "test"),
 }
 SPLIT_ORDER = ("train", "valid", "test", "")
+NO_LABEL = "rows without a label"
+
+
+def to_stderr(line: str) -> None:
+    """Prints a line to stderr."""
+    print(line, file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -30,10 +37,12 @@ class Listing:
         labels: As they are written; "" where a row has none.
         splits: "train", "valid", "test", or "" where none is given.
         groups: "" where none is given.
-        files: The files that hold the pixels: one a row where `one_each`, else containers of many images.
+        files: The files that hold the pixels: one a row where `one_each`, else containers of many images, and whatever
+            files these name.
         contents: Yields what some rows hold, which are given in ascending order.
         one_each: A row is a file. Where such a file is not there, the row is in `missing`.
         missing: Rows whose file is not there.
+        empty: Class folders without an image that are left out by their names.
         passed_over: Reason -> how many.
         options: What beside the files' contents decides the pixels, e.g. a column.
     """
@@ -46,6 +55,7 @@ class Listing:
     contents: Callable[[Sequence[int]], Iterator[Content]]
     one_each: bool = False
     missing: frozenset[int] = frozenset()
+    empty: frozenset[str] = frozenset()
     passed_over: Mapping[str, int] = field(default_factory=dict)
     options: str = ""
 
@@ -60,10 +70,10 @@ def of_files(
     missing: frozenset[int] = frozenset(),
     passed_over: Mapping[str, int],
 ) -> Listing:
-    """Returns the listing of images that are a file each."""
+    """Returns the listing of images that are a file each; bytes of a name that are no UTF-8 are escaped in it."""
     none = [""] * len(names)
     return Listing(
-        names=names,
+        names=[name.encode(errors="backslashreplace").decode() for name in names],
         labels=labels,
         splits=splits or none,
         groups=groups or none,

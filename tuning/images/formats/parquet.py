@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import pyarrow.parquet as pq
 from tuning.base.errors import UserError
 from tuning.images.formats import tables
 from tuning.images.formats.columns import find_columns
-from tuning.images.formats.listing import SPLIT_ORDER, Content, Listing, Note, natural, split_of
-from tuning.images.formats.walking import IMAGE_SUFFIXES, is_hidden
+from tuning.images.formats.listing import NO_LABEL, SPLIT_ORDER, Content, Listing, Note, natural, split_of
+from tuning.images.formats.walking import IMAGE_SUFFIXES, is_hidden, is_ours
 from tuning.images.source import Source
 
 _BATCH = 64  # Rows read at a time.
@@ -34,13 +35,16 @@ def list_images(source: Source, note: Note) -> Listing:
     """
     files = _files(source.path)
     schema = _open(files[0]).schema_arrow
+    if twice := [name for name in schema.names if schema.names.count(name) > 1]:
+        raise UserError(f"{files[0]} must have a name of its own for each column, but has {twice[0]!r} twice.")
+    inside = _with_images(schema)
     for file in files[1:]:
-        if _open(file).schema_arrow.names != schema.names:
+        other = _open(file).schema_arrow
+        if other.names != schema.names or _with_images(other) != inside:
             raise UserError(f"{file} must have the columns of {files[0]}, but has others. Pass one of them alone.")
-    inside = [field.name for field in schema if _holds_images(field.type)]
     if source.image_column in schema.names:
         inside = [name for name in inside if name == source.image_column]
-    texts = _texts(files, [field for field in schema if field.name not in inside and _is_plain(field.type)])
+    texts = _texts(files, schema, inside)
     by_name = _splits(files)
     if len(inside) > 1:
         options = " or ".join(f"--image-column {name}" for name in inside)
@@ -61,9 +65,9 @@ def list_images(source: Source, note: Note) -> Listing:
         labels=[labels[row] for row in rows],
         splits=[splits[row] for row in rows],
         groups=[texts[columns.group][row] if columns.group else "" for row in rows],
-        files=files,
+        files=[*files, *_named(files, inside[0])],
         contents=lambda wanted: _contents(files, inside[0], [rows[i] for i in wanted]),
-        passed_over=Counter({tables.NO_LABEL: n - len(rows)}),
+        passed_over=Counter({NO_LABEL: n - len(rows)}),
         options=f"{inside[0]} {rows if len(rows) < n else ''}",
     )
 
@@ -82,7 +86,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    return [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
+    return [entry for entry in folder.iterdir() if not is_hidden(entry.name) and not is_ours(entry)]
 
 
 def _open(file: Path) -> pq.ParquetFile:
@@ -103,6 +107,10 @@ def _splits(files: Sequence[Path]) -> list[str]:
     ]
 
 
+def _with_images(schema: pa.Schema) -> list[str]:
+    return [field.name for field in schema if _holds_images(field.type)]
+
+
 def _holds_images(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index("bytes") >= 0)
@@ -113,15 +121,28 @@ def _is_plain(kind: pa.DataType) -> bool:
     return not (pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _texts(files: Sequence[Path], fields: Sequence[pa.Field]) -> dict[str, list[str]]:
+def texts_of(file: Path) -> dict[str, list[str]]:
+    """Returns the columns of a file that may name images, as texts; raises UserError where it cannot be read."""
+    return _texts([file], _open(file).schema_arrow, ())
+
+
+def _texts(files: Sequence[Path], schema: pa.Schema, inside: Sequence[str]) -> dict[str, list[str]]:
     """Returns columns as texts; class names where the file has them for the numbers of a column."""
+    fields = [field for field in schema if field.name not in inside and _is_plain(field.type)]
     if not fields:
         return {}
     names = _class_names(_open(files[0]).schema_arrow.metadata)
-    table = pa.concat_tables(
-        [_open(file).read(columns=[field.name for field in fields]).replace_schema_metadata() for file in files],
-        promote_options="permissive",
-    )
+    parts = []
+    for file in files:
+        with _said_if_damaged(file):
+            parts.append(_open(file).read(columns=[field.name for field in fields]).replace_schema_metadata())
+    try:
+        table = pa.concat_tables(parts, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise UserError(
+            f"The Parquet files in {files[0].parent} must have columns of the same types, but got: "
+            f"{str(error).splitlines()[0]}. Write them alike, or pass one file alone."
+        ) from error
     return {
         field.name: [_text(value, names.get(field.name)) for value in table.column(field.name).to_pylist()]
         for field in fields
@@ -153,14 +174,42 @@ def _contents(files: Sequence[Path], column: str, wanted: Sequence[int]) -> Iter
     """Yields the images of some rows, which are counted through all files; a batch of rows is in memory at a time."""
     first, waiting = 0, list(reversed(wanted))
     for file in files:
-        try:
+        with _said_if_damaged(file):
             for batch in _open(file).iter_batches(batch_size=_BATCH, columns=[column]):
                 values = batch.column(0)
                 while waiting and waiting[-1] < first + len(values):
                     yield _content(values[waiting.pop() - first].as_py(), file.parent)
                 first += len(values)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{file} is damaged: {str(error).splitlines()[0]}. Replace it.") from error
+
+
+@contextmanager
+def _said_if_damaged(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file} is damaged: {str(error).splitlines()[0]}. Replace it.") from error
+
+
+def _named(files: Sequence[Path], column: str) -> list[Path]:
+    """Returns the files that a column of images names, where some of its images are not inside."""
+    found = []
+    for file in files:
+        opened = _open(file)
+        kind = opened.schema_arrow.field(column).type
+        if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0 or _all_inside(opened.metadata, column):
+            continue
+        with _said_if_damaged(file):
+            paths = opened.read(columns=[f"{column}.path"]).column(0).to_pylist()
+        found += [file.parent / each["path"] for each in paths if each and each["path"]]
+    return found
+
+
+def _all_inside(metadata: pq.FileMetaData, column: str) -> bool:
+    """Returns whether no row lacks the bytes of its image, as far as the file's statistics say."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+    known = [chunk.statistics for chunk in chunks if chunk.path_in_schema == f"{column}.bytes"]
+    return all(each is not None and each.has_null_count and each.null_count == 0 for each in known)
 
 
 def _content(value: Any, folder: Path) -> Content:

@@ -1,7 +1,10 @@
 """`Resolver`: the file that a table means by a path, a file name or an id."""
 
+import contextlib
 import os
+import unicodedata
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -41,8 +44,8 @@ class Resolver:
         exact = os.path.join(self.folder, value)
         if os.path.splitext(last)[1] and _is_file(exact):
             return Path(exact)
-        tail = "/".join(part for part in above.split("/") if part not in ("", ".")).lower()
-        found = self._lookup(last, tail)
+        tail = composed("/".join(part for part in above.split("/") if part not in ("", "."))).lower()
+        found = self._lookup(composed(last), tail)
         for place in (tail, f"images/{tail}".rstrip("/"), None):
             tier = [name for name in found if place is None or _folder(name) == place]
             if len(tier) > 1:
@@ -74,8 +77,7 @@ class Resolver:
             suffixes = {os.path.splitext(path)[1].lower() for path in rows}
             images = {
                 entry.path
-                for folder in {os.path.dirname(path) for path in rows}
-                for entry in os.scandir(folder)
+                for entry in _entries({os.path.dirname(path) for path in rows})
                 if not entry.name.startswith(".") and os.path.splitext(entry.name)[1].lower() in suffixes
             }
         return len(images - rows)
@@ -88,27 +90,39 @@ class Resolver:
     def _names(self) -> dict[str, list[str]]:
         found = defaultdict(list)
         for name in self._walked.images:
-            found[name.rpartition("/")[2]].append(name)
+            found[composed(name.rpartition("/")[2])].append(name)
         return found
 
     @cached_property
     def _stems(self) -> dict[str, list[str]]:
         found = defaultdict(list)
         for name in self._walked.images:
-            found[stem(name)].append(name)
+            found[composed(stem(name))].append(name)
         return found
 
     @cached_property
     def _loose(self) -> dict[str, list[str]]:
         found = defaultdict(list)
         for name in self._walked.images:
-            for key in {name.rpartition("/")[2].lower(), stem(name).lower()}:
+            for key in {composed(each).lower() for each in (name.rpartition("/")[2], stem(name))}:
                 found[key].append(name)
         return found
 
 
+def composed(text: str) -> str:
+    """Returns a text in Unicode's composed form: files from a Mac have the other one, and look the same."""
+    return unicodedata.normalize("NFC", text)
+
+
+def _entries(folders: Iterable[str]) -> Iterator[os.DirEntry[str]]:
+    """Yields what is in folders; nothing of one whose files may be read, but not listed."""
+    for folder in folders:
+        with contextlib.suppress(PermissionError):
+            yield from os.scandir(folder)
+
+
 def _folder(name: str) -> str:
-    return name.rpartition("/")[0].lower()
+    return composed(name.rpartition("/")[0]).lower()
 
 
 def _is_in(name: str, tail: str) -> bool:

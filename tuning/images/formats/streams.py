@@ -3,6 +3,7 @@
 import math
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tuning.base.errors import UserError
-from tuning.images.formats.listing import Content, Listing
+from tuning.images.formats.listing import NO_LABEL, Content, Listing
 
 _BLOCK_BYTES = 1 << 22  # Read at a time.
 
@@ -122,11 +123,19 @@ def list_parts(parts: Sequence[Part], files: Sequence[Path]) -> Listing:
             yield from part.images.images([row - first for row in rows if first <= row < first + n])
             first += n
 
-    return Listing(names=names, labels=labels, splits=splits, groups=[""] * len(names), files=files, contents=contents)
+    return Listing(
+        names=names,
+        labels=labels,
+        splits=splits,
+        groups=[""] * len(names),
+        files=files,
+        contents=contents,
+        passed_over=Counter({NO_LABEL: labels.count("")}),
+    )
 
 
 def texts_of(labels: npt.NDArray[Any], where: str) -> list[str]:
-    """Returns labels (N,), (N, 1) or one-hot (N, K) as texts.
+    """Returns labels (N,), (N, 1) or one-hot (N, K) as texts, "" for NaN.
 
     Raises:
         UserError: An image has several labels or none.
@@ -140,7 +149,9 @@ def texts_of(labels: npt.NDArray[Any], where: str) -> list[str]:
     if labels.ndim != 1:
         sizes = " x ".join(map(str, labels.shape))
         raise UserError(f"{where} must have one label an image, but has the shape {sizes or 'of a single number'}.")
-    return [label.decode(errors="replace") if isinstance(label, bytes) else str(label) for label in labels.tolist()]
+    if labels.dtype.kind == "S":
+        labels = np.char.decode(labels, errors="replace")
+    return ["" if label != label else str(label).strip() for label in labels.tolist()]
 
 
 def _skip(file: IO[bytes], n_bytes: int) -> None:

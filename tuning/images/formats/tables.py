@@ -1,5 +1,6 @@
 """A table of images and labels: CSV, TSV, or text with blanks between the columns. The images are files beside it."""
 
+import contextlib
 import csv
 import os
 from collections import Counter
@@ -8,13 +9,13 @@ from pathlib import Path
 
 from tuning.base.errors import UserError, counted
 from tuning.images.formats.columns import find_columns, is_header, with_labels_of_indicators
-from tuning.images.formats.listing import SPLIT_NAMES, Listing, Note, of_files
+from tuning.images.formats.listing import NO_LABEL, SPLIT_NAMES, Listing, Note, of_files
 from tuning.images.formats.resolving import AmbiguousError, Resolver
 from tuning.images.formats.walking import IMAGE_SUFFIXES
 from tuning.images.source import Source
 
 SUFFIXES = {".csv", ".tsv", ".txt"}
-NO_ROW, NO_LABEL = "images without a row", "rows without a label"
+NO_ROW = "images without a row"
 _DELIMITERS = ("\t", ",", ";", "|")
 _LOOKED_AT = 50  # Rows that decide on delimiter and columns.
 
@@ -38,7 +39,7 @@ def list_images(source: Source, note: Note, path: Path | None = None) -> Listing
     path = path or source.path
     root = source.path if source.path.is_dir() else path.parent
     resolver = Resolver(path.parent)
-    table = _columns(path, _rows(path), source, resolver, note)
+    table = _with_header(path, rows_of(path, note), source, resolver, note)
     return list_table(table, path, source, note, root=root, resolver=resolver)
 
 
@@ -59,7 +60,7 @@ def list_table(
         source,
         str(path),
         note,
-        names_images=lambda name: any(_leads(resolver, value) for value in table[name][:_LOOKED_AT]),
+        names_images=lambda name: any(leads(resolver, value) for value in table[name][:_LOOKED_AT]),
     )
     labelled = [row for row, label in enumerate(table[columns.label]) if label]
     values = [table[columns.image][row] for row in labelled]
@@ -103,28 +104,41 @@ def _name(file: Path, root: Path) -> str:
     return Path(os.path.relpath(file, root)).as_posix()
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, note: Note) -> str:
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}). Change its permissions.") from error
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return raw.decode("utf-16", errors="replace")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return raw.decode("cp1252", errors="replace")  # As spreadsheets write it.
+    encodings = ["utf-16"] if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else ["utf-8-sig", "cp1252"]
+    for encoding in encodings:
+        with contextlib.suppress(UnicodeDecodeError):
+            text = raw.decode(encoding)
+            if encoding == "cp1252":  # As spreadsheets write it; it fits nearly any text of one byte a letter.
+                note(f"{path} is no UTF-8 and is read as cp1252. If names look wrong, save it as UTF-8.")
+            return text
+    raise UserError(f"{path} must be text in UTF-8, but is in another encoding. Save it as UTF-8.")
 
 
-def _rows(path: Path) -> list[list[str]]:
-    """Returns the rows of a table without blanks around their cells; empty ones are left out."""
-    lines = [line for line in _text(path).splitlines() if line.strip()]
+def rows_of(path: Path, note: Note, *, least: int = 2) -> list[list[str]]:
+    """Returns the rows of a table without blanks around their cells; empty ones are left out.
+
+    Args:
+        path: The table.
+        note: Receives that its encoding was guessed.
+        least: Columns that it must have, 1 or 2.
+
+    Raises:
+        UserError: It cannot be read, is empty, or has fewer columns.
+    """
+    lines = [line for line in _text(path, note).splitlines() if line.strip()]
     if not lines:
         raise UserError(f"{path} must be a table of images and labels, but is empty.")
-    widths = {mark: _width(lines[:_LOOKED_AT], mark) for mark in _DELIMITERS}
+    widths = {mark: _width(lines[:_LOOKED_AT], mark) for mark in (*_DELIMITERS, " ")}
     mark = max(_DELIMITERS, key=lambda mark: widths[mark])
-    if widths[mark] < 2:
-        if _width(lines[:_LOOKED_AT], " ") < 2:
+    if widths[mark][1] < 2:
+        if least < 2 and not (widths[" "][0] and widths[" "][1] > 1):
+            return [[line.strip().strip('"')] for line in lines]
+        if widths[" "][1] < 2:
             raise UserError(
                 f"{path} must be a table of at least two columns with a comma, tab, semicolon, bar or blanks between "
                 f"them, but its first line is {lines[0][:80]!r}."
@@ -142,20 +156,24 @@ def _split_lines(lines: Sequence[str], mark: str) -> list[list[str]]:
         raise UserError(f"The table must have short texts in its cells, but got: {error}.") from error
 
 
-def _width(lines: Sequence[str], mark: str) -> int:
-    """Returns how many columns a delimiter makes of nearly all the lines; 0 where they differ."""
+def _width(lines: Sequence[str], mark: str) -> tuple[bool, int]:
+    """Returns whether line 1 has the columns that a delimiter makes of nearly all lines, and how many these are, or 0.
+
+    A cell may have several labels with a delimiter of its own between them, but a header has one name a column.
+    """
     rows = _split_lines(lines, mark)
     [(width, n)] = Counter(map(len, rows)).most_common(1)
-    return width if n >= 0.8 * len(rows) else 0
+    width = width if n >= 0.8 * len(rows) else 0
+    return width > 1 and len(rows[0]) == width, width
 
 
-def _columns(
+def _with_header(
     path: Path, rows: Sequence[list[str]], source: Source, resolver: Resolver, note: Note
 ) -> dict[str, list[str]]:
     """Returns the table by columns. Where the first row is no header and it is clear what is what, names are given."""
     header, body = rows[0], rows[1:]
     if not is_header(header, source):
-        images = [i for i, cell in enumerate(header) if _is_image(cell, resolver)]
+        images = [i for i, cell in enumerate(header) if is_image(cell, resolver)]
         if len(images) == 1 and len(header) == 2:
             header = ["label", "label"]
             header[images[0]] = "image"
@@ -166,6 +184,15 @@ def _columns(
                 f"{path} has no header. Write the names of its {len(header)} columns as its first line, such as "
                 "image,label."
             )
+    return by_columns(path, header, body)
+
+
+def by_columns(path: Path, header: Sequence[str], body: Sequence[Sequence[str]]) -> dict[str, list[str]]:
+    """Returns a table as column -> its texts; a column without a name is left out.
+
+    Raises:
+        UserError: There is no row, rows differ in their length, or two columns have one name.
+    """
     for number, row in enumerate(body, start=2):
         if len(row) != len(header):
             raise UserError(
@@ -180,11 +207,12 @@ def _columns(
     return {name: [row[i] for row in body] for i, name in enumerate(header) if name}
 
 
-def _is_image(cell: str, resolver: Resolver) -> bool:
-    return Path(cell).suffix.lower() in IMAGE_SUFFIXES or _leads(resolver, cell)
+def is_image(cell: str, resolver: Resolver) -> bool:
+    """Returns whether a cell names an image, which need not be there."""
+    return Path(cell).suffix.lower() in IMAGE_SUFFIXES or leads(resolver, cell)
 
 
-def _leads(resolver: Resolver, value: str) -> bool:
+def leads(resolver: Resolver, value: str) -> bool:
     """Returns whether a text leads to an image, or to several: a label may do that by chance."""
     try:
         return resolver.find(value) is not None

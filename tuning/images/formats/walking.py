@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tuning.base.errors import UserError
+from tuning.base.files import MODEL_DIR, RESULTS
 
 HIDDEN = "hidden files and folders"
 NO_IMAGES = "files that are no images"
+OURS = "folders of this project's runs and models"
+_MODEL_FILES = ("model.pth", "test_log.jsonl")
 # In lower case; beside these, every name that begins with a dot.
 _HIDDEN_NAMES = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "lost+found"}
 # Files so called must be images, so that a damaged one is named, and one of a kind that is not read, too.
@@ -49,6 +52,16 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _HIDDEN_NAMES
 
 
+def is_ours(folder: Path) -> bool:
+    """Returns whether commands write their runs into a folder, or wrote a model: the images may lie beside it."""
+    for ours in (RESULTS, MODEL_DIR):  # These are there, and empty, before images are read.
+        if folder.name == ours.name and ours.exists() and folder.samefile(ours):
+            return True
+    if folder.name == RESULTS.name and any(folder.glob("*/meta.json")):
+        return True
+    return any((folder / name).exists() for name in _MODEL_FILES)
+
+
 def looks_like_image(path: str) -> bool:
     """Returns whether a file's name or, where that says nothing, its first bytes are those of an image."""
     if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
@@ -87,7 +100,9 @@ def _visit(folder: Path, relative: str, found: Walk, above: tuple[tuple[int, int
             is_folder = False  # A link that leads nowhere is named as a broken image, if it is called like one.
         except OSError as error:
             raise UserError(f"{entry.path} cannot be read ({error.strerror}). Remove the link.") from error
-        if is_folder:
+        if is_folder and is_ours(Path(entry.path)):
+            found.passed_over[OURS] += 1
+        elif is_folder:
             found.folders.append(name)
             _visit(Path(entry.path), f"{name}/", found, (*above, identity))
         elif (entry.is_symlink() or entry.is_file()) and looks_like_image(entry.path):  # A pipe has no end.
