@@ -69,6 +69,7 @@ def test_from_photos_to_a_model(tmp_path: Path, photos: Path) -> None:
     small = ["--space", "smoke", "--epochs", "2", "--run", "mine"]
     said = command(tmp_path, "search", "--dataset", "My Photos", "--samples", "1", *small)
     assert "are set aside as the test split" in said and "mine: my-photos, 1 trial " in said
+    assert said.count("Classes: blue (40), green (40), grey (40), red (40), yellow (40).") == 1
     run = run_folder.load("mine", tmp_path / "results")
     assert run.meta["dataset"] == "my-photos" and settings.of_run(run).source.is_own
     before = run.meta["split_hash"]
@@ -158,6 +159,7 @@ def test_small_classes_are_left_out_when_that_is_asked_for(tmp_path: Path) -> No
     splits = load_splits(Source(str(tmp_path / "a"), min_images=5), note=notes.append)
     assert splits.class_names == ("blue", "green", "grey", "yellow")
     assert any("Classes of fewer than 5 images are left out: red (1)." in note for note in notes)
+    assert "Classes: blue (20), green (20), grey (20), yellow (20)." in notes
     shutil.rmtree(tmp_path / "a" / "red")
     assert load_splits(Source(str(tmp_path / "a"))).split_hash == splits.split_hash
 

@@ -30,7 +30,6 @@ from tuning.retraining.best_model import (
     probabilities,
     read_image,
 )
-from tuning.retraining.inputs import expanded
 
 CLASSES = ("Shirt", "Bag", "Boot")
 
@@ -328,26 +327,6 @@ def test_table_has_a_row_a_file(capsys: pytest.CaptureFixture[str]) -> None:
         "inverted",
     ]
     assert wide.loc[0, "class 3"] == "Boot" and wide.loc[0, "probability 3"] == 0.025
-
-
-def test_folders_and_tables_stand_for_their_images(tmp_path: Path) -> None:
-    (tmp_path / "some").mkdir()
-    names = ["2.png", "10.png", ".hidden.png"]
-    for name in names:
-        Image.fromarray(shape_on(0)).save(tmp_path / "some" / name)
-    (tmp_path / "some" / "notes.txt").write_text("nothing")
-    numbered = [tmp_path / "some" / "2.png", tmp_path / "some" / "10.png"]
-    assert expanded([tmp_path / "some"]) == numbered
-    (tmp_path / "table.csv").write_text("age,id\n7,10\n8,2\n")
-    assert expanded([tmp_path / "table.csv", numbered[0]]) == [numbered[1], numbered[0], numbered[0]]
-    (tmp_path / "table.csv").write_text("a,b\nx,2\ny,10\nz,3\n")
-    with pytest.raises(UserError, match=r"table.csv has 1 row whose image is not there: 3\. Check --image-column"):
-        expanded([tmp_path / "table.csv"], "b")
-    with pytest.raises(UserError, match="--image-column must be one of a, b, but got 'c'"):
-        expanded([tmp_path / "table.csv"], "c")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="has no image in it"):
-        expanded([tmp_path / "empty"])
 
 
 def test_a_model_for_photos_reads_files_as_it_was_trained(tmp_path: Path) -> None:

@@ -4,20 +4,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tuning.base.errors import UserError, counted, unknown_name
-from tuning.images.formats.listing import natural
+from tuning.images.formats import tables
+from tuning.images.formats.columns import is_header
+from tuning.images.formats.known import said_if_locked
+from tuning.images.formats.listing import Note, natural, to_stderr
 from tuning.images.formats.resolving import Resolver
 from tuning.images.formats.walking import walk
+from tuning.images.source import Source
 
-TABLES = {".csv", ".tsv", ".txt", ".parquet"}
+TABLES = {*tables.SUFFIXES, ".parquet"}
 NAMED, LOOKED_AT = 3, 50
 
 
-def expanded(paths: Sequence[Path], image_column: str | None = None) -> list[Path]:
+def expanded(paths: Sequence[Path], image_column: str | None = None, note: Note = to_stderr) -> list[Path]:
     """Returns image files: those named, those below a named folder in natural order, those in a table's rows.
 
     Args:
         paths: Files, folders and tables.
-        image_column: The column of a table that has the files or ids; None finds it by its name.
+        image_column: The column of a table that has the files or ids; None is the first that leads to files.
+        note: Receives that a table's encoding was guessed.
 
     Raises:
         UserError: A folder has no image, or a table has no such column or lists files that are not there.
@@ -30,18 +35,20 @@ def expanded(paths: Sequence[Path], image_column: str | None = None) -> list[Pat
                 raise UserError(f"The folder {path} has no image in it. Name image files, or a folder that has some.")
             found += [path / name for name in names]
         elif path.suffix.lower() in TABLES:
-            found += _of_table(path, image_column)
+            with said_if_locked(path):
+                found += _of_table(path, image_column, note)
         else:
             found.append(path)
     return found
 
 
-def _of_table(path: Path, column: str | None) -> list[Path]:
+def _of_table(path: Path, column: str | None, note: Note) -> list[Path]:
     """Returns the files of a table's rows; the column is the first whose values lead to files, if none is named."""
-    table, resolver = _read(path), Resolver(path.parent)
+    resolver = Resolver(path.parent)
+    table = _read(path, column, resolver, note)
     if column is not None and column not in table:
         raise unknown_name("--image-column", column, table)
-    leading = [name for name in table if any(resolver.find(value) for value in table[name][:LOOKED_AT])]
+    leading = [name for name in table if any(tables.leads(resolver, value) for value in table[name][:LOOKED_AT])]
     if column is None and not leading:
         raise UserError(
             f"{path} must have a column that names image files, but its columns are {', '.join(table)}. Choose one "
@@ -58,15 +65,15 @@ def _of_table(path: Path, column: str | None) -> list[Path]:
     return [file for file in files if file is not None]
 
 
-def _read(path: Path) -> dict[str, list[str]]:
-    """Returns a table: column -> its texts."""
-    import pandas as pd
+def _read(path: Path, column: str | None, resolver: Resolver, note: Note) -> dict[str, list[str]]:
+    """Returns a table as a search reads it: column -> its texts. One column suffices, and none needs a name."""
+    if path.suffix.lower() == ".parquet":
+        from tuning.images.formats import parquet
 
-    try:
-        if path.suffix.lower() == ".parquet":
-            frame = pd.read_parquet(path).astype("str")
-        else:
-            frame = pd.read_csv(path, sep=None, engine="python", dtype="str", keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} must be a table of images, but it cannot be read: {error}.") from error
-    return {str(name): frame[name].tolist() for name in frame.columns}
+        return parquet.texts_of(path)
+    header, *body = rows = tables.rows_of(path, note, least=1)
+    if not is_header(header, Source(str(path), image_column=column)) and any(
+        tables.is_image(cell, resolver) for cell in header
+    ):
+        header, body = [f"column {number}" for number in range(1, len(header) + 1)], rows
+    return tables.by_columns(path, header, body)
