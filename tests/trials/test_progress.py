@@ -11,6 +11,7 @@ from rich.console import Console
 from tuning.base import files
 from tuning.runs import run_folder, schema
 from tuning.trials.progress import _ENDED, Progress, _about, sparkline
+from tuning.trials.remaining import Timed, seconds_left
 
 SIZES = [(80, 24), (40, 24), (200, 60), (76, 12), (40, 6), (30, 3)]
 CONTROL_CODES = re.compile("[\x00-\x09\x0b-\x1f\x7f]")
@@ -117,7 +118,7 @@ def test_view_of_a_search() -> None:
     progress.ended(make_row(2, "failed", error="NonFiniteLossError: Training loss must be finite\nTraceback"))
     assert view(progress) == [
         "",
-        "2/20 trials" + "elapsed 0:00:00   left ~6 min".rjust(69),
+        "2/20 trials" + "elapsed 0:00:00   left –".rjust(69),  # noqa: RUF001
         "━" * 12 + "─" * 68,
         "1 pruned   1 failed   1 running   17 to come",
         "",
@@ -179,20 +180,18 @@ def test_seconds_left(clock: Clock) -> None:
     progress.started(make_row(0))
     progress.started(make_row(1))
     clock.seconds = 60
-    progress.ended(make_row(0, "pruned", 1, 0.8))
-    progress.started(make_row(2))
     assert progress.seconds_left() is None
     assert view(progress)[1].endswith("left –")  # noqa: RUF001
+    progress.epoch(make_row(0, epochs=1, accuracy=0.8), make_result(1))
+    progress.ended(make_row(0, "pruned", 1, 0.8))
+    progress.started(make_row(2))
     clock.seconds = 120
-    progress.ended(make_row(1, "complete", 2, 0.9))
-    progress.started(make_row(3))
-    # Two slots; the two that ended took 90 s on average; one is 60 s under way, one begins, six are to come.
-    assert progress.seconds_left() == (6 * 90 + 30 + 90) / 2
-    assert view(progress)[1].endswith("elapsed 0:02:00   left ~6 min")
-    clock.seconds = 155  # Trial 2 has taken more than the mean: five epochs of 50 s are to come, 5 s of them gone.
-    progress.epoch(make_row(2, epochs=3, accuracy=0.9), make_result(3))
-    clock.seconds = 160
-    assert progress.seconds_left() == (6 * 90 + 245 + 50) / 2
+    progress.epoch(make_row(1, epochs=2, accuracy=0.9), make_result(2))
+    clock.seconds = 130
+    begun = Timed(0, 8, None, running=True, since=70.0)
+    known = [Timed(2, 8, 60.0, running=True, since=10.0), begun, Timed(1, 8, 60.0)]
+    assert progress.seconds_left() == pytest.approx(seconds_left(known, 7, 2))
+    assert view(progress)[1].endswith("elapsed 0:02:10   left ~13 min")
 
 
 def test_seconds_left_does_not_count_the_time_in_which_trials_have_paused(clock: Clock) -> None:
@@ -200,13 +199,16 @@ def test_seconds_left_does_not_count_the_time_in_which_trials_have_paused(clock:
     for trial in range(3):
         progress.started(make_row(trial))
         clock.seconds += 10
+        progress.epoch(make_row(trial, epochs=1), make_result(1))
         progress.paused(make_row(trial, epochs=1))
-    assert progress.seconds_left() == 30  # Three are to come, each of 10 s; those that have paused may go on or not.
+    paused = Timed(1, 8, 10.0)
+    assert progress.seconds_left() == seconds_left([paused] * 3, 3, 1)  # Those that have paused may go on or not.
     clock.seconds = 100
-    progress.started(make_row(2))  # It goes on.
-    clock.seconds = 120
+    progress.started(make_row(2, epochs=1))  # It goes on.
+    clock.seconds = 170
+    progress.epoch(make_row(2, epochs=8), make_result(8))
     progress.ended(make_row(2, "complete", 8, 0.9))
-    assert progress.seconds_left() == pytest.approx(3 * (10 + 10 + 30) / 3)
+    assert progress.seconds_left() == seconds_left([paused, paused, Timed(8, 8, 10.0)], 3, 1)
     for trial in range(3, 6):
         progress.started(make_row(trial))
         progress.paused(make_row(trial, epochs=1))
@@ -214,28 +216,23 @@ def test_seconds_left_does_not_count_the_time_in_which_trials_have_paused(clock:
     assert "5 paused" in " ".join(view(progress))
 
 
-def test_seconds_left_is_at_least_that_of_the_last_trial_and_at_most_the_budget(clock: Clock) -> None:
+def test_seconds_left_is_at_most_the_budget(clock: Clock) -> None:
     progress = Progress(3, console=make_console(), quiet=True, time_budget=400)
-    for trial in range(3):
-        progress.started(make_row(trial))
-    clock.seconds = 100
-    progress.ended(make_row(0, "pruned", 1, 0.8))
-    progress.ended(make_row(1, "pruned", 1, 0.8))
-    progress.epoch(make_row(2, epochs=3, accuracy=0.9), make_result(3))
-    assert progress.seconds_left() == 250  # Five epochs, not a third of that on each of three slots.
-    progress.epoch(make_row(2, epochs=1, accuracy=0.9), make_result(1))
-    assert progress.seconds_left() == 300  # Not 350: by then the budget is spent.
+    progress.started(make_row(0))
+    clock.seconds = 150
+    progress.epoch(make_row(0, epochs=1, accuracy=0.9), make_result(1))
+    assert progress.seconds_left() == 250
 
 
-def test_seconds_left_counts_neither_trials_nor_time_of_an_earlier_session(clock: Clock) -> None:
+def test_seconds_left_counts_no_time_of_an_earlier_session(clock: Clock) -> None:
     progress = Progress(6, n_done=2, console=make_console(), quiet=True)
-    progress.seed([make_row(0, "complete", 8, 0.9), make_row(1, "failed", error="boom")])
-    for trial in (2, 3):
-        progress.started(make_row(trial))
-        clock.seconds += 40
-        assert progress.seconds_left() is None
-        progress.ended(make_row(trial, "complete", 8, 0.9))
-    assert progress.seconds_left() == 2 * 40
+    progress.seed([make_row(0, "complete", 8, 0.9), make_row(1, "failed", error="boom"), make_row(2, "running", 4)])
+    assert progress.seconds_left() is None
+    progress.started(make_row(2, epochs=4))
+    clock.seconds = 40
+    progress.epoch(make_row(2, epochs=6), make_result(6))
+    known = [Timed(8, 8, None), Timed(0, 8, None), Timed(6, 8, 20.0, running=True)]
+    assert progress.seconds_left() == seconds_left(known, 3, 1)
 
 
 ABOUT = {0: "<1 min", 59: "<1 min", 60: "~1 min", 730: "~12 min", 3560: "~59 min", 3600: "~1.0 h", 5000: "~1.4 h"}
