@@ -379,6 +379,11 @@ def test_lcbench_begins_at_epoch_2_and_leaves_the_poor_task_out(tmp_path: Path) 
     assert task.best == pytest.approx(0.75) and task.median == pytest.approx(0.70, abs=0.01)
 
 
+def test_the_help_names_every_method() -> None:
+    said = " ".join(search_quality.parser().format_help().split())
+    assert all(name in said for name in METHODS)
+
+
 def test_an_empty_folder_of_tables_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="must be a folder that holds taskset, lcbench-surrogate or image-c"):
         tables.names(tmp_path)

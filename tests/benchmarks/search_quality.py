@@ -161,9 +161,8 @@ def parser() -> argparse.ArgumentParser:
     """Returns what the command understands."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--tables", type=Path, required=True, help="the folder of tables")
-    made.add_argument(
-        "--methods", nargs="+", default=MAIN, choices=[*METHODS], metavar="NAME", help=f"of: {'; '.join(METHODS)}"
-    )
+    names = "; ".join(METHODS).replace("%", "%%")
+    made.add_argument("--methods", nargs="+", default=MAIN, choices=[*METHODS], metavar="NAME", help=f"of: {names}")
     made.add_argument(
         "--tasks", nargs="+", metavar="NAME", help="only these (default: all); a part of the name will do"
     )
