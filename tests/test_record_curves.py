@@ -243,6 +243,24 @@ def test_the_nearest_configuration_answers_and_the_optimizer_counts_most(path: P
     assert recorded.snap(asked, taken)[1] == asked
 
 
+def test_a_replay_may_begin_with_the_first_points_of_the_space_of_today(
+    path: Path, recorded: tables.Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = recording.read(path)[0]["points"]
+    assert recorded.first == []
+    first = [points[7], {**points[7], "network": "resnet8-64"}, points[3]]  # Of which one needs a GPU.
+    today = replace(load_space("smoke"), first=first)
+    monkeypatch.setattr("tables.image_classifiers.space_names", lambda: ["small"])
+    monkeypatch.setattr(
+        "tables.image_classifiers.load_space", lambda name: today if name == "small" else load_space(name)
+    )
+    task = tables.load(path.parent.parent, "image-classifiers", "patterns")
+    assert task.first == [points[7], points[3]]
+    trials = simulate(task, METHODS["ours, first points"], slots=1, samples=5, seed=0)
+    curves = [task.curve(dict(point)) for point in task.first]
+    assert [trial.value for trial in trials[:2]] == [max(curve.values) for curve in curves] and len(trials) == 5
+
+
 @pytest.mark.parametrize("name", ["ours", "tpe + asha", "stock"])
 def test_the_study_of_a_replayed_search_has_the_recorded_points(path: Path, recorded: tables.Task, name: str) -> None:
     points, told = recording.read(path)[0]["points"], []

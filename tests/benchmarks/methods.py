@@ -129,6 +129,7 @@ NONE = SCHEDULERS.load("none")
 METHODS: dict[str, Method] = {
     "stock": stock(),
     "ours": Method(named(SAMPLER), OURS),
+    "ours, first points": Method(named(SAMPLER), OURS, first_points=True),
     "random + asha": Method(named("random"), SCHEDULERS.load("asha")),
     "random": Method(named("random"), NONE),
     "tpe": Method(named("tpe"), NONE),
@@ -139,6 +140,7 @@ METHODS: dict[str, Method] = {
     "random + one epoch, 10 of 100": Method(named("random"), one_epoch(100, 10)),
     "random + promotion": Method(named("random"), promotion()),
     "ours + promotion": Method(named(SAMPLER), promotion()),
+    "ours + promotion, first points": Method(named(SAMPLER), promotion(), first_points=True),
     "ours + promotion, grace 1/9": Method(named(SAMPLER), promotion(schedulers.grace_period)),
     "tpe + asha, multivariate, no liar": Method(tpe(multivariate=True, constant_liar=False), SCHEDULERS.load("asha")),
     "stock, no liar": stock(constant_liar=False),

@@ -100,6 +100,7 @@ class Method:
         scheduler: Makes one of the length of a full trial and a seed.
         told: What these two are told.
         goes_on_diverged: Whether a trial that has diverged trains on.
+        first_points: Whether it begins with those of the task, as a search of the space does.
         needs: The package that it needs and that the project does not, as pip calls it.
     """
 
@@ -107,6 +108,7 @@ class Method:
     scheduler: Callable[[int, int], Any]
     told: type[Ours] = Ours
     goes_on_diverged: bool = False
+    first_points: bool = False
     needs: str = ""
 
 
@@ -191,6 +193,8 @@ class _Search:
         pruner = optuna.pruners.NopPruner()
         self._task, self._method = task, method
         self._study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
+        for point in task.first if method.first_points else ():
+            self._study.enqueue_trial(dict(point))
         self._scheduler = method.scheduler(task.epochs, seed)
         self._pauses = hasattr(type(self._scheduler), Pausing.resumed.__name__)
         self._trials: list[_Trial] = []

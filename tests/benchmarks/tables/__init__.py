@@ -5,7 +5,7 @@ which folder.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,6 +62,7 @@ class Task:
         snap: For a table of few configurations; None where it answers for any.
         known: Returns the hyperparameters of a configuration that samplers and schedulers heed, beside the epochs, e.g.
             its schedule.
+        first: Points that a search of the space begins with, as the space says.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Task:
     cost: float
     snap: Snap | None = None
     known: Callable[[dict[str, Any]], dict[str, Any]] = nothing
+    first: Sequence[Mapping[str, Any]] = ()
 
     def regret(self, value: float) -> float:
         """Returns 0 for the best that is known, 1 for the median of random configurations, at most `WORST`."""

@@ -9,6 +9,8 @@ range, so that e.g. another optimizer answers only where the right one is used u
 Values are the merit of the recorded metric on the valid split. Costs are seconds: of the processor where one thread of
 it trained, so that what ran beside it does not count, and on a GPU those of the clock. A training that diverged has
 failed. Of a configuration with several seeds the first counts.
+
+A method may begin with the first points that the space of that name has today, or else the recorded one.
 """
 
 from dataclasses import replace
@@ -23,7 +25,7 @@ from tables import Array, Curve, Task
 from tuning.base.config import TrainConfig
 from tuning.base.registries import METRICS
 from tuning.sampling.columns import Column, merged
-from tuning.sampling.spaces import Space, load_space
+from tuning.sampling.spaces import Space, load_space, point_of, space_names
 
 MEAN_SQUARE = 1 / 6  # Of the difference of two random numbers in [0, 1].
 
@@ -80,7 +82,10 @@ def load(folder: Path, name: str) -> Task:
     final = np.nan_to_num(np.array([each.values[-1] for each in curves]), nan=0.0)
     cost = float(np.median([each.costs[-1] for each in curves]))
     length = max(each.epochs for each in configs)
-    return Task(name, length, define, curve, float(final.max()), float(np.median(final)), cost, snap, config)
+    named = facts["space"] in space_names()
+    first = [p for p in (load_space(facts["space"]) if named else space).first if point_of(space, p, epochs)]
+    best, median = float(final.max()), float(np.median(final))
+    return Task(name, length, define, curve, best, median, cost, snap, config, first)
 
 
 def _as_searched(space: Space, facts: dict[str, Any]) -> Space:
