@@ -1,7 +1,10 @@
 """`tuning.models.norm` and `tuning.models.shortcut`: the kernels give what torch gives; where they cannot, it does."""
 
 import copy
+import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -254,10 +257,11 @@ def test_what_torch_refuses_is_refused(shape: tuple[int, ...]) -> None:
         Norm(16)(batch(torch.float32, *shape))
 
 
-def convolutions(**options: Any) -> tuple[nn.Conv2d, nn.Conv2d]:
+def convolutions(channels: int = 16, **options: Any) -> tuple[nn.Conv2d, nn.Conv2d]:
     short = {name: value for name, value in options.items() if name != "padding"}
     both = {"stride": 2, "bias": False}
-    return nn.Conv2d(16, 16, 3, **({"padding": 1} | both | options)), nn.Conv2d(16, 16, 1, **(both | short))
+    wide = nn.Conv2d(channels, 16, 3, **({"padding": 1} | both | options))
+    return wide, nn.Conv2d(channels, 16, 1, **(both | short))
 
 
 @needs_compiler
@@ -293,6 +297,38 @@ def test_convolutions_of_another_kind_are_torchs(layers: tuple[nn.Conv2d, nn.Con
     results = convolve_both(x, *layers)
     assert type(results[0].grad_fn).__name__ == "ConvolutionBackward0"
     assert all(torch.equal(result, layer(x)) for result, layer in zip(results, layers, strict=True))
+
+
+DIES = """
+import torch
+from tuning.models.architectures import Block
+torch.set_num_threads(2)
+block = Block(4, 8, 2).to(memory_format=torch.channels_last)
+x = torch.randn(13, 4, 16, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
+for _ in range(600):
+    block(x).square().mean().backward()
+    torch.randn(100)
+"""
+
+
+def test_a_narrow_block_is_trained_on_two_threads_without_harm() -> None:
+    """Where torch strides its 1x1 convolution, memory is overwritten; the allocator is told to make that fatal."""
+    environ = os.environ | {"MALLOC_PERTURB_": "85"}
+    done = subprocess.run([sys.executable, "-c", DIES], env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-300:]
+
+
+@pytest.mark.parametrize("channels", [3, 16])
+def test_on_several_threads_a_narrow_shortcut_is_the_same_convolution(
+    channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    layers = convolutions(channels)
+    x = batch(torch.float32, 4, channels, 5, 8)
+    results = convolve_both(x, *layers)
+    assert (type(results[1].grad_fn.next_functions[0][0]).__name__ == "CloneBackward0") == (channels < 16)
+    for result, layer in zip(results, layers, strict=True):
+        torch.testing.assert_close(result, layer(x))
 
 
 @needs_compiler

@@ -5,13 +5,15 @@ added to the 3x3 convolution's where they were. torch goes through all of them, 
 """
 
 import ctypes
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tuning.models import kernels
+
+LEAST_SAFE_CHANNELS = 16
 
 
 def convolve_both(x: Tensor, convolution: nn.Module, shortcut: nn.Module) -> tuple[Tensor, Tensor]:
@@ -26,15 +28,33 @@ def convolve_both(x: Tensor, convolution: nn.Module, shortcut: nn.Module) -> tup
         if library is not None:
             results: tuple[Tensor, Tensor] = _Both.apply(library, x, weight, short)
             return results
+    if _is_unsafe(x, shortcut):
+        second = x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last)
+        return convolution(x), torch.conv2d(second, shortcut.weight)
     return convolution(x), shortcut(x)
+
+
+def _is_unsafe(x: Tensor, shortcut: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Returns whether a 1x1 convolution must not be trained with stride 2.
+
+    On several threads oneDNN writes beyond the gradient of such a weight if it has fewer than 16 input channels (torch
+    2.14.1, in fp32 and bf16, channels last), and the process dies a moment later. With 16 and more it is also quicker.
+    """
+    few = isinstance(shortcut, nn.Conv2d) and shortcut.in_channels < LEAST_SAFE_CHANNELS and _is_ours(shortcut, 1)
+    return few and x.device.type == "cpu" and torch.get_num_threads() > 1
+
+
+def _is_ours(layer: nn.Module, size: int) -> bool:
+    """Returns whether a layer is a convolution of stride 2 as `architectures` makes it, in training."""
+    if type(layer) is not nn.Conv2d or not layer.training or layer.bias is not None:
+        return False
+    ours = (size, size), (2, 2), (size // 2, size // 2), (1, 1), 1, "zeros"
+    return (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode) == ours
 
 
 def _weight(x: Tensor, layer: nn.Module, size: int) -> Tensor | None:
     """Returns a layer's weight in the type of `x`, or None where the layer is another than ours or not in training."""
-    if type(layer) is not nn.Conv2d or not layer.training or layer.bias is not None:
-        return None
-    ours = (size, size), (2, 2), (size // 2, size // 2), (1, 1), 1, "zeros"
-    if (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode) != ours:
+    if not isinstance(layer, nn.Conv2d) or not _is_ours(layer, size):
         return None
     cast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if cast else layer.weight.dtype
