@@ -113,7 +113,12 @@ def _of_resumed(asked: Asked, found: run_folder.Run, budget: float | None, *, dr
 
         settings = replace(settings, mlflow=tracking.without_secret(settings.mlflow))
     check_resumed(asked.given, found, asked.samples)
-    check_sampler_can(settings.sampler, until_converged=settings.until_converged, cost=settings.cost)
+    check_sampler_can(
+        settings.sampler,
+        until_converged=settings.until_converged,
+        cost=settings.cost,
+        two_objectives=settings.minimize is not None,
+    )
     address = asked.address or settings.address or "local"
     if asked.dashboard:
         local_ray.check_dashboard(None if address == "local" else address)
