@@ -425,6 +425,12 @@ def test_a_wrong_configuration_file_is_refused(tmp_path: Path, text: str, messag
         ({"device": "cuda"}, "--device must be 'cpu' on a machine without a GPU"),
         ({"device": "tpu"}, "--device must be one of cpu, cuda, but got 'tpu'"),
         ({"compare": True}, r"--compare must be used with a run, but got --config .*c\.json"),
+        (
+            {"run": "nowhere"},
+            r"--run must be used without --config, but got --config .*c\.json\. Leave one of them out",
+        ),
+        ({"top_k": 2}, r"--top-k must be used with a run, but got --config .*c\.json"),
+        ({"max_parameters": 9}, r"--max-parameters must be used with a run, but got --config .*c\.json"),
         ({"train_on": "test"}, r"--train-on must be one of train, train\+valid, but got 'test'"),
         ({"export": ["tflite"]}, "--export must be one of onnx, pt2, safetensors, but got 'tflite'"),
     ],
@@ -436,6 +442,19 @@ def test_a_wrong_option_is_refused(
     (tmp_path / "c.json").write_text("{}")
     with pytest.raises(UserError, match=message):
         final.main(config=tmp_path / "c.json", model_dir=tmp_path / "model", **values)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"dataset": "mnist"}, "--dataset must be used with --config, because a run keeps its own, but got mnist"),
+        ({"image_size": 64}, "--image-size must be used with --config, because a run keeps its own, but got 64"),
+        ({"skip_broken": True}, "--skip-broken must be used with --config"),
+    ],
+)
+def test_what_says_which_images_is_refused_beside_a_run(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=f"^{said}"):
+        final.run("any", **values)
 
 
 @pytest.mark.slow

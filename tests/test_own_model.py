@@ -90,7 +90,7 @@ def test_what_is_wrong_is_said_before_a_run_is_made(tmp_path: Path) -> None:
     assert "needs a file of yours: --model FILE" in command(tmp_path, "search", "--space", "own", fails=True)
     assert not list((tmp_path / "results").glob("*"))
     kept = command(tmp_path, "final", "--model", "mine.py", fails=True)
-    assert "--model must be used with --config, because a run keeps the file" in kept
+    assert "--model must be used with --config, because a run keeps its own" in kept
     (tmp_path / "c.yaml").write_text("architecture: resnet8\n")
     named = command(tmp_path, "final", "--config", "c.yaml", "--model", "mine.py", fails=True)
     assert "--model must be used with a configuration of the architecture 'own'" in named

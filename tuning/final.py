@@ -40,6 +40,9 @@ from tuning.runs.verdicts import headline
 from tuning.trials.slots import SlotRequest, Slots, plan_slots
 
 MODEL_DIR = run_folder.MODEL_DIR
+# What only a configuration without a run has, and only a run.
+OF_CONFIG = ("model", "metric", "train_images", "dataset", *options.READING)
+OF_RUN = ("run", "top_k", "max_parameters", "compare", "minutes")
 
 
 def _summary(plan: Plan) -> str:
@@ -301,22 +304,8 @@ def _planned(asked: doors.Asked, slots: Slots) -> Plan:
     lengths = {"epochs": asked.epochs, "n_seeds": asked.seeds, "folds": asked.folds}
     if asked.metric is not None:
         METRICS.find(asked.metric, "--metric")
+    _refuse_what_is_not_read(asked)
     if asked.config is None:
-        if asked.model is not None:
-            raise UserError(
-                f"--model must be used with --config, because a run keeps the file that it was begun with, but got "
-                f"{asked.model}. Leave it out."
-            )
-        if asked.train_images is not None:
-            raise UserError(
-                "--train-images must be used with --config, because a run keeps its own, but got "
-                f"{asked.train_images}. Leave it out, or search with it."
-            )
-        if asked.metric is not None:
-            raise UserError(
-                f"--metric must be used with --config, because a run keeps its own, but got {asked.metric!r}. Leave "
-                "it out, or search with it."
-            )
         sizes = lengths | {"top_k": asked.top_k, "compare": asked.compare}
         where = None if asked.data_dir is None else files.expanded(asked.data_dir)
         return minutes_of.planned(
@@ -330,13 +319,6 @@ def _planned(asked: doors.Asked, slots: Slots) -> Plan:
             threads=asked.threads,
             after=next((each for each in (asked.train_on, asked.ship) if each in minutes_of.AFTER), ""),
         )
-    if asked.minutes is not None:
-        raise UserError(
-            f"--minutes must be used with a run, whose times it plans with, but got --config {asked.config}. Leave "
-            "one of them out."
-        )
-    if asked.compare:
-        raise UserError(f"--compare must be used with a run, but got --config {asked.config}. Leave one of them out.")
     from tuning.images.datasets import with_size
 
     device = asked.device or ("cuda" if machine.gpu_memory() else "cpu")
@@ -352,6 +334,21 @@ def _planned(asked: doors.Asked, slots: Slots) -> Plan:
         train_images=asked.train_images,
         **lengths,
     )
+
+
+def _refuse_what_is_not_read(asked: doors.Asked) -> None:
+    """Raises UserError for an option of a run beside --config, or of a configuration's images without it."""
+    for name in OF_CONFIG if asked.config is None else OF_RUN:
+        value, option = getattr(asked, name), f"--{name.replace('_', '-')}"
+        if name not in asked.given or value in (None, False):
+            continue
+        if asked.config is None:
+            raise UserError(
+                f"{option} must be used with --config, because a run keeps its own, but got {value}. Leave it out, or "
+                "search with it."
+            )
+        place = "without --config" if name == "run" else "with a run"
+        raise UserError(f"{option} must be used {place}, but got --config {asked.config}. Leave one of them out.")
 
 
 def _keep_others_out(plan: Plan, model_dir: Path, held: contextlib.ExitStack, say: Callable[[str], None]) -> None:

@@ -242,6 +242,6 @@ def test_both_doors_plan_for_minutes(run: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_without_a_run_there_are_no_times(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text("{}")
-    said = r"--minutes must be used with a run, whose times it plans with, but got --config .*c\.json\. Leave one of"
+    said = r"--minutes must be used with a run, but got --config .*c\.json\. Leave one of"
     with pytest.raises(UserError, match=said):
         final.main(config=tmp_path / "c.json", minutes=30.0, model_dir=tmp_path / "model")

@@ -28,13 +28,13 @@ def convolve_both(x: Tensor, convolution: nn.Module, shortcut: nn.Module) -> tup
         if library is not None:
             results: tuple[Tensor, Tensor] = _Both.apply(library, x, weight, short)
             return results
-    if _is_unsafe(x, shortcut):
+    if _is_unsafe(shortcut, x):
         second = x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last)
         return convolution(x), torch.conv2d(second, shortcut.weight)
     return convolution(x), shortcut(x)
 
 
-def _is_unsafe(x: Tensor, shortcut: nn.Module) -> TypeGuard[nn.Conv2d]:
+def _is_unsafe(shortcut: nn.Module, x: Tensor) -> TypeGuard[nn.Conv2d]:
     """Returns whether a 1x1 convolution must not be trained with stride 2.
 
     On several threads oneDNN writes beyond the gradient of such a weight if it has fewer than 16 input channels (torch
