@@ -320,6 +320,7 @@ def test_train_and_valid_images_make_the_model_to_ship(tmp_path: Path, opened: l
     assert weights["stem.1.num_batches_tracked"] == metrics["best_epoch"] * 19  # 600 images in batches of 32
     assert json.loads((tmp_path / "config.json").read_text())["config"]["patience"] is None
     assert "trained on 600 images (train+valid)" in (tmp_path / "model_card.md").read_text()
+    assert re.search(r"^valid, before that +\d", (tmp_path / "scores.txt").read_text(), re.M)
 
 
 def test_a_retraining_on_everything_that_fails_is_said(

@@ -194,6 +194,14 @@ def test_learning_curve_marks_the_best_epoch(run: tuple[pd.DataFrame, pd.DataFra
     assert np.asarray(figure.axes[1].lines[1].get_ydata()).tolist() == epochs["valid_accuracy"].tolist()
 
 
+def test_of_equal_epochs_the_one_of_the_lower_loss_is_marked(run: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    epochs = run[1].query("trial == 0").copy()
+    epochs["valid_accuracy"], last = 0.9, int(epochs["epoch"].max())
+    epochs["valid_loss"] = 1.0 / epochs["epoch"]
+    labels = [str(line.get_label()) for line in run_figures.learning_curve(epochs).axes[0].lines]
+    assert f"best epoch {last}: 90.00 %" in labels
+
+
 def _empty_and_tiny() -> dict[str, Figure]:
     trials, epochs = _run(1)
     nothing, none = trials.iloc[:0], epochs.iloc[:0]

@@ -315,7 +315,9 @@ def learning_curve(epochs: pd.DataFrame, metric: Metric = ACCURACY) -> Figure:
     for values in own:
         accuracy.plot(rows["epoch"], values, color=BEST, lw=1.2, marker=marker, ms=3, label=metric.label)
     if rows[metric.column].notna().any():
-        best = rows.iloc[int((metric.sign * rows[metric.column]).argmax())]
+        # Of equal ones that of the lower loss, as in training.
+        ranked = rows.assign(worse=-metric.sign * rows[metric.column])
+        best = ranked.sort_values(["worse", "valid_loss"], kind="stable").iloc[0]
         label = f"best epoch {best['epoch']:.0f}: {said(metric, best[metric.column])}"
         for ax in panels:
             ax.axvline(best["epoch"], color=BEST, lw=1.0, ls="--", zorder=1, label=label)

@@ -317,11 +317,7 @@ def _read_arrays(path: Path) -> "dict[str, npt.NDArray[Any]]":
 
 
 def _read_csv(path: Path) -> "pd.DataFrame | None":
-    import pandas as pd
-
-    whole = {"rank": "Int64", "trial": "Int64", "config_hash": "str", "class": "str"}
-    whole |= dict.fromkeys(("image", "label", "predicted"), "str")
-    return pd.read_csv(path, dtype=whole) if path.exists() else None
+    return schema.read_named(path) if path.exists() else None
 
 
 def _edges(run: Run) -> dict[str, Any] | None:

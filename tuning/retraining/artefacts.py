@@ -25,6 +25,7 @@ from tuning.retraining.best_model import load_best_model, probabilities
 from tuning.retraining.export import FORMATS
 from tuning.retraining.model_card import CARD, model_card, scores
 from tuning.retraining.suspects import PICTURE, PIXELS, SUSPECTS
+from tuning.runs import schema
 from tuning.training import jobs
 
 if TYPE_CHECKING:
@@ -319,14 +320,12 @@ def images_per_second(folder: Path, images: "npt.NDArray[np.uint8]") -> float:
 
 def write_card(folder: Path, images: Any) -> None:
     """Writes `model_card.md` from what lies in the folder, and how fast `tuning.predict` labels these images."""
-    import pandas as pd
-
     speed = images_per_second(folder, images)
     with np.load(folder / OUTPUTS) as outputs:
         text = model_card(
             files.read_json(folder / "metrics.json"),
             files.read_json(folder / "config.json"),
-            report=pd.read_csv(folder / "classification_report.csv"),
+            report=schema.read_named(folder / "classification_report.csv"),
             labels=outputs["labels"],
             test_probabilities=outputs["probabilities"],
             speed=f"`tuning.predict` labels {speed:,.0f} images a second on {machine.hardware()['cpu']}.",

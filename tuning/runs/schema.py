@@ -103,6 +103,18 @@ def read_frame(path: Path, dtypes: Mapping[str, str]) -> "pd.DataFrame":
         ) from error
 
 
+def read_named(path: Path) -> "pd.DataFrame":
+    """Returns the frame of a CSV file in which classes, images or configurations have names.
+
+    An empty cell alone is no value: a class may be called "None" or "NA".
+    """
+    import pandas as pd
+
+    dtypes = {"rank": "Int64", "trial": "Int64", "config_hash": "str", "class": "str"}
+    dtypes |= dict.fromkeys(("image", "label", "predicted"), "str")
+    return pd.read_csv(path, dtype=dtypes, keep_default_na=False, na_values=[""])
+
+
 @functools.lru_cache(maxsize=4)
 def _parsed(text: str, columns: tuple[tuple[str, str], ...]) -> "pd.DataFrame":
     """Returns the frame of a file's text; kept, because the end of a search read its two frames 24 times.
