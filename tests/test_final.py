@@ -166,6 +166,8 @@ def test_the_log_says_each_time_that_the_test_split_was_opened(
     assert [lines[1]["test_accuracy"], lines[3]["test_accuracy"]] == [first["test_accuracy"], second["test_accuracy"]]
     assert all(line["time"] and line["split_hash"] and line["config_hash"] == TINY.hash() for line in lines)
     assert openings.times_opened(tmp_path, "other") == 0
+    assert openings.times_opened(tmp_path, "renamed", second["test_hash"]) == 2
+    assert [line.get("test_hash") for line in lines] == [None, first["test_hash"]] * 2
     with (tmp_path / "test_log.jsonl").open("a") as log:
         log.write('{"event": "opened"}\n')  # As it was written before there was a name.
     assert openings.times_opened(tmp_path, "other") == 1

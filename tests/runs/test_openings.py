@@ -46,6 +46,17 @@ def test_what_is_torn_counts_as_an_opening_unless_it_says_something_else(
     assert openings.times_opened(tmp_path, "other") == other
 
 
+def test_images_that_were_opened_under_another_name_count(tmp_path: Path) -> None:
+    """A folder of images was renamed between the openings; the third one was killed before it had a result."""
+    for name, test_hash in (("old", "aa"), ("new", "aa"), ("old", None), ("other", "bb")):
+        openings.append(tmp_path, OPENED | {"dataset": name})
+        if test_hash is not None:
+            openings.append(tmp_path, {"event": openings.RESULT, "dataset": name, "test_hash": test_hash})
+    found = {name: openings.times_opened(tmp_path, name, "aa") for name in ("old", "new", "newest")}
+    assert found == {"old": 3, "new": 2, "newest": 2}
+    assert openings.times_opened(tmp_path, "newest", "cc") == openings.times_opened(tmp_path, "newest") == 0
+
+
 def test_without_a_log_nothing_was_opened(tmp_path: Path) -> None:
     assert openings.read(tmp_path) == [] and openings.times_opened(tmp_path, "patterns") == 0
 

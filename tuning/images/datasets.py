@@ -274,6 +274,12 @@ def image_digests(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.bytes_]:
     return np.array([hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest().encode() for image in images])
 
 
+def digest_of(images: Labelled) -> str:
+    """Returns a hash of images in any order: that of a data set, whatever it is called."""
+    digests = np.sort(np.concatenate([image_digests(block) for block in images.blocks()]))
+    return hashlib.blake2b(digests.tobytes(), digest_size=8).hexdigest()
+
+
 def _large_classes(known: Known, least: int) -> tuple[Integers, Known, list[str]]:
     """Returns the rows of the images of classes with so many, what is known of them, and a sentence on the others."""
     counts = np.bincount(known.labels, minlength=len(known.class_names))

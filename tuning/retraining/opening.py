@@ -139,7 +139,7 @@ def test_once(
     Raises:
         UserError: The data cannot be had.
     """
-    from tuning.images.datasets import load_test
+    from tuning.images.datasets import digest_of, load_test
 
     shipment, held, metrics = ready.shipment, ready.shipment.held, ready.shipment.describe()
     chosen, winner, student, together = shipment.chosen, shipment.winner, shipment.student, shipment.together
@@ -178,7 +178,9 @@ def test_once(
         figures["ensemble"] = scoring.of_ensemble(mean, held.metric, times)
         if shipment.members is not None:
             saved, figures = mean, scoring.of_shipped(figures, mean, held.metric, chosen.averaging)
-    metrics = scoring.joined(metrics, figures) | {"test_opened": times_opened(log, shipment.splits.dataset)}
+    test_hash = digest_of(images)
+    times = times_opened(log, shipment.splits.dataset, test_hash)
+    metrics = scoring.joined(metrics, figures) | {"test_opened": times, "test_hash": test_hash}
     artefacts.give_back(staging)
     log_test(log, metrics | {"event": RESULT, "dataset": shipment.splits.dataset})
     return metrics, saved, images

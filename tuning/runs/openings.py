@@ -16,7 +16,10 @@ from tuning.base.errors import UserError
 
 LOG = "test_log.jsonl"
 OPENED, RESULT = "opened", "result"
-_FIELDS = ("event", "dataset", "split_hash", "config_hash", "seed", "seeds", "train_on", "source", "shipped")
+_FIELDS = (
+    *("event", "dataset", "split_hash", "config_hash", "seed", "seeds", "train_on", "source", "shipped"),
+    "test_hash",  # Of the test images; known once they have been opened.
+)
 _SCORES = ("test_accuracy", "test_accuracy_plain", "test_accuracy_mean", "metric", "test_score", "test_score_mean")
 
 
@@ -53,11 +56,22 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return [_parsed(part) for part in parts if part.strip()]
 
 
-def times_opened(folder: Path, dataset: str) -> int:
-    """Returns how often the data set's test split has been opened, as the log says; a line without a name counts."""
-    return sum(
-        line.get("event") == OPENED and (not line.get("dataset") or _names(line, dataset)) for line in read(folder)
-    )
+def times_opened(folder: Path, dataset: str, test_hash: str | None = None) -> int:
+    """Returns how often the data set's test split has been opened, as the log says; a line without a name counts.
+
+    Args:
+        folder: That of the log.
+        dataset: The data set's name.
+        test_hash: Of its test images; those of a folder that was renamed have another name and the same hash.
+    """
+    n, is_open = 0, False
+    for line in read(folder):
+        if line.get("event") == OPENED:
+            is_open = bool(line.get("dataset")) and not _names(line, dataset)
+            n += not is_open
+        elif is_open and test_hash is not None and line.get("test_hash") == test_hash:
+            n, is_open = n + 1, False  # Opened under another name.
+    return n
 
 
 def _names(line: Mapping[str, Any], dataset: str) -> bool:
