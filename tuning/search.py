@@ -159,7 +159,7 @@ def run(
         concurrency: Trials side by side; None is as many as fit.
         time_budget: A duration such as "30m", after which the search ends.
         until_converged: End when the sampler, which must be "curves", expects nothing more; `samples` is then the most.
-            None is no, or as a resumed run was begun.
+            None is no, or as a run was begun that is resumed without `samples`.
         data_dir: A folder that holds the data set's files.
         train_images: Train on this many images only.
         image_column: The column of a table that has each image's file or id; None finds it by its name.

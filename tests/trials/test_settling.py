@@ -148,6 +148,7 @@ def test_a_resumed_run_keeps_its_options_unless_it_is_given_others(begun: Path) 
     found = resumed(begun)
     assert (found.settings.until_converged, found.settings.audit, found.settings.time_budget) == (True, 2, None)
     assert "The time budget was that of the earlier session; this one has none" in " ".join(found.notes)
+    assert not resumed(begun, samples=30).settings.until_converged
     other = resumed(begun, until_converged=False, audit=0, time_budget="1m")
     assert (other.settings.until_converged, other.settings.audit, other.settings.time_budget) == (False, 0, 60.0)
     assert "time budget" not in " ".join(other.notes)

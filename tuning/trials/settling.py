@@ -95,12 +95,13 @@ def _resumed(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: b
 def _of_resumed(asked: Asked, found: run_folder.Run, budget: float | None, *, dry_run: bool) -> tuple[Settings, str]:
     """Returns the settings of a run that is resumed, and what is another than before, in a sentence or two."""
     before = of_run(found)
+    kept = before.until_converged and asked.samples is None  # Who says how many trials there are to be has said it.
     settings = replace(
         before,
         time_budget=budget,
         samples=asked.samples or before.samples,
         audit=before.audit if asked.audit is None else asked.audit,
-        until_converged=before.until_converged if asked.until_converged is None else asked.until_converged,
+        until_converged=kept if asked.until_converged is None else asked.until_converged,
         dashboard=asked.dashboard,
     )
     if "://" in asked.resume:
