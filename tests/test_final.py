@@ -433,6 +433,7 @@ def test_a_wrong_configuration_file_is_refused(tmp_path: Path, text: str, messag
             r"--run must be used without --config, but got --config .*c\.json\. Leave one of them out",
         ),
         ({"top_k": 2}, r"--top-k must be used with a run, but got --config .*c\.json"),
+        ({"max_parameters": 0}, r"--max-parameters must be used with a run, but got --config .*c\.json"),
         ({"max_parameters": 9}, r"--max-parameters must be used with a run, but got --config .*c\.json"),
         ({"train_on": "test"}, r"--train-on must be one of train, train\+valid, but got 'test'"),
         ({"export": ["tflite"]}, "--export must be one of onnx, pt2, safetensors, but got 'tflite'"),

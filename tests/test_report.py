@@ -231,6 +231,23 @@ def test_of_what_was_distilled_the_page_says_so_beside_each_mean(run: run_folder
     assert not alone.says(", distilled.") and alone.says("fresh seeds. The saved model:")
 
 
+def test_of_an_ensemble_the_page_says_that_the_figure_is_not_of_a_seed(run: run_folder.Run, tmp_path: Path) -> None:
+    folder = make_final(tmp_path / "best_model", run.name)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    files.write_json(folder / "metrics.json", metrics | {"shipped": "ensemble", "test_accuracy_std": None})
+    page = Page(run_page.render(run, run_page.load_final(run, folder)))
+    assert page.says("of the ensemble, without averaging") and not page.says("on a fresh seed,")
+
+
+def test_the_winners_epochs_and_the_time_are_those_of_final(run: run_folder.Run, tmp_path: Path) -> None:
+    folder = make_final(tmp_path / "best_model", run.name)
+    files.write_json(folder / "config.json", {"class_names": NAMES, "config": {"epochs": 97}})
+    metrics = json.loads((folder / "metrics.json").read_text())
+    files.write_json(folder / "metrics.json", metrics | {"seconds_total": 6060.0})
+    page = Page(run_page.render(run, run_page.load_final(run, folder)))
+    assert "97" in page.texts and page.says("fresh seeds: 101 slot minutes")
+
+
 def test_labels_to_check_are_shown_with_their_images(run: run_folder.Run, tmp_path: Path) -> None:
     folder = make_final(tmp_path / "best_model", run.name)
     texts = {"image": ["bag/1.jpg", f"{HEADER}.jpg"], "label": NAMES[:2], "predicted": NAMES[1:]}

@@ -340,7 +340,7 @@ def _refuse_what_is_not_read(asked: doors.Asked) -> None:
     """Raises UserError for an option of a run beside --config, or of a configuration's images without it."""
     for name in OF_CONFIG if asked.config is None else OF_RUN:
         value, option = getattr(asked, name), f"--{name.replace('_', '-')}"
-        if name not in asked.given or value in (None, False):
+        if name not in asked.given or value is None or value is False:
             continue
         if asked.config is None:
             raise UserError(

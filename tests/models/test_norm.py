@@ -312,7 +312,7 @@ for _ in range(600):
 
 
 def test_a_narrow_block_is_trained_on_two_threads_without_harm() -> None:
-    """Where torch strides its 1x1 convolution, memory is overwritten; the allocator is told to make that fatal."""
+    """Where torch strides its 1x1 convolution, memory is overwritten, which the allocator makes fatal here."""
     environ = os.environ | {"MALLOC_PERTURB_": "85"}
     done = subprocess.run([sys.executable, "-c", DIES], env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-300:]

@@ -57,6 +57,7 @@ class Final:
         suspects: `suspects.csv`; None where there is none.
         suspect_images: Of its rows, uint8 (N, C, H, W); None where there are none.
         is_own: The images are one's own: gray ones are photos, and no drawings whose paper may be dark.
+        epochs: Full length of its training; None where that is not on record.
     """
 
     metrics: dict[str, Any]
@@ -68,6 +69,7 @@ class Final:
     suspects: "pd.DataFrame | None" = None
     suspect_images: "npt.NDArray[np.uint8] | None" = None
     is_own: bool = False
+    epochs: int | None = None
 
 
 def load_final(run: Run, model_dir: Path) -> Final | None:
@@ -104,6 +106,7 @@ def load_final(run: Run, model_dir: Path) -> Final | None:
             suspects=_read_csv(model_dir / "suspects.csv"),
             suspect_images=_read_arrays(model_dir / "suspects.npz").get("images"),
             is_own="resize" in described,
+            epochs=described.get("config", {}).get("epochs"),
         )
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{model_dir} must hold what `python -m tuning.final` writes, but got: {error}.") from error
@@ -349,7 +352,9 @@ def _winner(run: Run, trials: "pd.DataFrame", final: Final | None) -> dict[str, 
         return None
     chosen = trials[trials["trial"] == (None if final is None else final.metrics.get("trial"))]
     rows = trials[trials["trial"] == run.best["trial"]] if chosen.empty else chosen
-    changed = {} if final is None or chosen.empty else final.metrics.get("regularised", {})
+    changed: dict[str, Any] = {}
+    if final is not None and not chosen.empty:
+        changed = final.metrics.get("regularised", {}) | ({"epochs": final.epochs} if final.epochs else {})
     row = schema.plain({str(name): value for name, value in rows.iloc[0].items()})
     return row | {f"config/{name}": value for name, value in changed.items()}
 

@@ -16,6 +16,7 @@ from tuning.base.averagings import NONE, named_in
 from tuning.base.config import TrainConfig, parse_config
 from tuning.base.errors import UserError
 from tuning.images.source import Resize
+from tuning.runs import schema
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,10 +117,8 @@ class Winner:
         Raises:
             UserError: A file is missing or damaged.
         """
-        import pandas as pd
-
         config = parse_config(_read_description(folder / "config.json").config, str(folder / "config.json"))
-        return cls(folder, files.read_json(folder / "metrics.json"), config, pd.read_csv(folder / "final.csv"))
+        return cls(folder, files.read_json(folder / "metrics.json"), config, schema.read_named(folder / "final.csv"))
 
     @property
     def intervals(self) -> dict[str, tuple[float, float] | None]:
