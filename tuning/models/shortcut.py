@@ -38,7 +38,7 @@ def _is_unsafe(shortcut: nn.Module, x: Tensor) -> TypeGuard[nn.Conv2d]:
     """Returns whether a 1x1 convolution must not be trained with stride 2.
 
     On several threads oneDNN writes beyond the gradient of such a weight if it has fewer than 16 input channels (torch
-    2.14.1, in fp32 and bf16, channels last), and the process dies a moment later. With 16 and more, striding is quicker.
+    2.14.1, in fp32 and bf16, channels last), and the process dies a moment later. From 16 on, striding is quicker.
     """
     few = isinstance(shortcut, nn.Conv2d) and shortcut.in_channels < LEAST_SAFE_CHANNELS and _is_ours(shortcut, 1)
     return few and x.device.type == "cpu" and torch.get_num_threads() > 1
