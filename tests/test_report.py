@@ -246,6 +246,7 @@ def test_the_winners_epochs_and_the_time_are_those_of_final(run: run_folder.Run,
     files.write_json(folder / "metrics.json", metrics | {"seconds_total": 6060.0})
     page = Page(run_page.render(run, run_page.load_final(run, folder)))
     assert "97" in page.texts and page.says("fresh seeds: 101 slot minutes")
+    assert page.texts.index("97") < page.texts.index("What was the same in all trials")
 
 
 def test_labels_to_check_are_shown_with_their_images(run: run_folder.Run, tmp_path: Path) -> None:

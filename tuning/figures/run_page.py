@@ -211,7 +211,7 @@ def render(
         converged=convergence.text(run),
         began=made.get("What the search began with"),
         winner=winner,
-        searched=[name.removeprefix("config/") for name in analysis.varying(trials)],
+        searched=[] if winner is None else _told_apart(trials, winner),
         minutes=summaries.minutes(run) if len(trials) else 0.0,
         audited=made.get("The audit"),
         edges=made.get("The edges"),
@@ -357,6 +357,16 @@ def _winner(run: Run, trials: "pd.DataFrame", final: Final | None) -> dict[str, 
         changed = final.metrics.get("regularised", {}) | ({"epochs": final.epochs} if final.epochs else {})
     row = schema.plain({str(name): value for name, value in rows.iloc[0].items()})
     return row | {f"config/{name}": value for name, value in changed.items()}
+
+
+def _told_apart(trials: "pd.DataFrame", winner: dict[str, Any]) -> list[str]:
+    """Returns the hyperparameters in which trials differ, and those in which the winner does from all of them."""
+    from tuning.runs import analysis
+
+    any_one = schema.plain({str(name): value for name, value in trials.iloc[0].items()})
+    differ = [*analysis.varying(trials)]
+    differ += [n for n in winner if n.startswith("config/") and n not in differ and winner[n] != any_one.get(n)]
+    return [name.removeprefix("config/") for name in differ]
 
 
 def _shown_trials(trials: "pd.DataFrame", metric: Metric) -> "pd.DataFrame":
