@@ -64,7 +64,8 @@ def test_training_sets_fit_beside_the_ceiling(tmp_path: Path) -> None:
 def test_augmentation_has_a_share_of_the_step(tmp_path: Path) -> None:
     table = run("augmentation.py", "--seconds 0.05 --only mix", tmp_path)
     assert list(table["augmentation"]) == ["mixup", "cutmix", "crop, flip, jitter, erase, mixup"] * 2
-    assert (table["ms"] > 0).all() and (table["share"] > 0).all() and (table["share"] < 1).all()
+    share = table["share"]  # A difference of two short times may be below zero.
+    assert np.isfinite(table["ms"]).all() and (share < 1).all() and ((share > 0) == (table["ms"] > 0)).all()
 
 
 @pytest.mark.slow

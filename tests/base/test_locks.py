@@ -127,7 +127,7 @@ def test_a_lease_that_nobody_renews_runs_out(tmp_path: Path) -> None:
     store.write("search.lease", elsewhere())
     mine = lease(tmp_path)
     mine.take(notes.append, patience=0.5)
-    assert 0.4 < time.monotonic() - begun < 5 and len(notes) == 1
+    assert time.monotonic() - begun > 0.4 and len(notes) == 1
     assert json.loads(store.read("search.lease") or b"")["host"] != "other"
     mine.release()
     assert store.read("search.lease") is None

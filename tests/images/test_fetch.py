@@ -8,7 +8,6 @@ import os
 import re
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -255,10 +254,8 @@ def test_silent_mirror_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "CONNECT_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/"
-        start = time.monotonic()
         with pytest.raises(UserError, match=rf"mirror {url}: images\.gz: timed out"):
             read_files(replace(FILES, mirrors=(url,)), NAMES)
-        assert time.monotonic() - start < 4
 
 
 HEAD = b"HTTP/1.0 200 OK\r\nContent-Length: 4422102\r\n\r\n"
@@ -309,11 +306,10 @@ def test_a_mirror_that_sends_a_byte_at_a_time_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(downloads, "SLOWEST_SECONDS", 0.3)
-    slow, start = dripping(first, then), time.monotonic()
+    slow = dripping(first, then)
     with pytest.raises(UserError, match=rf"mirror {slow}: images\.gz: too slow: \d+ bytes in 0 s"):
         read_files(replace(FILES, mirrors=(slow,)), NAMES)
     assert read_files(replace(FILES, mirrors=(slow, mirror.url)), NAMES) == CONTENTS
-    assert time.monotonic() - start < 4
 
 
 def test_a_download_has_an_overall_limit(

@@ -302,9 +302,8 @@ def test_a_tracker_that_says_nothing_delays_the_end_by_its_patience_only(
     write_run(tmp_path / "one", 1)
     tracker = tracking.Tracker(tmp_path / "one", silent, said.append)
     tracker.start()
-    start = time.monotonic()
     tracker.finish(patience=0.3)
-    assert time.monotonic() - start < 2 and tracker._thread.daemon
+    assert tracker._thread.is_alive() and tracker._thread.daemon  # It was not waited for.
     assert [text.partition(". ")[0] for text in said] == [f"MLflow at {silent} fails: it took nothing for 0.3 s"]
 
 
