@@ -23,8 +23,8 @@ from tuning import report
 from tuning.base import files
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
-from tuning.figures import model_charts, run_charts, run_figures, run_page, thumbnails
-from tuning.runs import analysis, run_folder, schema, summaries
+from tuning.figures import model_charts, page_text, run_charts, run_figures, run_page, thumbnails
+from tuning.runs import analysis, final_models, run_folder, schema, summaries
 from tuning.runs.verdicts import verdicts
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -182,9 +182,9 @@ def test_a_run_alone_leaves_out_what_only_final_knows(run: run_folder.Run, model
     assert {"best_so_far", "learning_curves", "parallel_coordinates"} <= set(alone.texts)
     assert alone.says("Best validation accuracy") and not alone.says("Test accuracy")
     assert not alone.says("Was the search worth it") and not alone.says("Openings of the test images")
-    assert sections <= set(Page(run_page.render(run, run_page.load_final(run, model_dir))).texts)
-    assert run_page.load_final(run, make_final(tmp_path / "best_model", "another")) is None
-    assert run_page.load_final(run, tmp_path / "nothing") is None
+    assert sections <= set(Page(run_page.render(run, final_models.load(run, model_dir))).texts)
+    assert final_models.load(run, make_final(tmp_path / "best_model", "another")) is None
+    assert final_models.load(run, tmp_path / "nothing") is None
 
 
 def test_a_final_without_its_frames_still_has_its_answer(run: run_folder.Run, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_final_without_its_frames_still_has_its_answer(run: run_folder.Run, tm
     files.write_json(folder / "metrics.json", metrics | {"test_accuracy_std": None, "test_opened": 1})
     for name in ("final.csv", "test_outputs.npz", "classification_report.csv", "test_log.jsonl"):
         (folder / name).unlink()
-    page = Page(run_page.render(run, run_page.load_final(run, folder)))
+    page = Page(run_page.render(run, final_models.load(run, folder)))
     assert page.says(f"{metrics['test_accuracy']:.2%} 95% interval") and not page.says("have been opened")
     assert not {"seeds", "confusion"} & set(page.texts)
 
@@ -213,7 +213,7 @@ def test_the_page_says_what_the_figure_is_an_average_over(
     folder = make_final(tmp_path / "best_model", run.name)
     metrics = json.loads((folder / "metrics.json").read_text())
     files.write_json(folder / "metrics.json", metrics | recorded | {"test_accuracy_std": test_std})
-    assert Page(run_page.render(run, run_page.load_final(run, folder))).says(said)
+    assert Page(run_page.render(run, final_models.load(run, folder))).says(said)
 
 
 def test_of_what_was_distilled_the_page_says_so_beside_each_mean(run: run_folder.Run, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_of_what_was_distilled_the_page_says_so_beside_each_mean(run: run_folder
     pages = []
     for shipped in ("distilled", "single"):
         files.write_json(folder / "metrics.json", metrics | {"shipped": shipped})
-        pages.append(Page(run_page.render(run, run_page.load_final(run, folder))))
+        pages.append(Page(run_page.render(run, final_models.load(run, folder))))
     taught, alone = pages
     assert taught.says("has learned from 3 models; the same configuration, taught by the labels alone, has 89.00% on")
     assert taught.says("fresh seeds, distilled. The saved model:") and taught.says("on fresh seeds, distilled.")
@@ -235,7 +235,7 @@ def test_of_an_ensemble_the_page_says_that_the_figure_is_not_of_a_seed(run: run_
     folder = make_final(tmp_path / "best_model", run.name)
     metrics = json.loads((folder / "metrics.json").read_text())
     files.write_json(folder / "metrics.json", metrics | {"shipped": "ensemble", "test_accuracy_std": None})
-    page = Page(run_page.render(run, run_page.load_final(run, folder)))
+    page = Page(run_page.render(run, final_models.load(run, folder)))
     assert page.says("of the ensemble, without averaging") and not page.says("on a fresh seed,")
 
 
@@ -244,7 +244,7 @@ def test_the_winners_epochs_and_the_time_are_those_of_final(run: run_folder.Run,
     files.write_json(folder / "config.json", {"class_names": NAMES, "config": {"epochs": 97}})
     metrics = json.loads((folder / "metrics.json").read_text())
     files.write_json(folder / "metrics.json", metrics | {"seconds_total": 6060.0})
-    page = Page(run_page.render(run, run_page.load_final(run, folder)))
+    page = Page(run_page.render(run, final_models.load(run, folder)))
     assert "97" in page.texts and page.says("fresh seeds: 101 slot minutes")
     assert page.texts.index("97") < page.texts.index("What was the same in all trials")
 
@@ -254,11 +254,11 @@ def test_labels_to_check_are_shown_with_their_images(run: run_folder.Run, tmp_pa
     texts = {"image": ["bag/1.jpg", f"{HEADER}.jpg"], "label": NAMES[:2], "predicted": NAMES[1:]}
     found = pd.DataFrame(texts | {"label_probability": [0.001, 0.25], "predicted_probability": [0.97, 0.5]})
     found.to_csv(folder / "suspects.csv", index=False)
-    old = run_page.render(run, run_page.load_final(run, folder))
+    old = run_page.render(run, final_models.load(run, folder))
     assert Page(old).says("Labels to check") and 'class="mistakes suspects"' not in old  # Of an earlier version.
     photos = np.random.default_rng(0).integers(0, 256, (2, 3, 40, 30), dtype=np.uint8)
     np.savez(folder / "suspects.npz", images=photos)
-    html = run_page.render(run, run_page.load_final(run, folder))
+    html = run_page.render(run, final_models.load(run, folder))
     gallery = html.partition('class="mistakes suspects"')[2].partition("<details>")[0]
     assert HEADER not in html and gallery.count("<figure>") == 2
     shown = Page(gallery)
@@ -272,14 +272,14 @@ def test_gray_photos_are_no_negatives_in_the_dark(run: run_folder.Run, tmp_path:
     folder = make_final(tmp_path / "best_model", run.name)
     described = files.read_json(folder / "config.json") | ({"resize": "crop"} if is_own else {})
     files.write_json(folder / "config.json", described)
-    html = run_page.render(run, run_page.load_final(run, folder))
+    html = run_page.render(run, final_models.load(run, folder))
     assert ('<img class="ink"' in html, "<i class=ink>" in html) == (not is_own, not is_own)
 
 
 def test_a_matrix_of_many_classes_has_the_width_of_the_page(run: run_folder.Run, tmp_path: Path) -> None:
     names = tuple(f"species {i} of a genus with a long name" for i in range(17))
     folder = make_final(tmp_path / "best_model", run.name, names=names)
-    html = run_page.render(run, run_page.load_final(run, folder))
+    html = run_page.render(run, final_models.load(run, folder))
     assert 'class="pair"' not in html and f"min-width: {40 + 7 * 28 + 20 * 17}px" in html
     counts = analysis.confusion(np.arange(17), np.arange(17), names)
     assert max(map(len, model_charts.confusion(counts).layout.xaxis.ticktext)) <= 28
@@ -298,7 +298,7 @@ def test_what_comes_from_files_is_text_and_nothing_else(tmp_path: Path) -> None:
     run = make_run(tmp_path / HEADER, error=SCRIPT)
     files.write_json(run.path / "meta.json", run.meta | {"command": SCRIPT, SCRIPT: {SCRIPT: [SCRIPT]}})
     folder = make_final(tmp_path / "best_model", run.name, names=(SCRIPT, HEADER, "Bag"))
-    html = run_page.render(run, run_page.load_final(run, folder))
+    html = run_page.render(run, final_models.load(run, folder))
     page = Page(html)
     assert page.tags.count("script") == 3 and "b" in page.tags
     assert page.tags.count("img") == len(
@@ -430,7 +430,7 @@ def test_a_damaged_file_of_the_final_model_is_named(run: run_folder.Run, tmp_pat
     with pytest.raises(
         UserError, match=r"best_model(/config\.json)? must (hold what `python -m tuning\.final`|be a read)"
     ):
-        run_page.load_final(run, folder)
+        final_models.load(run, folder)
 
 
 @pytest.mark.parametrize("length", [0, 1000])
@@ -439,7 +439,7 @@ def test_outputs_that_were_cut_off_are_an_error_of_the_user(run: run_folder.Run,
     whole = (folder / "test_outputs.npz").read_bytes()
     (folder / "test_outputs.npz").write_bytes(whole[:length])
     with pytest.raises(UserError, match=r"best_model must hold what `python -m tuning\.final` writes"):
-        run_page.load_final(run, folder)
+        final_models.load(run, folder)
 
 
 def test_the_command_writes_the_page_and_names_runs_it_does_not_know(run: run_folder.Run, tmp_path: Path) -> None:
@@ -685,7 +685,7 @@ def test_proposals_that_repeat_a_trial_are_not_counted(tmp_path: Path) -> None:
 def test_a_figure_that_cannot_be_drawn_is_said_and_costs_no_other(
     run: run_folder.Run, model_dir: Path, monkeypatch: pytest.MonkeyPatch, module: Any, function: str, figure: str
 ) -> None:
-    final = run_page.load_final(run, model_dir)
+    final = final_models.load(run, model_dir)
     whole = set(json.loads(_figures(run_page.render(run, final))))
     monkeypatch.setattr(module, function, broken)
     told: list[str] = []
@@ -718,7 +718,7 @@ def test_a_torn_line_of_the_log_is_shown_for_what_it_says(run: run_folder.Run, t
     folder = make_final(tmp_path / "best_model", run.name)
     with (folder / "test_log.jsonl").open("a") as log:
         log.write('{"time": "2026-11-24T12:00:00+00:00", "event": "opened", "da')
-    final = run_page.load_final(run, folder)
+    final = final_models.load(run, folder)
     assert final is not None and list(final.log["event"]) == ["opened", "result", "opened"]
     assert "2026-11-24 12:00 UTC" in Page(run_page.render(run, final)).texts
 
@@ -760,12 +760,12 @@ def test_a_meta_json_of_another_version_has_a_page(tmp_path: Path, meta: dict[st
 
 def test_a_final_model_belongs_to_a_run_whatever_its_folder_is_called(run: run_folder.Run, tmp_path: Path) -> None:
     folder = make_final(tmp_path / "best_model", "earlier name")
-    assert run_page.load_final(run, folder) is None
+    assert final_models.load(run, folder) is None
     metrics = files.read_json(folder / "metrics.json")
     files.write_json(folder / "metrics.json", metrics | {"run_id": run.identity})
-    assert run_page.load_final(run, folder) is not None
+    assert final_models.load(run, folder) is not None
     files.write_json(folder / "metrics.json", metrics | {"run": run.name, "run_id": "another"})
-    assert run_page.load_final(run, folder) is None
+    assert final_models.load(run, folder) is None
 
 
 @pytest.mark.parametrize(
@@ -781,9 +781,46 @@ def test_a_final_model_belongs_to_a_run_whatever_its_folder_is_called(run: run_f
 def test_a_model_of_no_run_is_no_runs(
     metrics: dict[str, Any], name: str | None, identity: str | None, expected: bool
 ) -> None:
-    assert run_page.is_of(metrics, name, identity) is expected
+    assert run_folder.is_of(metrics, name, identity) is expected
 
 
 def test_commands_in_a_sentence_are_shown_as_code_and_the_rest_as_text() -> None:
-    found = run_page._with_code("change <space>, then run `python -m tuning.search --resume 'a<b'`.")
+    found = page_text.with_code("change <space>, then run `python -m tuning.search --resume 'a<b'`.")
     assert found == "change &lt;space&gt;, then run <code>python -m tuning.search --resume &#39;a&lt;b&#39;</code>."
+
+
+def test_the_page_finds_the_model_in_the_folder_that_final_wrote_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    run = make_run(Path("results/first"))
+    inside, beside = (make_final(folder, run.name) for folder in (run.path / "model", Path("small")))
+    assert final_models.folder_of(run) == Path("best_model")
+    for folder, said in ((inside, Path("results/first/model")), (beside, Path("small"))):
+        final_models.remember(run.path, folder)
+        assert final_models.folder_of(run) == said
+        assert Page(report.run(run).read_text()).says("Test accuracy")
+        assert str(tmp_path) not in (run.path / final_models.PLACE).read_text()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "project").rename("moved")
+    moved = run_folder.Run(tmp_path / "moved" / "results" / "first")
+    assert final_models.folder_of(moved) == Path("moved/small")
+    metrics = files.read_json(Path("moved/small/metrics.json"))
+    files.write_json(Path("moved/small/metrics.json"), metrics | {"run": "later", "run_id": "another"})
+    assert final_models.folder_of(moved) == Path("best_model")
+    for damaged in ("{", "[]", "{}", '{"model_dir": 3}'):
+        (moved.path / final_models.PLACE).write_text(damaged)
+        assert final_models.folder_of(moved) == Path("best_model")
+
+
+def test_a_folder_without_a_model_of_the_run_is_refused(run: run_folder.Run, tmp_path: Path) -> None:
+    another = make_final(tmp_path / "another", "second")
+    for folder, holds in (
+        (another, "has that of another run"),
+        (tmp_path, "has none"),
+        (tmp_path / "none", "has none"),
+    ):
+        with pytest.raises(UserError, match=rf"the model of .*first, but '{folder}' {holds}\. Leave it out"):
+            report.run(run, model_dir=folder, out=tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()

@@ -1,6 +1,6 @@
 """One page of a run and its final model: results/<run>/report.html, which opens anywhere, offline.
 
-    python -m tuning.report [RUN] [--model-dir best_model]
+    python -m tuning.report [RUN] [--model-dir DIR]
 
 The same from Python: `report.run(run)`. It takes some seconds; the page is 5 to 8 MB, of which 4.8 are plotly.js.
 `search` and `final` write it at their end. It shows what the files say, and leaves out what they do not say (yet). The
@@ -12,16 +12,19 @@ from typing import Annotated
 
 import typer
 
-from tuning.base import doors, rim
+from tuning.base import doors, files, rim
 from tuning.base.errors import UserError, run_command
-from tuning.runs import run_folder
-from tuning.runs.run_folder import MODEL_DIR, Run
+from tuning.runs import final_models, run_folder
+from tuning.runs.run_folder import Run
 
 
 def run(
     run: Annotated[Run | str, typer.Argument(metavar="RUN", help="A run's name or folder, or 'latest'.")] = "latest",
     *,
-    model_dir: Annotated[Path | str, typer.Option(help="Where the final model and its scores are.")] = MODEL_DIR,
+    model_dir: Annotated[
+        Path | str | None,
+        typer.Option(help="Where the run's final model and its scores are (default: where `final` wrote them)."),
+    ] = None,
     out: Annotated[
         Path | str | None,
         typer.Option(help="Write the page to this file; the run's folder is only read (default: into it)."),
@@ -31,19 +34,19 @@ def run(
 
     Args:
         run: A run, or its name, folder or URI.
-        model_dir: Where the final model and its scores are.
+        model_dir: Where the run's final model and its scores are; None is where `final` wrote them last.
         out: The file; None is `report.html` in the run's folder.
 
     Raises:
-        UserError: There is no such run or model, or the file cannot be written.
+        UserError: There is no such run, the folder has no model of it, or the file cannot be written.
     """
     rim.need("figures", "The page of a run")
     from tuning.figures.run_page import write
 
     found = run if isinstance(run, Run) else run_folder.load(run)
-    model_dir, out = Path(model_dir), None if out is None else Path(out)
-    if model_dir != MODEL_DIR and not model_dir.is_dir():
-        raise UserError(f"--model-dir must be a folder that `final` has written, but got {str(model_dir)!r}.")
+    model_dir, out = (None if given is None else files.expanded(given) for given in (model_dir, out))
+    if model_dir is not None:
+        _check(found, model_dir)
     path = write(found, model_dir, out=out)
     stored = out is None and found.settings.get("storage") is not None
     if stored and rim.usable("remote", "The storage is", print):
@@ -51,6 +54,21 @@ def run(
 
         stored_runs.send(found)
     return path
+
+
+def _check(found: Run, model_dir: Path) -> None:
+    """Raises UserError where a folder holds no final model of a run; one that is damaged is left to the page."""
+    file = model_dir / "metrics.json"
+    try:
+        if final_models.metrics_of(found, model_dir) is not None:
+            return
+        holds = f"has that of {files.read_json(file).get('source', 'another run')}" if file.exists() else "has none"
+    except UserError:
+        return
+    raise UserError(
+        f"--model-dir must be a folder to which `final` has written the model of {found.path}, but {str(model_dir)!r} "
+        f"{holds}. Leave it out for the model that `final` wrote last."
+    )
 
 
 @doors.over(run)

@@ -1,120 +1,31 @@
 """The page of a run: one HTML file that needs nothing else."""
 
-import io
 import json
-import numbers
-import re
-import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuning.base import files, masking
 from tuning.base.errors import UserError, each_alone
-from tuning.base.registries import ACCURACY, OBJECTIVES, Metric
-from tuning.runs import beginnings, convergence, openings, run_folder, schema, summaries
-from tuning.runs.run_folder import MODEL_DIR, Run, is_of
+from tuning.base.registries import OBJECTIVES, Metric
+from tuning.figures.page_text import exact, gap, percent, said, spoken, spread, table, with_code
+from tuning.runs import beginnings, convergence, final_models, run_folder, schema, summaries
+from tuning.runs.final_models import Final
+from tuning.runs.run_folder import Run
 from tuning.runs.verdicts import averaging_of, headline, luck, metric_of, repeats, verdicts
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     import pandas as pd
-    from markupsafe import Markup
 
 MIN_TRIALS_FOR_COORDINATES = 2
-NOTHING = "\N{EN DASH}"
-_TIME = re.compile(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d.*\+00:00$")
-_HEADINGS = {
-    "n_parameters": "parameters",
-    **{f"search_{column}": "search" for column in ("valid_accuracy", "valid_score")},
-    **{f"valid_accuracy_{name}": name for name in ("mean", "std", "low", "high")},
-    **{f"valid_score_{name}": name for name in ("mean", "std", "low", "high")},
-    **{f"difference_{name}": name for name in ("low", "high")},
-}
 _NOTES = ("seconds_per_image", "pareto", "stopped_by", "error")
-# Of metrics.json: without these there is no final model to show.
-_METRICS = (
-    *("test_accuracy", "test_accuracy_mean", "test_accuracy_std", "test_interval", "test_opened", "seeds", "ece"),
-    *("search_valid_accuracy", "valid_accuracy_mean", "shrinkage"),
-)
 _TRIAL_COLUMNS = ("trial", "state", "valid_accuracy", "epochs", "seconds", "n_parameters")
-
-
-@dataclass(frozen=True)
-class Final:
-    """What `python -m tuning.final` left behind for a run.
-
-    Attributes:
-        metrics: `metrics.json`.
-        class_names: Of the data set.
-        configurations: `final.csv`; None where there is none.
-        report: `classification_report.csv`; None where there is none.
-        outputs: `test_outputs.npz` by name; empty where there is none.
-        log: A row a line of `test_log.jsonl`.
-        suspects: `suspects.csv`; None where there is none.
-        suspect_images: Of its rows, uint8 (N, C, H, W); None where there are none.
-        is_own: The images are one's own: gray ones are photos, and no drawings whose paper may be dark.
-        epochs: Full length of its training; None where that is not on record.
-    """
-
-    metrics: dict[str, Any]
-    class_names: tuple[str, ...]
-    configurations: "pd.DataFrame | None"
-    report: "pd.DataFrame | None"
-    outputs: "dict[str, npt.NDArray[Any]]"
-    log: "pd.DataFrame"
-    suspects: "pd.DataFrame | None" = None
-    suspect_images: "npt.NDArray[np.uint8] | None" = None
-    is_own: bool = False
-    epochs: int | None = None
-
-
-def load_final(run: Run, model_dir: Path) -> Final | None:
-    """Returns what is known of a run's final model, or None where `model_dir` holds none or that of another run.
-
-    Raises:
-        UserError: A file is damaged.
-    """
-    import pandas as pd
-
-    if not (model_dir / "metrics.json").exists():
-        return None
-    metrics = files.read_json(model_dir / "metrics.json")
-    try:
-        identity = run.identity
-    except UserError:  # Of a run of 0.2.0 whose study is damaged: its name is all there is.
-        identity = None
-    if not is_of(metrics, run.name, identity):
-        return None
-    if missing := [name for name in _METRICS if name not in metrics]:
-        raise UserError(
-            f"{model_dir / 'metrics.json'} has no {missing[0]}: it is damaged, or another version wrote it. "
-            "Run `python -m tuning.final` again."
-        )
-    try:
-        described = files.read_json(model_dir / "config.json")
-        return Final(
-            metrics=metrics,
-            class_names=tuple(described["class_names"]),
-            configurations=_read_csv(model_dir / "final.csv"),
-            report=_read_csv(model_dir / "classification_report.csv"),
-            outputs=_read_arrays(model_dir / "test_outputs.npz"),
-            log=pd.DataFrame(openings.read(model_dir)),
-            suspects=_read_csv(model_dir / "suspects.csv"),
-            suspect_images=_read_arrays(model_dir / "suspects.npz").get("images"),
-            is_own="resize" in described,
-            epochs=described.get("config", {}).get("epochs"),
-        )
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{model_dir} must hold what `python -m tuning.final` writes, but got: {error}.") from error
 
 
 def write(
     run: Run,
-    model_dir: Path = MODEL_DIR,
+    model_dir: Path | None = None,
     importances: "pd.DataFrame | None" = None,
     *,
     out: Path | None = None,
@@ -124,7 +35,7 @@ def write(
 
     Args:
         run: Finished, or still going.
-        model_dir: Where the final model is; what it holds is shown if it is this run's.
+        model_dir: Where the final model is, shown if it is this run's; None is where `final` wrote it last.
         importances: From `importances.of_run`; None has them computed.
         out: Where the page is written; None is `report.html` in the run's folder.
         tell: Is told what is left out, and why.
@@ -134,7 +45,7 @@ def write(
     """
     path = out or run.path / "report.html"
     try:
-        final = load_final(run, model_dir)
+        final = final_models.load(run, model_dir or final_models.folder_of(run))
     except UserError as error:
         tell(f"The final model is left out of the page: {error}")
         final = None
@@ -229,98 +140,9 @@ def render(
     )
 
 
-def table(frame: "pd.DataFrame", metric: Metric = ACCURACY) -> dict[str, Any]:
-    """Returns a frame for the page: `columns` (heading, whether numeric) and `rows` of cells (text, full value)."""
-    import pandas as pd
-
-    columns = [
-        {
-            "heading": _heading(str(name), metric),
-            "numeric": pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column),
-        }
-        for name, column in frame.items()
-    ]
-    rows = [
-        [
-            (text := spoken(value, str(name), metric), "" if text == NOTHING else str(value))
-            for name, value in zip(frame, row, strict=True)
-        ]
-        for row in frame.itertuples(index=False, name=None)
-    ]
-    return {"columns": columns, "rows": rows}
-
-
-def exact(value: Any, text: str | None = None) -> Any:
-    """Returns a number as HTML: rounded for the eye, whole in the element's `value` and `title`."""
-    from markupsafe import Markup
-
-    if value is None:
-        return NOTHING
-    return Markup('<data value="{0}" title="{0}">{1}</data>').format(
-        str(value), spoken(value) if text is None else text
-    )
-
-
-def percent(value: float | None, digits: int = 2) -> Any:
-    """Returns a share as HTML, in per cent."""
-    return exact(value, None if value is None else f"{100 * value:.{digits}f}%")
-
-
-def said(metric: Metric, value: float | None) -> Any:
-    """Returns a metric's value as HTML."""
-    return exact(value, None if value is None else metric.said(value))
-
-
-def spread(metric: Metric, value: float) -> Any:
-    """Returns a standard deviation of a metric's values as HTML, without the sign of a per cent."""
-    return exact(value, metric.gap(value, ""))
-
-
-def gap(metric: Metric, value: float | None) -> Any:
-    """Returns a difference of a metric's values as HTML, with a sign: shares in points of a per cent."""
-    return exact(value, None if value is None else metric.gap(value))
-
-
-def _heading(name: str, metric: Metric) -> str:
-    known = _HEADINGS.get(name, metric.label if name == "valid_score" else name)
-    return known.removeprefix("config/").replace("_", " ")
-
-
-def spoken(value: Any, name: str = "", metric: Metric = ACCURACY) -> str:
-    """Returns a value of a frame or of a JSON file, rounded for the eye as its name asks for."""
-    import pandas as pd
-
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    if pd.isna(value):
-        return NOTHING
-    if isinstance(value, float):
-        if "difference" in name:
-            return metric.gap(value)
-        if "valid_score" in name or name.startswith(("seed_", "fold_", "second_")):
-            return metric.said(value)
-        if "accuracy" in name or name.startswith(("precision", "recall", "f1")):
-            return f"{value:.2%}"
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    if isinstance(value, numbers.Integral):
-        return f"{int(value):,}" if int(value) >= 10_000 and "seed" not in name else str(value)
-    return _TIME.sub(r"\1 \2 UTC", str(value))
-
-
 def _as_json(make: Callable[[], Any]) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(make().to_json())
     return found
-
-
-def _read_arrays(path: Path) -> "dict[str, npt.NDArray[Any]]":
-    import numpy as np
-
-    # numpy leaves a damaged file open.
-    return dict(np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)) if path.exists() else {}
-
-
-def _read_csv(path: Path) -> "pd.DataFrame | None":
-    return schema.read_named(path) if path.exists() else None
 
 
 def _edges(run: Run) -> dict[str, Any] | None:
@@ -331,15 +153,7 @@ def _edges(run: Run) -> dict[str, Any] | None:
     if found.empty:
         return None
     rows = [schema.plain({str(name): row[name] for name in row}) for row in found.to_dict("records")]
-    return {"rows": list(zip(edges.said(found), rows, strict=True)), "next": _with_code(edges.next_step(run))}
-
-
-def _with_code(text: str) -> "Markup":
-    """Returns a text whose parts between backticks are shown as code; all else stays text."""
-    from markupsafe import Markup
-
-    parts = [Markup("<code>{}</code>" if i % 2 else "{}").format(part) for i, part in enumerate(text.split("`"))]
-    return Markup("").join(parts)
+    return {"rows": list(zip(edges.said(found), rows, strict=True)), "next": with_code(edges.next_step(run))}
 
 
 def _winner(run: Run, trials: "pd.DataFrame", final: Final | None) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from tuning.retraining.artefacts import Outcome
 from tuning.retraining.candidates import Plan
 from tuning.retraining.shipping import SINGLE, Shipment, settle
 from tuning.retraining.verdict import Chosen
+from tuning.runs.final_models import remember
 from tuning.runs.openings import OPENED, RESULT, times_opened
 from tuning.runs.openings import append as log_test
 from tuning.runs.run_folder import MODEL_DIR
@@ -272,14 +273,16 @@ def retrain_and_test(
             for problem in write_everything(ready, metrics, test, images, staging, rehearsing=False):
                 say(problem)
             artefacts.publish(staging, model_dir)
-            if plan.run is None:  # Of a run the trained models are kept: more seeds go on from them.
+            if plan.run is not None:
+                each_alone({"The run's note of its model": lambda: remember(Path(plan.source), model_dir)}, say)
+            else:  # Of a run the trained models are kept: more seeds go on from them.
                 _remove_jobs(plan, tested.values())
     return metrics
 
 
 def written(plan: Plan, model_dir: Path) -> str:
     """Returns what there is, and what is left to do, when a signal came after the test split was opened."""
-    page = "" if plan.run is None else f" `python -m tuning.report {plan.run}` writes its page."
+    page = "" if plan.run is None else f" `python -m tuning.report {files.called(Path(plan.source))}` writes its page."
     return (
         f"The model is in {model_dir}/, with its figures: the test split need not be opened again, so do not run the "
         f"command again.{page}"
