@@ -23,6 +23,7 @@ from tuning.base import doors, files
 from tuning.base.errors import UserError
 from tuning.runs import run_folder
 from tuning.sampling.function_source import module_of
+from tuning.sampling.spaces import load_space
 from tuning.trials import loading, session, settling
 from tuning.trials import progress as shown
 from tuning.trials.settings import as_options
@@ -127,6 +128,24 @@ def test_a_value_of_another_type_is_said_in_python(tmp_path: Path, monkeypatch: 
         search.run(samples="many")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"^progress must be a valid boolean.*, but got 'loud'\.$"):
         search.run(progress="loud")  # type: ignore[arg-type]
+
+
+def test_the_folder_of_the_user_is_found_where_no_shell_writes_it_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    asked = doors.asked(final.run, {"config": "~/one.yaml", "model_dir": Path("~/model"), "run": "~/results/one"})
+    assert (asked.config, asked.model_dir) == (f"{tmp_path}/one.yaml", tmp_path / "model")
+    assert doors.asked(final.run, {"config": "resnet8-5-minutes"}).config == "resnet8-5-minutes"
+    assert doors.asked(search.run, {"start_from": "one,two"}).start_from == "one,two"
+    (tmp_path / "results" / "one").mkdir(parents=True)
+    (tmp_path / "results" / "one" / "meta.json").write_text("{}")
+    assert run_folder.load("~/results/one").path == tmp_path / "results" / "one"
+    assert run_folder.load("~/results/latest").name == "one"
+    (tmp_path / "space.py").write_text((files.SPACES / "smoke.py").read_text())
+    assert load_space("~/space.py").source == (files.SPACES / "smoke.py").read_text()
+    with pytest.raises(UserError, match=f"There must be a trained model in {tmp_path}/none, but"):
+        predict.load("~/none")
 
 
 def options_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> doors.Asked:

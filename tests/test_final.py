@@ -21,7 +21,7 @@ from conftest import CLASS_NAMES, patterned_images, write_run
 from matplotlib.figure import Figure
 
 from tuning import final
-from tuning.base import files
+from tuning.base import averagings, files
 from tuning.base.averagings import AVERAGINGS
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
@@ -134,6 +134,9 @@ def test_over_seeds_metrics_and_table_agree_to_the_last_digit(
     assert metrics["test_accuracy_mean"] == pytest.approx(np.mean(accuracies))
     assert metrics["test_accuracy_std"] == pytest.approx(np.std(accuracies, ddof=1))
     assert f"{metrics['test_accuracy_mean']:.2%} ± " in (tmp_path / "scores.txt").read_text()
+    for name, ends in (("none", ["", ""]), ("flip", [", without averaging", ", with flip averaging (2 views)"])):
+        text = model_card.scores(metrics | averagings.recorded(name), "resnet8")
+        assert re.findall(r"^(?:valid|test), mean .* over 3 fresh seeds(.*)$", text, re.M) == ends
 
 
 def test_the_outputs_on_the_test_images_are_kept(tmp_path: Path, opened: list[str]) -> None:

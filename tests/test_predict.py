@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -21,6 +22,7 @@ from tuning.images.batches import normalise
 from tuning.images.decoding import Preparation, prepare
 from tuning.models.architectures import build_model
 from tuning.predict import frame, main, print_predictions
+from tuning.retraining import best_model
 from tuning.retraining.best_model import (
     BestModel,
     Prediction,
@@ -344,6 +346,31 @@ def test_a_model_for_photos_reads_files_as_it_was_trained(tmp_path: Path) -> Non
     (tmp_path / "d.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(UserError, match=r"IMAGE must be a readable image file, but got .*d\.png"):
         predict_files(best, [tmp_path / "d.png"])
+
+
+def test_files_that_cannot_be_read_are_left_out_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(best_model, "AT_ONCE", 2)
+    for resize in (None, "crop"):
+        folder = write_model(tmp_path / f"model {resize}", **({} if resize is None else {"resize": resize}))
+        photos = tmp_path / f"photos {resize}"
+        photos.mkdir()
+        for name in "adef":
+            Image.fromarray(shape_on(0)).save(photos / f"{name}.png")
+        for name in "bc":
+            (photos / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+        with pytest.raises(UserError, match=r"got .*b\.png'.*\. --skip-broken leaves out what cannot be read\.$"):
+            main([photos], folder)
+        capsys.readouterr()
+        main([photos], folder, skip_broken=True, csv=tmp_path / "found.csv")
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 2 and "b.png" in said[0] and "c.png" in said[1]
+        assert [Path(name).name for name in pd.read_csv(tmp_path / "found.csv")["file"]] == [f"{n}.png" for n in "adef"]
+        for name in "adef":
+            (photos / f"{name}.png").write_bytes(b"")
+        with pytest.raises(UserError, match=r"none of 6 can be read\.$"):
+            main([photos], folder, skip_broken=True)
 
 
 def test_more_classes_than_there_are_cannot_be_shown(folder: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import typer
 
 from tuning.base import rim, tables
 from tuning.base.errors import UserError, counted, run_command
+from tuning.base.files import expanded
 from tuning.base.tables import Column
 from tuning.images import datasets, options, partition, splitting
 from tuning.images.catalogue import DATASETS
@@ -272,6 +273,7 @@ def main(
 ) -> None:
     """Show what is in a data set: counts, value ranges, duplicates, samples and mean images."""
     source = options.source_of(SimpleNamespace(**locals()))
+    out = expanded(out)
     if out.suffix not in FIGURE_SUFFIXES:
         raise UserError(f"--out must end with {', '.join(FIGURE_SUFFIXES)}, but got {str(out)!r}.")
     own = datasets.load_own(source, note=print) if source.is_own else None

@@ -15,6 +15,7 @@ import typer
 from tuning.base import files
 from tuning.base.errors import UserError, run_command
 from tuning.base.tables import print_frame
+from tuning.images.formats.listing import to_stderr
 from tuning.retraining.best_model import BestModel, Invert, Prediction, load_best_model, predict_files
 from tuning.retraining.inputs import expanded
 
@@ -32,7 +33,7 @@ def load(folder: str | Path = "best_model", model: str | Path | None = None) -> 
     Raises:
         UserError: The folder, config.json or model.pth is missing or damaged, or they do not fit each other.
     """
-    return load_best_model(Path(folder), None if model is None else Path(model))
+    return load_best_model(files.expanded(folder), None if model is None else files.expanded(model))
 
 
 def frame(predictions: Sequence[Prediction], top: int = 2) -> "pd.DataFrame":
@@ -77,15 +78,24 @@ def main(
     ] = "auto",
     top: Annotated[int, typer.Option(min=1, help="How many classes to show for each image.")] = 2,
     image_column: Annotated[str | None, typer.Option(help="The column of a table that has each image's file.")] = None,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave out images that cannot be read, and name them.")
+    ] = False,
     csv: Annotated[Path | None, typer.Option(help="Write the predictions to this CSV file, too.")] = None,
 ) -> None:
     """Print the most probable class of each image and the runner-up."""
-    best = load_best_model(model_dir, model)
+    best = load(model_dir, model)
     if top > len(best.class_names):
         raise UserError(f"--top must be at most {len(best.class_names)}, the number of classes, but got {top}.")
-    predictions = predict_files(best, expanded(images, image_column), invert)
+    paths = expanded(images, image_column)
+    try:
+        predictions = predict_files(best, paths, invert, to_stderr if skip_broken else None)
+    except UserError as error:
+        way = "" if skip_broken or len(paths) == 1 else " --skip-broken leaves out what cannot be read."
+        raise UserError(f"{error}{way}") from error
     print_predictions(predictions, top)
     if csv is not None:
+        csv = files.expanded(csv)
         files.write_text(csv, frame(predictions, top).to_csv(index=False))
         print(f"Written: {csv}")
 

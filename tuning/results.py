@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from tuning.base import rim
+from tuning.base import files, rim
 from tuning.base.errors import UserError, run_command
 from tuning.base.registries import OBJECTIVES
 from tuning.base.tables import print_frame
@@ -84,6 +84,7 @@ def main(
     out: Annotated[Path, typer.Option(help="The picture that compare draws.")] = RESULTS / "compare.png",
 ) -> None:
     """Print the best trials of a run (the latest) and what to do next; or list the runs; or compare some of them."""
+    out = files.expanded(out)
     match words or ["latest"]:
         case ["list"]:
             from tuning.runs.compare import HOW, list_runs

@@ -18,6 +18,7 @@ import typer
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from tuning.base.errors import UserError, unknown_name
+from tuning.base.files import expanded
 
 _PARSED = (str, int, float, bool, Path)
 
@@ -154,4 +155,6 @@ def _checked(parameter: inspect.Parameter, value: Any) -> Any:
     for least in (info.min for info in infos if getattr(info, "min", None) is not None):
         if value is not None and value < least:
             raise UserError(f"{option(parameter)} must be at least {least}, but got {value}.")
+    if Path in members and isinstance(value, str | Path) and str(value).startswith("~"):
+        return type(value)(expanded(value))
     return value

@@ -6,6 +6,7 @@ never live here: what a figure shows (`plots`, `pictures`).
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from tuning.base import files
 from tuning.base.errors import UserError, each_alone
 from tuning.base.registries import ACCURACY, Metric
+from tuning.figures import fonts
 
 DPI = 150
 # Ten colours for readers with and without a colour vision deficiency: the smallest OKLab distance between two of them,
@@ -47,13 +49,16 @@ def save(figure: Figure, path: Path) -> None:
         UserError: It cannot be written, as on a full disk.
     """
     picture = io.BytesIO()
+    fonts.say(fonts.fit(figure))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".png":
-            figure.set_dpi(DPI)
-            FigureCanvasAgg(figure).print_png(picture)  # `savefig` would draw everything twice, for the layout.
-        else:
-            figure.savefig(picture, format=path.suffix.removeprefix("."), dpi=DPI)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"Glyph .* missing from")  # That has been said, once for all letters.
+            if path.suffix == ".png":
+                figure.set_dpi(DPI)
+                FigureCanvasAgg(figure).print_png(picture)  # `savefig` would draw everything twice, for the layout.
+            else:
+                figure.savefig(picture, format=path.suffix.removeprefix("."), dpi=DPI)
         files.write_bytes(path, picture.getvalue())
     except OSError as error:
         raise UserError(f"{path} must be a file that can be written, but got: {error.strerror}.") from error

@@ -1,7 +1,7 @@
 """What `final` ships, read back: the model of a folder, and what it predicts for images."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -284,30 +284,47 @@ def looks_inverted(image: npt.NDArray[np.uint8]) -> bool:
     return bool(border_mean > inner.mean())
 
 
-def predict_files(best: BestModel, paths: Sequence[Path], invert: Invert = "auto") -> list[Prediction]:
-    """Returns the prediction for each file.
+def predict_files(
+    best: BestModel, paths: Sequence[Path], invert: Invert = "auto", skip: Callable[[str], None] | None = None
+) -> list[Prediction]:
+    """Returns the prediction for each file; so many are decoded at once as are labelled at once.
 
     Args:
         best: The model.
         paths: PNG or JPEG files.
         invert: Whether images are turned from dark on bright into bright on dark: "auto" where `looks_inverted`.
+        skip: Receives why a file cannot be read, and the others are labelled; None makes it an error.
 
     Raises:
-        UserError: A file cannot be read.
+        UserError: A file, or with `skip` every file, cannot be read.
     """
-    if best.resize is None:
-        images = [read_image(path, best.channels, best.height, best.width) for path in paths]
-    else:
-        images = [_prepared(best, path) for path in paths]
+    if best.resize is not None:
         invert = "no" if invert == "auto" else invert
-    return _predicted(best, paths, images, invert)
+    predictions: list[Prediction] = []
+    for start in range(0, len(paths), AT_ONCE):
+        found, images = [], []
+        for path in paths[start : start + AT_ONCE]:
+            try:
+                images.append(_prepared(best, path))
+            except UserError as error:
+                if skip is None or len(paths) == 1:
+                    raise
+                skip(str(error))
+            else:
+                found.append(path)
+        if found:
+            predictions += _predicted(best, found, images, invert)
+    if paths and not predictions:
+        raise UserError(f"IMAGE must be readable image files, but none of {len(paths):,} can be read.")
+    return predictions
 
 
 def _prepared(best: BestModel, path: Path) -> npt.NDArray[np.uint8]:
     """Returns an image as those that the model was trained on were read and stored: uint8 (C, H, W)."""
     from tuning.images.decoding import BrokenImageError, Preparation, depth_of, own_limits, prepare, read_pixels
 
-    assert best.resize is not None
+    if best.resize is None:
+        return read_image(path, best.channels, best.height, best.width)
     try:
         with own_limits():
             pixels = read_pixels(path)

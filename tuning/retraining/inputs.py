@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from tuning.base import files
 from tuning.base.errors import UserError, counted, unknown_name
 from tuning.images.formats import tables
 from tuning.images.formats.columns import is_header
@@ -28,7 +29,7 @@ def expanded(paths: Sequence[Path], image_column: str | None = None, note: Note 
         UserError: A folder has no image, or a table has no such column or lists files that are not there.
     """
     found: list[Path] = []
-    for path in paths:
+    for path in map(files.expanded, paths):
         if path.is_dir():
             names = sorted(walk(path).images, key=lambda name: natural(Path(name).name))
             if not names:

@@ -227,6 +227,7 @@ def load(name: str | Path = "latest", root: Path = RESULTS, *, retrained: bool =
         from tuning.remote import mirror
 
         return Run(mirror.fetch(str(name), root, retrained=retrained))
+    name = files.expanded(name) if str(name).startswith("~") else name
     if Path(name).name == "latest" and len(Path(name).parts) > 1 and not Path(name).exists():
         return load("latest", Path(name).parent, retrained=retrained)  # Of a storage that is a folder.
     if Path(name).is_dir() and (Path(name) / "meta.json").exists():

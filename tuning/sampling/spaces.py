@@ -177,7 +177,7 @@ def load_space(name: str) -> Space:
         UserError: The name is unknown (the closest is given); the file is missing, fails to import or has no `space`.
     """
     if name.endswith(".py"):
-        path = Path(name)
+        path = files.expanded(name)
     elif name in space_names():
         path = SPACES / f"{name}.py"
     else:
