@@ -194,6 +194,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def a_log_of_openings_for_each_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts the openings of test images in the project of one test: all of them work with the same few images."""
+    monkeypatch.setattr("tuning.runs.openings.PROJECT", tmp_path / "results")
+
+
+@pytest.fixture(autouse=True)
 def a_disk_that_is_quick_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets a study write `trials.csv` at every change, as it does where the disk does not make it wait too long.
 

@@ -591,7 +591,7 @@ def test_a_signal_after_the_opening_costs_no_result_and_advises_no_second_openin
         return act(*args, **kwargs)
 
     monkeypatch.setattr(module, moment, interrupted)
-    page = r" `python -m tuning\.report first` writes its page\." if run else ""
+    page = r" `python -m tuning\.report 'a test'` writes its page\." if run else ""
     said = rf"^Interrupted\. The model is in .*: the test split need not be opened again, so do not run the.*{page}$"
     with pytest.raises(interrupts.Interrupted, match=said), interrupts.raised():
         train(tmp_path, make_plan(tmp_path, run=run))
@@ -645,7 +645,9 @@ def test_a_signal_when_the_page_is_written_advises_no_second_opening(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run_folder, "load", interrupt)
-    with pytest.raises(interrupts.Interrupted, match=r"do not run the command again\. `python -m tuning\.report run`"):
+    with pytest.raises(
+        interrupts.Interrupted, match=r"do not run the command again\. `python -m tuning\.report 'a test'`"
+    ):
         final.carry_out(make_plan(tmp_path), SLOTS, model_dir=tmp_path, threads=1)
 
 

@@ -18,6 +18,7 @@ def test_after_a_torn_line_the_next_one_stands_on_its_own(tmp_path: Path, cut: i
     openings.append(tmp_path, OPENED)
     path = tmp_path / openings.LOG
     path.write_bytes(path.read_bytes()[:-cut])
+    (openings.PROJECT / openings.LOG).unlink()  # It is written after that, so the power cut came before.
     openings.append(tmp_path, OPENED)
     assert json.loads(path.read_text().splitlines()[-1])["split_hash"] == "af0c"
     assert openings.times_opened(tmp_path, "patterns") == len(openings.read(tmp_path)) == 2
@@ -57,6 +58,26 @@ def test_images_that_were_opened_under_another_name_count(tmp_path: Path) -> Non
     assert openings.times_opened(tmp_path, "newest", "cc") == openings.times_opened(tmp_path, "newest") == 0
 
 
+def test_models_in_folders_of_their_own_share_a_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openings, "PROJECT", tmp_path / "results")
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+        openings.append(folder, OPENED)
+    for folder in folders:  # Of two commands that ran at once.
+        openings.append(folder, {"event": openings.RESULT, "dataset": "patterns", "test_hash": "aa"})
+    for folder in (*folders, tmp_path / "three"):
+        assert openings.times_opened(folder, "patterns") == openings.times_opened(folder, "new name", "aa") == 2
+        assert openings.times_opened(folder, "other", "bb") == 0
+    (folders[0] / openings.LOG).unlink()
+    assert openings.times_opened(folders[0], "patterns") == 2
+    (tmp_path / "results" / openings.LOG).unlink()
+    (tmp_path / "results").rmdir()
+    (tmp_path / "results").write_text("no folder")
+    openings.append(folders[0], OPENED)
+    assert openings.times_opened(folders[0], "patterns") == 1
+
+
 def test_without_a_log_nothing_was_opened(tmp_path: Path) -> None:
     assert openings.read(tmp_path) == [] and openings.times_opened(tmp_path, "patterns") == 0
 
@@ -65,7 +86,7 @@ def test_a_line_is_on_the_disk_when_it_is_written(tmp_path: Path, monkeypatch: p
     synced: list[bytes] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append((tmp_path / openings.LOG).read_bytes()))
     openings.append(tmp_path, OPENED)
-    assert [json.loads(content)["event"] for content in synced] == [openings.OPENED]
+    assert [json.loads(content)["event"] for content in synced] == [openings.OPENED] * 2  # Then the project's log.
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,17 @@
 """`test_log.jsonl`: each opening of the test split, written down before it happens, and each result.
 
+It is kept beside each model, and once more in `results/`, for all models of a project: whoever writes every model into
+a folder of its own has opened the test images no less often.
+
 A line is on the disk when `append` returns. A power cut may leave half a line: the next one begins on a line of its
 own, and what is torn counts as an opening unless it says that it is something else.
 """
 
+import contextlib
+import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +20,7 @@ from tuning.base import files
 from tuning.base.errors import UserError
 
 LOG = "test_log.jsonl"
+PROJECT = files.RESULTS
 OPENED, RESULT = "opened", "result"
 _FIELDS = (
     *("event", "dataset", "split_hash", "config_hash", "seed", "seeds", "train_on", "source", "shipped"),
@@ -24,7 +30,9 @@ _SCORES = ("test_accuracy", "test_accuracy_plain", "test_accuracy_mean", "metric
 
 
 def append(folder: Path, metrics: Mapping[str, Any]) -> None:
-    """Adds a line to the log: time, event, data set, hashes, seeds, and the result where there is one.
+    """Adds a line to a model's log: time, event, data set, hashes, seeds, and the result where there is one.
+
+    The project's log has it, too, where that can be written.
 
     Raises:
         UserError: The disk is full, or the log cannot be written.
@@ -38,6 +46,9 @@ def append(folder: Path, metrics: Mapping[str, Any]) -> None:
             f"{path} cannot be written ({error.strerror}), and the test split is not opened without a line in it. "
             "Make it writable, or give another --model-dir."
         ) from error
+    with contextlib.suppress(OSError, UserError):
+        PROJECT.mkdir(exist_ok=True)
+        files.append_line(PROJECT / LOG, json.dumps(line | {"model_dir": str(folder)}))
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -57,15 +68,28 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def times_opened(folder: Path, dataset: str, test_hash: str | None = None) -> int:
-    """Returns how often the data set's test split has been opened, as the log says; a line without a name counts.
+    """Returns how often the data set's test split has been opened, as the logs say; a line without a name counts.
 
     Args:
-        folder: That of the log.
+        folder: Of the model, with its log; what was opened for others is in the project's.
         dataset: The data set's name.
         test_hash: Of its test images; those of a folder that was renamed have another name and the same hash.
     """
+    own = read(folder)
+    known = {line.get("time") for line in own}
+    others = [line for line in read(PROJECT) if line.get("time") not in known]
+    others.sort(key=_folder_of)  # Those of two commands that ran at once alternate.
+    logs = [own, *(list(log) for _, log in itertools.groupby(others, _folder_of))]
+    return sum(_times_opened(log, dataset, test_hash) for log in logs)
+
+
+def _folder_of(line: Mapping[str, Any]) -> str:
+    return str(line.get("model_dir"))
+
+
+def _times_opened(log: Iterable[Mapping[str, Any]], dataset: str, test_hash: str | None) -> int:
     n, is_open = 0, False
-    for line in read(folder):
+    for line in log:
         if line.get("event") == OPENED:
             is_open = bool(line.get("dataset")) and not _names(line, dataset)
             n += not is_open
