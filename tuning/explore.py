@@ -1,6 +1,6 @@
 """`python -m tuning.explore`: what is in a data set: counts, value ranges, duplicates, samples. About 4 s on two cores.
 
-The test images are seen as hashes only: no picture, mean or label of one comes out of this file.
+Of the test images only hashes, counts and the range of the pixels are seen: no picture or mean of one comes out.
 """
 
 import itertools

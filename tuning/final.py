@@ -130,8 +130,8 @@ def run(
     compare: Annotated[
         bool | None,
         typer.Option(
-            help="Retrain the default configuration and the best random point of the run, too "
-            "(default: yes; not with --top-k 1 --seeds 1)."
+            help="Retrain the original project's recipe (for your own images the space's first point) and the best "
+            "random point, too, and regularise candidates that need it (default: yes; not with --top-k 1 --seeds 1)."
         ),
     ] = None,
     train_on: Annotated[
@@ -201,7 +201,9 @@ def run(
         folds: Splits of one's own images, each of which is valid in one, in the place of `seeds`; 0 is none. None is 5
             for fewer than 5,000 images that have no valid split of their own, where `seeds` is None, and else 0.
         max_parameters: Of a configuration.
-        compare: Retrain the default configuration and the best random point, too; None is yes if several are trained.
+        compare: Retrain the original project's recipe, for one's own images the first point of the space, and the best
+            random point, too, and give candidates more regularisation if they need it; None is yes if several are
+            trained.
         train_on: "train", or "train+valid" to train the winner once more on both.
         ship: "single"; "ensemble" to write the best mean of all models that were trained; or "distilled" to train
             networks of the winner's configuration that learn from that mean, and to write the best of them. Where the

@@ -74,7 +74,10 @@ def main(
     ] = None,
     invert: Annotated[
         Invert,
-        typer.Option(help="Turn dark-on-bright images round; auto: gray ones with a border brighter than the rest."),
+        typer.Option(
+            help="Turn dark-on-bright images round; auto: gray ones with a border brighter than the rest, but not those "
+            "of a model of your own images."
+        ),
     ] = "auto",
     top: Annotated[int, typer.Option(min=1, help="How many classes to show for each image.")] = 2,
     image_column: Annotated[str | None, typer.Option(help="The column of a table that has each image's file.")] = None,

@@ -52,7 +52,10 @@ def run(
     dataset: Annotated[
         str, typer.Option(help=f"Images of your own, a folder or a file; or {DATASETS.listed}.")
     ] = DATASETS.default,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Length of a full trial (default: 6; on GPUs 18).")] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Length of a full trial, where the space sets none (default: 6; on GPUs 18)."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the valid split, the points and the trials' seeds.")] = 0,
     run: Annotated[
         str | None, typer.Option(help="Name of the run folder below results/ (default: date-dataset-n).")
@@ -130,8 +133,8 @@ def run(
     """Searches, and returns the run: `run.trials`, `run.epochs`, `run.best` and its folder `run.path`.
 
     The options are those of `python -m tuning.search --help`. Ctrl-C, or interrupting a notebook's kernel, ends the
-    trials after their epoch, as in the command; what there is stays in the run folder, and
-    `search.run(resume="latest")` resumes it. A second one, a second later, ends the search at once.
+    search when the running epochs have ended, after 10 s at most, as in the command; what there is stays in the run
+    folder, and `search.run(resume="latest")` resumes it. A second one, a second later, ends the search at once.
 
     Args:
         samples: Trials to run in all; None is 20.

@@ -60,8 +60,8 @@ class BestModel:
         """Returns the prediction for each image; `pd.DataFrame` makes a frame of them.
 
         Args:
-            images: uint8 (N, H, W) or (N, C, H, W) of the height and width that the model was trained on; or PNG or
-                JPEG files, which are resized.
+            images: uint8 (N, H, W) or (N, C, H, W) of the height and width that the model was trained on; or files,
+                which are resized: PNG and JPEG, for a model of one's own images all that a search reads.
             invert: Whether images are turned from dark on bright into bright on dark: "auto" where `looks_inverted`;
                 None is "auto" for files and "no" for arrays. Of a model for one's own images "auto" turns none.
 
@@ -291,7 +291,7 @@ def predict_files(
 
     Args:
         best: The model.
-        paths: PNG or JPEG files.
+        paths: PNG or JPEG files; for a model of one's own images all that a search reads.
         invert: Whether images are turned from dark on bright into bright on dark: "auto" where `looks_inverted`.
         skip: Receives why a file cannot be read, and the others are labelled; None makes it an error.
 
