@@ -75,8 +75,8 @@ def main(
     invert: Annotated[
         Invert,
         typer.Option(
-            help="Turn dark-on-bright images round; auto: gray ones with a border brighter than the rest, but not those "
-            "of a model of your own images."
+            help="Turn dark-on-bright images round; auto: gray ones with a border brighter than the rest, not for a "
+            "model of your own images."
         ),
     ] = "auto",
     top: Annotated[int, typer.Option(min=1, help="How many classes to show for each image.")] = 2,
