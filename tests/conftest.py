@@ -194,9 +194,9 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def a_log_of_openings_for_each_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def a_log_of_openings_for_each_test(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counts the openings of test images in the project of one test: all of them work with the same few images."""
-    monkeypatch.setattr("tuning.runs.openings.PROJECT", tmp_path / "results")
+    monkeypatch.setattr("tuning.runs.openings.PROJECT", tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """The page of a run: what it says and leaves out, that files' texts stay texts, and how it behaves in a browser."""
 
 import base64
+import errno
 import io
 import json
 import re
@@ -74,7 +75,9 @@ def make_run(
         state = {1: "failed", n_trials - 1: "running" if running else "complete"}.get(trial, "complete")
         length = 2 if trial % 4 == 2 else n_epochs
         state = "pruned" if state == "complete" and length == 2 else state
-        accuracy = np.sort(draw.uniform(0.5, 0.93, length)) + (0.04 if trial == 3 else 0)
+        accuracy = np.sort(draw.uniform(0.5, 0.93, length))
+        if trial == 3:
+            accuracy[-1] = 0.97  # As `make_final` has it.
         config = TrainConfig(learning_rate=10 ** draw.uniform(-3, -1), batch_size=[64, 128][trial % 2])
         row = {"trial": trial, "state": state, "valid_accuracy": accuracy[-1], "valid_loss": 0.3, "epochs": length}
         times = {
@@ -806,12 +809,38 @@ def test_the_page_finds_the_model_in_the_folder_that_final_wrote_last(
     (tmp_path / "project").rename("moved")
     moved = run_folder.Run(tmp_path / "moved" / "results" / "first")
     assert final_models.folder_of(moved) == Path("moved/small")
-    metrics = files.read_json(Path("moved/small/metrics.json"))
-    files.write_json(Path("moved/small/metrics.json"), metrics | {"run": "later", "run_id": "another"})
-    assert final_models.folder_of(moved) == Path("best_model")
+    (tmp_path / "moved" / "small").rename("elsewhere")
+    said: list[str] = []
+    page = Page(run_page.write(moved, tell=said.append).read_text())
+    assert page.says("Best validation accuracy") and not page.says("Test accuracy")
+    assert said == [
+        "The final model is left out of the page: moved/small, to which `final` wrote it, has it no more. "
+        "`python -m tuning.report --model-dir` names the folder in which it is now."
+    ]
     for damaged in ("{", "[]", "{}", '{"model_dir": 3}'):
         (moved.path / final_models.PLACE).write_text(damaged)
         assert final_models.folder_of(moved) == Path("best_model")
+
+
+def test_a_copy_that_went_on_by_itself_and_a_new_run_of_an_old_name_have_other_models(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "first")
+    metrics = files.read_json(make_final(tmp_path / "model", "first") / "metrics.json")
+    assert final_models.is_model_of(run, metrics)
+    assert not final_models.is_model_of(run, metrics | {"search_valid_accuracy": 0.9})  # Of another trial 3.
+    files.write_json(run.path / "meta.json", run.meta | {"schema": 3, "id": "f00d"})
+    assert not final_models.is_model_of(run, metrics)  # That run had no identity, and this one is not of 0.2.0.
+    assert final_models.is_model_of(run, metrics | {"run_id": "f00d"})
+
+
+def test_the_model_folder_of_somebody_else_is_a_sentence(
+    run: run_folder.Run, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def locked(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", locked)
+    with pytest.raises(UserError, match=r"best_model cannot be read \(Permission denied\)\."):
+        final_models.load(run, model_dir)
 
 
 def test_a_folder_without_a_model_of_the_run_is_refused(run: run_folder.Run, tmp_path: Path) -> None:

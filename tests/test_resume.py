@@ -20,6 +20,7 @@ from tuning.base.errors import UserError
 from tuning.base.registries import SAMPLERS
 from tuning.images import datasets
 from tuning.remote import leases, storage, stored_runs
+from tuning.retraining import candidates
 from tuning.runs import run_folder, summaries
 from tuning.sampling import samplers
 from tuning.sampling.spaces import Space, check_space, load_space
@@ -498,3 +499,35 @@ def test_the_record_says_what_was_left_out(here: Path, monkeypatch: pytest.Monke
     progress: Any = SimpleNamespace(note=print)
     session.search(replace(SETTINGS, samples=3), path, splits, space, progress, resumed=True)
     assert json.loads((path / "meta.json").read_text())["left_out"] == {"network": ["resnet8-64"]}
+
+
+def test_final_and_report_see_that_a_run_has_gone_on_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "shared"
+    run = write_run(tmp_path / "here" / "first", 3)
+    meta = run.meta | {"id": "f00d", "settings": run.settings | {"storage": str(store)}}
+    files.write_json(run.path / "meta.json", meta)
+    assert not stored_runs.is_behind(run)  # Nothing is stored yet.
+    shutil.copytree(run.path, store / "first")
+    assert not stored_runs.is_behind(run)
+    (run.path / "report.html").write_text("the earlier one")
+    stored_runs.send(run)
+    assert (store / "first" / "report.html").read_text() == "the earlier one"
+    sampler = optuna.samplers.RandomSampler(seed=1)
+    study = RunStudy(store / "first", load_space("smoke"), sampler, epochs=4, seed=0)
+    train(study, ask(study), [0.5] * 4, "length")
+    study.close(None)
+    assert stored_runs.is_behind(run) and not stored_runs.is_behind(run_folder.Run(store / "first"))
+    (store / "first" / "report.html").write_text("the later one")
+    stored_runs.send(run)
+    assert (store / "first" / "report.html").read_text() == "the later one"
+    assert capsys.readouterr().out.endswith("first has gone on elsewhere, and has a later one or will have.\n")
+    plan = candidates.Plan(
+        str(run.path), run.name, (), (1,), tmp_path / "jobs", images=datasets.as_source("fashion-mnist")
+    )
+    with (
+        contextlib.ExitStack() as held,
+        pytest.raises(UserError, match=r"first is behind .*shared/first, where the search has gone on\. Fetch"),
+    ):
+        final._keep_others_out(plan, tmp_path, held, print)

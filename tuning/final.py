@@ -23,11 +23,12 @@ import typer
 
 from tuning.base import doors, files, interrupts, locks, machine, own_model, rim
 from tuning.base.errors import UserError, counted, run_command, unknown_name
+from tuning.base.masking import masked
 from tuning.base.registries import METRICS
 from tuning.images import options
 from tuning.images.catalogue import DATASETS
 from tuning.images.source import Source
-from tuning.retraining import candidates
+from tuning.retraining import artefacts, candidates
 from tuning.retraining import export as export_formats
 from tuning.retraining import minutes as minutes_of
 from tuning.retraining.best_model import Winner
@@ -35,7 +36,7 @@ from tuning.retraining.candidates import Plan
 from tuning.retraining.opening import opened_again, retrain_and_test, written
 from tuning.retraining.shipping import SHIPPED, SINGLE
 from tuning.retraining.verdict import TRAIN_ON
-from tuning.runs import run_folder
+from tuning.runs import final_models, run_folder
 from tuning.runs.verdicts import headline
 from tuning.trials.slots import SlotRequest, Slots, plan_slots
 
@@ -64,7 +65,10 @@ def replaced(model_dir: Path, plan: Plan) -> str:
         old = files.read_json(file)
     except UserError as error:
         return f"The model in {model_dir}/ will be replaced; --model-dir DIR keeps it. {error}\n"
-    if run_folder.is_of(old, plan.run, plan.identity):
+    source = Path(plan.source)
+    if run_folder.is_of(old, plan.run, plan.identity) and (
+        not (source / "meta.json").exists() or final_models.is_model_of(run_folder.Run(source), old)
+    ):
         return ""
     if plan.run is None and old.get("run") is None and old.get("config_hash") == plan.entries[0].config.hash():
         return ""
@@ -248,6 +252,8 @@ def _from_python(options: Mapping[str, Any]) -> Winner:
         winner, page = _retrained(asked, _say if asked.progress else _ignore)
     if page and not page.startswith("Page: "):
         warnings.warn(page, stacklevel=3)
+    if winner.metrics["test_opened"] > 1:
+        warnings.warn(opened_again(winner.metrics), stacklevel=3)
     return winner
 
 
@@ -270,6 +276,7 @@ def _retrained(asked: doors.Asked, say: Callable[[str], None]) -> tuple[Winner, 
             f"{plan.source} would be trained once. Give {more}, or leave --ship out."
         )
     model_dir = Path(asked.model_dir)
+    artefacts.check_folder(model_dir)
     files.make_folder(model_dir, exist_ok=True)
     _check_test_files(plan.images)
     with contextlib.ExitStack() as held:
@@ -361,13 +368,19 @@ def _keep_others_out(plan: Plan, model_dir: Path, held: contextlib.ExitStack, sa
     if base is not None and rim.usable("remote", "The storage is", say):
         from tuning.remote import leases, stored_runs
 
-        uri = stored_runs.stored_at(base, Path(plan.source))
+        uri, is_behind = stored_runs.stored_at(base, Path(plan.source)), False
         try:
             held.enter_context(leases.leased(uri, "final", say, _end_for))
+            is_behind = stored_runs.is_behind(run_folder.Run(Path(plan.source)))
         except locks.InUseError:
             raise
         except UserError as error:  # The run is here, so that it need not be reached.
             say(f"The storage cannot be asked whether another machine does the same: {error}")
+        if is_behind:
+            raise UserError(
+                f"{plan.source} is behind {masked(uri)}, where the search has gone on. Fetch that first with `--run "
+                f"{masked(uri)}`."
+            )
 
 
 def _end_for(other: UserError) -> None:

@@ -225,7 +225,7 @@ def test_side_by_side_the_numbers_are_those_of_one_by_one_and_a_failure_is_alone
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_fails_its_job_and_no_other(tmp_path: Path, splits: Splits) -> None:
+def test_a_worker_that_dies_is_tried_again_and_then_fails_its_job_and_no_other(tmp_path: Path, splits: Splits) -> None:
     from tuning.trials.worker import train_all
 
     here = os.getpid()
@@ -237,11 +237,22 @@ def test_a_worker_that_dies_fails_its_job_and_no_other(tmp_path: Path, splits: S
                 os._exit(1)
             return self.folder
 
-    good, bad = Job(entry(1).config, 1, tmp_path), Deadly(entry(2).config, 1, tmp_path)
-    rows = list(train_all(given(good, bad), splits, replace(SLOTS, concurrency=2)))
+    class Mortal(Job):
+        @property
+        def path(self) -> Path:
+            if os.getpid() != here and not (marker := self.folder / "died").exists():
+                marker.touch()
+                os._exit(1)
+            return super().path
+
+    good, bad, once = (kind(entry(n).config, 1, tmp_path) for n, kind in ((1, Job), (2, Deadly), (3, Mortal)))
+    rows = list(train_all(given(good, bad, once), splits, replace(SLOTS, concurrency=2)))
     assert [row["epoch"] for job, row in rows if job is good] == [1, 2, 3]
-    [(_, row)] = [found for found in rows if found[0] is bad]
-    assert "worker" in row["error"].lower()
+    *notes, last = [row for job, row in rows if job is bad]
+    assert len(notes) == 2 and all(row["note"].endswith("It is run again from its last epoch.") for row in notes)
+    assert "worker" in last["error"].lower()
+    first, *epochs = [row for job, row in rows if job is once]
+    assert "worker" in first["note"].lower() and [row["epoch"] for row in epochs] == [1, 2, 3]
 
 
 @pytest.mark.slow

@@ -151,7 +151,7 @@ def test_a_damaged_result_is_said_once(tmp_path: Path, splits: Splits, capsys: p
     (job.path / jobs.RESULT).write_text("{")
     assert number(race.next_job()) == (0, 0)
     assert race.next_job() is race.next_job() is None
-    assert capsys.readouterr().out.count("cannot be read, so it is trained again") == 1
+    assert capsys.readouterr().out.count("is damaged, so it is kept as result.json.damaged") == 1
 
 
 def test_a_failure_brings_back_whom_it_had_dropped_and_without_candidates_that_is_an_error(

@@ -71,11 +71,23 @@ def test_models_in_folders_of_their_own_share_a_count(tmp_path: Path, monkeypatc
         assert openings.times_opened(folder, "other", "bb") == 0
     (folders[0] / openings.LOG).unlink()
     assert openings.times_opened(folders[0], "patterns") == 2
+    assert openings.why_not_counted() == ""
     (tmp_path / "results" / openings.LOG).unlink()
-    (tmp_path / "results").rmdir()
-    (tmp_path / "results").write_text("no folder")
+    (tmp_path / "results" / openings.LOG).mkdir()  # Of somebody else.
     openings.append(folders[0], OPENED)
     assert openings.times_opened(folders[0], "patterns") == 1
+    assert openings.times_opened(folders[0], "patterns", others=[*folders, tmp_path / "three"]) == 2
+    assert openings.why_not_counted().startswith(f"{tmp_path / 'results' / openings.LOG} cannot be used (")
+
+
+def test_a_model_in_the_folder_of_the_projects_log_is_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openings, "PROJECT", tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    for times in (1, 2):
+        openings.append(tmp_path / "results", OPENED)
+        assert openings.times_opened(tmp_path / "results", "patterns") == times
 
 
 def test_without_a_log_nothing_was_opened(tmp_path: Path) -> None:

@@ -123,6 +123,15 @@ def test_a_run_is_resumed_without_the_folder_that_its_space_was_in(
     assert open is surroundings.io.open is surroundings.builtins.open
 
 
+def test_a_change_to_the_space_of_a_run_counts_whether_or_not_it_uses_more(tmp_path: Path, project: Path) -> None:
+    uses = write(project, {"mine.py": f"from helper import WIDTH\n{END}", "helper.py": "WIDTH = 12"})
+    for name in (uses, write(project, {"alone.py": f"WIDTH = 12\n{END}"})):
+        run = tmp_path / Path(name).stem
+        begin(load_space(name), run)
+        (run / "space.py").write_text((run / "space.py").read_text().replace(END, f"WIDTH += 4\n{END}"))
+        assert draw(load_space(str(run / "space.py"))).width == 16
+
+
 def test_a_space_that_uses_nothing_is_kept_as_one_file(tmp_path: Path, project: Path) -> None:
     for name in (write(project, {"mine.py": f"import json\nWIDTH = 12\n{END}"}), "resnet"):
         begin(load_space(name), tmp_path / name / "run")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tuning.base import files
 from tuning.base.averagings import AVERAGINGS
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
@@ -216,8 +217,42 @@ def test_a_damaged_result_is_trained_again(
     train(job, splits)
     (job.path / jobs.RESULT).write_text(text)
     assert jobs.read(job, splits.split_hash) is None
-    assert "The result of a retraining cannot be read, so it is trained again: " in capsys.readouterr().out
+    assert (
+        "result.json is damaged, so it is kept as result.json.damaged, and trained again: " in capsys.readouterr().out
+    )
+    assert (job.path / f"{jobs.RESULT}.damaged").read_text() == text
     assert len(train(job, splits)) == 3
+
+
+def test_a_result_that_cannot_be_read_now_or_says_more_is_kept(job: Job, splits: Splits) -> None:
+    train(job, splits)
+    path = job.path / jobs.RESULT
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"{", b'{"of_a_later_version": 1, ', 1))
+    found = jobs.read(job, splits.split_hash)
+    assert found is not None and found.best_epoch is not None
+    path.unlink()
+    path.mkdir()  # A drive that fails.
+    with pytest.raises(UserError, match=r"result\.json, the result of a retraining, cannot be read \(Is a directory\)"):
+        jobs.read(job, splits.split_hash)
+    assert path.is_dir()
+
+
+def test_the_disk_has_a_result_before_the_checkpoints_go(
+    job: Job, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    write, remove = files.write_bytes, checkpoints.remove
+
+    def written(path: Path, content: bytes, *, durable: bool = False) -> None:
+        write(path, content, durable=durable)
+        done.append(f"{path.name} {'on disk' if durable else 'some time'}")
+
+    monkeypatch.setattr(files, "write_bytes", written)
+    monkeypatch.setattr(checkpoints, "remove", lambda folder: (done.append("removed"), remove(folder)))
+    train(job, splits)
+    end = done[done.index(f"{jobs.VALID_OUTPUTS} on disk") :]
+    assert end == [f"{name} on disk" for name in (jobs.VALID_OUTPUTS, jobs.WEIGHTS, jobs.RESULT)] + ["removed"]
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut"])

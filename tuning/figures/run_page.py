@@ -45,7 +45,13 @@ def write(
     """
     path = out or run.path / "report.html"
     try:
-        final = final_models.load(run, model_dir or final_models.folder_of(run))
+        folder = model_dir or final_models.folder_of(run)
+        final = final_models.load(run, folder)
+        if final is None and model_dir is None and final_models.remembered(run.path) is not None:
+            tell(
+                f"The final model is left out of the page: {folder}, to which `final` wrote it, has it no more. "
+                "`python -m tuning.report --model-dir` names the folder in which it is now."
+            )
     except UserError as error:
         tell(f"The final model is left out of the page: {error}")
         final = None

@@ -80,6 +80,19 @@ def stored_at(base: str, path: Path) -> str:
     return storage.joined(base, run.meta.get("stored_as") or first_name(run))
 
 
+def is_behind(run: Run) -> bool:
+    """Returns whether a run has gone on elsewhere, so that its storage has a later record than its folder.
+
+    Raises:
+        UserError: The storage cannot be reached, or has a record that has diverged.
+    """
+    base = run.settings.get("storage")
+    if base is None or storage.is_at(base, run.path):
+        return False
+    store = storage.Store(stored_at(base, run.path))
+    return store.read(storage.META) is not None and mirror.stored_is_newer(store, run.path, lambda text: None)
+
+
 def conclude(run: Run, uri: str, note: Callable[[str], None], *, checkpoints: Collection[str], best: str) -> None:
     """Removes the losers' checkpoints from the storage, and brings the winner's best one into the run folder.
 
@@ -117,6 +130,9 @@ def send(run: Run, say: Callable[[str], None] = print) -> None:
     with mirror.Mirror(run.path, uri, say, part="final") as sending:
         sending.finish()
     try:
+        if is_behind(run):
+            say(f"The page stays here: {masked(uri)} has gone on elsewhere, and has a later one or will have.")
+            return
         storage.Store(uri).write("report.html", (run.path / "report.html").read_bytes())
     except UserError as error:
         say(f"Not in the storage yet: report.html. {error}. {mirror.sent_by(run.path)}")

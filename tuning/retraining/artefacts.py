@@ -26,6 +26,7 @@ from tuning.retraining.export import FORMATS
 from tuning.retraining.model_card import CARD, model_card, scores
 from tuning.retraining.suspects import PICTURE, PIXELS, SUSPECTS
 from tuning.runs import schema
+from tuning.runs.openings import LOG
 from tuning.training import jobs
 
 if TYPE_CHECKING:
@@ -39,6 +40,20 @@ IMAGES_TO_TIME = 1000
 THUMBNAIL = 64  # Pixels.
 PICTURES = ("confusion", "calibration", "pca", "mistakes", "learning_curve")
 STAGING, ROOM, OUTPUTS, SEPARABILITY = ".new", ".room", "test_outputs.npz", "separability.csv"
+WHOLE = ".whole"  # In the staging folder: it has all of a model, to be moved, and the names that are to be removed.
+# What may lie in a model's folder and is not of each model: it must not stay beside the files of another one.
+_OF_SOME = (
+    own_model.KEPT,
+    *(f"model.{name}" for name in FORMATS),
+    *(f"{name}.png" for name in PICTURES),
+    SEPARABILITY,
+    *(SUSPECTS, PIXELS, PICTURE),
+    CARD,
+)
+_OF_EACH = (
+    *("model.pth", "config.json", "metrics.json", "scores.txt", "final.csv", "epochs.csv"),
+    *("classification_report.csv", OUTPUTS),
+)
 
 
 @dataclass(frozen=True)
@@ -89,11 +104,15 @@ class Outcome:
 def staged(folder: Path) -> Iterator[Path]:
     """Yields a folder beside the files of a model's folder, for those of the next model; it is removed in the end.
 
+    A model that a killed command had begun to move is moved first.
+
     Raises:
         UserError: The model's folder cannot be written.
     """
     staging = folder / STAGING
     try:
+        if (staging / WHOLE).exists():
+            _move(staging, folder)
         if staging.exists():  # A command that was killed left it.
             shutil.rmtree(staging)
         staging.mkdir(parents=True)
@@ -161,19 +180,44 @@ def check_replaceable(staging: Path, folder: Path) -> None:
 
 
 def publish(staging: Path, folder: Path) -> None:
-    """Moves the files into the model's folder, `metrics.json` last; what only the model before had is removed."""
-    for name in (
-        own_model.KEPT,
-        *(f"model.{name}" for name in FORMATS),
-        *(f"{name}.png" for name in PICTURES),
-        SEPARABILITY,
-        *(SUSPECTS, PIXELS, PICTURE),
-        CARD,
-    ):
-        if not (staging / name).exists():
-            (folder / name).unlink(missing_ok=True)
-    for path in sorted(staging.iterdir(), key=lambda path: (path.name == "metrics.json", path.name)):
-        path.replace(folder / path.name)
+    """Moves the files into the model's folder; what only the model before had is removed.
+
+    The disk has them when this returns. Nobody reads half of two models: without `config.json` there is none, and it
+    and `metrics.json` are the first to go and the last to come. A move that is killed is ended by the next `staged`.
+    """
+    for path in staging.iterdir():
+        files.sync(path)
+    without = [name for name in _OF_SOME if not (staging / name).exists()]
+    files.write_json(staging / WHOLE, {"remove": without}, durable=True)
+    _move(staging, folder)
+
+
+def _move(staging: Path, folder: Path) -> None:
+    last = ("config.json", "metrics.json")
+    first = [name for name in reversed(last) if (staging / name).exists()]
+    for name in (*first, *files.read_json(staging / WHOLE)["remove"]):
+        (folder / name).unlink(missing_ok=True)
+    names = sorted(path.name for path in staging.iterdir() if path.name != WHOLE)
+    for name in sorted(names, key=lambda name: last.index(name) if name in last else -1):
+        (staging / name).replace(folder / name)
+    files.sync(folder)
+    (staging / WHOLE).unlink()
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UserError where a model's folder has files that are not of a model and would be replaced or removed."""
+    if folder.is_dir() and any((folder / name).exists() for name in ("meta.json", "study.db")):
+        raise UserError(
+            f"--model-dir must be a folder for a model, but {str(folder)!r} is that of a run, whose files would be "
+            f"replaced. Give a folder in it, such as {folder / 'model'}."
+        )
+    if any((folder / name).exists() for name in ("metrics.json", LOG, STAGING)):
+        return
+    if found := [name for name in (*_OF_EACH, *_OF_SOME) if (folder / name).exists()]:
+        raise UserError(
+            f"--model-dir must be an empty folder or that of a model, but got {str(folder)!r} with {found[0]}, which "
+            "would be replaced or removed. Name another folder."
+        )
 
 
 def write_model(

@@ -22,8 +22,8 @@ from tuning.retraining.artefacts import Outcome
 from tuning.retraining.candidates import Plan
 from tuning.retraining.shipping import SINGLE, Shipment, settle
 from tuning.retraining.verdict import Chosen
-from tuning.runs.final_models import remember
-from tuning.runs.openings import OPENED, RESULT, times_opened
+from tuning.runs import final_models, openings
+from tuning.runs.openings import OPENED, RESULT
 from tuning.runs.openings import append as log_test
 from tuning.runs.run_folder import MODEL_DIR
 from tuning.runs.verdicts import metric_of
@@ -180,7 +180,7 @@ def test_once(
         if shipment.members is not None:
             saved, figures = mean, scoring.of_shipped(figures, mean, held.metric, chosen.averaging)
     test_hash = digest_of(images)
-    times = times_opened(log, shipment.splits.dataset, test_hash)
+    times = openings.times_opened(log, shipment.splits.dataset, test_hash, final_models.folders())
     metrics = scoring.joined(metrics, figures) | {"test_opened": times, "test_hash": test_hash}
     artefacts.give_back(staging)
     log_test(log, metrics | {"event": RESULT, "dataset": shipment.splits.dataset})
@@ -257,6 +257,9 @@ def retrain_and_test(
             say(line)
         artefacts.check_replaceable(staging, model_dir)
         artefacts.reserve(staging, MOST_TEST_IMAGES, len(ready.rehearsed))
+        openings.times_opened(model_dir, splits.dataset)  # That it cannot be read is known before the opening.
+        if problem := openings.why_not_counted():
+            say(problem)
         tested, winner = shipment.trainings, shipment.winner
         models = {path: jobs.load_model(job, shipment.splits_of(job), slots.device) for path, job in tested.items()}
         if plan.folds:
@@ -274,7 +277,10 @@ def retrain_and_test(
                 say(problem)
             artefacts.publish(staging, model_dir)
             if plan.run is not None:
-                each_alone({"The run's note of its model": lambda: remember(Path(plan.source), model_dir)}, say)
+                try:
+                    final_models.remember(Path(plan.source), model_dir)
+                except (OSError, UserError) as error:
+                    say(f"The run cannot keep where its model is: {error} `tuning.report --model-dir` names it.")
             else:  # Of a run the trained models are kept: more seeds go on from them.
                 _remove_jobs(plan, tested.values())
     return metrics

@@ -3,6 +3,7 @@
 import io
 import os
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tuning.base import files
 from tuning.base.errors import UserError
 from tuning.runs import openings, schema
-from tuning.runs.run_folder import MODEL_DIR, Run, is_of
+from tuning.runs.run_folder import MODEL_DIR, RESULTS, Run, is_of, run_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 # In a run folder: the path from there to the folder of its final model, so that both can be moved together.
 PLACE = "final_model.json"
+SAME = 1e-9
 # Of metrics.json: without these there is no final model to show.
 _METRICS = (
     *("test_accuracy", "test_accuracy_mean", "test_accuracy_std", "test_interval", "test_opened", "seeds", "ece"),
@@ -64,33 +66,60 @@ def remember(run: Path, model_dir: Path) -> None:
     files.write_json(run / PLACE, {"model_dir": os.path.relpath(model_dir.resolve(), run.resolve())})
 
 
-def folder_of(run: Run) -> Path:
-    """Returns where `final` wrote the run's model last, or `best_model` where that is not known or has another one."""
+def remembered(run: Path) -> Path | None:
+    """Returns where `final` wrote the model of a run folder last; None where that is not known."""
     try:
-        there = Path(os.path.normpath(run.path.resolve() / files.read_json(run.path / PLACE)["model_dir"]))
+        there = Path(os.path.normpath(run.resolve() / files.read_json(run / PLACE)["model_dir"]))
     except (UserError, KeyError, TypeError):
-        return MODEL_DIR
-    folder = there.relative_to(Path.cwd()) if there.is_relative_to(Path.cwd()) else there
-    try:
-        return MODEL_DIR if metrics_of(run, folder) is None else folder
-    except UserError:  # Who loads it says so.
-        return folder
+        return None
+    return there.relative_to(Path.cwd()) if there.is_relative_to(Path.cwd()) else there
+
+
+def folder_of(run: Run) -> Path:
+    """Returns where `final` wrote the run's model last, or `best_model` where that is not known."""
+    return remembered(run.path) or MODEL_DIR
+
+
+def folders() -> list[Path]:
+    """Returns the folders of models that are known here: `best_model`, and those that the runs remember."""
+    found = [remembered(RESULTS / name) for name in run_names()]
+    return [MODEL_DIR, *(folder for folder in found if folder is not None)]
 
 
 def metrics_of(run: Run, model_dir: Path) -> dict[str, Any] | None:
     """Returns the `metrics.json` of a run's final model; None where the folder has none, or that of another run.
 
     Raises:
-        UserError: It is damaged.
+        UserError: It is damaged, or cannot be read.
     """
-    if not (model_dir / "metrics.json").exists():
-        return None
+    try:
+        if not (model_dir / "metrics.json").exists():
+            return None
+    except OSError as error:  # The folder of somebody else.
+        raise UserError(f"{model_dir} cannot be read ({error.strerror}).") from error
     metrics = files.read_json(model_dir / "metrics.json")
+    return metrics if is_model_of(run, metrics) else None
+
+
+def is_model_of(run: Run, metrics: Mapping[str, Any]) -> bool:
+    """Returns whether a `metrics.json` is of a run.
+
+    A copy of a run that has gone on by itself has the same identity, and other trials of the same numbers.
+    """
     try:
         identity = run.identity
+        name = None if "schema" in run.meta else run.name  # Since 0.2.0 a run has an identity that is no name.
     except UserError:  # Of a run of 0.2.0 whose study is damaged: its name is all there is.
-        identity = None
-    return metrics if is_of(metrics, run.name, identity) else None
+        identity, name = None, run.name
+    if not is_of(metrics, name, identity):
+        return False
+    try:
+        trials, column = run.trials, run.metric.column
+    except UserError:
+        return True
+    then = metrics.get(f"search_{column}")
+    now = trials.loc[trials["trial"] == metrics.get("trial"), column]
+    return then is None or now.empty or bool(abs(float(now.iloc[0]) - float(then)) < SAME)
 
 
 def load(run: Run, model_dir: Path) -> Final | None:

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -67,20 +67,52 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return [_parsed(part) for part in parts if part.strip()]
 
 
-def times_opened(folder: Path, dataset: str, test_hash: str | None = None) -> int:
+def why_not_counted() -> str:
+    """Returns a sentence where the project's log cannot be read and written; nothing where it can."""
+    try:
+        PROJECT.mkdir(exist_ok=True)
+        read(PROJECT)
+        (PROJECT / LOG).open("ab").close()
+    except (OSError, UserError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        return (
+            f"{PROJECT / LOG} cannot be used ({reason}), so openings of the test images for models in other folders "
+            "are not all counted."
+        )
+    return ""
+
+
+def times_opened(folder: Path, dataset: str, test_hash: str | None = None, others: Iterable[Path] = ()) -> int:
     """Returns how often the data set's test split has been opened, as the logs say; a line without a name counts.
 
     Args:
         folder: Of the model, with its log; what was opened for others is in the project's.
+        others: More folders with such logs, as those of models before there was one of the project.
         dataset: The data set's name.
         test_hash: Of its test images; those of a folder that was renamed have another name and the same hash.
+
+    Raises:
+        UserError: The log in `folder` cannot be read.
     """
-    own = read(folder)
-    known = {line.get("time") for line in own}
-    others = [line for line in read(PROJECT) if line.get("time") not in known]
-    others.sort(key=_folder_of)  # Those of two commands that ran at once alternate.
-    logs = [own, *(list(log) for _, log in itertools.groupby(others, _folder_of))]
-    return sum(_times_opened(log, dataset, test_hash) for log in logs)
+    logs = [read(folder)]
+    for other in {each.resolve() for each in others} - {folder.resolve()}:
+        with contextlib.suppress(OSError, UserError):
+            logs.append(read(other))
+    with contextlib.suppress(OSError, UserError):
+        project = sorted(read(PROJECT), key=_folder_of)  # Those of two commands that ran at once alternate.
+        logs += [list(log) for _, log in itertools.groupby(project, _folder_of)]
+    known: set[str] = set()
+    return sum(_times_opened(_new(log, known), dataset, test_hash) for log in logs)
+
+
+def _new(log: Iterable[Mapping[str, Any]], known: set[str]) -> Iterator[Mapping[str, Any]]:
+    """Yields the lines that are not known from another log, by their times."""
+    for line in log:
+        time = line.get("time")
+        if time is None or time not in known:
+            yield line
+        if time is not None and not line.get("torn"):
+            known.add(str(time))
 
 
 def _folder_of(line: Mapping[str, Any]) -> str:

@@ -216,6 +216,8 @@ def _may_be_secret(name: str) -> bool:
 def of_run(space_file: Path) -> Surroundings | None:
     """Returns the unpacked surroundings of the `space.py` of a run folder; None where the run keeps none.
 
+    The file itself is the one in the run folder, where a user may have changed it.
+
     Raises:
         UserError: The archive is damaged, or too large to be one of a search.
     """
@@ -225,6 +227,8 @@ def of_run(space_file: Path) -> Surroundings | None:
     folder = Path(tempfile.mkdtemp(prefix="tuning-space-"))
     try:
         file, work = _unpack(archive, folder)
+        if space_file.is_file():
+            file.write_bytes(space_file.read_bytes())
     except (OSError, zipfile.BadZipFile, ValueError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise UserError(

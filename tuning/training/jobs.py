@@ -6,12 +6,13 @@ What has ended is a `result.json` and the weights; it is not trained again. Noth
 import gc
 import hashlib
 import io
+import json
 import re
 import traceback
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,16 +141,29 @@ class Result:
 def read(job: Job, split_hash: str) -> Result | None:
     """Returns the result of a job that has ended; None where it has not, or was trained on other images.
 
-    A damaged result counts for nothing, and this is printed: the job is then trained again.
+    A damaged result counts for nothing, and this is printed: it is kept under another name, and the job is trained
+    again. What a later version has added to a result is passed over.
+
+    Raises:
+        UserError: The file is there, but cannot be read now.
     """
     path = job.path / RESULT
-    if not path.exists():
-        return None
     try:
-        found = Result(**files.read_json(path))
-    except (UserError, TypeError) as error:
-        print(f"The result of a retraining cannot be read, so it is trained again: {error}", flush=True)
-        path.unlink(missing_ok=True)  # Else it is said each time that somebody looks.
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(
+            f"{path}, the result of a retraining, cannot be read ({error.strerror}). Run the command again when "
+            "it can: nothing is lost."
+        ) from error
+    try:
+        known = {each.name for each in fields(Result)}
+        found = Result(**{name: value for name, value in json.loads(content).items() if name in known})
+    except (ValueError, TypeError, AttributeError) as error:
+        kept = path.with_name(f"{RESULT}.damaged")
+        print(f"{path} is damaged, so it is kept as {kept.name}, and trained again: {error}", flush=True)
+        path.replace(kept)  # Else it is said each time that somebody looks.
         return None
     return found if found.split_hash == split_hash else None
 
@@ -242,13 +256,13 @@ def load_model(job: Job, splits: "Splits", device: str) -> "nn.Module":
     return model.to(device).eval()
 
 
-def save_weights(path: Path, model: "nn.Module") -> None:
-    """Writes a model's state dict, whole or not at all."""
+def save_weights(path: Path, model: "nn.Module", *, durable: bool = False) -> None:
+    """Writes a model's state dict, whole or not at all; `durable` as in `files.write_bytes`."""
     import torch
 
     buffer = io.BytesIO()
     torch.save({name: value.cpu() for name, value in model.state_dict().items()}, buffer)
-    files.write_bytes(path, buffer.getvalue())
+    files.write_bytes(path, buffer.getvalue(), durable=durable)
 
 
 def _train(job: Job, splits: "Splits", device: str, parts: int) -> Iterator[dict[str, Any]]:
@@ -289,7 +303,7 @@ def _teacher(job: Job, splits: "Splits", device: str) -> "Teacher | None":
 
 
 def _finish(job: Job, training: "Training", rows: list[dict[str, Any]], splits: "Splits") -> None:
-    """Writes weights and result, and removes the checkpoints."""
+    """Writes weights and result, waits until the disk has them, and removes the checkpoints."""
     from tuning.training import checkpoints
     from tuning.training.evaluation import evaluate
 
@@ -311,8 +325,8 @@ def _finish(job: Job, training: "Training", rows: list[dict[str, Any]], splits: 
         accumulation=training.accumulation,
         **_figures(job, {NONE: scores.numpy()}, splits.valid.labels),
     )
-    save_weights(job.path / WEIGHTS, model)
-    files.write_json(job.path / RESULT, asdict(result))
+    save_weights(job.path / WEIGHTS, model, durable=True)
+    files.write_json(job.path / RESULT, asdict(result), durable=True)
     checkpoints.remove(job.path)
 
 
@@ -336,7 +350,7 @@ def average(job: Job, result: Result, splits: "Splits", device: str) -> Result:
     _write_arrays(job.path / VALID_INFLUENCES, influences)
     _write_arrays(job.path / VALID_OUTPUTS, {"log_probabilities": outputs[NONE]})  # Version 0.2.0 wrote none.
     result = replace(result, **_figures(job, outputs, labels))
-    files.write_json(job.path / RESULT, asdict(result))
+    files.write_json(job.path / RESULT, asdict(result), durable=True)
     return result
 
 
@@ -358,7 +372,7 @@ def _write_arrays(path: Path, arrays: "Mapping[str, npt.NDArray[np.floating[Any]
     buffer = io.BytesIO()
     single: dict[str, Any] = {name: array.astype(np.float32) for name, array in arrays.items()}
     np.savez_compressed(buffer, **single)
-    files.write_bytes(path, buffer.getvalue())
+    files.write_bytes(path, buffer.getvalue(), durable=True)
 
 
 def _read_arrays(path: Path) -> "dict[str, npt.NDArray[np.float32]]":

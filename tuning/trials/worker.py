@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from tuning.training.fit import Training
 
 LOG = "trial.log"
+TRIES = 3  # Of a retraining whose worker dies.
 SECONDS_TO_ARRIVE = 3.0  # What a node that a trial has left may still be sending of it.
 SECONDS_FOR_A_CHECKPOINT = 600.0  # A storage that is away for longer costs a trial that moved its epochs.
 
@@ -170,7 +172,8 @@ def train_all(
     """Runs `jobs.train` on jobs side by side, as many as there are slots; yields each job's rows as they come.
 
     One that runs out of memory is run again when the others have ended, alone on its device, where it cuts its batches
-    into parts if it must. So are later ones of its configuration.
+    into parts if it must. So are later ones of its configuration. One whose worker dies for another reason is run again
+    from its last epoch, at most `TRIES` times in all, as a trial of a search is.
 
     Args:
         next_job: Returns what to run next, whose folder must be absolute, or None where there is nothing now. It is
@@ -199,9 +202,11 @@ def train_all(
             return remote.remote(job, shared, slots.device, max(1, int(cpus)), alone=alone, own_models=own_models)
 
         share = (slots.cpus_per_trial, slots.gpus_per_trial)
+        whole = (float(slots.cpus), max(float(on_gpu), share[1]))
         running: dict[Any, jobs.Job] = {start(first, *share, alone=every_one_alone): first}
         waiting: list[jobs.Job] = []  # For the whole device.
         large: set[str] = set()  # Configurations that have run out of memory beside others.
+        deaths: Counter[Path] = Counter()
         alone = every_one_alone
         while True:
             if not running:
@@ -213,7 +218,7 @@ def train_all(
                     running[start(more, *share, alone=alone)] = more
             if not running and waiting:
                 alone, job = True, waiting.pop(0)
-                running = {start(job, float(slots.cpus), max(float(on_gpu), share[1]), alone=True): job}
+                running = {start(job, *whole, alone=True): job}
             if not running:
                 return
             ready: list[Any] = ray.wait(list(running), num_returns=1, fetch_local=False)[0]
@@ -235,6 +240,12 @@ def train_all(
                 if not alone:
                     large.add(again.config.hash())
                 row = {"note": f"{row['error']} It is run again, alone, when the others have ended."}
+            elif row.get("killed") and deaths[running[rows].path] < TRIES - 1:
+                job = running.pop(rows)
+                deaths[job.path] += 1
+                running[start(job, *(whole if alone and not every_one_alone else share), alone=alone)] = job
+                yield job, {"note": f"{row['error']} It is run again from its last epoch."}
+                continue
             yield (running.pop(rows) if row.get("killed") else running[rows]), row
 
 

@@ -1,0 +1,88 @@
+"""A model's files take the place of the one before: all or none, on the disk, and nobody else's."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tuning.base.errors import UserError
+from tuning.retraining import artefacts
+
+OLD = {"model.pth": "old", "config.json": "old", "metrics.json": "old", "mistakes.png": "old", "notes.txt": "mine"}
+NEW = {"model.pth": "new", "config.json": "new", "metrics.json": "new", "pca.png": "new"}
+
+
+def write(folder: Path, content: dict[str, str]) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, text in content.items():
+        (folder / name).write_text(text)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_move_that_is_killed_leaves_no_half_model_and_is_ended_by_the_next_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, unlink = Path.replace, Path.unlink
+    whole = {**NEW, "notes.txt": "mine"}
+    for moment in itertools.count():
+        folder, left = tmp_path / f"killed at step {moment}", iter(range(moment))
+
+        def step(left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+
+        write(folder, OLD)
+        write(folder / artefacts.STAGING, NEW)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", lambda path, target: (step(), replace(path, target))[1])
+            patch.setattr(Path, "unlink", lambda path, missing_ok=False: (step(), unlink(path, missing_ok))[1])
+            try:
+                artefacts.publish(folder / artefacts.STAGING, folder)
+            except KeyboardInterrupt:
+                pass
+            else:
+                break
+        now = contents(folder)
+        assert "config.json" not in now or len({now[name] for name in ("config.json", "model.pth")}) == 1
+        assert "metrics.json" not in now or now == whole or now["config.json"] == now["metrics.json"] == "old"
+        with artefacts.staged(folder):
+            assert contents(folder) == whole
+    assert moment > 8 and contents(folder) == whole
+
+
+def test_a_killed_command_that_had_not_begun_to_move_changes_nothing(tmp_path: Path) -> None:
+    write(tmp_path, OLD)
+    write(tmp_path / artefacts.STAGING, {"model.pth": "half"})
+    with artefacts.staged(tmp_path) as staging:
+        assert list(staging.iterdir()) == []
+    assert contents(tmp_path) == OLD and not staging.exists()
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        (
+            {"meta.json": "{}", "epochs.csv": ""},
+            r"is that of a run, whose files would be replaced\. Give a folder",
+        ),
+        ({"study.db": "", "metrics.json": ""}, r"is that of a run"),
+        ({"model.py": "def network(): ..."}, r"with model\.py, which would be replaced or removed\. Name another"),
+        ({"config.json": "{}", "notes.txt": ""}, r"with config\.json, which would be replaced"),
+        ({}, None),
+        ({"README.md": "", "mine.txt": ""}, None),
+        (OLD, None),
+        ({"test_log.jsonl": "", "model.py": ""}, None),  # Of a model whose move was killed.
+    ],
+)
+def test_files_that_are_of_no_model_are_not_replaced(tmp_path: Path, there: dict[str, str], said: str | None) -> None:
+    write(tmp_path, there)
+    if said is None:
+        artefacts.check_folder(tmp_path)
+    else:
+        with pytest.raises(UserError, match=said):
+            artefacts.check_folder(tmp_path)
+    artefacts.check_folder(tmp_path / "not there yet")
