@@ -29,7 +29,7 @@ from tuning.images.datasets import Labelled
 from tuning.images.splitting import Splits, imbalance, make_splits
 from tuning.retraining import candidates, contest, opening, seeds
 from tuning.retraining.candidates import Entry, Plan
-from tuning.runs import analysis, beginnings, compare, run_folder, schema, summaries
+from tuning.runs import analysis, beginnings, compare, final_models, run_folder, schema, summaries
 from tuning.runs.beginnings import EarlierRun, EarlierTrial
 from tuning.runs.verdicts import headline, verdicts
 from tuning.sampling.spaces import load_space
@@ -470,7 +470,7 @@ def test_final_tests_and_writes_the_metric(
     assert f"- Test {metric.title} of this model: {metric.said(metrics['test_score'])} (95 % {of} interval" in card
     log = [json.loads(line) for line in (model_dir / "test_log.jsonl").read_text().splitlines()]
     assert log[-1]["metric"] == name and log[-1]["test_score"] == metrics["test_score"]
-    page = run_page.render(run, run_page.load_final(run, model_dir))
+    page = run_page.render(run, final_models.load(run, model_dir))
     assert f"<h2>Test {metric.title}</h2>" in page and f">{metric.said(metrics['test_score'])}</data>" in page
     [*_, chart] = [model_charts.seeds(table, metric)]
     assert chart.layout.xaxis.title.text == f"validation {metric.title}"
