@@ -445,8 +445,8 @@ def test_final_tests_and_writes_the_metric(
     run = make_run(tmp_path / "results" / "run", name)
     metric = METRICS[name]
     configs = [TINY.model_copy(update={"batch_size": 32 + i}) for i in range(2)]
-    score = value(name, 0.9)
-    entries = tuple(Entry("candidate", c, i + 1, i, 0.5, 3, search_score=score) for i, c in enumerate(configs))
+    scores = run.trials.set_index("trial")["valid_score"]
+    entries = tuple(Entry("candidate", c, i + 1, i, 0.5, 3, search_score=scores[i]) for i, c in enumerate(configs))
     plan = Plan("a test", run.name, entries, (1, 2), tmp_path / "jobs", "patterns", identity=run.identity, metric=name)
     model_dir = tmp_path / "best_model"
     metrics = opening.retrain_and_test(plan, SLOTS, threads=1, model_dir=model_dir)
@@ -457,7 +457,8 @@ def test_final_tests_and_writes_the_metric(
     again = metrics_of.score(name, np.log(outputs["probabilities"].astype(np.float64)), outputs["labels"])
     assert metrics["test_score"] == pytest.approx(again, rel=1e-5)
     shown = headline(json.loads((model_dir / "metrics.json").read_text()))
-    assert shown.metric is metric and shown.test == metrics["test_score"] and shown.search == value(name, 0.9)
+    assert shown.metric is metric and shown.test == metrics["test_score"]
+    assert shown.search == scores[metrics["trial"]]
     table = pd.read_csv(model_dir / "final.csv")
     means = metric.sign * table["valid_score_mean"]
     assert table["chosen"].sum() == 1 and means[table["chosen"]].item() == means.max()
