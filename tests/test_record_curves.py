@@ -192,13 +192,13 @@ def test_curves_are_replayed_with_their_seconds_and_schedules(path: Path, space:
     assert task.known(points[1])["schedule"] == points[1]["schedule"] and task.known(points[1])["epochs"] == 3
     trials = simulate(task, Method(named("random"), SCHEDULERS.load("none")), slots=1, samples=3, seed=0)
     assert sorted((trial.state, trial.epochs) for trial in trials) == [("complete", 2), ("complete", 3), ("failed", 2)]
-    with pytest.raises(ValueError, match="--samples must be at most the 3 configurations of patterns, but got more"):
+    with pytest.raises(UserError, match="--samples must be at most the 3 configurations of patterns, but got more"):
         simulate(task, Method(named("random"), SCHEDULERS.load("none")), slots=1, samples=4, seed=0)
 
 
 def test_a_table_without_a_training_is_refused(path: Path, space: Space) -> None:
     record(path, space, [])
-    with pytest.raises(ValueError, match=r"patterns\.csv must have a training at least, but has none yet\. Run"):
+    with pytest.raises(UserError, match=r"patterns\.csv must have the trainings of .*, but has none yet\. Run"):
         tables.load(path.parent.parent, "image-classifiers", "patterns")
 
 

@@ -14,7 +14,7 @@ READ_AT = (20, 60, 100)
 READ_AT_COST = {2: (4, 7), 8: (1, 2)}
 TRAINING_SECONDS = 300.0  # What a full training is taken for beside the proposals' own time, if nothing else is said.
 BASELINE, STOCK = "random + asha", "stock"
-RESAMPLES, LEAST_SEEDS = 2_000, 5  # of fewer seeds an interval says nothing
+LEAST_SEEDS = 5  # of fewer an interval says nothing
 Array = npt.NDArray[np.float64]
 GRID: Array = np.geomspace(0.1, 100, 140)  # costs, in full trainings, at which curves are drawn
 
@@ -125,18 +125,31 @@ def critical_difference(n_methods: int, n_tasks: int, alpha: float = 0.05) -> fl
 def against(frame: pd.DataFrame, method: str, baseline: str, samples: int) -> pd.DataFrame:
     """Returns how much larger a method's regret is than the baseline's: mean and 95 % interval, a row a task.
 
-    The interval is bootstrapped over seeds, which are paired.
+    The interval is that of `mean_and_interval` over seeds, which are paired.
     """
     at = frame[frame["samples"] == samples]
     at = at.pivot_table(index=["task", "seed"], columns="method", values="regret")
     differences = (at[method] - at[baseline]).dropna()
-    generator = np.random.default_rng(0)
-    rows = {}
-    for task, row in differences.groupby("task"):
-        each = row.to_numpy()
-        means = each[generator.integers(len(each), size=(RESAMPLES, len(each)))].mean(axis=1)
-        rows[task] = {"mean": each.mean(), "low": np.quantile(means, 0.025), "high": np.quantile(means, 0.975)}
-    return pd.DataFrame(rows).T
+    rows = {task: mean_and_interval(row.to_numpy()) for task, row in differences.groupby("task")}
+    return pd.DataFrame(rows, index=["mean", "low", "high"]).T
+
+
+def mean_and_interval(values: Array) -> tuple[float, float, float]:
+    """Returns the mean and the ends of its 95 % interval (Student's t); NaN for both, of fewer than `LEAST_SEEDS`.
+
+    A bootstrap of percentiles over 5 to 10 values covered the true mean in 84 to 90 % of cases, not in 95 %.
+    """
+    mean = float(values.mean())
+    if len(values) < LEAST_SEEDS:
+        return mean, float("nan"), float("nan")
+    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return mean, mean - half, mean + half
+
+
+def with_interval(values: Array, digits: str = "+.3f") -> str:
+    """Returns the same as text; without an interval where there is none."""
+    mean, low, high = mean_and_interval(values)
+    return f"{mean:{digits}}" + ("" if np.isnan(low) else f" ({low:{digits}} to {high:{digits}})")
 
 
 def samples_to_reach(frame: pd.DataFrame, method: str, regret: float) -> float:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import recording
-from common import parser, report
+from common import at_least, command, parser, prepare_out, report
 from tables import WORST
 
 from tuning.base.errors import UserError
@@ -37,25 +37,38 @@ def regrets(folder: Path, space: str) -> tuple[pd.DataFrame, list[dict[str, Any]
     Only what all recordings have is in the frame.
 
     Raises:
-        UserError: There is no recording of the space, or their configurations are not the same.
+        UserError: There is no recording of the space or only one, or their configurations are not the same.
     """
-    columns, points = {}, list[dict[str, Any]]()
+    values, points = {}, list[dict[str, Any]]()
     for file in sorted(folder.glob("image-classifiers/*.json")):
-        facts, frame = recording.read(file.with_suffix(".csv"))
-        if facts["space"] != space:
+        if recording.read_facts(file.with_suffix(".csv"))["space"] != space:
             continue
+        facts, frame = recording.read(file.with_suffix(".csv"))
         n = min(len(points), len(facts["points"])) if points else len(facts["points"])
         if points and points[:n] != facts["points"][:n]:
-            raise UserError(f"{file} must have the configurations of {', '.join(columns)}: record it with that --seed.")
+            raise UserError(f"{file} must have the configurations of {', '.join(values)}: record it with that --seed.")
         points = max(points, facts["points"], key=len)
         metric = METRICS[facts["metric"]]
         first = frame[frame["repeat"] == 0]
         found = recording.finals(first.assign(merit=first[metric.column].map(metric.merit)), "merit")
         value = found.set_index("configuration")["value"].fillna(0.0)
-        columns[file.stem] = ((value.max() - value) / (value.max() - value.median())).clip(upper=WORST)
-    if not columns:
+        values[file.stem] = value
+    if not values:
         raise UserError(f"--space must be one that {folder} has a recording of, but got {space!r}.")
-    return pd.DataFrame(columns).dropna(), points
+    if len(values) < 2:
+        raise UserError(f"--space must have recordings of two data sets, but {space} has one: {', '.join(values)}.")
+    for name, value in values.items():
+        if not value.max() > value.median():
+            raise UserError(
+                f"{folder}/image-classifiers/{name}.csv must have a configuration that is better than the median one, "
+                f"but has {len(value)} trained, and none is. Record more of it, or move it out of this folder."
+            )
+    frame = pd.DataFrame(
+        {n: ((each.max() - each) / (each.max() - each.median())).clip(upper=WORST) for n, each in values.items()}
+    ).dropna()
+    if frame.empty:
+        raise UserError(f"{', '.join(values)} must have trained configurations in common, by number, but have none.")
+    return frame, points
 
 
 def chosen(known: Floats, n: int) -> list[int]:
@@ -93,21 +106,21 @@ def left_out(known: pd.DataFrame, size: int) -> list[dict[str, Any]]:
     return rows
 
 
+@command
 def main() -> None:
     """Prints the table and the points."""
     arguments = parser(__doc__)
     arguments.add_argument("--tables", type=Path, required=True, help="the folder that has image-classifiers/")
     arguments.add_argument("--space", default="resnet", help="the space whose recordings are read (default: resnet)")
-    arguments.add_argument("--size", type=int, default=4, help="points of the portfolio (default: 4)")
+    arguments.add_argument("--size", type=at_least(1), default=4, help="points of the portfolio (default: 4)")
     given = arguments.parse_args()
-    try:
-        known, points = regrets(given.tables, given.space)
-        if len(known.columns) < 2:
-            raise UserError(
-                f"--space must have recordings of two data sets, but {given.space} has one: {known.columns[0]}."
-            )
-    except UserError as error:
-        arguments.error(str(error))
+    prepare_out(given.out)
+    known, points = regrets(given.tables, given.space)
+    if given.size > len(known):
+        raise UserError(
+            f"--size must be at most {len(known)}, the number of configurations that {', '.join(known.columns)} "
+            f"have in common, but got {given.size}."
+        )
     report(f"Regret of the first points of {given.space}", left_out(known, given.size), given.out)
     for row in chosen(known.to_numpy(), given.size):
         print(json.dumps(points[known.index[row]]))

@@ -41,7 +41,8 @@ def regret(frame: pd.DataFrame, by_cost: pd.DataFrame, methods: Sequence[str]) -
         last = frame[frame["slots"] == n_slots].groupby(["method", "task", "seed"])["cost"].max()
         for i, method in enumerate(methods):
             ends = last[method].median()
-            costs_shown = costs.loc[method].loc[:, [cost for cost in GRID if TIMES[0] <= cost <= ends]]
+            shown = [cost for cost in GRID if min(TIMES[0], ends) <= cost <= ends]  # All may have ended before.
+            costs_shown = costs.loc[method].loc[:, shown or [GRID[0]]]
             _band(axes[0, column], samples.loc[method], method, methods, i < BANDS)
             _band(axes[1, column], costs_shown, method, methods, i < BANDS)
         axes[0, column].set_title(f"{n_slots} slots", fontsize=style.TITLE)

@@ -25,7 +25,8 @@ import pandas as pd
 
 from tuning.base import files
 from tuning.base.config import TrainConfig
-from tuning.base.errors import UserError
+from tuning.base.errors import UserError, unknown_name
+from tuning.base.registries import METRICS
 from tuning.sampling.spaces import Space
 from tuning.sampling.study import trial_seed
 
@@ -142,7 +143,9 @@ class Recording:
     def _resume(self) -> set[Job]:
         """Cuts off what is not of a whole training, and returns those that are."""
         self._file.seek(0)
-        content = self._file.read()
+        content, header = self._file.read(), f"{','.join(COLUMNS)}\n".encode()
+        if not (content.startswith(header) or header.startswith(content)):
+            raise UserError(f"{self.path} must be a recording of this version, but its first line is another.")
         whole = content[: _end(self.path, content)]
         self._file.truncate(len(whole))
         if not whole:
@@ -158,10 +161,34 @@ def read(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     Raises:
         UserError: It is no recording.
     """
-    content = path.read_bytes()
+    facts, content = read_facts(path), path.read_bytes()
     kinds = {name: "int64" if name in INTEGERS else "float64" for name in COLUMNS} | {"finished": "str"}
-    frame = pd.read_csv(io.BytesIO(content[: _end(path, content)]), dtype=kinds)
-    return files.read_json(facts_file(path)), frame.assign(finished=frame["finished"].fillna(""))
+    whole = content[: _end(path, content)]
+    if not whole:
+        return facts, pd.DataFrame(columns=list(COLUMNS)).astype(kinds)
+    try:
+        frame = pd.read_csv(io.BytesIO(whole), dtype=kinds)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}.") from error
+    return facts, frame[list(COLUMNS)].assign(finished=frame["finished"].fillna(""))
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Returns how a recording was made.
+
+    Raises:
+        UserError: A file of it is missing, or what it says is not that of a recording.
+    """
+    file = facts_file(path)
+    for part in (file, path, space_file(path)):
+        if not part.is_file():
+            raise UserError(f"{file.with_suffix('')} must be a recording of three files, but {part.name} is missing.")
+    facts = files.read_json(file)
+    if lacks := [name for name in ("epochs", "points", "metric", "device", "space", "left_out") if name not in facts]:
+        raise UserError(f"{file} must say how a recording was made, but has no {lacks[0]!r}. Move it if it is none.")
+    if facts["metric"] not in METRICS:
+        raise unknown_name(f"The metric in {file}", str(facts["metric"]), METRICS)
+    return facts
 
 
 def finals(frame: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -202,16 +229,23 @@ def _check(path: Path, before: Mapping[str, Any], facts: Mapping[str, Any]) -> N
 
 
 def _end(path: Path, content: bytes) -> int:
-    """Returns where the last whole training ends; its last row alone says why it has ended."""
-    end, header = 0, f"{','.join(COLUMNS)}\n".encode()
-    if content and not (content.startswith(header) or header.startswith(content)):
-        raise UserError(f"{path} must be a recording of this version, but its first line is another.")
-    at, finished = 0, COLUMNS.index("finished")
-    for line in content.splitlines(keepends=True):
+    """Returns where the last whole training ends; its last row alone says why it has ended.
+
+    Columns may stand in any order, and lines may end as on Windows.
+    """
+    first, newline, _ = content.partition(b"\n")
+    header = first.decode(errors="replace").rstrip("\r").split(",")
+    if not newline and f"{','.join(COLUMNS)}\n".encode().startswith(content):
+        return 0
+    if sorted(header) != sorted(COLUMNS):
+        lacks = [name for name in COLUMNS if name not in header]
+        but = f"but {lacks[0]!r} is not among them" if lacks else f"but got {len(header)} columns"
+        raise UserError(f"{path} must be a recording with the columns {', '.join(COLUMNS)}, {but}.")
+    end, at, finished = 0, 0, header.index("finished")
+    for i, line in enumerate(content.splitlines(keepends=True)):
         at += len(line)
-        cells = line.decode(errors="replace").rstrip("\n").split(",")
-        is_header = line == header
-        if line.endswith(b"\n") and len(cells) == len(COLUMNS) and (is_header or cells[finished]):
+        cells = line.decode(errors="replace").rstrip("\r\n").split(",")
+        if line.endswith(b"\n") and len(cells) == len(COLUMNS) and (i == 0 or cells[finished]):
             end = at
     return end
 

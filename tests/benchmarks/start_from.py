@@ -6,7 +6,7 @@ DIR and the tasks are as in `search_quality.py`. For each pair, a search of FROM
 replayed, and then searches of TO: cold, and beginning with that of FROM, by the default sampler and by TPE. Regret is
 as there; it is read after 5, 10 and 20 trials, median over the seeds. "behind" is how much larger the regret of the one
 that begins with FROM is than that of the cold one after 20 trials: mean and 95 % interval over the seeds, which are
-paired.
+paired (Student's t; none of fewer than 5 seeds).
 
 Without --pairs they are chosen by the rank correlation of the final values of 200 random configurations, before any
 search: the --alike pairs with the highest one, each TO once, the pair with the lowest one, and for that TO the task
@@ -28,10 +28,12 @@ import numpy as np
 import optuna
 import pandas as pd
 import tables
+from common import at_least, command, ended, prepare_out
 from methods import OURS, named
 from scipy.stats import spearmanr
 from simulation import Method, Ours, simulate
 
+from tuning.base.errors import UserError, unknown_name
 from tuning.base.tables import print_frame
 from tuning.sampling.columns import all_of
 from tuning.sampling.curve_sampler import CurveSampler, best_value
@@ -162,15 +164,15 @@ def chosen(correlations: "dict[Pair, float]", alike: int) -> list[Pair]:
     for pair in ranked:
         found.setdefault(pair.task, pair)
     least = ranked[-1]
-    return [*list(found.values())[:alike], least, Pair(UPSIDE_DOWN, least.task)]
+    pairs = [*list(found.values())[:alike], least, Pair(UPSIDE_DOWN, least.task)]
+    return list(dict.fromkeys(pairs))  # Of few tasks, the least alike pair is among those that are most alike.
 
 
-def correlate(folder: Path, names: dict[str, str]) -> "dict[Pair, float]":
+def correlate(loaded: dict[str, tables.Task]) -> "dict[Pair, float]":
     """Returns the rank correlation of the final values of each two tasks with one space."""
-    loaded = {name: tables.load(folder, kind, name) for name, kind in names.items()}
     values = {name: final_values(task) for name, task in loaded.items()}
     spaces = {name: sorted(all_of(draw(task, 1))) for name, task in loaded.items()}
-    pairs = (Pair(*each) for each in itertools.permutations(names, 2) if spaces[each[0]] == spaces[each[1]])
+    pairs = (Pair(*each) for each in itertools.permutations(loaded, 2) if spaces[each[0]] == spaces[each[1]])
     return {pair: float(spearmanr(values[pair.earlier], values[pair.task])[0]) for pair in pairs}
 
 
@@ -183,11 +185,12 @@ def table(trials: pd.DataFrame, correlations: "dict[Pair, float] | None" = None)
     for name in dict.fromkeys(trials["task"]):
         for sampler, cold, begun in (("ours", COLD, WARM), ("tpe", COLD_TPE, WARM_TPE)):
             behind = comparison.against(frame[frame["task"] == name], begun, cold, READ_AT[-1]).loc[name]
+            interval = "" if np.isnan(behind["low"]) else f" ({behind['low']:+.3f} to {behind['high']:+.3f})"
             row = {"pair": name, "rank correlation": known.get(name, float("nan")), "sampler": sampler}
             row |= {f"cold at {n}": regrets.loc[(name, cold), n] for n in READ_AT}
             row |= {f"begun at {n}": regrets.loc[(name, begun), n] for n in READ_AT}
             row["5 begun reach 20 cold"] = "yes" if row["begun at 5"] <= row["cold at 20"] else "no"
-            row["behind"] = f"{behind['mean']:+.3f} ({behind['low']:+.3f} to {behind['high']:+.3f})"
+            row["behind"] = f"{behind['mean']:+.3f}{interval}"
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -198,35 +201,80 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tables", type=Path, required=True, help="the folder of tables")
     made.add_argument("--tasks", nargs="+", metavar="NAME", help="choose among these; a part of the name will do")
     made.add_argument("--pairs", nargs="+", metavar="FROM:TO", help="these pairs; FROM may be upside-down")
-    made.add_argument("--alike", type=int, default=4, help="pairs to choose that are alike (default: 4)")
-    made.add_argument("--seeds", type=int, default=10, help="searches of each kind a pair (default: 10)")
-    made.add_argument("--slots", type=int, default=2, help="trials side by side (default: 2)")
-    made.add_argument("--first", type=int, default=20, help="trials of the earlier search (default: 20)")
-    made.add_argument("--processes", type=int, default=2, help="side by side, of one thread each (default: 2)")
+    made.add_argument("--alike", type=at_least(0), default=4, help="pairs to choose that are alike (default: 4)")
+    made.add_argument("--seeds", type=at_least(1), default=10, help="searches of each kind a pair (default: 10)")
+    made.add_argument("--slots", type=at_least(1), default=2, help="trials side by side (default: 2)")
+    made.add_argument("--first", type=at_least(1), default=20, help="trials of the earlier search (default: 20)")
+    made.add_argument("--processes", type=at_least(1), default=2, help="side by side, of one thread each (default: 2)")
     made.add_argument("--out", type=Path, help="write the trials to this CSV file")
     return made
 
 
+def pair_of(text: str, kinds: dict[str, str]) -> Pair:
+    """Returns the pair that a user wrote as FROM:TO.
+
+    Raises:
+        UserError: It is none, or there is no such task.
+    """
+    earlier, colon, task = text.partition(":")
+    if not (earlier and colon and task):
+        raise UserError(f"--pairs must be FROM:TO, two names of tasks, but got {text!r}.")
+    if earlier not in (UPSIDE_DOWN, *kinds):
+        raise unknown_name(f"FROM in --pairs {text}", earlier, [*kinds, UPSIDE_DOWN])
+    if task not in kinds:
+        raise unknown_name(f"TO in --pairs {text}", task, kinds)
+    return Pair(earlier, task)
+
+
+def planned(given: argparse.Namespace) -> "tuple[list[Pair], dict[Pair, float]]":
+    """Returns the pairs, and how alike the tasks of each two are; all tasks are read and checked.
+
+    Raises:
+        UserError: A task is unknown, or no two have the same hyperparameters, or a table is no table or too small.
+    """
+    kinds = tables.names(given.tables)
+    pairs = list(dict.fromkeys(pair_of(text, kinds) for text in given.pairs or ()))
+    names = {n: None for pair in pairs for n in (pair.earlier, pair.task) if n != UPSIDE_DOWN}
+    loaded = {n: tables.load(given.tables, kinds[n], n) for n in names or tables.matching(list(kinds), given.tasks)}
+    for task in loaded.values():
+        tables.check_samples(task, given.first, "--first")
+        if (task.n_configurations or READ_AT[-1]) < READ_AT[-1]:
+            raise UserError(
+                f"{task.name} must have at least {READ_AT[-1]} configurations, as many as a search has trials, but has "
+                f"{task.n_configurations}. Choose other tasks with --tasks or --pairs."
+            )
+    correlations = correlate(loaded)
+    if not pairs and not correlations:
+        raise UserError(
+            f"--tasks must leave two tasks with the same hyperparameters, but got {', '.join(loaded)}. "
+            "Use --pairs upside-down:TASK for one task alone."
+        )
+    return pairs or chosen(correlations, given.alike), correlations
+
+
+@command
 def main() -> None:
     given = parser().parse_args()
-    kinds = tables.names(given.tables)
-    names = {n: kind for n, kind in kinds.items() if not given.tasks or any(part in n for part in given.tasks)}
-    if given.pairs:
-        pairs = [Pair(*text.split(":")) for text in given.pairs]
-        named = {n: kinds[n] for pair in pairs for n in (pair.earlier, pair.task) if n != UPSIDE_DOWN}
-        correlations = correlate(given.tables, named)
-    else:
-        correlations = correlate(given.tables, names)
-        pairs = chosen(correlations, given.alike)
+    prepare_out(given.out)
+    pairs, correlations = planned(given)
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
+    wanted = [(pair, seed) for seed in range(given.seeds) for pair in pairs]
+    found: dict[tuple[Pair, int], list[dict[str, Any]]] = {}
     with concurrent.futures.ProcessPoolExecutor(given.processes, mp_context=context) as pool:
-        wanted = [(pair, seed) for seed in range(given.seeds) for pair in pairs]
-        futures = [pool.submit(run, given.tables, pair, given.slots, given.first, seed) for pair, seed in wanted]
-        trials = pd.DataFrame([row for future in futures for row in future.result()])
-    if given.out is not None:
-        trials.to_csv(given.out, index=False)
-    print_frame(table(trials, correlations), f"Regret: median over {given.seeds} seeds, {given.slots} slots")
+        jobs = {
+            pool.submit(run, given.tables, pair, given.slots, given.first, seed): (pair, seed) for pair, seed in wanted
+        }
+        try:
+            for job, rows in ended(pool, jobs, lambda job: f"The search of {job[0].name} (seed {job[1]})"):
+                found[job] = rows
+        finally:  # What has ended is kept, also where another search failed.
+            if found:
+                trials = pd.DataFrame([row for job in wanted for row in found.get(job, ())])
+                if given.out is not None:
+                    trials.to_csv(given.out, index=False)
+                n_seeds = trials["seed"].nunique()
+                print_frame(table(trials, correlations), f"Regret: median over {n_seeds} seeds, {given.slots} slots")
 
 
 if __name__ == "__main__":

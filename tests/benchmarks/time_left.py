@@ -2,12 +2,14 @@
 
     python tests/benchmarks/time_left.py --tables DIR
 
-Searches of random points with ASHA are replayed: 20 trials on two slots, and 60 on eight. At five moments of each, the
-time that is left is estimated from what a person has seen by then. "off" is the mean distance from the truth, "bias"
-the mean difference, in per cent of the whole search's time. "by the mean" is the rule of version 0.2.0: a trial to come
-takes the mean of those that have ended, and so does one that runs, unless it has taken more already.
+Searches of random points with ASHA are replayed: 20 trials on two slots, and 60 on eight, or as many as the table has
+configurations, if these are fewer. At five moments of each, the time that is left is estimated from what a person has
+seen by then. "off" is the mean distance from the truth, "bias" the mean difference, in per cent of the whole search's
+time. "by the mean" is the rule of version 0.2.0: a trial to come takes the mean of those that have ended, and so does
+one that runs, unless it has taken more already. Both rules are averaged over the moments at which both say something;
+"said" is their number.
 
-`--seeds` and `--tasks` shorten the run.
+`--seeds`, `--tasks` and `--samples` shorten the run.
 """
 
 import sys
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 import optuna
 import tables
-from common import parser, report
+from common import at_least, command, parser, prepare_out, report
 from methods import METHODS
 from simulation import _Search
 
@@ -27,6 +29,7 @@ from tuning.trials.remaining import Timed, seconds_left
 METHOD = METHODS["random + asha"]
 MOMENTS = (0.15, 0.3, 0.5, 0.7, 0.9)
 SEARCHES = ((2, 20), (8, 60))  # Slots and trials.
+RULES = ("this one", "by the mean")
 
 
 class Watched(_Search):
@@ -63,7 +66,7 @@ class Watched(_Search):
         for number, began in self.began.items():
             if began <= now:
                 moments = [moment for moment in self.epochs[number] if moment <= now]
-                last, length = max([began, *moments]), len(self._trials[number].curve.values)
+                last, length = max([began, *moments]), self._trials[number].stand_in.config["config"]["epochs"]
                 known = (last - began) / len(moments) if moments else None
                 running = self.ended[number] > now
                 since = now - last if running else 0.0
@@ -95,44 +98,62 @@ def measured(task: tables.Task, slots: int, samples: int, seeds: int) -> list[di
             seen = search.seen(moment * end)
             to_come = samples - len(seen)
             said = {
-                "this one": seconds_left([trial for trial, _ in seen], to_come, slots),
-                "by the mean": by_mean(seen, to_come, slots),
+                RULES[0]: seconds_left([trial for trial, _ in seen], to_come, slots),
+                RULES[1]: by_mean(seen, to_come, slots),
             }
-            for rule, seconds in said.items():
-                if seconds is not None:
-                    off.setdefault((rule, moment), []).append(100 * (seconds / end - (1 - moment)))
+            for rule, seconds in said.items() if None not in said.values() else ():
+                off.setdefault((rule, moment), []).append(100 * (seconds / end - (1 - moment)))
     rows = []
-    for rule in ("this one", "by the mean"):
-        known = {moment: np.array(off.get((rule, moment), [np.nan])) for moment in MOMENTS}
-        each = {f"off at {moment:.0%}": float(np.abs(values).mean()) for moment, values in known.items()}
+    for rule in RULES:
+        known = {moment: np.array(off.get((rule, moment), [])) for moment in MOMENTS}
+        each = {f"off at {moment:.0%}": _mean(np.abs(values)) for moment, values in known.items()}
         every = np.concatenate(list(known.values()))
-        some = {"searches": seeds, "said": int(np.isfinite(every).sum())}
-        rows.append({"task": task.name, "slots": slots, "rule": rule, **some, **each, "bias": float(np.nanmean(every))})
+        some = {"trials": samples, "searches": seeds, "said": len(every)}
+        rows.append({"task": task.name, "slots": slots, "rule": rule, **some, **each, "bias": _mean(every)})
     return rows
 
 
+def _mean(values: Sequence[float] | tables.Array) -> float:
+    """Returns the mean, NaN of none."""
+    return float(np.mean(values)) if len(values) else float("nan")
+
+
+@command
 def main() -> None:
     """Prints the table."""
     arguments = parser(__doc__)
     arguments.add_argument("--tables", type=Path, required=True, help="a folder as search_quality.py takes it")
-    arguments.add_argument("--tasks", type=int, help="of each format, the first so many (default: all)")
-    arguments.add_argument("--seeds", type=int, default=10, help="searches of a task (default: 10)")
+    arguments.add_argument("--tasks", type=at_least(1), help="of each format, the first so many (default: all)")
+    arguments.add_argument("--seeds", type=at_least(1), default=10, help="searches of a task (default: 10)")
+    arguments.add_argument(
+        "--samples",
+        type=at_least(2),
+        help="trials a search (default: 20 on two slots, 60 on eight, at most as many as the table has configurations)",
+    )
     given = arguments.parse_args()
+    prepare_out(given.out)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     kinds = tables.names(given.tables)
     names = [
         name for kind in set(kinds.values()) for name in [n for n, of in kinds.items() if of == kind][: given.tasks]
     ]
+    loaded = [tables.load(given.tables, kinds[name], name) for name in sorted(names)]
+    for task in loaded if given.samples else ():
+        tables.check_samples(task, given.samples, "--samples")
     rows = []
-    for name in sorted(names):
-        task = tables.load(given.tables, kinds[name], name)
-        for slots, samples in SEARCHES:
+    for task in loaded:
+        for slots, usual in SEARCHES:
+            samples = given.samples or min(usual, task.n_configurations or usual)
+            if samples < usual and not given.samples:
+                print(f"{task.name}: {samples} trials on {slots} slots, all its configurations", file=sys.stderr)
             rows += measured(task, slots, samples, given.seeds)
-        print(f"{name} is measured", file=sys.stderr)
+        print(f"{task.name} is measured", file=sys.stderr)
     report("How far off the time that is left was, in per cent of the search's time", rows, given.out)
-    for rule in ("this one", "by the mean"):
-        every = [row[name] for row in rows if row["rule"] == rule for name in row if name.startswith("off")]
-        print(f"{rule}: off by {np.nanmean(every):.0f} % on average")
+    for rule in RULES:
+        of_rule = [row for row in rows if row["rule"] == rule]
+        every = [row[name] for row in of_rule for name in row if name.startswith("off") and np.isfinite(row[name])]
+        n = sum(row["said"] for row in of_rule)
+        print(f"{rule}: off by {_mean(every):.0f} % on average, at the {n} moments at which both rules say something")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Recorded learning curves, others' and our own, as tasks for a search: each format is read by a file of its own.
 
 A reader is a module with `names(folder) -> list[str]` and `load(folder, name) -> Task`; `TABLES` says which one reads
-which folder.
+which folder. A reader has a function `check`, too, which refuses in a sentence what is no table of its format.
 """
 
+import hashlib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from tuning.base.errors import UserError
 
 # Folder of the format -> its reader in this package.
 TABLES = {"taskset": "taskset", "lcbench-surrogate": "lcbench", "image-classifiers": "image_classifiers"}
@@ -63,6 +66,8 @@ class Task:
         known: Returns the hyperparameters of a configuration that samplers and schedulers heed, beside the epochs, e.g.
             its schedule.
         first: Points that a search of the space begins with, as the space says.
+        n_configurations: That a table has, which is the most trials of a search; None where it answers for any.
+        table: Tells a table from another one of the same name: a `fingerprint` of what it holds.
     """
 
     name: str
@@ -75,6 +80,8 @@ class Task:
     snap: Snap | None = None
     known: Callable[[dict[str, Any]], dict[str, Any]] = nothing
     first: Sequence[Mapping[str, Any]] = ()
+    n_configurations: int | None = None
+    table: str = ""
 
     def regret(self, value: float) -> float:
         """Returns 0 for the best that is known, 1 for the median of random configurations, at most `WORST`."""
@@ -86,18 +93,82 @@ def names(folder: Path) -> dict[str, str]:
 
     Raises:
         SystemExit: There is none.
+        UserError: Two formats have one name.
     """
-    found = {name: kind for kind in TABLES if (folder / kind).is_dir() for name in _reader(kind).names(folder / kind)}
+    found: dict[str, str] = {}
+    for kind in TABLES:
+        for name in _reader(kind).names(folder / kind) if (folder / kind).is_dir() else ():
+            if name in found:
+                raise UserError(
+                    f"{folder} has {name} twice, in {found[name]}/ and in {kind}/. Rename the files of one."
+                )
+            found[name] = kind
     if not found:
         *others, last = TABLES
         raise SystemExit(f"--tables must be a folder that holds {', '.join(others)} or {last}, but got {folder}.")
     return dict(sorted(found.items()))
 
 
+def matching(names: Sequence[str], parts: Sequence[str] | None) -> list[str]:
+    """Returns the names that have one of the parts; all of them if there are no parts.
+
+    Raises:
+        UserError: A part is in no name.
+    """
+    for part in parts or ():
+        if not any(part in name for name in names):
+            raise UserError(f"--tasks must be parts of the names {', '.join(names)}, but got {part!r}.")
+    return [name for name in names if not parts or any(part in name for part in parts)]
+
+
+def half_of(names: Sequence[str], half: str) -> list[str]:
+    """Returns every other name: for `a` the first, the third, ..., for `b` the others; all for anything else.
+
+    Raises:
+        UserError: There is none.
+    """
+    found = {"a": names[::2], "b": names[1::2]}.get(half, names)
+    if not found:
+        raise UserError(f"--half {half} has every other task, but {names[0]} is the only one. Use --half a or all.")
+    return list(found)
+
+
 def load(folder: Path, kind: str, name: str) -> Task:
-    """Returns a task by the name and the format that `names` gives."""
+    """Returns a task by the name and the format that `names` gives.
+
+    Raises:
+        UserError: It is no table, or one in which no configuration is better than the median.
+    """
     task: Task = _reader(kind).load(folder / kind, name)
+    if not task.best > task.median:
+        raise UserError(
+            f"The best configuration of {name} in {folder / kind} must be better than the median one, but both reach "
+            f"{task.best:g}, so that there is no regret. Leave this table out."
+        )
     return task
+
+
+def check_samples(task: Task, samples: int, option: str) -> None:
+    """Raises UserError where a search has more trials than the table has configurations.
+
+    Args:
+        task: Of the table.
+        samples: Trials of the search.
+        option: That says how many these are.
+    """
+    if task.n_configurations is not None and samples > task.n_configurations:
+        raise UserError(
+            f"{option} must be at most {task.n_configurations}, the number of configurations of {task.name}, "
+            f"but got {samples}."
+        )
+
+
+def fingerprint(*parts: bytes) -> str:
+    """Returns a short hash of what a table holds."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(len(part).to_bytes(8, "big") + part)
+    return found.hexdigest()[:12]
 
 
 def _reader(kind: str) -> Any:

@@ -13,6 +13,7 @@ failed. Of a configuration with several seeds the first counts.
 A method may begin with the first points that the space of that name has today, or else the recorded one.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ import numpy as np
 import optuna
 import recording
 
-from tables import Array, Curve, Task
+from tables import Array, Curve, Task, fingerprint
 from tuning.base.config import TrainConfig
+from tuning.base.errors import UserError
 from tuning.base.registries import METRICS
 from tuning.sampling.columns import Column, merged
 from tuning.sampling.spaces import Space, load_space, point_of, space_names
@@ -42,9 +44,7 @@ def load(folder: Path, name: str) -> Task:
     epochs = facts["epochs"]
     space = _as_searched(load_space(str(recording.space_file(path))), facts)
     frame = frame[frame["repeat"] == 0]
-    if frame.empty:
-        raise ValueError(f"{path} must have a training at least, but has none yet. Run record_curves.py again.")
-    numbers = sorted(int(number) for number in frame["configuration"].unique())
+    numbers = check(path, facts, frame)
     points = [facts["points"][number] for number in numbers]
     configs = [recording.config_of(space, point, epochs) for point in points]
     rows = dict(iter(frame.groupby("configuration")))
@@ -66,7 +66,7 @@ def load(folder: Path, name: str) -> Task:
 
     def snap(point: dict[str, Any], taken: set[int]) -> tuple[dict[str, Any], dict[str, Any]]:
         if len(taken) == len(points):
-            raise ValueError(f"--samples must be at most the {len(points)} configurations of {name}, but got more.")
+            raise UserError(f"--samples must be at most the {len(points)} configurations of {name}, but got more.")
         from_here = distances(point)
         from_here[list(taken)] = np.inf
         nearest = int(from_here.argmin())
@@ -85,7 +85,32 @@ def load(folder: Path, name: str) -> Task:
     named = facts["space"] in space_names()
     first = [p for p in (load_space(facts["space"]) if named else space).first if point_of(space, p, epochs)]
     best, median = float(final.max()), float(np.median(final))
-    return Task(name, length, define, curve, best, median, cost, snap, config, first)
+    shown = [part for each in curves for part in (each.values.tobytes(), each.costs.tobytes())]
+    table = fingerprint(json.dumps([points, epochs], sort_keys=True).encode(), space.source.encode(), *shown)
+    return Task(name, length, define, curve, best, median, cost, snap, config, first, len(points), table)
+
+
+def check(path: Path, facts: dict[str, Any], frame: Any) -> list[int]:
+    """Returns the numbers of the configurations that were trained.
+
+    Raises:
+        UserError: They are too few, or not those of the facts.
+    """
+    numbers = sorted(int(number) for number in frame["configuration"].unique())
+    if len(numbers) < 2:
+        trained = "one training" if numbers else "none yet"
+        raise UserError(
+            f"{path} must have the trainings of at least 2 configurations, but has {trained}. "
+            "Run record_curves.py again, or move its files out of this folder."
+        )
+    known = len(facts["points"])
+    if numbers[0] < 0 or numbers[-1] >= known:
+        wrong = numbers[0] if numbers[0] < 0 else numbers[-1]
+        raise UserError(
+            f"{path} must have trainings of the {known} configurations in {recording.facts_file(path).name}, "
+            f"but has one of configuration {wrong}."
+        )
+    return numbers
 
 
 def _as_searched(space: Space, facts: dict[str, Any]) -> Space:

@@ -6,14 +6,15 @@ seconds. The best of a task is searched for when it is loaded: random points, th
 """
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from tables import Array, Curve, Task
+from tables import Array, Curve, Task, fingerprint
+from tuning.base import files
+from tuning.base.errors import UserError
 
 FIRST_EPOCH = 2
 # Of blood-transfusion-service-center (167184) the surrogate is poor: rank correlation with real final values is 0.35.
@@ -21,6 +22,7 @@ LEFT_OUT = {"167184"}
 # The order of the model's inputs, `epoch` first.
 INPUTS = ("batch_size", "learning_rate", "momentum", "weight_decay", "num_layers", "max_units", "max_dropout")
 SECONDS, ACCURACY = 0, 1
+FILES = ("model.onnx", "encoding.json", "config_space.json")
 RANDOM_POINTS, STEPS, EPOCHS_BETWEEN_LOOKS = 2_000, 15, 7
 
 
@@ -32,8 +34,8 @@ def names(folder: Path) -> list[str]:
 
 def load(folder: Path, name: str) -> Task:
     """Returns a task."""
+    code = check(folder, name)
     session = _session(folder / "model.onnx")
-    code = json.loads((folder / "encoding.json").read_text())["OpenML_task_id"][name.removeprefix("lcbench-")]
     bounds = {one["name"]: one for one in _bounds(folder)}
     epochs = np.arange(FIRST_EPOCH, bounds["epoch"]["upper"] + 1)
 
@@ -69,7 +71,27 @@ def load(folder: Path, name: str) -> Task:
     median, seconds = float(np.median(accuracies)), float(np.median(final(points, epochs[-1:], SECONDS)))
     points = climb(lambda units: final(units, looks, ACCURACY), points, accuracies, generator)
     best = float(final(points, epochs, ACCURACY).max())
-    return Task(name, len(epochs), space, curve, min(best, 100.0) / 100, median / 100, seconds)
+    table = fingerprint(name.encode(), *((folder / file).read_bytes() for file in FILES))
+    return Task(name, len(epochs), space, curve, min(best, 100.0) / 100, median / 100, seconds, table=table)
+
+
+def check(folder: Path, name: str) -> int:
+    """Returns the code of a task, as the model has it.
+
+    Raises:
+        UserError: A file is missing, or has not what this reader needs of it.
+    """
+    for file in FILES:
+        if not (folder / file).is_file():
+            raise UserError(f"{folder} must have the files {', '.join(FILES)}, but {file} is missing.")
+    known = {one["name"] for one in _bounds(folder)}
+    if lacks := [each for each in ("epoch", *INPUTS) if each not in known]:
+        raise UserError(f"{folder / 'config_space.json'} must have bounds of {lacks[0]}, but has none.")
+    codes = files.read_json(folder / "encoding.json").get("OpenML_task_id", {})
+    task = name.removeprefix("lcbench-")
+    if task not in codes:
+        raise UserError(f"{folder / 'encoding.json'} must have a code of the task {task}, but has none.")
+    return int(codes[task])
 
 
 def climb(function: Any, points: Array, values: Array, generator: np.random.Generator) -> Array:
@@ -91,7 +113,10 @@ def _from_unit(units: Array, one: dict[str, Any]) -> Array:
 
 
 def _bounds(folder: Path) -> list[dict[str, Any]]:
-    bounds: list[dict[str, Any]] = json.loads((folder / "config_space.json").read_text())["hyperparameters"]
+    file = folder / "config_space.json"
+    bounds = files.read_json(file).get("hyperparameters")
+    if not isinstance(bounds, list) or "OpenML_task_id" not in [one.get("name") for one in bounds]:
+        raise UserError(f"{file} must have the bounds of YAHPO Gym's LCBench, OpenML_task_id among them, but has not.")
     return bounds
 
 
