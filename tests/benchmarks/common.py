@@ -113,7 +113,7 @@ def ended(pool: Executor, jobs: Mapping["Future[Any]", Job], called: Callable[[J
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     said = str(failed) if isinstance(failed, UserError) else f"{type(failed).__name__}: {failed}"
-    raise UserError(f"{name} failed, and no further search was begun. The error was: {said}") from failed
+    raise UserError(f"{name} failed, and those that had not begun were cancelled. The error was: {said}") from failed
 
 
 def report(title: str, rows: Sequence[Mapping[str, Any]], out: Path | None) -> None:
