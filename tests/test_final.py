@@ -33,7 +33,7 @@ from tuning.retraining import artefacts, averaging, contest, model_card, opening
 from tuning.retraining.best_model import load_best_model
 from tuning.retraining.candidates import Entry, Plan
 from tuning.retraining.ensemble import Ensemble
-from tuning.runs import openings, run_folder
+from tuning.runs import openings, replacing, run_folder
 from tuning.runs.verdicts import verdicts
 from tuning.training import jobs
 from tuning.training.evaluation import evaluate
@@ -561,7 +561,7 @@ def test_what_can_fail_fails_before_the_test_split_is_opened(
             train(tmp_path, plan, formats=["pt2"])
     assert opened == ["patterns"]
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
-    assert not (tmp_path / artefacts.STAGING).exists()
+    assert not (tmp_path / replacing.STAGING).exists()
     assert first["test_opened"] == 1
 
 
@@ -822,10 +822,37 @@ def test_a_picture_of_the_model_before_does_not_stay_with_the_next(
 
 
 def test_a_command_that_was_killed_while_it_wrote_leaves_nothing_behind(tmp_path: Path, opened: list[str]) -> None:
-    left = tmp_path / artefacts.STAGING / "half"
+    left = tmp_path / replacing.STAGING / "half"
     left.mkdir(parents=True)
     train(tmp_path)
     assert not left.parent.exists()
+
+
+def test_a_model_whose_move_was_killed_is_not_tested_again(
+    tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, replace = make_plan(tmp_path, run=None), Path.replace
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name == "metrics.json":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    for reader in ("predict", "final"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Path, "replace", killed)
+            train(tmp_path / reader, plan)
+        assert not (tmp_path / reader / "metrics.json").exists()
+    n_opened = len(opened)
+    load_best_model(tmp_path / "predict")
+    monkeypatch.setattr(final, "_planned", lambda *_: plan)
+    monkeypatch.setattr(final, "_check_test_files", lambda _: None)
+    with pytest.warns(match="opened 2 times"):  # Once each.
+        final.run(config="resnet8-5-minutes", model_dir=tmp_path / "final")
+    assert "the test split is not opened again" in capsys.readouterr().out and len(opened) == n_opened
+    for reader in ("predict", "final"):
+        assert json.loads((tmp_path / reader / "metrics.json").read_text())["test_opened"] >= 1
+        assert opening_events(tmp_path / reader) == ["opened", "result"]
 
 
 def test_a_run_is_known_by_what_it_is_and_not_by_its_folders_name(tmp_path: Path) -> None:

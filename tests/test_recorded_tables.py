@@ -293,6 +293,18 @@ def test_a_recording_that_is_not_whole_is_refused_by_name(recorded: pd.DataFrame
     facts = json.loads(recording.facts_file(RECORDED).read_text()) | {"metric": "luck"}
     (folder / "image-classifiers" / "fm.json").write_text(json.dumps(facts))
     assert "must be one of" in said(folder) and "but got 'luck'" in said(folder)
+    changes = {'"erase", 0.0, 0.4': '"erase", 0.5, 0.6', "[64, 128, 256]": "[32]", '"batch_size"': '"batch"'}
+    for n, (before, after) in enumerate(changes.items(), 10):
+        folder = record(tmp_path / str(n), recorded)
+        space = folder / "image-classifiers" / "fm.space.py"
+        text = space.read_text()
+        space.write_text(text.replace(before, after))
+        assert before in text
+        assert "fm.space.py must be the space that the configurations in fm.json are of, but conf" in said(folder)
+
+
+def test_a_folder_without_tables_is_refused(tmp_path: Path, ends: Callable[..., str]) -> None:
+    assert "must be a folder that holds taskset" in ends(search_quality, SHORT, tmp_path, out=tmp_path / "out")
 
 
 def test_one_name_in_two_formats_is_refused(recorded: pd.DataFrame, tmp_path: Path) -> None:

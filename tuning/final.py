@@ -36,7 +36,7 @@ from tuning.retraining.candidates import Plan
 from tuning.retraining.opening import opened_again, retrain_and_test, written
 from tuning.retraining.shipping import SHIPPED, SINGLE
 from tuning.retraining.verdict import TRAIN_ON
-from tuning.runs import final_models, run_folder
+from tuning.runs import final_models, replacing, run_folder
 from tuning.runs.verdicts import headline
 from tuning.trials.slots import SlotRequest, Slots, plan_slots
 
@@ -281,6 +281,13 @@ def _retrained(asked: doors.Asked, say: Callable[[str], None]) -> tuple[Winner, 
     _check_test_files(plan.images)
     with contextlib.ExitStack() as held:
         _keep_others_out(plan, model_dir, held, say)
+        if replacing.end_held(model_dir) and not replaced(model_dir, plan):
+            say(
+                f"An earlier command has tested the model of {plan.source}, and was killed while it moved the files. "
+                f"They are in {model_dir}/ now, so the test split is not opened again. To test once more, run the same "
+                "command again."
+            )
+            return Winner.of(model_dir), _page_of(plan, model_dir, say)
         page = carry_out(
             plan,
             slots,
@@ -408,7 +415,11 @@ def carry_out(plan: Plan, slots: Slots, *, model_dir: Path, say: Callable[[str],
         say(note)
     retrain_and_test(plan, slots, model_dir=model_dir, say=say, shows_contest=say is not _ignore, **asked)
     with interrupts.resumable(written(plan, model_dir)):
-        return "" if plan.run is None else _write_page(run_folder.load(plan.source), model_dir, say)
+        return _page_of(plan, model_dir, say)
+
+
+def _page_of(plan: Plan, model_dir: Path, say: Callable[[str], None]) -> str:
+    return "" if plan.run is None else _write_page(run_folder.load(plan.source), model_dir, say)
 
 
 @doors.over(run)

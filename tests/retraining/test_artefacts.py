@@ -1,13 +1,16 @@
 """A model's files take the place of the one before: all or none, on the disk, and nobody else's."""
 
+import errno
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tuning.base import locks
 from tuning.base.errors import UserError
 from tuning.retraining import artefacts
+from tuning.runs import replacing
 
 OLD = {"model.pth": "old", "config.json": "old", "metrics.json": "old", "mistakes.png": "old", "notes.txt": "mine"}
 NEW = {"model.pth": "new", "config.json": "new", "metrics.json": "new", "pca.png": "new"}
@@ -20,7 +23,7 @@ def write(folder: Path, content: dict[str, str]) -> None:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
+    return {path.name: path.read_text() for path in folder.iterdir() if path.is_file() and path.suffix != ".lock"}
 
 
 def test_a_move_that_is_killed_leaves_no_half_model_and_is_ended_by_the_next_command(
@@ -36,12 +39,12 @@ def test_a_move_that_is_killed_leaves_no_half_model_and_is_ended_by_the_next_com
                 raise KeyboardInterrupt
 
         write(folder, OLD)
-        write(folder / artefacts.STAGING, NEW)
+        write(folder / replacing.STAGING, NEW)
         with monkeypatch.context() as patch:
             patch.setattr(Path, "replace", lambda path, target: (step(), replace(path, target))[1])
             patch.setattr(Path, "unlink", lambda path, missing_ok=False: (step(), unlink(path, missing_ok))[1])
             try:
-                artefacts.publish(folder / artefacts.STAGING, folder)
+                artefacts.publish(folder / replacing.STAGING, folder)
             except KeyboardInterrupt:
                 pass
             else:
@@ -49,15 +52,39 @@ def test_a_move_that_is_killed_leaves_no_half_model_and_is_ended_by_the_next_com
         now = contents(folder)
         assert "config.json" not in now or len({now[name] for name in ("config.json", "model.pth")}) == 1
         assert "metrics.json" not in now or now == whole or now["config.json"] == now["metrics.json"] == "old"
-        with artefacts.staged(folder):
+        if moment % 2:
+            assert replacing.end(folder) and not replacing.end(folder)
+        with replacing.staged(folder):
             assert contents(folder) == whole
     assert moment > 8 and contents(folder) == whole
 
 
+def test_a_move_that_another_command_is_at_is_left_to_it(tmp_path: Path) -> None:
+    write(tmp_path, OLD)
+    write(tmp_path / replacing.STAGING, NEW | {replacing.WHOLE: '{"remove": []}'})
+    with locks.hold(tmp_path, "final"):
+        assert not replacing.end(tmp_path)
+    assert contents(tmp_path) == OLD
+    assert replacing.end(tmp_path)
+
+
+def test_a_move_that_fails_can_be_ended_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(path: Path, target: Path) -> Path:
+        raise OSError(errno.EIO, "Input/output error")
+
+    write(tmp_path, OLD)
+    with monkeypatch.context() as patch, pytest.raises(OSError), replacing.staged(tmp_path) as staging:
+        write(staging, NEW)
+        patch.setattr(Path, "replace", failing)
+        replacing.publish(staging, tmp_path, ["mistakes.png"])
+    assert replacing.end(tmp_path)
+    assert contents(tmp_path) == {**NEW, "notes.txt": "mine"}
+
+
 def test_a_killed_command_that_had_not_begun_to_move_changes_nothing(tmp_path: Path) -> None:
     write(tmp_path, OLD)
-    write(tmp_path / artefacts.STAGING, {"model.pth": "half"})
-    with artefacts.staged(tmp_path) as staging:
+    write(tmp_path / replacing.STAGING, {"model.pth": "half"})
+    with replacing.staged(tmp_path) as staging:
         assert list(staging.iterdir()) == []
     assert contents(tmp_path) == OLD and not staging.exists()
 

@@ -1,7 +1,7 @@
 """How every figure looks, and how it is written: colours, sizes, axes of accuracies and epochs.
 
-Figures are objects: no pyplot, no backend, no rcParams, so they can be drawn in any thread without a display. What must
-never live here: what a figure shows (`plots`, `pictures`).
+Figures are objects: no pyplot, no backend, no rcParams, so they can be drawn in any thread without a display. What a
+figure shows stands elsewhere (`run_charts`, `model_charts` and others).
 """
 
 import io

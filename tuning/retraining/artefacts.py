@@ -7,10 +7,8 @@ import errno
 import io
 import math
 import os
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -25,7 +23,7 @@ from tuning.retraining.best_model import load_best_model, probabilities
 from tuning.retraining.export import FORMATS
 from tuning.retraining.model_card import CARD, model_card, scores
 from tuning.retraining.suspects import PICTURE, PIXELS, SUSPECTS
-from tuning.runs import schema
+from tuning.runs import replacing, schema
 from tuning.runs.openings import LOG
 from tuning.training import jobs
 
@@ -39,8 +37,7 @@ if TYPE_CHECKING:
 IMAGES_TO_TIME = 1000
 THUMBNAIL = 64  # Pixels.
 PICTURES = ("confusion", "calibration", "pca", "mistakes", "learning_curve")
-STAGING, ROOM, OUTPUTS, SEPARABILITY = ".new", ".room", "test_outputs.npz", "separability.csv"
-WHOLE = ".whole"  # In the staging folder: it has all of a model, to be moved, and the names that are to be removed.
+ROOM, OUTPUTS, SEPARABILITY = ".room", "test_outputs.npz", "separability.csv"
 # What may lie in a model's folder and is not of each model: it must not stay beside the files of another one.
 _OF_SOME = (
     own_model.KEPT,
@@ -100,30 +97,6 @@ class Outcome:
         return float(low), float(high)
 
 
-@contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """Yields a folder beside the files of a model's folder, for those of the next model; it is removed in the end.
-
-    A model that a killed command had begun to move is moved first.
-
-    Raises:
-        UserError: The model's folder cannot be written.
-    """
-    staging = folder / STAGING
-    try:
-        if (staging / WHOLE).exists():
-            _move(staging, folder)
-        if staging.exists():  # A command that was killed left it.
-            shutil.rmtree(staging)
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise disk_full(staging, error) or _unwritable(folder, error) from error
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
 def reserve(staging: Path, n_images: int, n_rehearsed: int) -> None:
     """Takes room on the disk for what is written after the test split was opened; `give_back` frees it.
 
@@ -146,11 +119,7 @@ def reserve(staging: Path, n_images: int, n_rehearsed: int) -> None:
         if error.errno == errno.EFBIG:  # One file of it all is too large, which says nothing of each.
             return
         place = f"{staging} ({size / 1e6:.0f} MB are needed)"
-        raise disk_full(place, error) or _unwritable(staging, error) from error
-
-
-def _unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(f"{folder} cannot be written ({error.strerror}). Make it writable, or give another --model-dir.")
+        raise disk_full(place, error) or replacing.unwritable(staging, error) from error
 
 
 def _fill(file: IO[bytes], size: int) -> None:
@@ -180,28 +149,8 @@ def check_replaceable(staging: Path, folder: Path) -> None:
 
 
 def publish(staging: Path, folder: Path) -> None:
-    """Moves the files into the model's folder; what only the model before had is removed.
-
-    The disk has them when this returns. Nobody reads half of two models: without `config.json` there is none, and it
-    and `metrics.json` are the first to go and the last to come. A move that is killed is ended by the next `staged`.
-    """
-    for path in staging.iterdir():
-        files.sync(path)
-    without = [name for name in _OF_SOME if not (staging / name).exists()]
-    files.write_json(staging / WHOLE, {"remove": without}, durable=True)
-    _move(staging, folder)
-
-
-def _move(staging: Path, folder: Path) -> None:
-    last = ("config.json", "metrics.json")
-    first = [name for name in reversed(last) if (staging / name).exists()]
-    for name in (*first, *files.read_json(staging / WHOLE)["remove"]):
-        (folder / name).unlink(missing_ok=True)
-    names = sorted(path.name for path in staging.iterdir() if path.name != WHOLE)
-    for name in sorted(names, key=lambda name: last.index(name) if name in last else -1):
-        (staging / name).replace(folder / name)
-    files.sync(folder)
-    (staging / WHOLE).unlink()
+    """Moves the files into the model's folder; what only the model before had is removed."""
+    replacing.publish(staging, folder, _OF_SOME)
 
 
 def check_folder(folder: Path) -> None:
@@ -211,7 +160,7 @@ def check_folder(folder: Path) -> None:
             f"--model-dir must be a folder for a model, but {str(folder)!r} is that of a run, whose files would be "
             f"replaced. Give a folder in it, such as {folder / 'model'}."
         )
-    if any((folder / name).exists() for name in ("metrics.json", LOG, STAGING)):
+    if any((folder / name).exists() for name in ("metrics.json", LOG, replacing.STAGING)):
         return
     if found := [name for name in (*_OF_EACH, *_OF_SOME) if (folder / name).exists()]:
         raise UserError(

@@ -16,7 +16,7 @@ from tuning.base.averagings import NONE, named_in
 from tuning.base.config import TrainConfig, parse_config
 from tuning.base.errors import UserError
 from tuning.images.source import Resize
-from tuning.runs import schema
+from tuning.runs import replacing, schema
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -187,6 +187,7 @@ def load_best_model(folder: Path, own: Path | None = None) -> BestModel:
     """
     import torch
 
+    replacing.end(folder)
     description = _read_description(folder / "config.json")
     averaging = named_in(description.model_dump(), str(folder / "config.json"))
     model, called = _build(description, folder, own)

@@ -22,7 +22,7 @@ from tuning.retraining.artefacts import Outcome
 from tuning.retraining.candidates import Plan
 from tuning.retraining.shipping import SINGLE, Shipment, settle
 from tuning.retraining.verdict import Chosen
-from tuning.runs import final_models, openings
+from tuning.runs import final_models, openings, replacing
 from tuning.runs.openings import OPENED, RESULT
 from tuning.runs.openings import append as log_test
 from tuning.runs.run_folder import MODEL_DIR
@@ -242,14 +242,14 @@ def retrain_and_test(
     Raises:
         UserError: The data cannot be had, every candidate failed, or the disk is full.
     """
-    with artefacts.staged(model_dir):  # Whether it can be written is known before hours of training, not after them.
+    with replacing.staged(model_dir):  # Whether it can be written is known before hours of training, not after them.
         pass
     held = contest.hold(plan, folds.load(plan), slots, threads, say)
     if shows_contest:
         contest.show(held)
     shipment = settle(held, slots, threads=threads, train_on=train_on, ship=ship, say=say)
     splits = shipment.splits
-    with artefacts.staged(model_dir) as staging:
+    with replacing.staged(model_dir) as staging:
         ready = rehearse(shipment, staging, slots.device)
         for line in export.export(
             staging, formats, splits.valid.pixels(slice(export.IMAGES_TO_COMPARE)), shown=model_dir
@@ -275,13 +275,13 @@ def retrain_and_test(
             metrics, test, images = test_once(ready, models, log=model_dir, staging=staging)
             for problem in write_everything(ready, metrics, test, images, staging, rehearsing=False):
                 say(problem)
-            artefacts.publish(staging, model_dir)
-            if plan.run is not None:
+            if plan.run is not None:  # Before the move: killed in it, the model is found, and the move is ended.
                 try:
                     final_models.remember(Path(plan.source), model_dir)
                 except (OSError, UserError) as error:
                     say(f"The run cannot keep where its model is: {error} `tuning.report --model-dir` names it.")
-            else:  # Of a run the trained models are kept: more seeds go on from them.
+            artefacts.publish(staging, model_dir)
+            if plan.run is None:  # Of a run the trained models are kept: more seeds go on from them.
                 _remove_jobs(plan, tested.values())
     return metrics
 

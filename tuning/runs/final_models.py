@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuning.base import files
 from tuning.base.errors import UserError
-from tuning.runs import openings, schema
+from tuning.runs import openings, replacing, schema
 from tuning.runs.run_folder import MODEL_DIR, RESULTS, Run, is_of, run_names
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def metrics_of(run: Run, model_dir: Path) -> dict[str, Any] | None:
         UserError: It is damaged, or cannot be read.
     """
     try:
+        replacing.end(model_dir)
         if not (model_dir / "metrics.json").exists():
             return None
     except OSError as error:  # The folder of somebody else.

@@ -92,8 +92,7 @@ def names(folder: Path) -> dict[str, str]:
     """Returns the names of all tasks below a folder, each with the format that it has, sorted.
 
     Raises:
-        SystemExit: There is none.
-        UserError: Two formats have one name.
+        UserError: There is none, or two formats have one name.
     """
     found: dict[str, str] = {}
     for kind in TABLES:
@@ -105,7 +104,7 @@ def names(folder: Path) -> dict[str, str]:
             found[name] = kind
     if not found:
         *others, last = TABLES
-        raise SystemExit(f"--tables must be a folder that holds {', '.join(others)} or {last}, but got {folder}.")
+        raise UserError(f"--tables must be a folder that holds {', '.join(others)} or {last}, but got {folder}.")
     return dict(sorted(found.items()))
 
 

@@ -14,6 +14,7 @@ A method may begin with the first points that the space of that name has today, 
 """
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,9 @@ def load(folder: Path, name: str) -> Task:
     path = folder / f"{name}.csv"
     facts, frame = recording.read(path)
     epochs = facts["epochs"]
-    space = _as_searched(load_space(str(recording.space_file(path))), facts)
+    space = load_space(str(recording.space_file(path)))
+    check_space(path, facts, space)
+    space = _as_searched(space, facts)
     frame = frame[frame["repeat"] == 0]
     numbers = check(path, facts, frame)
     points = [facts["points"][number] for number in numbers]
@@ -111,6 +114,20 @@ def check(path: Path, facts: dict[str, Any], frame: Any) -> list[int]:
             f"but has one of configuration {wrong}."
         )
     return numbers
+
+
+def check_space(path: Path, facts: dict[str, Any], space: Space) -> None:
+    """Raises UserError where a recorded configuration is no point of the space beside it."""
+    for number, point in enumerate(facts["points"]):
+        try:
+            with warnings.catch_warnings(action="error", category=UserWarning):  # Optuna's, of a value out of range.
+                recording.config_of(space, point, facts["epochs"])
+        except (UserError, ValueError) as error:
+            raise UserError(
+                f"{recording.space_file(path)} must be the space that the configurations in "
+                f"{recording.facts_file(path).name} are of, but configuration {number} is no point of it: "
+                f"{str(error).splitlines()[0]} Put the file back with which they were recorded."
+            ) from error
 
 
 def _as_searched(space: Space, facts: dict[str, Any]) -> Space:
