@@ -7,7 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import write_run
 from PIL import Image
+
+from tuning.base import files
+from tuning.images.splitting import load_splits
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 
@@ -74,6 +78,25 @@ def test_edges_are_counted_where_there_is_one_and_where_there_is_none(tmp_path: 
     assert list(table.index) == ["noise", "inside", "beyond, twice", "beyond, ten times"]
     assert table.loc["beyond, ten times", "right"] > 50 > table.loc["inside", "said"]
     assert table["right"].notna().sum() == 2 and (table["naive"] <= 100).all()
+
+
+@pytest.mark.slow
+def test_means_are_judged_on_images_that_did_not_choose_them(tmp_path: Path) -> None:
+    found, labels = write_run(tmp_path / "run", 1), load_splits("fashion-mnist").valid.labels
+    draw = np.random.default_rng(0)
+    for n, share in enumerate((0.9, 0.9, 0.9, 0.2)):
+        taken = np.where(
+            draw.random(len(labels)) < share, labels, (labels + 1 + draw.integers(9, size=len(labels))) % 10
+        )
+        folder = found.path / "final" / str(n)
+        folder.mkdir(parents=True)
+        files.write_json(folder / "result.json", {"split_hash": found.meta["split_hash"]})
+        np.savez(folder / "valid_outputs.npz", log_probabilities=np.log(0.05 + 0.5 * np.eye(10)[taken]))
+    table = run("ensembles.py", f"--runs {found.path} --repeats 3", tmp_path).set_index("rule")
+    assert list(table.index) == ["single", "greedy", "all", "ours", "four"] and set(table["trained"]) == {4}
+    values = table["value"].str.rstrip("%").astype(float)
+    assert values["ours"] > values["single"] + 5 and (table["chosen_on"] == len(labels) // 2).all()
+    assert table["models"].to_dict() | {"greedy": 0} == {"single": 1, "greedy": 0, "all": 4, "ours": 3, "four": 3}
 
 
 @pytest.mark.slow

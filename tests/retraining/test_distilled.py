@@ -46,6 +46,13 @@ def test_all_members_teach_on_seeds_that_nothing_had_yet(tmp_path: Path, splits:
     assert distilled.students(found, together) == students  # Resumed, it is the same.
 
 
+def test_the_four_best_teach_and_no_more(tmp_path: Path, splits: Splits) -> None:
+    found, together = held(tmp_path, splits)
+    more = tuple(replace(together.jobs[0], seed=90 + i) for i in range(6))
+    students = distilled.students(found, replace(together, jobs=more, weights=(1 / 6,) * 6))
+    assert {(job.teachers, job.weights) for job in students} == {(more[:4], (0.25,) * 4)}
+
+
 def test_students_of_a_fold_learn_from_members_of_that_fold_alone(tmp_path: Path, splits: Splits) -> None:
     parts = {seed: replace(splits, split_hash=str(seed)) for seed in (1, 2)}
     plan = replace(make_plan(tmp_path, (1, 2)), folds=2)
@@ -106,6 +113,7 @@ def test_where_one_of_them_fails_the_winners_mean_is_over_all_seeds_or_over_the_
 ) -> None:
     found, together = held(tmp_path, splits)
     found = replace(found, plan=replace(found.plan, folds=folds))
+    together = replace(together, jobs=tuple(found.models), weights=(0.5, 0.5))
     results = [result.valid_accuracy or 0 for result in found.won.values()]
     planned = list(distilled.students(found, together))
     lead = distilled._lead(found, planned, {planned[1]: jobs.Result("x", valid_accuracy=0.5)})

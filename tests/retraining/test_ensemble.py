@@ -51,6 +51,27 @@ def test_models_that_err_elsewhere_are_averaged_and_those_that_do_not_help_are_l
     assert ensemble.select([poor, outputs(places >= 0, labels, 0.9)], labels, METRICS["accuracy"]) == [1]
 
 
+def test_models_count_alike_unless_one_is_clearly_worse_or_the_selected_mean_clearly_better() -> None:
+    draw, metric = np.random.default_rng(0), METRICS["accuracy"]
+    labels = np.arange(3000) % 3
+    alike = [outputs(draw.random(3000) < 0.9, labels, 0.6) for _ in range(5)]
+    poor = outputs(draw.random(3000) < 0.3, labels, 0.6)
+    weights = ensemble.weigh([poor, *alike], labels, metric)
+    assert weights == dict.fromkeys([1, 2, 3, 4, 5], 0.2)
+    selected = ensemble.select([poor, *alike], labels, metric)
+    assert len({selected.count(i) for i in range(1, 6)}) > 1  # By luck.
+    right = [float((each.argmax(1) == labels).mean()) for each in alike]
+    assert list(weights) == sorted(weights, key=lambda i: -right[i - 1])  # The best first.
+
+    # A weak one that knows just what the others do not.
+    hard = np.arange(3000) % 5 == 0
+    strong = outputs(~hard, labels, 0.5)
+    weak = np.where(hard[:, None], outputs(hard, labels, 0.9), np.log(1 / 3))
+    weights = ensemble.weigh([strong, weak], labels, metric)
+    assert set(weights) == {0, 1} and sum(weights.values()) == pytest.approx(1)
+    assert ensemble.mean([strong, weak], weights).argmax(1).tolist() == labels.tolist()
+
+
 def test_a_model_may_count_twice() -> None:
     labels = np.arange(300) % 3
     good = outputs(np.arange(300) >= 30, labels, 0.8)

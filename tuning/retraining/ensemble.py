@@ -1,12 +1,14 @@
 """What the models of a contest are worth together: their mean probabilities, chosen on valid images as the winner is.
 
-The selection is that of Caruana et al. (Ensemble Selection from Libraries of Models, 2004): again and again the model
-is added that makes the mean best, also one that is in it. The test split has no place here.
+Models that are nearly as good as the best one count alike. Where they differ more, some are worth more than others, and
+the selection is that of Caruana et al. (Ensemble Selection from Libraries of Models, 2004): again and again the model
+that makes the mean best is added, also one that is in it. Its choice among models that are nearly alike is one of luck:
+`tests/benchmarks/ensembles.py` measures both. The test split has no place here.
 """
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.floating[Any]]
 
 ROUNDS = 25
+# Standard errors of the difference on the same valid images.
+CLEARLY_WORSE, CLEARLY_BETTER = 3.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Ensemble:
     """Models that are averaged.
 
     Attributes:
-        jobs: How they were trained, distinct; the heaviest first.
+        jobs: How they were trained, distinct; the heaviest first, and of those that count alike the best.
         weights: One a job; they add up to 1.
         valid_score: The metric of the mean on the valid images. Of folds each image is judged by those models alone
             that did not train on it.
@@ -68,20 +72,20 @@ def choose(held: Contest) -> Ensemble | None:
     if not known:
         return None
     labels = np.concatenate([held.splits[seed].valid.labels for seed in _judging(held)])
-    taken = Counter(select([found for _, found in known], labels, held.metric))
+    of_parts = weigh([found for _, found in known], labels, held.metric)
     weights: dict[Job, float] = {}
-    for index, n in taken.most_common():
+    for index, weight in of_parts.items():
         for job in known[index][0]:
-            weights[job] = n / taken.total() / len(known[index][0])
+            weights[job] = weight / len(known[index][0])
     if len(weights) < 2:
         return None
-    mean = np.log(sum(n * np.exp(known[index][1]) for index, n in taken.items()) / taken.total() + 1e-12)
+    together = mean([found for _, found in known], of_parts)
     results = [held.done[job.config.hash(), job.seed] for job in weights]
     return Ensemble(
         jobs=tuple(weights),
         weights=tuple(weights.values()),
-        valid_score=metrics.score(held.metric.name, mean, labels),
-        valid_accuracy=metrics.score(ACCURACY.name, mean, labels),
+        valid_score=metrics.score(held.metric.name, together, labels),
+        valid_accuracy=metrics.score(ACCURACY.name, together, labels),
         n_parameters=sum(result.n_parameters or 0 for result in results),
     )
 
@@ -99,6 +103,55 @@ def is_better(ensemble: Ensemble, held: Contest, chosen: "Chosen") -> bool:
     how = AVERAGINGS[chosen.averaging].end
     alone = np.mean([result.on_valid(held.metric, how) for result in chosen.models.values()])
     return bool(held.metric.sign * (ensemble.valid_score - alone) > 0)
+
+
+def weigh(outputs: Sequence["Floats"], labels: "npt.NDArray[np.int64]", metric: Metric) -> dict[int, float]:
+    """Returns the weights of what is averaged, by index, the heaviest and then the best first; they add up to 1.
+
+    All that are not clearly worse than the best one count alike; what `select` takes counts as often as it is taken,
+    where that mean is clearly better.
+
+    Args:
+        outputs: Log-probabilities (N, n_classes) of each part, of the same images.
+        labels: (N,).
+        metric: What the mean is to be best in.
+    """
+    taken = select(outputs, labels, metric)
+    lead, best = _Lead(labels, metric), outputs[taken[0]]
+    alike = [i for i, each in enumerate(outputs) if not lead.is_clear(best, each, CLEARLY_WORSE)]
+    alike.sort(key=lambda i: lead.of(best, outputs[i]))
+    equal = {i: 1 / len(alike) for i in alike}
+    selected = {i: n / len(taken) for i, n in Counter(taken).most_common()}
+    is_clear = lead.is_clear(mean(outputs, selected), mean(outputs, equal), CLEARLY_BETTER)
+    return selected if is_clear else equal
+
+
+@dataclass(frozen=True)
+class _Lead:
+    """By how much one is better than another, on the same labelled images."""
+
+    labels: "npt.NDArray[np.int64]"
+    metric: Metric
+
+    def of(self, one: "Floats", other: "Floats") -> float:
+        """Returns by how much log-probabilities (N, n_classes) are better than others."""
+        from tuning.training import metrics
+
+        first, second = (metrics.score(self.metric.name, each, self.labels) for each in (one, other))
+        return self.metric.sign * (first - second)
+
+    def is_clear(self, one: "Floats", other: "Floats", errors: float) -> bool:
+        """Returns whether they are better by more than so many standard errors of the difference."""
+        from tuning.training import metrics
+
+        first, second = (metrics.influence(self.metric.name, each, self.labels) for each in (one, other))
+        return self.of(one, other) > errors * float((first - second).std()) / math.sqrt(len(self.labels))
+
+
+def mean(outputs: Sequence["Floats"], weights: Mapping[int, float]) -> "Floats":
+    """Returns the log of the weighted mean of probabilities, (N, n_classes), of log-probabilities like it."""
+    total = sum(weights.values())
+    return np.asarray(np.log(sum(weight / total * np.exp(outputs[i]) for i, weight in weights.items()) + 1e-12))
 
 
 def select(outputs: Sequence["Floats"], labels: "npt.NDArray[np.int64]", metric: Metric) -> list[int]:
