@@ -113,3 +113,11 @@ def test_files_that_are_of_no_model_are_not_replaced(tmp_path: Path, there: dict
         with pytest.raises(UserError, match=said):
             artefacts.check_folder(tmp_path)
     artefacts.check_folder(tmp_path / "not there yet")
+
+
+def test_a_folder_that_cannot_be_looked_into_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", refused)
+    assert not replacing.end(tmp_path)

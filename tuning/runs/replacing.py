@@ -61,9 +61,9 @@ def end(folder: Path) -> bool:
 
     A command that is still at it, and a folder that cannot be written, are left alone.
     """
-    if not (folder / STAGING / WHOLE).exists():
-        return False
     try:
+        if not (folder / STAGING / WHOLE).exists():
+            return False
         with locks.hold(folder, "final"):
             return end_held(folder)
     except (OSError, UserError):
