@@ -303,6 +303,15 @@ def test_a_recording_that_is_not_whole_is_refused_by_name(recorded: pd.DataFrame
         assert "fm.space.py must be the space that the configurations in fm.json are of, but conf" in said(folder)
 
 
+def test_no_two_tasks_begin_with_the_same_points(tmp_path: Path, ends: Callable[..., str]) -> None:
+    for name in ("t1", "t2"):
+        write(tmp_path, rows_of(), name)
+    ends(search_quality, "--methods random --seeds 1 --slots 1 --samples 3", tmp_path, 0, tmp_path / "out")
+    found = read_runs(tmp_path / "out", ["random"], 3)
+    of_task = {task: list(rows["value"]) for task, rows in found.groupby("task")}
+    assert of_task["t1"] != of_task["t2"]
+
+
 def test_a_folder_without_tables_is_refused(tmp_path: Path, ends: Callable[..., str]) -> None:
     assert "must be a folder that holds taskset" in ends(search_quality, SHORT, tmp_path, out=tmp_path / "out")
 

@@ -125,7 +125,8 @@ def run(folder: Path, kind: str, search: Search, samples: int) -> list[dict[str,
     """Returns the rows of one search."""
     task = _task(folder, kind, search.task)
     begin = time.process_time()
-    trials = replayed(task, METHODS[search.method], slots=search.slots, samples=samples, seed=search.seed)
+    seed = tables.seed_of(search.task, search.seed)
+    trials = replayed(task, METHODS[search.method], slots=search.slots, samples=samples, seed=seed)
     seconds = round(time.process_time() - begin, 4)
     group = asdict(search) | {"samples": samples, "table": task.table}
     return [

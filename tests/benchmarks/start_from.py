@@ -139,11 +139,12 @@ def replay(
     earlier: tables.Task, task: tables.Task, pair: Pair, *, slots: int, first: int, seed: int
 ) -> list[dict[str, Any]]:
     """Returns the rows of all searches of a pair on a seed: task, method, slots, seed, and what `simulate` gives."""
-    known = searched(earlier, first, slots, 1000 + seed)
+    known = searched(earlier, first, slots, tables.seed_of(earlier.name, 1000 + seed))
+    own = tables.seed_of(task.name, seed)
     rows = []
     for name, method in methods(task, known).items():
         group = {"task": pair.name, "method": name, "slots": slots, "seed": seed}
-        trials = simulate(task, method, slots=slots, samples=READ_AT[-1], seed=seed)
+        trials = simulate(task, method, slots=slots, samples=READ_AT[-1], seed=own)
         rows += [group | asdict(trial) for trial in trials]
     return rows
 

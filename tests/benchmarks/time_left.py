@@ -91,7 +91,8 @@ def measured(task: tables.Task, slots: int, samples: int, seeds: int) -> list[di
     """Returns a row for each rule: how far off it is on a task, at each moment, in per cent of the search's time."""
     off: dict[tuple[str, float], list[float]] = {}
     for seed in range(seeds):
-        search = Watched(task, METHOD, METHOD.sampler(seed), seed)
+        own = tables.seed_of(task.name, seed)
+        search = Watched(task, METHOD, METHOD.sampler(own), own)
         search.run(slots, samples)
         end = max(search.ended.values())
         for moment in MOMENTS:

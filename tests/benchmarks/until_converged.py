@@ -38,7 +38,8 @@ def search(folder: Path, kind: str, name: str, slots: int, samples: int, seed: i
         made.append(samplers.make(SAMPLER, seed, N_STARTUP))
         return made[-1]
 
-    trials = simulate(tables.load(folder, kind, name), Method(sampler, OURS), slots=slots, samples=samples, seed=seed)
+    task, method = tables.load(folder, kind, name), Method(sampler, OURS)
+    trials = simulate(task, method, slots=slots, samples=samples, seed=tables.seed_of(name, seed))
     n = ends_after(trials, made[-1].gains, slots)
     rows = pd.DataFrame(
         [vars(trial) | {"task": name, "method": "ours", "slots": slots, "seed": seed} for trial in trials]

@@ -170,5 +170,10 @@ def fingerprint(*parts: bytes) -> str:
     return found.hexdigest()[:12]
 
 
+def seed_of(name: str, seed: int) -> int:
+    """Returns the seed of a task's search: another one for each task, so that no two begin with the same points."""
+    return int.from_bytes(hashlib.sha256(f"{name} {seed}".encode()).digest()[:4], "big")
+
+
 def _reader(kind: str) -> Any:
     return importlib.import_module(f"tables.{TABLES[kind]}")
