@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 ROUNDS = 25
 # Standard errors of the difference on the same valid images.
-CLEARLY_WORSE, CLEARLY_BETTER = 3.0, 2.0
+CLEARLY_WORSE, CLEARLY_BETTER = 3.0, 1.0
+PARTS = 5
 
 
 @dataclass(frozen=True)
@@ -108,22 +109,41 @@ def is_better(ensemble: Ensemble, held: Contest, chosen: "Chosen") -> bool:
 def weigh(outputs: Sequence["Floats"], labels: "npt.NDArray[np.int64]", metric: Metric) -> dict[int, float]:
     """Returns the weights of what is averaged, by index, the heaviest and then the best first; they add up to 1.
 
-    All that are not clearly worse than the best one count alike; what `select` takes counts as often as it is taken,
-    where that mean is clearly better.
+    All that are not clearly worse than the best one count alike. What `select` takes counts as often as it is taken,
+    where that is better beyond the noise on images that did not choose it (cross-validation in `PARTS` parts).
 
     Args:
         outputs: Log-probabilities (N, n_classes) of each part, of the same images.
         labels: (N,).
         metric: What the mean is to be best in.
     """
+    rules = (_selected, _alike)
+    order = np.random.default_rng(0).permutation(len(labels))
+    parts = [part for part in np.array_split(order, PARTS) if 0 < len(part) < len(order)]
+    means: list[list[Floats]] = [[], []]
+    for part in parts:
+        rest = np.setdiff1d(order, part)
+        for found, rule in zip(means, rules, strict=True):
+            weights = rule([each[rest] for each in outputs], labels[rest], metric)
+            found.append(mean([each[part] for each in outputs], weights))
+    if parts:
+        selected, alike = map(np.concatenate, means)
+        if _Lead(labels[np.concatenate(parts)], metric).is_clear(selected, alike, CLEARLY_BETTER):
+            return _selected(outputs, labels, metric)
+    return _alike(outputs, labels, metric)
+
+
+def _selected(outputs: Sequence["Floats"], labels: "npt.NDArray[np.int64]", metric: Metric) -> dict[int, float]:
     taken = select(outputs, labels, metric)
-    lead, best = _Lead(labels, metric), outputs[taken[0]]
+    return {i: n / len(taken) for i, n in Counter(taken).most_common()}
+
+
+def _alike(outputs: Sequence["Floats"], labels: "npt.NDArray[np.int64]", metric: Metric) -> dict[int, float]:
+    lead = _Lead(labels, metric)
+    best = max(outputs, key=lambda each: lead.of(each, outputs[0]))
     alike = [i for i, each in enumerate(outputs) if not lead.is_clear(best, each, CLEARLY_WORSE)]
     alike.sort(key=lambda i: lead.of(best, outputs[i]))
-    equal = {i: 1 / len(alike) for i in alike}
-    selected = {i: n / len(taken) for i, n in Counter(taken).most_common()}
-    is_clear = lead.is_clear(mean(outputs, selected), mean(outputs, equal), CLEARLY_BETTER)
-    return selected if is_clear else equal
+    return {i: 1 / len(alike) for i in alike}
 
 
 @dataclass(frozen=True)
@@ -167,19 +187,20 @@ def select(outputs: Sequence["Floats"], labels: "npt.NDArray[np.int64]", metric:
     """
     from tuning.training import metrics
 
-    def merit(probabilities: "Floats") -> tuple[float, float]:
-        log = np.log(probabilities + 1e-12)
-        values = metric.sign * metrics.score(metric.name, log, labels), -metrics.score("log_loss", log, labels)
-        return round(values[0], 9), round(values[1], 9)
+    def value(probabilities: "Floats", name: str, sign: int) -> float:
+        return round(sign * metrics.score(name, np.log(probabilities + 1e-12), labels), 9)
 
     each = [np.exp(part.astype(np.float64)) for part in outputs]
     total, taken, best = np.zeros_like(each[0]), list[int](), ((-math.inf, -math.inf), 0)
     for size in range(1, ROUNDS + 1):
-        merits = [merit((total + one) / size) for one in each]
-        taken.append(max(range(len(each)), key=merits.__getitem__))
+        means = [(total + one) / size for one in each]
+        values = [value(one, metric.name, metric.sign) for one in means]
+        equal = [i for i, found in enumerate(values) if found == max(values)]
+        losses = {i: value(means[i], "log_loss", -1) for i in equal}
+        taken.append(max(equal, key=losses.__getitem__))
         total = total + each[taken[-1]]
-        if merits[taken[-1]] > best[0]:
-            best = (merits[taken[-1]], size)
+        if (merit := (values[taken[-1]], losses[taken[-1]])) > best[0]:
+            best = (merit, size)
     return taken[: best[1]]
 
 
