@@ -13,6 +13,7 @@ from tuning.sampling.columns import (
     INACTIVE,
     Activity,
     Column,
+    Limits,
     all_of,
     merged,
     numbers_of,
@@ -155,3 +156,46 @@ def test_all_hyperparameters_of_trials_are_those_that_can_vary_and_be_compared()
         state=TrialState.PRUNED, params={"x": 3.0, "z": 0.1}, distributions={"x": FloatDistribution(1, 4), "z": LOG}
     )
     assert all_of([one, other]) == {"x": FloatDistribution(0, 4)}
+
+
+def drawn(optimizer: str, rate: float, low: float, high: float) -> FrozenTrial:
+    ranges = {
+        "optimizer": CategoricalDistribution(["sgd", "adamw", "muon"]),
+        "rate": FloatDistribution(low, high),
+    }
+    return create_trial(
+        state=TrialState.COMPLETE, value=0.0, params={"optimizer": optimizer, "rate": rate}, distributions=ranges
+    )
+
+
+def test_a_range_that_a_choice_decides_is_known_by_choice() -> None:
+    trials = [drawn("sgd", 9.0, 5.0, 10.0), drawn("adamw", 1.0, 0.0, 1.0), drawn("sgd", 6.0, 5.0, 10.0)]
+    columns = [Column(name, one) for name, one in all_of(trials).items()]
+    limits = Limits.of(columns, trials)
+    assert {i: (j, ranges.tolist()) for i, (j, ranges) in limits.ranges.items()} == {
+        1: (0, [[0.5, 1.0], [0.0, 0.1], [0.0, 1.0]])
+    }
+    configs = np.array([[0.0, 0.2], [1.0, 0.2], [2.0, 0.2]])
+    assert limits.clipped(configs, columns).tolist() == [[0.0, 0.5], [1.0, 0.1], [2.0, 0.2]]
+    assert limits.spread(configs, columns).tolist() == [[0.0, 0.6], [1.0, pytest.approx(0.02)], [2.0, 0.2]]
+
+
+def test_a_range_that_was_changed_is_that_of_the_last_trials() -> None:
+    wide, narrow = [drawn("sgd", 9.0, 0.0, 10.0)] * 3, [drawn("sgd", 2.0, 0.0, 5.0)] * 2
+    columns = [Column(name, one) for name, one in all_of(wide).items()]
+    assert Limits.of(columns, wide).ranges == Limits.of(columns, [*wide, *narrow[:1]]).ranges == {}
+    limits = Limits.of(columns, [*wide, *narrow])
+    assert limits.clipped(np.array([[0.0, 0.9], [2.0, 0.4]]), columns).tolist() == [[0.0, 0.5], [2.0, 0.4]]
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=repr)
+def test_the_nearest_value_is_one_that_may_be_drawn(distribution: Any) -> None:
+    column = Column("x", distribution)
+    if column.n_choices:
+        assert column.next_to("adamw") == "adamw" and column.next_to("lamb") is None and column.next_to(1) is None
+        return
+    for value in (-1e6, 1e-9, 0.3, 7, 1e6):
+        found = column.next_to(value)
+        assert (found is None) == (value < 0 and distribution.log)
+        assert found is None or distribution._contains(found)
+    assert column.next_to(1e6) == distribution.high

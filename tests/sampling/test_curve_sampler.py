@@ -1,6 +1,7 @@
 """The sampler that reads learning curves: its numbers, what it observes, and what it proposes."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,37 @@ def test_every_sampler_serves_a_space_whose_ranges_depend_on_the_trial(name: str
         value = SPACES[name](one)
         one.report(value, 1)
         study.tell(one, value) if number % 3 else study.tell(one, state=TrialState.PRUNED)
+
+
+def decided(trial: optuna.trial.Trial) -> float:
+    """Two optimizers with rates of their own; adamw is better, at the upper end of its range."""
+    optimizer = trial.suggest_categorical("optimizer", ["sgd", "adamw"])
+    low, high = (1e-2, 1.0) if optimizer == "sgd" else (1e-4, 1e-3)
+    rate = trial.suggest_float("rate", low, high, log=True)
+    return (0.9 if optimizer == "adamw" else 0.6) - 0.05 * abs(math.log10(rate) + 3)
+
+
+def narrowed(trial: optuna.trial.Trial) -> float:
+    """The best rates are out of the range that there is from trial 12 on."""
+    rate = trial.suggest_float("rate", 1e-3, 1e-2 if trial.number >= 12 else 1.0, log=True)
+    return 0.9 - 0.1 * abs(math.log10(rate) + 0.5) + 0 * trial.suggest_float("x", 0, 1)
+
+
+@pytest.mark.filterwarnings("ignore:Inconsistent parameter values:RuntimeWarning")
+@pytest.mark.parametrize(("space", "at"), [(decided, 1e-3), (narrowed, 1e-2)])
+def test_what_is_proposed_is_what_is_drawn_where_a_range_is_not_the_same_for_all(
+    space: Callable[[optuna.trial.Trial], float], at: float
+) -> None:
+    sampler = CurveSampler(0, 6, random_share=0.0)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for _ in range(16):
+        one = study.ask()
+        value = space(one)
+        one.report(value, 1)
+        study.tell(one, value)
+    assert any(math.isclose(t.params["rate"], at, rel_tol=1e-2) for t in study.trials[6 if space is decided else 12 :])
+    moved = [t.number for t in study.trials[6:] if t.number not in sampler.gains]
+    assert len(moved) <= 2  # Their gain would be that of another point.
 
 
 def test_a_loss_is_read_upside_down() -> None:

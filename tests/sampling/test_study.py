@@ -75,6 +75,32 @@ def test_a_trial_that_was_stopped_before_its_first_epoch_is_failed(study: RunStu
     assert study.row(0)["error"] == "stopped by time budget before its first epoch ended"
 
 
+def test_a_trial_that_was_cut_off_before_it_had_a_configuration_counts_for_nothing(tmp_path: Path) -> None:
+    cut_off = open_study(tmp_path)
+    cut_off.study.ask()
+    cut_off.abandon()
+    open_study(tmp_path).close("time budget")
+    again = open_study(tmp_path)
+    assert (again.trials.n_finished, again.trials.n_failed, again.trials.undrawn) == (0, 0, [0])
+    assert ask(again).number == 0
+
+
+def test_points_that_are_drawn_because_the_sampler_repeats_itself_are_random(tmp_path: Path) -> None:
+    class Stubborn(optuna.samplers.RandomSampler):
+        def __init__(self) -> None:
+            super().__init__()
+            self.origins: dict[int, str] = {}
+
+        def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+            self.origins[trial.number] = "model"
+            return param_distribution.low if hasattr(param_distribution, "low") else param_distribution.choices[0]
+
+    found = RunStudy(tmp_path, load_space("smoke"), Stubborn(), epochs=5, seed=7)
+    first, second = ask(found), ask(found)
+    assert found.trials[first.number].attrs["origin"] == "model"
+    assert found.trials[second.number].attrs["origin"] == "random"
+
+
 def test_closing_with_a_reason_leaves_no_trial_running(study: RunStudy) -> None:
     train(study, ask(study), [0.3])
     ask(study)

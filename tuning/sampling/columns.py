@@ -4,7 +4,7 @@ What must never live here: what trials have reached, and what is proposed.
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,13 @@ class Column:
             return float(next(same, FOREIGN))
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         return self.encode(value) if is_number and (value > 0 or not self._log) else math.nan
+
+    def next_to(self, value: Any) -> Any:
+        """Returns the value that is nearest to another one; None where there is none, as among choices."""
+        number = self.encode_foreign(value)
+        if self.n_choices:
+            return None if number == FOREIGN else value
+        return None if math.isnan(number) else self.decode(min(max(number, 0.0), 1.0))
 
     def decode(self, number: float) -> Any:
         """Returns the value that a number stands for."""
@@ -150,6 +157,77 @@ class Activity:
             decided = configs[:, decider]
             blanked[~np.isin(decided, choices) & ~np.isnan(decided), column] = INACTIVE
         return np.where(np.isnan(blanked), INACTIVE, blanked)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Ranges that are not the whole of their column, as far as trials show it.
+
+    A choice of another hyperparameter may decide a range; or it was changed, as the last two trials show.
+
+    Attributes:
+        ranges: Column -> (the column of the choice, the lowest and the highest number with each choice, (n_choices, 2);
+            0 and 1 where no trial had it). Where nothing decides, the column is its own, and all rows are the same.
+    """
+
+    ranges: Mapping[int, tuple[int, Floats]]
+
+    @staticmethod
+    def of(columns: Sequence[Column], trials: Sequence[FrozenTrial]) -> "Limits":
+        """Returns what the ranges show from which the trials have drawn, the oldest trial first."""
+        found = {}
+        for i, column in enumerate(columns):
+            having = [t for t in trials if column.name in t.params]
+            if column.n_choices or len({_ends_of(column, t) for t in having}) < 2:
+                continue
+            for j, other in enumerate(columns):
+                if other.n_choices and (ranges := _by_choice(column, other, having)) is not None:
+                    found[i] = (j, ranges)
+                    break
+            else:
+                last, before = (_ends_of(column, t) for t in reversed(having[-2:]))
+                if last == before:
+                    found[i] = (i, np.array([last]))
+        return Limits(found)
+
+    def spread(self, configs: Floats, columns: Sequence[Column]) -> Floats:
+        """Returns configurations whose numbers are as far along their range as they were along the whole column."""
+        return self._changed(configs, columns, lambda numbers, low, high: low + numbers * (high - low))
+
+    def clipped(self, configs: Floats, columns: Sequence[Column]) -> Floats:
+        """Returns configurations whose numbers are within their range."""
+        return self._changed(configs, columns, np.clip)
+
+    def _changed(
+        self, configs: Floats, columns: Sequence[Column], change: Callable[[Floats, Floats, Floats], Floats]
+    ) -> Floats:
+        changed = configs.copy()
+        for i, (decider, ranges) in self.ranges.items():
+            rows = np.zeros(len(configs), int) if decider == i else configs[:, decider].astype(int)
+            low, high = ranges[rows].T
+            changed[:, i] = np.clip(columns[i].nearest(change(configs[:, i], low, high)), low, high)
+        return changed
+
+
+def _by_choice(column: Column, other: Column, trials: Sequence[FrozenTrial]) -> Floats | None:
+    """Returns the ends of a column's range with each choice of another one; None where that does not decide it."""
+    if any(other.name not in t.params for t in trials):
+        return None
+    by_choice: dict[int, set[tuple[float, float]]] = {}
+    for t in trials:
+        by_choice.setdefault(int(other.encode(t.params[other.name])), set()).add(_ends_of(column, t))
+    if len(by_choice) == len(trials) or any(len(ends) > 1 for ends in by_choice.values()):
+        return None
+    ranges = np.tile([0.0, 1.0], (other.n_choices, 1))
+    for choice, ends in by_choice.items():
+        ranges[choice] = next(iter(ends))
+    return ranges
+
+
+def _ends_of(column: Column, trial: FrozenTrial) -> tuple[float, float]:
+    """Returns the numbers of the ends of the range from which a trial has drawn."""
+    one: Any = trial.distributions[column.name]
+    return column.encode(one.low), column.encode(one.high)
 
 
 def numbers_of(columns: Sequence[Column], trials: Sequence[FrozenTrial]) -> Floats:

@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.special import log_ndtr, ndtri
 
 from tuning.sampling import costs
-from tuning.sampling.columns import Activity, Column, all_of, numbers_of, numbers_of_earlier
+from tuning.sampling.columns import Activity, Column, Limits, all_of, numbers_of, numbers_of_earlier
 from tuning.sampling.gaussian_process import Floats, Points, Process, fit
 from tuning.sampling.growing_process import REFIT_GROWTH, GrowingProcess, extended, taken
 from tuning.sampling.known_trials import PAUSED
@@ -59,8 +59,9 @@ class CurveSampler(optuna.samplers.BaseSampler):
         drawn: Random points of the space, which say what hyperparameters it has before any trial does; needed with
             `earlier`.
         origins: Number of each trial that was asked for -> what its point came from, "random" or "model".
-        gains: Number of each trial whose point a model proposed -> the improvement on the best that was expected of it,
-            as a share of how far trainings of one configuration are apart; see `tuning.sampling.convergence`.
+        gains: Number of each trial whose point a model proposed -> the largest improvement on the best that it expected
+            of any point, as a share of how far trainings of one configuration are apart; see
+            `tuning.sampling.convergence`. Where costs are weighed, another point may be proposed.
     """
 
     def __init__(self, seed: int, n_startup: int, random_share: float = RANDOM_SHARE) -> None:
@@ -76,6 +77,7 @@ class CurveSampler(optuna.samplers.BaseSampler):
         self.drawn: Sequence[FrozenTrial] = ()
         self.origins: dict[int, str] = {}
         self.gains: dict[int, float] = {}
+        self._proposed: dict[int, dict[str, Any]] = {}
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Returns all hyperparameters that any trial had, each over all of its trials' ranges."""
@@ -84,7 +86,18 @@ class CurveSampler(optuna.samplers.BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Returns a random value: of a first point, or of a hyperparameter that no trial had before."""
+        """Returns a random value: of a first point, or of a hyperparameter that no trial had before.
+
+        Where the trial's range is another one than before, it is the value in it that is next to the proposed one.
+        """
+        proposed = self._proposed.get(trial.number, {})
+        if param_name in proposed:
+            column = Column(param_name, param_distribution)
+            value = column.next_to(proposed[param_name])
+            if value is None or abs(column.encode(value) - column.encode_foreign(proposed[param_name])) > 1e-6:
+                self.gains.pop(trial.number, None)  # It was that of another point.
+            if value is not None:
+                return value
         return self._random.sample_independent(study, trial, param_name, param_distribution)
 
     def sample_relative(
@@ -92,7 +105,8 @@ class CurveSampler(optuna.samplers.BaseSampler):
     ) -> dict[str, Any]:
         """Returns values for all hyperparameters, of which the space takes those that it asks for."""
         sign = 1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1.0
-        trials = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and tells(t)]
+        every = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
+        trials = [t for t in every if tells(t)]
         observed = observations(trials, sign)
         is_random = self._generator.random() < self._random_share
         is_early = len(trials) < self._n_startup or len(set(observed[0])) < 2
@@ -103,8 +117,11 @@ class CurveSampler(optuna.samplers.BaseSampler):
             return {}
         self.origins[trial.number] = "model"
         columns = [Column(name, one, tuple(self.left_out.get(name, ()))) for name, one in search_space.items()]
-        best, self.gains[trial.number] = self._best(columns, trials, observed, sign)
-        return {column.name: column.decode(number) for column, number in zip(columns, best, strict=True)}
+        limits = Limits.of(columns, [*self.drawn, *every])
+        best, self.gains[trial.number] = self._best(columns, trials, observed, sign, limits)
+        proposed = {column.name: column.decode(number) for column, number in zip(columns, best, strict=True)}
+        self._proposed = {trial.number: proposed}
+        return proposed
 
     def _best(
         self,
@@ -112,6 +129,7 @@ class CurveSampler(optuna.samplers.BaseSampler):
         trials: Sequence[FrozenTrial],
         observed: tuple[npt.NDArray[np.int64], Floats, Floats],
         sign: float,
+        limits: Limits,
     ) -> tuple[Floats, float]:
         """Returns the candidate of the largest expected improvement, (n_columns,), and that as in `gains`."""
         known, (own, progress, values) = numbers_of(columns, trials), observed
@@ -134,6 +152,7 @@ class CurveSampler(optuna.samplers.BaseSampler):
             ends = Points(configs[running], np.zeros(len(running)), running)
             process = extended(process, ends, means[running]) if is_large else process.given(ends, means[running])
         random = np.column_stack([column.draw(CANDIDATES, self._generator) for column in columns])
+        random = limits.spread(random, columns)
         leaders, goal = np.argsort(-means)[:LEADERS], means.max(initial=-np.inf)
         starts = np.where(np.isnan(known[leaders]), random[: len(leaders)], known[leaders])
         given = np.zeros((0, len(columns)))
@@ -146,7 +165,9 @@ class CurveSampler(optuna.samplers.BaseSampler):
             starts = np.concatenate([starts, given])
         candidates = np.concatenate([random, self._near(starts, columns, NEIGHBOURS, 0.2), given])
         cost = self._costs(columns, trials, configs)
-        return self._climb(process, goal, candidates, columns, activity=activity, proposed=configs, cost=cost)
+        return self._climb(
+            process, goal, candidates, columns, activity=activity, limits=limits, proposed=configs, cost=cost
+        )
 
     def _costs(self, columns: Sequence[Column], trials: Sequence[FrozenTrial], configs: Floats) -> costs.Costs | None:
         """Returns what trials say of the costs of their configurations; None where that does not count."""
@@ -198,11 +219,16 @@ class CurveSampler(optuna.samplers.BaseSampler):
         columns: Sequence[Column],
         *,
         activity: Activity,
+        limits: Limits,
         proposed: Floats,
         cost: costs.Costs | None = None,
     ) -> tuple[Floats, float]:
-        """Returns the best of some candidates and of points ever nearer to the best of them, and its gain."""
+        """Returns the best of some candidates and of points ever nearer to the best of them, and the largest gain.
+
+        That is its own where costs are not weighed.
+        """
         for size in (*ROUNDS, None):
+            candidates = limits.clipped(candidates, columns)
             blanked = activity.blank(candidates)
             gain = expected_improvement(process, blanked, goal)
             gain[(blanked[:, None] == proposed).all(axis=2).any(axis=1)] = -np.inf

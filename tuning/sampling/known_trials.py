@@ -92,6 +92,11 @@ class KnownTrials(dict[int, KnownTrial]):
         return [trial.number for trial in self.values() if trial.state == "waiting"]
 
     @property
+    def undrawn(self) -> list[int]:
+        """The numbers of trials that were cut off before they had a configuration."""
+        return [trial.number for trial in self.values() if trial.state == "undrawn"]
+
+    @property
     def has_interrupted(self) -> bool:
         """Whether a trial that was interrupted is still to go on."""
         return self.first_in("interrupted") is not None

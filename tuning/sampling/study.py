@@ -126,6 +126,7 @@ class RunStudy:
             objective = self._metric.column if metric == METRICS.default else f"valid_{metric}"
             named = objective if self._metric.greater_is_better else f"exp(-{objective})"
             self.study.set_metric_names([named] if minimize is None else [named, minimize])
+        self._has_given_up = False  # Draws at random, because the sampler proposes what has been tried.
         self.trials = KnownTrials()
         self._frames = StudyFrames(path, self.trials, self._metric)
         self._opened = time.monotonic()
@@ -234,11 +235,13 @@ class RunStudy:
             self._keep(known, attempt=known.attrs.get("attempt", 1) + 1)
             return self._go_on(known)
         sampler = self.study.sampler
+        self._has_given_up = False
         try:
             for n_repeats in range(REPEATS_THAT_EXHAUST):
                 if n_repeats == REPEATS_BEFORE_RANDOM:
                     seed = trial_seed(self._seed, len(self.trials))
                     self.study.sampler = self._space.possible(optuna.samplers.RandomSampler(seed=seed))
+                    self._has_given_up = hasattr(sampler, "origins")
                 trial = self._next_trial()
                 config = self._space.sample(trial, self._epochs)
                 same = self.trials.same(config.hash())
@@ -288,7 +291,8 @@ class RunStudy:
         """Returns what is known of a trial that has been drawn just now."""
         known = KnownTrial(trial.number, self._id(trial.number), "running", dict(trial.params), config_hash)
         self.trials[trial.number] = known
-        origin = getattr(self.study.sampler, "origins", {}).get(trial.number)
+        origins = {trial.number: "random"} if self._has_given_up else getattr(self.study.sampler, "origins", {})
+        origin = origins.get(trial.number)
         if origin is not None and "origin" not in trial.user_attrs:  # A point that was given has it already.
             gain = getattr(self.study.sampler, "gains", {}).get(trial.number)
             self._keep(known, origin=origin, **({} if gain is None else {"gain": gain}))
@@ -379,10 +383,10 @@ class RunStudy:
     def close(self, stopped_by: str | None) -> None:
         """Writes everything; with a reason, ends the trials that still run. Without one they can be resumed.
 
-        Those that this machine cannot run stay as they are.
+        Those that this machine cannot run stay as they are, and so do those that have no configuration yet.
         """
         if stopped_by is not None:
-            for number in set(self.trials.running) - set(self.trials.waiting):
+            for number in set(self.trials.running) - set(self.trials.waiting) - set(self.trials.undrawn):
                 self.finish(number, stopped_by)
             for number in self.trials.paused:
                 self.finish(number, "scheduler")
