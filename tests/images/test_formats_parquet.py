@@ -166,3 +166,12 @@ def test_a_damaged_column_of_labels_is_named(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"^.*set.parquet is damaged: .* Replace it."):
         reading(path)
+
+
+@pytest.mark.parametrize("no", [0, False])
+def test_a_column_for_each_class_is_a_label_beside_images_inside(no: int, tmp_path: Path) -> None:
+    yes = type(no)(1)
+    path = write(tmp_path / "set.parquet", {"photo": rows(4), "cat": [yes, no, yes, no], "dog": [no, yes, no, yes]})
+    found, said = reading(path)
+    assert found.class_names == ("cat", "dog") and found.labels.tolist() == [0, 1, 0, 1]
+    assert said[0].startswith("The labels are the names of the columns cat, dog of ")

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 
 from tuning.base.errors import UserError
 from tuning.images.formats import tables
-from tuning.images.formats.columns import find_columns
+from tuning.images.formats.columns import find_columns, with_labels_of_indicators
 from tuning.images.formats.listing import NO_LABEL, SPLIT_ORDER, Content, Listing, Note, natural, split_of
 from tuning.images.formats.walking import IMAGE_SUFFIXES, is_hidden, is_ours
 from tuning.images.source import Source
@@ -54,17 +55,17 @@ def list_images(source: Source, note: Note) -> Listing:
             texts["split"] = by_name
         return tables.list_table(texts, files[0], source, note)
     n = len(by_name)
-    columns = find_columns(
-        {inside[0]: [""] * n, **texts}, source, str(files[0]), note, names_images=lambda name: name == inside[0]
-    )
-    labels = texts[columns.label]
+    chosen = replace(source, image_column=inside[0])
+    table = with_labels_of_indicators({inside[0]: [""] * n, **texts}, chosen, str(files[0]), note)
+    columns = find_columns(table, chosen, str(files[0]), note, names_images=lambda name: name == inside[0])
+    labels = table[columns.label]
     rows = [row for row in range(n) if labels[row]]
-    splits = by_name if columns.split is None else tables.splits_of(texts[columns.split], columns.split)
+    splits = by_name if columns.split is None else tables.splits_of(table[columns.split], columns.split)
     return Listing(
         names=[f"row {row}" for row in rows],
         labels=[labels[row] for row in rows],
         splits=[splits[row] for row in rows],
-        groups=[texts[columns.group][row] if columns.group else "" for row in rows],
+        groups=[table[columns.group][row] if columns.group else "" for row in rows],
         files=[*files, *_named(files, inside[0])],
         contents=lambda wanted: _contents(files, inside[0], [rows[i] for i in wanted]),
         passed_over=Counter({NO_LABEL: n - len(rows)}),
