@@ -70,7 +70,7 @@ def _pairs(keys: Sequence[str]) -> dict[str, tuple[str, str]]:
 
     Beside those of another split, arrays that name none are those to train on, if no others are.
     """
-    found = {}
+    found: dict[str, tuple[str, str]] = {}
     for split, prefixes in _PREFIXES.items():
         for word in prefixes:
             images, labels = _of_split(word)

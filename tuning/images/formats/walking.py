@@ -80,6 +80,11 @@ def looks_like_image(path: str) -> bool:
             start = file.read(16)
     except OSError:
         return False
+    return starts_like_image(start)
+
+
+def starts_like_image(start: bytes) -> bool:
+    """Returns whether the first 16 bytes of a file are those of an image."""
     return (
         start.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*"))
         or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
