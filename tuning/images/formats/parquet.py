@@ -1,6 +1,7 @@
 """Parquet: images inside, as Hugging Face's `datasets` writes them, or a table of image files."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -81,7 +82,12 @@ def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path] if path.suffix.lower() in (".parquet", ".pq") else []
     entries = _visible(path)
-    while len(inner := [entry for entry in entries if entry.is_dir()]) == 1 and not _shards(entries):
+    while not _shards(entries):
+        if any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in entries):  # First: there may be many.
+            return []
+        inner = [entry for entry in entries if entry.is_dir()]
+        if len(inner) != 1:
+            return []
         entries = _visible(inner[0])
     if any(entry.is_dir() or entry.suffix.lower() in IMAGE_SUFFIXES for entry in entries):
         return []
@@ -93,7 +99,9 @@ def _shards(entries: Sequence[Path]) -> list[Path]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    return [entry for entry in folder.iterdir() if not is_hidden(entry.name) and not is_ours(entry)]
+    with os.scandir(folder) as entries:
+        seen = [entry for entry in entries if not is_hidden(entry.name)]
+        return [Path(entry.path) for entry in seen if not (entry.is_dir() and is_ours(Path(entry.path)))]
 
 
 def _open(file: Path) -> pq.ParquetFile:
