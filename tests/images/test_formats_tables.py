@@ -347,6 +347,12 @@ def test_a_column_of_paths_is_taken_where_the_id_leads_nowhere_or_says_the_same(
     assert found.names[0] == "images/3.png" and found.labels.tolist() == [0, 1, 0, 1]
 
 
+def test_a_column_that_was_chosen_as_the_label_names_no_images(tmp_path: Path) -> None:
+    path = table(tmp_path, "name,photo\n1,0.png\n0,1.png\n1,2.png\n0,3.png\n")
+    found, _ = reading(path, label_column="name")
+    assert found.names[0] == "images/0.png" and found.labels.tolist() == [1, 0, 1, 0]
+
+
 def test_masks_do_not_stand_in_for_images_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^4 of 4 rows of .* have no file: 70, 71, 72, "):
         reading(table(tmp_path, "image,mask,label\n70,0.png,a\n71,1.png,b\n72,2.png,a\n73,3.png,b\n"))

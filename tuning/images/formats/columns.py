@@ -180,12 +180,13 @@ def find_image_column(
     """
     if typed := _typed(table, source.image_column, "--image-column"):
         return typed
-    named = sorted((name for name in table if _plain(name) in _IMAGES), key=lambda name: _IMAGES.index(_plain(name)))
+    free = [name for name in table if name not in source.columns.values()]
+    named = sorted((name for name in free if _plain(name) in _IMAGES), key=lambda name: _IMAGES.index(_plain(name)))
     sure = [name for name in named if _plain(name) not in _ROWS]
     if found := next(filter(names_images, sure), None):
         return found
     numbers = [name for name in named if name not in sure and names_images(name)]
-    others = [name for name in table if name not in named and name not in source.columns.values()]
+    others = [name for name in free if name not in named]
     paths = [name for name in others if _are_paths(table[name]) and names_images(name)]
     if sure and not numbers:
         return sure[0]
