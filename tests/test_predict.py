@@ -199,6 +199,16 @@ def test_unreadable_image_is_named(tmp_path: Path, name: str, content: bytes | N
         read_image(path, 1, 10, 8)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
+def test_exif_that_is_damaged_is_no_obstacle(tmp_path: Path) -> None:
+    exif = (
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x04\x01\n\0\x02\0\0\0\x06\0\0\0\0"
+        b"\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\x01\x1a\0\x05\0\0"
+    )
+    Image.fromarray(np.full((10, 8), 7, np.uint8)).save(tmp_path / "a.jpg", exif=exif)
+    assert np.unique(read_image(tmp_path / "a.jpg", 1, 10, 8)).tolist() == [7]
+
+
 def test_other_formats_are_refused(tmp_path: Path) -> None:
     Image.fromarray(shape_on(0)).save(tmp_path / "a.gif")
     with pytest.raises(

@@ -91,6 +91,21 @@ def test_damaged_exif_turns_nothing() -> None:
     assert header(content).width == 30
 
 
+# EXIF that is damaged, by the error that Pillow raises on it.
+DAMAGED_EXIF = {
+    "struct.error": b"Exif\0\0MM\0*\0\0\0\x08\0\x04\x01\n\0\x02\0\0\0\x06\0\0\0\0"
+    b"\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\x01\x1a\0\x05\0\0",
+    "AttributeError": b"Exif\0\0MM\0*\0\0\0\x08\0\x04\x01\x0f\0\n\0\0\0\x06\0\0\0\x04\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"
+    b"\x01\x1a\0\x05\0\0\0\x01\0\0\0D\x032\0\x02\0\0\0\x0b\0\0\0L\0\0\0\0Maker\0\0\0",
+}
+
+
+@pytest.mark.parametrize("exif", DAMAGED_EXIF.values(), ids=DAMAGED_EXIF)
+def test_however_exif_is_damaged_the_image_is_read(exif: bytes) -> None:
+    content = encoded(COLOUR, "JPEG", exif=exif)
+    assert pixels(content).shape[:2] == (header(content).height, header(content).width)
+
+
 def test_palettes_and_what_is_transparent_over_white() -> None:
     palette = Image.fromarray(np.array([[0, 1, 2]], np.uint8), mode=None).convert("P")
     palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])

@@ -85,7 +85,9 @@ def test_kinds_of_labels(labels: Array, names: tuple[str, ...], tmp_path: Path) 
     ("arrays", "match"),
     [
         ({"a": IMAGES, "b": LABELS}, "must have arrays called x_train and y_train, .* or x and y, but has a, b."),
-        ({"x": IMAGES[:9], "y": LABELS}, "Array x of .* has 9 images, but 10 labels"),
+        ({"x": IMAGES[:9], "y": LABELS}, "Array x of .* has 9 images, but 10 labels. Save one label for each image."),
+        ({"x": np.zeros((10, 0, 8), np.uint8), "y": LABELS}, "of a pixel at least, but has 10 x 0 x 8"),
+        ({"x": IMAGES, "y": np.array([b"\x81", b"a"] * 5)}, "Array y of .* must be text in UTF-8, .* Save it as texts"),
         (
             {"x": IMAGES / 255, "y": LABELS},
             "Array x of .* must hold whole numbers .*, but has float64. Scale and round",
@@ -95,7 +97,7 @@ def test_kinds_of_labels(labels: Array, names: tuple[str, ...], tmp_path: Path) 
         ({"x": IMAGES, "y": np.ones((10, 14), int)}, "must have one label an image, but has rows of 14 numbers"),
         ({"x": IMAGES, "y": np.ones((10, 2, 2), int)}, "must have one label an image, but has the shape 10 x 2 x 2"),
         ({"x": np.asfortranarray(IMAGES), "y": LABELS}, "in Fortran order. Save numpy.ascontiguousarray"),
-        ({"x": IMAGES, "y": np.array([None] * 10)}, "Array y of .* must be one of numbers or texts, but got"),
+        ({"x": IMAGES, "y": np.array([None] * 10)}, "Array y of .* must be one of numbers or texts, .*astype\\(str\\)"),
         (
             {"x": np.array([IMAGES[0], None], object), "y": LABELS[:2]},
             "Array x of .* must hold whole numbers|have the shape",
@@ -197,3 +199,51 @@ def test_an_idx_file_of_images_must_be_called_so(tmp_path: Path) -> None:
     path = idx(tmp_path / "digits.idx3", IMAGES)
     with pytest.raises(UserError, match=r'digits.idx3 must have "images" in its name, .* with "labels"\. Rename both'):
         reading(path)
+
+
+def test_images_without_labels_are_said(tmp_path: Path) -> None:
+    path = npz(tmp_path, x_train=IMAGES, y_train=LABELS, x_test=IMAGES, images=IMAGES)
+    found, said = reading(path)
+    assert found.splits.tolist() == ["train"] * 10
+    assert said[0] == (
+        f"Not read of {path}: x_test, images. An array of images needs its labels, as x_test needs y_test."
+    )
+
+
+def test_arrays_that_name_no_split_are_those_to_train_on(tmp_path: Path) -> None:
+    found, _ = reading(npz(tmp_path, x=IMAGES, y=LABELS, x_test=IMAGES + 1, y_test=LABELS))
+    assert found.splits.tolist() == ["train"] * 10 + ["test"] * 10
+    assert np.array_equal(found.images[:10, 0], IMAGES)
+
+
+def test_labels_of_bytes_may_be_in_another_encoding(tmp_path: Path) -> None:
+    for encoding, n in (("utf-8", 0), ("cp1252", 1)):
+        names = [name.encode(encoding) for name in ("caf\u00e9", "bar")]
+        found, said = reading(npz(tmp_path, x=IMAGES, y=np.array(names * 5)))
+        assert found.class_names == ("bar", "caf\u00e9")
+        assert sum("is no UTF-8 and is read as cp1252. If labels look wrong" in line for line in said) == n
+
+
+@pytest.mark.parametrize("key", ["x", "y"])
+@pytest.mark.parametrize(("field", "value", "match"), [(6, 1, "encrypted"), (8, 93, "compression method")])
+def test_an_archive_that_python_cannot_unpack_is_said(
+    key: str, field: int, value: int, match: str, tmp_path: Path
+) -> None:
+    path = npz(tmp_path, x=IMAGES, y=LABELS)
+    content = bytearray(path.read_bytes())
+    for mark, ahead in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):  # The header of the file, and that in the directory.
+        at = content.find(mark)
+        while content[at + (30 if not ahead else 46) :][:5] != f"{key}.npy".encode():
+            at = content.find(mark, at + 1)
+        content[at + field + ahead] = value
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"^Array {key} of .*set.npz cannot be read: .*{match}.*\. Save it with numpy"):
+        reading(path)
+
+
+def test_idx_files_of_images_without_pixels_are_refused(tmp_path: Path) -> None:
+    path = idx(tmp_path / "set" / "train-images-idx3-ubyte", np.zeros((10, 0, 8), np.uint8))
+    path.write_bytes(path.read_bytes() + bytes(24))
+    idx(tmp_path / "set" / "train-labels-idx1-ubyte", LABELS.astype(np.uint8))
+    with pytest.raises(UserError, match=r"must hold images of a pixel at least, but has 10 x 0 x 8"):
+        reading(tmp_path / "set")

@@ -9,6 +9,7 @@ import pytest
 from photos import class_folders, photo, reading, save
 
 from tuning.base.errors import UserError
+from tuning.images.formats import folders
 
 
 @pytest.fixture(autouse=True)
@@ -374,3 +375,90 @@ def test_an_empty_class_folder_may_be_left_out_by_its_name(tmp_path: Path) -> No
     root = class_folders(tmp_path / "set")
     (root / "bird").mkdir()
     assert reading(root, labels_leave_out=("bird",))[0].class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("inside", ["", "/cat"])
+@pytest.mark.parametrize("name", ["test", "val", "Testset"])
+def test_a_folder_beside_classes_that_is_called_like_a_split_is_no_class_unasked(
+    name: str, inside: str, tmp_path: Path
+) -> None:
+    root = class_folders(tmp_path / "set")
+    save(root / f"{name}{inside}" / "9.png", photo(9))
+    with pytest.raises(
+        UserError,
+        match=rf"^.*{name} looks like a split, .*classes\. If it is a split, move these into a folder .*train\. "
+        rf"If it is a class, rename it; or leave it out with --labels-leave-out {name}\.",
+    ):
+        reading(root)
+    assert reading(root, labels_leave_out=(name,))[0].class_names == ("cat", "dog")
+
+
+def test_folders_may_be_called_trainset_and_testset(tmp_path: Path) -> None:
+    for name in ("trainset", "validset", "testset"):
+        class_folders(tmp_path / "set" / name, n=2)
+    found, _ = reading(tmp_path / "set")
+    assert found.class_names == ("cat", "dog")
+    assert found.splits.tolist() == ["train"] * 4 + ["valid"] * 4 + ["test"] * 4
+
+
+def test_a_class_that_is_called_train_can_be_renamed(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set", classes=("bus", "car", "train"))
+    with pytest.raises(UserError, match=r"splits train and beside them bus, car\. .* If train is a class, rename"):
+        reading(root)
+
+
+def test_folders_that_are_called_like_numbers_keep_their_names(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set", classes=("1.0", "1", "100"))
+    found, said = reading(root)
+    assert found.class_names == ("1", "1.0", "100") and not any("whole numbers" in line for line in said)
+
+
+def test_a_folder_whose_parquet_files_lie_apart_names_one(tmp_path: Path) -> None:
+    for name in ("split=train", "split=test"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "0.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"no image in it .* has 2 Parquet files\. .*split=test/0.parquet or"):
+        reading(tmp_path / "set")
+
+
+def test_folders_may_lie_deeper_than_python_calls_functions(tmp_path: Path) -> None:
+    root, made = class_folders(tmp_path / "set"), [tmp_path / "set" / "cat"]
+    for _ in range(1100):
+        made.append(made[-1] / "a")
+        made[-1].mkdir()
+    save(made[-1] / "7.png", photo(7))
+    try:
+        found, _ = reading(root)
+        assert len(found) == 7 and found.labels.tolist().count(0) == 4
+    finally:
+        (made[-1] / "7.png").unlink()
+        for path in reversed(made[1:]):  # pytest's own removing calls itself.
+            path.rmdir()
+
+
+def test_many_class_folders_are_read_in_time_that_grows_with_the_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, calls = class_folders(tmp_path / "set", classes=[f"c{i}" for i in range(30)], n=2), list[Any]()
+    below = folders._below
+    monkeypatch.setattr(folders, "_below", lambda *args: calls.append(args) or below(*args))
+    assert len(reading(root)[0].class_names) == 30 and len(calls) < 10
+
+
+def test_a_folder_that_may_not_be_looked_into_is_named_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, scandir, exists = class_folders(tmp_path / "set"), os.scandir, Path.exists
+
+    def refuse(path: Any) -> Any:
+        if Path(path).name == "dog":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    def look(path: Path) -> bool:
+        if path.parent.name == "dog":
+            raise PermissionError(13, "Permission denied", str(path))
+        return exists(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(Path, "exists", look)
+    with pytest.raises(UserError, match=r"^The folder .*dog cannot be read \(Permission denied\)\. Change its"):
+        reading(root)

@@ -166,3 +166,71 @@ def test_a_damaged_column_of_labels_is_named(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"^.*set.parquet is damaged: .* Replace it."):
         reading(path)
+
+
+@pytest.mark.parametrize("no", [0, False])
+def test_a_column_for_each_class_is_a_label_beside_images_inside(no: int, tmp_path: Path) -> None:
+    yes = type(no)(1)
+    path = write(tmp_path / "set.parquet", {"photo": rows(4), "cat": [yes, no, yes, no], "dog": [no, yes, no, yes]})
+    found, said = reading(path)
+    assert found.class_names == ("cat", "dog") and found.labels.tolist() == [0, 1, 0, 1]
+    assert said[0].startswith("The labels are the names of the columns cat, dog of ")
+
+
+def test_columns_that_python_cannot_represent_are_left_out_and_said(tmp_path: Path) -> None:
+    table = {
+        "image": rows(4),
+        "label": list("abab"),
+        "far": pa.array([10**13] * 4, pa.timestamp("s")),
+        "zone": pa.array([0] * 4, pa.timestamp("s", "Foo/Bar")),
+        "odd": pa.array([b"\xe9"] * 4, pa.binary()).view(pa.string()),
+    }
+    path = write(tmp_path / "set.parquet", table)
+    found, said = reading(path)
+    assert found.class_names == ("a", "b")
+    assert [line.split(" is not read: ")[0] for line in said[:3]] == [
+        f"Column {name!r} of {path}" for name in ("far", "zone", "odd")
+    ]
+
+
+@pytest.mark.parametrize("metadata", ['{"info": null}', "[]", '{"info": {"features": []}}', "7", "\udcff"])
+def test_metadata_of_another_shape_names_no_classes(metadata: str, tmp_path: Path) -> None:
+    table = pa.table({"image": rows(4), "label": [0, 1, 0, 1]})
+    raw = metadata.encode(errors="surrogateescape")
+    pq.write_table(table.replace_schema_metadata({b"huggingface": raw}), tmp_path / "set.parquet")
+    assert reading(tmp_path / "set.parquet")[0].class_names == ("0", "1")
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view(), "fixed"])
+def test_bytes_of_any_type_are_images_where_they_begin_like_some(kind: Any, tmp_path: Path) -> None:
+    images = [png(i) for i in range(4)]
+    if kind == "fixed":
+        longest = max(map(len, images))
+        images, kind = [image.ljust(longest, b"\0") for image in images], pa.binary(longest)
+    ids = pa.array([bytes([255, i] * 8) for i in range(4)], pa.binary(16))
+    labels = pa.array([b"cat", b"dog", b"cat", b"dog"])
+    path = write(tmp_path / "set.parquet", {"photo": pa.array(images, kind), "label": labels, "uuid": ids})
+    found, _ = reading(path)
+    assert found.class_names == ("cat", "dog") and np.array_equal(found.images[3].transpose(1, 2, 0), photo(3))
+
+
+def test_bytes_that_are_names_of_files_are_read_as_texts(tmp_path: Path) -> None:
+    for i in range(4):
+        save(tmp_path / f"{i}.png", photo(i))
+    names = [f"{i}.png".encode() for i in range(4)]
+    path = write(tmp_path / "set.parquet", {"image": pa.array(names), "label": pa.array([b"a", b"b"] * 2)})
+    assert reading(path)[0].names.tolist() == [f"{i}.png" for i in range(4)]
+
+
+def test_a_column_of_bytes_that_are_no_image_is_named_by_its_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "set.parquet", {"image": [b"\xff\xfe"] * 4, "label": list("abab")})
+    with pytest.raises(UserError, match=r"4 of the 4 images .*\n  row 0: it is no JPEG"):
+        reading(path)
+
+
+def test_a_single_folder_above_parquet_files_is_stepped_through(tmp_path: Path) -> None:
+    for split, first in (("train", 0), ("test", 10)):
+        name = f"{split}-00000-of-00001.parquet"
+        write(tmp_path / "hub" / "deep" / "plain_text" / name, {"image": rows(4, first), "label": [0, 1, 0, 1]})
+    (tmp_path / "hub" / "README.md").write_text("?")
+    assert reading(tmp_path / "hub")[0].splits.tolist() == ["train"] * 4 + ["test"] * 4

@@ -85,6 +85,7 @@ def test_other_encodings_are_read(tmp_path: Path) -> None:
     ("text", "match"),
     [
         ("", "labels.csv must be a table of images and labels, but is empty"),
+        ("sep=;\n\n", "labels.csv must be a table of images and labels, but is empty"),
         ("image,label\n", "labels.csv has a header and no rows"),
         ("image\n0\n1\n", "at least two columns .* its first line is 'image'"),
         (
@@ -118,6 +119,19 @@ def test_a_column_for_each_class_with_one_1_in_a_row_is_a_label(tmp_path: Path) 
     found, lines = reading(path)
     assert found.class_names == ("MEL", "NV") and found.labels.tolist() == [0, 1, 0, 1]
     assert any(line.startswith("The labels are the names of the columns MEL, NV of") for line in lines)
+
+
+@pytest.mark.parametrize(("yes", "no"), [("True", "False"), ("1", ""), ("TRUE", "FALSE")])
+def test_a_column_for_each_class_may_be_written_in_other_ways(yes: str, no: str, tmp_path: Path) -> None:
+    found, _ = reading(table(tmp_path, f"image,cat,dog\n0,{yes},{no}\n1,{no},{yes}\n2,{yes},{no}\n3,{no},{yes}\n"))
+    assert found.class_names == ("cat", "dog") and found.labels.tolist() == [0, 1, 0, 1]
+
+
+def test_a_column_that_is_called_like_the_label_comes_before_indicators(tmp_path: Path) -> None:
+    found, _ = reading(table(tmp_path, "image,label,healthy\n0,1,0\n1,0,1\n2,1,0\n3,0,1\n"))
+    assert found.class_names == ("0", "1") and found.labels.tolist() == [1, 0, 1, 0]
+    found, _ = reading(table(tmp_path, "image,x,y,z\n0,1,0,0\n1,0,1,0\n2,1,0,0\n3,0,0,1\n"))
+    assert found.class_names == ("x", "y", "z")
 
 
 @pytest.mark.parametrize("first", ["1,1", "0,0"])
@@ -304,3 +318,69 @@ def test_a_folder_that_may_not_be_listed_is_read_all_the_same(tmp_path: Path, mo
 
     monkeypatch.setattr(os, "scandir", refuse)
     assert len(reading(path)[0]) == 4
+
+
+@pytest.mark.parametrize("name", ["photo", "picture", "fname"])
+@pytest.mark.parametrize("number", ["id", "uid", "name"])
+def test_row_numbers_that_lead_to_images_by_chance_are_not_taken_silently(
+    number: str, name: str, tmp_path: Path
+) -> None:
+    rows = [f"{i},{3 - i}.png,{'ab'[i % 2]}" for i in range(4)]
+    text = "\n".join([f"{number},{name},label", *rows])
+    with pytest.raises(
+        UserError,
+        match=rf"2 columns that could name the images\. .*: --image-column {number} or --image-column {name}\.",
+    ):
+        reading(table(tmp_path, text))
+    found, _ = reading(table(tmp_path, text), image_column=name)
+    assert found.names.tolist() == [f"images/{3 - i}.png" for i in range(4)]
+
+
+def test_a_column_of_paths_is_taken_where_the_id_leads_nowhere_or_says_the_same(tmp_path: Path) -> None:
+    for first in (0, 70):
+        rows = [f"{first + i},images/{i}.png,{'ab'[i % 2]}" for i in range(4)]
+        path = table(tmp_path, "\n".join(["id,photo,label", *rows]))
+        found, lines = reading(path)
+        assert found.names.tolist() == [f"images/{i}.png" for i in range(4)] and found.class_names == ("a", "b")
+        assert lines[0] == f"The images are those that column 'photo' of {path} names."
+    found, _ = reading(table(tmp_path, "photo,label\n3.png,0\n2.png,1\n1.png,0\n0.png,1\n"))
+    assert found.names[0] == "images/3.png" and found.labels.tolist() == [0, 1, 0, 1]
+
+
+def test_a_column_that_was_chosen_as_the_label_names_no_images(tmp_path: Path) -> None:
+    path = table(tmp_path, "name,photo\n1,0.png\n0,1.png\n1,2.png\n0,3.png\n")
+    found, _ = reading(path, label_column="name")
+    assert found.names[0] == "images/0.png" and found.labels.tolist() == [1, 0, 1, 0]
+
+
+def test_masks_do_not_stand_in_for_images_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^4 of 4 rows of .* have no file: 70, 71, 72, "):
+        reading(table(tmp_path, "image,mask,label\n70,0.png,a\n71,1.png,b\n72,2.png,a\n73,3.png,b\n"))
+
+
+@pytest.mark.parametrize("label", ["y", "person", "set", "image", "label"])
+def test_a_first_label_that_is_called_like_a_column_is_no_header(label: str, tmp_path: Path) -> None:
+    for suffix in (".png", ""):
+        rows = [f"{i}{suffix},{(label, 'other')[i % 2]}" for i in range(4)]
+        found, lines = reading(table(tmp_path, "\n".join(rows)))
+        assert len(found) == 4 and set(found.class_names) == {label, "other"}
+        assert lines[0].endswith("has no header: column 1 names the images, the other one has the labels.")
+    files = [*(f"images/{i}.png" for i in range(4)), "photo.png"]
+    found, _ = reading(table(tmp_path, "photo,label\n" + ROWS, files), image_column="photo")
+    assert len(found) == 4
+    found, _ = reading(table(tmp_path / "more", "photo,label\nphoto,a\n0,a\n1,b\n2,b\n", files))
+    assert len(found) == 4 and found.class_names == ("a", "b")
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\n", "\r\n"])
+def test_a_cell_may_have_what_ends_lines_elsewhere(mark: str, tmp_path: Path) -> None:
+    path = table(tmp_path, "")
+    path.write_bytes(f'image,label\n0,"a{mark}foo"\n\n1,b\n2,"a{mark}foo"\n3,b\n'.encode())
+    assert reading(path)[0].class_names == (f"a{mark}foo", "b")
+
+
+@pytest.mark.parametrize("text", ["sep=;\r\nimage;label\r\n", '"sep=,"\nimage,label\n', "SEP=#\nimage#label\n"])
+def test_the_line_of_excel_that_names_the_delimiter_is_none_of_the_table(text: str, tmp_path: Path) -> None:
+    mark = next(mark for mark in ";,#" if mark in text)
+    found, _ = reading(table(tmp_path, text + "".join(f"{i}{mark}{'ab'[i % 2]}\n" for i in range(4))))
+    assert found.class_names == ("a", "b") and len(found) == 4

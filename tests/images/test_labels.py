@@ -32,8 +32,22 @@ def test_a_few_fractions_are_classes(tmp_path: Path) -> None:
 
 
 def test_whole_numbers_that_a_gap_made_floats_are_whole_again(tmp_path: Path) -> None:
-    found, _ = reading(table(tmp_path, ["10.0", "2.0", "", "10.0", "2.0"]))
+    found, said = reading(table(tmp_path, ["10.0", "2.0", "", "10.0", "2.0"]))
     assert found.class_names == ("2", "10") and found.labels.tolist() == [1, 0, 1, 0]
+    assert said[0] == "The labels are whole numbers: 2.0 is read as 2."
+
+
+@pytest.mark.parametrize("labels", [("1.0", "1e2"), ("1_0.0", "10"), ("1.5", "1.0"), ("\u0661.0", "1")])
+def test_texts_that_python_reads_as_whole_numbers_stay_as_they_are(labels: Sequence[str], tmp_path: Path) -> None:
+    found, _ = reading(table(tmp_path, labels * 2))
+    assert set(found.class_names) == set(labels)
+
+
+def test_a_long_text_in_the_place_of_a_file_is_cut(tmp_path: Path) -> None:
+    path = table(tmp_path, ["a", "b", "a", "b"])
+    path.write_text(path.read_text() + "x" * 9999 + ",a\n")
+    with pytest.raises(UserError, match=r"1 of 5 rows of .* has no file: x{200} \.\.\.\. Their labels are"):
+        reading(path)
 
 
 @pytest.mark.parametrize("n", [2, 40, 130])

@@ -99,3 +99,9 @@ def test_another_place_does_not_go_with_images_of_ones_own(tmp_path: Path) -> No
         source_of(asked)
     asked = SimpleNamespace(**READING, dataset="mnist", data_dir="~/mnist")
     assert source_of(asked).data_dir == Path.home() / "mnist"
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_data_set_is_not_the_current_folder(value: str) -> None:
+    with pytest.raises(UserError, match=r"^--dataset must be .*, or the path of your own images, but is empty\. The"):
+        Source(value)

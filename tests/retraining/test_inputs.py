@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tuning.base.errors import UserError
+from tuning.retraining import inputs
 from tuning.retraining.inputs import expanded
 
 IMAGE = Image.fromarray(np.zeros((10, 8), np.uint8))
@@ -50,7 +51,8 @@ def test_a_table_is_read_as_a_search_reads_it(tmp_path: Path) -> None:
         ):
             table.write_text("\n".join(lines), encoding=encoding)
             assert expanded([table], note=said.append) == files
-    assert len(said) == 4 and said[0].endswith("If names look wrong, save it as UTF-8.")
+    guessed = [line for line in said if line.endswith("If names look wrong, save it as UTF-8.")]
+    assert len(guessed) == 4 and f"The images are those that column 'column 3' of {table} names." in said
     pq.write_table(pa.table({"n": [1, None, 3, 4], "file": names}), tmp_path / "table.parquet")
     assert expanded([tmp_path / "table.parquet"]) == files
     table.write_text("")
@@ -59,3 +61,45 @@ def test_a_table_is_read_as_a_search_reads_it(tmp_path: Path) -> None:
     (tmp_path / "table.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"table.parquet must be a readable Parquet file, but got: "):
         expanded([tmp_path / "table.parquet"])
+
+
+def test_a_list_of_names_with_blanks_and_commas_is_one_column(tmp_path: Path) -> None:
+    for stem in ("{}", "photo {}", "photo, {}"):
+        for i in range(3):
+            IMAGE.save(tmp_path / f"{stem.format(i)}.png")
+    listed = tmp_path / "list.txt"
+    for stem in ("photo {}", "photo, {}", f"{tmp_path}/photo {{}}"):
+        names = [f"{stem.format(i)}.png" for i in range(3)]
+        for lines in (names, ["image", *names]):
+            listed.write_text("\n".join(lines))
+            assert expanded([listed]) == [tmp_path / name for name in names]
+    listed.write_text("photo 0.png\nphoto 7.png\n")
+    with pytest.raises(UserError, match=r"list.txt has 1 row whose image is not there: photo 7.png\. Check"):
+        expanded([listed])
+    listed.write_text("a photo 8.png\na photo 9.png\n")
+    with pytest.raises(UserError, match=r"2 rows whose image is not there: a photo 8.png, a photo 9.png\. Check"):
+        expanded([listed])
+    listed.write_text("cat 0.png\ndog 2.png\n")  # As a search reads it: the label before the image.
+    assert expanded([listed], note=str) == [tmp_path / "0.png", tmp_path / "2.png"]
+
+
+def test_the_column_with_paths_comes_before_one_of_numbers(tmp_path: Path) -> None:
+    for i in range(3):
+        IMAGE.save(tmp_path / f"{i}.png")
+    table = tmp_path / "table.csv"
+    table.write_text("n,photo,label\n0,2.png,1\n1,1.png,0\n2,0.png,1\n")
+    assert expanded([table], note=str) == [tmp_path / f"{i}.png" for i in (2, 1, 0)]
+    table.write_text("id,photo,label\n0,2.png,1\n1,1.png,0\n2,0.png,1\n")
+    with pytest.raises(UserError, match=r"2 columns that could name the images\. .* id or --image-column photo"):
+        expanded([table])
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some").mkdir()
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))  # The tests may run as root.
+
+    monkeypatch.setattr(inputs, "walk", refuse)
+    with pytest.raises(UserError, match=r"some cannot be read \(Permission denied\)\. Change its permissions"):
+        expanded([tmp_path / "some"])

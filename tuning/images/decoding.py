@@ -7,7 +7,6 @@ import contextlib
 import errno
 import hashlib
 import io
-import struct
 import threading
 import warnings
 from collections.abc import Iterator
@@ -128,15 +127,30 @@ def read_pixels(content: Content) -> Pixels:
     if isinstance(content, np.ndarray):
         return _of_array(content)
     with _opened(content) as image:
-        image.load()
-        # EXIF that is damaged turns nothing, in other programs, too.
-        with contextlib.suppress(SyntaxError, ValueError, KeyError, TypeError, struct.error):
-            ImageOps.exif_transpose(image, in_place=True)
+        turn(image)
         if image.mode in _DEEP:
             return _deep(np.asarray(image))
         if image.mode == "F":
             raise BrokenImageError("its pixels are floating-point numbers")
         return _gray_or_colour(_without_alpha(image))
+
+
+def turn(image: Image.Image) -> None:
+    """Loads an opened image and turns it in place as its EXIF says, as far as that can be read."""
+    image.load()  # Here: pixels that are damaged are an error.
+    with _damaged_exif():
+        ImageOps.exif_transpose(image, in_place=True)
+
+
+@contextlib.contextmanager
+def _damaged_exif() -> Iterator[None]:
+    """Has EXIF that is damaged be no obstacle, as in other programs."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception:  # Pillow's many ways to fail on it.
+        return
 
 
 def depth_of(greatest: int) -> int:
@@ -207,10 +221,9 @@ def _orientation(image: Image.Image) -> int:
     """Returns EXIF's orientation, 1 to 8; from 5 on, width and height change places."""
     if image.format == "PNG" and "exif" not in image.info:
         return 1  # Pillow would decode it, to look behind the pixels.
-    try:
+    found = None
+    with _damaged_exif():
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except (SyntaxError, ValueError, KeyError, TypeError, struct.error):
-        return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 

@@ -1,5 +1,6 @@
 """Which rows have which class: labels that are left out, files that lack, and labels that are none."""
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,9 @@ from tuning.images.formats.listing import Listing, Note, natural
 from tuning.images.source import Source
 
 _FEW_NUMBERS = 20  # Fractions as labels: more different ones than this are a quantity, not classes.
+_LONG = 200  # Letters that an error shows of a file's name: a cell may hold anything.
 _MANY_ROWS = 100  # From so many images on, a class for every second one is a name for each.
+_WHOLE = re.compile(r"-?\d+(\.0+)?", re.ASCII)
 _NO_VALUES = {"nan", "none", "null", "na", "n/a", "<na>", "nat"}  # As tables write that there is no value.
 
 
@@ -48,7 +51,9 @@ def check_labels(listing: Listing, source: Source, note: Note) -> Labels:
     Raises:
         UserError: Labels to leave out do not occur, files lack, or the labels are not those of classes.
     """
-    texts = _as_whole_numbers([unicodedata.normalize("NFC", label.strip()) for label in listing.labels])
+    texts = [unicodedata.normalize("NFC", label.strip()) for label in listing.labels]
+    if not listing.of_folders:
+        texts = _as_whole_numbers(texts, note)
     where = str(source.path)
     leave_out = {unicodedata.normalize("NFC", label.strip()) for label in source.labels_leave_out}
     for label in sorted(leave_out - set(texts) - listing.empty):
@@ -103,20 +108,19 @@ def note_groups(groups: Sequence[str], note: Note) -> None:
             )
 
 
-def _as_whole_numbers(texts: list[str]) -> list[str]:
+def _as_whole_numbers(texts: list[str], note: Note) -> list[str]:
     """Returns labels such as "3.0" as "3", where all are whole numbers: a table with gaps turns them into floats."""
-    try:
-        numbers = {text: float(text) for text in set(texts) - {""}}
-    except ValueError:
+    names = set(texts) - {""}
+    floats = sorted((name for name in names if "." in name), key=natural)
+    if not floats or not all(map(_WHOLE.fullmatch, names)):
         return texts
-    if not any("." in text for text in numbers) or not all(number.is_integer() for number in numbers.values()):
-        return texts
-    return [str(int(numbers[text])) if text else "" for text in texts]
+    note(f"The labels are whole numbers: {floats[0]} is read as {floats[0].partition('.')[0]}.")
+    return [text.partition(".")[0] for text in texts]
 
 
 def _refuse_missing(missing: Sequence[tuple[str, str]], n_rows: int, source: Source, note: Note) -> None:
     n = len(missing)
-    first = ", ".join(name for name, _ in missing[:3])
+    first = ", ".join(name if len(name) <= _LONG else f"{name[:_LONG]} ..." for name, _ in missing[:3])
     said = (
         f"{n:,} of {n_rows:,} rows of {source.path} have no file"
         if n > 1

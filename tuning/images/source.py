@@ -55,6 +55,11 @@ class Source:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels_leave_out", tuple(self.labels_leave_out))  # JSON has lists.
+        if not self.dataset.strip():
+            raise UserError(
+                f"--dataset must be {DATASETS.listed}, or the path of your own images, but is empty. The folder in "
+                "which the command runs is --dataset ."
+            )
         if self.image_size is not None and not SIDES[0] <= self.image_size <= SIDES[1]:
             raise UserError(
                 f"--image-size must be between {SIDES[0]} and {SIDES[1]:,} pixels, but got {self.image_size}."
@@ -80,7 +85,7 @@ class Source:
         """
         if self.dataset in DATASETS:
             return False
-        if Path(self.dataset).name != self.dataset or self.dataset in ("", ".", "..") or self.path.exists():
+        if Path(self.dataset).name != self.dataset or self.dataset in (".", "..") or self.path.exists():
             return True
         error = unknown_name(f"{DATASETS.kind} {self.dataset}", self.dataset, DATASETS)
         hint = str(error).partition(f"{self.dataset!r}.")[2]

@@ -256,11 +256,14 @@ def read_image(path: Path, channels: int, height: int, width: int) -> npt.NDArra
     Raises:
         UserError: The file is missing, damaged, or in another format.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
+
+    from tuning.images.decoding import turn
 
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as file:
-            image: Image.Image = ImageOps.exif_transpose(file)
+            turn(file)
+            image: Image.Image = file
             if image.mode.startswith("I"):  # 16 bits: a plain conversion would clip, not scale.
                 image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
             if image.has_transparency_data:

@@ -1,12 +1,13 @@
 """From what a user names to image files: files as they are, the images below a folder, those that a table lists."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tuning.base import files
-from tuning.base.errors import UserError, counted, unknown_name
+from tuning.base.errors import UserError, counted
 from tuning.images.formats import tables
-from tuning.images.formats.columns import is_header
+from tuning.images.formats.columns import find_image_column, has_suffix, is_header
 from tuning.images.formats.known import said_if_locked
 from tuning.images.formats.listing import Note, natural, to_stderr
 from tuning.images.formats.resolving import Resolver
@@ -22,8 +23,8 @@ def expanded(paths: Sequence[Path], image_column: str | None = None, note: Note 
 
     Args:
         paths: Files, folders and tables.
-        image_column: The column of a table that has the files or ids; None is the first that leads to files.
-        note: Receives that a table's encoding was guessed.
+        image_column: The column of a table that has the files or ids; None is the one that a search would take.
+        note: Receives what was guessed of a table.
 
     Raises:
         UserError: A folder has no image, or a table has no such column or lists files that are not there.
@@ -31,7 +32,8 @@ def expanded(paths: Sequence[Path], image_column: str | None = None, note: Note 
     found: list[Path] = []
     for path in map(files.expanded, paths):
         if path.is_dir():
-            names = sorted(walk(path).images, key=lambda name: natural(Path(name).name))
+            with said_if_locked(path):
+                names = sorted(walk(path).images, key=lambda name: natural(Path(name).name))
             if not names:
                 raise UserError(f"The folder {path} has no image in it. Name image files, or a folder that has some.")
             found += [path / name for name in names]
@@ -44,18 +46,14 @@ def expanded(paths: Sequence[Path], image_column: str | None = None, note: Note 
 
 
 def _of_table(path: Path, column: str | None, note: Note) -> list[Path]:
-    """Returns the files of a table's rows; the column is the first whose values lead to files, if none is named."""
-    resolver = Resolver(path.parent)
-    table = _read(path, column, resolver, note)
-    if column is not None and column not in table:
-        raise unknown_name("--image-column", column, table)
-    leading = [name for name in table if any(tables.leads(resolver, value) for value in table[name][:LOOKED_AT])]
-    if column is None and not leading:
-        raise UserError(
-            f"{path} must have a column that names image files, but its columns are {', '.join(table)}. Choose one "
-            "with --image-column, or check the table's place."
-        )
-    values = table[column or leading[0]]
+    """Returns the files of a table's rows."""
+    resolver, source = Resolver(path.parent), Source(str(path), image_column=column)
+    table = _read(path, source, resolver, note)
+
+    def names_images(name: str) -> bool:
+        return any(tables.leads(resolver, value) for value in table[name][:LOOKED_AT])
+
+    values = table[find_image_column(table, source, str(path), note, names_images=names_images)]
     files = [resolver.find(value) for value in values]
     if missing := [value for value, file in zip(values, files, strict=True) if file is None]:
         some = ", ".join(missing[:NAMED]) + (", ..." if len(missing) > NAMED else "")
@@ -66,15 +64,33 @@ def _of_table(path: Path, column: str | None, note: Note) -> list[Path]:
     return [file for file in files if file is not None]
 
 
-def _read(path: Path, column: str | None, resolver: Resolver, note: Note) -> dict[str, list[str]]:
+def _read(path: Path, source: Source, resolver: Resolver, note: Note) -> dict[str, list[str]]:
     """Returns a table as a search reads it: column -> its texts. One column suffices, and none needs a name."""
     if path.suffix.lower() == ".parquet":
         from tuning.images.formats import parquet
 
-        return parquet.texts_of(path)
-    header, *body = rows = tables.rows_of(path, note, least=1)
-    if not is_header(header, Source(str(path), image_column=column)) and any(
-        tables.is_image(cell, resolver) for cell in header
-    ):
-        header, body = [f"column {number}" for number in range(1, len(header) + 1)], rows
+        return parquet.texts_of(path, note)
+
+    def leads(cell: str) -> bool:
+        return tables.leads(resolver, cell)
+
+    rows = tables.rows_of(path, note, is_list=lambda lines: _is_list(lines, source, leads))
+    header, *body = rows
+    if not is_header(rows, source, leads) and any(has_suffix(cell) or leads(cell) for cell in header):
+        names = [f"column {number}" for number in range(1, len(header) + 1)]
+        header, body = names if len(names) > 1 else ["image"], rows
     return tables.by_columns(path, header, body)
+
+
+def _is_list(lines: Sequence[str], source: Source, leads: Callable[[str], bool]) -> bool:
+    """Returns whether lines are names of images as a whole, whatever commas and blanks are in them.
+
+    They are where one leads to an image. Where none does, blanks in all of them part no columns, unless a part leads
+    to one.
+    """
+    named = [line for line in lines if has_suffix(line)]
+    if any(map(leads, named)):
+        return True
+    if source.image_column is not None or not named or any(re.search(r"[\t,;|]", line) for line in lines):
+        return False
+    return len(named) >= len(lines) - 1 and not any(leads(word) for line in named for word in line.split())

@@ -41,30 +41,46 @@ def list_images(source: Source, note: Note) -> Listing:
     except (zipfile.BadZipFile, OSError) as error:
         raise UserError(f"{path} must be a readable .npz file, but got: {error}.") from error
     pairs = _pairs(keys)
+    used = {images for images, _ in pairs.values()}
+    if alone := [key for key in keys if key in _ALL_IMAGES and key not in used]:
+        note(f"Not read of {path}: {', '.join(alone)}. An array of images needs its labels, as x_test needs y_test.")
     if not pairs:
         raise UserError(
             f"{path} must have arrays called x_train and y_train, train_images and train_labels, or x and y, but has "
             f"{', '.join(keys) or 'none'}. Save them under such names."
         )
     parts = [
-        Part(images=_stream(path, images), labels=_labels(path, labels), split=split, name=images)
+        Part(images=_stream(path, images), labels=_labels(path, labels, note), split=split, name=images)
         for split, (images, labels) in pairs.items()
     ]
     return list_parts(parts, [path])
 
 
+def _of_split(word: str) -> tuple[list[str], list[str]]:
+    """Returns what the arrays of images and of labels of a split may be called."""
+    images = [f"x_{word}", f"X_{word}", f"{word}_images", f"{word}_x", f"images_{word}"]
+    return images, [f"y_{word}", f"Y_{word}", f"{word}_labels", f"{word}_y", f"labels_{word}"]
+
+
+_ALL_IMAGES = {*_IMAGES, *(name for words in _PREFIXES.values() for word in words for name in _of_split(word)[0])}
+
+
 def _pairs(keys: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Returns split -> names of the arrays with its images and labels."""
-    found = {}
+    """Returns split -> names of the arrays with its images and labels.
+
+    Beside those of another split, arrays that name none are those to train on, if no others are.
+    """
+    found: dict[str, tuple[str, str]] = {}
     for split, prefixes in _PREFIXES.items():
         for word in prefixes:
-            images = [f"x_{word}", f"X_{word}", f"{word}_images", f"{word}_x", f"images_{word}"]
-            labels = [f"y_{word}", f"Y_{word}", f"{word}_labels", f"{word}_y", f"labels_{word}"]
+            images, labels = _of_split(word)
             pair = _first(keys, images), _first(keys, labels)
             if all(pair):
-                found[split] = pair
+                found.setdefault(split, pair)
     alone = _first(keys, _IMAGES), _first(keys, _LABELS)
-    return found or ({"": alone} if all(alone) else {})
+    if all(alone) and "train" not in found:
+        return {"train" if found else "": alone, **found}
+    return found
 
 
 def _first(keys: Sequence[str], names: Sequence[str]) -> str:
@@ -94,15 +110,23 @@ def _stream(path: Path, key: str) -> Stream:
 
 @contextlib.contextmanager
 def _opened(path: Path, key: str) -> Iterator[IO[bytes]]:
-    with zipfile.ZipFile(path) as archive, zipfile.Path(archive, f"{key}.npy").open("rb") as file:
-        yield file
+    with zipfile.ZipFile(path) as archive:
+        try:
+            file = zipfile.Path(archive, f"{key}.npy").open("rb")
+        except RuntimeError as error:  # It is encrypted, or compressed by a method that Python lacks.
+            raise UserError(f"Array {key} of {path} cannot be read: {error}. Save it with numpy.savez.") from error
+        with file:
+            yield file
 
 
-def _labels(path: Path, key: str) -> list[str]:
+def _labels(path: Path, key: str, note: Note) -> list[str]:
     """Returns labels as texts: of numbers, of texts, or of rows with a single 1."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            labels = arrays[key]
+        with _opened(path, key) as file:
+            labels = np.lib.format.read_array(file, allow_pickle=False)
     except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise UserError(f"Array {key} of {path} must be one of numbers or texts, but got: {error}.") from error
-    return texts_of(labels, f"Array {key} of {path}")
+        raise UserError(
+            f"Array {key} of {path} must be one of numbers or texts, but got: {error}. Save Python's objects "
+            "as texts: numpy.asarray(labels).astype(str)."
+        ) from error
+    return texts_of(labels, f"Array {key} of {path}", note)

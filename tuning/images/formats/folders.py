@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -56,9 +56,15 @@ def list_images(source: Source, note: Note) -> Listing:
     root = source.path
     walked = walk(root)
     if not walked.images:
+        shards = sorted(path for path in root.rglob("*.parquet") if path.is_file())
         raise UserError(
             f"{root} has no image in it ({counted(walked.passed_over[NO_IMAGES], 'other file')}). "
-            "Put a folder for each class into it, with the images of the class."
+            + (
+                f"It has {counted(len(shards), 'Parquet file')}. Pass one, or a folder that has them directly in it: "
+                f"--dataset {shards[0]} or --dataset {shards[0].parent}."
+                if shards
+                else "Put a folder for each class into it, with the images of the class."
+            )
         )
     images = [tuple(name.split("/")) for name in walked.images]
     base = _stepped(images, set())
@@ -81,15 +87,16 @@ def list_images(source: Source, note: Note) -> Listing:
             f"{folder} has the splits {', '.join(top)}, and none to train on. Call the folder of the train images "
             f"train, or pass one split alone: --dataset {folder / top[0]}."
         )
+    if "train" not in splits.values() and len(top) - len(splits) > 1:  # With one beside them, all must be classes.
+        _refuse_half_splits(Path(root, *base), splits, source.labels_leave_out)
     if beside:
         note(f"The classes are folders. {beside[0]} is not read; --dataset {beside[0]} reads it in their place.")
     found = _Found()
-    inner = [_children(images, (*base, name)) for name in top]
-    if "train" not in splits.values() and len(inner[0]) > 1 and all(each == inner[0] for each in inner):
-        note(f"The classes are the outer folders, {top[0]} ..., and not {', '.join(inner[0][:3])} ... in each of them.")
     if "train" in splits.values():
         _with_splits(root, walked, base, splits, found, source.labels_leave_out, note)
     else:
+        if inner := ", ".join(_alike_within(images, base, top)[:3]):
+            note(f"The classes are the outer folders, {top[0]} ..., and not {inner} ... in each of them.")
         _add(root, walked, base, "", found, source.labels_leave_out)
     rank = {split: i for i, split in enumerate(SPLIT_ORDER)}
 
@@ -101,7 +108,7 @@ def list_images(source: Source, note: Note) -> Listing:
     names, labels, of_split = (list(column) for column in zip(*found.rows, strict=True))
     paths, passed_over = [root / name for name in names], walked.passed_over + found.passed_over
     listing = of_files(names, labels, paths, splits=of_split, passed_over=passed_over)
-    return replace(listing, empty=frozenset(found.empty))
+    return replace(listing, of_folders=True, empty=frozenset(found.empty))
 
 
 def _splits(images: Sequence[Parts], base: Parts, top: Sequence[str], note: Note) -> dict[str, str]:
@@ -115,6 +122,28 @@ def _splits(images: Sequence[Parts], base: Parts, top: Sequence[str], note: Note
         return splits
     note(f"Read as splits: {', '.join(f'{name} ({split})' for name, split in alike.items())}.")
     return alike
+
+
+def _refuse_half_splits(folder: Path, splits: Mapping[str, str], leave_out: Sequence[str]) -> None:
+    """Raises UserError where a folder beside those of classes is called like a split, and none is to train on."""
+    left_out = {unicodedata.normalize("NFC", name.strip()) for name in leave_out}
+    if unclear := [name for name in splits if unicodedata.normalize("NFC", name.strip()) not in left_out]:
+        raise UserError(
+            f"{folder / unclear[0]} looks like a split, but the folders beside it are classes. If it is a split, move "
+            f"these into a folder {folder / 'train'}. If it is a class, rename it; or leave it out with "
+            f"--labels-leave-out {unclear[0]}."
+        )
+
+
+def _alike_within(images: Sequence[Parts], base: Parts, top: Sequence[str]) -> list[str]:
+    """Returns the folders that all folders of a level have in common, where these are several and no others."""
+    inner: dict[str, set[str]] = {name: set() for name in top}
+    level = len(base)
+    for parts in images:  # Once: there may be as many folders as images.
+        if len(parts) > level + 2 and parts[:level] == base:
+            inner[parts[level]].add(parts[level + 1])
+    first = inner[top[0]]
+    return sorted(first) if len(first) > 1 and all(each == first for each in inner.values()) else []
 
 
 def _are_parts(names: Sequence[str]) -> bool:
@@ -160,7 +189,8 @@ def _with_splits(
     if others:
         raise UserError(
             f"{Path(root, *base)} has the splits {', '.join(splits)} and beside them {', '.join(others)}. "
-            "Move what is no split elsewhere, or into one of them."
+            "Move what is no split elsewhere, or into one of them. "
+            f"If {next(iter(splits))} is a class, rename that folder."
         )
     found.passed_over[NO_CLASS] += sum(len(parts) == len(base) + 1 for parts in _below(images, base))
     classes: set[str] = set()

@@ -61,7 +61,7 @@ def list_images(source: Source, note: Note) -> Listing:
         shape, dtype, begin = _header(images)
         stream = Stream(shape=shape, dtype=dtype, begin=begin, opened=partial(_opened, images), where=str(images))
         parts.append(
-            Part(images=stream, labels=_read_labels(labels), split=split, name=images.name.removesuffix(".gz"))
+            Part(images=stream, labels=_read_labels(labels, note), split=split, name=images.name.removesuffix(".gz"))
         )
     if len(parts) == 1:  # A file of train images alone is split like any other set.
         parts = [Part(images=parts[0].images, labels=parts[0].labels, split="", name=parts[0].name)]
@@ -132,7 +132,7 @@ def _header(path: Path) -> tuple[tuple[int, ...], np.dtype[np.generic], int]:
     return shape, np.dtype(_TYPES[start[2]]), 4 + 4 * n
 
 
-def _read_labels(path: Path) -> list[str]:
+def _read_labels(path: Path, note: Note) -> list[str]:
     shape, dtype, begin = _header(path)
     try:
         with _opened(path) as file:
@@ -142,4 +142,4 @@ def _read_labels(path: Path) -> list[str]:
     n_bytes = int(np.prod(shape)) * dtype.itemsize
     if len(content) != n_bytes:
         raise UserError(f"{path} must hold {n_bytes:,} bytes after its header, but has {len(content):,}. Replace it.")
-    return texts_of(np.frombuffer(content, dtype).reshape(shape), str(path))
+    return texts_of(np.frombuffer(content, dtype).reshape(shape), str(path), note)

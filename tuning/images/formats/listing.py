@@ -15,9 +15,9 @@ Content = Path | bytes | npt.NDArray[Any]
 Note = Callable[[str], None]
 # What splits are called, in lower case.
 SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("valid", "val", "validation", "dev"), "valid"),
-    **dict.fromkeys(("test", "testing", "t10k"), "test"),
+    **dict.fromkeys(("train", "training", "trainset"), "train"),
+    **dict.fromkeys(("valid", "val", "validation", "dev", "validset", "valset"), "valid"),
+    **dict.fromkeys(("test", "testing", "testset", "t10k"), "test"),
 }
 SPLIT_ORDER = ("train", "valid", "test", "")
 NO_LABEL = "rows without a label"
@@ -42,6 +42,7 @@ class Listing:
         contents: Yields what some rows hold, which are given in ascending order.
         one_each: A row is a file. Where such a file is not there, the row is in `missing`.
         missing: Rows whose file is not there.
+        of_folders: The labels are folders' names, and not cells in which a whole number may have become a float.
         empty: Class folders without an image that are left out by their names.
         passed_over: Reason -> how many.
         options: What beside the files' contents decides the pixels, e.g. a column.
@@ -55,6 +56,7 @@ class Listing:
     contents: Callable[[Sequence[int]], Iterator[Content]]
     one_each: bool = False
     missing: frozenset[int] = frozenset()
+    of_folders: bool = False
     empty: frozenset[str] = frozenset()
     passed_over: Mapping[str, int] = field(default_factory=dict)
     options: str = ""

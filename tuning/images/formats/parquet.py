@@ -1,9 +1,11 @@
 """Parquet: images inside, as Hugging Face's `datasets` writes them, or a table of image files."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,9 @@ import pyarrow.parquet as pq
 
 from tuning.base.errors import UserError
 from tuning.images.formats import tables
-from tuning.images.formats.columns import find_columns
+from tuning.images.formats.columns import find_columns, with_labels_of_indicators
 from tuning.images.formats.listing import NO_LABEL, SPLIT_ORDER, Content, Listing, Note, natural, split_of
-from tuning.images.formats.walking import IMAGE_SUFFIXES, is_hidden, is_ours
+from tuning.images.formats.walking import IMAGE_SUFFIXES, is_hidden, is_ours, starts_like_image
 from tuning.images.source import Source
 
 _BATCH = 64  # Rows read at a time.
@@ -42,9 +44,9 @@ def list_images(source: Source, note: Note) -> Listing:
         other = _open(file).schema_arrow
         if other.names != schema.names or _with_images(other) != inside:
             raise UserError(f"{file} must have the columns of {files[0]}, but has others. Pass one of them alone.")
-    if source.image_column in schema.names:
-        inside = [name for name in inside if name == source.image_column]
-    texts = _texts(files, schema, inside)
+    images, words = _told_by_content(files[0], schema, inside)
+    inside = [name for name in inside if name == source.image_column] if source.image_column in schema.names else images
+    texts = _texts(files, [name for name in (*_plain(schema), *words) if name not in inside], note)
     by_name = _splits(files)
     if len(inside) > 1:
         options = " or ".join(f"--image-column {name}" for name in inside)
@@ -54,17 +56,17 @@ def list_images(source: Source, note: Note) -> Listing:
             texts["split"] = by_name
         return tables.list_table(texts, files[0], source, note)
     n = len(by_name)
-    columns = find_columns(
-        {inside[0]: [""] * n, **texts}, source, str(files[0]), note, names_images=lambda name: name == inside[0]
-    )
-    labels = texts[columns.label]
+    chosen = replace(source, image_column=inside[0])
+    table = with_labels_of_indicators({inside[0]: [""] * n, **texts}, chosen, str(files[0]), note)
+    columns = find_columns(table, chosen, str(files[0]), note, names_images=lambda name: name == inside[0])
+    labels = table[columns.label]
     rows = [row for row in range(n) if labels[row]]
-    splits = by_name if columns.split is None else tables.splits_of(texts[columns.split], columns.split)
+    splits = by_name if columns.split is None else tables.splits_of(table[columns.split], columns.split)
     return Listing(
         names=[f"row {row}" for row in rows],
         labels=[labels[row] for row in rows],
         splits=[splits[row] for row in rows],
-        groups=[texts[columns.group][row] if columns.group else "" for row in rows],
+        groups=[table[columns.group][row] if columns.group else "" for row in rows],
         files=[*files, *_named(files, inside[0])],
         contents=lambda wanted: _contents(files, inside[0], [rows[i] for i in wanted]),
         passed_over=Counter({NO_LABEL: n - len(rows)}),
@@ -73,20 +75,33 @@ def list_images(source: Source, note: Note) -> Listing:
 
 
 def _files(path: Path) -> list[Path]:
-    """Returns the Parquet files of a path in their order; none where a folder has folders or images beside them."""
+    """Returns the Parquet files of a path in their order; none where a folder has folders or images beside them.
+
+    Hugging Face's hub has them in `data`, or in a folder called like a part of the set.
+    """
     if path.is_file():
         return [path] if path.suffix.lower() in (".parquet", ".pq") else []
     entries = _visible(path)
-    if [entry.name for entry in entries if entry.is_dir()] == ["data"]:  # As on Hugging Face's hub.
-        entries = _visible(path / "data")
+    while not _shards(entries):
+        if any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in entries):  # First: there may be many.
+            return []
+        inner = [entry for entry in entries if entry.is_dir()]
+        if len(inner) != 1:
+            return []
+        entries = _visible(inner[0])
     if any(entry.is_dir() or entry.suffix.lower() in IMAGE_SUFFIXES for entry in entries):
         return []
-    files = [entry for entry in entries if entry.suffix.lower() == ".parquet"]
-    return sorted(files, key=lambda file: (SPLIT_ORDER.index(split_of(file.name)), natural(file.name)))
+    return sorted(_shards(entries), key=lambda file: (SPLIT_ORDER.index(split_of(file.name)), natural(file.name)))
+
+
+def _shards(entries: Sequence[Path]) -> list[Path]:
+    return [entry for entry in entries if entry.suffix.lower() == ".parquet"]
 
 
 def _visible(folder: Path) -> list[Path]:
-    return [entry for entry in folder.iterdir() if not is_hidden(entry.name) and not is_ours(entry)]
+    with os.scandir(folder) as entries:
+        seen = [entry for entry in entries if not is_hidden(entry.name)]
+        return [Path(entry.path) for entry in seen if not (entry.is_dir() and is_ours(Path(entry.path)))]
 
 
 def _open(file: Path) -> pq.ParquetFile:
@@ -114,28 +129,61 @@ def _with_images(schema: pa.Schema) -> list[str]:
 def _holds_images(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index("bytes") >= 0)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return any(test(kind) for test in tests)
 
 
-def _is_plain(kind: pa.DataType) -> bool:
-    return not (pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+def _plain(schema: pa.Schema) -> list[str]:
+    return [field.name for field in schema if not pa.types.is_nested(field.type) and not _holds_images(field.type)]
 
 
-def texts_of(file: Path) -> dict[str, list[str]]:
+def _told_by_content(file: Path, schema: pa.Schema, could: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns, of the columns that may hold images, those that do, and those that hold words; by their first rows.
+
+    Where none begins like an image, images are what is no text, so that broken ones are named. An id of a fixed size
+    is no image.
+    """
+    images, unclear, words = list[str](), list[str](), list[str]()
+    with _said_if_damaged(file):
+        batch = next(_open(file).iter_batches(batch_size=_BATCH, columns=list(could)), None) if could else None
+    for name in could:
+        kind, values = schema.field(name).type, [] if batch is None else batch.column(name).to_pylist()
+        if pa.types.is_struct(kind) or any(starts_like_image(value[:16]) for value in values if value):
+            images.append(name)
+        elif any(values) and all(map(_is_word, values)):
+            words.append(name)
+        elif not pa.types.is_fixed_size_binary(kind):
+            unclear.append(name)
+    return images or unclear, words
+
+
+def _is_word(value: bytes | None) -> bool:
+    try:
+        (value or b"").decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def texts_of(file: Path, note: Note) -> dict[str, list[str]]:
     """Returns the columns of a file that may name images, as texts; raises UserError where it cannot be read."""
-    return _texts([file], _open(file).schema_arrow, ())
+    schema = _open(file).schema_arrow
+    _, words = _told_by_content(file, schema, _with_images(schema))
+    return _texts([file], [*_plain(schema), *words], note)
 
 
-def _texts(files: Sequence[Path], schema: pa.Schema, inside: Sequence[str]) -> dict[str, list[str]]:
-    """Returns columns as texts; class names where the file has them for the numbers of a column."""
-    fields = [field for field in schema if field.name not in inside and _is_plain(field.type)]
-    if not fields:
+def _texts(files: Sequence[Path], columns: Sequence[str], note: Note) -> dict[str, list[str]]:
+    """Returns columns as texts; class names where the file has them for the numbers of a column.
+
+    A column that Python cannot represent, such as times in a zone that it does not know, is left out.
+    """
+    if not columns:
         return {}
     names = _class_names(_open(files[0]).schema_arrow.metadata)
     parts = []
     for file in files:
         with _said_if_damaged(file):
-            parts.append(_open(file).read(columns=[field.name for field in fields]).replace_schema_metadata())
+            parts.append(_open(file).read(columns=list(columns)).replace_schema_metadata())
     try:
         table = pa.concat_tables(parts, promote_options="permissive")
     except pa.ArrowException as error:
@@ -143,10 +191,13 @@ def _texts(files: Sequence[Path], schema: pa.Schema, inside: Sequence[str]) -> d
             f"The Parquet files in {files[0].parent} must have columns of the same types, but got: "
             f"{str(error).splitlines()[0]}. Write them alike, or pass one file alone."
         ) from error
-    return {
-        field.name: [_text(value, names.get(field.name)) for value in table.column(field.name).to_pylist()]
-        for field in fields
-    }
+    texts = {}
+    for column in columns:
+        try:
+            texts[column] = [_text(value, names.get(column)) for value in table.column(column).to_pylist()]
+        except (pa.ArrowException, ValueError, OverflowError, KeyError) as error:
+            note(f"Column {column!r} of {files[0]} is not read: {str(error).splitlines()[0]}.")
+    return texts
 
 
 def _text(value: Any, names: Sequence[str] | None) -> str:
@@ -154,19 +205,23 @@ def _text(value: Any, names: Sequence[str] | None) -> str:
         return ""
     if names and isinstance(value, int) and 0 <= value < len(names):
         return names[value]
-    return str(value).strip()
+    return (value.decode() if isinstance(value, bytes) else str(value)).strip()
 
 
 def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
     """Returns column -> class names by number, which `datasets` keeps in the schema's metadata."""
     try:
-        features = json.loads((metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))
     except ValueError:
+        return {}
+    for key in ("info", "features"):
+        features = features.get(key) if isinstance(features, dict) else None
+    if not isinstance(features, dict):
         return {}
     return {
         column: [str(name) for name in feature["names"]]
         for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list)
     }
 
 

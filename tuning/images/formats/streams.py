@@ -1,5 +1,6 @@
 """Arrays of images that are read from a file block by block, as `.npz` and IDX files hold them."""
 
+import contextlib
 import math
 import zipfile
 import zlib
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tuning.base.errors import UserError
-from tuning.images.formats.listing import NO_LABEL, Content, Listing
+from tuning.images.formats.listing import NO_LABEL, Content, Listing, Note
 
 _BLOCK_BYTES = 1 << 22  # Read at a time.
 
@@ -47,6 +48,8 @@ class Stream:
                 f"{self.where} must have the shape images x height x width, with 1, 3 or 4 channels at the end or "
                 f"after the images, but has {sizes}."
             )
+        if 0 in self.shape[1:]:
+            raise UserError(f"{self.where} must hold images of a pixel at least, but has {sizes}. Replace it.")
         if self.dtype.kind not in "ui":
             raise UserError(
                 f"{self.where} must hold whole numbers (0 to 255, or to 65,535), but has {self.dtype}. "
@@ -111,7 +114,9 @@ def list_parts(parts: Sequence[Part], files: Sequence[Path]) -> Listing:
     for part in parts:
         n = part.images.shape[0]
         if n != len(part.labels):
-            raise UserError(f"{part.images.where} has {n:,} images, but {len(part.labels):,} labels.")
+            raise UserError(
+                f"{part.images.where} has {n:,} images, but {len(part.labels):,} labels. Save one label for each image."
+            )
         names += [f"{part.name}[{i}]" for i in range(n)]
         labels += part.labels
         splits += [part.split] * n
@@ -134,11 +139,11 @@ def list_parts(parts: Sequence[Part], files: Sequence[Path]) -> Listing:
     )
 
 
-def texts_of(labels: npt.NDArray[Any], where: str) -> list[str]:
+def texts_of(labels: npt.NDArray[Any], where: str, note: Note) -> list[str]:
     """Returns labels (N,), (N, 1) or one-hot (N, K) as texts, "" for NaN.
 
     Raises:
-        UserError: An image has several labels or none.
+        UserError: An image has several labels or none, or bytes are no text.
     """
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
@@ -150,8 +155,18 @@ def texts_of(labels: npt.NDArray[Any], where: str) -> list[str]:
         sizes = " x ".join(map(str, labels.shape))
         raise UserError(f"{where} must have one label an image, but has the shape {sizes or 'of a single number'}.")
     if labels.dtype.kind == "S":
-        labels = np.char.decode(labels, errors="replace")
+        return [text.strip() for text in _decoded(labels.tolist(), where, note)]
     return ["" if label != label else str(label).strip() for label in labels.tolist()]
+
+
+def _decoded(labels: Sequence[bytes], where: str, note: Note) -> list[str]:
+    for encoding in ("utf-8", "cp1252"):  # As tables are read.
+        with contextlib.suppress(UnicodeDecodeError):
+            texts = [label.decode(encoding) for label in labels]
+            if encoding == "cp1252":
+                note(f"{where} is no UTF-8 and is read as cp1252. If labels look wrong, save them as texts.")
+            return texts
+    raise UserError(f"{where} must be text in UTF-8, but is in another encoding. Save it as texts.")
 
 
 def _skip(file: IO[bytes], n_bytes: int) -> None:

@@ -2,21 +2,24 @@
 
 import contextlib
 import csv
+import io
+import itertools
 import os
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tuning.base.errors import UserError, counted
-from tuning.images.formats.columns import find_columns, is_header, with_labels_of_indicators
+from tuning.images.formats.columns import find_columns, has_suffix, is_header, with_labels_of_indicators
 from tuning.images.formats.listing import NO_LABEL, SPLIT_NAMES, Listing, Note, of_files
 from tuning.images.formats.resolving import AmbiguousError, Resolver
-from tuning.images.formats.walking import IMAGE_SUFFIXES
 from tuning.images.source import Source
 
 SUFFIXES = {".csv", ".tsv", ".txt"}
 NO_ROW = "images without a row"
 _DELIMITERS = ("\t", ",", ";", "|")
+_SAID = re.compile(r'"?sep=([^"\r\n])"?[\r\n]*$', re.IGNORECASE)  # Excel's first line, which names the delimiter.
 _LOOKED_AT = 50  # Rows that decide on delimiter and columns.
 
 
@@ -119,29 +122,37 @@ def _text(path: Path, note: Note) -> str:
     raise UserError(f"{path} must be text in UTF-8, but is in another encoding. Save it as UTF-8.")
 
 
-def rows_of(path: Path, note: Note, *, least: int = 2) -> list[list[str]]:
+def rows_of(path: Path, note: Note, *, is_list: Callable[[Sequence[str]], bool] | None = None) -> list[list[str]]:
     """Returns the rows of a table without blanks around their cells; empty ones are left out.
 
     Args:
         path: The table.
         note: Receives that its encoding was guessed.
-        least: Columns that it must have, 1 or 2.
+        is_list: Whether some lines are names of images as a whole, so that commas and blanks are theirs; None where
+            one column is too few.
 
     Raises:
         UserError: It cannot be read, is empty, or has fewer columns.
     """
-    lines = [line for line in _text(path, note).splitlines() if line.strip()]
-    if not lines:
+    text = _text(path, note)
+    # Lines keep their ends, which a quoted cell may have in it.
+    lines = list(itertools.dropwhile(lambda line: not line.strip(), io.StringIO(text, newline="")))
+    marks: Sequence[str] = _DELIMITERS
+    if lines and (said := _SAID.match(lines[0])):
+        marks, lines = (said[1],), lines[1:]
+    first = [line.strip().strip('"') for line in lines[:_LOOKED_AT] if line.strip()]
+    if not first:
         raise UserError(f"{path} must be a table of images and labels, but is empty.")
-    widths = {mark: _width(lines[:_LOOKED_AT], mark) for mark in (*_DELIMITERS, " ")}
-    mark = max(_DELIMITERS, key=lambda mark: widths[mark])
-    if widths[mark][1] < 2:
-        if least < 2 and not (widths[" "][0] and widths[" "][1] > 1):
-            return [[line.strip().strip('"')] for line in lines]
+    widths = {mark: _width(lines[:_LOOKED_AT], mark) for mark in (*marks, " ")}
+    mark = max(marks, key=lambda mark: widths[mark])
+    alone = is_list is not None and is_list(first)
+    if widths[mark][1] < 2 or alone:
+        if alone or (is_list is not None and not (widths[" "][0] and widths[" "][1] > 1)):
+            return [[line.strip().strip('"')] for line in lines if line.strip()]
         if widths[" "][1] < 2:
             raise UserError(
                 f"{path} must be a table of at least two columns with a comma, tab, semicolon, bar or blanks between "
-                f"them, but its first line is {lines[0][:80]!r}."
+                f"them, but its first line is {first[0][:80]!r}."
             )
         mark = " "
     return _split_lines(lines, mark)
@@ -151,9 +162,10 @@ def _split_lines(lines: Sequence[str], mark: str) -> list[list[str]]:
     if mark == " ":
         lines = [" ".join(line.split()) for line in lines]
     try:
-        return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark, skipinitialspace=True)]
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark, skipinitialspace=True)]
     except csv.Error as error:
         raise UserError(f"The table must have short texts in its cells, but got: {error}.") from error
+    return [row for row in rows if row not in ([], [""])]
 
 
 def _width(lines: Sequence[str], mark: str) -> tuple[bool, int]:
@@ -172,8 +184,10 @@ def _with_header(
 ) -> dict[str, list[str]]:
     """Returns the table by columns. Where the first row is no header and it is clear what is what, names are given."""
     header, body = rows[0], rows[1:]
-    if not is_header(header, source):
-        images = [i for i, cell in enumerate(header) if is_image(cell, resolver)]
+    if not is_header(rows, source, lambda cell: leads(resolver, cell)):
+        # A label may lead to an image by chance.
+        images = [i for i, cell in enumerate(header) if has_suffix(cell)]
+        images = images or [i for i, cell in enumerate(header) if leads(resolver, cell)]
         if len(images) == 1 and len(header) == 2:
             header = ["label", "label"]
             header[images[0]] = "image"
@@ -205,11 +219,6 @@ def by_columns(path: Path, header: Sequence[str], body: Sequence[Sequence[str]])
     if not body:
         raise UserError(f"{path} has a header and no rows.")
     return {name: [row[i] for row in body] for i, name in enumerate(header) if name}
-
-
-def is_image(cell: str, resolver: Resolver) -> bool:
-    """Returns whether a cell names an image, which need not be there."""
-    return Path(cell).suffix.lower() in IMAGE_SUFFIXES or leads(resolver, cell)
 
 
 def leads(resolver: Resolver, value: str) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from tuning.base.errors import UserError
 from tuning.base.files import MODEL_DIR, RESULTS
 
+Above = tuple[tuple[int, int], ...]  # Device and number of each folder above.
 HIDDEN = "hidden files and folders"
 NO_IMAGES = "files that are no images"
 OURS = "folders of this project's runs and models"
@@ -43,7 +44,9 @@ def walk(folder: Path) -> Walk:
         UserError: A folder may not be read, or a link leads back to a folder that it lies in.
     """
     found = Walk()
-    _visit(folder, "", found, ())
+    waiting: list[tuple[Path, str, Above]] = [(folder, "", ())]
+    while waiting:
+        waiting += reversed(_visit(*waiting.pop(), found))
     return found
 
 
@@ -53,13 +56,19 @@ def is_hidden(name: str) -> bool:
 
 
 def is_ours(folder: Path) -> bool:
-    """Returns whether commands write their runs into a folder, or wrote a model: the images may lie beside it."""
-    for ours in (RESULTS, MODEL_DIR):  # These are there, and empty, before images are read.
-        if folder.name == ours.name and ours.exists() and folder.samefile(ours):
+    """Returns whether commands write their runs into a folder, or wrote a model: the images may lie beside it.
+
+    A folder that may not be looked into is taken for none: whoever reads it names it.
+    """
+    try:
+        for ours in (RESULTS, MODEL_DIR):  # These are there, and empty, before images are read.
+            if folder.name == ours.name and ours.exists() and folder.samefile(ours):
+                return True
+        if folder.name == RESULTS.name and any(folder.glob("*/meta.json")):
             return True
-    if folder.name == RESULTS.name and any(folder.glob("*/meta.json")):
-        return True
-    return any((folder / name).exists() for name in _MODEL_FILES)
+        return any((folder / name).exists() for name in _MODEL_FILES)
+    except PermissionError:
+        return False
 
 
 def looks_like_image(path: str) -> bool:
@@ -71,6 +80,11 @@ def looks_like_image(path: str) -> bool:
             start = file.read(16)
     except OSError:
         return False
+    return starts_like_image(start)
+
+
+def starts_like_image(start: bytes) -> bool:
+    """Returns whether the first 16 bytes of a file are those of an image."""
     return (
         start.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*"))
         or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
@@ -78,7 +92,8 @@ def looks_like_image(path: str) -> bool:
     )
 
 
-def _visit(folder: Path, relative: str, found: Walk, above: tuple[tuple[int, int], ...]) -> None:
+def _visit(folder: Path, relative: str, above: Above, found: Walk) -> list[tuple[Path, str, Above]]:
+    """Adds what is in a folder, and returns the folders in it with the same of them."""
     try:
         status = folder.stat()
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -87,6 +102,7 @@ def _visit(folder: Path, relative: str, found: Walk, above: tuple[tuple[int, int
     identity = (status.st_dev, status.st_ino)
     if identity in above:
         raise UserError(f"{folder} is a link to a folder that it lies in, an endless loop. Remove the link.")
+    deeper = []
     for entry in entries:
         name = f"{relative}{entry.name}"
         if is_hidden(entry.name):
@@ -104,11 +120,12 @@ def _visit(folder: Path, relative: str, found: Walk, above: tuple[tuple[int, int
             found.passed_over[OURS] += 1
         elif is_folder:
             found.folders.append(name)
-            _visit(Path(entry.path), f"{name}/", found, (*above, identity))
+            deeper.append((Path(entry.path), f"{name}/", (*above, identity)))
         elif (entry.is_symlink() or entry.is_file()) and looks_like_image(entry.path):  # A pipe has no end.
             found.images.append(name)
         else:
             found.passed_over[NO_IMAGES] += 1
+    return deeper
 
 
 def stem(path: str) -> str:
