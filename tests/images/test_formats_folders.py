@@ -86,7 +86,7 @@ def test_a_test_folder_without_class_folders_is_passed_over_and_said(tmp_path: P
     save(tmp_path / "other" / "train" / "1.png", photo(1))
     class_folders(tmp_path / "other" / "test")
     with pytest.raises(
-        UserError, match=r"train must have a folder for each class, but has 1 images alone. If a table has their labels"
+        UserError, match=r"train must have a folder for each class, but has 1 image alone. If a table has their labels"
     ):
         reading(tmp_path / "other")
 

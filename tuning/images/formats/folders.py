@@ -200,7 +200,7 @@ def _with_splits(
             n = len(_below(images, level))
             if splits[name] == "train":
                 raise UserError(
-                    f"{Path(root, *level)} must have a folder for each class, but has {n:,} images alone. If a table "
+                    f"{Path(root, *level)} must have a folder for each class, but has {counted(n, 'image')} alone. If a table "
                     "has their labels, pass it as --dataset."
                 )
             found.passed_over[NO_CLASS] += n
