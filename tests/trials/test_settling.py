@@ -217,7 +217,7 @@ def test_the_folder_of_the_user_may_be_written_as_a_tilde(photos: Path) -> None:
 
 
 def test_another_place_of_ones_own_images_is_for_a_run_that_has_some(photos: Path) -> None:
-    with pytest.raises(UserError, match=r"^--data-dir must be used with .* got elsewhere beside --dataset ~/photos\."):
+    with pytest.raises(UserError, match=rf"^--data-dir must be used with .* elsewhere beside --dataset {photos}\."):
         settled(None, dataset="~/photos", data_dir="elsewhere")
     recorded = asdict(settled(None, dataset="~/photos").settings) | {"data_dir": "/moved"}
     options = as_options(recorded)
@@ -241,3 +241,13 @@ def test_a_table_that_moved_is_where_it_was_said_to_be(photos: Path, tmp_path: P
     with contextlib.ExitStack() as stack:
         again = settling.settle(doors.asked(search.run, {"resume": "one"}), stack, dry_run=True)
     assert again.settings.data_dir == str(table) and not any("is not here" in note for note in again.notes)
+
+
+def test_a_space_that_is_asked_for_is_taken_where_it_is_the_default_too(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settling, "_space_for", lambda images, device: "photos")
+    for given, expected in (({"space": "resnet"}, "resnet"), ({}, "photos")):
+        asked = doors.asked(search.run, {"dataset": photos, "device": "cpu", **given})
+        with contextlib.ExitStack() as stack:
+            assert settling.settle(asked, stack, dry_run=True).settings.space == expected

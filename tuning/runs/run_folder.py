@@ -211,17 +211,21 @@ def within(trials: "pd.DataFrame", path: Path, max_parameters: int | None) -> "p
     return small
 
 
-def load(name: str | Path = "latest", root: Path = RESULTS, *, retrained: bool = False) -> Run:
+def load(name: str | Path | Run = "latest", root: Path = RESULTS, *, retrained: bool = False) -> Run:
     """Returns a run by name, by path, or the newest one; or one in a storage, whose record it fetches.
 
     Args:
-        name: A folder's name below `root`, a path, a URI (`s3://bucket/runs/<run>`), or "latest".
+        name: A folder's name below `root`, a path, a URI (`s3://bucket/runs/<run>`), "latest", or a run.
         root: Where the run folders are.
         retrained: Fetch what `final` has trained, too.
 
     Raises:
         UserError: There is no such run (the closest name is given), or none at all.
     """
+    if isinstance(name, Run):
+        return name
+    if not isinstance(name, str | Path):
+        raise UserError(f"A run must be its name, its folder or a Run, but got {name!r}.")
     if "://" in str(name):
         rim.need("remote", f"The run {masked(str(name))}")
         from tuning.remote import mirror
