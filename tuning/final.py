@@ -430,7 +430,7 @@ def _page_of(plan: Plan, model_dir: Path, say: Callable[[str], None]) -> str:
 def main(asked: doors.Asked) -> None:
     """Retrain the best configurations on fresh seeds, test the winner once, and write best_model/."""
     winner, page = _retrained(asked, _say)
-    folder, metrics = winner.path, winner.metrics
+    folder, metrics = Path(asked.model_dir), winner.metrics
     print((folder / "scores.txt").read_text(encoding="utf-8"), end="")
     if page:
         print(page)

@@ -242,12 +242,12 @@ def _announced(settled: Settled, what: str, **shown: Any) -> "Progress":
     """Returns what shows the trials, those of earlier sessions included, and has said what is going to happen."""
     from tuning.trials.progress import Progress
 
-    settings, before = settled.settings, Run(settled.path)
-    trials = run_folder.ran(before.trials)
-    n_done = int(run_folder.have_ended(trials).sum())
+    settings, n_done = settled.settings, _n_done(settled)
     metric = METRICS[settings.metric]
     progress = Progress(settings.samples, n_done, time_budget=settings.time_budget, metric=metric, **shown)
-    progress.seed(trials.to_dict("records"), before.epochs.to_dict("records"))
+    if settled.resumed:
+        before = Run(settled.path)
+        progress.seed(run_folder.ran(before.trials).to_dict("records"), before.epochs.to_dict("records"))
     progress.note(
         f"{what} {settled.path}: {counted(settings.samples, 'sample')} of at most {counted(settings.epochs, 'epoch')}, "
         f"{settings.concurrency} side by side on {settings.device}"
@@ -255,6 +255,11 @@ def _announced(settled: Settled, what: str, **shown: Any) -> "Progress":
     for note in settled.notes:
         progress.note(note)
     return progress
+
+
+def _n_done(settled: Settled) -> int:
+    """Returns how many trials earlier sessions have ended; the folder of a new run need not be there."""
+    return int(run_folder.have_ended(run_folder.ran(Run(settled.path).trials)).sum()) if settled.resumed else 0
 
 
 def _read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -297,8 +302,7 @@ def main(
         progress = stack.enter_context(_announced(settled, "Dry run of", quiet=quiet, verbose=verbose))
         settings, splits, space = loading.load(settings, settled.source, progress, settled.own)
         choose_slots = settled.slots_are_open and settings.device == "cuda"
-        n_done = int(run_folder.have_ended(run_folder.ran(Run(settled.path).trials)).sum()) if settled.resumed else 0
-        print(estimate.dry_run(settings, splits, space, n_done=n_done, choose_slots=choose_slots))
+        print(estimate.dry_run(settings, splits, space, n_done=_n_done(settled), choose_slots=choose_slots))
 
 
 def _print_outcome(found: Run) -> None:
