@@ -150,6 +150,7 @@ def test_a_path_is_taken_where_the_command_reads_text() -> None:
     assert (asked.dataset, asked.space, asked.storage) == ("photos", "x.py", "/mnt/runs")
     assert asked.resume == Path("results/a") and set(asked.given) == set(given)
     assert doors.asked(search.run, {"start_from": Path("one,two")}).start_from == Path("one,two")
+    assert doors.asked(final.run, {"run": Path("results/old")}).run == Path("results/old")
     run = run_folder.Run(Path("results/old"))
     assert doors.asked(final.run, {"run": run}).run is run and doors.asked(search.run, {"resume": run}).resume is run
     assert doors.asked(search.run, {"labels_leave_out": "a"}).labels_leave_out == ["a"]

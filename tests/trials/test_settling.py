@@ -154,6 +154,18 @@ def test_a_resumed_run_keeps_its_options_unless_it_is_given_others(begun: Path) 
     assert "time budget" not in " ".join(other.notes)
 
 
+def test_a_run_or_its_path_is_resumed_and_an_option_that_it_keeps_is_refused_as_the_default_too(begun: Path) -> None:
+    for name in (Run(begun), begun, "new"):
+        asked = doors.asked(search.run, {"resume": name})
+        with contextlib.ExitStack() as stack:
+            found = settling.settle(asked, stack, dry_run=True)
+        assert found.resumed and found.path.samefile(begun)
+    with pytest.raises(
+        UserError, match=r"^--resume must keep the settings of run new, but got --seed\. Leave that out"
+    ):
+        resumed(begun, seed=0)
+
+
 def test_a_dashboard_that_is_not_installed_is_said_of_a_resumed_run_too(
     begun: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,5 +261,16 @@ def test_a_space_that_is_asked_for_is_taken_where_it_is_the_default_too(
     monkeypatch.setattr(settling, "_space_for", lambda images, device: "photos")
     for given, expected in (({"space": "resnet"}, "resnet"), ({}, "photos")):
         asked = doors.asked(search.run, {"dataset": photos, "device": "cpu", **given})
+        with contextlib.ExitStack() as stack:
+            assert settling.settle(asked, stack, dry_run=True).settings.space == expected
+
+
+def test_a_space_that_is_asked_for_beside_a_network_is_taken(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef model(config, channels, n_classes, image_size):\n    return nn.Identity()\n"
+    )
+    given = {"model": tmp_path / "net.py", "device": "cpu", "start_from": None}
+    for space, expected in (({"space": "resnet"}, "resnet"), ({}, "own")):
+        asked = doors.asked(search.run, given | space)
         with contextlib.ExitStack() as stack:
             assert settling.settle(asked, stack, dry_run=True).settings.space == expected
