@@ -56,7 +56,7 @@ def asked(run: Callable[..., Any], values: Mapping[str, Any], given: Iterable[st
         UserError: A value is of another type, or not within the bounds of its option.
     """
     found: dict[str, Any] = {}
-    passed = []
+    told = []
     for name, parameter in inspect.signature(run).parameters.items():
         found[name], value = parameter.default, values.get(name, MISSING)
         if value is MISSING:
@@ -64,8 +64,8 @@ def asked(run: Callable[..., Any], values: Mapping[str, Any], given: Iterable[st
         if value is not parameter.default:
             found[name] = _checked(parameter, value)
         if value is not None and not (value is False and parameter.default is False):
-            passed.append(name)
-    return Asked(**found, given=tuple(passed if given is None else given))
+            told.append(name)
+    return Asked(**found, given=tuple(told if given is None else given))
 
 
 def passed(run: Callable[P, R]) -> Callable[P, R]:
@@ -191,12 +191,8 @@ def _with_parser(parameter: inspect.Parameter, info: Any, name: str) -> Any:
     bounds = [
         f"{word} {bound:,}." for word, bound in (("At least", info.min), ("At most", info.max)) if bound is not None
     ]
-    changed.min, changed.max, changed.parser, changed.help = (
-        None,
-        None,
-        parser,
-        " ".join(filter(None, [info.help, *bounds])),
-    )
+    changed.min = changed.max = None
+    changed.parser, changed.help = parser, " ".join(filter(None, [info.help, *bounds]))
     return changed
 
 
