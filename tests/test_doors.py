@@ -18,9 +18,9 @@ from conftest import ROOT
 from rich.console import Console
 from typer.testing import CliRunner
 
-from tuning import final, predict, report, search
+from tuning import explore, final, predict, report, results, search
 from tuning.base import doors, files
-from tuning.base.errors import UserError
+from tuning.base.errors import UserError, run_command
 from tuning.runs import run_folder
 from tuning.sampling.function_source import module_of
 from tuning.sampling.spaces import load_space
@@ -35,7 +35,7 @@ SCRIPT = """
 import signal
 import threading
 from tuning import final, predict, results, search
-from tuning.base.errors import UserError
+from tuning.base.errors import UserError, run_command
 
 def handlers():
     return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
@@ -97,8 +97,13 @@ def test_a_command_has_the_options_of_run_with_their_defaults(module: Any) -> No
             "--time-budget must be a duration such as 90s, 30m or 1h30m, but got 'soon'.",
         ),
         (search, {"cpus_per_trial": 0.01}, "--cpus-per-trial must be at least 0.1, but got 0.01."),
+        (search, {"seed": 2**32}, "--seed must be at most 4,294,967,295, but got 4294967296."),
         (search, {"resume": "none"}, "There is no run folder below "),
         (final, {"seeds": 0}, "--seeds must be at least 1, but got 0."),
+        (final, {"seed": 2**70}, f"--seed must be at most 4,294,967,295, but got {2**70}."),
+        (final, {"minutes": "inf"}, "--minutes must be a finite number, but got 'inf'."),
+        (search, {"samples": "abc"}, "--samples must be a whole number, but got 'abc'."),
+        (search, {"cpus_per_trial": "all"}, "--cpus-per-trial must be a number, but got 'all'."),
         (final, {"train_on": "test"}, "--train-on must be one of train, train+valid, but got 'test'."),
         (final, {"export": ["tflite"]}, "--export must be one of "),
         (final, {"run": "none"}, "There is no run folder below "),
@@ -124,10 +129,58 @@ def test_both_doors_say_the_same_of_a_wrong_option(
 
 def test_a_value_of_another_type_is_said_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"^--samples must be a valid integer.*, but got 'many'\.$"):
-        search.run(samples="many")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"^progress must be a valid boolean.*, but got 'loud'\.$"):
+    with pytest.raises(UserError, match=r"^progress must be true or false, but got 'loud'\.$"):
         search.run(progress="loud")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^--space must be text, a path or a function, but got 5\.$"):
+        search.run(space=5)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^--run must be a Run, text or a path, but got 5\.$"):
+        final.run(5)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^--minutes must be a finite number, but got inf\.$"):
+        final.run(minutes=float("inf"))
+
+
+def test_a_path_is_taken_where_the_command_reads_text() -> None:
+    given = {
+        "dataset": Path("photos"),
+        "space": Path("x.py"),
+        "storage": Path("/mnt/runs"),
+        "resume": Path("results/a"),
+    }
+    asked = doors.asked(search.run, given)
+    assert (asked.dataset, asked.space, asked.storage) == ("photos", "x.py", "/mnt/runs")
+    assert asked.resume == Path("results/a") and set(asked.given) == set(given)
+    assert doors.asked(search.run, {"start_from": Path("one,two")}).start_from == Path("one,two")
+    assert doors.asked(final.run, {"run": Path("results/old")}).run == Path("results/old")
+    run = run_folder.Run(Path("results/old"))
+    assert doors.asked(final.run, {"run": run}).run is run and doors.asked(search.run, {"resume": run}).resume is run
+    assert doors.asked(search.run, {"labels_leave_out": "a"}).labels_leave_out == ["a"]
+
+
+def test_what_is_passed_counts_as_given_where_it_is_the_default_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[doors.Asked] = []
+
+    def keep(asked: doors.Asked, *more: Any, **others: Any) -> Any:
+        found.append(asked)
+        raise UserError("far enough")
+
+    monkeypatch.setattr(search, "_search", keep)
+    monkeypatch.setattr(final, "_retrained", keep)
+    for call in (
+        lambda: search.run(space="resnet", seed=0, sampler=None, dashboard=False),
+        lambda: final.run("latest", top_k=3, minutes=20, compare=False),
+        lambda: final.run(),
+    ):
+        with pytest.raises(UserError, match="far enough"):
+            call()
+    assert [set(asked.given) for asked in found] == [{"space", "seed"}, {"run", "top_k", "minutes", "compare"}, set()]
+    assert (found[0].space, found[2].run, found[2].top_k) == ("resnet", "latest", 3)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'sample'"):
+        search.run(sample=3)  # type: ignore[call-arg]
+
+
+def test_a_configuration_takes_no_options_of_a_run_from_python_either(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--top-k must be used with a run, but got --config"):
+        final.run(config="resnet8-5-minutes", top_k=3, model_dir=tmp_path)
 
 
 def test_the_folder_of_the_user_is_found_where_no_shell_writes_it_out(
@@ -199,15 +252,54 @@ def test_a_wrong_file_of_options_is_said(
         raise done.exception or AssertionError(done.output)
 
 
-@pytest.mark.parametrize("text", ["samples: 2.5", "samples: many", "seed: true", "dashboard: 7"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("samples: 2.5", "samples must be a whole number, but got '2.5'."),
+        ("samples: 1e1", "samples must be a whole number, but got '1e1'."),
+        ("samples: [1, 2]", "samples must be a whole number, but got [1, 2]."),
+        ("seed: true", "seed must be a whole number, but got 'True'."),
+        ("dashboard: 7", "dashboard must be true or false, but got '7'."),
+        ("quiet: 3", "quiet must be true or false, but got '3'."),
+        ("until-converged: maybe", "until-converged must be true or false, but got 'maybe'."),
+        ("verbose: {a: 1}", "verbose must be true or false, but got {'a': 1}."),
+        ("data_dir: [a, b]", "data_dir must be a path, but got ['a', 'b']."),
+        ("space: [smoke, resnet]", "space must be text, but got ['smoke', 'resnet']."),
+        ("labels_leave_out: [[a]]", "labels_leave_out must be a list, but got [['a']]."),
+    ],
+)
 def test_the_types_of_a_file_are_those_of_the_options(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "options.yaml").write_text(text)
-    app = typer.Typer()
-    app.command()(search.main)
-    done = CliRunner().invoke(app, ["--config", str(tmp_path / "options.yaml")])
-    assert done.exit_code == 2 and "Invalid value for" in done.output
+    with pytest.raises(UserError) as error:
+        options_of(["--config", "options.yaml"], monkeypatch)
+    assert str(error.value) == f"options.yaml: {message}"
+
+
+def test_a_bare_text_of_a_file_is_a_list_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "options.yaml").write_text("labels_leave_out: a")
+    asked = options_of(["--config", str(tmp_path / "options.yaml")], monkeypatch)
+    assert asked.labels_leave_out == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "message"),
+    [
+        (predict, ["x.png", "--top", "abc"], "--top must be a whole number, but got 'abc'."),
+        (predict, ["x.png", "--invert", "alway"], "--invert must be one of auto, no, yes, but got 'alway'."),
+        (results, ["--limit", "0"], "--limit must be at least 1, but got 0."),
+        (explore, ["--seed", str(2**32)], f"--seed must be at most 4,294,967,295, but got {2**32}."),
+    ],
+)
+def test_commands_without_a_door_in_python_say_a_wrong_value_alike(
+    module: Any, words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["tuning", *words])
+    with pytest.raises(SystemExit, match="2"):
+        run_command(module.main)
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
 @pytest.mark.parametrize("form", ["meta.json", "options.yaml", "options.json"])

@@ -1,19 +1,24 @@
 """The notebook runs from top to bottom, beside runs that it has not seen, and is kept without outputs."""
 
+import ast
 import base64
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
 from conftest import write_run
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from nbclient import NotebookClient
 
 from tuning.runs import run_folder
 
 NOTEBOOK = Path(__file__).parent.parent / "results" / "inspect.ipynb"
 
+SLOW_OR_OF_JUPYTER = ("%matplotlib", "importances.of_run", "frame.pivot")
 
 # Interrupts itself as the button does, when the first epoch has been trained.
 INTERRUPTED = (
@@ -78,6 +83,33 @@ def test_interrupting_the_kernel_stops_a_search_and_its_handlers_are_put_back(tm
     assert "KeyboardInterrupt" in said[0] or "Interrupted" in said[0], said[0]
     assert "Resume it with: search.run(resume='one')" in said[0]
     assert "1 trial left" in said[1], said[1]
+
+
+def test_the_notebook_shows_a_run_by_its_own_metric_and_passes_over_damaged_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from test_metric import make_run
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b", "damaged"):
+        make_run(tmp_path / "results" / name, "macro_f1")
+    (tmp_path / "results" / "damaged" / "epochs.csv").write_text("no frame\n")
+    monkeypatch.setattr("tuning.search.run", lambda **options: run_folder.load("a"))
+    shown: list[Any] = []
+    place: dict[str, Any] = {"display": lambda *values: shown.extend(values)}
+    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+        if cell.cell_type == "code" and not any(name in cell.source for name in SLOW_OR_OF_JUPYTER):
+            *lines, last = ast.parse(cell.source).body
+            exec(compile(ast.Module(lines, []), "cell", "exec"), place)
+            if isinstance(last, ast.Expr):
+                shown.append(eval(compile(ast.Expression(last.value), "cell", "eval"), place))
+            else:
+                exec(compile(ast.Module([last], []), "cell", "exec"), place)
+    assert place["trials"]["trial"].iloc[0] == 1 and "valid_score" in shown[1]  # By the accuracy it is trial 0.
+    figures = [each for each in shown if isinstance(each, Figure)]
+    labels = [[text.get_text() for text in figure.findobj(Text)] for figure in figures]
+    assert len(figures) == 4 and all(any("macro F1" in label for label in each) for each in labels)
+    assert "damaged is left out. results/damaged/epochs.csv is damaged: " in capsys.readouterr().out
 
 
 def test_the_notebook_is_kept_without_outputs() -> None:

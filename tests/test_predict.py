@@ -21,11 +21,12 @@ from tuning.base.errors import UserError
 from tuning.images.batches import normalise
 from tuning.images.decoding import Preparation, prepare
 from tuning.models.architectures import build_model
-from tuning.predict import frame, main, print_predictions
+from tuning.predict import frame, load, main, print_predictions
 from tuning.retraining import best_model
 from tuning.retraining.best_model import (
     BestModel,
     Prediction,
+    Winner,
     load_best_model,
     looks_inverted,
     predict_files,
@@ -389,6 +390,104 @@ def test_more_classes_than_there_are_cannot_be_shown(folder: Path, tmp_path: Pat
         main([tmp_path / "a.png"], model_dir=folder, top=4)
     main([tmp_path / "a.png"], model_dir=folder, top=3, csv=tmp_path / "out.csv")
     assert (tmp_path / "out.csv").read_text().startswith("file,class 1,probability 1,class 2,")
+
+
+def test_where_the_predictions_go_is_checked_before_they_are_made(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(shape_on(0)).save(tmp_path / "a.png")
+    main([tmp_path / "a.png"], model_dir=folder, csv=tmp_path / "new" / "out.csv")
+    assert len(pd.read_csv(tmp_path / "new" / "out.csv")) == 1
+    monkeypatch.setattr("tuning.predict.predict_files", None)
+    with pytest.raises(UserError, match=r"^--csv must be a file, but got the folder '.*/new'\. Name a file in it\.$"):
+        main([tmp_path / "a.png"], model_dir=folder, csv=tmp_path / "new")
+    with pytest.raises(UserError, match=r"a\.png must be a folder that can be made"):
+        main([tmp_path / "a.png"], model_dir=folder, csv=tmp_path / "a.png" / "out.csv")
+
+
+def test_a_file_of_predictions_that_cannot_be_written_is_said(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, text: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    Image.fromarray(shape_on(0)).save(tmp_path / "a.png")
+    monkeypatch.setattr("tuning.base.files.write_text", refused)
+    with pytest.raises(UserError, match=r"^--csv must be a file that can be written, but got '.*out\.csv': .*denied"):
+        main([tmp_path / "a.png"], model_dir=folder, csv=tmp_path / "out.csv")
+
+
+def test_tensors_and_lists_of_arrays_are_predicted_as_an_array_is(best: BestModel) -> None:
+    pixels = np.stack([shape_on(0), shape_on(40)])
+    expected = best.predict(pixels)
+    for images in (
+        torch.from_numpy(pixels),
+        list(pixels),
+        list(pixels[:, None]),
+        [torch.from_numpy(pixels[0]), pixels[1]],
+    ):
+        assert best.predict(images) == expected
+
+
+def test_folders_and_the_folder_of_the_user_are_taken_from_python_too(
+    best: BestModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "photos").mkdir()
+    for name in "ab":
+        Image.fromarray(shape_on(0)).save(tmp_path / "photos" / f"{name}.png")
+    assert [found.path for found in best.predict("~/photos")] == [tmp_path / "photos" / f"{name}.png" for name in "ab"]
+    files = pd.Series(["~/photos/a.png", str(tmp_path / "photos" / "b.png")])
+    assert best.predict(files) == best.predict(tmp_path / "photos")
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (None, "images must be files, or uint8 arrays of .*, but got NoneType"),
+        ([3], "but got int"),
+        ([Image.new("L", (8, 10))], "but got Image"),
+        ([shape_on(0), "a.png"], "images must be all files or all arrays, but got both, 'a.png' among them"),
+        ([shape_on(0), shape_on(0, 12)], r"images must be arrays of one shape, but got \(10, 8\) and \(12, 8\)"),
+        (torch.zeros(2, 10, 8), r"but got float32 \(2, 10, 8\)"),
+    ],
+)
+def test_what_is_no_image_is_said(best: BestModel, images: Any, message: str) -> None:
+    with pytest.raises(UserError, match=rf"{message}\.$"):
+        best.predict(images)
+
+
+@pytest.mark.parametrize("invert", ["alway", "Yes", True])
+def test_another_word_for_inverting_is_not_taken_for_no(best: BestModel, invert: Any) -> None:
+    with pytest.raises(UserError, match=rf"^invert must be one of auto, no, yes, but got '{invert}'\."):
+        best.predict(np.stack([shape_on(0)]), invert=invert)
+
+
+def test_what_is_no_folder_of_a_model_is_said() -> None:
+    with pytest.raises(UserError, match=r"^folder must be a path, but got None\.$"):
+        load(None)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^model must be a path, but got 3\.$"):
+        load("best_model", 3)  # type: ignore[arg-type]
+
+
+def test_a_winner_does_not_predict_with_the_model_of_another(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "metrics.json").write_text("{}")
+    (folder / "final.csv").write_text("rank\n1\n")
+    monkeypatch.chdir(tmp_path)
+    winner, another = (Winner.of(Path("best_model")) for _ in range(2))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    images = np.stack([shape_on(0)])
+    before = winner.predict(images)
+    weights = torch.load(folder / "model.pth", weights_only=True)
+    torch.save({name: 2 * value for name, value in weights.items()}, folder / "model.pth")
+    assert winner.predict(images) == before  # It was read.
+    with pytest.raises(
+        UserError, match=r"/best_model has another model now than that of this winner: .* `model_dir` of"
+    ):
+        another.predict(images)
 
 
 @pytest.mark.slow

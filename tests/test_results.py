@@ -354,6 +354,29 @@ def test_a_frame_that_is_missing_beside_a_study_with_results_is_no_run_without_t
     assert len(run.trials) == len(before) and len(run.epochs) == before["epochs"].sum()
 
 
+def test_a_run_is_read_after_a_change_of_directory_and_one_that_is_gone_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "results", "one", [trial(0, 0.9)])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run = run_folder.load("one")
+    assert run_folder.load(run) is run and (str(run.path), repr(run)) == ("results/one", "Run('results/one')")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(run.trials) == 1 and run.meta and run.path == tmp_path / "results" / "one"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results" / "one").rename(tmp_path / "results" / "two")
+    for name in ("trials", "epochs", "meta"):
+        with pytest.raises(UserError, match=r"^The run folder results/one is not there: it was renamed, moved or del"):
+            getattr(run, name)
+
+
+@pytest.mark.parametrize("name", [None, 5])
+def test_what_names_no_run_is_said(name: Any) -> None:
+    with pytest.raises(UserError, match=rf"^A run must be its name, its folder or a Run, but got {name}\.$"):
+        results.load(name)
+
+
 def test_the_latest_run_of_a_folder_that_is_a_storage_is_found(tmp_path: Path) -> None:
     make_run(tmp_path / "store", "a", [])
     assert run_folder.load(str(tmp_path / "store" / "latest")).name == "a"

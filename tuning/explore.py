@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from tuning.base import rim, tables
+from tuning.base import doors, rim, tables
 from tuning.base.errors import UserError, counted, run_command
 from tuning.base.files import expanded
 from tuning.base.tables import Column
@@ -269,7 +269,9 @@ def main(
     image_size: options.ImageSize = None,
     resize: options.HowResized = None,
     out: Annotated[Path, typer.Option(help="Where the figure goes: .png, .pdf or .svg.")] = RESULTS / "explore.png",
-    seed: Annotated[int, typer.Option(min=0, help="Chooses the valid images, as in the search.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=doors.LARGEST_SEED, help="Chooses the valid images, as in the search.")
+    ] = 0,
 ) -> None:
     """Show what is in a data set: counts, value ranges, duplicates, samples and mean images."""
     source = options.source_of(SimpleNamespace(**locals()))

@@ -104,9 +104,10 @@ def _write_page(run: run_folder.Run, model_dir: Path, say: Callable[[str], None]
     return said
 
 
+@doors.passed
 def run(
     run: Annotated[
-        run_folder.Run | str, typer.Option(help="The run whose best configurations are retrained.")
+        run_folder.Run | str | Path, typer.Option(help="The run whose best configurations are retrained.")
     ] = "latest",
     *,
     config: Annotated[
@@ -156,14 +157,19 @@ def run(
         int | None, typer.Option(min=1, help="Full length (default: twice the search's; with --config its own).")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="The first seed; the others follow it (default: derived from the run).")
+        int | None,
+        typer.Option(
+            min=0,
+            max=doors.LARGEST_SEED,
+            help="The first seed; the others follow it (default: derived from the run).",
+        ),
     ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(min=0.1, help="Plan what fits into so many minutes, by the times of the search (default: all)."),
     ] = None,
     dataset: Annotated[
-        str, typer.Option(help=f"With --config: images of your own, a folder or a file; or {DATASETS.listed}.")
+        str | Path, typer.Option(help=f"With --config: images of your own, a folder or a file; or {DATASETS.listed}.")
     ] = DATASETS.default,
     train_images: Annotated[
         int | None, typer.Option(help="With --config: train on this many images only, stratified.")
@@ -214,7 +220,7 @@ def run(
             valid images say that this is no better, the single model is written.
         export: Formats in which the model is written, too: "onnx", "safetensors", "pt2".
         epochs: Full length, at least 1; None is twice the search's.
-        seed: The first seed, at least 0; None derives it from the run.
+        seed: The first seed, from 0 to 2**32 - 1; None derives it from the run.
         minutes: Plan what fits into so many, at least 0.1, by the times of the search; None is no limit.
         dataset: The path of your own images, or a data set's name, with `config`.
         train_images: Train on this many images only, with `config`; None is all. A run has its own.
@@ -245,15 +251,13 @@ def run(
 
 def _from_python(options: Mapping[str, Any]) -> Winner:
     """Does what `run` says with its parameters, one of which has its name."""
-    if isinstance(found := options["run"], run_folder.Run):
-        options = {**options, "run": str(found.path)}
     asked = doors.asked(run, options)
     with interrupts.raised(command=False):
         winner, page = _retrained(asked, _say if asked.progress else _ignore)
     if page and not page.startswith("Page: "):
-        warnings.warn(page, stacklevel=3)
+        warnings.warn(page, stacklevel=4)
     if winner.metrics["test_opened"] > 1:
-        warnings.warn(opened_again(winner.metrics), stacklevel=3)
+        warnings.warn(opened_again(winner.metrics), stacklevel=4)
     return winner
 
 
@@ -426,7 +430,7 @@ def _page_of(plan: Plan, model_dir: Path, say: Callable[[str], None]) -> str:
 def main(asked: doors.Asked) -> None:
     """Retrain the best configurations on fresh seeds, test the winner once, and write best_model/."""
     winner, page = _retrained(asked, _say)
-    folder, metrics = winner.path, winner.metrics
+    folder, metrics = Path(asked.model_dir), winner.metrics
     print((folder / "scores.txt").read_text(encoding="utf-8"), end="")
     if page:
         print(page)

@@ -31,8 +31,12 @@ def load(folder: str | Path = "best_model", model: str | Path | None = None) -> 
         model: The file of a user's own network, which is run; only for a model of such a network.
 
     Raises:
-        UserError: The folder, config.json or model.pth is missing or damaged, or they do not fit each other.
+        UserError: The folder, config.json or model.pth is missing or damaged, or they do not fit each other; or no path
+            was given.
     """
+    for name, path in (("folder", folder), ("model", model)):
+        if not isinstance(path, str | Path) and (name, path) != ("model", None):
+            raise UserError(f"{name} must be a path, but got {path!r}.")
     return load_best_model(files.expanded(folder), None if model is None else files.expanded(model))
 
 
@@ -90,6 +94,8 @@ def main(
     best = load(model_dir, model)
     if top > len(best.class_names):
         raise UserError(f"--top must be at most {len(best.class_names)}, the number of classes, but got {top}.")
+    if csv is not None:
+        csv = _writable(csv)
     paths = expanded(images, image_column)
     try:
         predictions = predict_files(best, paths, invert, to_stderr if skip_broken else None)
@@ -98,9 +104,23 @@ def main(
         raise UserError(f"{error}{way}") from error
     print_predictions(predictions, top)
     if csv is not None:
-        csv = files.expanded(csv)
-        files.write_text(csv, frame(predictions, top).to_csv(index=False))
+        try:
+            files.write_text(csv, frame(predictions, top).to_csv(index=False))
+        except OSError as error:
+            raise UserError(f"--csv must be a file that can be written, but got {str(csv)!r}: {error}.") from error
         print(f"Written: {csv}")
+
+
+def _writable(csv: Path) -> Path:
+    """Returns where the predictions are written, whose folder is made; raises UserError where that cannot be.
+
+    Before the predictions, which may take long.
+    """
+    csv = files.expanded(csv)
+    if csv.is_dir():
+        raise UserError(f"--csv must be a file, but got the folder {str(csv)!r}. Name a file in it.")
+    files.make_folder(csv.parent, exist_ok=True)
+    return csv
 
 
 if __name__ == "__main__":

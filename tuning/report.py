@@ -19,7 +19,9 @@ from tuning.runs.run_folder import Run
 
 
 def run(
-    run: Annotated[Run | str, typer.Argument(metavar="RUN", help="A run's name or folder, or 'latest'.")] = "latest",
+    run: Annotated[
+        Run | str | Path, typer.Argument(metavar="RUN", help="A run's name or folder, or 'latest'.")
+    ] = "latest",
     *,
     model_dir: Annotated[
         Path | str | None,
@@ -43,7 +45,7 @@ def run(
     rim.need("figures", "The page of a run")
     from tuning.figures.run_page import write
 
-    found = run if isinstance(run, Run) else run_folder.load(run)
+    found = run_folder.load(run)
     model_dir, out = (None if given is None else files.expanded(given) for given in (model_dir, out))
     if model_dir is not None:
         _check(found, model_dir)

@@ -35,11 +35,12 @@ if TYPE_CHECKING:
 [OTHER_SAMPLER, *_], [OTHER_SCHEDULER, *_] = fitting(two_objectives=True)
 
 
+@doors.passed
 def run(
     *,
     samples: Annotated[int | None, typer.Option(help="Trials to run in all (default: 20).")] = None,
     space: Annotated[
-        str | Callable[[Any], Mapping[str, Any]],
+        str | Path | Callable[[Any], Mapping[str, Any]],
         typer.Option(
             help=f"A search space: {', '.join(files.space_names())}, or FILE.py (default: resnet; "
             "for your own images from 64 pixels on photos, or scans if they are gray)."
@@ -50,13 +51,16 @@ def run(
         typer.Option(help=f"A network of yours: FILE.py with {SIGNATURE} (then --space is own by default)."),
     ] = None,
     dataset: Annotated[
-        str, typer.Option(help=f"Images of your own, a folder or a file; or {DATASETS.listed}.")
+        str | Path, typer.Option(help=f"Images of your own, a folder or a file; or {DATASETS.listed}.")
     ] = DATASETS.default,
     epochs: Annotated[
         int | None,
         typer.Option(min=1, help="Length of a full trial, where the space sets none (default: 6; on GPUs 18)."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Chooses the valid split, the points and the trials' seeds.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, max=doors.LARGEST_SEED, help="Chooses the valid split, the points and the trials' seeds."),
+    ] = 0,
     run: Annotated[
         str | None, typer.Option(help="Name of the run folder below results/ (default: date-dataset-n).")
     ] = None,
@@ -119,7 +123,8 @@ def run(
     image_size: options.ImageSize = None,
     resize: options.HowResized = None,
     storage: Annotated[
-        str | None, typer.Option(help="Keep the run in this place, too: s3://BUCKET/FOLDER, gs://… or a shared folder.")
+        str | Path | None,
+        typer.Option(help="Keep the run in this place, too: s3://BUCKET/FOLDER, gs://… or a shared folder."),
     ] = None,
     mlflow: Annotated[str | None, typer.Option(help="Log each trial to this MLflow tracking URI, too.")] = None,
     audit: Annotated[
@@ -127,7 +132,9 @@ def run(
         typer.Option(min=0, help="Train so many stopped trials to their end afterwards, to see what stopping lost."),
     ] = None,
     max_failures: Annotated[int, typer.Option(min=0, help="Retries of a trial that fails, from its last epoch.")] = 2,
-    resume: Annotated[str | None, typer.Option(help="Resume this run, or 'latest'; more --samples extend it.")] = None,
+    resume: Annotated[
+        str | Path | Run | None, typer.Option(help="Resume this run, or 'latest'; more --samples extend it.")
+    ] = None,
     progress: bool = True,
 ) -> Run:
     """Searches, and returns the run: `run.trials`, `run.epochs`, `run.best` and its folder `run.path`.
@@ -145,7 +152,7 @@ def run(
             text. None is none; else the space is "own" by default.
         dataset: The path of your own images, a folder or a file; or a data set's name.
         epochs: Length of a full trial, at least 1; None is 6, on GPUs 18.
-        seed: At least 0; chooses the valid split, the points and the trials' seeds.
+        seed: From 0 to 2**32 - 1; chooses the valid split, the points and the trials' seeds.
         run: Name of the run folder below `results/`; None is date-dataset-n.
         sampler: Proposes the points.
         scheduler: Stops trials early.
@@ -179,8 +186,8 @@ def run(
         mlflow: The URI of an MLflow tracking server.
         audit: So many stopped trials are trained to their end afterwards; None is none, or as a resumed run was begun.
         max_failures: Retries of a trial that fails.
-        resume: A run's name, folder or URI, or "latest", to be resumed with its own options. Of others only samples,
-            until_converged, time_budget, data_dir, audit, address and dashboard may differ from their defaults.
+        resume: A run, or its name, folder or URI, or "latest", to be resumed with its own options. Of others only
+            samples, until_converged, time_budget, data_dir, audit, address and dashboard may be passed.
         progress: Show the live view in a terminal or a notebook, else a line an event; False prints nothing.
 
     Raises:
@@ -235,12 +242,12 @@ def _announced(settled: Settled, what: str, **shown: Any) -> "Progress":
     """Returns what shows the trials, those of earlier sessions included, and has said what is going to happen."""
     from tuning.trials.progress import Progress
 
-    settings, before = settled.settings, Run(settled.path)
-    trials = run_folder.ran(before.trials)
-    n_done = int(run_folder.have_ended(trials).sum())
+    settings, n_done = settled.settings, _n_done(settled)
     metric = METRICS[settings.metric]
     progress = Progress(settings.samples, n_done, time_budget=settings.time_budget, metric=metric, **shown)
-    progress.seed(trials.to_dict("records"), before.epochs.to_dict("records"))
+    if settled.resumed:
+        before = Run(settled.path)
+        progress.seed(run_folder.ran(before.trials).to_dict("records"), before.epochs.to_dict("records"))
     progress.note(
         f"{what} {settled.path}: {counted(settings.samples, 'sample')} of at most {counted(settings.epochs, 'epoch')}, "
         f"{settings.concurrency} side by side on {settings.device}"
@@ -250,12 +257,17 @@ def _announced(settled: Settled, what: str, **shown: Any) -> "Progress":
     return progress
 
 
+def _n_done(settled: Settled) -> int:
+    """Returns how many trials earlier sessions have ended; the folder of a new run need not be there."""
+    return int(run_folder.have_ended(run_folder.ran(Run(settled.path).trials)).sum()) if settled.resumed else 0
+
+
 def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Has the command take its options from a file, e.g. the `meta.json` of a run."""
     if path is not None:
         values = read_mapping(path, "options")
         recorded = values.get("settings")
-        doors.read_options(context, as_options(recorded if isinstance(recorded, dict) else values), path)
+        doors.read_options(context, main, as_options(recorded if isinstance(recorded, dict) else values), path)
     return path
 
 
@@ -290,8 +302,7 @@ def main(
         progress = stack.enter_context(_announced(settled, "Dry run of", quiet=quiet, verbose=verbose))
         settings, splits, space = loading.load(settings, settled.source, progress, settled.own)
         choose_slots = settled.slots_are_open and settings.device == "cuda"
-        n_done = int(run_folder.have_ended(run_folder.ran(Run(settled.path).trials)).sum()) if settled.resumed else 0
-        print(estimate.dry_run(settings, splits, space, n_done=n_done, choose_slots=choose_slots))
+        print(estimate.dry_run(settings, splits, space, n_done=_n_done(settled), choose_slots=choose_slots))
 
 
 def _print_outcome(found: Run) -> None:

@@ -154,6 +154,18 @@ def test_a_resumed_run_keeps_its_options_unless_it_is_given_others(begun: Path) 
     assert "time budget" not in " ".join(other.notes)
 
 
+def test_a_run_or_its_path_is_resumed_and_an_option_that_it_keeps_is_refused_as_the_default_too(begun: Path) -> None:
+    for name in (Run(begun), begun, "new"):
+        asked = doors.asked(search.run, {"resume": name})
+        with contextlib.ExitStack() as stack:
+            found = settling.settle(asked, stack, dry_run=True)
+        assert found.resumed and found.path.samefile(begun)
+    with pytest.raises(
+        UserError, match=r"^--resume must keep the settings of run new, but got --seed\. Leave that out"
+    ):
+        resumed(begun, seed=0)
+
+
 def test_a_dashboard_that_is_not_installed_is_said_of_a_resumed_run_too(
     begun: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,7 +229,7 @@ def test_the_folder_of_the_user_may_be_written_as_a_tilde(photos: Path) -> None:
 
 
 def test_another_place_of_ones_own_images_is_for_a_run_that_has_some(photos: Path) -> None:
-    with pytest.raises(UserError, match=r"^--data-dir must be used with .* got elsewhere beside --dataset ~/photos\."):
+    with pytest.raises(UserError, match=rf"^--data-dir must be used with .* elsewhere beside --dataset {photos}\."):
         settled(None, dataset="~/photos", data_dir="elsewhere")
     recorded = asdict(settled(None, dataset="~/photos").settings) | {"data_dir": "/moved"}
     options = as_options(recorded)
@@ -241,3 +253,24 @@ def test_a_table_that_moved_is_where_it_was_said_to_be(photos: Path, tmp_path: P
     with contextlib.ExitStack() as stack:
         again = settling.settle(doors.asked(search.run, {"resume": "one"}), stack, dry_run=True)
     assert again.settings.data_dir == str(table) and not any("is not here" in note for note in again.notes)
+
+
+def test_a_space_that_is_asked_for_is_taken_where_it_is_the_default_too(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settling, "_space_for", lambda images, device: "photos")
+    for given, expected in (({"space": "resnet"}, "resnet"), ({}, "photos")):
+        asked = doors.asked(search.run, {"dataset": photos, "device": "cpu", **given})
+        with contextlib.ExitStack() as stack:
+            assert settling.settle(asked, stack, dry_run=True).settings.space == expected
+
+
+def test_a_space_that_is_asked_for_beside_a_network_is_taken(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef model(config, channels, n_classes, image_size):\n    return nn.Identity()\n"
+    )
+    given = {"model": tmp_path / "net.py", "device": "cpu", "start_from": None}
+    for space, expected in (({"space": "resnet"}, "resnet"), ({}, "own")):
+        asked = doors.asked(search.run, given | space)
+        with contextlib.ExitStack() as stack:
+            assert settling.settle(asked, stack, dry_run=True).settings.space == expected

@@ -94,7 +94,7 @@ def run_command(main: Callable[..., None]) -> None:
     """
     import typer  # Here, so that training needs nothing but torch, numpy and pydantic.
 
-    from tuning.base import interrupts, temporary
+    from tuning.base import doors, interrupts, temporary
 
     survive_encoding()
 
@@ -108,6 +108,9 @@ def run_command(main: Callable[..., None]) -> None:
             interrupts.forget()
             raise typer.Exit(interrupts.EXIT_CODE) from None
 
+    signature = doors.worded(main)
+    command.__signature__ = signature  # type: ignore[attr-defined]
+    command.__annotations__ = {name: each.annotation for name, each in signature.parameters.items()}
     # Whatever the shell says: nothing that a command writes is everybody's to change.
     os.umask(os.umask(0o077) | 0o002)
     temporary.provide_home()

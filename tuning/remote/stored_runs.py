@@ -13,10 +13,10 @@ from tuning.runs import schema
 from tuning.runs.run_folder import RESULTS, Run, first_name, have_ended, load, trial_folder
 
 
-def newest(name: str) -> Run:
+def newest(name: str | Path | Run) -> Run:
     """Returns the run to be resumed: as it is here, or in its storage, if it was resumed elsewhere since."""
-    uri, root = name, RESULTS
-    if "://" not in name:
+    uri, root = str(name), RESULTS
+    if "://" not in uri:
         found = load(name)
         base = found.settings.get("storage")
         if base is None:

@@ -1,11 +1,12 @@
 """What `final` ships, read back: the model of a folder, and what it predicts for images."""
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,18 +15,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tuning.base import files, own_model
 from tuning.base.averagings import NONE, named_in
 from tuning.base.config import TrainConfig, parse_config
-from tuning.base.errors import UserError
+from tuning.base.errors import UserError, unknown_name
 from tuning.images.source import Resize
+from tuning.retraining import inputs
 from tuning.runs import replacing, schema
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
     from torch import nn
 
 
 AT_ONCE = 500  # Images.
 Invert = Literal["auto", "yes", "no"]
-Images = npt.NDArray[np.uint8] | Sequence[str | Path] | str | Path
+Images = Union[npt.NDArray[np.uint8], "torch.Tensor", Iterable[Any], str, Path]
 
 
 @dataclass(frozen=True)
@@ -60,21 +63,25 @@ class BestModel:
         """Returns the prediction for each image; `pd.DataFrame` makes a frame of them.
 
         Args:
-            images: uint8 (N, H, W) or (N, C, H, W) of the height and width that the model was trained on; or files,
-                which are resized: PNG and JPEG, for a model of one's own images all that a search reads.
+            images: uint8 (N, H, W) or (N, C, H, W) of the height and width that the model was trained on: an array, a
+                tensor, or a list of those of single images. Or files, folders of them and tables that list them, as
+                the command takes them; files are resized: PNG and JPEG, for a model of one's own images all that a
+                search reads.
             invert: Whether images are turned from dark on bright into bright on dark: "auto" where `looks_inverted`;
                 None is "auto" for files and "no" for arrays. Of a model for one's own images "auto" turns none.
 
         Raises:
-            UserError: A file cannot be read, or an array has another shape or type.
+            UserError: A file cannot be read, an array has another shape or type, or `invert` is none of the three.
         """
-        if not isinstance(images, np.ndarray):
-            paths = [Path(path) for path in ([images] if isinstance(images, str | Path) else images)]
-            return predict_files(self, paths, invert or "auto") if paths else []
-        pixels = images[:, None] if images.ndim == 3 else images
-        if images.dtype != np.uint8 or pixels.shape[1:] != (self.channels, self.height, self.width):
+        if invert is not None and invert not in get_args(Invert):
+            raise unknown_name("invert", str(invert), get_args(Invert))
+        found = _arrays_or_paths(images)
+        if isinstance(found, list):
+            return predict_files(self, inputs.expanded(found), invert or "auto") if found else []
+        pixels = found[:, None] if found.ndim == 3 else found
+        if found.dtype != np.uint8 or pixels.shape[1:] != (self.channels, self.height, self.width):
             form = f"(N, {self.channels}, {self.height}, {self.width})"
-            raise UserError(f"images must be uint8 {form}, but got {images.dtype} {images.shape}.")
+            raise UserError(f"images must be uint8 {form}, but got {found.dtype} {found.shape}.")
         return _predicted(self, [None] * len(pixels), list(pixels), invert or "no") if len(pixels) else []
 
 
@@ -99,16 +106,18 @@ class Winner:
     """What `final` chose, tested and wrote.
 
     Attributes:
-        path: The folder of the model.
+        path: The folder of the model, absolute.
         metrics: What `metrics.json` holds.
         config: The winner's hyperparameters.
         candidates: A row a configuration that was compared, as in `final.csv`.
+        digest: Of the model's files, which another `final` may replace.
     """
 
     path: Path
     metrics: Mapping[str, Any]
     config: TrainConfig
     candidates: "pd.DataFrame"
+    digest: str = field(repr=False)
 
     @classmethod
     def of(cls, folder: Path) -> Self:
@@ -118,7 +127,8 @@ class Winner:
             UserError: A file is missing or damaged.
         """
         config = parse_config(_read_description(folder / "config.json").config, str(folder / "config.json"))
-        return cls(folder, files.read_json(folder / "metrics.json"), config, schema.read_named(folder / "final.csv"))
+        metrics, candidates = files.read_json(folder / "metrics.json"), schema.read_named(folder / "final.csv")
+        return cls(folder.absolute(), metrics, config, candidates, _digest(folder))
 
     @property
     def intervals(self) -> dict[str, tuple[float, float] | None]:
@@ -128,12 +138,34 @@ class Winner:
 
     @cached_property
     def model(self) -> BestModel:
-        """The model, read from the folder once."""
-        return load_best_model(self.path)
+        """The model, read from the folder once.
+
+        Raises:
+            UserError: The folder is gone, or has another model now.
+        """
+        model = load_best_model(self.path)
+        if _digest(self.path) != self.digest:  # After it was read, so that none can come between.
+            raise UserError(
+                f"{self.path} has another model now than that of this winner: a later `final` wrote it. Give each "
+                "`final.run` a `model_dir` of its own to keep both."
+            )
+        return model
 
     def predict(self, images: Images, invert: Invert | None = None) -> list[Prediction]:
         """Returns the prediction for each image, as `BestModel.predict` does."""
         return self.model.predict(images, invert)
+
+
+def _digest(folder: Path) -> str:
+    """Returns a hash of the model in a folder: 0.1 s for 100 MB."""
+    whole = hashlib.sha256()
+    for name in ("config.json", "model.pth"):
+        try:
+            with (folder / name).open("rb") as file:
+                whole.update(hashlib.file_digest(file, "sha256").digest())
+        except FileNotFoundError as error:
+            raise _missing(folder / name) from error
+    return whole.hexdigest()
 
 
 class _Member(BaseModel):
@@ -172,6 +204,48 @@ class _Description(BaseModel):
                 if (n_values := len(getattr(part, name))) != self.channels:
                     raise ValueError(f"{name} must have {self.channels} values, one a channel, but got {n_values}")
         return self
+
+
+def _arrays_or_paths(images: Images) -> npt.NDArray[Any] | list[Path]:
+    """Returns images as one array, or the paths that name them.
+
+    Raises:
+        UserError: They are something else, or arrays of several shapes.
+    """
+    if isinstance(images, str | Path):
+        return [Path(images)]
+    if _is_array(images):
+        return _array(images)
+    if not isinstance(images, Iterable):
+        raise _no_images(images)
+    each = list(images)
+    if wrong := [one for one in each if not isinstance(one, str | Path) and not _is_array(one)]:
+        raise _no_images(wrong[0])
+    paths = [Path(one) for one in each if isinstance(one, str | Path)]
+    if len(paths) == len(each):
+        return paths
+    if paths:
+        raise UserError(f"images must be all files or all arrays, but got both, {str(paths[0])!r} among them.")
+    arrays = [_array(one) for one in each]
+    if len(shapes := dict.fromkeys(one.shape for one in arrays)) > 1:
+        raise UserError(f"images must be arrays of one shape, but got {' and '.join(map(str, [*shapes][:2]))}.")
+    return np.stack(arrays)
+
+
+def _is_array(images: Any) -> bool:
+    """Returns whether this is an array or a tensor of pixels; one of a single dimension may be a column of paths."""
+    return hasattr(images, "dtype") and getattr(images, "ndim", 0) > 1
+
+
+def _array(images: Any) -> npt.NDArray[Any]:
+    return np.asarray(images.cpu() if hasattr(images, "cpu") else images)
+
+
+def _no_images(found: Any) -> UserError:
+    return UserError(
+        "images must be files, or uint8 arrays of the size that the model was trained on, but got "
+        f"{type(found).__name__}."
+    )
 
 
 def load_best_model(folder: Path, own: Path | None = None) -> BestModel:

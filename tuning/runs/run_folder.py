@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,19 @@ _SETTINGS: dict[str, type] = {
 class Run:
     """A run folder. The frames are read anew each time, so that they are right while a search is running."""
 
-    path: Path
+    _named: Path
+    _absolute: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_absolute", self._named.absolute())
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def path(self) -> Path:
+        """The folder as it was named; absolute where that name leads elsewhere, after a change of directory."""
+        return self._named if self._named.absolute() == self._absolute else self._absolute
 
     @property
     def name(self) -> str:
@@ -45,6 +57,7 @@ class Run:
         Raises:
             UserError: `meta.json` is missing or damaged.
         """
+        self._check_there()
         try:
             return files.read_json(self.path / "meta.json")
         except UserError as error:
@@ -84,6 +97,14 @@ class Run:
             return ACCURACY
         return ACCURACY if name is None else METRICS.find(str(name), f"The metric of {self.path}")
 
+    def _check_there(self) -> None:
+        """Raises UserError where the folder is gone, which without that would be a run without trials."""
+        if not self.path.is_dir():
+            raise UserError(
+                f"The run folder {self.path} is not there: it was renamed, moved or deleted. Load the run from where "
+                "it is now."
+            )
+
     def _damaged(self, what: str) -> UserError:
         """Returns the error for a `meta.json` that has no, or another, `what` than every version writes."""
         return UserError(
@@ -106,7 +127,7 @@ class Run:
         """A row a trial; columns and dtypes as in `TRIAL_COLUMNS`.
 
         Raises:
-            UserError: The file is damaged, or missing though trials have ended.
+            UserError: The file is damaged, or missing though trials have ended; or the folder is gone.
         """
         trials = self._frame("trials.csv", TRIAL_COLUMNS)
         return trials.assign(error=trials["error"].map(masked, na_action="ignore").astype("str"))
@@ -118,6 +139,7 @@ class Run:
 
     def _frame(self, name: str, dtypes: Mapping[str, str]) -> "pd.DataFrame":
         """Returns a frame; raises UserError where it is damaged, or missing though the study has results."""
+        self._check_there()
         if is_missing(self.path / name):
             raise UserError(
                 f"{self.path / name} is missing, but {self.path / study_file.FILE} has trials that have ended. "
@@ -211,17 +233,21 @@ def within(trials: "pd.DataFrame", path: Path, max_parameters: int | None) -> "p
     return small
 
 
-def load(name: str | Path = "latest", root: Path = RESULTS, *, retrained: bool = False) -> Run:
+def load(name: str | Path | Run = "latest", root: Path = RESULTS, *, retrained: bool = False) -> Run:
     """Returns a run by name, by path, or the newest one; or one in a storage, whose record it fetches.
 
     Args:
-        name: A folder's name below `root`, a path, a URI (`s3://bucket/runs/<run>`), or "latest".
+        name: A folder's name below `root`, a path, a URI (`s3://bucket/runs/<run>`), "latest", or a run.
         root: Where the run folders are.
         retrained: Fetch what `final` has trained, too.
 
     Raises:
         UserError: There is no such run (the closest name is given), or none at all.
     """
+    if isinstance(name, Run):
+        return name
+    if not isinstance(name, str | Path):
+        raise UserError(f"A run must be its name, its folder or a Run, but got {name!r}.")
     if "://" in str(name):
         rim.need("remote", f"The run {masked(str(name))}")
         from tuning.remote import mirror

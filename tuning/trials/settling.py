@@ -104,7 +104,7 @@ def _of_resumed(asked: Asked, found: run_folder.Run, budget: float | None, *, dr
         until_converged=kept if asked.until_converged is None else asked.until_converged,
         dashboard=asked.dashboard,
     )
-    if "://" in asked.resume:
+    if "://" in str(asked.resume):
         from tuning.remote.storage import split
 
         settings = replace(settings, storage=split(asked.resume)[0])
@@ -257,9 +257,9 @@ def _space_for(images: Source, device: str | None) -> str:
     return "photos" if channels == COLOUR else "scans"
 
 
-def _newest(name: str) -> run_folder.Run:
+def _newest(name: str | Path | run_folder.Run) -> run_folder.Run:
     """Returns the run to be resumed: as it is here, or in its storage, if it has been resumed elsewhere since."""
-    if "://" not in name and (found := run_folder.load(name)).settings.get("storage") is None:
+    if "://" not in str(name) and (found := run_folder.load(name)).settings.get("storage") is None:
         return found
     rim.need("remote", "A run with a storage")
     from tuning.remote import stored_runs
