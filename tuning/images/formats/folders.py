@@ -200,8 +200,8 @@ def _with_splits(
             n = len(_below(images, level))
             if splits[name] == "train":
                 raise UserError(
-                    f"{Path(root, *level)} must have a folder for each class, but has {counted(n, 'image')} alone. If a "
-                    "table has their labels, pass it as --dataset."
+                    f"{Path(root, *level)} must have a folder for each class, but has {counted(n, 'image')} alone. "
+                    "If a table has their labels, pass it as --dataset."
                 )
             found.passed_over[NO_CLASS] += n
             note(f"{Path(root, *level)} has no class folders: its {counted(n, 'image')} without a label are not read.")
