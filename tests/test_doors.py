@@ -292,6 +292,73 @@ def test_a_function_within_another_is_kept_with_the_values_around_it() -> None:
         module_of(wrong)
 
 
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Any]:
+    """Returns what writes a module of the user's and returns it, imported; none stays so."""
+    import importlib
+
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(name: str, text: str) -> Any:
+        (tmp_path / f"{name}.py").write_text(text)
+        importlib.invalidate_caches()
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        module = importlib.import_module(name)
+        monkeypatch.setitem(sys.modules, name, module)
+        return module
+
+    return write
+
+
+RATE = "def rate(trial):\n    return scale(trial) * trial.suggest_float('rate', 0.001, 0.01)\n"
+BATCH = "def space(trial):\n    return {'learning_rate': rate(trial), 'batch_size': scale(trial)}\n"
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "reader"),
+    [
+        ("def scale(trial):\n    return 10.0\n", "def scale(trial):\n    return 128\n", "space"),
+        ("scale = float\n", "def scale(trial):\n    return 128\n", "space"),
+        ("def scale(trial):\n    return 10.0\n", "class scale(int):\n    pass\n", "space"),
+        ("def scale(trial):\n    return max(trial)\ndef max(trial):\n    return 10.0\n", "scale = max\n", "space"),
+    ],
+)
+def test_two_things_of_one_name_are_refused(
+    written: Callable[[str, str], Any], there: str, here: str, reader: str
+) -> None:
+    written("those", there + RATE)
+    module = written("these", f"from those import rate\n{here}{BATCH}")
+    with pytest.raises(UserError, match=rf"^space must read one thing called 'scale', but {reader} reads another\."):
+        module_of(module.space)
+
+
+def test_one_function_that_two_modules_read_is_kept_once(written: Callable[[str, str], Any]) -> None:
+    written("those", f"FACTOR = 10.0\ndef scale(trial):\n    return FACTOR\n{RATE}")
+    body = BATCH.replace("scale(trial)", "scale(trial) * FACTOR")
+    module = written("these", f"from those import rate, scale\nFACTOR = 10.0\n{body}")
+    text = module_of(module.space)
+    assert (text.count("def scale"), text.count("FACTOR = 10.0")) == (1, 1)
+
+
+@pytest.mark.parametrize("own", ["", "max = 3\n"])
+def test_what_is_pythons_in_one_module_and_the_users_in_another_is_refused(
+    written: Callable[[str, str], Any], own: str
+) -> None:
+    written("those", f"{own}def rate(trial):\n    return max\n")
+    theirs = "" if own else "def max(*numbers):\n    return 7\n"
+    body = "def space(trial):\n    return {'batch_size': max(8, 64), 'learning_rate': rate(trial)}\n"
+    module = written("these", f"from those import rate\n{theirs}{body}")
+    with pytest.raises(UserError, match=r"^space must read one thing called 'max', but rate reads another\."):
+        module_of(module.space)
+
+
+def test_a_function_under_whose_name_it_finds_another_is_refused(written: Callable[[str, str], Any]) -> None:
+    text = "def deep(n):\n    return deep(n - 1) if n else 1\nfirst = deep\ndef deep(n):\n    return 2\n"
+    module = written("these", text)
+    with pytest.raises(UserError, match=r"^space must read one thing called 'deep', but deep reads another\."):
+        module_of(module.first)
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
