@@ -24,7 +24,7 @@ from tuning.base.errors import UserError
 from tuning.runs import run_folder
 from tuning.sampling.function_source import module_of
 from tuning.sampling.spaces import load_space
-from tuning.trials import loading, session, settling
+from tuning.trials import loading, local_ray, session, settling
 from tuning.trials import progress as shown
 from tuning.trials.settings import as_options
 
@@ -184,6 +184,12 @@ def test_options_come_from_a_file_and_the_command_line_wins(
         ("config: other.yaml", r"options\.yaml: Option must be one of .*, but got 'config'\."),
         ("samples: 0", r"--samples must be at least 1, but got 0\."),
         ("- samples", r"options\.yaml must hold a mapping of options, but got list\."),
+        (
+            "settings: {space: smoke}\nsamples: 3\ncost: bad",
+            r"options\.yaml must have its options below settings or beside it, but got both: beside it are samples, "
+            r"cost\. Move them all to one place\.",
+        ),
+        ("time_budget: true", r"--time-budget must be a duration such as 90s, 30m or 1h30m, but got 'True'\."),
         ("samples: [", r"options\.yaml must be a YAML file, but it cannot be parsed"),
     ],
 )
@@ -210,7 +216,7 @@ def test_the_types_of_a_file_are_those_of_the_options(
     assert done.exit_code == 2 and "Invalid value for" in done.output
 
 
-@pytest.mark.parametrize("form", ["meta.json", "options.yaml", "options.json"])
+@pytest.mark.parametrize("form", ["meta.json", "settings.yaml", "options.yaml", "options.json"])
 def test_the_recorded_settings_of_a_run_ask_for_the_same_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
@@ -225,6 +231,8 @@ def test_the_recorded_settings_of_a_run_ask_for_the_same_search(
         before = settling.settle(asked, stack, dry_run=True).settings
     settings = json.loads(json.dumps(asdict(before)))
     match form:
+        case "settings.yaml":
+            (tmp_path / form).write_text(yaml.safe_dump({"settings": settings}))
         case "meta.json":
             (tmp_path / form).write_text(json.dumps({"schema": 1, "settings": settings, "id": "4f1c"}))
         case "options.yaml":
@@ -241,6 +249,10 @@ def test_on_a_cluster_the_concurrency_that_was_asked_for_is_the_option() -> None
     recorded = {"address": "auto", "concurrency": 12, "limit": None, "time_budget": 90.0}
     assert as_options(recorded) == {"address": "auto", "concurrency": None, "time_budget": "90.000000s"}
     assert as_options({"samples": 3, "concurrency": 2}) == {"samples": 3, "concurrency": 2}
+    assert as_options({"time-budget": 10**400, "time_budget": True}) == {
+        "time-budget": f"{10**400}s",
+        "time_budget": True,
+    }
 
 
 RATES = (1e-3, 1.0)
@@ -412,6 +424,22 @@ def test_an_interrupted_search_raises_in_python(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(session, "search", interrupted)
     with pytest.raises(KeyboardInterrupt, match=r"^Interrupted\. Resume it with: search\.run\(resume='one'\)$"):
         search.run(space="smoke", run="one", progress=False)
+
+
+def test_where_ray_does_not_start_the_run_stays_and_how_it_is_resumed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def too_busy(*given: Any, resumed: bool) -> None:
+        raise local_ray.StartError("Ray did not start.")
+
+    monkeypatch.setattr(loading, "load", lambda settings, source, progress, own: (settings, None, space_of(source)))
+    monkeypatch.setattr(session, "search", too_busy)
+    said = r"^Ray did not start\. The run folder results/one stays\. Resume it with: search\.run\(resume='one'\)$"
+    with pytest.raises(UserError, match=said):
+        search.run(space="smoke", run="one", progress=False)
+    assert (tmp_path / "results" / "one" / "meta.json").exists()
 
 
 def space_of(source: str) -> Any:
