@@ -24,7 +24,7 @@ from tuning.base.errors import UserError, run_command
 from tuning.runs import run_folder
 from tuning.sampling.function_source import module_of
 from tuning.sampling.spaces import load_space
-from tuning.trials import loading, session, settling
+from tuning.trials import loading, local_ray, session, settling
 from tuning.trials import progress as shown
 from tuning.trials.settings import as_options
 
@@ -237,6 +237,12 @@ def test_options_come_from_a_file_and_the_command_line_wins(
         ("config: other.yaml", r"options\.yaml: Option must be one of .*, but got 'config'\."),
         ("samples: 0", r"--samples must be at least 1, but got 0\."),
         ("- samples", r"options\.yaml must hold a mapping of options, but got list\."),
+        (
+            "settings: {space: smoke}\nsamples: 3\ncost: bad",
+            r"options\.yaml must have its options below settings or beside it, but got both: beside it are samples, "
+            r"cost\. Move them all to one place\.",
+        ),
+        ("time_budget: true", r"--time-budget must be a duration such as 90s, 30m or 1h30m, but got 'True'\."),
         ("samples: [", r"options\.yaml must be a YAML file, but it cannot be parsed"),
     ],
 )
@@ -302,7 +308,7 @@ def test_commands_without_a_door_in_python_say_a_wrong_value_alike(
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
-@pytest.mark.parametrize("form", ["meta.json", "options.yaml", "options.json"])
+@pytest.mark.parametrize("form", ["meta.json", "settings.yaml", "options.yaml", "options.json"])
 def test_the_recorded_settings_of_a_run_ask_for_the_same_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
@@ -317,6 +323,8 @@ def test_the_recorded_settings_of_a_run_ask_for_the_same_search(
         before = settling.settle(asked, stack, dry_run=True).settings
     settings = json.loads(json.dumps(asdict(before)))
     match form:
+        case "settings.yaml":
+            (tmp_path / form).write_text(yaml.safe_dump({"settings": settings}))
         case "meta.json":
             (tmp_path / form).write_text(json.dumps({"schema": 1, "settings": settings, "id": "4f1c"}))
         case "options.yaml":
@@ -333,6 +341,10 @@ def test_on_a_cluster_the_concurrency_that_was_asked_for_is_the_option() -> None
     recorded = {"address": "auto", "concurrency": 12, "limit": None, "time_budget": 90.0}
     assert as_options(recorded) == {"address": "auto", "concurrency": None, "time_budget": "90.000000s"}
     assert as_options({"samples": 3, "concurrency": 2}) == {"samples": 3, "concurrency": 2}
+    assert as_options({"time-budget": 10**400, "time_budget": True}) == {
+        "time-budget": f"{10**400}s",
+        "time_budget": True,
+    }
 
 
 RATES = (1e-3, 1.0)
@@ -382,6 +394,73 @@ def test_a_function_within_another_is_kept_with_the_values_around_it() -> None:
     assert place["space"](None) == {"width": 4}
     with pytest.raises(UserError, match=r"space must read only what its run can keep, but wrong reads 'data'\. Define"):
         module_of(wrong)
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Any]:
+    """Returns what writes a module of the user's and returns it, imported; none stays so."""
+    import importlib
+
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(name: str, text: str) -> Any:
+        (tmp_path / f"{name}.py").write_text(text)
+        importlib.invalidate_caches()
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        module = importlib.import_module(name)
+        monkeypatch.setitem(sys.modules, name, module)
+        return module
+
+    return write
+
+
+RATE = "def rate(trial):\n    return scale(trial) * trial.suggest_float('rate', 0.001, 0.01)\n"
+BATCH = "def space(trial):\n    return {'learning_rate': rate(trial), 'batch_size': scale(trial)}\n"
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "reader"),
+    [
+        ("def scale(trial):\n    return 10.0\n", "def scale(trial):\n    return 128\n", "space"),
+        ("scale = float\n", "def scale(trial):\n    return 128\n", "space"),
+        ("def scale(trial):\n    return 10.0\n", "class scale(int):\n    pass\n", "space"),
+        ("def scale(trial):\n    return max(trial)\ndef max(trial):\n    return 10.0\n", "scale = max\n", "space"),
+    ],
+)
+def test_two_things_of_one_name_are_refused(
+    written: Callable[[str, str], Any], there: str, here: str, reader: str
+) -> None:
+    written("those", there + RATE)
+    module = written("these", f"from those import rate\n{here}{BATCH}")
+    with pytest.raises(UserError, match=rf"^space must read one thing called 'scale', but {reader} reads another\."):
+        module_of(module.space)
+
+
+def test_one_function_that_two_modules_read_is_kept_once(written: Callable[[str, str], Any]) -> None:
+    written("those", f"FACTOR = 10.0\ndef scale(trial):\n    return FACTOR\n{RATE}")
+    body = BATCH.replace("scale(trial)", "scale(trial) * FACTOR")
+    module = written("these", f"from those import rate, scale\nFACTOR = 10.0\n{body}")
+    text = module_of(module.space)
+    assert (text.count("def scale"), text.count("FACTOR = 10.0")) == (1, 1)
+
+
+@pytest.mark.parametrize("own", ["", "max = 3\n"])
+def test_what_is_pythons_in_one_module_and_the_users_in_another_is_refused(
+    written: Callable[[str, str], Any], own: str
+) -> None:
+    written("those", f"{own}def rate(trial):\n    return max\n")
+    theirs = "" if own else "def max(*numbers):\n    return 7\n"
+    body = "def space(trial):\n    return {'batch_size': max(8, 64), 'learning_rate': rate(trial)}\n"
+    module = written("these", f"from those import rate\n{theirs}{body}")
+    with pytest.raises(UserError, match=r"^space must read one thing called 'max', but rate reads another\."):
+        module_of(module.space)
+
+
+def test_a_function_under_whose_name_it_finds_another_is_refused(written: Callable[[str, str], Any]) -> None:
+    text = "def deep(n):\n    return deep(n - 1) if n else 1\nfirst = deep\ndef deep(n):\n    return 2\n"
+    module = written("these", text)
+    with pytest.raises(UserError, match=r"^space must read one thing called 'deep', but deep reads another\."):
+        module_of(module.first)
 
 
 @pytest.mark.parametrize(
@@ -437,6 +516,22 @@ def test_an_interrupted_search_raises_in_python(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(session, "search", interrupted)
     with pytest.raises(KeyboardInterrupt, match=r"^Interrupted\. Resume it with: search\.run\(resume='one'\)$"):
         search.run(space="smoke", run="one", progress=False)
+
+
+def test_where_ray_does_not_start_the_run_stays_and_how_it_is_resumed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def too_busy(*given: Any, resumed: bool) -> None:
+        raise local_ray.StartError("Ray did not start.")
+
+    monkeypatch.setattr(loading, "load", lambda settings, source, progress, own: (settings, None, space_of(source)))
+    monkeypatch.setattr(session, "search", too_busy)
+    said = r"^Ray did not start\. The run folder results/one stays\. Resume it with: search\.run\(resume='one'\)$"
+    with pytest.raises(UserError, match=said):
+        search.run(space="smoke", run="one", progress=False)
+    assert (tmp_path / "results" / "one" / "meta.json").exists()
 
 
 def space_of(source: str) -> Any:

@@ -105,6 +105,35 @@ def test_latest_is_the_run_that_was_written_last(tmp_path: Path) -> None:
     assert run_folder.load(newest.path).name == "a"
 
 
+def test_a_run_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path, "first", [])
+
+    def refused(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    with pytest.raises(
+        UserError, match=r"^A run must be a folder that can be read, but got 'xx.*': File name too long"
+    ):
+        run_folder.load("x" * 300, tmp_path)
+    monkeypatch.setattr(Path, "exists", refused)
+    with pytest.raises(
+        UserError, match=r"^A run must be a folder that can be read, but got 'a/b': Permission denied\."
+    ):
+        run_folder.load("a/b", tmp_path)
+
+
+def test_the_fewest_parameters_are_those_of_a_trial_that_has_a_result(tmp_path: Path) -> None:
+    run = make_run(
+        tmp_path, "r", [trial(0, 0.9) | {"n_parameters": 50}, trial(1, None, "failed") | {"n_parameters": 9}]
+    )
+    with pytest.raises(UserError, match=r"must be at least 50, the fewest of a finished trial in .*, but got 10\."):
+        run_folder.within(run.trials, run.path, 10)
+    failed = make_run(tmp_path, "s", [trial(0, None, "failed")])
+    small = run_folder.within(failed.trials, failed.path, 10)
+    with pytest.raises(UserError, match=r"must have a finished trial, but none of its 1 trial has finished\."):
+        run_folder.rank_trials(small, failed.path)
+
+
 def test_a_run_that_is_not_there_names_the_closest(tmp_path: Path) -> None:
     make_run(tmp_path, "first", [])
     with pytest.raises(
@@ -320,6 +349,11 @@ def test_the_next_step_is_one_that_works(
     said = capsys.readouterr().out
     assert said.strip().endswith(f"Next: {step}")
     if "final" not in step:
+        error = r" The last error was: no time\." if "failed" in states else ""
+        with pytest.raises(
+            UserError, match=rf"has finished\.{error} If nothing is running, resume it with `{step}`\.$"
+        ):
+            _ = run.best
         assert "No trial has finished." in said and ("The last error was: no time" in said) == ("failed" in states)
 
 

@@ -122,9 +122,16 @@ def test_a_run_that_lies_elsewhere_is_named_by_its_path(here: Path, tmp_path_fac
     assert files.called(Path("results/first")) == files.called(run) == "first"
     away = tmp_path_factory.mktemp("a way") / "first"
     away.mkdir()
-    assert files.called(away) == f"'{away}'"  # Another run has its name here.
+    assert files.called(away) == str(away)  # Another run has its name here.
+    assert files.quoted(away) == f"'{away}'"
+    assert search._resume(away) == f"Resume it with: python -m tuning.search --resume '{away}'"
+    assert search._resume_in_python(away) == f"Resume it with: search.run(resume='{away}')"
     (here / "results" / "again").symlink_to(run)
     assert files.called(here / "results" / "again") == "again"
+    renamed = run_folder.Run(run.rename(here / "results" / "my first"))
+    assert files.called(renamed.path) == "my first"
+    assert summaries.next_step(renamed) == "python -m tuning.final --run 'my first'"
+    assert search._resume_in_python(renamed.path) == "Resume it with: search.run(resume='my first')"
 
 
 @pytest.mark.parametrize(

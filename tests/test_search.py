@@ -585,6 +585,12 @@ def bad(**arguments: Any) -> None:
         ({"device": "any", "address": "auto", "dry_run_only": True}, "--device must be cpu or cuda with --dry-run"),
         ({"concurrency": 0}, "--concurrency must be between 1 and .*, but got 0"),
         ({"time_budget": "soon"}, "--time-budget must be a duration such as .*, but got 'soon'"),
+        ({"time_budget": "9" * 400 + "h"}, "--time-budget must be a duration such as .*, but got '999"),
+        (
+            {"run": "x" * 300},
+            "--run must be a name that this file system can have below results/, but got 'xxx.*': File",
+        ),
+        ({"resume": "x" * 300}, "A run must be a folder that can be read, but got 'xxx.*': File name too long"),
         ({"time_budget": "0s"}, "--time-budget must be a duration such as .*, but got '0s'"),
         ({"run": "taken"}, "--run must be a new name, but got 'taken'"),
         ({"run": "a/b"}, "--run must be letters, digits"),

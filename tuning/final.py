@@ -100,7 +100,7 @@ def _write_page(run: run_folder.Run, model_dir: Path, say: Callable[[str], None]
 
             stored_runs.send(run, say)
     except (UserError, OSError) as error:
-        return f"The page is not written: {error} `python -m tuning.report {files.called(run.path)}` writes it later."
+        return f"The page is not written: {error} `python -m tuning.report {files.quoted(run.path)}` writes it later."
     return said
 
 

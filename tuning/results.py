@@ -16,19 +16,20 @@ from tuning.base.errors import UserError, run_command
 from tuning.base.registries import OBJECTIVES
 from tuning.base.tables import print_frame
 from tuning.runs import beginnings, schema
-from tuning.runs.run_folder import RESULTS, Run, load, ran, rank_trials
+from tuning.runs.run_folder import RESULTS, Run, last_error, load, ran, rank_trials
 from tuning.runs.summaries import next_step, summary_line
 
+LIMIT, OUT = 10, RESULTS / "compare.png"  # Trials of a run, and the picture of a comparison, if nothing else is said.
 
-def print_trials(run: Run, limit: int = 10) -> None:
+
+def print_trials(run: Run, limit: int = LIMIT) -> None:
     """Prints the best trials as a table: the metric, length, cost and the hyperparameters that differ.
 
     Where none has finished, that is printed, and why the last one failed.
     """
     trials = ran(run.trials)
     if not trials["state"].isin(schema.HAVE_RESULTS).any():
-        errors = trials["error"].dropna()
-        print("No trial has finished." + (f" The last error was: {errors.iloc[-1]}" if len(errors) else ""))
+        print(f"No trial has finished.{last_error(trials)}")
         return
     metric = run.metric
     best = rank_trials(trials, run.path, metric).head(limit)
@@ -80,12 +81,18 @@ def main(
     words: Annotated[
         list[str] | None, typer.Argument(metavar="RUN|list|compare RUN RUN", help="RUN: a name or a folder.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many of the best trials of RUN to print.")] = 10,
-    out: Annotated[Path, typer.Option(help="The picture that compare draws.")] = RESULTS / "compare.png",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help=f"How many of the best trials of RUN to print (default: {LIMIT}).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help=f"The picture that compare draws (default: {OUT}).")] = None,
 ) -> None:
     """Print the best trials of a run (the latest) and what to do next; or list the runs; or compare some of them."""
-    out = files.expanded(out)
-    match words or ["latest"]:
+    words = words or ["latest"]
+    if out is not None and words[0] != "compare":
+        raise UserError(f"--out must be left out with {words[0]!r}: it is the picture that compare draws.")
+    if limit is not None and words[0] in ("list", "compare"):
+        raise UserError(f"--limit must be left out with {words[0]!r}: it is how many trials of one run are printed.")
+    match words:
         case ["list"]:
             from tuning.runs.compare import HOW, list_runs
 
@@ -93,13 +100,13 @@ def main(
             equal = [name for name in HOW if listed[name].nunique(dropna=False) == 1]
             print_frame(listed, f"Runs below {RESULTS}/", least=list(dict.fromkeys([*equal, *reversed(HOW)])))
         case ["compare", *names]:
-            _print_comparison([load(name) for name in names], out)
+            _print_comparison([load(name) for name in names], files.expanded(out or OUT))
         case [name]:
             found = load(name)
             print(summary_line(found))
             if began := beginnings.text(found):
                 print(began)
-            print_trials(found, limit)
+            print_trials(found, limit or LIMIT)
             print_edges(found)
             frames = [str(path) for name in ("trials.csv", "epochs.csv") if (path := found.path / name).exists()]
             where = f"Frames: {', '.join(frames)}. " if frames else ""

@@ -17,14 +17,14 @@ import typer
 from tuning import results
 from tuning.base import doors, files, interrupts
 from tuning.base.config import read_mapping
-from tuning.base.errors import counted, run_command
+from tuning.base.errors import UserError, counted, run_command
 from tuning.base.own_model import SIGNATURE
 from tuning.base.registries import METRICS, OBJECTIVES, SAMPLERS, SCHEDULERS
 from tuning.images import options
 from tuning.images.catalogue import DATASETS
 from tuning.runs import beginnings, convergence, run_folder, schema, summaries
 from tuning.runs.run_folder import Run
-from tuning.trials import loading, record, session
+from tuning.trials import loading, local_ray, record, session
 from tuning.trials.settings import as_options, fitting
 from tuning.trials.settling import Settled, settle
 
@@ -221,17 +221,21 @@ def _search(asked: doors.Asked, *, command: str | None = None, **shown: Any) -> 
         settings, splits, space = loading.load(settings, settled.source, progress, settled.own)
         if not settled.resumed and (left := record.begin(path, settings, space, command, settled.earlier)):
             progress.note(left)
-        stack.enter_context(interrupts.resumable(_resume(path) if command is None else _resume_in_python(path)))
+        resume = _resume(path) if command is None else _resume_in_python(path)
+        stack.enter_context(interrupts.resumable(resume))
         if settings.mlflow is not None:
             from tuning.remote import tracking
 
             stack.enter_context(tracking.logged(settings.mlflow, path, progress.note))
-        session.search(settings, path, splits, space, progress, resumed=settled.resumed)
+        try:
+            session.search(settings, path, splits, space, progress, resumed=settled.resumed)
+        except local_ray.StartError as error:
+            raise UserError(f"{error} The run folder {path} stays. {resume}") from error
     return Run(path)
 
 
 def _resume(path: Path) -> str:
-    return f"Resume it with: python -m tuning.search --resume {files.called(path)}"
+    return f"Resume it with: python -m tuning.search --resume {files.quoted(path)}"
 
 
 def _resume_in_python(path: Path) -> str:
@@ -267,7 +271,15 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     if path is not None:
         values = read_mapping(path, "options")
         recorded = values.get("settings")
-        doors.read_options(context, main, as_options(recorded if isinstance(recorded, dict) else values), path)
+        if isinstance(recorded, dict):
+            beside = [str(name) for name in values if name != "settings"]
+            if beside and not {"id", "command"} & values.keys():  # A record has these, which are no options.
+                raise UserError(
+                    f"{path} must have its options below settings or beside it, but got both: beside it are "
+                    f"{', '.join(beside)}. Move them all to one place."
+                )
+            values = recorded
+        doors.read_options(context, main, as_options(values), path)
     return path
 
 

@@ -165,7 +165,9 @@ def test_the_best_of_a_size_are_taken(run: Path) -> None:
     trials["n_parameters"] = [5000 if number == 3 else 9000 for number in trials["trial"]]
     trials.to_csv(run / "trials.csv", index=False)
     assert [entry.trial for entry in plan(run, max_parameters=5000).entries if entry.role == "candidate"] == [3]
-    with pytest.raises(UserError, match=r"--max-parameters must be at least 5000, the fewest in .*, but got 10"):
+    with pytest.raises(
+        UserError, match=r"--max-parameters must be at least 5000, the fewest of a finished trial in .*, but got 10"
+    ):
         plan(run, max_parameters=10)
 
 

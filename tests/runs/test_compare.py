@@ -1,6 +1,7 @@
 """`tuning.runs.compare`: runs with known numbers, what differs between them, and how good they are at equal cost."""
 
 import io
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -390,6 +391,25 @@ def test_words_that_mean_nothing_are_refused(
         make_run(Path("results") / name, LONG)
     with pytest.raises(UserError, match=message):
         results.main(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "message"),
+    [
+        (["a"], {"out": Path("x.png")}, "--out must be left out with 'a': it is the picture that compare draws."),
+        (["list"], {"out": Path("x.txt")}, "--out must be left out with 'list': it is the picture that compare draws."),
+        (None, {"out": Path("x.png")}, "--out must be left out with 'latest': it is the picture that compare draws."),
+        (["list"], {"limit": 3}, "--limit must be left out with 'list': it is how many trials of one run are printed."),
+        (
+            ["compare", "a", "b"],
+            {"limit": 3},
+            "--limit must be left out with 'compare': it is how many trials of one run are printed.",
+        ),
+    ],
+)
+def test_an_option_that_would_not_be_read_is_refused(words: list[str], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        results.main(words, **options)
 
 
 @pytest.mark.parametrize("out", ["both", "both.txt"])

@@ -1,5 +1,7 @@
 """Search spaces: those that come with the project, and a user's own file with everything that can be wrong in it."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -244,6 +246,22 @@ def test_values_are_a_point_of_a_space_or_none(tmp_path: Path, values: dict[str,
     assert point_of(space, values, 2) == point
     if point is not None:
         assert point_of(space.without({"optimizer": [point["optimizer"]]}), values, 2) is None
+
+
+@pytest.mark.parametrize("draw", [draw_points, check_space])
+def test_drawing_points_says_nothing(tmp_path: Path, draw: Callable[..., Any]) -> None:
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda line: said.append(line.getMessage())  # type: ignore[method-assign]
+    verbosity, logger = optuna.logging.get_verbosity(), logging.getLogger("optuna")
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    logger.addHandler(handler)
+    try:
+        draw(load_space("smoke"), 2)
+        assert (said, optuna.logging.get_verbosity()) == ([], optuna.logging.INFO)
+    finally:
+        logger.removeHandler(handler)
+        optuna.logging.set_verbosity(verbosity)
 
 
 def test_points_that_show_what_a_space_has_are_the_same_each_time(tmp_path: Path) -> None:

@@ -497,7 +497,9 @@ def test_two_objectives_give_a_front(tmp_path: Path, name: str) -> None:
     assert told(study, 1).values == [0.8, 100]  # noqa: PD011
     assert len(run_folder.within(trials, tmp_path, None)) == 7
     assert run_folder.rank_trials(run_folder.within(trials, tmp_path, 300), tmp_path).iloc[0]["trial"] == 1
-    with pytest.raises(UserError, match=r"--max-parameters must be at least 50, the fewest in .*, but got 49"):
+    with pytest.raises(
+        UserError, match=r"--max-parameters must be at least 50, the fewest of a finished trial in .*, but got 49"
+    ):
         run_folder.within(trials, tmp_path, 49)
 
 

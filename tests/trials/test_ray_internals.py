@@ -91,6 +91,12 @@ def test_ray_still_says_of_a_death_what_we_look_for(text: str, files: Sequence[s
     assert ray_internals.LOST_NODE.search(text) or ray_internals.OUT_OF_MEMORY.search(text)
 
 
+@pytest.mark.parametrize("text", ["The current node timed out during startup", "Failed to {'start' if self.head"])
+def test_ray_still_says_that_it_did_not_start_in_time(text: str) -> None:
+    assert says(text, ("_private/node.py",)), f"ray {ray.__version__} does not say {text!r} any more: {SEE}"
+    assert ray_internals.NOT_STARTED.search(text.replace("{'start' if self.head", "start GCS"))
+
+
 def test_without_the_names_ray_does_what_it_does_by_default(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

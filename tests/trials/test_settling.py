@@ -195,6 +195,31 @@ def test_what_needs_one_objective_is_refused_beside_another_in_a_sentence_that_h
         settled(None, minimize="n_parameters", **options)
 
 
+def test_that_a_search_is_too_short_to_converge_is_said(results: Path, begun: Path) -> None:
+    said = (
+        "--until-converged cannot end this search before its 20 samples: it judges 15 proposals of the sampler in a "
+        "row, which come after the first 8 trials. Take more than 23 --samples."
+    )
+    assert said in settled(None, until_converged=True).notes
+    assert said in resumed(begun).notes
+    others = [settled(None), settled(None, until_converged=True, samples=24), settled("one", until_converged=True)]
+    others += [resumed(begun, until_converged=False), resumed(begun, until_converged=True, samples=24)]
+    assert not any("--until-converged" in note for found in others for note in found.notes)
+    assert any("its 23 samples" in note for note in settled(None, until_converged=True, samples=23).notes)
+
+
+@pytest.mark.parametrize("options", [{"scheduler": "none"}, {"minimize": "n_parameters"}], ids=repr)
+def test_an_audit_of_a_search_that_stops_no_trial_is_refused(results: Path, options: dict[str, Any]) -> None:
+    said = r"^--audit must be of a search whose scheduler stops trials, asha or .*, but got 'none'\. Leave it out\.$"
+    with pytest.raises(UserError, match=said):
+        settled(None, audit=2, **options)
+    found = settled(None, audit=0, **options)
+    record.begin(results / "new", found.settings, load_space("smoke"), "search.run()")
+    with pytest.raises(UserError, match=said):
+        resumed(results / "new", audit=2)
+    assert resumed(results / "new").settings.audit == 0
+
+
 def test_no_earlier_runs_are_as_if_none_were_asked_for(results: Path) -> None:
     assert settled([]).settings.start_from is None
 

@@ -27,7 +27,7 @@ from tuning.images.splitting import Splits
 from tuning.sampling.spaces import load_space
 from tuning.sampling.study import RunStudy
 from tuning.training import checkpoints
-from tuning.trials.local_ray import started
+from tuning.trials.local_ray import StartError, started
 from tuning.trials.progress import Progress
 from tuning.trials.recorder import EndSearch, Proposals, Recorder, _trainable
 from tuning.trials.session import Session
@@ -345,6 +345,25 @@ def test_the_images_are_in_memory_once_for_all_workers(splits: Splits) -> None:
         writeable, shared, megabytes = ray.get(ray.remote(look_at).remote(ray.put(large)))
     assert not writeable and shared
     assert megabytes < 5  # Of 47.
+
+
+@pytest.mark.parametrize("text", ["The current node timed out during startup. This", "Failed to start GCS.  Last"])
+def test_that_ray_does_not_start_on_a_busy_machine_is_a_sentence(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    import ray
+
+    def init(**options: Any) -> None:
+        raise Exception(f"{text} could happen because ...")
+
+    monkeypatch.setattr(ray, "init", init)
+    said = rf"^Ray did not start on this machine in time \({text.partition('.')[0]}\)\. Try again when less runs"
+    with pytest.raises(StartError, match=said), started(Slots("cpu", 1), logging.NullHandler()):
+        pass
+    text = "something else"
+    with (
+        pytest.raises(Exception, match=r"^something else could happen"),
+        started(Slots("cpu", 1), logging.NullHandler()),
+    ):
+        pass
 
 
 def test_all_trials_end_when_the_search_is_to_end(session: Session) -> None:

@@ -33,7 +33,12 @@ def called(run: Path) -> str:
     for name in dict.fromkeys([run.name, run.resolve().name]):
         if name and (RESULTS / name).exists() and (RESULTS / name).samefile(run):
             return name
-    return shlex.quote(str(run))
+    return str(run)
+
+
+def quoted(run: Path) -> str:
+    """Returns the same as a shell reads it, for a command that a person may copy."""
+    return shlex.quote(called(run))
 
 
 def space_names() -> list[str]:

@@ -138,7 +138,7 @@ def render(
         suspects=made.get("The gallery of labels to check"),
         figures={name: made[f"The figure {name}"] for name in draw if f"The figure {name}" in made},
         run_trials=run_folder.ran(run.trials),
-        called=files.called(run.path),
+        called=files.quoted(run.path),
         interrupted=meta.get("stopped_by") == "interrupt",
         ended="ended" in meta and bool(run_folder.have_ended(trials).all()),
         colours=STATE_COLOURS | {f"class-{i}": colour for i, colour in enumerate(CLASS_COLOURS)},

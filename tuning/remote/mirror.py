@@ -192,7 +192,7 @@ def _epochs(progress: bytes | None) -> int:
 
 def sent_by(run: Path) -> str:
     """Returns what sends a run's rest when its storage could not be reached to the end."""
-    return f"When it can be reached again, `python -m tuning.search --resume {files.called(run)}` sends the rest."
+    return f"When it can be reached again, `python -m tuning.search --resume {files.quoted(run)}` sends the rest."
 
 
 def fetch(uri: str, root: Path, *, path: Path | None = None, retrained: bool = False) -> Path:

@@ -181,7 +181,7 @@ class Tracker:
             self._said = True
             self._note(
                 f"MLflow at {self._uri} fails: {_reason(error)}. The search goes on. What is missing is sent when "
-                f"MLflow answers again, or with: python -m tuning.search --resume {files.called(self._path)}"
+                f"MLflow answers again, or with: python -m tuning.search --resume {files.quoted(self._path)}"
             )
 
     def _send(self, ended: bool) -> None:

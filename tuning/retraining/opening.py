@@ -288,7 +288,7 @@ def retrain_and_test(
 
 def written(plan: Plan, model_dir: Path) -> str:
     """Returns what there is, and what is left to do, when a signal came after the test split was opened."""
-    page = "" if plan.run is None else f" `python -m tuning.report {files.called(Path(plan.source))}` writes its page."
+    page = "" if plan.run is None else f" `python -m tuning.report {files.quoted(Path(plan.source))}` writes its page."
     return (
         f"The model is in {model_dir}/, with its figures: the test split need not be opened again, so do not run the "
         f"command again.{page}"

@@ -164,7 +164,7 @@ def next_step(run: Run) -> str:
     settings, n = run.settings, len(ran(run.trials))
     if (run.path / "space.zip").exists():  # What is resumed lies in there.
         return f"To search beyond it, change the space {settings.get('space', run.name)} and begin a new search."
-    resume = f"python -m tuning.search --resume {files.called(run.path)} --samples {n + (settings.get('samples') or n)}"
+    resume = f"python -m tuning.search --resume {files.quoted(run.path)} --samples {n + (settings.get('samples') or n)}"
     return f"To search beyond it, change {run.path / 'space.py'}, then run `{resume}`."
 
 

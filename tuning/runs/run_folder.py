@@ -143,7 +143,7 @@ class Run:
         if is_missing(self.path / name):
             raise UserError(
                 f"{self.path / name} is missing, but {self.path / study_file.FILE} has trials that have ended. "
-                f"`python -m tuning.search --resume {files.called(self.path)}` writes it anew."
+                f"`python -m tuning.search --resume {files.quoted(self.path)}` writes it anew."
             )
         return read_frame(self.path / name, dtypes)
 
@@ -202,12 +202,32 @@ def rank_trials(trials: "pd.DataFrame", path: Path, metric: Metric = ACCURACY) -
     """
     finished = trials[trials["state"].isin(schema.HAVE_RESULTS)]
     if finished.empty:
+        tried = ran(trials)
         raise UserError(
-            f"Run {path} must have a finished trial, but none of its {counted(len(trials), 'trial')} has finished. "
-            f"If nothing is running, go on with `python -m tuning.search --resume {files.called(path)}`."
+            f"Run {path} must have a finished trial, but none of its {counted(len(tried), 'trial')} has finished."
+            f"{last_error(tried)} If nothing is running, resume it with `{resumption(path, tried)}`."
         )
     order = [not metric.greater_is_better, True, True]
     return finished.sort_values([metric.column, "state", "trial"], ascending=order, kind="stable")
+
+
+def last_error(trials: "pd.DataFrame") -> str:
+    """Returns why the last of the trials that failed did, as a sentence after another one; "" where none failed."""
+    errors = trials["error"].dropna()
+    return f" The last error was: {str(errors.iloc[-1]).rstrip('.')}." if len(errors) else ""
+
+
+def resumption(path: Path, trials: "pd.DataFrame") -> str:
+    """Returns the command that resumes a run, of which `trials` were run, so that it has something to do.
+
+    What has failed is not run again: where all samples that were asked for have ended, there must be more.
+    """
+    try:
+        asked = Run(path).settings.get("samples") or 0
+    except UserError:  # The frames can be read without the record.
+        asked = 0
+    more = f" --samples {len(trials) + asked}" if asked and have_ended(trials).sum() >= asked else ""
+    return f"python -m tuning.search --resume {files.quoted(path)}{more}"
 
 
 def ran(trials: "pd.DataFrame") -> "pd.DataFrame":
@@ -221,15 +241,23 @@ def have_ended(trials: "pd.DataFrame") -> "pd.Series[bool]":
 
 
 def within(trials: "pd.DataFrame", path: Path, max_parameters: int | None) -> "pd.DataFrame":
-    """Returns the trials whose model has at most so many parameters; None is all of them.
+    """Returns the trials that have a result and whose model has at most so many parameters; None is all trials.
+
+    Where none has a result, all are returned, of which `rank_trials` says so.
 
     Raises:
-        UserError: There is none.
+        UserError: None of those that have a result has so few.
     """
-    small = trials if max_parameters is None else trials[trials["n_parameters"] <= max_parameters]
-    if small.empty and len(trials):
-        least = trials["n_parameters"].min()
-        raise UserError(f"--max-parameters must be at least {least}, the fewest in {path}, but got {max_parameters}.")
+    ended = trials[trials["state"].isin(schema.HAVE_RESULTS)]
+    if max_parameters is None or ended.empty:
+        return trials
+    small = ended[ended["n_parameters"] <= max_parameters]
+    if small.empty:
+        least = ended["n_parameters"].min()
+        raise UserError(
+            f"--max-parameters must be at least {least}, the fewest of a finished trial in {path}, "
+            f"but got {max_parameters}."
+        )
     return small
 
 
@@ -254,9 +282,13 @@ def load(name: str | Path | Run = "latest", root: Path = RESULTS, *, retrained: 
 
         return Run(mirror.fetch(str(name), root, retrained=retrained))
     name = files.expanded(name) if str(name).startswith("~") else name
-    if Path(name).name == "latest" and len(Path(name).parts) > 1 and not Path(name).exists():
+    try:
+        is_there, has_record = Path(name).exists(), (Path(name) / "meta.json").exists()
+    except OSError as error:
+        raise UserError(f"A run must be a folder that can be read, but got {str(name)!r}: {error.strerror}.") from error
+    if Path(name).name == "latest" and len(Path(name).parts) > 1 and not is_there:
         return load("latest", Path(name).parent, retrained=retrained)  # Of a storage that is a folder.
-    if Path(name).is_dir() and (Path(name) / "meta.json").exists():
+    if has_record:
         return Run(Path(name) if Path(name).name not in ("", "..") else Path(name).resolve())
     names = run_names(root)
     if not names:

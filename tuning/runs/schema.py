@@ -99,7 +99,7 @@ def read_frame(path: Path, dtypes: Mapping[str, str]) -> "pd.DataFrame":
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} is damaged: {_damage(text, dtypes, error)}. "
-            f"`python -m tuning.search --resume {files.called(path.parent)}` writes it anew from the study."
+            f"`python -m tuning.search --resume {files.quoted(path.parent)}` writes it anew from the study."
         ) from error
 
 

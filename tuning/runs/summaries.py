@@ -6,7 +6,7 @@ from tuning.base import files
 from tuning.base.errors import counted
 from tuning.base.registries import ACCURACY, Metric
 from tuning.runs import schema
-from tuning.runs.run_folder import Run, have_ended, ran
+from tuning.runs.run_folder import Run, have_ended, ran, resumption
 
 
 def summary_line(run: Run) -> str:
@@ -36,12 +36,8 @@ def next_step(run: Run) -> str:
     """Returns the command that goes on from a run as it is: `final` can work only where a trial has finished."""
     trials = ran(run.trials)
     if trials["state"].isin(schema.HAVE_RESULTS).any():
-        return f"python -m tuning.final --run {files.called(run.path)}"
-    resume = f"python -m tuning.search --resume {files.called(run.path)}"
-    asked = run.settings.get("samples") or 0
-    # What has failed is not run again: where all that was asked for has failed, only more samples are something to do.
-    more = f" --samples {len(trials) + asked}" if asked and have_ended(trials).sum() >= asked else ""
-    return f"{resume}{more}"
+        return f"python -m tuning.final --run {files.quoted(run.path)}"
+    return resumption(run.path, trials)
 
 
 def estimate_line(run: Run) -> str:

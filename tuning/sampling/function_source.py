@@ -5,6 +5,7 @@ of the user's, and imports. What cannot be kept is refused.
 """
 
 import ast
+import builtins
 import dis
 import inspect
 import sys
@@ -28,19 +29,27 @@ def module_of(function: Callable[..., Any]) -> str:
     if not inspect.isfunction(function) or not called.isidentifier():
         raise UserError(f"space must be a function that `def` defines, a name or a file, but got {function!r}.")
     parts: dict[str, str] = {}
-    _keep(called, function, parts)
+    _keep(called, function, parts, {})
     if called != "space" and "space" in parts:
         raise UserError(f"{called} must read nothing called 'space', which its run calls {called} itself. {_INSTEAD}")
     alias = "" if called == "space" else f"\n\nspace = {called}\n"
     return "\n".join(parts.values()) + alias
 
 
-def _keep(name: str, value: Any, parts: dict[str, str], reader: str = "") -> None:
+def _keep(name: str, value: Any, parts: dict[str, str], known: dict[str, Any], reader: str = "") -> None:
     """Adds what defines a name to the parts, after what that reads itself.
 
+    Args:
+        name: What the value is called.
+        value: What it stands for.
+        parts: The text of each name that has been kept.
+        known: What each name stands for, also those that are being kept and those of Python itself.
+        reader: The function or class that reads the name.
+
     Raises:
-        UserError: It cannot be written down.
+        UserError: It cannot be written down, or a name stands for two things: the file has a single one.
     """
+    known[name] = value
     text = _written(name, value)
     if text is None:
         own = inspect.isfunction(value) or inspect.isclass(value)
@@ -51,17 +60,26 @@ def _keep(name: str, value: Any, parts: dict[str, str], reader: str = "") -> Non
             code = compile(ast.parse(text), "<space>", "exec")
         except (OSError, TypeError, SyntaxError) as error:
             raise UserError(f"The source of {name} cannot be had: {error}. {_INSTEAD}") from error
-        parts[name] = ""  # Where it calls itself.
         around = _around(value)
         if inspect.isfunction(value):
             _check_bound(name, value, text, around)
-        for read in sorted(_read(code) - {name}):
-            if read in around and read not in parts and not read.startswith("__"):
-                _keep(read, around[read], parts, name)
-            elif read in parts and parts[read] and _written(read, around.get(read)) not in (None, parts[read]):
-                raise UserError(f"space must read one thing called {read!r}, but {name} reads another. {_INSTEAD}")
-        parts.pop(name)
+        for read in sorted(set(_loads(code))):
+            if read.startswith("__") or (read not in around and not hasattr(builtins, read)):
+                continue
+            meant = around[read] if read in around else getattr(builtins, read)
+            if read in known:
+                if not _is_same(read, known[read], meant):
+                    raise UserError(f"space must read one thing called {read!r}, but {name} reads another. {_INSTEAD}")
+            elif read in around:
+                _keep(read, meant, parts, known, name)
+            else:
+                known[read] = meant
     parts[name] = text
+
+
+def _is_same(name: str, one: Any, other: Any) -> bool:
+    """Returns whether two values of a name are one thing, or are written down alike."""
+    return one is other or ((text := _written(name, one)) is not None and text == _written(name, other))
 
 
 def _check_bound(name: str, function: Any, text: str, around: Mapping[str, Any]) -> None:
@@ -113,13 +131,8 @@ def _around(value: Any) -> Mapping[str, Any]:
     return {**value.__globals__, **inspect.getclosurevars(value).nonlocals}
 
 
-def _read(code: CodeType) -> set[str]:
-    """Returns the global names that a module's code reads and does not define, those of its functions included."""
-    defined = {each.argval for each in dis.get_instructions(code) if each.opname == "STORE_NAME"}
-    return set(_loads(code)) - defined
-
-
 def _loads(code: CodeType) -> Iterator[str]:
+    """Yields the global names that a module's code reads, those of its functions included."""
     for each in dis.get_instructions(code):
         if each.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             yield each.argval

@@ -19,6 +19,7 @@ from tuning.base import files
 from tuning.base.config import TrainConfig, parse_config
 from tuning.base.errors import UserError, unknown_name
 from tuning.base.registries import OWN
+from tuning.sampling.study_storage import quiet
 from tuning.sampling.suggestions import Steady
 from tuning.sampling.surroundings import Surroundings, of_run
 
@@ -224,13 +225,19 @@ def _gpu_only(limited: Any, path: Path) -> dict[str, list[Any]]:
     return {name: list(choices) for name, choices in limited.items()}
 
 
+def _random_study(space: Space) -> optuna.Study:
+    """Returns a study in memory that draws points of a space at random, the same each time."""
+    with quiet():
+        return optuna.create_study(sampler=space.possible(optuna.samplers.RandomSampler(seed=0)))
+
+
 def check_space(space: Space, epochs: int) -> list[tuple[dict[str, Any], TrainConfig]]:
     """Draws points at random, and the first points, before any trial runs; returns these and their configurations.
 
     Raises:
         UserError: One of them is not a valid configuration.
     """
-    study = optuna.create_study(sampler=space.possible(optuna.samplers.RandomSampler(seed=0)))
+    study = _random_study(space)
     drawn: list[tuple[dict[str, Any], TrainConfig]] = []
     with warnings.catch_warnings():
         for message in _WRONG:  # All other warnings are the user's own, and are no errors.
@@ -249,7 +256,7 @@ def check_space(space: Space, epochs: int) -> list[tuple[dict[str, Any], TrainCo
 
 def draw_points(space: Space, epochs: int) -> list[optuna.trial.FrozenTrial]:
     """Returns trials at random points of a space, the same each time: they show which hyperparameters it has."""
-    study = optuna.create_study(sampler=space.possible(optuna.samplers.RandomSampler(seed=0)))
+    study = _random_study(space)
     for _ in range(_DRAWS_TO_CHECK):
         space.sample(study.ask(), epochs)
     return study.get_trials(deepcopy=False)

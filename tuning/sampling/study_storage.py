@@ -89,7 +89,7 @@ def load(folder: Path) -> "optuna.Study":
     copy.deserialize(snapshot(folder / FILE))
     kept = {"creator": lambda: copy, "poolclass": StaticPool}
     try:
-        with damaged(folder), _quiet():
+        with damaged(folder), quiet():
             study = optuna.load_study(
                 study_name=next(iter(names)),
                 storage=_opened(folder, kept),
@@ -103,8 +103,8 @@ def load(folder: Path) -> "optuna.Study":
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Optuna from printing that a study was loaded."""
+def quiet() -> Iterator[None]:
+    """Keeps Optuna from printing that a study was made or loaded."""
     import optuna
 
     verbosity = optuna.logging.get_verbosity()

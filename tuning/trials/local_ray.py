@@ -20,6 +20,10 @@ SECONDS_TO_BE_FREE = 10.0  # So long Ray may take to know that trials have ended
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
+class StartError(UserError):
+    """Ray did not start in time: nothing has been trained, and nothing is lost."""
+
+
 class TakenSlots:
     """Which slots trials have taken: so many beside each other as were planned, or as a cluster has now.
 
@@ -161,8 +165,6 @@ def _joined(address: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _own(slots: Slots, note: Callable[[str], None], *, dashboard: bool) -> Iterator[None]:
     """Starts a Ray of our own, which ends with this process, or before; none of its files stays."""
-    import ray
-
     with contextlib.ExitStack() as stack:
         try:
             folder, said = stack.enter_context(temporary.ray_folder())
@@ -173,7 +175,7 @@ def _own(slots: Slots, note: Callable[[str], None], *, dashboard: bool) -> Itera
         stack.callback(_end_ray)
         quick = ray_internals.without_idle_processes(dashboard=dashboard)
         with ray_internals.on_loopback(), quick, _own_handlers():
-            context = ray.init(
+            context = _started(
                 address="local",
                 num_cpus=slots.cpus,
                 num_gpus=len(machine.gpu_memory()) if slots.device == "cuda" else 0,
@@ -185,6 +187,21 @@ def _own(slots: Slots, note: Callable[[str], None], *, dashboard: bool) -> Itera
         if dashboard:
             note(f"Dashboard: http://{context.dashboard_url}")
         yield
+
+
+def _started(**options: Any) -> Any:
+    """Returns what `ray.init` does; raises StartError where the machine is too busy for Ray to start in time."""
+    import ray
+
+    try:
+        return ray.init(**options)
+    except Exception as error:  # Ray has no class for it: only the text tells.
+        if not ray_internals.NOT_STARTED.search(str(error)):
+            raise
+        said = str(error).partition(". ")[0].rstrip(".")
+        raise StartError(
+            f"Ray did not start on this machine in time ({said}). Try again when less runs beside it."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ ENVIRONMENT = {
 IDLE = ("start_api_server", "start_monitor", "start_log_monitor")
 # An actor's death is one class of exception, `ActorDiedError`, whatever it died of: only the text tells.
 LOST_NODE = re.compile(r"its node has died|is unavailable: ")
+NOT_STARTED = re.compile(r"The current node timed out during startup|Failed to start GCS")  # In time, that is.
 OUT_OF_MEMORY = re.compile(rf"{jobs.OUT_OF_MEMORY.pattern}|running low on memory")
 
 

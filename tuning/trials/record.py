@@ -105,9 +105,15 @@ def new_path(name: str | None, dataset: str, root: Path | None = None, *, taken:
         raise UserError(
             f"--run must be letters, digits, '.', '_' and '-' (and none of {run_folder.WORDS}), but got {name!r}."
         )
-    if (root / name).exists() and not _is_beginning(root / name):
+    try:
+        is_taken = (root / name).exists() and not _is_beginning(root / name)
+    except OSError as error:
+        raise UserError(
+            f"--run must be a name that this file system can have below {root}/, but got {name!r}: {error.strerror}."
+        ) from error
+    if is_taken:
         there = root / name / "meta.json"
-        other = f"Resume that run with --resume {files.called(root / name)}, or choose another name."
+        other = f"Resume that run with --resume {files.quoted(root / name)}, or choose another name."
         raise UserError(
             f"--run must be a new name, but got {name!r}, and {root / name} exists. "
             f"{other if there.exists() else 'Choose another.'}"

@@ -3,6 +3,7 @@
 `tuning.search` asks here before it imports torch or Ray.
 """
 
+import math
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -139,8 +140,8 @@ def as_options(settings: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(found[name], list):
             found[name] = ",".join(map(str, found[name]))
     for name in {"time_budget", "time-budget"} & found.keys():
-        if isinstance(found[name], int | float):
-            found[name] = f"{found[name]:f}s"
+        if isinstance(found[name], int | float) and not isinstance(found[name], bool):
+            found[name] = f"{found[name]:f}s" if isinstance(found[name], float) else f"{found[name]}s"
     return found
 
 
@@ -196,6 +197,15 @@ def check_sampler_can(sampler: str, *, until_converged: bool, cost: str, two_obj
             )
 
 
+def check_audit(audit: int | None, scheduler: str) -> None:
+    """Raises UserError where stopped trials are to be trained to their end, and the scheduler stops none."""
+    if audit and not SCHEDULERS.find(scheduler).stops_trials:
+        those = " or ".join(name for name, known in SCHEDULERS.items() if known.stops_trials)
+        raise UserError(
+            f"--audit must be of a search whose scheduler stops trials, {those}, but got {scheduler!r}. Leave it out."
+        )
+
+
 def fitting(two_objectives: bool) -> tuple[list[str], list[str]]:
     """Returns the samplers and the schedulers that a search with one or two objectives can have, the default first."""
     samplers = [name for name, known in SAMPLERS.items() if known.two_objectives or not two_objectives]
@@ -222,7 +232,7 @@ def parse_duration(text: str) -> float:
     units = {"h": 3600, "m": 60, "s": 1}
     parts = re.findall(r"(\d+(?:\.\d+)?)([hms])", text)
     seconds = sum(float(number) * units[unit] for number, unit in parts)
-    if "".join(number + unit for number, unit in parts) != text or seconds <= 0:
+    if "".join(number + unit for number, unit in parts) != text or not 0 < seconds < math.inf:
         raise UserError(f"--time-budget must be a duration such as 90s, 30m or 1h30m, but got {text!r}.")
     return seconds
 

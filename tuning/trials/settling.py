@@ -13,7 +13,7 @@ from typing import Any
 
 from tuning.base import files, locks, machine, own_model, rim
 from tuning.base.doors import Asked
-from tuning.base.errors import UserError
+from tuning.base.errors import UserError, counted
 from tuning.base.registries import METRICS
 from tuning.images.options import READING, source_of
 from tuning.images.source import Source
@@ -23,7 +23,9 @@ from tuning.trials import local_ray, record
 from tuning.trials import slots as slot_plans
 from tuning.trials.settings import (
     DEFAULT_EPOCHS,
+    N_STARTUP,
     Settings,
+    check_audit,
     check_names,
     check_resumed,
     check_sampler_can,
@@ -88,7 +90,7 @@ def _resumed(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: b
         raise UserError(" ".join([str(error), *notes])) from error
     kept = own_model.of_folder(found.path)
     own = "" if kept is None else kept.architecture
-    said = (*notes, *filter(None, [changed]))
+    said = (*notes, *filter(None, [changed, _too_few_samples(settings)]))
     return Settled(settings, found.path, str(found.path / "space.py"), True, said, own=own)
 
 
@@ -120,6 +122,7 @@ def _of_resumed(asked: Asked, found: run_folder.Run, budget: float | None, *, dr
         cost=settings.cost,
         two_objectives=settings.minimize is not None,
     )
+    check_audit(asked.audit, settings.scheduler)
     address = asked.address or settings.address or "local"
     if asked.dashboard:
         local_ray.check_dashboard(None if address == "local" else address)
@@ -159,6 +162,7 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
     check_sampler_can(
         sampler, until_converged=bool(asked.until_converged), cost=asked.cost, two_objectives=asked.minimize is not None
     )
+    check_audit(asked.audit, scheduler)
     start_from, earlier, begins = _earlier(asked, source, own)
     taken: Collection[str] = ()
     storage = asked.storage
@@ -212,8 +216,25 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
         **vars(slots),
     )
     said = "" if shared is None else f"Trials on each GPU: {shared}, as the dry run of this space found to pay."
-    notes = (*filter(None, [password, said]), *begins)
+    notes = (*filter(None, [password, said, _too_few_samples(settings)]), *begins)
     return Settled(settings, path, source, False, notes, slots_are_open, own, earlier)
+
+
+def _too_few_samples(settings: Settings) -> str:
+    """Returns what to say of `--until-converged` where it can end nothing; "" where it can, or is not asked for.
+
+    A sampler that knows earlier runs says from its first proposals on what it expects of them.
+    """
+    from tuning.sampling.convergence import PROPOSALS
+
+    needed = N_STARTUP + PROPOSALS
+    if not settings.until_converged or settings.start_from is not None or settings.samples > needed:
+        return ""
+    return (
+        f"--until-converged cannot end this search before its {counted(settings.samples, 'sample')}: it judges "
+        f"{PROPOSALS} proposals of the sampler in a row, which come after the first {N_STARTUP} trials. Take more than "
+        f"{needed} --samples."
+    )
 
 
 def _earlier(asked: Asked, source: str, own: str) -> tuple[list[str] | None, tuple[EarlierRun, ...], list[str]]:
