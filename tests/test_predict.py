@@ -28,11 +28,10 @@ from tuning.retraining.best_model import (
     Prediction,
     Winner,
     load_best_model,
-    looks_inverted,
     predict_files,
     probabilities,
-    read_image,
 )
+from tuning.retraining.given_images import looks_inverted, read_image
 
 CLASSES = ("Shirt", "Bag", "Boot")
 

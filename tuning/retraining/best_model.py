@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,17 +18,16 @@ from tuning.base.config import TrainConfig, parse_config
 from tuning.base.errors import UserError, unknown_name
 from tuning.images.source import Resize
 from tuning.retraining import inputs
+from tuning.retraining.given_images import Images, arrays_or_paths, looks_inverted, read_image
 from tuning.runs import replacing, schema
 
 if TYPE_CHECKING:
     import pandas as pd
-    import torch
     from torch import nn
 
 
 AT_ONCE = 500  # Images.
 Invert = Literal["auto", "yes", "no"]
-Images = Union[npt.NDArray[np.uint8], "torch.Tensor", Iterable[Any], str, Path]
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class BestModel:
         """
         if invert is not None and invert not in get_args(Invert):
             raise unknown_name("invert", str(invert), get_args(Invert))
-        found = _arrays_or_paths(images)
+        found = arrays_or_paths(images)
         if isinstance(found, list):
             return predict_files(self, inputs.expanded(found), invert or "auto") if found else []
         pixels = found[:, None] if found.ndim == 3 else found
@@ -206,48 +205,6 @@ class _Description(BaseModel):
         return self
 
 
-def _arrays_or_paths(images: Images) -> npt.NDArray[Any] | list[Path]:
-    """Returns images as one array, or the paths that name them.
-
-    Raises:
-        UserError: They are something else, or arrays of several shapes.
-    """
-    if isinstance(images, str | Path):
-        return [Path(images)]
-    if _is_array(images):
-        return _array(images)
-    if not isinstance(images, Iterable):
-        raise _no_images(images)
-    each = list(images)
-    if wrong := [one for one in each if not isinstance(one, str | Path) and not _is_array(one)]:
-        raise _no_images(wrong[0])
-    paths = [Path(one) for one in each if isinstance(one, str | Path)]
-    if len(paths) == len(each):
-        return paths
-    if paths:
-        raise UserError(f"images must be all files or all arrays, but got both, {str(paths[0])!r} among them.")
-    arrays = [_array(one) for one in each]
-    if len(shapes := dict.fromkeys(one.shape for one in arrays)) > 1:
-        raise UserError(f"images must be arrays of one shape, but got {' and '.join(map(str, [*shapes][:2]))}.")
-    return np.stack(arrays)
-
-
-def _is_array(images: Any) -> bool:
-    """Returns whether this is an array or a tensor of pixels; one of a single dimension may be a column of paths."""
-    return hasattr(images, "dtype") and getattr(images, "ndim", 0) > 1
-
-
-def _array(images: Any) -> npt.NDArray[Any]:
-    return np.asarray(images.cpu() if hasattr(images, "cpu") else images)
-
-
-def _no_images(found: Any) -> UserError:
-    return UserError(
-        "images must be files, or uint8 arrays of the size that the model was trained on, but got "
-        f"{type(found).__name__}."
-    )
-
-
 def load_best_model(folder: Path, own: Path | None = None) -> BestModel:
     """Returns the model in the folder, ready to predict.
 
@@ -322,44 +279,6 @@ def _check_own(folder: Path, architectures: Sequence[str], own: Path | None) -> 
             f"The network in {folder} is code of its user's ({architecture}), and no code there is run unasked. Read "
             f"{copy}, then name it: --model {copy}."
         )
-
-
-def read_image(path: Path, channels: int, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Returns the image of a PNG or JPEG file as uint8 (C, H, W), resized; what is transparent becomes white.
-
-    Raises:
-        UserError: The file is missing, damaged, or in another format.
-    """
-    from PIL import Image
-
-    from tuning.images.decoding import turn
-
-    try:
-        with Image.open(path, formats=("PNG", "JPEG")) as file:
-            turn(file)
-            image: Image.Image = file
-            if image.mode.startswith("I"):  # 16 bits: a plain conversion would clip, not scale.
-                image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = image.convert("L" if channels == 1 else "RGB")
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"IMAGE must be a readable PNG or JPEG file, but got {str(path)!r}: {error}.") from error
-    return np.asarray(image, np.uint8).reshape(height, width, channels).transpose(2, 0, 1)
-
-
-def looks_inverted(image: npt.NDArray[np.uint8]) -> bool:
-    """Returns whether a grey image (1, H, W) is brighter on its border, one pixel wide, than within it.
-
-    So are 8 of the 60,000 training images of Fashion-MNIST, which are bright on black.
-    """
-    if image.shape[0] != 1 or min(image.shape[1:]) < 3:
-        return False
-    inner = image[:, 1:-1, 1:-1]
-    border_mean = (image.sum() - inner.sum()) / (image.size - inner.size)
-    return bool(border_mean > inner.mean())
 
 
 def predict_files(
