@@ -96,7 +96,8 @@ def test_means_are_judged_on_images_that_did_not_choose_them(tmp_path: Path) -> 
     assert list(table.index) == ["single", "greedy", "all", "ours", "four"] and set(table["trained"]) == {4}
     values = table["value"].str.rstrip("%").astype(float)
     assert values["ours"] > values["single"] + 5 and (table["chosen_on"] == len(labels) // 2).all()
-    assert table["models"].to_dict() | {"greedy": 0} == {"single": 1, "greedy": 0, "all": 4, "ours": 3, "four": 3}
+    assert table["models"]["single"] == 1 and table["models"]["all"] == 4
+    assert 3 <= table["models"]["ours"] <= 4 and table["models"]["four"] == table["models"]["ours"]
 
 
 @pytest.mark.slow

@@ -210,7 +210,7 @@ def test_a_search_that_is_interrupted_goes_on_where_it_was(tmp_path: Path, every
     given = ["--run", "one", "--samples", "2", "--epochs", "12", "--scheduler", "none", *SLOWER]
     environment = os.environ | {"PYTHONPATH": python_path(tmp_path)}
     path = tmp_path / "results" / "one"
-    before = run_folder.Run(path).epochs
+    before = schema.read_frame(path / "epochs.csv", schema.EPOCH_COLUMNS)
     # As Ctrl-C and `timeout` do it; SIGHUP is caught with them (`tests/base/test_interrupts.py`).
     for number, send in ((signal.SIGINT, os.kill), (signal.SIGTERM, os.killpg)):
         command = [sys.executable, "-m", "tuning.search", *given]

@@ -22,6 +22,7 @@ from rivals import one_epoch, promotion
 from simulation import Method, Ours, Stock, replayed, simulate
 from tables import Curve, Task, lcbench, taskset
 
+from tuning.base.errors import UserError
 from tuning.base.registries import SCHEDULERS
 from tuning.sampling import samplers
 from tuning.trials.schedulers import METRIC, StandIn
@@ -385,7 +386,7 @@ def test_the_help_names_every_method() -> None:
 
 
 def test_an_empty_folder_of_tables_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="must be a folder that holds taskset, lcbench-surrogate or image-c"):
+    with pytest.raises(UserError, match="must be a folder that holds taskset, lcbench-surrogate or image-c"):
         tables.names(tmp_path)
 
 

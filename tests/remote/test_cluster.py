@@ -172,6 +172,7 @@ def test_a_search_uses_all_nodes_outlives_one_and_takes_in_another(machines: Mac
         trials = run_folder.Run(path).trials
         return trials[(trials["node"] == node) & (trials["state"] == "running") & (trials["epochs"] >= 2)]
 
+    _wait_for(path.exists, "the run folder")
     _wait_for(lambda: len(rows("a")), "a trial in mid-training on a")
     lost = _wait_for(lambda: rows("b").to_dict("records"), "a trial in mid-training on b")[0]
     machines.kill("b")
