@@ -5,6 +5,7 @@ import copy
 import json
 import math
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -176,6 +177,8 @@ def test_what_has_ended_is_kept_where_another_search_fails(
         ran.append(search)
         if (search.task, search.seed) == ("a", 1):
             raise KeyError("lost")
+        if search.seed > 1:  # The failure is noticed in another thread.
+            time.sleep(0.1)
         return run(folder, kind, search, samples)
 
     monkeypatch.setattr(search_quality, "run", failing)
