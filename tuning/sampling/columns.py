@@ -177,8 +177,9 @@ class Limits:
         """Returns what the ranges show from which the trials have drawn, the oldest trial first."""
         found = {}
         for i, column in enumerate(columns):
-            having = [t for t in trials if column.name in t.params]
-            if column.n_choices or len({_ends_of(column, t) for t in having}) < 2:
+            having = [] if column.n_choices else [t for t in trials if column.name in t.params]
+            drawn_from: list[Any] = [t.distributions[column.name] for t in having]
+            if len({(one.low, one.high) for one in drawn_from}) < 2:
                 continue
             for j, other in enumerate(columns):
                 if other.n_choices and (ranges := _by_choice(column, other, having)) is not None:
