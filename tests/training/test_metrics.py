@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import CLASS_NAMES, patterned_images
 from sklearn import metrics as reference
+from torch import nn
 from torch.nn import functional
 
 from tuning.base.config import TrainConfig
@@ -19,7 +20,8 @@ from tuning.images.datasets import Labelled
 from tuning.images.splitting import Splits, make_splits
 from tuning.training import metrics
 from tuning.training.fit import Training, fit
-from tuning.training.losses import class_weights
+from tuning.training.head_first import fit_head
+from tuning.training.losses import Loss, class_weights
 
 Arrays = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]
 
@@ -178,11 +180,27 @@ def test_weighted_batches_in_parts_have_the_loss_and_the_gradient_of_the_whole(s
         torch.testing.assert_close(whole, summed, rtol=1e-3, atol=1e-5)
     logits = training._logits(metrics_input(training, images))
     weights = class_weights(training._train.labels, 4, "balanced")
-    each = functional.cross_entropy(logits, labels, reduction="none")
+    each = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
     assert weights is not None
-    if not smoothing:
-        mean = (each * weights[labels]).sum() / weights[labels].sum()
-        assert found[0][0] == pytest.approx(mean.item(), rel=1e-5)
+    mean = (each * weights[labels]).sum() / weights[labels].sum()
+    assert found[0][0] == pytest.approx(mean.item(), rel=1e-5)
+
+
+def test_label_smoothing_and_class_weights_do_not_teach_the_rare_class_for_all_images() -> None:
+    """Of images that all look alike, 19 of 20 of one class, balanced weights leave no class ahead of the other."""
+    labels = torch.tensor([0] * 95 + [1] * 5)
+    weights = class_weights(labels, 2, "balanced")
+    seen = functional.one_hot(labels, 2).float()  # What an image shows says which class it is.
+    head = nn.Linear(2, 2)
+    fit_head(head, seen, labels, weights, label_smoothing=0.2)
+    assert head(seen).argmax(dim=1).equal(labels)
+    whole = Batch(torch.zeros(100, 1), labels)
+    logits = torch.zeros(2, 2, requires_grad=True)
+    for _ in range(300):
+        (slope,) = torch.autograd.grad(Loss(weights, 0.2)(logits[labels], whole.images, whole, whole), logits)
+        logits = (logits - 5 * slope).detach().requires_grad_()
+    probabilities = logits.softmax(dim=1)
+    assert probabilities.diagonal().tolist() == pytest.approx([0.9, 0.9], abs=0.01)  # 0.32 and 0.99 by torch's weights.
 
 
 def metrics_input(training: Training, images: torch.Tensor) -> torch.Tensor:

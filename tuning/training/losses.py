@@ -47,18 +47,28 @@ class Loss:
 
     def _weighted(self, losses: Tensor, labels: Tensor, whole: Tensor) -> Tensor:
         """Returns what images with these labels, whose losses are (B,), add to the mean of the whole batch."""
-        if self.class_weights is not None:
-            losses = losses * self.class_weights[labels]
-        return losses.sum() / self._count(whole)
+        return weighted_mean(losses, labels, whole, self.class_weights)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor, whole: Tensor) -> Tensor:
-        weights = self.class_weights
-        mean = functional.cross_entropy(logits, labels, weights, label_smoothing=self.label_smoothing)
-        return mean * (self._count(labels) / self._count(whole))
+        losses = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
+        return self._weighted(losses, labels, whole)
 
-    def _count(self, labels: Tensor) -> Tensor | int:
-        """Returns what images with these labels count together."""
-        return len(labels) if self.class_weights is None else self.class_weights[labels].sum()
+
+def weighted_mean(losses: Tensor, labels: Tensor, whole: Tensor, weights: Tensor | None) -> Tensor:
+    """Returns what some images add to the mean loss of all, each image counting as its class does.
+
+    The weights of torch's own `cross_entropy` are those of the classes that an image is compared with: with label
+    smoothing, they have a network prefer the rare classes for the images of the frequent ones, too.
+
+    Args:
+        losses: Of the images, (B,).
+        labels: Theirs, int64 (B,).
+        whole: Labels of all, (N,).
+        weights: What an image of each class counts, (n_classes,); None: all alike.
+    """
+    if weights is None:
+        return losses.sum() / len(whole)
+    return (losses * weights[labels]).sum() / weights[whole].sum()
 
 
 def class_weights(labels: Tensor, n_classes: int, how: str) -> Tensor | None:
