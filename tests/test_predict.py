@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tuning.base import files
 from tuning.base.averagings import AVERAGINGS
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
@@ -381,6 +383,64 @@ def test_files_that_cannot_be_read_are_left_out_and_named(
             (photos / f"{name}.png").write_bytes(b"")
         with pytest.raises(UserError, match=r"none of 6 can be read\.$"):
             main([photos], folder, skip_broken=True)
+
+
+def test_a_table_may_list_images_that_are_gone_where_broken_ones_are_left_out(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(shape_on(0)).save(tmp_path / "a.png")
+    table = tmp_path / "list.csv"
+    table.write_text("image\na.png\ngone.png\n")
+    with pytest.raises(UserError, match=r"has 1 row whose image is not there: gone\.png"):
+        main([table], folder)
+    capsys.readouterr()
+    main([table], folder, skip_broken=True, csv=tmp_path / "found.csv")
+    assert capsys.readouterr().err == f"{table} lists 'gone.png', which is not there.\n"
+    assert [Path(name).name for name in pd.read_csv(tmp_path / "found.csv")["file"]] == ["a.png"]
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(UserError, match=r"has 2 rows whose image is not there"):
+        main([table], folder, skip_broken=True)
+
+
+def test_predictions_take_the_place_of_nothing_that_is_read(folder: Path, tmp_path: Path) -> None:
+    Image.fromarray(shape_on(0)).save(tmp_path / "a.png")
+    table, linked = tmp_path / "list.csv", tmp_path / "linked.csv"
+    table.write_text("image\na.png\n")
+    linked.symlink_to(table)
+    for images, csv in [([table], table), ([table], linked), ([tmp_path], tmp_path / "a.png")]:
+        with pytest.raises(
+            UserError, match=r"^--csv must be a file of its own, but '.*' is one that is read"
+        ):
+            main(images, folder, csv=csv)
+    assert table.read_text() == "image\na.png\n"
+
+
+def test_arrays_of_ones_own_images_are_not_turned_unasked(tmp_path: Path) -> None:
+    bright = np.stack([255 - shape_on(0)])
+    for resize, turned in ((None, True), ("crop", False)):
+        folder = write_model(tmp_path / f"model {resize}", **({} if resize is None else {"resize": resize}))
+        assert load_best_model(folder).predict(bright, invert="auto")[0].inverted == turned
+
+
+def test_nobody_reads_the_weights_of_one_model_with_the_description_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, other = (write_model(tmp_path / name, std=[std]) for name, std in (("best_model", 0.25), ("other", 0.5)))
+    read = torch.load
+    kept = {name: value + 1 for name, value in read(other / "model.pth", weights_only=True).items()}
+    torch.save(kept, other / "model.pth")
+
+    def replaced_meanwhile(path: Path, **options: Any) -> Any:
+        if path.parent == folder and files.read_json(folder / "config.json")["std"] == [0.25]:
+            for name in ("model.pth", "config.json"):
+                shutil.copyfile(other / name, folder / name)
+        return read(path, **options)
+
+    monkeypatch.setattr(torch, "load", replaced_meanwhile)
+    found = load_best_model(folder)
+    assert tuple(found.std) == (0.5,)
+    monkeypatch.undo()
+    assert all(torch.equal(value, kept[name]) for name, value in found.model.state_dict().items())
 
 
 def test_more_classes_than_there_are_cannot_be_shown(folder: Path, tmp_path: Path) -> None:

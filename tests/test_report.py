@@ -445,6 +445,20 @@ def test_outputs_that_were_cut_off_are_an_error_of_the_user(run: run_folder.Run,
         final_models.load(run, folder)
 
 
+@pytest.mark.parametrize("byte", [0, 255])
+def test_outputs_that_a_disk_has_damaged_are_an_error_of_the_user(
+    run: run_folder.Run, tmp_path: Path, byte: int
+) -> None:
+    folder = make_final(tmp_path / "best_model", run.name)
+    with np.load(folder / "test_outputs.npz") as outputs:
+        np.savez_compressed(folder / "test_outputs.npz", **dict(outputs))
+    content = bytearray((folder / "test_outputs.npz").read_bytes())
+    content[60:360] = bytes([byte]) * 300  # No zlib stream any more.
+    (folder / "test_outputs.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"best_model must hold what `python -m tuning\.final` writes"):
+        final_models.load(run, folder)
+
+
 def test_the_command_writes_the_page_and_names_runs_it_does_not_know(run: run_folder.Run, tmp_path: Path) -> None:
     shutil.copytree(run.path, tmp_path / "results" / "first")
     command = [sys.executable, "-m", "tuning.report"]

@@ -436,9 +436,9 @@ def main(asked: doors.Asked) -> None:
         print(page)
     if metrics["test_opened"] > 1:
         print(opened_again(metrics))
-    where = "" if folder == MODEL_DIR else f" --model-dir {folder}"
+    where = "" if folder == MODEL_DIR else f" --model-dir {files.as_typed(folder)}"
     if (folder / own_model.KEPT).exists():
-        where += f" --model {folder / own_model.KEPT}"
+        where += f" --model {files.as_typed(folder / own_model.KEPT)}"
     print(f"Written: {folder}/. Next: python -m tuning.predict{where} IMAGE")
 
 

@@ -94,11 +94,14 @@ def main(
     best = load(model_dir, model)
     if top > len(best.class_names):
         raise UserError(f"--top must be at most {len(best.class_names)}, the number of classes, but got {top}.")
+    skip = to_stderr if skip_broken else None
     if csv is not None:
         csv = _writable(csv)
-    paths = expanded(images, image_column)
+    paths = expanded(images, image_column, skip=skip)
+    if csv is not None and csv.exists() and any(each.exists() and csv.samefile(each) for each in (*images, *paths)):
+        raise UserError(f"--csv must be a file of its own, but {str(csv)!r} is one that is read. Name another.")
     try:
-        predictions = predict_files(best, paths, invert, to_stderr if skip_broken else None)
+        predictions = predict_files(best, paths, invert, skip)
     except UserError as error:
         way = "" if skip_broken or len(paths) == 1 else " --skip-broken leaves out what cannot be read."
         raise UserError(f"{error}{way}") from error

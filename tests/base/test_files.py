@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +69,25 @@ def test_a_torn_line_of_a_log_stays_on_a_line_of_its_own(tmp_path: Path) -> None
 def test_a_files_name_that_is_no_utf_8_can_be_written(tmp_path: Path) -> None:
     files.write_text(tmp_path / "page", "caf\udce9 é")
     assert (tmp_path / "page").read_text(encoding="utf-8") == "caf\\udce9 é"
+
+
+def test_a_link_stays_one_and_what_is_no_file_is_written_to(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    link, target = tmp_path / "link.csv", tmp_path / "there" / "target.csv"
+    link.symlink_to(target)
+    for text in ("new", "newer"):
+        files.write_text(link, text)
+        assert link.is_symlink() and target.read_text() == text
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    found: list[str] = []
+    reader = threading.Thread(target=lambda: found.append(pipe.read_text()))
+    reader.start()
+    files.write_text(pipe, "said")
+    reader.join(timeout=20)
+    assert found == ["said"] and pipe.is_fifo()
+
+
+def test_a_path_can_be_copied_into_a_shell() -> None:
+    assert files.as_typed(Path("my model/a")) == "'my model/a'"
+    assert files.as_typed("plain/model") == "plain/model"

@@ -1,6 +1,7 @@
 """`.npz` and IDX files: names, axes, kinds of numbers, and files that are damaged."""
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,21 @@ def test_kinds_of_labels(labels: Array, names: tuple[str, ...], tmp_path: Path) 
 def test_arrays_that_are_no_labelled_images_are_refused(arrays: Any, match: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"(?s){match}"):
         reading(npz(tmp_path, **arrays))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_wherever_an_npz_is_damaged_it_is_said(tmp_path: Path, save: Callable[..., None]) -> None:
+    path, said = tmp_path / "set.npz", 0
+    save(path, x=IMAGES, y=LABELS)
+    whole = path.read_bytes()
+    for byte in (0, 7, 255):
+        for place in range(0, len(whole) - 40, 31):
+            path.write_bytes(whole[:place] + bytes([byte]) * 40 + whole[place + 40 :])
+            try:
+                reading(path)
+            except UserError as error:
+                said += str(path) in str(error)
+    assert said > 3 * len(whole) / 31 * 0.9
 
 
 def test_a_damaged_npz_is_said(tmp_path: Path) -> None:

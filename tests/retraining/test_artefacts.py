@@ -99,9 +99,10 @@ def test_a_killed_command_that_had_not_begun_to_move_changes_nothing(tmp_path: P
         ({"study.db": "", "metrics.json": ""}, r"is that of a run"),
         ({"model.py": "def network(): ..."}, r"with model\.py, which would be replaced or removed\. Name another"),
         ({"config.json": "{}", "notes.txt": ""}, r"with config\.json, which would be replaced"),
+        ({"metrics.json": '{"auc": 0.9}', "model.py": "def network(): ..."}, r"with metrics\.json, which would be"),
         ({}, None),
         ({"README.md": "", "mine.txt": ""}, None),
-        (OLD, None),
+        (OLD | {"metrics.json": '{"config_hash": "ab"}'}, None),
         ({"test_log.jsonl": "", "model.py": ""}, None),  # Of a model whose move was killed.
     ],
 )

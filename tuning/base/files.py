@@ -11,7 +11,11 @@ import io
 import json
 import os
 import shlex
+import struct
 import tempfile
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -23,6 +27,11 @@ NETWORK_FILE_SYSTEMS = {
     *("9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4"),
     *("orangefs", "panfs", "prl_fs", "smb2", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs", "fuse.vmhgfs-fuse"),
 }
+# What a damaged archive shows as, or an array in it: whatever zipfile, zlib and numpy's reader of headers stumble over.
+DAMAGE = (
+    *(OSError, EOFError, ValueError, KeyError, NotImplementedError, struct.error),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 RESULTS, MODEL_DIR = Path("results"), Path("best_model")  # Where commands write, if nothing else is said.
 PACKAGE = Path(__file__).parents[1]  # `tuning`, as it is imported; what a cluster's nodes get.
 SPACES = PACKAGE.parent / "search_spaces"
@@ -38,7 +47,12 @@ def called(run: Path) -> str:
 
 def quoted(run: Path) -> str:
     """Returns the same as a shell reads it, for a command that a person may copy."""
-    return shlex.quote(called(run))
+    return as_typed(called(run))
+
+
+def as_typed(path: Path | str) -> str:
+    """Returns a path as a shell reads it, for a command that a person may copy."""
+    return shlex.quote(str(path))
 
 
 def space_names() -> list[str]:
@@ -62,13 +76,20 @@ def write_text(path: Path, text: str, *, durable: bool = False) -> None:
 def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
     """Writes a file whole or not at all, through a temporary one beside it; raises UserError where the disk is full.
 
+    What is no regular file, such as /dev/stdout, is written to as it is.
+
     Args:
-        path: The file.
+        path: The file; where it is a link, what it leads to is replaced.
         content: All of it.
         durable: Wait until the disk has it, so that it survives a power cut, too (some milliseconds).
     """
     temporary = None
     try:
+        path = path.resolve() if path.is_symlink() else path
+        if path.exists() and not path.is_file():
+            with path.open("wb") as stream:
+                stream.write(content)
+            return
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = file.name
             write(file, content)

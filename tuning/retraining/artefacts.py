@@ -160,13 +160,21 @@ def check_folder(folder: Path) -> None:
             f"--model-dir must be a folder for a model, but {str(folder)!r} is that of a run, whose files would be "
             f"replaced. Give a folder in it, such as {folder / 'model'}."
         )
-    if any((folder / name).exists() for name in ("metrics.json", LOG, replacing.STAGING)):
+    if _is_of_a_model(folder) or any((folder / name).exists() for name in (LOG, replacing.STAGING)):
         return
     if found := [name for name in (*_OF_EACH, *_OF_SOME) if (folder / name).exists()]:
         raise UserError(
             f"--model-dir must be an empty folder or that of a model, but got {str(folder)!r} with {found[0]}, which "
             "would be replaced or removed. Name another folder."
         )
+
+
+def _is_of_a_model(folder: Path) -> bool:
+    """Returns whether a folder has the metrics that `final` writes: a file of that name may be of anything."""
+    try:
+        return "config_hash" in files.read_json(folder / "metrics.json")
+    except UserError:
+        return False
 
 
 def write_model(

@@ -23,7 +23,7 @@ from tuning.runs import replacing, schema
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import nn
+    from torch import Tensor, nn
 
 
 AT_ONCE = 500  # Images.
@@ -216,22 +216,13 @@ def load_best_model(folder: Path, own: Path | None = None) -> BestModel:
         UserError: The folder, config.json or model.pth is missing or damaged, or they do not fit each other; or the
             network is a user's own, and its file was not named.
     """
-    import torch
-
     replacing.end(folder)
-    description = _read_description(folder / "config.json")
+    path = folder / "model.pth"
+    description, weights = _read_description(folder / "config.json"), _read_weights(path)
+    while (now := _read_description(folder / "config.json")) != description:  # `final` has replaced it meanwhile.
+        description, weights = now, _read_weights(path)
     averaging = named_in(description.model_dump(), str(folder / "config.json"))
     model, called = _build(description, folder, own)
-    path = folder / "model.pth"
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise _missing(path) from error
-    except Exception as error:  # Damage shows as whatever the zip reader or the restricted unpickler stumbles over.
-        raise UserError(
-            f"{path} must be a state dict (tensors only, no code), but it cannot be read as one: {_first_line(error)} "
-            "Run `python -m tuning.final` again."
-        ) from error
     try:
         model.load_state_dict(weights)
     except (TypeError, AttributeError, RuntimeError) as error:
@@ -277,7 +268,7 @@ def _check_own(folder: Path, architectures: Sequence[str], own: Path | None) -> 
     if architecture not in {each.architecture for each in own_model.known()}:
         raise UserError(
             f"The network in {folder} is code of its user's ({architecture}), and no code there is run unasked. Read "
-            f"{copy}, then name it: --model {copy}."
+            f"{copy}, then name it: --model {files.as_typed(copy)}."
         )
 
 
@@ -295,8 +286,6 @@ def predict_files(
     Raises:
         UserError: A file, or with `skip` every file, cannot be read.
     """
-    if best.resize is not None:
-        invert = "no" if invert == "auto" else invert
     predictions: list[Prediction] = []
     for start in range(0, len(paths), AT_ONCE):
         found, images = [], []
@@ -336,7 +325,8 @@ def _predicted(
     best: BestModel, paths: Sequence[Path | None], images: Sequence[npt.NDArray[np.uint8]], invert: Invert
 ) -> list[Prediction]:
     """Returns the prediction for each image, uint8 (C, H, W), whose file is at the same place of `paths`."""
-    inverted = [invert == "yes" or (invert == "auto" and looks_inverted(image)) for image in images]
+    looks = invert == "auto" and best.resize is None  # Of one's own images none is turned unasked.
+    inverted = [invert == "yes" or (looks and looks_inverted(image)) for image in images]
     images = [255 - image if inverse else image for image, inverse in zip(images, inverted, strict=True)]
     predictions = []
     rows = np.concatenate(
@@ -363,6 +353,21 @@ def probabilities(best: BestModel, images: npt.NDArray[np.uint8]) -> npt.NDArray
     return result
 
 
+def _read_weights(path: Path) -> "dict[str, Tensor]":
+    import torch
+
+    try:
+        weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise _missing(path) from error
+    except Exception as error:  # Damage shows as whatever the zip reader or the restricted unpickler stumbles over.
+        raise UserError(
+            f"{path} must be a state dict (tensors only, no code), but it cannot be read as one: {_first_line(error)} "
+            "Run `python -m tuning.final` again."
+        ) from error
+    return weights
+
+
 def _read_description(path: Path) -> _Description:
     try:
         return _Description.model_validate(json.loads(path.read_text(encoding="utf-8")))
@@ -381,7 +386,7 @@ def _read_description(path: Path) -> _Description:
 
 
 def _missing(path: Path) -> UserError:
-    place = "" if path.parent == Path("best_model") else f" --model-dir {path.parent}"
+    place = "" if path.parent == Path("best_model") else f" --model-dir {files.as_typed(path.parent)}"
     return UserError(
         f"There must be a trained model in {path.parent}, but {path} is missing. Run `python -m tuning.final{place}` "
         "first."

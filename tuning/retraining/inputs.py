@@ -18,16 +18,23 @@ TABLES = {*tables.SUFFIXES, ".parquet"}
 NAMED, LOOKED_AT = 3, 50
 
 
-def expanded(paths: Sequence[Path], image_column: str | None = None, note: Note = to_stderr) -> list[Path]:
+def expanded(
+    paths: Sequence[Path],
+    image_column: str | None = None,
+    note: Note = to_stderr,
+    skip: Callable[[str], None] | None = None,
+) -> list[Path]:
     """Returns image files: those named, those below a named folder in natural order, those in a table's rows.
 
     Args:
         paths: Files, folders and tables.
         image_column: The column of a table that has the files or ids; None is the one that a search would take.
         note: Receives what was guessed of a table.
+        skip: Receives what a table lists that is not there, and the others are returned; None makes it an error.
 
     Raises:
-        UserError: A folder has no image, or a table has no such column or lists files that are not there.
+        UserError: A folder has no image, or a table has no such column or lists files that are not there; with `skip`,
+            none of them.
     """
     found: list[Path] = []
     for path in map(files.expanded, paths):
@@ -39,13 +46,13 @@ def expanded(paths: Sequence[Path], image_column: str | None = None, note: Note 
             found += [path / name for name in names]
         elif path.suffix.lower() in TABLES:
             with said_if_locked(path):
-                found += _of_table(path, image_column, note)
+                found += _of_table(path, image_column, note, skip)
         else:
             found.append(path)
     return found
 
 
-def _of_table(path: Path, column: str | None, note: Note) -> list[Path]:
+def _of_table(path: Path, column: str | None, note: Note, skip: Callable[[str], None] | None) -> list[Path]:
     """Returns the files of a table's rows."""
     resolver, source = Resolver(path.parent), Source(str(path), image_column=column)
     table = _read(path, source, resolver, note)
@@ -55,7 +62,11 @@ def _of_table(path: Path, column: str | None, note: Note) -> list[Path]:
 
     values = table[find_image_column(table, source, str(path), note, names_images=names_images)]
     files = [resolver.find(value) for value in values]
-    if missing := [value for value, file in zip(values, files, strict=True) if file is None]:
+    missing = [value for value, file in zip(values, files, strict=True) if file is None]
+    if skip is not None and len(missing) < len(values):
+        for value in missing:
+            skip(f"{path} lists {value!r}, which is not there.")
+    elif missing:
         some = ", ".join(missing[:NAMED]) + (", ..." if len(missing) > NAMED else "")
         raise UserError(
             f"{path} has {counted(len(missing), 'row')} whose image is not there: {some}. Check --image-column and the "

@@ -229,7 +229,7 @@ def of_run(space_file: Path) -> Surroundings | None:
         file, work = _unpack(archive, folder)
         if space_file.is_file():
             file.write_bytes(space_file.read_bytes())
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
+    except files.DAMAGE as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise UserError(
             f"{archive}, which holds what the search space uses, is damaged: {error}. Copy it anew from the storage, "
@@ -249,7 +249,7 @@ def _unpack(archive: Path, folder: Path) -> tuple[Path, Path]:
 
     Raises:
         UserError: The files are larger than those of any search.
-        ValueError: It is not what a search wrote, or `zipfile.BadZipFile`, or OSError.
+        ValueError: It is not what a search wrote, or or another of `files.DAMAGE`.
     """
     with zipfile.ZipFile(archive) as kept:
         size = sum(entry.file_size for entry in kept.infolist())

@@ -9,8 +9,6 @@ import io
 import json
 import re
 import traceback
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
@@ -380,5 +378,5 @@ def _read_arrays(path: Path) -> "dict[str, npt.NDArray[np.float32]]":
     try:
         with np.load(io.BytesIO(path.read_bytes())) as found:
             return {name: np.asarray(found[name], dtype=np.float32) for name in found.files}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+    except files.DAMAGE:
         return {}

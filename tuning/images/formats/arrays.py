@@ -3,7 +3,6 @@
 import contextlib
 import io
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -11,6 +10,7 @@ from typing import IO
 import numpy as np
 
 from tuning.base.errors import UserError
+from tuning.base.files import DAMAGE
 from tuning.images.formats.listing import Listing, Note
 from tuning.images.formats.streams import Part, Stream, list_parts, texts_of
 from tuning.images.source import Source
@@ -38,7 +38,7 @@ def list_images(source: Source, note: Note) -> Listing:
     try:
         with zipfile.ZipFile(path) as archive:
             keys = [name.removesuffix(".npy") for name in archive.namelist()]
-    except (zipfile.BadZipFile, OSError) as error:
+    except DAMAGE as error:
         raise UserError(f"{path} must be a readable .npz file, but got: {error}.") from error
     pairs = _pairs(keys)
     used = {images for images, _ in pairs.values()}
@@ -92,14 +92,14 @@ def _stream(path: Path, key: str) -> Stream:
     try:
         with _opened(path, key) as file:
             start = file.read(_LONGEST_HEADER)
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise UserError(f"Array {key} of {path} is damaged: {error}. Replace the file.") from error
     head = io.BytesIO(start)
     try:
         version = np.lib.format.read_magic(head)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(head)
-    except ValueError as error:
+    except DAMAGE as error:
         raise UserError(f"Array {key} of {path} must be one of numbers, but got: {error}.") from error
     if fortran:
         raise UserError(f"Array {key} of {path} is in Fortran order. Save numpy.ascontiguousarray of it.")
@@ -124,7 +124,7 @@ def _labels(path: Path, key: str, note: Note) -> list[str]:
     try:
         with _opened(path, key) as file:
             labels = np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise UserError(
             f"Array {key} of {path} must be one of numbers or texts, but got: {error}. Save Python's objects "
             "as texts: numpy.asarray(labels).astype(str)."

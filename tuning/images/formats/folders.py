@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tuning.base.errors import UserError, counted
+from tuning.base.files import as_typed
 from tuning.images.formats import parquet, tables
 from tuning.images.formats.listing import (
     SPLIT_NAMES,
@@ -61,7 +62,7 @@ def list_images(source: Source, note: Note) -> Listing:
             f"{root} has no image in it ({counted(walked.passed_over[NO_IMAGES], 'other file')}). "
             + (
                 f"It has {counted(len(shards), 'Parquet file')}. Pass one, or a folder that has them directly in it: "
-                f"--dataset {shards[0]} or --dataset {shards[0].parent}."
+                f"--dataset {as_typed(shards[0])} or --dataset {as_typed(shards[0].parent)}."
                 if shards
                 else "Put a folder for each class into it, with the images of the class."
             )
@@ -85,12 +86,13 @@ def list_images(source: Source, note: Note) -> Listing:
         folder = Path(root, *base)
         raise UserError(
             f"{folder} has the splits {', '.join(top)}, and none to train on. Call the folder of the train images "
-            f"train, or pass one split alone: --dataset {folder / top[0]}."
+            f"train, or pass one split alone: --dataset {as_typed(folder / top[0])}."
         )
     if "train" not in splits.values() and len(top) - len(splits) > 1:  # With one beside them, all must be classes.
         _refuse_half_splits(Path(root, *base), splits, source.labels_leave_out)
     if beside:
-        note(f"The classes are folders. {beside[0]} is not read; --dataset {beside[0]} reads it in their place.")
+        other = f"--dataset {as_typed(beside[0])}"
+        note(f"The classes are folders. {beside[0]} is not read; {other} reads it in their place.")
     found = _Found()
     if "train" in splits.values():
         _with_splits(root, walked, base, splits, found, source.labels_leave_out, note)
@@ -243,7 +245,7 @@ def _without_classes(source: Source, walked: Walk, base: Parts, note: Note) -> L
     if base:
         _empty(root, walked, base[:-1], {base[-1]})
     if beside:
-        way = f"Choose the table of their labels: --dataset {' or '.join(map(str, beside))}."
+        way = f"Choose the table of their labels: --dataset {' or '.join(map(as_typed, beside))}."
     else:
         way = "A table of images and labels (CSV, TSV or Parquet) as --dataset is the other way."
     raise UserError(

@@ -12,6 +12,7 @@ from typing import IO, cast
 import numpy as np
 
 from tuning.base.errors import UserError
+from tuning.base.files import as_typed
 from tuning.images.formats.listing import SPLIT_NAMES, SPLIT_ORDER, Listing, Note, split_of
 from tuning.images.formats.streams import Part, Stream, list_parts, texts_of
 from tuning.images.formats.walking import IMAGE_SUFFIXES, is_hidden
@@ -48,7 +49,7 @@ def list_images(source: Source, note: Note) -> Listing:
     if path.is_file():
         files = [file for file in files if _family(file) == _family(path)]
     elif len(families) > 1:
-        several = " or ".join(str(file) for file in families.values())
+        several = " or ".join(as_typed(file) for file in families.values())
         raise UserError(f"{path} has several sets of IDX files. Choose one: --dataset {several}.")
     by_split: dict[str, Path] = {}
     for file in sorted(files, key=lambda file: file.suffix == ".gz"):  # Plain ones first.

@@ -2,8 +2,6 @@
 
 import contextlib
 import math
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -15,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tuning.base.errors import UserError
+from tuning.base.files import DAMAGE
 from tuning.images.formats.listing import NO_LABEL, Content, Listing, Note
 
 _BLOCK_BYTES = 1 << 22  # Read at a time.
@@ -88,7 +87,7 @@ class Stream:
                     while waiting and waiting[-1] < first + n:
                         image = block[waiting.pop() - first]
                         yield image.transpose(1, 2, 0) if image.ndim == 3 and self._leading else image
-        except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        except DAMAGE as error:
             raise UserError(f"{self.where} is damaged: {error}. Replace the file.") from error
 
 
