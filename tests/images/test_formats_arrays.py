@@ -197,7 +197,18 @@ def test_idx_files_that_lack_something_are_named(tmp_path: Path) -> None:
     idx(labels, np.tile(LABELS, 2)[:12].astype(np.uint8))
     with pytest.raises(UserError, match=r"train-images-idx3-ubyte must hold 12 images, but ends in number 10"):
         reading(tmp_path / "set")
-    path.write_bytes(gzip.compress(path.read_bytes())[:-200])
+    whole = bytearray(path.read_bytes())
+    path.write_bytes(whole[:8] + b"\xff\xff\xff\xff" + whole[12:])
+    with pytest.raises(UserError, match=r"must hold images of at most 1 GB, but has 12 x 4294967295 x 8: its header is"):
+        reading(tmp_path / "set")
+    idx(path, IMAGES)
+    idx(labels, LABELS.astype(np.uint8))
+    packed = bytearray(gzip.compress(path.read_bytes(), compresslevel=0))  # Damage shows in the checksum alone.
+    packed[200] ^= 1
+    path.write_bytes(packed)
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte is damaged: CRC check failed"):
+        reading(tmp_path / "set")
+    path.write_bytes(gzip.compress(idx(path, IMAGES).read_bytes())[:-200])
     with pytest.raises(UserError, match=r"train-images-idx3-ubyte is damaged: Compressed file ended"):
         reading(tmp_path / "set")
 

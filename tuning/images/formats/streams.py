@@ -17,6 +17,7 @@ from tuning.base.files import DAMAGE
 from tuning.images.formats.listing import NO_LABEL, Content, Listing, Note
 
 _BLOCK_BYTES = 1 << 22  # Read at a time.
+_LARGEST_IMAGE = 1 << 30  # Bytes.
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,20 @@ class Stream:
             )
         if 0 in self.shape[1:]:
             raise UserError(f"{self.where} must hold images of a pixel at least, but has {sizes}. Replace it.")
+        if self._image_bytes > _LARGEST_IMAGE:
+            raise UserError(
+                f"{self.where} must hold images of at most {_LARGEST_IMAGE / 1e9:.0f} GB, but has {sizes}: its header is "
+                "damaged. Replace the file."
+            )
         if self.dtype.kind not in "ui":
             raise UserError(
                 f"{self.where} must hold whole numbers (0 to 255, or to 65,535), but has {self.dtype}. "
                 "Scale and round them before saving."
             )
+
+    @property
+    def _image_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     @property
     def _trailing(self) -> bool:
@@ -69,24 +79,24 @@ class Stream:
         Raises:
             UserError: The file ends before its last image, or is damaged.
         """
-        image_bytes = max(1, math.prod(self.shape[1:]) * self.dtype.itemsize)
-        n_block = max(1, _BLOCK_BYTES // image_bytes)
+        n_block = max(1, _BLOCK_BYTES // self._image_bytes)
         waiting = list(reversed(rows))
         try:
             with self.opened() as file:
                 _skip(file, self.begin)
                 for first in range(0, self.shape[0], n_block):
                     n = min(n_block, self.shape[0] - first)
-                    content = file.read(n * image_bytes)
-                    if len(content) < n * image_bytes:
+                    content = file.read(n * self._image_bytes)
+                    if len(content) < n * self._image_bytes:
                         raise UserError(
                             f"{self.where} must hold {self.shape[0]:,} images, but ends in number "
-                            f"{first + len(content) // image_bytes:,}. Replace the file."
+                            f"{first + len(content) // self._image_bytes:,}. Replace the file."
                         )
                     block = np.frombuffer(content, self.dtype).reshape(n, *self.shape[1:])
                     while waiting and waiting[-1] < first + n:
                         image = block[waiting.pop() - first]
                         yield image.transpose(1, 2, 0) if image.ndim == 3 and self._leading else image
+                file.read(1)  # A compressed file's checksum is compared where it ends.
         except DAMAGE as error:
             raise UserError(f"{self.where} is damaged: {error}. Replace the file.") from error
 
