@@ -239,9 +239,10 @@ def test_equal_configurations_have_equal_hashes_and_others_do_not() -> None:
     ],
 )
 def test_json_and_yaml_files_are_read(tmp_path: Path, name: str, text: str) -> None:
-    (tmp_path / name).write_text(text)
     expected = TrainConfig(architecture="resnet14", learning_rate=0.001, flip=True, patience=None)
-    assert read_config(tmp_path / name) == expected
+    for encoding in ("utf-8", "utf-8-sig"):  # Editors of Windows write a byte order mark.
+        (tmp_path / name).write_text(text, encoding=encoding)
+        assert read_config(tmp_path / name) == expected
 
 
 def test_a_written_configuration_reads_the_same(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import copy
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,40 @@ class Net(nn.Module):
 def model(config, channels, n_classes, image_size):
     return Net(channels, n_classes)
 """
+NET = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, channels, n_classes):
+        super().__init__()
+        self.body, self.pool, self.fc = nn.Conv2d(channels, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Linear(6, n_classes)
+    def forward(self, x):
+        {}
+
+def model(config, channels, n_classes, image_size):
+    return Net(channels, n_classes)
+"""
+VIEW = NET.replace("nn.Linear(6,", "nn.Linear(288,").format(
+    "x = self.body(x)\n        return self.fc(x.view(x.size(0), -1))"
+)
+# A squeeze-and-excitation block is the last linear layer, and a convolution the classifier.
+EXCITED = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, channels, n_classes):
+        super().__init__()
+        self.body, self.excite = nn.Conv2d(channels, 6, 3), nn.Linear(6, 6)
+        self.classes = nn.Conv2d(6, n_classes, 1)
+    def forward(self, x):
+        y = self.body(x).relu()
+        y = y * self.excite(y.mean((2, 3))).sigmoid()[:, :, None, None]
+        return self.classes(y).mean((2, 3))
+
+def model(config, channels, n_classes, image_size):
+    return Net(channels, n_classes)
+"""
+SOFTMAX = "return nn.Sequential(nn.Flatten(), nn.Linear(160, 5), nn.LogSoftmax(1))"
 BODY = "from torch import nn\ndef model(config, channels, n_classes, image_size):\n    {}\n"
 
 
@@ -94,15 +129,73 @@ def test_features_may_be_given_beside_the_logits_and_no_layer_be_linear(tmp_path
     config = read(tmp_path, PAIR)
     logits, features = build(config)(images())
     assert logits.shape == (3, 5) and features.shape == (3, 6)
-    with pytest.raises(UserError, match=r"^train must be all for a model without a linear layer, but got 'head'\.$"):
-        check_network(config.model_copy(update={"train": "head"}), 2, 5, (10, 8))
     check_network(config, 2, 5, (10, 8))
+
+
+def test_a_tuple_of_logits_alone_is_logits(tmp_path: Path) -> None:
+    config = read(tmp_path, NET.format("return (self.fc(self.pool(self.body(x)).flatten(1)),)"))
+    logits, features = build(config)(images())
+    assert logits.shape == (3, 5) and features.shape == (3, 6)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("side", [None, 12])
+def test_a_network_that_views_maps_as_rows_is_trained_in_the_layout_that_it_needs(
+    tmp_path: Path, channels: int, side: int | None
+) -> None:
+    source = VIEW.replace("288", "600") if side else VIEW
+    config = read(tmp_path, source).model_copy(update={"image_size": side})
+    check_network(config, channels, 5, (10, 8))
+    model = build(config, channels)
+    again = build_model(config, channels, 5, load_pretrained=False, size=(10, 8))
+    again.load_state_dict(model.state_dict())
+    seen = images(3, channels).contiguous(memory_format=torch.channels_last)
+    for each in (model, copy.deepcopy(model), again):
+        logits, features = each(seen)
+        logits.sum().backward()
+        assert features.shape == (3, 600 if side else 288)
+        assert torch.equal(logits, model(images(3, channels))[0])
+    reshaped = build(read(tmp_path, source.replace(".view(", ".reshape(")).model_copy(update={"image_size": side}))
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in reshaped.parameters() if p.ndim == 4)
+
+
+@pytest.mark.parametrize("source", [EXCITED, PAIR])
+@pytest.mark.parametrize(
+    ("values", "named", "instead"),
+    [
+        ({"train": "head"}, "train: head", "train: all"),
+        ({"train": "head_first"}, "train: head_first", "train: all"),
+        ({"body_lr_factor": 0.1}, "body_lr_factor: 0.1", "body_lr_factor: 1"),
+    ],
+)
+def test_a_network_whose_last_linear_layer_is_not_the_classifier_has_no_head(
+    tmp_path: Path, source: str, values: dict[str, Any], named: str, instead: str
+) -> None:
+    config = read(tmp_path, source)
+    check_network(config, 2, 5, (10, 8))
+    expected = rf"^{named} needs a network whose .*, and {config.architecture} is none\. Use {instead}\.$"
+    with pytest.raises(UserError, match=expected):
+        check_network(config.model_copy(update=values), 2, 5, (10, 8))
+
+
+def test_a_head_with_something_after_it_may_be_trained_alone_and_not_be_fitted_first(tmp_path: Path) -> None:
+    config = read(tmp_path, BODY.format(SOFTMAX))
+    for values in ({"train": "head"}, {"body_lr_factor": 0.1}):
+        check_network(config.model_copy(update=values), 2, 5, (10, 8))
+    with pytest.raises(UserError, match=r"^train: head_first needs a network whose logits are what its last linear"):
+        check_network(config.model_copy(update={"train": "head_first"}), 2, 5, (10, 8))
+
+
+def test_what_a_network_of_ones_own_raises_later_is_not_said_to_be_the_size(tmp_path: Path) -> None:
+    source = NET.format("assert x.any(), 'black'\n        return self.fc(self.pool(self.body(x)).flatten(1))")
+    with pytest.raises(UserError, match=r"^own:\w+ cannot take images of 10 x 8 pixels: black\.$"):
+        check_network(read(tmp_path, source), 2, 5, (10, 8))
 
 
 @pytest.mark.parametrize(
     ("body", "features"),
     [
-        ("return nn.Sequential(nn.Flatten(), nn.Linear(160, 5), nn.LogSoftmax(1))", 160),
+        (SOFTMAX, 160),
         ("return nn.Sequential(nn.Flatten(2), nn.Linear(80, 5), nn.AdaptiveAvgPool2d((1, None)), nn.Flatten())", 80),
         ("return nn.Sequential(nn.Flatten(), nn.LazyLinear(n_classes))", 160),
     ],
@@ -147,7 +240,7 @@ def test_the_function_gets_the_configuration_and_the_size(tmp_path: Path) -> Non
         ),
         (
             BODY.format("return nn.Linear(3, 5)"),
-            r"for images \(N, 2, 10, 8\), but it raised RuntimeError: mat1 and mat2",
+            r"for images \(N, 2, 10, 8\), but for two images it raised RuntimeError: mat1 and mat2",
         ),
         (
             BODY.format("return nn.Sequential(nn.Conv2d(2, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())"),
@@ -155,7 +248,33 @@ def test_the_function_gets_the_configuration_and_the_size(tmp_path: Path) -> Non
         ),
         (
             PAIR.replace(", y.mean((2, 3))", ", y"),
-            r"alone or with features \(N, D\), but what stood beside them is no \(N, D\)\.",
+            r"alone or with features \(N, D\), but for two images what stood beside them is no \(N, D\)\.",
+        ),
+        (
+            NET.format("return self.fc(self.pool(self.body(x)).squeeze())"),
+            r"must return logits \(N, 5\) .*, but for one image it returned torch\.float32 of shape \(5,\)\. Use "
+            r"\.flatten\(1\) in the place of \.squeeze\(\)",
+        ),
+        (
+            NET.format("return self.fc(self.pool(self.body(x)).squeeze()).view(len(x), -1)"),
+            r"mine\.py: for one image the last linear layer must see \(N, D\), but got \(6,\)\. Use \.flatten\(1\)",
+        ),
+        (
+            NET.format("y = self.pool(self.body(x)).squeeze()\n        return self.fc(y).sum(1)[:, None].repeat(1, 5)"),
+            r"for images \(N, 2, 10, 8\), but for one image line 10 raised IndexError",
+        ),
+        (
+            PAIR.replace("y.mean((2, 3))\n", "y.mean((2, 3)).squeeze()\n"),
+            r"alone or with features \(N, D\), but for one image what stood beside them is no \(N, D\)\. Use \.flat",
+        ),
+        (
+            "from pathlib import Path\nPLACE = Path(__file__)\ndef model(): ...",
+            r"must import without an error, but line 2 raised NameError: name '__file__' is not defined\. A run keeps "
+            r"the text of this one file, and no other file beside it\. Name others by their whole path\.$",
+        ),
+        (
+            BODY.format("return open(__file__ + '.pt')"),
+            r"must return an nn\.Module, but line 3 raised NameError: name '__file__' is not defined\. A run keeps",
         ),
         (
             "import other\ndef model(): ...",
@@ -179,6 +298,22 @@ def test_a_file_that_cannot_be_read_or_was_not_named_is_said(tmp_path: Path) -> 
     other = read(tmp_path, GOOD).architecture
     with pytest.raises(UserError, match=expected + rf", but got another file \({other}\)\."):
         build(TrainConfig(architecture="own:0123456789ab"))
+
+
+def test_a_folder_beside_the_file_that_only_has_the_name_of_a_package_is_no_module(tmp_path: Path) -> None:
+    for name in ("optuna", "ray", "mine_too"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "ray" / "__init__.py").touch()
+    read(tmp_path, "import optuna\n" + GOOD)
+    for name in ("ray", "mine_too"):
+        with pytest.raises(UserError, match=rf"but it imports '{name}', which lies beside it\."):
+            read(tmp_path, f"import {name}.part\n{GOOD}")
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    config = read(tmp_path, GOOD)
+    (tmp_path / "mine.py").write_text(GOOD, encoding="utf-8-sig")
+    assert own_model.read(tmp_path / "mine.py").architecture == config.architecture
 
 
 def test_each_version_of_a_file_has_a_hash_and_its_configurations_have_others(tmp_path: Path) -> None:

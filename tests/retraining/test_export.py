@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_predict import CLASSES, write_model
 
+from tuning.base import own_model
 from tuning.base.averagings import AVERAGINGS
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
@@ -142,6 +143,51 @@ def test_an_export_that_differs_is_refused_and_removed(tmp_path: Path, monkeypat
     with pytest.raises(UserError, match=r"--export pt2 must give the model's probabilities to 0.0001, but got 0\.01"):
         export.export(write_model(tmp_path), ["pt2"], IMAGES)
     assert not (tmp_path / "model.pt2").exists()
+
+
+OWN = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, channels, n_classes):
+        super().__init__()
+        self.first = nn.Linear(80 * channels, 80 * channels)
+        self.second = nn.Linear(80 * channels, 80 * channels)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(80 * channels, n_classes)
+    def forward(self, x):
+        x = self.second(self.first(x.flatten(1)).relu())
+        if x.sum() > 0:
+            x = x.relu()
+        return self.head(x)
+
+def model(config, channels, n_classes, image_size):
+    return Net(channels, n_classes)
+"""
+
+
+def write_own(folder: Path) -> Path:
+    """Writes a model with tied weights, whose forward pass branches on what it sees."""
+    (folder / "own.py").write_text(OWN)
+    config = TrainConfig(architecture=own_model.read(folder / "own.py").architecture)
+    folder = write_model(folder, config=config.model_dump())
+    torch.manual_seed(1)
+    torch.save(build_model(config, 1, len(CLASSES), size=(10, 8)).state_dict(), folder / "model.pth")
+    return folder
+
+
+def test_safetensors_hold_weights_that_share_memory(tmp_path: Path) -> None:
+    [line] = export.export(write_own(tmp_path), ["safetensors"], IMAGES)
+    assert line.startswith("Exported: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["onnx", "pt2"])
+def test_what_torch_cannot_export_is_said_with_the_way_on(tmp_path: Path, name: str) -> None:
+    expected = rf"^--export {name} cannot write this model: .+\. Run the same command without --export {name}: "
+    with pytest.raises(UserError, match=expected + r"nothing is trained again\.$") as caught:
+        export.export(write_own(tmp_path), [name], IMAGES)
+    assert "data-dependent" in str(caught.value) and "step 1/3" not in str(caught.value)
 
 
 def test_an_unknown_format_and_a_missing_package_are_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -230,8 +230,10 @@ def test_a_run_names_the_line_of_its_space(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(run.path.parents[1])
+    space = run.path / "space.py"
+    space.write_text(space.read_text(), encoding="utf-8-sig")  # As some editors write a file that was changed.
     [row] = run.edges.to_dict("records")
-    line = (run.path / "space.py").read_text().splitlines()[row["line"] - 1].strip()
+    line = space.read_text().splitlines()[row["line"] - 1].strip()
     assert row["text"] == line == LINE and row["changed"] == LINE.replace("1.0", "4.0")
     results.print_edges(run)
     said, *lines, step = capsys.readouterr().out.splitlines()

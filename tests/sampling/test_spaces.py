@@ -117,6 +117,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_space(str(tmp_path / "nowhere.py"))
 
 
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    file, source = tmp_path / "mine.py", "def space(trial):\n    return {}\n"
+    file.write_text(source, encoding="utf-8-sig")
+    assert load_space(str(file)).source == source
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

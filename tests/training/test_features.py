@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
 from tuning.base.registries import ARCHITECTURES
 from tuning.images.splitting import Splits, make_splits
-from tuning.models.architectures import count_parameters, head_of
+from tuning.models.architectures import SmallResNet, count_parameters, head_of
 from tuning.training import checkpoints, features, fit
 from tuning.training.evaluation import evaluate
 from tuning.training.fit import Training
@@ -180,12 +181,25 @@ def test_a_head_that_is_fitted_first_labels_as_a_logistic_regression_and_then_al
     assert all(not torch.equal(after[n], v) for n, v in before.state_dict().items() if n.endswith("weight"))
 
 
-def test_a_network_that_does_not_end_in_its_head_cannot_have_it_fitted_first(
-    splits: Splits, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("values", "missing"), [({"train": "head_first"}, "ends"), ({"train": "head"}, "classifies")])
+def test_a_network_that_does_not_end_in_its_head_cannot_have_it_trained_apart(
+    splits: Splits, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], missing: str
 ) -> None:
-    monkeypatch.setattr(fit, "head_ends", lambda model: False)
-    with pytest.raises(UserError, match=r"head_first needs a network .* and resnet8 is none. Use train: all."):
-        Training(changed(HEAD, train="head_first"), splits, seed=0)
+    monkeypatch.setattr(SmallResNet, missing, False, raising=False)
+    with pytest.raises(
+        UserError, match=rf"train: {values['train']} needs a network .* and resnet8 is none\. Use train: all"
+    ):
+        Training(changed(HEAD, **values), splits, seed=0)
+
+
+def test_what_a_killed_process_left_in_the_cache_goes_after_a_day(cache: Path) -> None:
+    cache.mkdir(parents=True)
+    for name in (".0123.pt.abcd", ".4567.pt.efgh"):
+        (cache / name).write_bytes(b"half")
+    os.utime(cache / ".0123.pt.abcd", (0, 0))
+    made = features.Features(torch.zeros(2, 3, 1, 1), torch.zeros(1, 3, 1, 1), 0.1)
+    features.shared("89ab", lambda: made)
+    assert {path.name for path in cache.iterdir()} == {".4567.pt.efgh", "89ab.lock", "89ab.pt"}
 
 
 def test_a_body_that_is_drawn_by_chance_is_not_shared(splits: Splits, cache: Path) -> None:

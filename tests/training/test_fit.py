@@ -522,6 +522,24 @@ def test_the_mean_of_the_weights_follows_its_decay() -> None:
     assert mean.model.running_mean[0].item() == pytest.approx(4.0, abs=1e-3)  # type: ignore[union-attr, index]
 
 
+def test_the_mean_leaves_what_no_mean_is_of_and_takes_tied_weights_once() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    model.register_buffer("mask", torch.full((2, 2), -math.inf).triu(1))
+    model.register_buffer("count", torch.tensor(0))
+    model.register_buffer("used", torch.tensor([False, False]))
+    nn.init.zeros_(model[0].weight)
+    mean = RunningMean(model, 0.5)
+    nn.init.ones_(model[0].weight)
+    model.count += 3
+    model.used[0] = True
+    mean.update()
+    assert mean.model[1].weight is mean.model[0].weight
+    assert mean.model[0].weight[0, 0].item() == pytest.approx(1 - 2 / 11)
+    for name in ("mask", "count", "used"):
+        assert torch.equal(getattr(mean.model, name), getattr(model, name)), name
+
+
 def test_label_smoothing_is_in_the_training_loss_alone(splits: Splits, tiny: TrainConfig) -> None:
     last = run(changed(tiny, label_smoothing=0.5), splits)[-1]
     floor = -(0.625 * math.log(0.625) + 0.375 * math.log(0.125))  # The least smoothed loss of four classes: 1.07.

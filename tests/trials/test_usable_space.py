@@ -4,14 +4,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tuning.base import downloads
+from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
 from tuning.images import datasets
 from tuning.images.source import Source
+from tuning.models import trying
 from tuning.sampling.spaces import check_space, load_space
-from tuning.trials import settling
+from tuning.trials import loading, settling
 from tuning.trials.loading import usable_space
 
 SETTINGS: Any = SimpleNamespace(device="cpu", epochs=2, space="mine", model=None)
@@ -84,3 +87,13 @@ def test_the_space_of_ones_own_images_follows_from_their_channels_and_size(
     own = SimpleNamespace(rest=SimpleNamespace(shape=(5, *shape)))
     monkeypatch.setattr(datasets, "load_own", lambda images, device: own)
     assert settling._space_for(Source("photos/"), "cpu") == expected
+
+
+def test_a_network_is_tried_for_each_way_in_which_it_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[TrainConfig] = []
+    monkeypatch.setattr(trying, "check_network", lambda config, *_: tried.append(config))
+    ways = [("all", 1.0), ("head", 1.0), ("all", 0.1), ("all", 0.2)]
+    configs = [TrainConfig(architecture="own:0123456789ab", train=a, body_lr_factor=b) for a, b in ways]  # type: ignore[arg-type]
+    splits: Any = SimpleNamespace(train=SimpleNamespace(images=np.zeros((4, 1, 8, 8))), channels=1, n_classes=3)
+    loading._check_networks(configs, splits)
+    assert [(config.train, config.body_lr_factor) for config in tried] == [("all", 1.0), ("head", 1.0), ("all", 0.2)]

@@ -245,7 +245,7 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
         UserError: The file cannot be read, is damaged, or holds no mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix in (".yaml", ".yml"):
             import yaml
 

@@ -10,6 +10,7 @@ import hashlib
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from tuning.base import files
@@ -46,7 +47,7 @@ def read(path: Path, option: str = "--model") -> OwnModel:
         UserError: It cannot be read or parsed, has no `model`, or imports what lies beside it.
     """
     try:
-        source = path.read_text(encoding="utf-8")
+        source = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{option} must be a readable .py file, but got {str(path)!r}: {error}.") from error
     try:
@@ -59,10 +60,7 @@ def read(path: Path, option: str = "--model") -> OwnModel:
     if "model" not in defined | assigned:
         raise UserError(f"{path} must define {SIGNATURE} -> nn.Module, but has no such function.")
     for name in _imported(tree):
-        beside = path.parent / name
-        if name not in sys.stdlib_module_names and (beside.with_suffix(".py").is_file() or beside.is_dir()):
-            if name == files.PACKAGE.name:
-                continue
+        if name not in sys.stdlib_module_names | {files.PACKAGE.name} and _lies_beside(path.parent / name):
             raise UserError(
                 f"{path} must be complete, because a run keeps this one file, but it imports {name!r}, which lies "
                 "beside it. Put what it needs into the file."
@@ -111,6 +109,27 @@ def keep(architecture: str, folder: Path) -> None:
     """Writes the file of a configuration's network into a folder, if it is a user's own."""
     if is_own(architecture):
         files.write_text(folder / KEPT, find(architecture).source)
+
+
+def _lies_beside(module: Path) -> bool:
+    """Returns whether a module lies in a folder, given its path there without a suffix.
+
+    A folder without `__init__.py` may only have the name of an installed package, which Python then imports.
+    """
+    if module.with_name(f"{module.name}.py").is_file() or (module / "__init__.py").is_file():
+        return True
+    return module.is_dir() and not _is_installed(module)
+
+
+def _is_installed(folder: Path) -> bool:
+    """Returns whether there is a package of a folder's name elsewhere."""
+    try:
+        found = find_spec(folder.name)
+    except (ImportError, ValueError):  # As of a module that was made by hand.
+        return False
+    if found is None or found.origin is not None:
+        return found is not None
+    return any(Path(place).resolve() != folder.resolve() for place in found.submodule_search_locations or ())
 
 
 def _imported(tree: ast.Module) -> Iterator[str]:

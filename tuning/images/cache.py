@@ -125,7 +125,7 @@ class Writer:
         self._buffer, self._checksums = bytearray(), list[int]()
         with _said_if_full():
             folder().mkdir(parents=True, exist_ok=True)
-            _remove_leftovers()
+            remove_leftovers(folder(), ".*.part")
             descriptor, self._name = tempfile.mkstemp(dir=folder(), prefix=f".{key}.", suffix=".part")
         self._file = os.fdopen(descriptor, "wb", buffering=0)
 
@@ -185,9 +185,9 @@ def also_called(key: str, other: str) -> None:
             os.link(folder() / f"{key}.json", record)
 
 
-def _remove_leftovers() -> None:
-    """Removes what processes that were killed left behind."""
-    for path in folder().glob(".*.part"):
+def remove_leftovers(place: Path, names: str) -> None:
+    """Removes what processes that were killed left behind, of the temporary files with such names in a folder."""
+    for path in place.glob(names):
         with contextlib.suppress(OSError):  # Gone, or another user's.
             if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
                 path.unlink()

@@ -171,7 +171,8 @@ def build_model(
         model = Renormalised(model, channels, seen, wanted)
     if config.image_size is not None:
         model = Resized(model, config.image_size)
-    return model.to(memory_format=torch.channels_last)
+    # A user's own network has brought its weights into its layout.
+    return model if is_own(architecture) else model.to(memory_format=torch.channels_last)
 
 
 def normalisation_of_weights(architecture: str) -> Normalisation | None:
@@ -199,6 +200,25 @@ def head_of(model: nn.Module) -> nn.Linear:
 def head_ends(model: nn.Module) -> bool:
     """Returns whether a model's logits are what its head makes of its features, and nothing else."""
     return bool(getattr(inner(model), "ends", True))  # Of a user's own file it was found out.
+
+
+def check_head(model: nn.Module, config: TrainConfig) -> None:
+    """Raises UserError where the head is to be trained in another way than the body, and the model has none for that.
+
+    To be trained it must give a value a class; to be fitted to the features first, also be the model's end.
+    """
+    named, instead = f"train: {config.train}", "train: all"
+    if config.train == "all":
+        if config.body_lr_factor == 1:
+            return
+        named, instead = f"body_lr_factor: {config.body_lr_factor:g}", "body_lr_factor: 1"
+    if config.train == "head_first" and not head_ends(model):
+        wanted = "whose logits are what its last linear layer makes of its features"
+    elif not getattr(inner(model), "classifies", True):
+        wanted = "whose last linear layer gives a value for each class"
+    else:
+        return
+    raise UserError(f"{named} needs a network {wanted}, and {config.architecture} is none. Use {instead}.")
 
 
 def _by_channel(values: Sequence[float], channels: int) -> list[float]:

@@ -19,6 +19,7 @@ from tuning.base.errors import UserError
 from tuning.base.own_model import SIGNATURE, OwnModel
 
 Size = tuple[int, int]
+NO_PLACE = "A run keeps the text of this one file, and no other file beside it. Name others by their whole path"
 
 
 class Own(nn.Module):
@@ -28,26 +29,27 @@ class Own(nn.Module):
         network: Gives logits (N, n_classes), or these and features (N, D).
         head: Where in the network its last linear layer is; "" has none.
         ends: The network's logits are what that layer gives for the features, and nothing comes after it.
+        classifies: That layer gives a value a class.
     """
 
-    def __init__(self, network: nn.Module, head: str, *, ends: bool) -> None:
+    def __init__(self, network: nn.Module, head: str, *, ends: bool, classifies: bool) -> None:
         super().__init__()
-        self.network, self._head, self.ends = network, head, ends
+        self.network, self._head, self.ends, self.classifies = network, head, ends, classifies
+        self.layout = torch.channels_last
 
     @property
     def head(self) -> nn.Linear:
-        """The last linear layer.
-
-        Raises:
-            UserError: There is none.
-        """
+        """The last linear layer; `check_head` says beforehand where there is none."""
         if not self._head:
-            raise UserError("train must be all for a model without a linear layer, but got 'head'.")
+            raise ValueError("The network has no linear layer.")
         layer: Any = self.network.get_submodule(self._head)
         return layer  # type: ignore[no-any-return]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns logits (N, n_classes) and features (N, D) of images (N, C, H, W)."""
+        if self.layout is not torch.channels_last:
+            # `contiguous` would leave the strides of images with one channel, which decide those of all that follows.
+            images = images.clone(memory_format=self.layout)
         if not self._head:
             logits, features = self.network(images)
             return logits, features
@@ -55,14 +57,14 @@ class Own(nn.Module):
         # Taken away again, so that a copy of the model, a graph or a saved program has nothing to forget.
         handle = self.head.register_forward_pre_hook(lambda layer, given: seen.append(given[0]))
         try:
-            found = self.network(images)
+            logits, *rest = _parts(self.network(images))
         finally:
             handle.remove()
-        return (found[0], found[1]) if isinstance(found, tuple) else (found, _rows(seen[-1]))
+        return logits, rest[0] if rest else _rows(seen[-1])
 
 
 def own_network(config: TrainConfig, channels: int, n_classes: int, size: Size | None) -> nn.Module:
-    """Returns the network "own:HASH", tried on two images.
+    """Returns the network "own:HASH", tried on two images and on one.
 
     Args:
         config: Its architecture; the network's function gets all of it.
@@ -90,50 +92,87 @@ def own_network(config: TrainConfig, channels: int, n_classes: int, size: Size |
 
 
 def _tried(file: OwnModel, network: nn.Module, images: Tensor, n_classes: int) -> Own:
-    """Returns the network with its last linear layer found; raises UserError where it gives no logits."""
+    """Returns the network with its last linear layer and its layout found out; raises UserError without logits.
+
+    The weights are brought into that layout: channels last, unless the network then fails, as it does where it takes
+    maps as rows by `view`.
+    """
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            logits, features, head = _seen(file, network, images, n_classes)
+            _seen(file, network, images[:1], n_classes)
+            last = network.get_submodule(head) if head else None
+            ends = last is not None and features.ndim == 2 and _gives(last, features, logits)
+            classifies = ends or getattr(last, "out_features", None) == n_classes
+            model = Own(network, head, ends=ends, classifies=classifies)
+            try:
+                model.to(memory_format=torch.channels_last)(images.contiguous(memory_format=torch.channels_last))
+            except Exception:
+                model.layout = torch.contiguous_format
+                model.to(memory_format=model.layout)
+    finally:
+        network.train(was_training)
+    return model
+
+
+def _seen(file: OwnModel, network: nn.Module, images: Tensor, n_classes: int) -> tuple[Tensor, Tensor, str]:
+    """Returns logits, features as they come, and where the last linear layer is, "" for none.
+
+    Raises:
+        UserError: These are not what they must be for so many images.
+    """
     ran: list[tuple[str, Tensor]] = []
 
     def note(path: str, layer: nn.Module, given: tuple[Any, ...]) -> None:
         ran.append((path, given[0]))
 
+    n, some = len(images), "one image" if len(images) == 1 else "two images"
+    hint = ""
+    if n == 1 and ".squeeze(" in file.source:
+        hint = " Use .flatten(1) in the place of .squeeze(), which also removes the N of one image."
     linear = [(path, layer) for path, layer in network.named_modules() if isinstance(layer, nn.Linear)]
     handles = [layer.register_forward_pre_hook(functools.partial(note, path)) for path, layer in linear]
     wanted = f"{file.file}: the model must return logits (N, {n_classes}) for images {('N', *images.shape[1:])}"
     wanted = wanted.replace("'", "")
-    was_training = network.training
     try:
-        with torch.no_grad():
-            found = network.eval()(images)
+        found = network(images)
     except Exception as error:
-        raise UserError(f"{wanted}, but {_raised(error, file)}.") from error
+        raise UserError(f"{wanted}, but for {some} {_raised(error, file)}.{hint}") from error
     finally:
         for handle in handles:
             handle.remove()
-        network.train(was_training)
-    logits, *rest = found if isinstance(found, tuple) else (found,)
-    if not isinstance(logits, Tensor) or logits.shape != (2, n_classes) or not logits.is_floating_point():
+    logits, *rest = _parts(found)
+    if not isinstance(logits, Tensor) or logits.shape != (n, n_classes) or not logits.is_floating_point():
         got = f"{logits.dtype} of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(f"{wanted}, but for two images it returned {got}.")
-    if rest and not (len(rest) == 1 and isinstance(rest[0], Tensor) and rest[0].ndim == 2 and len(rest[0]) == 2):
-        raise UserError(f"{wanted}, alone or with features (N, D), but what stood beside them is no (N, D).")
+        raise UserError(f"{wanted}, but for {some} it returned {got}.{hint}")
+    if rest and not (len(rest) == 1 and isinstance(rest[0], Tensor) and rest[0].ndim == 2 and len(rest[0]) == n):
+        raise UserError(
+            f"{wanted}, alone or with features (N, D), but for {some} what stood beside them is no (N, D).{hint}"
+        )
     if not ran and not rest:
         raise UserError(
             f"{file.file}: the model must have a linear layer (nn.Linear), whose input is taken for the features, but "
             "none ran. Add one at its end, or return logits and features."
         )
-    if ran and (ran[-1][1].ndim < 2 or len(ran[-1][1]) != 2) and not rest:
-        raise UserError(f"{file.file}: the last linear layer must see (N, D), but got {tuple(ran[-1][1].shape)}.")
-    head, features = (ran[-1][0], rest[0] if rest else ran[-1][1]) if ran else ("", logits)
-    ends = bool(head) and features.ndim == 2 and _gives(network.get_submodule(head), features, logits)
-    return Own(network, head, ends=ends)
+    if ran and (ran[-1][1].ndim < 2 or len(ran[-1][1]) != n) and not rest:
+        raise UserError(
+            f"{file.file}: for {some} the last linear layer must see (N, D), but got {tuple(ran[-1][1].shape)}.{hint}"
+        )
+    return (logits, rest[0] if rest else ran[-1][1], ran[-1][0]) if ran else (logits, rest[0], "")
+
+
+def _parts(found: Any) -> tuple[Any, ...]:
+    """Returns what a network returned as logits and what may stand beside them."""
+    return found if isinstance(found, tuple) else (found,)
 
 
 def _gives(layer: nn.Module, features: Tensor, logits: Tensor) -> bool:
     """Returns whether a layer makes the logits of the features."""
     if features.shape[1] != getattr(layer, "in_features", None):
         return False
-    with torch.no_grad():
-        made: Tensor = layer(features)
+    made: Tensor = layer(features)
     return made.shape == logits.shape and torch.allclose(made, logits, rtol=1e-4, atol=1e-5)
 
 
@@ -146,8 +185,7 @@ def _rows(features: Tensor) -> Tensor:
 def _functions(file: OwnModel) -> dict[str, Any]:
     """Returns the names that the file defines; its text runs once a process."""
     name = _filename(file)
-    module = ModuleType(f"own_model_{file.architecture.rpartition(':')[2]}")
-    module.__file__ = name
+    module = ModuleType(f"own_model_{file.architecture.rpartition(':')[2]}")  # Without `__file__`: it has no place.
     sys.modules[module.__name__] = module  # Dataclasses look for their module there.
     linecache.cache[name] = (len(file.source), None, file.source.splitlines(keepends=True), name)
     try:
@@ -169,4 +207,6 @@ def _raised(error: Exception, file: OwnModel) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == _filename(file)]
     said = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".rstrip(": ").rstrip(".")
+    if isinstance(error, NameError) and error.name == "__file__":
+        said += f". {NO_PLACE}"
     return f"line {lines[-1]} raised {said}" if lines else f"it raised {said}"

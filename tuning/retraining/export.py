@@ -69,9 +69,12 @@ def _safetensors(best: BestModel, path: Path, example: Images) -> Callable[[Imag
     """
     from dataclasses import replace
 
+    import torch
     from safetensors.torch import load_file, save
 
-    weights = {name: value.contiguous() for name, value in best.model.state_dict().items()}
+    # Copies: the format has no tensors that share memory, as tied weights do.
+    tensors = best.model.state_dict().items()
+    weights = {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors}
     described = json.dumps(files.read_json(path.parent / "config.json"))
     files.write_bytes(path, save(weights, {"config": described}))
     model = load_best_model(path.parent).model
@@ -111,23 +114,37 @@ def export(folder: Path, names: Sequence[str], images: Images, *, shown: Path | 
         shown: The folder that the lines name, where the files are moved to; None is `folder`.
 
     Raises:
-        UserError: An exported model gives other probabilities.
+        UserError: A format cannot hold the model, or gives other probabilities.
     """
     best, lines = load_best_model(folder), []
     images = np.ascontiguousarray(images[:IMAGES_TO_COMPARE])
     expected = probabilities(best, images)
     for name in names:
         path = folder / f"model.{name}"
-        run = FORMATS[name][0](best, path, images[:2])
-        worst = float(np.abs(run(images) - expected).max())
+        without = f"Run the same command without --export {name}: nothing is trained again."
+        try:
+            worst = float(np.abs(FORMATS[name][0](best, path, images[:2])(images) - expected).max())
+        except UserError:
+            raise
+        except Exception as error:  # Whatever the libraries raise for a network that they cannot take.
+            raise UserError(f"--export {name} cannot write this model: {_reason(error)}. {without}") from error
         if not worst <= TOLERANCE:
             path.unlink()
-            raise UserError(f"--export {name} must give the model's probabilities to {TOLERANCE}, but got {worst:.2g}.")
+            raise UserError(
+                f"--export {name} must give the model's probabilities to {TOLERANCE}, but got {worst:.2g}. {without}"
+            )
         lines.append(
             f"Exported: {(shown or folder) / path.name}; run on {len(images)} images, its probabilities differ by "
             f"{worst:.1g} at most"
         )
     return lines
+
+
+def _reason(error: BaseException) -> str:
+    """Returns the first line of what an error says, or of what caused it: an exporter says only where it stopped."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
 def _whole(best: BestModel) -> "nn.Module":

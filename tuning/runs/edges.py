@@ -128,7 +128,7 @@ def with_lines(edges: pd.DataFrame, space: Path) -> pd.DataFrame:
         space: The run's `space.py`, which may be missing.
     """
     try:
-        source = space.read_text(encoding="utf-8")
+        source = space.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         return edges
     lines = [

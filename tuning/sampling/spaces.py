@@ -185,7 +185,7 @@ def load_space(name: str) -> Space:
         raise unknown_name("Search space", name, space_names())
     around = of_run(path) or Surroundings(path, Path.cwd())
     try:
-        source = around.file.read_text(encoding="utf-8")
+        source = around.file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--space must be a readable .py file, but got {name!r}: {error}.") from error
     file = str(around.file)

@@ -118,9 +118,10 @@ def _read(path: Path) -> Features | None:
 
 
 def _write(path: Path, features: Features) -> None:
-    """Writes a file whole or not at all, and removes the oldest ones; where that cannot be, there is none."""
+    """Writes a file whole or not at all, and removes leftovers and the oldest ones; where it cannot, there is none."""
     temporary = ""
     try:
+        cache.remove_leftovers(path.parent, ".*.pt.*")
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(descriptor, "wb") as file:
             torch.save(vars(features), file)

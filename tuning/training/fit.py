@@ -19,11 +19,10 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tuning.base.config import TrainConfig
-from tuning.base.errors import UserError
 from tuning.base.registries import LR_SCHEDULES, METRICS, Normalisation
 from tuning.images.batches import Batch, Tensors, normalise, to_tensors, train_batches
 from tuning.images.splitting import Splits
-from tuning.models.architectures import build_model, count_parameters, head_ends, head_of
+from tuning.models.architectures import build_model, check_head, count_parameters, head_of
 from tuning.models.frozen import OnFeatures, freeze_body, train_head, with_head
 from tuning.training import acceleration, features, metrics
 from tuning.training.acceleration import Logits, faster_precision
@@ -113,8 +112,7 @@ class Training:
 
     Raises:
         ValueError: There is a teacher, and the head alone is trained: on features, of which no teacher knows.
-        UserError: Pretrained weights were asked for and cannot be had, or the head is not the network's end and is to
-            be fitted first.
+        UserError: Pretrained weights were asked for and cannot be had, or the head cannot be trained as it is to be.
     """
 
     def __init__(
@@ -153,6 +151,7 @@ class Training:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
             self.model = new_model(config, splits).to(self.device)
+        check_head(self.model, config)
         self.n_parameters = count_parameters(self.model)
         self._body: nn.Module | None = None  # Where the head is trained on features, the whole model.
         self._body_seconds = 0.0
@@ -372,11 +371,6 @@ class Training:
 
     def _fit_head(self, splits: Splits) -> None:
         """Fits the head to the features of the train images, before all weights are trained."""
-        if not head_ends(self.model):
-            raise UserError(
-                "train: head_first needs a network whose logits are what its last linear layer makes of its features, "
-                f"and {self.config.architecture} is none. Use train: all."
-            )
         found, weights = self._features(splits).train.flatten(1).to(self.device), self._loss.class_weights
         fit_head(head_of(self.model), found, self._train.labels, weights, self.config.label_smoothing)
 

@@ -115,7 +115,7 @@ def _check_networks(configs: Iterable["TrainConfig"], splits: "Splits") -> None:
     Raises:
         UserError: One cannot be built, or gives no logits for such images.
     """
-    networks = {(c.architecture, c.image_size, c.train): c for c in configs}
+    networks = {(c.architecture, c.image_size, c.train, c.body_lr_factor == 1): c for c in configs}
     height, width = splits.train.images.shape[2:]
     for config in networks.values():
         listed = ARCHITECTURES.get(config.architecture)
