@@ -408,9 +408,7 @@ def test_predictions_take_the_place_of_nothing_that_is_read(folder: Path, tmp_pa
     table.write_text("image\na.png\n")
     linked.symlink_to(table)
     for images, csv in [([table], table), ([table], linked), ([tmp_path], tmp_path / "a.png")]:
-        with pytest.raises(
-            UserError, match=r"^--csv must be a file of its own, but '.*' is one that is read"
-        ):
+        with pytest.raises(UserError, match=r"^--csv must be a file of its own, but '.*' is one that is read"):
             main(images, folder, csv=csv)
     assert table.read_text() == "image\na.png\n"
 

@@ -52,8 +52,8 @@ class Stream:
             raise UserError(f"{self.where} must hold images of a pixel at least, but has {sizes}. Replace it.")
         if self._image_bytes > _LARGEST_IMAGE:
             raise UserError(
-                f"{self.where} must hold images of at most {_LARGEST_IMAGE / 1e9:.0f} GB, but has {sizes}: its header is "
-                "damaged. Replace the file."
+                f"{self.where} must hold images of at most {_LARGEST_IMAGE / 1e9:.0f} GB, but has {sizes}: "
+                "its header is damaged. Replace the file."
             )
         if self.dtype.kind not in "ui":
             raise UserError(
