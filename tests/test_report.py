@@ -325,6 +325,18 @@ def test_texts_of_figures_are_escaped_for_plotly_which_reads_html(run: run_folde
         assert "onerror" in drawn.to_json() and "\\u003cimg" not in drawn.to_json()
 
 
+def test_rounded_numbers_stay_what_they_are(run: run_folder.Run) -> None:
+    assert [page_text.spoken(value) for value in (1024.0, 0.9999, 0.12345, 12345.6)] == [
+        "1024",
+        "0.9999",
+        "0.123",
+        "12,346",
+    ]
+    decays = [0.9999, *[0.99] * 11]
+    texts = run_charts.described(run.trials.assign(**{"config/ema_decay": decays}))
+    assert "ema decay 0.9999" in texts[0] and "ema decay 0.99<" in texts[1] + "<"
+
+
 def test_a_stopped_trial_is_hollow_in_the_best_so_far_and_a_paused_one_has_a_dot(run: run_folder.Run) -> None:
     trials = run.trials
     trials.loc[trials["state"].eq("pruned").idxmax(), "state"] = "paused"

@@ -161,6 +161,28 @@ def test_parallel_coordinates_put_learning_rates_on_a_log_scale() -> None:
         assert sorted(segment[0, 1] for segment in segments) == pytest.approx([0, middle, 1])
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([512.0, 1024.0, 2048.0, 4096.0], ["512", "1024", "2048", "4096"]),
+        ([1000.0, 1004.0], ["1000", "1004"]),
+        ([0.9, 0.99, 0.9999], ["0.9", "0.99", "0.9999"]),
+        ([0.12341, 0.12344], ["0.12341", "0.12344"]),
+    ],
+)
+def test_ticks_are_what_the_values_are_and_differ(values: list[float], expected: list[str]) -> None:
+    _, ticks = run_figures.coordinate(pd.Series(values, name="config/width"))
+    assert [text for _, text in ticks] == expected
+
+
+def test_an_axis_of_tiny_seconds_has_no_tick_twice() -> None:
+    trials = pd.DataFrame({"trial": range(6), "state": "complete", "pareto": True, "valid_accuracy": 0.9})
+    figure = run_figures.pareto(trials.assign(seconds_per_image=np.linspace(2.1e-5, 2.6e-5, 6)), "seconds_per_image")
+    figure.draw_without_rendering()
+    texts = [label.get_text() for label in figure.axes[0].get_xticklabels() if label.get_text()]
+    assert len(texts) > 2 and len(set(texts)) == len(texts) and "2.2e-05" in texts
+
+
 def test_importances_are_a_mark_on_its_interval_for_each_method() -> None:
     rows = [("PED-ANOVA", "rate", 0.5, 0.1, 0.9), ("PED-ANOVA", "width", 0.5, 0.2, 0.4)]
     rows += [("fANOVA", "width", 0.8, 0.6, 1.0), ("fANOVA", "rate", 0.2, 0.0, 0.5)]

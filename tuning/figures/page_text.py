@@ -4,6 +4,7 @@ import numbers
 import re
 from typing import TYPE_CHECKING, Any
 
+from tuning.base.numerals import rounded
 from tuning.base.registries import ACCURACY, Metric
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def spoken(value: Any, name: str = "", metric: Metric = ACCURACY) -> str:
             return metric.said(value)
         if "accuracy" in name or name.startswith(("precision", "recall", "f1")):
             return f"{value:.2%}"
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        return rounded(value)
     if isinstance(value, numbers.Integral):
         return f"{int(value):,}" if int(value) >= 10_000 and "seed" not in name else str(value)
     return _TIME.sub(r"\1 \2 UTC", str(value))

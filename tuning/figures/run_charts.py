@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from tuning.base.numerals import rounded
 from tuning.base.registries import ACCURACY, Metric
 from tuning.figures.run_figures import coordinate
 from tuning.figures.style import score_limits
@@ -29,7 +30,7 @@ def described(trials: pd.DataFrame) -> dict[int, str]:
     labels = [name.removeprefix("config/").replace("_", " ") for name in names]
     for trial, *values in trials[["trial", *names]].itertuples(index=False, name=None):
         known = [
-            f"{label} {format(value, '.3g') if isinstance(value, float) else value}"
+            f"{label} {rounded(value) if isinstance(value, float) else value}"
             for label, value in zip(labels, values, strict=True)
             if pd.notna(value)
         ]

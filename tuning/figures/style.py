@@ -7,7 +7,7 @@ figure shows stands elsewhere (`run_charts`, `model_charts` and others).
 import io
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import Formatter, FuncFormatter, MaxNLocator
 
 from tuning.base import files
 from tuning.base.errors import UserError, each_alone
+from tuning.base.numerals import apart, rounded
 from tuning.base.registries import ACCURACY, Metric
 from tuning.figures import fonts
 
@@ -152,6 +153,18 @@ def share_axis(axis: Axis, digits: int = 0) -> None:
 def count_axis(axis: Axis) -> None:
     """Makes an axis one of counts, with commas."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+class Apart(Formatter):
+    """Writes the ticks of an axis with as few digits as keep them apart."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """Returns one number as text."""
+        return rounded(x)
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        """Returns all ticks as texts."""
+        return apart(values)
 
 
 def legend_above(ax: Axes, *entries: Any, ncols: int) -> None:
