@@ -288,6 +288,27 @@ def test_a_matrix_of_many_classes_has_the_width_of_the_page(run: run_folder.Run,
     assert max(map(len, model_charts.confusion(counts).layout.xaxis.ticktext)) <= 28
 
 
+def test_of_very_many_classes_the_page_shows_those_that_are_most_often_confused(
+    run: run_folder.Run, tmp_path: Path
+) -> None:
+    names = tuple(f"species {i}" for i in range(300))
+    folder = make_final(tmp_path / "best_model", run.name, n=900, names=names)
+    html = run_page.render(run, final_models.load(run, folder))
+    assert f"min-width: {40 + 7 * 11 + 20 * 100}px" in html
+    assert Page(html).says("Of the 300 classes, the 100 that are most often confused are shown.")
+    figures = json.loads(_figures(html))
+    assert len(figures["confusion"]["data"][0]["text"]) == 100 and len(json.dumps(figures["confusion"])) < 1e6
+    features = figures["features"]["data"]
+    looks = {(trace["marker"]["color"], trace["marker"]["symbol"]) for trace in features}
+    assert len(looks) == len(features) == 101 and features[0]["name"] == "185 others"
+
+
+def test_the_matrix_has_each_name_once(run: run_folder.Run) -> None:
+    names = [f"a name that is long enough to be cut, {i}" for i in range(100)]
+    drawn = model_charts.confusion(analysis.confusion(np.arange(100), np.arange(100), names)).to_json()
+    assert len(drawn) < 3e5
+
+
 def test_a_run_that_is_still_going_is_shown_so_far(tmp_path: Path) -> None:
     page = Page(run_page.render(make_run(tmp_path / "going", 5, running=True), None))
     assert page.says("The search has not ended") and page.says("1 running") and "learning_curves" in page.texts

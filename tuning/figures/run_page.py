@@ -80,7 +80,7 @@ def render(
     from markupsafe import Markup
 
     from tuning.figures import model_charts, thumbnails
-    from tuning.figures.style import CLASS_COLOURS, STATE_COLOURS
+    from tuning.figures.style import CLASS_COLOURS, MOST_CONFUSED, STATE_COLOURS
     from tuning.runs import analysis
 
     trials, meta, metric = analysis.active(run.trials), masking.masked_all(run.meta), run.metric
@@ -112,6 +112,7 @@ def render(
         "luck": partial(luck, metric=metric),
         "frame": pd.DataFrame,
         "confusion_width": model_charts.confusion_width,
+        "most_confused": MOST_CONFUSED,
     }
     return page.get_template("report.html.j2").render(
         run=run,
@@ -234,6 +235,7 @@ def _run_figures(
 def _final_figures(final: Final) -> dict[str, Callable[[], Any]]:
     """Returns what draws each figure of the final model that there is something to draw for."""
     from tuning.figures import model_charts, thumbnails
+    from tuning.figures.style import named_classes
     from tuning.runs import analysis
 
     configurations, metric = final.configurations, metric_of(final.metrics)
@@ -246,7 +248,8 @@ def _final_figures(final: Final) -> dict[str, Callable[[], Any]]:
     def features() -> Any:
         shown = thumbnails.thinned(outputs["images"])
         said = [thumbnails.caption(int(i), labels[i], probabilities[i], names) for i in shown]
-        return model_charts.features(outputs["points"][shown], outputs["explained"], labels[shown], said, names)
+        points, numbers = outputs["points"][shown], named_classes(labels, len(names))
+        return model_charts.features(points, outputs["explained"], labels[shown], said, names, numbers=numbers)
 
     return draw | {
         "confusion": lambda: model_charts.confusion(analysis.confusion(labels, probabilities.argmax(axis=1), names)),
