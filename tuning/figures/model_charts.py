@@ -1,10 +1,9 @@
 """The interactive figures of a final model on its run's page: fresh seeds, confusion, calibration, features.
 
-As in `charts`: texts that come from a file are escaped, colours are names that the page's style sheet knows.
+As in `run_charts`: texts that come from a file go through `as_text`, and colours are names of the page's style sheet.
 """
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import plotly.graph_objects as go
 
 from tuning.base.errors import counted
 from tuning.base.registries import ACCURACY, Metric
-from tuning.figures.run_charts import ACCENT, INK, MUTED, SECOND, axis, figure_of, form, interval, share_of
+from tuning.figures.run_charts import ACCENT, INK, MUTED, SECOND, as_text, axis, figure_of, form, interval, share_of
 from tuning.figures.style import MOST_CONFUSED, class_look, shortened
 from tuning.runs import analysis
 
@@ -76,7 +75,7 @@ def configuration_name(row: Mapping[Any, Any]) -> str:
     if row["role"] == "default":
         return "default"
     name = f"trial {row['trial']}" if pd.notna(row["trial"]) else str(row["config_hash"])
-    return escape(name if row["role"] == "candidate" else f"{name} ({row['role']})")
+    return as_text(name if row["role"] == "candidate" else f"{name} ({row['role']})")
 
 
 def confusion_width(class_names: Sequence[str]) -> int:
@@ -98,7 +97,7 @@ def confusion(counts: pd.DataFrame) -> go.Figure:
     counts = counts.iloc[places, places]
     values = counts.to_numpy(dtype=float)
     shares = values / np.maximum(n_images, 1)
-    ticks = [escape(shortened(str(name), MOST_LETTERS)) for name in counts.columns]
+    ticks = [as_text(shortened(str(name), MOST_LETTERS)) for name in counts.columns]
     at = list(range(len(ticks)))
     heat = go.Heatmap(
         x=at,
@@ -186,7 +185,7 @@ def features(
         if number in numbers:
             colour, marker = class_look(numbers[number])
             look: dict[str, Any] = {"color": f"var(--class-{colour})", "symbol": SYMBOLS[marker]}
-            marks.append(([number], escape(class_names[number]), look))
+            marks.append(([number], as_text(class_names[number]), look))
     classes = []
     for members, name, look in marks:
         chosen = np.flatnonzero(np.isin(labels, members)).tolist()

@@ -4,6 +4,7 @@ import numbers
 import re
 from typing import TYPE_CHECKING, Any
 
+from tuning.base.errors import counted
 from tuning.base.numerals import rounded
 from tuning.base.registries import ACCURACY, Metric
 
@@ -72,6 +73,14 @@ def spread(metric: Metric, value: float) -> Any:
 def gap(metric: Metric, value: float | None) -> Any:
     """Returns a difference of a metric's values as HTML, with a sign: shares in points of a per cent."""
     return exact(value, None if value is None else metric.gap(value))
+
+
+def spent(minutes: float, unit: str = "") -> Any:
+    """Returns a time as HTML: "24 s", or "12 min" from a minute on; with a unit such as "slot" as "24 slot seconds"."""
+    short = minutes < 1
+    n = round(60 * minutes if short else minutes)
+    words = counted(n, f"{unit} {'second' if short else 'minute'}") if unit else f"{n:,} {'s' if short else 'min'}"
+    return exact(minutes, words)
 
 
 def _heading(name: str, metric: Metric) -> str:
