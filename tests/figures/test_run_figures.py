@@ -88,6 +88,20 @@ def test_best_so_far_is_not_squashed_by_a_poor_first_trial() -> None:
     assert np.asarray(triangles.get_offsets()).tolist() == [[0.0, ax.get_ylim()[0]]]
 
 
+def test_runs_of_any_name_are_in_the_legend() -> None:
+    curves = pd.DataFrame({"run": ["_a", "$b$", "c"] * 2, "slot_minutes": [0.0] * 3 + [1234.5] * 3, "best": 0.9})
+    figure = run_figures.best_so_far_of(curves)
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == [" _a: 90.00 %", r"\$b\$: 90.00 %", "c: 90.00 %", "equal cost: 1234 slot minutes"]
+
+
+def test_choices_with_dollar_signs_are_no_mathematics() -> None:
+    trials = pd.DataFrame({"valid_accuracy": [0.9, 0.8], "config/stem": ["$a$", "b"]})
+    assert r"\$a\$" in _texts(run_figures.parallel_coordinates(trials))
+
+
 def test_pareto_joins_the_front_and_shows_the_rest() -> None:
     trials = pd.DataFrame({"trial": range(4), "state": ["complete"] * 3 + ["pruned"]})
     trials = trials.assign(

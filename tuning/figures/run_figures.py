@@ -33,7 +33,9 @@ from tuning.figures.style import (
     dress,
     epoch_axis,
     legend_above,
+    legend_name,
     nothing,
+    plain,
     said,
     score_axis,
     score_limits,
@@ -105,7 +107,7 @@ def best_so_far_of(curves: pd.DataFrame, metric: Metric = ACCURACY) -> Figure:
         return nothing(figure, ax, "No epoch has finished yet.")
     for number, (name, curve) in enumerate(known.groupby("run", sort=False)):
         colour, marker = class_style(number)
-        label = f"{name}: {said(metric, curve['best'].agg(best))}"
+        label = legend_name(f"{name}: {said(metric, curve['best'].agg(best))}")
         x, y = curve["slot_minutes"], curve["best"]
         ax.step(x, y, where="post", color=colour, lw=1.8, marker=marker, ms=7, markevery=[-1], label=label)
     common = float(curves.groupby("run")["slot_minutes"].max().min())
@@ -273,7 +275,7 @@ def importances(frame: pd.DataFrame) -> Figure:
         y = rows["parameter"].map(place) + 0.26 * (number - (len(methods) - 1) / 2)
         ax.hlines(y, rows["low"], rows["high"], color=colour, lw=1.6, alpha=0.55)
         ax.plot(rows["importance"], y, ls="none", marker=marker, ms=6, color=colour, label=method)
-    ax.set_yticks(range(len(place)), list(place))
+    ax.set_yticks(range(len(place)), [plain(str(name)) for name in place])
     ax.set_ylim(len(place) - 0.5, -0.5)
     ax.set_xlim(left=-0.01)
     share_axis(ax.xaxis)
@@ -366,7 +368,7 @@ def _draw_coordinate(ax: Axes, x: int, values: "pd.Series[Any]") -> npt.NDArray[
     halo = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
     for height, label in ticks:
         ax.plot([x - 0.03, x + 0.03], [height, height], color=INK, lw=0.9, zorder=3)
-        ax.text(x - 0.06, height, label, ha="right", va="center", fontsize=TICK, color=INK, bbox=halo, zorder=5)
+        ax.text(x - 0.06, height, plain(label), ha="right", va="center", fontsize=TICK, color=INK, bbox=halo, zorder=5)
     return heights
 
 

@@ -4,6 +4,7 @@ Figures are objects: no pyplot, no backend, no rcParams, so they can be drawn in
 figure shows stands elsewhere (`run_charts`, `model_charts` and others).
 """
 
+import contextlib
 import io
 import re
 import warnings
@@ -71,6 +72,8 @@ def save(figure: Figure, path: Path) -> None:
 def save_each(draw: Mapping[str, Callable[[], Figure]], folder: Path, tell: Callable[[str], None]) -> int:
     """Draws pictures and writes them as `<name>.png`; one that fails is named, and the others are drawn.
 
+    Of one that fails, an earlier picture, which shows something else, does not stay.
+
     Returns:
         How many were written.
 
@@ -78,7 +81,12 @@ def save_each(draw: Mapping[str, Callable[[], Figure]], folder: Path, tell: Call
         UserError: The disk is full.
     """
     makers = {f"The picture {name}.png": partial(_draw, make, folder / f"{name}.png") for name, make in draw.items()}
-    return len(each_alone(makers, tell))
+    made = each_alone(makers, tell)
+    for name in draw:
+        if f"The picture {name}.png" not in made:
+            with contextlib.suppress(OSError):
+                (folder / f"{name}.png").unlink(missing_ok=True)
+    return len(made)
 
 
 def _draw(make: Callable[[], Figure], path: Path) -> None:
