@@ -33,7 +33,7 @@ from tuning.retraining import artefacts, averaging, contest, model_card, opening
 from tuning.retraining.best_model import load_best_model
 from tuning.retraining.candidates import Entry, Plan
 from tuning.retraining.ensemble import Ensemble
-from tuning.runs import openings, replacing, run_folder
+from tuning.runs import analysis, openings, replacing, run_folder
 from tuning.runs.verdicts import verdicts
 from tuning.training import jobs
 from tuning.training.evaluation import evaluate
@@ -400,6 +400,22 @@ def test_the_most_confused_pairs_come_first_with_the_surest_mistakes() -> None:
     scores = np.array([[0.1, 0.9], [0.4, 0.6], [0.8, 0.2], [0.7, 0.3], [0.2, 0.8]], dtype=np.float32)
     lines = model_card.confused_pairs(labels, scores, ["Coat", "Shirt"])
     assert lines == ["- Coat taken for Shirt: 2 of 3 (images 0, 1)", "- Shirt taken for Coat: 1 of 2 (images 3)"]
+
+
+def test_a_card_of_a_model_without_mistakes_says_that_there_are_none() -> None:
+    metrics = {"test_accuracy": 1.0, "test_interval": [0.9, 1.0], "test_accuracy_mean": 1.0, "test_accuracy_std": None}
+    metrics |= {"seeds": [1], "shipped": "single", "n_parameters": 10, "test_images": 2, "ece": 0.0, "test_opened": 1}
+    metrics |= {"folds": None, "split_hash": "a", "train_images": 4, "train_on": "train", "valid_accuracy": 1.0}
+    metrics |= {"valid_accuracy_mean": 1.0, "ensemble": None, "distilled": None, "search_valid_accuracy": 1.0}
+    described = {"config": {"architecture": "resnet8"}, "dataset": "mine", "class_names": ["a", "b"]}
+    described |= {"channels": 1, "height": 8, "width": 8}
+    labels = np.array([0, 1])
+    report = analysis.classification_report(labels, labels, ["a", "b"])
+    card = model_card.model_card(
+        metrics, described, report=report, labels=labels, test_probabilities=np.eye(2, dtype=np.float32), speed=""
+    )
+    weaknesses = card.partition("## Known weaknesses")[2].partition("##")[0]
+    assert weaknesses.strip() == "None of the test images was labelled wrongly."
 
 
 def test_a_run_without_finished_trials_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -288,6 +288,27 @@ def test_a_matrix_of_many_classes_has_the_width_of_the_page(run: run_folder.Run,
     assert max(map(len, model_charts.confusion(counts).layout.xaxis.ticktext)) <= 28
 
 
+def test_of_very_many_classes_the_page_shows_those_that_are_most_often_confused(
+    run: run_folder.Run, tmp_path: Path
+) -> None:
+    names = tuple(f"species {i}" for i in range(300))
+    folder = make_final(tmp_path / "best_model", run.name, n=900, names=names)
+    html = run_page.render(run, final_models.load(run, folder))
+    assert f"min-width: {40 + 7 * 11 + 20 * 100}px" in html
+    assert Page(html).says("Of the 300 classes, the 100 that are most often confused are shown.")
+    figures = json.loads(_figures(html))
+    assert len(figures["confusion"]["data"][0]["text"]) == 100 and len(json.dumps(figures["confusion"])) < 1e6
+    features = figures["features"]["data"]
+    looks = {(trace["marker"]["color"], trace["marker"]["symbol"]) for trace in features}
+    assert len(looks) == len(features) == 101 and features[0]["name"] == "185 others"
+
+
+def test_the_matrix_has_each_name_once(run: run_folder.Run) -> None:
+    names = [f"a name that is long enough to be cut, {i}" for i in range(100)]
+    drawn = model_charts.confusion(analysis.confusion(np.arange(100), np.arange(100), names)).to_json()
+    assert len(drawn) < 3e5
+
+
 def test_a_run_that_is_still_going_is_shown_so_far(tmp_path: Path) -> None:
     page = Page(run_page.render(make_run(tmp_path / "going", 5, running=True), None))
     assert page.says("The search has not ended") and page.says("1 running") and "learning_curves" in page.texts
@@ -323,6 +344,39 @@ def test_texts_of_figures_are_escaped_for_plotly_which_reads_html(run: run_folde
         run_charts.learning_curves(run.epochs, trials, 3),
     ):
         assert "onerror" in drawn.to_json() and "\\u003cimg" not in drawn.to_json()
+
+
+def test_rounded_numbers_stay_what_they_are(run: run_folder.Run) -> None:
+    assert [page_text.spoken(value) for value in (1024.0, 0.9999, 0.12345, 12345.6)] == [
+        "1024",
+        "0.9999",
+        "0.123",
+        "12,346",
+    ]
+    decays = [0.9999, *[0.99] * 11]
+    texts = run_charts.described(run.trials.assign(**{"config/ema_decay": decays}))
+    assert "ema decay 0.9999" in texts[0] and "ema decay 0.99<" in texts[1] + "<"
+
+
+def test_a_quote_is_shown_as_it_is_by_plotly_which_does_not_know_its_entity() -> None:
+    names = ('6" pipe', "b & <i>")
+    drawn = model_charts.confusion(analysis.confusion(np.array([0, 1]), np.array([0, 0]), names))
+    assert drawn.layout.xaxis.ticktext == ('6" pipe', "b &amp; &lt;i&gt;")
+    places = {"points": np.zeros((2, 2)), "explained": np.zeros(2), "labels": np.array([0, 1]), "texts": ["", ""]}
+    scatter = model_charts.features(**places, class_names=names, numbers={0: 0, 1: 1})
+    assert [trace.name for trace in scatter.data] == ['6" pipe', "b &amp; &lt;i&gt;"]
+    trials = pd.DataFrame({"trial": [0, 1], "config/stem": ['a"b', "c"]})
+    assert run_charts.described(trials)[0] == 'stem a"b'
+
+
+def test_the_page_of_a_thousand_trials_grows_with_their_number_only() -> None:
+    rates = np.geomspace(1e-4, 1, 1000)
+    trials = pd.DataFrame({"trial": range(1000), "valid_accuracy": 0.9, "config/learning_rate": rates})
+    figure = run_charts.parallel_coordinates(trials)
+    texts = figure.data[0].dimensions[0].ticktext
+    assert len(set(texts)) == len(texts) >= 1000
+    assert sum(map(len, texts)) < 6 * len(texts)
+    assert all(text.isascii() or not text.strip("\u200b\u200c\u200d\u2060") for text in texts)
 
 
 def test_a_stopped_trial_is_hollow_in_the_best_so_far_and_a_paused_one_has_a_dot(run: run_folder.Run) -> None:
@@ -388,9 +442,25 @@ def test_an_audit_and_a_front_are_shown_where_there_are_some(
     assert (
         page.says("reached 91.00%, so stopping is estimated to have lost 3.33 points.") and str(0.5 / 3) in page.numbers
     )
-    assert "pareto" in page.texts
+    assert "pareto" in page.texts and page.says("Accuracy against trainable parameters")
     front = run_charts.pareto(trials, "n_parameters").data[1]
     assert sorted(front.y) == sorted(trials.loc[trials["pareto"], "valid_accuracy"])
+
+
+def test_a_front_is_of_complete_trials_and_says_against_what(run: run_folder.Run, tmp_path: Path) -> None:
+    copy = run_folder.Run(Path(shutil.copytree(run.path, tmp_path / "first")))
+    files.write_json(copy.path / "meta.json", copy.meta | {"settings": {"minimize": "seconds_per_image"}})
+    trials = copy.trials.assign(pareto=copy.trials["trial"].isin([3, 4]))
+    trials["seconds_per_image"] = np.linspace(2.1e-5, 2.6e-5, len(trials))
+    trials.loc[trials["trial"] == 5, "state"] = "running"
+    trials.to_csv(copy.path / "trials.csv", index=False)
+    html = run_page.render(copy, None)
+    assert "<h2>Accuracy against seconds to label one image</h2>" in html
+    figure = run_charts.pareto(trials, "seconds_per_image")
+    shown = [text for trace in figure.data for text in trace.text]
+    assert {int(text.split()[1].split("<")[0]) for text in shown} == {0, 3, 4, 7, 8, 9, 11}
+    assert figure.layout.xaxis.title.text == "seconds to label one image"
+    assert figure.layout.xaxis.dtick is None  # Of 2 and 5 there is none on this axis.
 
 
 @pytest.mark.parametrize(
@@ -660,6 +730,24 @@ def broken(*args: Any, **kwargs: Any) -> Any:
     raise RuntimeError("no font")
 
 
+def test_one_of_a_kind_is_no_plural_and_short_times_are_in_seconds(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "one", 1)
+    trials = pd.read_csv(run.path / "trials.csv")
+    trials["ended"] = "2026-11-23T10:00:24+00:00"
+    trials.to_csv(run.path / "trials.csv", index=False)
+    folder = make_final(tmp_path / "best_model", run.name)
+    metrics = files.read_json(folder / "metrics.json")
+    files.write_json(folder / "metrics.json", metrics | {"seconds_total": 12.0})
+    outputs = dict(np.load(io.BytesIO((folder / "test_outputs.npz").read_bytes())))
+    first = {name: values[:1] if len(values) > 2 else values for name, values in outputs.items()}
+    first["labels"] = (first["probabilities"].argmax(axis=1) + 1) % 3
+    np.savez(folder / "test_outputs.npz", **first)
+    page = Page(run_page.render(run, final_models.load(run, folder)))
+    assert page.says("on fashion-mnist: 1 trial (1 complete)") and page.says("Search of 1 trial,")
+    assert page.says("Cost 24 s") and page.says("fresh seeds: 12 slot seconds")
+    assert page.says("The one test image that it gets wrong.") and page.says("of the 1 test image on")
+
+
 def test_a_run_that_was_interrupted_says_so_and_how_to_resume_it(tmp_path: Path) -> None:
     run = make_run(tmp_path / "cut", 5)
     files.write_json(run.path / "meta.json", run.meta | {"stopped_by": "interrupt"})
@@ -684,6 +772,20 @@ def test_proposals_that_repeat_a_trial_are_not_counted(tmp_path: Path) -> None:
     page = Page(run_page.render(run, None))
     assert page.says("4 trials (2 complete, 1 failed, 1 pruned)") and page.says("Search of 4 trials")
     assert summaries.summary_line(run).startswith("twice: fashion-mnist, 4 trials (2 complete, 1 failed, 1 pruned)")
+
+
+def test_the_table_has_the_trials_that_ran_with_the_failed_ones_last(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "table", 8, running=True)
+    trials = pd.read_csv(run.path / "trials.csv")
+    trials["attempt"] = [0 if number == 6 else 1 for number in trials["trial"]]
+    trials.loc[trials["trial"].isin([1, 7]), "valid_accuracy"] = 0.999  # It had that before it failed.
+    trials.to_csv(run.path / "trials.csv", index=False)
+    html = run_page.render(run, None)
+    table = html.partition('<table id="trials">')[2].partition("</table>")[0]
+    states = re.findall(r"<td data-value=\"(\w+)\">", table)
+    assert "6" not in re.findall(r'<tr><td class="number" data-value="(\d+)">', table)
+    assert states[-2:] == ["running", "failed"] and set(states[:-2]) <= {"complete", "pruned"}
+    assert len(states) == 7 and Page(html).says("7 of 7") and Page(html).says("7 trials (")
 
 
 @pytest.mark.parametrize(
@@ -756,6 +858,15 @@ def test_the_page_can_be_written_elsewhere_and_the_run_is_only_read(
     message = r"report\.html cannot be written \(Read-only file system\)\. `python -m tuning\.report .*first --out FILE"
     with pytest.raises(UserError, match=message):
         run_page.write(run)
+
+
+@pytest.mark.parametrize("name", ["notes.csv", "page", "model.pth"])
+def test_a_page_is_written_to_a_file_that_a_browser_opens(run: run_folder.Run, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=rf"--out must end in \.html or \.htm, but got '{tmp_path}/{name}'\."):
+        report.run(run, out=tmp_path / name)
+    assert (tmp_path / name).read_text() == "mine"
+    assert report.run(run, out=tmp_path / "page.HTM").exists()
 
 
 def test_a_damaged_study_costs_the_importances_and_the_edges_only(run: run_folder.Run, tmp_path: Path) -> None:

@@ -21,10 +21,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import studies
+from conftest import write_run
 from optuna.trial import TrialState
 
 from tuning import search
-from tuning.base import machine
+from tuning.base import files, machine
 from tuning.base.errors import UserError
 from tuning.runs import run_folder, schema
 from tuning.sampling import study_storage
@@ -695,3 +696,18 @@ def test_a_search_begins_with_another_and_is_resumed_when_that_is_gone(
     (path / "earlier.json").unlink()
     done = run(tmp_path, "--resume", "three", "--samples", "4")
     assert done.returncode == 2 and "error: results/three/earlier.json, which holds what run three took" in done.stderr
+
+
+def test_a_page_is_named_only_if_it_has_the_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for n_trials in (0, 4):
+        found = write_run(tmp_path / str(n_trials), n_trials)
+        files.write_json(found.path / "meta.json", found.meta | {"estimate": None})
+        search._print_outcome(found)
+        assert "Page:" not in capsys.readouterr().out
+        page = found.path / "report.html"
+        page.write_text("")
+        search._print_outcome(found)
+        assert f"Page: {page}" in capsys.readouterr().out
+    os.utime(page, ns=(0, 0))  # An earlier session wrote it, and this one could not.
+    search._print_outcome(found)
+    assert "Page:" not in capsys.readouterr().out

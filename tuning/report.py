@@ -40,13 +40,15 @@ def run(
         out: The file; None is `report.html` in the run's folder.
 
     Raises:
-        UserError: There is no such run, the folder has no model of it, or the file cannot be written.
+        UserError: There is no such run, the folder has no model of it, or the file is no .html or cannot be written.
     """
     rim.need("figures", "The page of a run")
     from tuning.figures.run_page import write
 
-    found = run_folder.load(run)
     model_dir, out = (None if given is None else files.expanded(given) for given in (model_dir, out))
+    if out is not None and out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--out must end in .html or .htm, but got {str(out)!r}.")
+    found = run_folder.load(run)
     if model_dir is not None:
         _check(found, model_dir)
     path = write(found, model_dir, out=out)

@@ -317,6 +317,14 @@ def main(
         print(estimate.dry_run(settings, splits, space, n_done=_n_done(settled), choose_slots=choose_slots))
 
 
+def _page(found: Run) -> Path | None:
+    """Returns the page of a run, if it has all trials: one that could not be written stays as it was."""
+    page, trials = found.path / "report.html", found.path / "trials.csv"
+    if not page.exists() or (trials.exists() and page.stat().st_mtime_ns < trials.stat().st_mtime_ns):
+        return None
+    return page
+
+
 def _print_outcome(found: Run) -> None:
     """Prints the best trials and what to do next.
 
@@ -333,8 +341,8 @@ def _print_outcome(found: Run) -> None:
         if converged := convergence.text(found):
             print(converged)
         results.print_edges(found)
-        if (page := found.path / "report.html").exists():
-            print(f"Page: {page}")
+    if page := _page(found):
+        print(f"Page: {page}")
     if found.meta.get("stopped_by") == "interrupt":
         print(f"Interrupted. {_resume(found.path)}")
         raise typer.Exit(interrupts.EXIT_CODE)

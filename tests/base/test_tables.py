@@ -125,3 +125,8 @@ def test_markup_in_a_cell_is_text() -> None:
     console = Console(file=io.StringIO(), width=60)
     show("[bold]title[/]", {"a": Column("[red]a", ["[link=x]y"], text=True)}, console)
     assert all(part in console.file.getvalue() for part in ("[bold]title[/]", "[red]a", "[link=x]y"))
+
+
+def test_a_number_just_below_1_is_not_shown_as_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = printed(pd.DataFrame({"config/ema_decay": [0.9999], "config/size": [1024.0]}), 80, monkeypatch)
+    assert "0.9999" in "".join(lines) and "1024" in "".join(lines)

@@ -38,7 +38,7 @@ def _scored(n: int) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", "np
 def test_confusion_shades_by_row_and_writes_counts() -> None:
     frame = analysis.confusion(np.array([0] * 8 + [1, 1]), np.array([0] * 6 + [1, 1, 1, 1]), ["shirt", "coat"])
     ax = model_figures.confusion(frame).axes[0]
-    assert np.asarray(ax.images[0].get_array()).tolist() == [[0.75, 0.25], [0, 1]]
+    assert np.asarray(ax.collections[0].get_array()).tolist() == [[0.75, 0.25], [0, 1]]
     assert {(text.get_position(), text.get_text()) for text in ax.texts} == {
         ((0, 0), "6"),
         ((1, 0), "2"),
@@ -217,3 +217,49 @@ def test_many_classes_have_smaller_cells() -> None:
         for n in (20, 40)
     )
     assert many.get_figwidth() < 1.4 * few.get_figwidth()
+
+
+def test_of_a_thousand_classes_the_matrix_shows_the_hundred_that_are_most_often_confused() -> None:
+    labels = np.repeat(np.arange(1000), 10)
+    predictions = labels.copy()
+    predictions[: 10 * 120 : 10] += 1  # Of 120 classes one image in ten is taken for the next class.
+    predictions[5:10] = 1  # The first class is confused most.
+    frame = analysis.confusion(labels, predictions, [f"class {i}" for i in range(1000)])
+    figure = model_figures.confusion(frame)
+    width, height = figure.get_size_inches() * style.DPI
+    assert width * height * 4 < 200e6
+    ax = figure.axes[0]
+    shares = np.asarray(ax.collections[0].get_array())
+    assert shares.shape == (100, 100) and len(ax.texts) <= 100**2
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert names[:2] == ["class 0", "class 1"] and names == sorted(names, key=lambda name: int(name.split()[1]))
+    assert shares[0, 1] == 0.6 and shares[-1, -1] == 0.9  # Shares of all images of a class.
+    assert ax.get_title(loc="left") == "The 100 of 1,000 classes that are most often confused"
+
+
+@pytest.mark.parametrize("n", [100, 101, 400])
+def test_classes_that_a_legend_names_can_be_told_apart_and_the_others_are_grey(n: int) -> None:
+    labels = np.concatenate([np.arange(n), np.arange(n)[-100:]])
+    names, points = [f"class {i}" for i in range(n)], np.random.default_rng(0).normal(size=(len(labels), 2))
+    images = np.zeros((len(labels), 1, 4, 4), np.uint8)
+    figure = model_figures.pca(points, np.array([0.5, 0.2]), labels, images, names)
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    handles = [handle for handle in figure.legends[0].legend_handles if isinstance(handle, PathCollection)]
+    looks = {(to_hex(each.get_facecolor()[0]), each.get_paths()[0].vertices.tobytes()) for each in handles}
+    assert len(looks) == len(legend)
+    others = {100: [], 101: ["1 other"], 400: ["300 others"]}[n]
+    assert legend == names[-100:] + others
+    clouds = [cloud for cloud in figure.axes[0].collections if isinstance(cloud, PathCollection)]
+    assert sum(len(np.asarray(cloud.get_offsets())) for cloud in clouds) == len(labels)
+    assert len(clouds) <= 8 * 101
+
+
+def test_a_legend_of_many_rows_leaves_the_panels_their_height() -> None:
+    heights = []
+    for n in (4, 90):
+        labels, names = np.arange(180) % n, [f"a class whose name is long, {i}" for i in range(n)]
+        points = np.random.default_rng(0).normal(size=(180, 2))
+        figure = model_figures.pca(points, np.array([0.5, 0.2]), labels, np.zeros((180, 1, 4, 4), np.uint8), names)
+        figure.draw_without_rendering()
+        heights.append(figure.axes[0].get_window_extent().height)
+    assert heights[1] > 0.95 * heights[0]

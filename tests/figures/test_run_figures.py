@@ -88,6 +88,20 @@ def test_best_so_far_is_not_squashed_by_a_poor_first_trial() -> None:
     assert np.asarray(triangles.get_offsets()).tolist() == [[0.0, ax.get_ylim()[0]]]
 
 
+def test_runs_of_any_name_are_in_the_legend() -> None:
+    curves = pd.DataFrame({"run": ["_a", "$b$", "c"] * 2, "slot_minutes": [0.0] * 3 + [1234.5] * 3, "best": 0.9})
+    figure = run_figures.best_so_far_of(curves)
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == [" _a: 90.00 %", r"\$b\$: 90.00 %", "c: 90.00 %", "equal cost: 1234 slot minutes"]
+
+
+def test_choices_with_dollar_signs_are_no_mathematics() -> None:
+    trials = pd.DataFrame({"valid_accuracy": [0.9, 0.8], "config/stem": ["$a$", "b"]})
+    assert r"\$a\$" in _texts(run_figures.parallel_coordinates(trials))
+
+
 def test_pareto_joins_the_front_and_shows_the_rest() -> None:
     trials = pd.DataFrame({"trial": range(4), "state": ["complete"] * 3 + ["pruned"]})
     trials = trials.assign(
@@ -159,6 +173,28 @@ def test_parallel_coordinates_put_learning_rates_on_a_log_scale() -> None:
         figure = run_figures.parallel_coordinates(trials.set_axis(["valid_accuracy", name], axis=1))
         segments = figure.axes[0].collections[1].get_segments()
         assert sorted(segment[0, 1] for segment in segments) == pytest.approx([0, middle, 1])
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([512.0, 1024.0, 2048.0, 4096.0], ["512", "1024", "2048", "4096"]),
+        ([1000.0, 1004.0], ["1000", "1004"]),
+        ([0.9, 0.99, 0.9999], ["0.9", "0.99", "0.9999"]),
+        ([0.12341, 0.12344], ["0.12341", "0.12344"]),
+    ],
+)
+def test_ticks_are_what_the_values_are_and_differ(values: list[float], expected: list[str]) -> None:
+    _, ticks = run_figures.coordinate(pd.Series(values, name="config/width"))
+    assert [text for _, text in ticks] == expected
+
+
+def test_an_axis_of_tiny_seconds_has_no_tick_twice() -> None:
+    trials = pd.DataFrame({"trial": range(6), "state": "complete", "pareto": True, "valid_accuracy": 0.9})
+    figure = run_figures.pareto(trials.assign(seconds_per_image=np.linspace(2.1e-5, 2.6e-5, 6)), "seconds_per_image")
+    figure.draw_without_rendering()
+    texts = [label.get_text() for label in figure.axes[0].get_xticklabels() if label.get_text()]
+    assert len(texts) > 2 and len(set(texts)) == len(texts) and "2.2e-05" in texts
 
 
 def test_importances_are_a_mark_on_its_interval_for_each_method() -> None:

@@ -48,6 +48,20 @@ def test_save_names_the_file_on_a_full_disk_and_keeps_the_old_one(
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_picture_that_cannot_be_drawn_again_does_not_stay_as_it_was(tmp_path: Path) -> None:
+    for name in ("good", "bad"):
+        (tmp_path / f"{name}.png").write_bytes(b"old")
+    told: list[str] = []
+
+    def bad() -> Figure:
+        raise RuntimeError("no font")
+
+    assert style.save_each({"good": lambda: style.single(1, 1)[0], "bad": bad}, tmp_path, told.append) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["good.png"]
+    assert (tmp_path / "good.png").read_bytes() != b"old"
+    assert told == ["The picture bad.png cannot be made: RuntimeError: no font"]
+
+
 def test_save_names_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"/file/figure\.png must be a file that can be written, but got: [\w ]+\.$"):

@@ -30,6 +30,8 @@ def test_what_cannot_be_made_is_said_and_costs_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, function: str, said: str, lost: set[str]
 ) -> None:
     run = write_run(tmp_path / "run", 9)
+    for name in lost - {"report.html"}:
+        (run.path / name).write_bytes(b"of fewer trials")
     monkeypatch.setattr(module, function, broken)
     told: list[str] = []
     record.conclude(run, told.append)
@@ -53,3 +55,11 @@ def test_a_setting_that_an_earlier_version_did_not_know_is_not_needed(tmp_path: 
     told: list[str] = []
     record.conclude(run, told.append)
     assert told == [] and (run.path / "report.html").exists()
+
+
+def test_a_run_without_a_result_has_a_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", 0)
+    told: list[str] = []
+    record.conclude(run, told.append)
+    assert told == [] and "none yet" in (run.path / "report.html").read_text()
+    assert not list(run.path.glob("*.png")) and not (run.path / "best.json").exists()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
+from tuning.base.numerals import rounded
+
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
@@ -121,7 +123,7 @@ def print_frame(
     least: Sequence[str] = (),
     said: Mapping[str, Callable[[float], str]] | None = None,
 ) -> None:
-    """Prints a frame as a table: accuracies in per cent, minutes to a tenth, other floats to three digits.
+    """Prints a frame as a table: accuracies in per cent, minutes to a tenth, other floats to three digits or more.
 
     Args:
         frame: A row a line.
@@ -154,5 +156,5 @@ def _cell(value: Any, column: str) -> str:
     if pd.isna(value):
         return "-"
     if isinstance(value, float):
-        return f"{value:.2%}" if "accuracy" in column else f"{value:.1f}" if "minutes" in column else f"{value:.3g}"
+        return f"{value:.2%}" if "accuracy" in column else f"{value:.1f}" if "minutes" in column else rounded(value)
     return f"{value:%Y-%m-%d %H:%M}" if isinstance(value, pd.Timestamp) else str(value)

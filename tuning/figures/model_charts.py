@@ -1,10 +1,9 @@
 """The interactive figures of a final model on its run's page: fresh seeds, confusion, calibration, features.
 
-As in `charts`: texts that come from a file are escaped, colours are names that the page's style sheet knows.
+As in `run_charts`: texts that come from a file go through `as_text`, and colours are names of the page's style sheet.
 """
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,11 @@ import numpy.typing as npt
 import pandas as pd
 import plotly.graph_objects as go
 
+from tuning.base.errors import counted
 from tuning.base.registries import ACCURACY, Metric
-from tuning.figures.run_charts import ACCENT, INK, MUTED, SECOND, axis, figure_of, form, interval, share_of
-from tuning.figures.style import shortened
+from tuning.figures.run_charts import ACCENT, INK, MUTED, SECOND, as_text, axis, figure_of, form, interval, share_of
+from tuning.figures.style import MOST_CONFUSED, class_look, shortened
+from tuning.runs import analysis
 
 # Plotly's names of `style.CLASS_MARKERS`, so that a class looks the same in both.
 SYMBOLS = (
@@ -74,47 +75,48 @@ def configuration_name(row: Mapping[Any, Any]) -> str:
     if row["role"] == "default":
         return "default"
     name = f"trial {row['trial']}" if pd.notna(row["trial"]) else str(row["config_hash"])
-    return escape(name if row["role"] == "candidate" else f"{name} ({row['role']})")
+    return as_text(name if row["role"] == "candidate" else f"{name} ({row['role']})")
 
 
 def confusion_width(class_names: Sequence[str]) -> int:
     """Returns the pixels that the confusion matrix needs at least, so that its names and counts can be read."""
-    return 40 + 7 * min(MOST_LETTERS, max(map(len, class_names))) + 20 * len(class_names)
+    shown = min(len(class_names), MOST_CONFUSED)
+    return 40 + 7 * min(MOST_LETTERS, max(map(len, class_names))) + 20 * shown
 
 
 def confusion(counts: pd.DataFrame) -> go.Figure:
     """Returns the confusion matrix: counts as text, shaded by the square root of their share of the true class.
 
+    Of more than a hundred classes, those are shown that are most often confused.
+
     Args:
         counts: Rows truth and columns prediction, from `analysis.confusion`.
     """
+    places = analysis.most_confused(counts, MOST_CONFUSED)
+    n_images = counts.sum(axis=1).to_numpy(dtype=float)[places, None]
+    counts = counts.iloc[places, places]
     values = counts.to_numpy(dtype=float)
-    shares = values / np.maximum(values.sum(axis=1, keepdims=True), 1)
-    names = [escape(str(name)) for name in counts.columns]
-    ticks = [escape(shortened(str(name), MOST_LETTERS)) for name in counts.columns]
-    places = list(range(len(names)))
+    shares = values / np.maximum(n_images, 1)
+    ticks = [as_text(shortened(str(name), MOST_LETTERS)) for name in counts.columns]
+    at = list(range(len(ticks)))
     heat = go.Heatmap(
-        x=places,
-        y=places,
-        z=np.sqrt(shares),
+        x=at,
+        y=at,
+        z=np.sqrt(shares).round(4),
         zmin=0,
         zmax=1,
         text=np.where(values > 0, values.astype(int).astype(str), "").tolist(),
         texttemplate="%{text}",
-        customdata=[
-            [f"{truth}, {'recognised' if truth == other else f'taken for {other}'}" for other in names]
-            for truth in names
-        ],
-        hovertemplate="%{customdata}: %{text}<extra></extra>",
+        hovertemplate="truth %{y}<br>prediction %{x}<br>images %{text}<extra></extra>",  # The names are the ticks'.
         colorscale=[[0, "var(--panel)"], [1, "var(--deep)"]],
         showscale=False,
         xgap=1,
         ygap=1,
     )
     figure = figure_of(
-        [heat], x="prediction", y="truth", height=190 + (36 if len(names) <= FEW_CLASSES else 26) * len(names)
+        [heat], x="prediction", y="truth", height=190 + (36 if len(ticks) <= FEW_CLASSES else 26) * len(ticks)
     )
-    axis = {"tickvals": places, "ticktext": ticks, "showgrid": False, "showline": False, "ticks": ""}
+    axis = {"tickvals": at, "ticktext": ticks, "showgrid": False, "showline": False, "ticks": ""}
     return figure.update_xaxes(**axis, tickangle=-45).update_yaxes(**axis, autorange="reversed", ticklabelstandoff=4)
 
 
@@ -154,9 +156,17 @@ def reliability(bins: pd.DataFrame) -> go.Figure:
 
 
 def features(
-    points: Floats, explained: Floats, labels: Integers, texts: Sequence[str], class_names: Sequence[str]
+    points: Floats,
+    explained: Floats,
+    labels: Integers,
+    texts: Sequence[str],
+    class_names: Sequence[str],
+    *,
+    numbers: Mapping[int, int],
 ) -> go.Figure:
     """Returns the images on two principal components, a trace a class; a point's `customdata` is the image's number.
+
+    Classes that are not named are one grey trace.
 
     Args:
         points: float (N, 2).
@@ -164,12 +174,21 @@ def features(
         labels: int (N,).
         texts: What to say of each image; the page shows it as text, so it is not escaped.
         class_names: The classes' names.
+        numbers: Class -> its number for `style.class_look`, of those that are named.
     """
+    present = np.unique(labels).tolist()
+    others = [number for number in present if number not in numbers]
+    marks: list[tuple[list[int], str, dict[str, Any]]] = []
+    if others:
+        marks.append((others, counted(len(others), "other"), {"color": MUTED, "symbol": "circle", "opacity": 0.4}))
+    for number in present:
+        if number in numbers:
+            colour, marker = class_look(numbers[number])
+            look: dict[str, Any] = {"color": f"var(--class-{colour})", "symbol": SYMBOLS[marker]}
+            marks.append(([number], as_text(class_names[number]), look))
     classes = []
-    for number in np.unique(labels).tolist():
-        chosen = np.flatnonzero(labels == number).tolist()
-        symbol = SYMBOLS[(number + number // 10) % 10]
-        rim = {"color": "var(--rim)", "width": 0.7}
+    for members, name, look in marks:
+        chosen = np.flatnonzero(np.isin(labels, members)).tolist()
         classes.append(
             go.Scatter(
                 x=points[chosen, 0],
@@ -178,8 +197,8 @@ def features(
                 text=[texts[i] for i in chosen],
                 hoverinfo="none",
                 mode="markers",
-                marker={"color": f"var(--class-{number % 10})", "symbol": symbol, "size": 7, "line": rim},
-                name=escape(class_names[number]),
+                marker={"size": 7, "line": {"color": "var(--rim)", "width": 0.7}} | look,
+                name=name,
             )
         )
     titles = [

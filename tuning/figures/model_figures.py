@@ -16,18 +16,24 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from tuning.base.errors import counted
 from tuning.figures import image_grids
 from tuning.figures.style import (
     CLASS_COLOURS,
     FAINT,
     INK,
     LABEL,
+    MOST_CONFUSED,
+    OTHERS,
     STATE_COLOURS,
     TICK,
+    TITLE,
     class_style,
     count_axis,
     dress,
+    legend_name,
     mosaic,
+    named_classes,
     nothing,
     per_cent,
     plain,
@@ -44,6 +50,7 @@ PANEL, LAYERS = 7.6, 8  # inches of that side; layers that the marks are drawn i
 CELL, LARGE_CELL, SMALL_SIDE, FEW_CLASSES = 0.53, 0.8, 48, 20
 LETTER, NAME_LETTERS, MOST_LETTERS = 0.085, 24, 30  # Inches of a letter, letters in a line of a name, and of one alone.
 MATRIX_CELL = 0.56  # Inches of a cell of the confusion matrix; with more than a few classes they are smaller.
+LEGEND_ROW = 0.21  # Inches of a row of the PCA figure's legend.
 BARS = 2.2  # Inches of the panel with counts.
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -77,20 +84,28 @@ def drawings_of_model(
 def confusion(frame: pd.DataFrame) -> Figure:
     """Returns the confusion matrix: counts as text, shaded by their share of the row; a 0 is left blank.
 
+    Of more than a hundred classes, those are shown that are most often confused.
+
     Args:
         frame: Counts, rows truth and columns prediction, from `analysis.confusion`.
     """
+    n_images, n_classes = frame.sum(axis=1).to_numpy(dtype=float), len(frame)
+    places = analysis.most_confused(frame, MOST_CONFUSED)
+    frame, n_images = frame.iloc[places, places], n_images[places]
     counts = frame.to_numpy(dtype=float)
     names = [plain(shortened(str(name), MOST_LETTERS)) for name in frame.index]
     size, cell = (TICK, MATRIX_CELL) if len(frame) <= FEW_CLASSES else (TICK - 2, 0.6 * MATRIX_CELL)
     side, aside = cell * max(5, len(frame)), LETTER * size / TICK * max(len(name) for name in names)
     # The names below are slanted, and those on the left are not.
     figure, ax = single(side + aside + 1.9, side + 0.65 * aside + 0.6)
-    if counts.sum() == 0:
+    if n_images.sum() == 0:
         return nothing(figure, ax, "No image was classified.")
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    shares = counts / np.maximum(n_images[:, None], 1)
     # The square root gives the few mistakes, which are what one looks for, a visible shade.
-    shade = ax.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
+    # Of a hundred classes `imshow`, which makes an image of the figure's pixels, takes 0.9 GB more.
+    edges = np.arange(len(frame) + 1) - 0.5
+    shade = ax.pcolormesh(edges, edges, shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
+    ax.set(aspect="equal", ylim=edges[[-1, 0]])
     for row, column in np.argwhere(counts > 0):
         colour = "white" if shares[row, column] > 0.35 else INK
         weight = "bold" if row == column else "normal"
@@ -104,6 +119,9 @@ def confusion(frame: pd.DataFrame) -> Figure:
     ax.tick_params(length=0, labelsize=size)
     ax.set_xlabel("prediction", fontsize=LABEL)
     ax.set_ylabel("truth", fontsize=LABEL)
+    if len(frame) < n_classes:
+        title = f"The {len(frame)} of {n_classes:,} classes that are most often confused"
+        ax.set_title(title, fontsize=TITLE, color=INK, loc="left")
     ax.spines[:].set_visible(False)
     ax.grid(False)
     bar = figure.colorbar(shade, ax=ax, shrink=0.8, aspect=30, pad=0.02, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])
@@ -158,6 +176,8 @@ def pca(
 ) -> Figure:
     """Returns the images on two principal components: as coloured marks, and as themselves in the same plane.
 
+    Of more than a hundred classes, those with the most images have a colour, and the others are grey.
+
     The plane is cut into cells; of the images in one, that nearest to its middle is drawn there, moved by at most half
     a cell.
 
@@ -174,7 +194,14 @@ def pca(
     low, high = plane.min(axis=0), plane.max(axis=0)
     span = 1.08 * np.where(high > low, high - low, 1.0)
     span = np.maximum(span, 0.6 * span[::-1])  # Neither side of a panel is much longer than the other.
+    numbers = named_classes(labels, len(class_names))
+    drawn = [number for number in np.unique(labels).tolist() if number in numbers]
+    others = np.setdiff1d(labels, drawn)
+    names = [legend_name(shortened(class_names[number], MOST_LETTERS)) for number in drawn]
+    names += [counted(len(others), "other")] if len(others) else []
     width, height = PANEL / span.max() * span * (2, 1) + (1.6, 1.2)
+    columns = max(1, min(10, int(width / (LETTER * max(map(len, names)) + 0.4))))
+    height += LEGEND_ROW * ((len(names) - 1) // columns)
     figure = Figure(figsize=(width, height))
     figure.set_layout_engine("constrained", h_pad=0.1)
     scatter, gallery = figure.subplots(1, 2, sharex=True, sharey=True)
@@ -185,15 +212,17 @@ def pca(
         ax.spines[:].set_color(FAINT)
         ax.set_aspect("equal")
     size = float(np.clip(30_000 / len(plane), 7, 40))
+    look: dict[str, Any] = {"s": size, "alpha": 0.65, "lw": 0, "rasterized": True}
+    below = plane[np.isin(labels, others)]
+    grey = [scatter.scatter(*below.T, **look, color=OTHERS, marker=".")] if len(others) else []
     handles: dict[int, PathCollection] = {}
     # In layers, so that no class is on top of all others.
     for layer in range(LAYERS):
-        for number in np.unique(labels):
+        for number in drawn:
             chosen = plane[layer::LAYERS][labels[layer::LAYERS] == number]
-            colour, marker = class_style(int(number))
-            look: dict[str, Any] = {"s": size, "color": colour, "marker": marker, "alpha": 0.65, "lw": 0}
-            marks = scatter.scatter(*chosen.T, **look, rasterized=True)
-            handles.setdefault(int(number), marks)
+            colour, marker = class_style(numbers[number])
+            marks = scatter.scatter(*chosen.T, **look, color=colour, marker=marker)
+            handles.setdefault(number, marks)
     cell = span.max() / GALLERY_CELLS
     side = 0.92 * cell
     frames, colours = [], []
@@ -203,7 +232,8 @@ def pca(
         extent = (x, x + side, y, y + side)
         gallery.imshow(picture, cmap="gray_r", vmin=0, vmax=255, extent=extent, aspect="auto", zorder=2)
         frames.append(Rectangle((x, y), side, side))
-        colours.append(class_style(int(labels[index]))[0])
+        place = numbers.get(int(labels[index]))
+        colours.append(OTHERS if place is None else class_style(place)[0])
     gallery.add_collection(PatchCollection(frames, facecolor="none", edgecolor=colours, linewidth=1.3, zorder=3))
     gallery.set_aspect("equal")  # `imshow` has set it otherwise.
     (left, bottom), (right, top) = (low + high - span) / 2, (low + high + span) / 2
@@ -211,14 +241,11 @@ def pca(
     for ax in (scatter, gallery):
         ax.set_xlabel(f"first principal component ({per_cent(explained[0], 1)} of the variance)", fontsize=LABEL)
         ax.set_ylabel(f"second principal component ({per_cent(explained[1], 1)} of the variance)", fontsize=LABEL)
-    names = [plain(shortened(class_names[number], MOST_LETTERS)) for number in sorted(handles)]
-    # matplotlib leaves out a name that begins with an underscore.
-    names = [f" {name}" if name.startswith("_") else name for name in names]
     legend = figure.legend(
-        [handles[number] for number in sorted(handles)],
+        [*handles.values(), *grey],
         names,
         loc="outside lower center",
-        ncols=max(1, min(10, int(width / (LETTER * max(map(len, names)) + 0.4)))),
+        ncols=columns,
         fontsize=LABEL,
         frameon=False,
         handletextpad=0.1,

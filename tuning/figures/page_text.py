@@ -4,6 +4,8 @@ import numbers
 import re
 from typing import TYPE_CHECKING, Any
 
+from tuning.base.errors import counted
+from tuning.base.numerals import rounded
 from tuning.base.registries import ACCURACY, Metric
 
 if TYPE_CHECKING:
@@ -73,6 +75,14 @@ def gap(metric: Metric, value: float | None) -> Any:
     return exact(value, None if value is None else metric.gap(value))
 
 
+def spent(minutes: float, unit: str = "") -> Any:
+    """Returns a time as HTML: "24 s", or "12 min" from a minute on; with a unit such as "slot" as "24 slot seconds"."""
+    short = minutes < 1
+    n = round(60 * minutes if short else minutes)
+    words = counted(n, f"{unit} {'second' if short else 'minute'}") if unit else f"{n:,} {'s' if short else 'min'}"
+    return exact(minutes, words)
+
+
 def _heading(name: str, metric: Metric) -> str:
     known = _HEADINGS.get(name, metric.label if name == "valid_score" else name)
     return known.removeprefix("config/").replace("_", " ")
@@ -93,7 +103,7 @@ def spoken(value: Any, name: str = "", metric: Metric = ACCURACY) -> str:
             return metric.said(value)
         if "accuracy" in name or name.startswith(("precision", "recall", "f1")):
             return f"{value:.2%}"
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        return rounded(value)
     if isinstance(value, numbers.Integral):
         return f"{int(value):,}" if int(value) >= 10_000 and "seed" not in name else str(value)
     return _TIME.sub(r"\1 \2 UTC", str(value))

@@ -1,7 +1,7 @@
 """The interactive figures of a run on its page: each function returns a Plotly `Figure` from frames.
 
 `model_charts` has those of the final model. Colours are names that the page's style sheet gives a value in light and in
-dark (`var(--ink)`). Plotly reads texts as HTML: whatever comes from a file goes through `escape`. The numbers are
+dark (`var(--ink)`). Plotly reads texts as HTML: whatever comes from a file goes through `as_text`. The numbers are
 `analysis`', the files and the page `report`'s.
 """
 
@@ -14,13 +14,20 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from tuning.base.registries import ACCURACY, Metric
+from tuning.base.numerals import rounded
+from tuning.base.registries import ACCURACY, OBJECTIVES, Metric
 from tuning.figures.run_figures import coordinate
 from tuning.figures.style import score_limits
 from tuning.runs.analysis import varying
 
 INK, MUTED, GRID, ACCENT, SECOND = (f"var(--{name})" for name in ("ink", "muted", "grid", "complete", "pruned"))
+UNSEEN = "\u200b\u200c\u200d\u2060"  # Letters without width.
 RAMP = [[i / 4, f"var(--ramp-{i})"] for i in range(5)]
+
+
+def as_text(value: object) -> str:
+    """Returns a text that Plotly, which reads HTML, shows as it is; it does not know the entity of a quote."""
+    return escape(str(value), quote=False)
 
 
 def described(trials: pd.DataFrame) -> dict[int, str]:
@@ -29,12 +36,12 @@ def described(trials: pd.DataFrame) -> dict[int, str]:
     labels = [name.removeprefix("config/").replace("_", " ") for name in names]
     for trial, *values in trials[["trial", *names]].itertuples(index=False, name=None):
         known = [
-            f"{label} {format(value, '.3g') if isinstance(value, float) else value}"
+            f"{label} {rounded(value) if isinstance(value, float) else value}"
             for label, value in zip(labels, values, strict=True)
             if pd.notna(value)
         ]
         lines = [", ".join(known[i : i + 3]) for i in range(0, len(known), 3)]
-        texts[int(trial)] = "<br>".join(escape(line) for line in lines)
+        texts[int(trial)] = "<br>".join(as_text(line) for line in lines)
     return texts
 
 
@@ -93,7 +100,7 @@ def learning_curves(
             go.Scatter(
                 x=curve["epoch"],
                 y=curve[metric.column],
-                meta=f"<b>trial {trial}</b> ({escape(str(states[trial]))})<br>{texts[int(str(trial))]}",
+                meta=f"<b>trial {trial}</b> ({as_text(states[trial])})<br>{texts[int(str(trial))]}",
                 hovertemplate=f"%{{meta}}<br>epoch %{{x}}: %{{y:{form(metric)}}}<extra></extra>",
                 mode="lines+markers",
                 marker={"size": 6 if len(curve) == 1 else 4},
@@ -123,10 +130,10 @@ def parallel_coordinates(trials: pd.DataFrame, metric: Metric = ACCURACY) -> go.
         heights, ticks = coordinate(known[name])
         # On an axis with ticks of its own, a brush catches ticks: so each value is one, of a text that nobody sees. The
         # texts must differ.
-        texts = {height: "\u200b" * i for i, height in enumerate(heights, start=1)} | dict(ticks)
+        texts = {height: _unseen(i) for i, height in enumerate(heights, start=1)} | dict(ticks)
         dimensions.append(
             {
-                "label": "<br>".join(escape(word) for word in name.removeprefix("config/").split("_")),
+                "label": "<br>".join(as_text(word) for word in name.removeprefix("config/").split("_")),
                 "values": heights,
                 "range": [min(0.0, heights.min()), 1],
                 "tickvals": sorted(texts),
@@ -146,6 +153,11 @@ def parallel_coordinates(trials: pd.DataFrame, metric: Metric = ACCURACY) -> go.
     return figure_of([lines], height=420, margin={"l": 64, "r": 44, "t": 64, "b": 24})
 
 
+def _unseen(number: int) -> str:
+    """Returns a text of letters without width that no other number has; it is as long as the number to base 4."""
+    return (_unseen(number // len(UNSEEN)) if number >= len(UNSEEN) else "") + UNSEEN[number % len(UNSEEN)]
+
+
 def importances(frame: pd.DataFrame) -> go.Figure:
     """Returns the importance of each hyperparameter as a bar, by method and with its interval where the frame has them.
 
@@ -157,9 +169,9 @@ def importances(frame: pd.DataFrame) -> go.Figure:
     for (method, rows), colour in zip(methods, (ACCENT, SECOND, MUTED), strict=False):
         value = rows["importance"]
         error = interval(value, rows["low"], rows["high"], color=INK, width=3) if "low" in rows else None
-        names = [escape(str(name).replace("_", " ")) for name in rows["parameter"]]
+        names = [as_text(str(name).replace("_", " ")) for name in rows["parameter"]]
         hover = "%{y}: %{x:.1%}<extra></extra>"
-        name = escape(str(method))
+        name = as_text(method)
         bar = go.Bar(x=value, y=names, orientation="h", marker={"color": colour}, error_x=error, name=name)
         bars.append(bar.update(hovertemplate=hover, showlegend="method" in frame))
     height = 120 + 34 * frame["parameter"].nunique()
@@ -169,14 +181,15 @@ def importances(frame: pd.DataFrame) -> go.Figure:
 
 
 def pareto(trials: pd.DataFrame, goal: str, metric: Metric = ACCURACY) -> go.Figure:
-    """Returns the finished trials by the metric and a second goal, which is to be small, and the front of them.
+    """Returns the complete trials by the metric and a second goal, which is to be small, and the front of them.
 
     Args:
         trials: A run's trials, with a column `pareto` that is True on the front.
-        goal: The column of the second goal.
+        goal: A name in `OBJECTIVES`.
         metric: The run's.
     """
-    texts, known = described(trials), trials[trials[metric.column].notna() & trials[goal].notna()]
+    texts, done = described(trials), trials["state"] == "complete"
+    known = trials[done & trials[metric.column].notna() & trials[goal].notna()]
     front = known["pareto"].fillna(False).astype("bool")
     marks = []
     for name, rows, mode, colour in (
@@ -196,8 +209,9 @@ def pareto(trials: pd.DataFrame, goal: str, metric: Metric = ACCURACY) -> go.Fig
             )
         )
     y = f"validation {metric.title}"
-    figure = figure_of(marks, x=escape(goal.replace("_", " ")), y=y, share=share_of(metric, "y"))
-    return figure.update_xaxes(type="log", dtick="D2")
+    figure = figure_of(marks, x=OBJECTIVES[goal].summary, y=y, share=share_of(metric, "y"))
+    wide = known[goal].max() >= 10 * known[goal].min()
+    return figure.update_xaxes(type="log", **({"dtick": "D2"} if wide else {}))
 
 
 def figure_of(

@@ -16,8 +16,9 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
+from tuning.base.numerals import apart, rounded
 from tuning.base.registries import ACCURACY, OBJECTIVES, Metric
 from tuning.figures.style import (
     BEST,
@@ -26,12 +27,15 @@ from tuning.figures.style import (
     LABEL,
     STATE_COLOURS,
     TICK,
+    Apart,
     accuracy_limits,
     class_style,
     dress,
     epoch_axis,
     legend_above,
+    legend_name,
     nothing,
+    plain,
     said,
     score_axis,
     score_limits,
@@ -103,11 +107,11 @@ def best_so_far_of(curves: pd.DataFrame, metric: Metric = ACCURACY) -> Figure:
         return nothing(figure, ax, "No epoch has finished yet.")
     for number, (name, curve) in enumerate(known.groupby("run", sort=False)):
         colour, marker = class_style(number)
-        label = f"{name}: {said(metric, curve['best'].agg(best))}"
+        label = legend_name(f"{name}: {said(metric, curve['best'].agg(best))}")
         x, y = curve["slot_minutes"], curve["best"]
         ax.step(x, y, where="post", color=colour, lw=1.8, marker=marker, ms=7, markevery=[-1], label=label)
     common = float(curves.groupby("run")["slot_minutes"].max().min())
-    ax.axvline(common, color=INK, lw=1.0, ls=":", zorder=1, label=f"equal cost: {common:.3g} slot minutes")
+    ax.axvline(common, color=INK, lw=1.0, ls=":", zorder=1, label=f"equal cost: {rounded(common)} slot minutes")
     # Where a run ended is to be seen of each, however poor.
     ends = metric.sign * known.groupby("run")["best"].agg(best)
     ax.set_ylim(*score_limits(known["best"], metric, least=metric.sign * float(ends.min())))
@@ -146,7 +150,7 @@ def pareto(trials: pd.DataFrame, minimized: str, metric: Metric = ACCURACY) -> F
     score_axis(ax, metric)
     ax.set_xlabel(OBJECTIVES[minimized].summary, fontsize=LABEL)
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:.0e}"))
+    ax.xaxis.set_major_formatter(Apart())
     ax.xaxis.set_minor_formatter("")
     legend_above(ax, ncols=2)
     return figure
@@ -271,7 +275,7 @@ def importances(frame: pd.DataFrame) -> Figure:
         y = rows["parameter"].map(place) + 0.26 * (number - (len(methods) - 1) / 2)
         ax.hlines(y, rows["low"], rows["high"], color=colour, lw=1.6, alpha=0.55)
         ax.plot(rows["importance"], y, ls="none", marker=marker, ms=6, color=colour, label=method)
-    ax.set_yticks(range(len(place)), list(place))
+    ax.set_yticks(range(len(place)), [plain(str(name)) for name in place])
     ax.set_ylim(len(place) - 0.5, -0.5)
     ax.set_xlim(left=-0.01)
     share_axis(ax.xaxis)
@@ -364,7 +368,7 @@ def _draw_coordinate(ax: Axes, x: int, values: "pd.Series[Any]") -> npt.NDArray[
     halo = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
     for height, label in ticks:
         ax.plot([x - 0.03, x + 0.03], [height, height], color=INK, lw=0.9, zorder=3)
-        ax.text(x - 0.06, height, label, ha="right", va="center", fontsize=TICK, color=INK, bbox=halo, zorder=5)
+        ax.text(x - 0.06, height, plain(label), ha="right", va="center", fontsize=TICK, color=INK, bbox=halo, zorder=5)
     return heights
 
 
@@ -372,7 +376,7 @@ def _scale(numbers: npt.NDArray[np.float64], log: bool) -> tuple[npt.NDArray[np.
     """Returns the numbers' heights in [0, 1] (NaN stays) and the ticks of their axis: height and text."""
     present = np.unique(numbers[~np.isnan(numbers)])
     if present.size < 2:
-        return np.where(np.isnan(numbers), np.nan, 0.5), [(0.5, f"{number:g}") for number in present]
+        return np.where(np.isnan(numbers), np.nan, 0.5), [(0.5, rounded(number)) for number in present]
     ends = np.log10(present[[0, -1]]) if log else present[[0, -1]]
 
     def height(value: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -382,8 +386,8 @@ def _scale(numbers: npt.NDArray[np.float64], log: bool) -> tuple[npt.NDArray[np.
     locator = LogLocator(numticks=6) if decades else MaxNLocator(5, steps=[1, 2, 5, 10])
     levels = present if present.size <= 5 else np.asarray(locator.tick_values(present[0], present[-1]))
     levels = levels[(levels >= present[0]) & (levels <= present[-1])]
-    ticks: list[tuple[float, str]] = []
-    for at, level in zip(height(levels), levels, strict=True):
-        if not ticks or at - ticks[-1][0] > 0.07:  # else the texts overlap
-            ticks.append((float(at), f"{level:.3g}"))
-    return height(numbers), ticks
+    shown: dict[float, float] = {}
+    for at, level in zip(height(levels).tolist(), levels.tolist(), strict=True):
+        if not shown or at - max(shown) > 0.07:  # else the texts overlap
+            shown[at] = level
+    return height(numbers), list(zip(shown, apart(shown.values()), strict=True))

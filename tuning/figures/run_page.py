@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuning.base import files, masking
-from tuning.base.errors import UserError, each_alone
+from tuning.base.errors import UserError, counted, each_alone
 from tuning.base.registries import OBJECTIVES, Metric
-from tuning.figures.page_text import exact, gap, percent, said, spoken, spread, table, with_code
+from tuning.figures.page_text import exact, gap, percent, said, spent, spoken, spread, table, with_code
 from tuning.runs import beginnings, convergence, final_models, run_folder, schema, summaries
 from tuning.runs.final_models import Final
 from tuning.runs.run_folder import Run
@@ -80,7 +80,7 @@ def render(
     from markupsafe import Markup
 
     from tuning.figures import model_charts, thumbnails
-    from tuning.figures.style import CLASS_COLOURS, STATE_COLOURS
+    from tuning.figures.style import CLASS_COLOURS, MOST_CONFUSED, STATE_COLOURS
     from tuning.runs import analysis
 
     trials, meta, metric = analysis.active(run.trials), masking.masked_all(run.meta), run.metric
@@ -112,6 +112,9 @@ def render(
         "luck": partial(luck, metric=metric),
         "frame": pd.DataFrame,
         "confusion_width": model_charts.confusion_width,
+        "most_confused": MOST_CONFUSED,
+        "counted": counted,
+        "spent": spent,
     }
     return page.get_template("report.html.j2").render(
         run=run,
@@ -128,12 +131,13 @@ def render(
         converged=convergence.text(run),
         began=made.get("What the search began with"),
         winner=winner,
+        goal=OBJECTIVES[_minimized(run)].summary,
         searched=[] if winner is None else _told_apart(trials, winner),
         minutes=summaries.minutes(run) if len(trials) else 0.0,
         audited=made.get("The audit"),
         edges=made.get("The edges"),
         verdicts=[] if final is None else verdicts(final.metrics),
-        shown_trials=_shown_trials(trials, metric),
+        shown_trials=_shown_trials(run_folder.ran(trials), metric),
         images=made.get("The gallery"),
         suspects=made.get("The gallery of labels to check"),
         figures={name: made[f"The figure {name}"] for name in draw if f"The figure {name}" in made},
@@ -190,14 +194,21 @@ def _told_apart(trials: "pd.DataFrame", winner: dict[str, Any]) -> list[str]:
 
 
 def _shown_trials(trials: "pd.DataFrame", metric: Metric) -> "pd.DataFrame":
-    """Returns the trials as the page lists them: the best first, columns that say nothing left out."""
+    """Returns the trials as the page lists them: the best first, failed ones last, no columns that say nothing."""
     from tuning.runs import analysis
 
     notes = [name for name in _NOTES if name in trials and trials[name].notna().any()]
     columns = dict.fromkeys([*_TRIAL_COLUMNS[:2], metric.column, *_TRIAL_COLUMNS[2:]])
-    shown = trials[[*columns, *analysis.varying(trials), *notes]]
-    order = [not metric.greater_is_better, True]
-    return shown.sort_values([metric.column, "trial"], ascending=order, na_position="last")
+    place = 2 * (trials["state"] == "failed") + ~trials["state"].isin([*schema.HAVE_RESULTS, "failed"])
+    order = [True, not metric.greater_is_better, True]
+    ranked = trials.assign(place=place).sort_values(["place", metric.column, "trial"], ascending=order)
+    return ranked[[*columns, *analysis.varying(trials), *notes]]
+
+
+def _minimized(run: Run) -> str:
+    """Returns the second objective of a run; where it has none, that which its front would be of."""
+    name = run.meta.get("settings", {}).get("minimize")
+    return name if name in OBJECTIVES else OBJECTIVES.default
 
 
 def _run_figures(
@@ -226,14 +237,14 @@ def _run_figures(
     if importance is not None and len(importance):
         draw["importances"] = lambda: run_charts.importances(importance)
     if "pareto" in trials and trials["pareto"].any():
-        minimized = run.settings.get("minimize") or OBJECTIVES.default
-        draw["pareto"] = lambda: run_charts.pareto(trials, minimized, metric)
+        draw["pareto"] = lambda: run_charts.pareto(trials, _minimized(run), metric)
     return draw
 
 
 def _final_figures(final: Final) -> dict[str, Callable[[], Any]]:
     """Returns what draws each figure of the final model that there is something to draw for."""
     from tuning.figures import model_charts, thumbnails
+    from tuning.figures.style import named_classes
     from tuning.runs import analysis
 
     configurations, metric = final.configurations, metric_of(final.metrics)
@@ -246,7 +257,8 @@ def _final_figures(final: Final) -> dict[str, Callable[[], Any]]:
     def features() -> Any:
         shown = thumbnails.thinned(outputs["images"])
         said = [thumbnails.caption(int(i), labels[i], probabilities[i], names) for i in shown]
-        return model_charts.features(outputs["points"][shown], outputs["explained"], labels[shown], said, names)
+        points, numbers = outputs["points"][shown], named_classes(labels, len(names))
+        return model_charts.features(points, outputs["explained"], labels[shown], said, names, numbers=numbers)
 
     return draw | {
         "confusion": lambda: model_charts.confusion(analysis.confusion(labels, probabilities.argmax(axis=1), names)),

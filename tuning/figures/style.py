@@ -4,10 +4,11 @@ Figures are objects: no pyplot, no backend, no rcParams, so they can be drawn in
 figure shows stands elsewhere (`run_charts`, `model_charts` and others).
 """
 
+import contextlib
 import io
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import Formatter, FuncFormatter, MaxNLocator
 
 from tuning.base import files
 from tuning.base.errors import UserError, each_alone
+from tuning.base.numerals import apart, rounded
 from tuning.base.registries import ACCURACY, Metric
 from tuning.figures import fonts
 
@@ -33,10 +35,13 @@ CLASS_COLOURS = (
     "#4563de", "#c9d200", "#8d1100", "#16dfff", "#27239f", "#905c83", "#d3430b", "#639fff", "#520047", "#e6888c",
 )  # fmt: skip
 CLASS_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
+MOST_NAMED = len(CLASS_COLOURS) * len(CLASS_MARKERS)  # Classes that differ in colour or marker.
+MOST_CONFUSED = 100  # Classes in a confusion matrix: one of 500 took 2.6 GB to draw.
 STATE_COLOURS = {
     "complete": "#3f90da", "pruned": "#ffa90e", "failed": "#bd1f01", "paused": "#832db6", "running": "#94a4a2",
 }  # fmt: skip
 BEST, INK, MUTED, FAINT = "#111111", "#333333", "#6b6b6b", "#d0d0d0"
+OTHERS = "#b0b0b0"  # Classes that no legend names.
 TITLE, LABEL, TICK = 11, 10, 9  # font sizes in points
 
 Integers = npt.NDArray[np.integer[Any]]
@@ -67,6 +72,8 @@ def save(figure: Figure, path: Path) -> None:
 def save_each(draw: Mapping[str, Callable[[], Figure]], folder: Path, tell: Callable[[str], None]) -> int:
     """Draws pictures and writes them as `<name>.png`; one that fails is named, and the others are drawn.
 
+    Of one that fails, an earlier picture, which shows something else, does not stay.
+
     Returns:
         How many were written.
 
@@ -74,7 +81,12 @@ def save_each(draw: Mapping[str, Callable[[], Figure]], folder: Path, tell: Call
         UserError: The disk is full.
     """
     makers = {f"The picture {name}.png": partial(_draw, make, folder / f"{name}.png") for name, make in draw.items()}
-    return len(each_alone(makers, tell))
+    made = each_alone(makers, tell)
+    for name in draw:
+        if f"The picture {name}.png" not in made:
+            with contextlib.suppress(OSError):
+                (folder / f"{name}.png").unlink(missing_ok=True)
+    return len(made)
 
 
 def _draw(make: Callable[[], Figure], path: Path) -> None:
@@ -100,7 +112,25 @@ def dress(ax: Axes) -> None:
 
 def class_style(number: int) -> tuple[str, str]:
     """Returns a class's colour and marker; beyond ten the colours come again with other markers."""
-    return CLASS_COLOURS[number % 10], CLASS_MARKERS[(number + number // 10) % 10]
+    colour, marker = class_look(number)
+    return CLASS_COLOURS[colour], CLASS_MARKERS[marker]
+
+
+def class_look(number: int) -> tuple[int, int]:
+    """Returns the places of a class's colour and marker, 0 to 9; those of a hundred classes differ."""
+    return number % 10, (number + number // 10) % 10
+
+
+def named_classes(labels: Integers, n_classes: int) -> dict[int, int]:
+    """Returns class -> its number for `class_style`, of the classes that a legend names.
+
+    These are all, or where they are too many to be told apart, those that have the most images.
+    """
+    if n_classes <= MOST_NAMED:
+        return {number: number for number in range(n_classes)}
+    counts = np.bincount(labels, minlength=n_classes)
+    largest = np.sort(np.argsort(-counts, kind="stable")[:MOST_NAMED])
+    return {number: place for place, number in enumerate(largest.tolist())}
 
 
 def per_cent(share: float, digits: int) -> str:
@@ -111,6 +141,11 @@ def per_cent(share: float, digits: int) -> str:
 def plain(name: str) -> str:
     """Returns a user's name as matplotlib draws it as it is: a pair of dollar signs would be mathematics."""
     return name.replace("$", r"\$")
+
+
+def legend_name(name: str) -> str:
+    """Returns a user's name as a legend shows it as it is: matplotlib leaves out one that begins with an underscore."""
+    return plain(f" {name}" if name.startswith("_") else name)
 
 
 def shortened(name: str, letters: int) -> str:
@@ -152,6 +187,18 @@ def share_axis(axis: Axis, digits: int = 0) -> None:
 def count_axis(axis: Axis) -> None:
     """Makes an axis one of counts, with commas."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+class Apart(Formatter):
+    """Writes the ticks of an axis with as few digits as keep them apart."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """Returns one number as text."""
+        return rounded(x)
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        """Returns all ticks as texts."""
+        return apart(values)
 
 
 def legend_above(ax: Axes, *entries: Any, ncols: int) -> None:

@@ -68,6 +68,18 @@ def confusion(labels: Integers, predictions: Integers, class_names: Sequence[str
     )
 
 
+def most_confused(counts: pd.DataFrame, most: int) -> Integers:
+    """Returns the places, in their order, of the classes that are most often confused; of at most so many, of all.
+
+    Args:
+        counts: As `confusion` returns them.
+        most: Classes, at least 1.
+    """
+    cells = counts.to_numpy()
+    mistakes = cells.sum(axis=0) + cells.sum(axis=1) - 2 * np.diag(cells)
+    return np.sort(np.argsort(-mistakes, kind="stable")[:most])
+
+
 def classification_report(labels: Integers, predictions: Integers, class_names: Sequence[str]) -> pd.DataFrame:
     """Returns precision, recall and f1 of each class, in [0, 1], with 95 % intervals; then their `macro average`.
 

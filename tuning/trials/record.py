@@ -19,6 +19,7 @@ from tuning.runs import beginnings, run_folder, schema
 from tuning.trials.settings import Settings
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
     from tuning.sampling.spaces import Space
@@ -207,31 +208,40 @@ def now() -> str:
 
 
 def conclude(run: run_folder.Run, tell: Callable[[str], None] = print) -> None:
-    """Writes the run's pictures, page and `best.json`, if a trial has finished; of the losers no checkpoint is kept.
+    """Writes the run's page and, if a trial has finished, its pictures and `best.json`; keeps no loser's checkpoint.
 
     What cannot be drawn is named, and the rest is drawn.
 
     Raises:
         UserError: The disk is full.
     """
-    import pandas as pd
-
-    from tuning.runs import analysis
     from tuning.runs.run_folder import trial_folder
     from tuning.training import checkpoints
 
-    trials, epochs = run.trials, run.epochs
-    if not trials["state"].isin(schema.HAVE_RESULTS).any():
-        return
-    best, metric = run.best["trial"], run.metric
-    for number in trials.loc[run_folder.have_ended(trials), "trial"]:
-        if number != best:
-            checkpoints.remove(trial_folder(run.path, number))
-    run_folder.write_best(run)
+    trials = run.trials
+    has_results = trials["state"].isin(schema.HAVE_RESULTS).any()
+    if has_results:
+        best = run.best["trial"]
+        for number in trials.loc[run_folder.have_ended(trials), "trial"]:
+            if number != best:
+                checkpoints.remove(trial_folder(run.path, number))
+        run_folder.write_best(run)
     if not rim.usable("figures", "Pictures and page are", tell):
         return
-    from tuning.figures import importances, run_figures, run_page, style
+    from tuning.figures import run_page
 
+    importance = _draw(run, tell) if has_results else None
+    each_alone({"The page": lambda: run_page.write(run, importances=importance, tell=tell)}, tell)
+
+
+def _draw(run: run_folder.Run, tell: Callable[[str], None]) -> "pd.DataFrame":
+    """Writes the pictures of a run with results; returns how much each hyperparameter matters, empty if not known."""
+    import pandas as pd
+
+    from tuning.figures import importances, run_figures, style
+    from tuning.runs import analysis
+
+    trials, epochs, metric = run.trials, run.epochs, run.metric
     found = each_alone({"The importances": lambda: importances.of_run(run)}, tell)
     importance = found.get("The importances", pd.DataFrame(columns=list(importances.COLUMNS)))
     draw: dict[str, Callable[[], Figure]] = {
@@ -241,7 +251,9 @@ def conclude(run: run_folder.Run, tell: Callable[[str], None] = print) -> None:
     }
     if found:
         draw["importances"] = lambda: run_figures.importances(importance)
+    else:
+        (run.path / "importances.png").unlink(missing_ok=True)  # Of fewer trials.
     if (minimized := run.settings.get("minimize")) is not None:
         draw["pareto"] = lambda: run_figures.pareto(trials, minimized, metric)
     style.save_each(draw, run.path, tell)
-    each_alone({"The page": lambda: run_page.write(run, importances=importance, tell=tell)}, tell)
+    return importance
