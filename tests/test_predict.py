@@ -486,6 +486,28 @@ def test_tensors_and_lists_of_arrays_are_predicted_as_an_array_is(best: BestMode
         assert best.predict(images) == expected
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "I;16", "RGB", "RGBA", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("resize", [None, "crop"])
+def test_images_of_pillow_are_predicted_as_their_files_are(tmp_path: Path, mode: str, resize: str | None) -> None:
+    best = load_best_model(write_model(tmp_path / "model", **({} if resize is None else {"resize": resize})))
+    images, paths = [], []
+    for i in range(2):
+        pixels = np.random.default_rng(i).integers(0, 256, (30, 20, 3), np.uint8)
+        image = Image.fromarray(pixels)
+        image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+        turned = image.getexif()
+        turned[0x0112] = 6  # By a quarter.
+        saved = image.convert("RGB") if mode in ("CMYK", "YCbCr") else image
+        saved.save(tmp_path / f"{i}.png", exif=turned)
+        images.append(image)
+        paths.append(tmp_path / f"{i}.png")
+    expected = [replace(found, path=None) for found in best.predict(paths)]
+    assert best.predict(images) == expected
+    assert best.predict(images[0]) == expected[:1]
+    with Image.open(paths[0]) as opened:
+        assert best.predict(opened) == expected[:1]
+
+
 def test_folders_and_the_folder_of_the_user_are_taken_from_python_too(
     best: BestModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -501,9 +523,10 @@ def test_folders_and_the_folder_of_the_user_are_taken_from_python_too(
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (None, "images must be files, or uint8 arrays of .*, but got NoneType"),
+        (None, "images must be all files, all Pillow's, or uint8 arrays of .*, but got NoneType"),
         ([3], "but got int"),
-        ([Image.new("L", (8, 10))], "but got Image"),
+        ([Image.new("L", (8, 10)), "a.png"], "but got Image"),
+        (Image.new("F", (8, 10)), "images must be ones that can be read, but one of Pillow's cannot: .*"),
         ([shape_on(0), "a.png"], "images must be all files or all arrays, but got both, 'a.png' among them"),
         ([shape_on(0), shape_on(0, 12)], r"images must be arrays of one shape, but got \(10, 8\) and \(12, 8\)"),
         (torch.zeros(2, 10, 8), r"but got float32 \(2, 10, 8\)"),

@@ -18,7 +18,7 @@ from tuning.base.config import TrainConfig, parse_config
 from tuning.base.errors import UserError, unknown_name
 from tuning.images.source import Resize
 from tuning.retraining import inputs
-from tuning.retraining.given_images import Images, arrays_or_paths, looks_inverted, read_image
+from tuning.retraining.given_images import Images, arrays_or_paths, looks_inverted, named, read_image
 from tuning.runs import replacing, schema
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class BestModel:
             images: uint8 (N, H, W) or (N, C, H, W) of the height and width that the model was trained on: an array, a
                 tensor, or a list of those of single images. Or files, folders of them and tables that list them, as
                 the command takes them; files are resized: PNG and JPEG, for a model of one's own images all that a
-                search reads.
+                search reads. Or an image of Pillow's, or a list of them, which are taken as files.
             invert: Whether images are turned from dark on bright into bright on dark: "auto" where `looks_inverted`;
                 None is "auto" for files and "no" for arrays. Of a model for one's own images "auto" turns none.
 
@@ -76,7 +76,8 @@ class BestModel:
             raise unknown_name("invert", str(invert), get_args(Invert))
         found = arrays_or_paths(images)
         if isinstance(found, list):
-            return predict_files(self, inputs.expanded(found), invert or "auto") if found else []
+            paths = [each for each in found if isinstance(each, Path)]
+            return predict_files(self, inputs.expanded(paths) if paths else found, invert or "auto") if found else []
         pixels = found[:, None] if found.ndim == 3 else found
         if found.dtype != np.uint8 or pixels.shape[1:] != (self.channels, self.height, self.width):
             form = f"(N, {self.channels}, {self.height}, {self.width})"
@@ -273,13 +274,13 @@ def _check_own(folder: Path, architectures: Sequence[str], own: Path | None) -> 
 
 
 def predict_files(
-    best: BestModel, paths: Sequence[Path], invert: Invert = "auto", skip: Callable[[str], None] | None = None
+    best: BestModel, paths: Sequence[Path | bytes], invert: Invert = "auto", skip: Callable[[str], None] | None = None
 ) -> list[Prediction]:
     """Returns the prediction for each file; so many are decoded at once as are labelled at once.
 
     Args:
         best: The model.
-        paths: PNG or JPEG files; for a model of one's own images all that a search reads.
+        paths: PNG or JPEG files; for a model of one's own images all that a search reads. Bytes are a file's content.
         invert: Whether images are turned from dark on bright into bright on dark: "auto" where `looks_inverted`.
         skip: Receives why a file cannot be read, and the others are labelled; None makes it an error.
 
@@ -288,7 +289,7 @@ def predict_files(
     """
     predictions: list[Prediction] = []
     for start in range(0, len(paths), AT_ONCE):
-        found, images = [], []
+        found, images = list[Path | None](), []
         for path in paths[start : start + AT_ONCE]:
             try:
                 images.append(_prepared(best, path))
@@ -297,7 +298,7 @@ def predict_files(
                     raise
                 skip(str(error))
             else:
-                found.append(path)
+                found.append(None if isinstance(path, bytes) else path)
         if found:
             predictions += _predicted(best, found, images, invert)
     if paths and not predictions:
@@ -305,7 +306,7 @@ def predict_files(
     return predictions
 
 
-def _prepared(best: BestModel, path: Path) -> npt.NDArray[np.uint8]:
+def _prepared(best: BestModel, path: Path | bytes) -> npt.NDArray[np.uint8]:
     """Returns an image as those that the model was trained on were read and stored: uint8 (C, H, W)."""
     from tuning.images.decoding import BrokenImageError, Preparation, depth_of, own_limits, prepare, read_pixels
 
@@ -318,7 +319,7 @@ def _prepared(best: BestModel, path: Path) -> npt.NDArray[np.uint8]:
             bits = best.bits if best.bits > 8 else depth_of(int(pixels.max(initial=0)))
             return prepare(pixels, Preparation(best.height, best.width, best.channels, best.resize, bits))
     except BrokenImageError as error:
-        raise UserError(f"IMAGE must be a readable image file, but got {str(path)!r}: {error}.") from error
+        raise UserError(f"IMAGE must be a readable image file, but got {named(path)}: {error}.") from error
 
 
 def _predicted(

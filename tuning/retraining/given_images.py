@@ -1,8 +1,9 @@
-"""What a model is asked about: arrays, tensors or files, as images of the size that it takes."""
+"""What a model is asked about: arrays, tensors, files or Pillow's images, as images of the size that it takes."""
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, TypeGuard, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -11,23 +12,32 @@ from tuning.base.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image as Picture
 
 Images = Union[npt.NDArray[np.uint8], "torch.Tensor", Iterable[Any], str, Path]
 
 
-def arrays_or_paths(images: Images) -> npt.NDArray[Any] | list[Path]:
-    """Returns images as one array, or the paths that name them.
+# Modes of Pillow's images that a PNG file keeps; others are converted to RGB, but for floating-point numbers.
+_OF_PNG = {"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA", "F"}
+
+
+def arrays_or_paths(images: Images) -> npt.NDArray[Any] | list[Path] | list[bytes]:
+    """Returns images as one array, or the paths that name them, or Pillow's images as PNG files in memory.
 
     Raises:
         UserError: They are something else, or arrays of several shapes.
     """
     if isinstance(images, str | Path):
         return [Path(images)]
+    if _is_picture(images):
+        return [_as_file(images)]
     if _is_array(images):
         return _array(images)
     if not isinstance(images, Iterable):
         raise _no_images(images)
     each = list(images)
+    if each and all(map(_is_picture, each)):
+        return [_as_file(one) for one in each]
     if wrong := [one for one in each if not isinstance(one, str | Path) and not _is_array(one)]:
         raise _no_images(wrong[0])
     paths = [Path(one) for one in each if isinstance(one, str | Path)]
@@ -46,18 +56,38 @@ def _is_array(images: Any) -> bool:
     return hasattr(images, "dtype") and getattr(images, "ndim", 0) > 1
 
 
+def _is_picture(images: Any) -> "TypeGuard[Picture]":
+    """Returns whether this is an image of Pillow's."""
+    from PIL import Image
+
+    return isinstance(images, Image.Image)
+
+
+def _as_file(image: "Picture") -> bytes:
+    """Returns an image as a PNG file, turned as its EXIF says: it is then read as the file would be."""
+    from PIL import ImageOps
+
+    file = io.BytesIO()
+    try:
+        turned = ImageOps.exif_transpose(image)
+        (turned if turned.mode in _OF_PNG else turned.convert("RGB")).save(file, "PNG")
+    except (OSError, ValueError) as error:
+        raise UserError(f"images must be ones that can be read, but one of Pillow's cannot: {error}.") from error
+    return file.getvalue()
+
+
 def _array(images: Any) -> npt.NDArray[Any]:
     return np.asarray(images.cpu() if hasattr(images, "cpu") else images)
 
 
 def _no_images(found: Any) -> UserError:
     return UserError(
-        "images must be files, or uint8 arrays of the size that the model was trained on, but got "
+        "images must be all files, all Pillow's, or uint8 arrays of the size that the model was trained on, but got "
         f"{type(found).__name__}."
     )
 
 
-def read_image(path: Path, channels: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+def read_image(file: Path | bytes, channels: int, height: int, width: int) -> npt.NDArray[np.uint8]:
     """Returns the image of a PNG or JPEG file as uint8 (C, H, W), resized; what is transparent becomes white.
 
     Raises:
@@ -68,9 +98,9 @@ def read_image(path: Path, channels: int, height: int, width: int) -> npt.NDArra
     from tuning.images.decoding import turn
 
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as file:
-            turn(file)
-            image: Image.Image = file
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=("PNG", "JPEG")) as opened:
+            turn(opened)
+            image: Image.Image = opened
             if image.mode.startswith("I"):  # 16 bits: a plain conversion would clip, not scale.
                 image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
             if image.has_transparency_data:
@@ -79,8 +109,13 @@ def read_image(path: Path, channels: int, height: int, width: int) -> npt.NDArra
             image = image.convert("L" if channels == 1 else "RGB")
             image = image.resize((width, height), Image.Resampling.BILINEAR)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"IMAGE must be a readable PNG or JPEG file, but got {str(path)!r}: {error}.") from error
+        raise UserError(f"IMAGE must be a readable PNG or JPEG file, but got {named(file)}: {error}.") from error
     return np.asarray(image, np.uint8).reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def named(file: Path | bytes) -> str:
+    """Returns what an error calls a file."""
+    return "an image of Pillow's" if isinstance(file, bytes) else repr(str(file))
 
 
 def looks_inverted(image: npt.NDArray[np.uint8]) -> bool:
