@@ -501,11 +501,11 @@ def test_images_of_pillow_are_predicted_as_their_files_are(tmp_path: Path, mode:
         saved.save(tmp_path / f"{i}.png", exif=turned)
         images.append(image)
         paths.append(tmp_path / f"{i}.png")
-    expected = [replace(found, path=None) for found in best.predict(paths)]
-    assert best.predict(images) == expected
-    assert best.predict(images[0]) == expected[:1]
+    assert best.predict(images) == [replace(found, path=None) for found in best.predict(paths)]
+    alone = [replace(found, path=None) for found in best.predict(paths[0])]
+    assert best.predict(images[0]) == alone
     with Image.open(paths[0]) as opened:
-        assert best.predict(opened) == expected[:1]
+        assert best.predict(opened) == alone
 
 
 def test_folders_and_the_folder_of_the_user_are_taken_from_python_too(
