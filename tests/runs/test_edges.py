@@ -253,6 +253,14 @@ def test_a_space_that_does_not_tell_has_the_sentence_alone(run: Run) -> None:
         assert {name: str(dtype) for name, dtype in run.edges.dtypes.items()} == edges.COLUMNS
 
 
+@pytest.mark.parametrize(
+    ("whole", "best", "shown"), [(True, 2040, "2040"), (False, 0.99991, "0.99991"), (False, 0.8765, "0.876")]
+)
+def test_the_best_value_is_written_as_it_is(run: Run, whole: bool, best: float, shown: str) -> None:
+    row = run.edges.assign(whole=whole, best_value=float(best), high=2048.0)
+    assert edges.said(row)[0].partition(": the best one has ")[2].startswith(f"{shown}.")
+
+
 def test_a_space_that_uses_other_files_is_changed_for_a_new_search(run: Run) -> None:
     (run.path / "space.zip").touch()
     assert edges.text(run).endswith("To search beyond it, change the space smoke and begin a new search.")

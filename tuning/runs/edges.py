@@ -21,6 +21,7 @@ import pandas as pd
 from tuning.base import files
 from tuning.base.config import Limits, limits
 from tuning.base.errors import counted
+from tuning.base.numerals import rounded
 from tuning.base.registries import ACCURACY, Metric
 from tuning.runs import schema, space_file, study_file
 from tuning.runs.run_folder import Run, ran
@@ -147,14 +148,12 @@ def said(edges: pd.DataFrame) -> list[str]:
     """Returns a sentence an edge, and one on what its end may be where no line of the space is known."""
     sentences = []
     for row in edges.to_dict("records"):
-        side, rounded = "lower" if row["end"] == "low" else "upper", float(f"{row['best_value']:.3g}")
-        low, high, best, other = (
-            written(value, whole=row["whole"]) for value in (row["low"], row["high"], rounded, row["suggested"])
-        )
+        side, best = "lower" if row["end"] == "low" else "upper", row["best_value"]
+        low, high, other = (written(row[name], whole=row["whole"]) for name in ("low", "high", "suggested"))
         unknown = f" Let it end at {other} in the space, for example." if pd.isna(row["line"]) else ""
         sentences.append(
             f"The best of the {counted(row['trials'], 'trial')} that drew {row['parameter']} lie at the {side} end of "
-            f"its range, {low} to {high}: the best one has {best}.{unknown}"
+            f"its range, {low} to {high}: the best one has {rounded(best)}.{unknown}"
         )
     return sentences
 
@@ -271,8 +270,7 @@ def wider(low: float, high: float, end: str, *, log: bool, step: float, limit: L
     if not limit.allow(there):
         there = (here + last) / 2 if is_open else last
     if math.isnan(step):
-        rounded = (float(f"{there:.{digits}g}") for digits in range(2, 7))
-        candidates = [*rounded, there]
+        candidates = [*(float(f"{there:.{digits}g}") for digits in range(2, 7)), there]
     else:
         steps = max(1, round(abs(there - here) / step))
         candidates = [here + sign * n * step for n in (steps, steps - 1)]
