@@ -15,7 +15,7 @@ from conftest import write_run
 from studies import ask, epoch, told, train
 
 from tuning import final, search
-from tuning.base import files, locks, machine
+from tuning.base import doors, files, locks, machine
 from tuning.base.errors import UserError
 from tuning.base.registries import SAMPLERS
 from tuning.images import datasets
@@ -26,7 +26,7 @@ from tuning.sampling import samplers
 from tuning.sampling.spaces import Space, check_space, load_space
 from tuning.sampling.study import RunStudy
 from tuning.training import checkpoints
-from tuning.trials import record, session
+from tuning.trials import record, session, settling
 from tuning.trials import settings as search_settings
 from tuning.trials.settings import Settings
 
@@ -494,8 +494,32 @@ def test_a_run_that_is_renamed_in_its_storage_goes_on_there(here: Path) -> None:
     path, store = here / "results" / "first", here / "store"
     shutil.copytree(path, store / "renamed")
     path.rename(path.with_name("renamed"))
-    run = run_folder.load(f"{(store / 'renamed').as_uri()}", here / "results")
-    assert stored_runs.stored_at(run.settings["storage"], run.path) == f"{store.as_uri()}/renamed"
+    run = stored_runs.newest((store / "renamed").as_uri())
+    assert stored_runs.stored_at(run.settings["storage"], run.path) == f"{store}/renamed"
+
+
+def test_a_run_in_its_storage_is_not_copied_onto_itself(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, written, write = run_folder.Run(here / "results" / "first"), list[str](), storage.Store.write
+    monkeypatch.setattr(storage.Store, "write", lambda *given: (written.append(given[1]), write(*given)))
+    for base in ((here / "results").as_uri(), str(here / "results")):  # Earlier versions wrote down the first, too.
+        files.write_json(run.path / "meta.json", run.meta | {"settings": run.settings | {"storage": base}})
+        before = {path.name: path.read_bytes() for path in run.path.iterdir()}
+        assert stored_runs.newest("first").path.resolve() == run.path and not stored_runs.is_behind(run)
+        with stored_runs.mirrored(base, run.path, skip=(), note=print, on_lost=print):
+            pass
+        assert set(written) == {".probe", "search.lease"}
+        assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
+
+
+def test_the_storage_of_a_run_that_is_resumed_by_its_uri_is_written_down_as_a_folder(here: Path) -> None:
+    path, store = here / "results" / "first", here / "my store"
+    (path / "space.py").write_text(load_space("smoke").source)
+    shutil.move(path, store / "first")
+    asked = doors.asked(search.run, {"resume": f"{store.as_uri()}/latest"})
+    with contextlib.ExitStack() as stack:
+        settled = settling.settle(asked, stack, dry_run=False)
+    assert settled.settings.storage == run_folder.Run(path).settings["storage"] == str(store)
+    assert settled.path.resolve() == path
 
 
 def test_the_record_says_what_was_left_out(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

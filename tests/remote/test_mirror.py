@@ -238,11 +238,61 @@ def test_a_record_is_fetched_without_checkpoints(tmp_path: Path, capsys: pytest.
     assert {file.name for file in path.iterdir()} == {*RECORD, ".search.lock"}
     # It may have been moved since it was written; what goes back goes to where it was fetched from.
     meta = json.loads((path / "meta.json").read_text())
-    assert (meta["settings"]["storage"], meta["stored_as"]) == (stored.parent.as_uri(), "one")
-    assert capsys.readouterr().out == f"Fetched into {path}: {stored.as_uri()}\n"
+    assert (meta["settings"]["storage"], meta["stored_as"]) == (str(stored.parent), "one")
+    assert capsys.readouterr().out == f"Fetched into {path}: {stored}\n"
     mirror.fetch(stored.as_uri(), tmp_path / "results", retrained=True)
     assert (path / "final" / "x" / "weights.pt").exists()
     assert capsys.readouterr().out == ""
+
+
+def test_the_uri_of_a_run_that_is_here_leads_to_its_folder_which_stays_as_it_is(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mirror.fetch(run.as_uri(), run.parent) == run
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == RECORD
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("as_uri", [True, False])
+def test_a_folder_is_not_sent_into_itself(run: Path, tmp_path: Path, as_uri: bool) -> None:
+    (tmp_path / "link").symlink_to(run.parent)
+    there = tmp_path / "link" / "one"
+    with pytest.raises(UserError, match=rf"The storage of {run} must be another folder, but got '{there}'\."):
+        mirror.Mirror(run, there.as_uri() if as_uri else str(there), print)
+
+
+def test_a_record_whose_meta_json_is_lost_is_compared_like_any_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, stored = write(tmp_path / "results" / "one", study_db=ENDED), write(tmp_path / "storage" / "one")
+    (path / "meta.json").unlink()
+    mirror.fetch(str(stored), tmp_path / "results")
+    assert (path / "study.db").read_bytes() == ENDED
+    assert json.loads((path / "meta.json").read_text())["id"] == "a"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{path} has gone on for longer than what is stored, and is taken.",
+        f"{path / 'meta.json'} was missing, and is fetched from {stored}.",
+    ]
+    # What the storage has of another run does not replace it either.
+    (path / "meta.json").unlink()
+    write(stored, study_db=study(("COMPLETE", 2), ("RUNNING", 0), ("COMPLETE", 2)))
+    with pytest.raises(UserError, match="have diverged"):
+        mirror.fetch(str(stored), tmp_path / "results")
+    assert (path / "study.db").read_bytes() == ENDED and not (path / "meta.json").exists()
+
+
+def test_who_reads_a_copy_of_a_run_leaves_it_where_it_is_stored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    meta = json.dumps({"id": "a", "settings": {"storage": "s3://bucket/runs"}, "stored_as": "one"}).encode()
+    path = write(tmp_path / "results" / "one", meta_json=meta)
+    copy = write(tmp_path / "backup" / "one", meta_json=meta)
+    mirror.fetch(str(copy), tmp_path / "results")
+    assert (path / "meta.json").read_bytes() == meta and capsys.readouterr().out == ""
+    mirror.fetch(str(copy), tmp_path / "results", resumed=True)
+    placed = json.loads((path / "meta.json").read_text())
+    assert (placed["settings"]["storage"], placed["stored_as"]) == (str(copy.parent), "one")
+    assert capsys.readouterr().out == f"{path} is kept in {copy} from now on, and no longer in s3://bucket/runs/one.\n"
 
 
 LONGER = study(("COMPLETE", 2), ("RUNNING", 1))

@@ -166,6 +166,18 @@ def test_uris_are_put_together_and_taken_apart() -> None:
     assert storage.split("s3://bucket/runs/one/") == ("s3://bucket/runs", "one")
 
 
+def test_a_folder_is_one_storage_however_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my runs?" / "one").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    base = str(tmp_path / "my runs?")
+    for name in (base, "my runs?", (tmp_path / "my runs?").as_uri(), f"file://localhost{tmp_path}/my%20runs%3F"):
+        assert storage.absolute(name) == storage.usable(name) == Store(name).uri == base
+        assert storage.joined(name, "one") == f"{base}/one"
+        assert storage.split(storage.joined(name, "one")) == (base, "one")
+        assert storage.is_at(name, tmp_path / "my runs?" / "one")
+    assert storage.split("/one") == ("/", "one") and storage.joined("/", "one") == "/one"
+
+
 def machine(folder: Path, *arguments: str, module: str = "search") -> tuple[list[str], dict[str, Any]]:
     """Returns command and options that run a command as on a machine of its own: nothing is there but its folder."""
     (folder / "scratch").mkdir(parents=True, exist_ok=True)

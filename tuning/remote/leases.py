@@ -93,6 +93,12 @@ class Lease:
             store.write(self._name, json.dumps(self._own).encode())
         return True
 
+    def is_lost(self) -> bool:
+        """Returns whether another process has, or had, the run in the storage; one that is away is asked in vain."""
+        with contextlib.suppress(UserError):
+            return not self.holds(Store(self._uri, patience=0.0))
+        return self.lost.is_set()
+
     def holds(self, store: Store) -> bool:
         """Returns whether the lease is still this process's; one that was taken over, and released since, is not.
 
@@ -154,4 +160,4 @@ def claimed(uri: str) -> Iterator[bool]:
         if first:
             with contextlib.suppress(UserError, OSError):
                 store.remove(file)
-                Path(uri).rmdir()  # Of a shared folder, if nothing came of the run; a bucket has no folders.
+                Path(store.uri).rmdir()  # Of a shared folder, if nothing came of the run; a bucket has no folders.

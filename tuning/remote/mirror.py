@@ -24,7 +24,7 @@ from tuning.base import files, locks
 from tuning.base.errors import UserError, counted, unknown_name
 from tuning.base.masking import masked
 from tuning.remote import leases
-from tuning.remote.storage import META, Store, joined, split
+from tuning.remote.storage import META, Store, is_folder, joined, split
 from tuning.runs import schema
 from tuning.runs.study_file import FILE as STUDY
 from tuning.runs.study_file import facts, settle, snapshot
@@ -50,6 +50,9 @@ class Mirror:
         skip: File names that are not sent.
         every: Seconds between two looks.
         lease: That of this process on the run in the storage; once another has it, nothing is sent any more.
+
+    Raises:
+        UserError: The URI leads to the folder itself.
     """
 
     def __init__(
@@ -64,6 +67,8 @@ class Mirror:
         lease: leases.Lease | None = None,
     ) -> None:
         self._folder, self._store, self._note = folder, Store(uri, patience=0.0), note
+        if is_folder(uri, folder):  # A study that is written to, replaced by a copy of it, is lost.
+            raise UserError(f"The storage of {folder} must be another folder, but got {self._store.uri!r}.")
         self._part, self._skip, self._every = part, skip, every
         self._sent: dict[str, Signature] | None = None
         self._without: set[str] = set()  # Frames that the storage has not.
@@ -195,16 +200,18 @@ def sent_by(run: Path) -> str:
     return f"When it can be reached again, `python -m tuning.search --resume {files.quoted(run)}` sends the rest."
 
 
-def fetch(uri: str, root: Path, *, path: Path | None = None, retrained: bool = False) -> Path:
+def fetch(uri: str, root: Path, *, path: Path | None = None, retrained: bool = False, resumed: bool = False) -> Path:
     """Returns the folder of a run below a folder, with its record (no checkpoints) from a storage; says what it does.
 
-    Where the run is there already, the one that has gone on for longer is taken, or the one that a search works on.
+    Where the run is there already, the one that has gone on for longer is taken, or the one that a search works on. A
+    URI that leads to the run's folder itself changes nothing.
 
     Args:
         uri: Of the run; its name may be "latest".
         root: Where the run folders are.
         path: The run's folder, if it has another name here than in the storage.
         retrained: Fetch what `final` has trained, too.
+        resumed: From now on the run is kept at this URI, wherever its record says.
 
     Raises:
         UserError: There is no such run, or it has gone on here and there, or the storage cannot be reached.
@@ -214,6 +221,8 @@ def fetch(uri: str, root: Path, *, path: Path | None = None, retrained: bool = F
         runs = Store(base).runs()
         name = max(runs, key=lambda run: runs[run], default=name)
     store, path = Store(joined(base, name)), path or root / name
+    if is_folder(store.uri, path) and (path / META).exists():
+        return path
     wanted = ("trials/",) if retrained else ("trials/", "final/")
     stored = [file for file in store.infos() if not file.startswith(wanted) and not file.endswith(".lease")]
     here = (path / META).exists()
@@ -224,7 +233,9 @@ def fetch(uri: str, root: Path, *, path: Path | None = None, retrained: bool = F
     path.mkdir(parents=True, exist_ok=True)
     try:
         with locks.hold(path, "search"):
-            _bring(store, path, stored, (base, name))
+            before = _place_of(path)
+            if _bring(store, path, stored) or resumed:
+                _place(path, base, name, before)
     except locks.InUseError:
         if not (path / META).exists():
             raise
@@ -232,10 +243,13 @@ def fetch(uri: str, root: Path, *, path: Path | None = None, retrained: bool = F
     return path
 
 
-def _bring(store: Store, path: Path, stored: Sequence[str], place: tuple[str, str]) -> None:
-    """Brings a run's stored record into its folder, if it has gone on for longer, and in any case what is missing."""
-    here = (path / META).exists()
-    take = META in stored and (not here or stored_is_newer(store, path))
+def _bring(store: Store, path: Path, stored: Sequence[str]) -> bool:
+    """Brings a run's stored record into its folder, if it has gone on for longer, and in any case what is missing.
+
+    Returns whether `meta.json` came from there.
+    """
+    has_record = any((path / name).exists() for name in (META, STUDY, *FRAMES))
+    take = META in stored and (not has_record or stored_is_newer(store, path))
     # What goes on there meanwhile sends the study first, so that it is read last; and here it is written first: a study
     # that knows more than the frames is no harm, and a folder without meta.json is no run.
     wanted = [file for file in stored if take or not (path / file).exists()]
@@ -246,12 +260,11 @@ def _bring(store: Store, path: Path, stored: Sequence[str], place: tuple[str, st
         if (content := contents[file]) is not None:
             (path / file).parent.mkdir(parents=True, exist_ok=True)
             files.write_bytes(path / file, content)
-    if META in stored:
-        meta = (path / META).read_bytes()
-        if (placed := _placed(meta, *place)) != meta:
-            files.write_bytes(path / META, placed)
     if take:
         print(f"Fetched into {path}: {masked(store.uri)}")
+    elif META in wanted:
+        print(f"{path / META} was missing, and is fetched from {masked(store.uri)}.")
+    return META in wanted
 
 
 def _id(meta: bytes | None, name: str) -> str | None:
@@ -265,16 +278,29 @@ def _id(meta: bytes | None, name: str) -> str | None:
     return found
 
 
-def _placed(meta: bytes, base: str, name: str) -> bytes:
-    """Returns a run's `meta.json` with the place that it was fetched from, which may have another address here."""
+def _place_of(path: Path) -> str | None:
+    """Returns the URI at which a run folder's record says that it is stored, "" for none; None without a record."""
     try:
-        values = json.loads(meta)
-        if (values["settings"].get("storage"), values.get("stored_as")) == (base, name):
-            return meta
-        values["settings"]["storage"], values["stored_as"] = base, name
-    except (ValueError, KeyError, TypeError):  # A damaged one is for whoever reads it to name.
-        return meta
-    return (json.dumps(values, indent=2) + "\n").encode()
+        meta = files.read_json(path / META)
+        base = meta["settings"].get("storage")
+    except (UserError, KeyError, AttributeError):
+        return None
+    return "" if base is None else joined(base, meta.get("stored_as") or path.name)
+
+
+def _place(path: Path, base: str, name: str, before: str | None) -> None:
+    """Writes into a run's `meta.json` that it is kept in this storage; says so where it was kept elsewhere before."""
+    try:
+        meta = files.read_json(path / META)
+        written = meta["settings"].get("storage"), meta.get("stored_as")
+    except (UserError, KeyError, AttributeError):  # A damaged one is for whoever reads it to name.
+        return
+    if written != (base, name):
+        meta["settings"]["storage"], meta["stored_as"] = base, name
+        files.write_json(path / META, meta)
+    if before is not None and before != (there := joined(base, name)):
+        no_longer = f", and no longer in {masked(before)}" if before else ""
+        print(f"{path} is kept in {masked(there)} from now on{no_longer}.")
 
 
 def stored_is_newer(store: Store, path: Path, tell: Callable[[str], None] = print) -> bool:
@@ -291,7 +317,7 @@ def stored_is_newer(store: Store, path: Path, tell: Callable[[str], None] = prin
         return (path / name).read_bytes() if (path / name).exists() else b""
 
     ids = [_id(here(META), f"{path / META}"), _id(store.read(META), f"meta.json in {masked(store.uri)}")]
-    if ids[0] != ids[1]:
+    if (path / META).exists() and ids[0] != ids[1]:
         raise UserError(
             f"{path} is another run than {masked(store.uri)} (its id in meta.json is {ids[0]}, not {ids[1]}). "
             f"Move {path} away to fetch the stored one."

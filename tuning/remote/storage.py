@@ -23,28 +23,49 @@ T = TypeVar("T")
 
 PATIENCE, PAUSE = 10.0, 8.0  # Seconds: for which a failing request is tried again, and between two tries at most.
 META = "meta.json"
+_FILE = ("file:///", "file://localhost/")
 # What does not go away by itself, as pyarrow says it of S3 and of Google's storage.
 _LASTING = re.compile(
     "NO_SUCH_BUCKET|ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|PERMISSION_DENIED|UNAUTHENTICATED"
 )
 
 
+def absolute(uri: str) -> str:
+    """Returns a URI; that of a folder of this machine as its absolute path, so that a storage has one name."""
+    if uri.startswith(_FILE):
+        uri = unquote(f"/{uri.removeprefix('file://').partition('/')[2]}")
+    return uri if "://" in uri else str(files.expanded(uri).absolute())
+
+
 def joined(base: str, name: str) -> str:
     """Returns the URI of a run (or a file) below a URI; what follows a "?" stays at the end."""
-    place, mark, query = base.partition("?")
-    return f"{place.rstrip('/')}/{name}{mark}{query}"
+    place, query = _parts(base)
+    return f"{place}/{name}{query}"
 
 
 def split(uri: str) -> tuple[str, str]:
     """Returns the URI of a storage and the name of a run, from the run's URI."""
-    place, mark, query = uri.partition("?")
-    base, _, name = place.rstrip("/").rpartition("/")
-    return f"{base}{mark}{query}", name
+    place, query = _parts(uri)
+    base, _, name = place.rpartition("/")
+    return f"{base or '/'}{query}", name
+
+
+def _parts(uri: str) -> tuple[str, str]:
+    """Returns a URI up to its "?", and the rest; in the path of a folder "?" is a letter like any other."""
+    uri = absolute(uri)
+    place, mark, query = uri.partition("?") if "://" in uri else (uri, "", "")
+    return place.rstrip("/"), f"{mark}{query}"
 
 
 def is_at(base: str, path: Path) -> bool:
     """Returns whether a run folder is itself the stored one, in a storage that is a folder of this machine."""
-    return Path(base).is_dir() and path.exists() and Path(base).samefile(path.resolve().parent)
+    return is_folder(base, path.resolve().parent) and path.exists()
+
+
+def is_folder(uri: str, path: Path) -> bool:
+    """Returns whether a URI leads to a folder of this machine, whatever its name there."""
+    place = Path(absolute(uri))
+    return "://" not in absolute(uri) and place.is_dir() and path.exists() and place.samefile(path)
 
 
 def usable(uri: str) -> str:
@@ -58,10 +79,9 @@ def usable(uri: str) -> str:
             f"--storage must hold no secret, for it is written down with the run, but got {masked(uri)!r}. Put keys "
             "into the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or into the provider's own file."
         )
-    if uri.startswith("file:///") or "://" not in uri:
-        uri = str(files.expanded(uri.removeprefix("file://")).absolute())
-        if not Path(uri).is_dir():
-            raise UserError(f"--storage must be a folder that is there, but got {uri!r}. Make it first, or mount it.")
+    uri = absolute(uri)
+    if "://" not in uri and not Path(uri).is_dir():
+        raise UserError(f"--storage must be a folder that is there, but got {uri!r}. Make it first, or mount it.")
     store = Store(uri)
     store.write(".probe", b"")
     store.remove(".probe")
@@ -80,7 +100,7 @@ class Store:
     """
 
     def __init__(self, uri: str, patience: float = PATIENCE) -> None:
-        self.uri = uri
+        self.uri = absolute(uri)
         self._patience = patience
         self._opened: tuple[Any, str] | None = None
 
@@ -174,7 +194,7 @@ def _open(uri: str) -> tuple[Any, str]:
     from pyarrow import fs
 
     if "://" not in uri:
-        return fs.LocalFileSystem(), str(Path(uri).absolute())
+        return fs.LocalFileSystem(), uri
     system, root = fs.FileSystem.from_uri(uri)
     if system.type_name == "s3":
         # As it comes, a request to a server that accepts and then says nothing took 288 s to fail; so, 12 s. `from_uri`

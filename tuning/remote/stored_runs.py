@@ -33,7 +33,7 @@ def newest(name: str | Path | Run) -> Run:
         uri = stored_at(base, found.path)
         return Run(mirror.fetch(uri, root, path=found.path, retrained=True))
     storage.usable(storage.split(uri)[0])
-    return Run(mirror.fetch(uri, root, retrained=True))
+    return Run(mirror.fetch(uri, root, retrained=True, resumed=True))
 
 
 @contextmanager
@@ -44,8 +44,8 @@ def mirrored(
     skip: Sequence[str],
     note: Callable[[str], None],
     on_lost: Callable[[UserError], None],
-) -> Iterator[None]:
-    """Sends the run folder to its storage; a search has the run to itself there meanwhile.
+) -> Iterator[leases.Lease]:
+    """Sends the run folder to its storage, and yields the lease by which a search has the run to itself there.
 
     Args:
         base: The storage.
@@ -60,14 +60,14 @@ def mirrored(
     uri = stored_at(base, path)
     with leases.leased(uri, "search", note, on_lost) as lease:
         if storage.is_at(base, path):  # What is written there is stored.
-            yield
+            yield lease
             return
         store = storage.Store(uri)
         if store.read(storage.META) is not None and mirror.stored_is_newer(store, path, lambda text: None):
             raise UserError(f"{masked(uri)} has gone on meanwhile. Run the command again, which fetches it.")
         with mirror.Mirror(path, uri, note, skip=skip, lease=lease) as sending:
             try:
-                yield
+                yield lease
             finally:
                 sending.finish()
 
@@ -93,8 +93,18 @@ def is_behind(run: Run) -> bool:
     return store.read(storage.META) is not None and mirror.stored_is_newer(store, run.path, lambda text: None)
 
 
-def conclude(run: Run, uri: str, note: Callable[[str], None], *, checkpoints: Collection[str], best: str) -> None:
+def conclude(
+    run: Run,
+    uri: str,
+    note: Callable[[str], None],
+    *,
+    checkpoints: Collection[str],
+    best: str,
+    lease: leases.Lease | None = None,
+) -> None:
     """Removes the losers' checkpoints from the storage, and brings the winner's best one into the run folder.
+
+    Does neither where another process has taken the run over in the storage.
 
     Args:
         run: The run.
@@ -102,9 +112,10 @@ def conclude(run: Run, uri: str, note: Callable[[str], None], *, checkpoints: Co
         note: Receives what could not be done.
         checkpoints: The names of all checkpoints of a trial.
         best: The name of the best one.
+        lease: That of this process on the run in the storage.
     """
     trials = run.trials
-    if not trials["state"].isin(schema.HAVE_RESULTS).any():
+    if not trials["state"].isin(schema.HAVE_RESULTS).any() or (lease is not None and lease.is_lost()):
         return
     store, winner = storage.Store(uri), run.best["trial"]
     losers = {f"{number:04d}" for number in trials.loc[have_ended(trials), "trial"] if number != winner}

@@ -106,10 +106,6 @@ def _of_resumed(asked: Asked, found: run_folder.Run, budget: float | None, *, dr
         until_converged=kept if asked.until_converged is None else asked.until_converged,
         dashboard=asked.dashboard,
     )
-    if "://" in str(asked.resume):
-        from tuning.remote.storage import split
-
-        settings = replace(settings, storage=split(asked.resume)[0])
     if settings.mlflow is not None:  # Version 0.2.0 wrote its password down.
         rim.need("remote", "--mlflow")
         from tuning.remote import tracking
