@@ -208,7 +208,41 @@ def test_nothing_is_sent_once_another_process_has_the_run(run: Path, tmp_path: P
             (run / "best.json").write_text("{}")
             assert sending.finish() == []
         assert not (stored / "best.json").exists()
-    assert "has taken over" in str(lost[0])
+    assert str(lost[0]) == (
+        f"{stored}/search.lease is gone: somebody removed it, or another process has taken the run over and has ended "
+        "since. What is there is left as it is. Run the command again to go on with it."
+    )
+
+
+@pytest.mark.parametrize("unreadable", ["best.json", "study.db"])
+def test_a_file_here_that_cannot_be_read_is_named_and_the_others_are_sent(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unreadable: str
+) -> None:
+    stored, notes, read = tmp_path / "storage" / "one", list[str](), Path.read_bytes
+    (run / "best.json").write_text("{}")
+
+    def snapshot(path: Path) -> bytes:
+        if unreadable == "study.db":
+            raise sqlite3.DatabaseError("file is not a database")
+        return BEGUN
+
+    def read_bytes(path: Path) -> bytes:
+        if path == run / unreadable:
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(mirror, "snapshot", snapshot)
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with mirror.Mirror(run, str(stored), notes.append, every=0.05) as sending:
+        wait_until((stored / "meta.json").exists)
+        time.sleep(0.3)
+        left = sending.finish()
+    behind = {"study.db", "epochs.csv", "trials.csv"}  # No frame is sent before the study that knows as much.
+    assert set(left) == (behind if unreadable == "study.db" else {"best.json"})
+    assert {path.name for path in stored.iterdir()} == {*RECORD, "best.json"} - set(left)
+    assert len(notes) == 2 and notes[1].startswith("Not in the storage yet: ")
+    reason = "file is not a database" if unreadable == "study.db" else "[Errno 13] Permission denied"
+    assert notes[0] == f"{run / unreadable} cannot be read, so it is not sent to the storage: {reason}. All else is."
 
 
 def test_what_a_node_cannot_send_it_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,12 +428,23 @@ def test_a_run_that_a_search_works_on_is_left_alone(tmp_path: Path, capsys: pyte
 
 def test_the_latest_run_and_names_that_are_not_there(tmp_path: Path) -> None:
     base = tmp_path / "storage"
-    for name in ("newer", "older"):
-        write(base / name)
-    os.utime(base / "older" / "meta.json", (1e9, 1e9))
+    for name, moments in {"newer": ["2026-11-23", ["x", "2026-11-26"]], "older": ["2026-11-24"]}.items():
+        meta = {"id": "a", "settings": {}, "started": moments[0], "pauses": moments[1:]}
+        write(base / name, meta_json=json.dumps(meta).encode())
+    os.utime(base / "newer" / "meta.json", (1e9, 1e9))  # As in `results/` the records say it, and no file's time.
     assert mirror.fetch(f"{base}/latest", tmp_path / "results").name == "newer"
+    os.utime(base / "older" / "meta.json", (2e9, 2e9))
+    (base / "newer" / "meta.json").write_text("torn")
+    (base / "older" / "meta.json").write_text("torn")
+    assert mirror._latest(Store(str(base))) == "older"
     with pytest.raises(UserError, match=rf"Run in {base} must be one of newer, older, but got 'oldr'. Did you mean"):
         mirror.fetch(f"{base}/oldr", tmp_path / "results")
+    for uri in (str(base), base.as_uri()):
+        with pytest.raises(
+            UserError,
+            match=rf"^{base} is a storage\. Name one of its runs: {base}/RUN, where RUN is one of latest, newer, older",
+        ):
+            mirror.fetch(uri, tmp_path / "results")
     shutil.rmtree(base)
     with pytest.raises(UserError, match=rf"The storage '{base}' has no runs in it\. Is its name"):
         mirror.fetch(f"{base}/oldr", tmp_path / "results")

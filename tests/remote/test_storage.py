@@ -164,6 +164,9 @@ def test_uris_are_put_together_and_taken_apart() -> None:
         assert storage.split(storage.joined(base, "one")) == (base, "one")
     assert storage.joined("gs://bucket/", "one") == "gs://bucket/one"
     assert storage.split("s3://bucket/runs/one/") == ("s3://bucket/runs", "one")
+    for uri in ("s3://bucket", "s3://bucket/", "s3://"):
+        with pytest.raises(UserError, match=rf"^A run in a storage must be named as STORAGE/RUN, but got '{uri}'\.$"):
+            storage.split(uri)
 
 
 def test_a_folder_is_one_storage_however_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +179,34 @@ def test_a_folder_is_one_storage_however_it_is_named(tmp_path: Path, monkeypatch
         assert storage.split(storage.joined(name, "one")) == (base, "one")
         assert storage.is_at(name, tmp_path / "my runs?" / "one")
     assert storage.split("/one") == ("/", "one") and storage.joined("/", "one") == "/one"
+
+
+class Closed:
+    """The local file system, with a folder that this user may not enter."""
+
+    def __init__(self, folder: Path) -> None:
+        from pyarrow import fs
+
+        self.folder, self.system, self.type_name = str(folder), fs.LocalFileSystem(), "local"
+
+    def get_file_info(self, wanted: Any) -> Any:
+        if isinstance(wanted, list) and any(path.startswith(self.folder) for path in wanted):
+            raise PermissionError(13, "Permission denied")
+        return self.system.get_file_info(wanted)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.system, name)
+
+
+def test_a_folder_that_may_not_be_entered_is_no_run_and_hides_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "lost+found", "two"):
+        Store(str(tmp_path)).write(f"{name}/meta.json", b"{}")
+    (tmp_path / "no run").mkdir()
+    monkeypatch.setattr(storage, "_open", lambda uri: (Closed(tmp_path / "lost+found"), str(tmp_path)))
+    store = Store(str(tmp_path))
+    assert set(store.runs()) == {"one", "two"} and store.taken() == {"one", "two", "lost+found"}
 
 
 def machine(folder: Path, *arguments: str, module: str = "search") -> tuple[list[str], dict[str, Any]]:

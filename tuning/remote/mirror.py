@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +27,7 @@ from tuning.base.masking import masked
 from tuning.remote import leases
 from tuning.remote.storage import META, Store, is_folder, joined, split
 from tuning.runs import schema
+from tuning.runs.run_folder import last_begun
 from tuning.runs.study_file import FILE as STUDY
 from tuning.runs.study_file import facts, settle, snapshot
 
@@ -72,6 +74,7 @@ class Mirror:
         self._part, self._skip, self._every = part, skip, every
         self._sent: dict[str, Signature] | None = None
         self._without: set[str] = set()  # Frames that the storage has not.
+        self._unreadable: set[Path] = set()
         self._lease, self._lost = lease, lease.lost if lease is not None else threading.Event()
         self._end, self._deadline = threading.Event(), float("inf")
         self._thread = threading.Thread(target=self._run, daemon=True, name="mirror")
@@ -108,7 +111,9 @@ class Mirror:
                 if n_failures:
                     self._note(f"Storage {masked(self._store.uri)} is back, and what was missing is sent.")
                 n_failures = 0
-            except (UserError, OSError, sqlite3.Error) as error:
+            except (OSError, sqlite3.Error) as error:
+                self._cannot_read(self._folder, error)
+            except UserError as error:
                 n_failures += 1
                 if n_failures == 1:
                     reason = str(error).rpartition("but got ")[2]
@@ -133,11 +138,14 @@ class Mirror:
         # The study is read after the frames, and sent before them: nothing that they know is ever missing in it.
         record = {name: self._read(name) for name in changed if "/" not in name and name != STUDY}
         if STUDY in found and (record or STUDY in changed):
-            changed[STUDY] = self._files()[STUDY]
-            record[STUDY] = snapshot(self._folder / STUDY)
-            for name in sorted(self._without & set(record)):  # Who reads a study with results never misses its frames.
-                self._store.write(name, (record[name] or b"").partition(b"\n")[0] + b"\n")
-                self._without.discard(name)
+            changed[STUDY] = self._files().get(STUDY, found[STUDY])
+            record[STUDY] = self._read(STUDY)
+            if record[STUDY] is None:
+                record |= dict.fromkeys(FRAMES)
+            else:
+                for name in sorted(self._without & set(record)):  # Who reads a study with results never misses these.
+                    self._store.write(name, (record[name] or b"").partition(b"\n")[0] + b"\n")
+                    self._without.discard(name)
         for name in sorted(changed, key=lambda name: ("/" in name, name != META, name != STUDY, name)):
             data = record[name] if name in record else self._read(name)
             if data is not None and not self._lost.is_set():
@@ -145,11 +153,21 @@ class Mirror:
                 self._sent[name] = changed[name]
 
     def _read(self, name: str) -> bytes | None:
-        """Returns a file's content; None where it has been removed since."""
+        """Returns a file's content; None where it has been removed since, or cannot be read, which is said."""
+        path = self._folder / name
         try:
-            return (self._folder / name).read_bytes()
+            return snapshot(path) if name == STUDY else path.read_bytes()
         except FileNotFoundError:
             return None
+        except (OSError, sqlite3.Error) as error:
+            self._cannot_read(path, error)
+            return None
+
+    def _cannot_read(self, path: Path, error: Exception) -> None:
+        """Says once that something of this machine is not sent; it is tried again, and what else there is goes on."""
+        if path not in self._unreadable:
+            self._unreadable.add(path)
+            self._note(f"{path} cannot be read, so it is not sent to the storage: {error}. All else is.")
 
     def _stored_already(self, found: Mapping[str, Signature], infos: Mapping[str, Any]) -> dict[str, Signature]:
         """Returns the files of subfolders that need not be sent; no clock has a say in that."""
@@ -216,10 +234,13 @@ def fetch(uri: str, root: Path, *, path: Path | None = None, retrained: bool = F
     Raises:
         UserError: There is no such run, or it has gone on here and there, or the storage cannot be reached.
     """
-    base, name = split(uri)
+    try:
+        base, name = split(uri)
+    except UserError:
+        refuse_storage(uri)
+        raise
     if name == "latest":
-        runs = Store(base).runs()
-        name = max(runs, key=lambda run: runs[run], default=name)
+        name = _latest(Store(base)) or name
     store, path = Store(joined(base, name)), path or root / name
     if is_folder(store.uri, path) and (path / META).exists():
         return path
@@ -227,6 +248,7 @@ def fetch(uri: str, root: Path, *, path: Path | None = None, retrained: bool = F
     stored = [file for file in store.infos() if not file.startswith(wanted) and not file.endswith(".lease")]
     here = (path / META).exists()
     if META not in stored and not here:
+        refuse_storage(uri)
         if not (runs := Store(base).runs()):
             raise UserError(f"The storage {masked(base)!r} has no runs in it. Is its name right?")
         raise unknown_name(f"Run in {masked(base)}", name, runs)
@@ -241,6 +263,24 @@ def fetch(uri: str, root: Path, *, path: Path | None = None, retrained: bool = F
             raise
         print(f"{path} is in use on this machine, and is taken as it is.")
     return path
+
+
+def refuse_storage(uri: str) -> None:
+    """Raises UserError where a URI is that of a storage with runs, and not that of one of them."""
+    store = Store(uri)
+    if store.read(META) is None and (runs := store.runs()):
+        raise UserError(
+            f"{masked(store.uri)} is a storage. Name one of its runs: {masked(joined(uri, 'RUN'))}, where RUN is one "
+            f"of {', '.join(['latest', *sorted(runs)])}."
+        )
+
+
+def _latest(store: Store) -> str | None:
+    """Returns the name of the run in a storage that was begun or resumed last, by the records; None without a run."""
+    times = store.runs()
+    with ThreadPoolExecutor(16) as pool:
+        metas = dict(zip(times, pool.map(lambda name: store.read(f"{name}/{META}"), times), strict=True))
+    return max(times, key=lambda name: (last_begun(locks.parsed(metas[name])), times[name]), default=None)
 
 
 def _bring(store: Store, path: Path, stored: Sequence[str]) -> bool:

@@ -7,7 +7,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -44,9 +44,11 @@ def joined(base: str, name: str) -> str:
 
 
 def split(uri: str) -> tuple[str, str]:
-    """Returns the URI of a storage and the name of a run, from the run's URI."""
+    """Returns the URI of a storage and the name of a run, from the run's URI; raises UserError where it names none."""
     place, query = _parts(uri)
     base, _, name = place.rpartition("/")
+    if "://" in absolute(uri) and "/" not in place.partition("://")[2]:
+        raise UserError(f"A run in a storage must be named as STORAGE/RUN, but got {masked(uri)!r}.")
     return f"{base or '/'}{query}", name
 
 
@@ -157,16 +159,28 @@ class Store:
 
     def runs(self) -> dict[str, float]:
         """Returns the names of the runs in this folder, with the times of their `meta.json`."""
+        return {name: time for name, time in self._folders().items() if time is not None}
 
-        def runs(system: Any, root: str) -> dict[str, float]:
+    def taken(self) -> set[str]:
+        """Returns the names that no new run may have: those of runs, and of folders that this user may not enter."""
+        return set(self._folders())
+
+    def _folders(self) -> dict[str, float | None]:
+        """Returns the names of the runs as `runs` does, and None for a folder that this user may not enter."""
+
+        def folders(system: Any, root: str) -> dict[str, float | None]:
             from pyarrow import fs
 
             found = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
-            folders = [info.path for info in found if info.type == fs.FileType.Directory]
-            metas = zip(folders, system.get_file_info([f"{folder}/{META}" for folder in folders]), strict=True)
-            return {folder.rpartition("/")[2]: info.mtime.timestamp() for folder, info in metas if info.mtime}
+            names = [info.base_name for info in found if info.type == fs.FileType.Directory]
+            infos = _infos(system, [f"{root}/{name}/{META}" for name in names])
+            return {
+                name: None if info is None else info.mtime.timestamp()
+                for name, info in zip(names, infos, strict=True)
+                if info is None or info.mtime
+            }
 
-        return self._persist(runs)
+        return self._persist(folders)
 
     def _persist(self, request: Callable[[Any, str], T]) -> T:
         """Returns what a request does, tried again while it fails for reasons that may go away."""
@@ -178,8 +192,7 @@ class Store:
             except ValueError as error:  # pyarrow's: no URI, or no such scheme.
                 raise self._problem("be a folder, or s3:// or gs:// with a bucket and a folder", error) from error
             except OSError as error:
-                lasting = isinstance(error, PermissionError | NotADirectoryError) or _LASTING.search(str(error))
-                if lasting or time.monotonic() - started + pause > self._patience:
+                if _lasts(error) or time.monotonic() - started + pause > self._patience:
                     raise self._problem("be a place that can be read and written", error) from error
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, PAUSE)
@@ -187,6 +200,23 @@ class Store:
     def _problem(self, rule: str, error: Exception) -> UserError:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         return UserError(f"--storage must {rule}, but got {masked(self.uri)!r}: {masked(reason)}")
+
+
+def _lasts(error: OSError) -> bool:
+    """Returns whether what failed will not go away by itself."""
+    return isinstance(error, PermissionError | NotADirectoryError) or bool(_LASTING.search(str(error)))
+
+
+def _infos(system: Any, paths: Sequence[str]) -> list["fs.FileInfo | None"]:
+    """Returns what pyarrow tells of each file; None where this user may not ask."""
+    try:
+        return list(system.get_file_info(paths))
+    except OSError as error:  # One that may not be asked for fails all.
+        if not _lasts(error):
+            raise
+        if len(paths) == 1:
+            return [None]
+        return [info for path in paths for info in _infos(system, [path])]
 
 
 def _open(uri: str) -> tuple[Any, str]:

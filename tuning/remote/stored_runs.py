@@ -18,20 +18,24 @@ def newest(name: str | Path | Run) -> Run:
     uri, root = str(name), RESULTS
     if "://" not in uri:
         found = load(name)
-        base = found.settings.get("storage")
+        base = base_of(found)
         if base is None:
             return found
         try:
             storage.usable(base)
         except UserError as error:
+            address = "ADDRESS" if "://" in base else "file:///FOLDER"
             raise UserError(
                 f"{error} The run {found.name} is kept there, too, and may have gone on there. If that place has "
-                f"another address now, resume it from there: --resume ADDRESS/{found.name}."
+                f"another address now, resume it from there: --resume {address}/{_name_in_storage(found)}."
             ) from error
+        if base != (before := storage.absolute(found.settings["storage"])):
+            print(f"{before} is not here. {found.path} is the stored run, and is kept in {base} from now on.")
         if storage.is_at(base, found.path):
             return found
         uri = stored_at(base, found.path)
         return Run(mirror.fetch(uri, root, path=found.path, retrained=True))
+    mirror.refuse_storage(uri)
     storage.usable(storage.split(uri)[0])
     return Run(mirror.fetch(uri, root, retrained=True, resumed=True))
 
@@ -76,8 +80,27 @@ def stored_at(base: str, path: Path) -> str:
     """Returns the URI of a run in its storage: under the name that it was begun with, whatever its folder's is now."""
     if storage.is_at(base, path):
         return storage.joined(base, path.resolve().name)
-    run = Run(path)
-    return storage.joined(base, run.meta.get("stored_as") or first_name(run))
+    return storage.joined(base, _name_in_storage(Run(path)))
+
+
+def _name_in_storage(run: Run) -> str:
+    return run.meta.get("stored_as") or first_name(run)
+
+
+def base_of(run: Run) -> str | None:
+    """Returns the storage of a run; None where it has none.
+
+    A shared folder may be mounted elsewhere than its record says, or have been moved. Where that place is missing, a
+    folder with the run's name there, which is in no `results/`, is the stored run, and its parent the storage.
+    """
+    base = run.settings.get("storage")
+    if base is None:
+        return None
+    base, path = storage.absolute(base), run.path.resolve()
+    if "://" in base or Path(base).is_dir() or path.name != _name_in_storage(run):
+        return base
+    in_results = path.parent == RESULTS.resolve() or (path.parent.name == RESULTS.name != Path(base).name)
+    return base if in_results else str(path.parent)
 
 
 def is_behind(run: Run) -> bool:
@@ -86,7 +109,7 @@ def is_behind(run: Run) -> bool:
     Raises:
         UserError: The storage cannot be reached, or has a record that has diverged.
     """
-    base = run.settings.get("storage")
+    base = base_of(run)
     if base is None or storage.is_at(base, run.path):
         return False
     store = storage.Store(stored_at(base, run.path))
@@ -134,7 +157,7 @@ def conclude(
 
 def send(run: Run, say: Callable[[str], None] = print) -> None:
     """Sends the page, and what `final` has trained, to the run's storage, if it has one; says what it cannot."""
-    base = run.settings.get("storage")
+    base = base_of(run)
     if base is None or storage.is_at(base, run.path):
         return
     uri = stored_at(base, run.path)
