@@ -241,8 +241,8 @@ def test_a_file_here_that_cannot_be_read_is_named_and_the_others_are_sent(
     assert set(left) == (behind if unreadable == "study.db" else {"best.json"})
     assert {path.name for path in stored.iterdir()} == {*RECORD, "best.json"} - set(left)
     assert len(notes) == 2 and notes[1].startswith("Not in the storage yet: ")
-    reason = "file is not a database" if unreadable == "study.db" else "[Errno 13] Permission denied"
-    assert notes[0] == f"{run / unreadable} cannot be read, so it is not sent to the storage: {reason}. All else is."
+    reason = "file is not a database" if unreadable == "study.db" else "Permission denied"
+    assert notes[0] == f"{run / unreadable} cannot be read ({reason}). It is not sent to the storage until it can be."
 
 
 def test_what_a_node_cannot_send_it_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

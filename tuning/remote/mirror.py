@@ -5,8 +5,6 @@ machines, keep their files in a scratch folder of their node, and send them from
 """
 
 import contextlib
-import csv
-import io
 import json
 import os
 import random
@@ -17,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,11 +22,11 @@ from tuning.base import files, locks
 from tuning.base.errors import UserError, counted, unknown_name
 from tuning.base.masking import masked
 from tuning.remote import leases
+from tuning.remote.records import stored_is_newer
 from tuning.remote.storage import META, Store, is_folder, joined, split
-from tuning.runs import schema
 from tuning.runs.run_folder import last_begun
 from tuning.runs.study_file import FILE as STUDY
-from tuning.runs.study_file import facts, settle, snapshot
+from tuning.runs.study_file import settle, snapshot
 
 FRAMES = ("epochs.csv", "trials.csv")
 PROGRESS = "progress.json"  # As `tuning.training.checkpoints` writes it: how many epochs are behind a checkpoint.
@@ -164,10 +161,11 @@ class Mirror:
             return None
 
     def _cannot_read(self, path: Path, error: Exception) -> None:
-        """Says once that something of this machine is not sent; it is tried again, and what else there is goes on."""
+        """Says once that something of this machine cannot be sent; it is tried again, and the rest is sent."""
         if path not in self._unreadable:
             self._unreadable.add(path)
-            self._note(f"{path} cannot be read, so it is not sent to the storage: {error}. All else is.")
+            reason = error.strerror if isinstance(error, OSError) else error
+            self._note(f"{path} cannot be read ({reason}). It is not sent to the storage until it can be.")
 
     def _stored_already(self, found: Mapping[str, Signature], infos: Mapping[str, Any]) -> dict[str, Signature]:
         """Returns the files of subfolders that need not be sent; no clock has a say in that."""
@@ -278,9 +276,15 @@ def refuse_storage(uri: str) -> None:
 def _latest(store: Store) -> str | None:
     """Returns the name of the run in a storage that was begun or resumed last, by the records; None without a run."""
     times = store.runs()
+
+    def begun(name: str) -> str:
+        with contextlib.suppress(UserError):  # One record that cannot be read must not hide the others.
+            return last_begun(locks.parsed(store.read(f"{name}/{META}")))
+        return ""
+
     with ThreadPoolExecutor(16) as pool:
-        metas = dict(zip(times, pool.map(lambda name: store.read(f"{name}/{META}"), times), strict=True))
-    return max(times, key=lambda name: (last_begun(locks.parsed(metas[name])), times[name]), default=None)
+        moments = dict(zip(times, pool.map(begun, times), strict=True))
+    return max(times, key=lambda name: (moments[name], times[name]), default=None)
 
 
 def _bring(store: Store, path: Path, stored: Sequence[str]) -> bool:
@@ -307,17 +311,6 @@ def _bring(store: Store, path: Path, stored: Sequence[str]) -> bool:
     return META in wanted
 
 
-def _id(meta: bytes | None, name: str) -> str | None:
-    """Returns a run's id from its `meta.json`; raises UserError where that is damaged."""
-    try:
-        found: str | None = json.loads(meta or b"{}").get("id")
-    except (ValueError, AttributeError) as error:
-        raise UserError(
-            f"{name} is damaged ({error}). Put back a copy of it, or remove it, if the other one is whole."
-        ) from error
-    return found
-
-
 def _place_of(path: Path) -> str | None:
     """Returns the URI at which a run folder's record says that it is stored, "" for none; None without a record."""
     try:
@@ -341,94 +334,6 @@ def _place(path: Path, base: str, name: str, before: str | None) -> None:
     if before is not None and before != (there := joined(base, name)):
         no_longer = f", and no longer in {masked(before)}" if before else ""
         print(f"{path} is kept in {masked(there)} from now on{no_longer}.")
-
-
-def stored_is_newer(store: Store, path: Path, tell: Callable[[str], None] = print) -> bool:
-    """Returns whether the stored record has more epochs, or ends of trials, than the one that is here.
-
-    Epochs of trials that still ran, which were not sent before their process was killed, do not count if the run has
-    gone on elsewhere since: they are trained again, or the trial goes on from its checkpoint, which is still here.
-
-    Raises:
-        UserError: Each has trials that ended which the other has not, or they are of different runs.
-    """
-
-    def here(name: str) -> bytes:
-        return (path / name).read_bytes() if (path / name).exists() else b""
-
-    ids = [_id(here(META), f"{path / META}"), _id(store.read(META), f"meta.json in {masked(store.uri)}")]
-    if (path / META).exists() and ids[0] != ids[1]:
-        raise UserError(
-            f"{path} is another run than {masked(store.uri)} (its id in meta.json is {ids[0]}, not {ids[1]}). "
-            f"Move {path} away to fetch the stored one."
-        )
-    study = b""
-    with contextlib.suppress(sqlite3.DatabaseError):  # A damaged one knows nothing; its frames are asked.
-        study = snapshot(path / STUDY) if (path / STUDY).exists() else b""
-    own = Known.of(study, here("epochs.csv"), here("trials.csv"))
-    frames = [store.read(name) or b"" for name in ("epochs.csv", "trials.csv")]
-    stored = Known.of(store.read(STUDY) or b"", *frames)
-    if own.holds(stored) and stored.holds(own):
-        return own.behind_frames  # The study here is missing or damaged; there is the same with one.
-    if stored.holds(own) or (not own.holds(stored) and stored.holds_what_ended(own)):
-        return True
-    if own.holds(stored) or own.holds_what_ended(stored):
-        tell(f"{path} has gone on for longer than what is stored, and is taken.")
-        return False
-    raise UserError(
-        f"{path} and {masked(store.uri)} have diverged: each has finished trials that the other lacks. Move one of "
-        "them away to resume the other."
-    )
-
-
-@dataclass(frozen=True)
-class Known:
-    """What a record knows.
-
-    Attributes:
-        epochs: (trial, epoch).
-        ended: (trial, when it began) of each trial that has ended.
-        behind_frames: The frames have trials that the study lacks, so that nobody can go on from this record.
-    """
-
-    epochs: frozenset[tuple[int, int]]
-    ended: frozenset[tuple[int, str]]
-    behind_frames: bool = False
-
-    @staticmethod
-    def of(study: bytes, epochs: bytes, trials: bytes) -> "Known":
-        """Returns what the study and the frames know; a line that is cut off is none."""
-        values: dict[tuple[int, int], float] = {}
-        states: dict[int, tuple[str, str]] = {}
-        with contextlib.suppress(sqlite3.DatabaseError, KeyError):
-            values, states = facts(study)
-        in_frames: set[int] = set()
-        known, ended = set(values), {(n, start) for n, (state, start) in states.items() if state != "RUNNING"}
-        for row in _rows(epochs):
-            with contextlib.suppress(KeyError, TypeError, ValueError):
-                known.add((int(row["trial"]), int(row["epoch"])))
-        for row in _rows(trials):
-            with contextlib.suppress(KeyError, TypeError, ValueError):
-                number = int(row["trial"])
-                in_frames.add(number)
-                if row["state"] not in schema.MAY_GO_ON:
-                    ended.add((number, states[number][1] if number in states else row.get("started") or ""))
-        in_frames |= {number for number, _ in known}
-        return Known(frozenset(known), frozenset(ended), not in_frames <= set(states))
-
-    def holds(self, other: "Known") -> bool:
-        """Returns whether this knows all that the other knows."""
-        return self.epochs >= other.epochs and self.ended >= other.ended
-
-    def holds_what_ended(self, other: "Known") -> bool:
-        """Returns whether what the other knows beyond this is of trials that had not ended there."""
-        beyond, over = {trial for trial, _ in other.epochs - self.epochs}, {trial for trial, _ in other.ended}
-        return self.ended >= other.ended and not over & beyond
-
-
-def _rows(text: bytes) -> list[dict[str, str]]:
-    whole = text[: text.rfind(b"\n") + 1].decode(errors="replace")
-    return list(csv.DictReader(io.StringIO(whole)))
 
 
 def scratch(run_id: str) -> Path:

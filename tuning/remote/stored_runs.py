@@ -8,7 +8,7 @@ from pathlib import Path
 from tuning.base import files
 from tuning.base.errors import UserError
 from tuning.base.masking import masked
-from tuning.remote import leases, mirror, storage
+from tuning.remote import leases, mirror, records, storage
 from tuning.runs import schema
 from tuning.runs.run_folder import RESULTS, Run, first_name, have_ended, load, trial_folder
 
@@ -67,7 +67,7 @@ def mirrored(
             yield lease
             return
         store = storage.Store(uri)
-        if store.read(storage.META) is not None and mirror.stored_is_newer(store, path, lambda text: None):
+        if store.read(storage.META) is not None and records.stored_is_newer(store, path, lambda text: None):
             raise UserError(f"{masked(uri)} has gone on meanwhile. Run the command again, which fetches it.")
         with mirror.Mirror(path, uri, note, skip=skip, lease=lease) as sending:
             try:
@@ -113,7 +113,7 @@ def is_behind(run: Run) -> bool:
     if base is None or storage.is_at(base, run.path):
         return False
     store = storage.Store(stored_at(base, run.path))
-    return store.read(storage.META) is not None and mirror.stored_is_newer(store, run.path, lambda text: None)
+    return store.read(storage.META) is not None and records.stored_is_newer(store, run.path, lambda text: None)
 
 
 def conclude(
