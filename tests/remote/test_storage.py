@@ -17,7 +17,7 @@ from test_search import check_record, processes
 
 from tuning.base import masking
 from tuning.base.errors import UserError
-from tuning.remote import storage
+from tuning.remote import mirror, storage, stored_runs
 from tuning.remote.storage import Store
 from tuning.runs import run_folder
 
@@ -85,6 +85,15 @@ def test_files_go_there_and_come_back(tmp_path: Path, s3: S3, place: str, monkey
         assert set(store.infos()) == {"meta.json", "empty"}
     Store(storage.joined(base, "no-run")).write("x", b"")
     assert list(Store(base).runs()) == ["one"]
+
+
+def test_the_address_of_a_bucket_alone_names_its_runs(tmp_path: Path, s3: S3) -> None:
+    for name in ("alone", "later"):
+        Store(f"s3://bucket/{name}").write("meta.json", f'{{"started": "{name}", "settings": {{}}}}'.encode())
+    for call in (lambda uri: mirror.fetch(uri, tmp_path), stored_runs.newest):
+        with pytest.raises(UserError, match=r"^s3://bucket is a storage\. Name .*: s3://bucket/RUN, .* alone,"):
+            call("s3://bucket")
+    assert mirror.fetch("s3://bucket/latest", tmp_path).name == "later"
 
 
 class Failing:
