@@ -15,7 +15,7 @@ from conftest import write_run
 from studies import ask, epoch, told, train
 
 from tuning import final, search
-from tuning.base import files, locks, machine
+from tuning.base import doors, files, locks, machine
 from tuning.base.errors import UserError
 from tuning.base.registries import SAMPLERS
 from tuning.images import datasets
@@ -26,7 +26,7 @@ from tuning.sampling import samplers
 from tuning.sampling.spaces import Space, check_space, load_space
 from tuning.sampling.study import RunStudy
 from tuning.training import checkpoints
-from tuning.trials import record, session
+from tuning.trials import record, session, settling
 from tuning.trials import settings as search_settings
 from tuning.trials.settings import Settings
 
@@ -97,15 +97,26 @@ def test_two_machines_with_one_storage_get_two_names(
     here: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored, other = tmp_path_factory.mktemp("stored"), tmp_path_factory.mktemp("other")
+    monkeypatch.setattr(leases, "BEAT_SECONDS", 0.05)
     with record.claimed(None, "d", str(stored)) as one:
         monkeypatch.chdir(other)
         with record.claimed(None, "d", str(stored)) as two:
             assert one.name != two.name
             assert {path.name for path in stored.iterdir()} == {one.name, two.name}
-        with pytest.raises(UserError, match=r"--run must be a new name, but got .*, and the storage has it"):  # noqa: SIM117
+        with pytest.raises(UserError, match=rf"{stored / one.name} is in use: process \d+ on .* works on it"):  # noqa: SIM117
             with record.claimed(one.name, "d", str(stored)):
                 pass
+        assert not (other / "results" / one.name).exists()
     assert not list(stored.iterdir())  # Nothing came of them.
+
+
+def test_a_name_whose_claim_nobody_renews_is_free_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "stored" / "mine").mkdir(parents=True)
+    (here / "stored" / "mine" / ".claim").write_text('{"pid": 3, "host": "other", "what": "search"}')
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.2)
+    with record.claimed("mine", "d", str(here / "stored")) as path:
+        assert path.name == "mine" and '"host": "other"' not in (here / "stored" / "mine" / ".claim").read_text()
+    assert not list((here / "stored").iterdir())
 
 
 def test_a_claim_makes_no_folder_where_the_storage_is_not_mounted(here: Path, tmp_path: Path) -> None:
@@ -494,8 +505,61 @@ def test_a_run_that_is_renamed_in_its_storage_goes_on_there(here: Path) -> None:
     path, store = here / "results" / "first", here / "store"
     shutil.copytree(path, store / "renamed")
     path.rename(path.with_name("renamed"))
-    run = run_folder.load(f"{(store / 'renamed').as_uri()}", here / "results")
-    assert stored_runs.stored_at(run.settings["storage"], run.path) == f"{store.as_uri()}/renamed"
+    run = stored_runs.newest((store / "renamed").as_uri())
+    assert stored_runs.stored_at(run.settings["storage"], run.path) == f"{store}/renamed"
+
+
+def test_a_stored_run_is_resumed_in_a_shared_folder_that_is_mounted_elsewhere(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared, was = here / "mnt" / "runs", here / "data" / "runs"
+    (here / "results" / "first" / "space.py").write_text(load_space("smoke").source)
+    run = run_folder.Run(here / "results" / "first")
+    settings = run.settings | {"storage": str(was)}
+    files.write_json(run.path / "meta.json", run.meta | {"settings": settings, "stored_as": "first"})
+    shutil.copytree(run.path, shared / "first")
+    shutil.copytree(run.path, shared / "copy")
+    asked = doors.asked(search.run, {"resume": str(shared / "first")})
+    with contextlib.ExitStack() as stack:
+        settled = settling.settle(asked, stack, dry_run=False)
+    assert (settled.path, settled.settings.storage) == (shared / "first", str(shared))
+    assert capsys.readouterr().out == (
+        f"{was} is not here. {shared}/first is the stored run, and is kept in {shared} from now on.\n"
+    )
+    assert stored_runs.base_of(run_folder.Run(shared / "first")) == str(shared)
+    for path in (run.path, shared / "copy"):  # Neither is the stored run.
+        with pytest.raises(UserError, match=r"--storage must be .*: --resume file:///FOLDER/first\.$"):
+            stored_runs.newest(path)
+    plan = candidates.Plan(
+        str(shared / "first"), "first", (), (1,), here / "jobs", images=datasets.as_source("fashion-mnist")
+    )
+    with contextlib.ExitStack() as held:
+        final._keep_others_out(plan, here, held, print)
+        assert (shared / "first" / "final.lease").exists()
+
+
+def test_a_run_in_its_storage_is_not_copied_onto_itself(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, written, write = run_folder.Run(here / "results" / "first"), list[str](), storage.Store.write
+    monkeypatch.setattr(storage.Store, "write", lambda *given: (written.append(given[1]), write(*given)))
+    for base in ((here / "results").as_uri(), str(here / "results")):  # Earlier versions wrote down the first, too.
+        files.write_json(run.path / "meta.json", run.meta | {"settings": run.settings | {"storage": base}})
+        before = {path.name: path.read_bytes() for path in run.path.iterdir()}
+        assert stored_runs.newest("first").path.resolve() == run.path and not stored_runs.is_behind(run)
+        with stored_runs.mirrored(base, run.path, skip=(), note=print, on_lost=print):
+            pass
+        assert set(written) == {".probe", "search.lease"}
+        assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
+
+
+def test_the_storage_of_a_run_that_is_resumed_by_its_uri_is_written_down_as_a_folder(here: Path) -> None:
+    path, store = here / "results" / "first", here / "my store"
+    (path / "space.py").write_text(load_space("smoke").source)
+    shutil.move(path, store / "first")
+    asked = doors.asked(search.run, {"resume": f"{store.as_uri()}/latest"})
+    with contextlib.ExitStack() as stack:
+        settled = settling.settle(asked, stack, dry_run=False)
+    assert settled.settings.storage == run_folder.Run(path).settings["storage"] == str(store)
+    assert settled.path.resolve() == path
 
 
 def test_the_record_says_what_was_left_out(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

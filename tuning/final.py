@@ -375,14 +375,14 @@ def _keep_others_out(plan: Plan, model_dir: Path, held: contextlib.ExitStack, sa
     """Has nobody else do the same: two at once would train everything twice, and open the test split twice."""
     for folder in (*([] if plan.run is None else [Path(plan.source)]), model_dir):
         held.enter_context(locks.hold(folder, "final", say))
-    base = None if plan.run is None else run_folder.Run(Path(plan.source)).settings.get("storage")
-    if base is not None and rim.usable("remote", "The storage is", say):
+    run = None if plan.run is None else run_folder.Run(Path(plan.source))
+    if run is not None and run.settings.get("storage") is not None and rim.usable("remote", "The storage is", say):
         from tuning.remote import leases, stored_runs
 
-        uri, is_behind = stored_runs.stored_at(base, Path(plan.source)), False
+        uri, is_behind = stored_runs.stored_at(stored_runs.base_of(run) or "", run.path), False
         try:
             held.enter_context(leases.leased(uri, "final", say, _end_for))
-            is_behind = stored_runs.is_behind(run_folder.Run(Path(plan.source)))
+            is_behind = stored_runs.is_behind(run)
         except locks.InUseError:
             raise
         except UserError as error:  # The run is here, so that it need not be reached.

@@ -208,7 +208,41 @@ def test_nothing_is_sent_once_another_process_has_the_run(run: Path, tmp_path: P
             (run / "best.json").write_text("{}")
             assert sending.finish() == []
         assert not (stored / "best.json").exists()
-    assert "has taken over" in str(lost[0])
+    assert str(lost[0]) == (
+        f"{stored}/search.lease is gone: somebody removed it, or another process has taken the run over and has ended "
+        "since. What is there is left as it is. Run the command again to go on with it."
+    )
+
+
+@pytest.mark.parametrize("unreadable", ["best.json", "study.db"])
+def test_a_file_here_that_cannot_be_read_is_named_and_the_others_are_sent(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unreadable: str
+) -> None:
+    stored, notes, read = tmp_path / "storage" / "one", list[str](), Path.read_bytes
+    (run / "best.json").write_text("{}")
+
+    def snapshot(path: Path) -> bytes:
+        if unreadable == "study.db":
+            raise sqlite3.DatabaseError("file is not a database")
+        return BEGUN
+
+    def read_bytes(path: Path) -> bytes:
+        if path == run / unreadable:
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(mirror, "snapshot", snapshot)
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with mirror.Mirror(run, str(stored), notes.append, every=0.05) as sending:
+        wait_until((stored / "meta.json").exists)
+        time.sleep(0.3)
+        left = sending.finish()
+    behind = {"study.db", "epochs.csv", "trials.csv"}  # No frame is sent before the study that knows as much.
+    assert set(left) == (behind if unreadable == "study.db" else {"best.json"})
+    assert {path.name for path in stored.iterdir()} == {*RECORD, "best.json"} - set(left)
+    assert len(notes) == 2 and notes[1].startswith("Not in the storage yet: ")
+    reason = "file is not a database" if unreadable == "study.db" else "Permission denied"
+    assert notes[0] == f"{run / unreadable} cannot be read ({reason}). It is not sent to the storage until it can be."
 
 
 def test_what_a_node_cannot_send_it_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,11 +272,61 @@ def test_a_record_is_fetched_without_checkpoints(tmp_path: Path, capsys: pytest.
     assert {file.name for file in path.iterdir()} == {*RECORD, ".search.lock"}
     # It may have been moved since it was written; what goes back goes to where it was fetched from.
     meta = json.loads((path / "meta.json").read_text())
-    assert (meta["settings"]["storage"], meta["stored_as"]) == (stored.parent.as_uri(), "one")
-    assert capsys.readouterr().out == f"Fetched into {path}: {stored.as_uri()}\n"
+    assert (meta["settings"]["storage"], meta["stored_as"]) == (str(stored.parent), "one")
+    assert capsys.readouterr().out == f"Fetched into {path}: {stored}\n"
     mirror.fetch(stored.as_uri(), tmp_path / "results", retrained=True)
     assert (path / "final" / "x" / "weights.pt").exists()
     assert capsys.readouterr().out == ""
+
+
+def test_the_uri_of_a_run_that_is_here_leads_to_its_folder_which_stays_as_it_is(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mirror.fetch(run.as_uri(), run.parent) == run
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == RECORD
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("as_uri", [True, False])
+def test_a_folder_is_not_sent_into_itself(run: Path, tmp_path: Path, as_uri: bool) -> None:
+    (tmp_path / "link").symlink_to(run.parent)
+    there = tmp_path / "link" / "one"
+    with pytest.raises(UserError, match=rf"The storage of {run} must be another folder, but got '{there}'\."):
+        mirror.Mirror(run, there.as_uri() if as_uri else str(there), print)
+
+
+def test_a_record_whose_meta_json_is_lost_is_compared_like_any_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, stored = write(tmp_path / "results" / "one", study_db=ENDED), write(tmp_path / "storage" / "one")
+    (path / "meta.json").unlink()
+    mirror.fetch(str(stored), tmp_path / "results")
+    assert (path / "study.db").read_bytes() == ENDED
+    assert json.loads((path / "meta.json").read_text())["id"] == "a"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{path} has gone on for longer than what is stored, and is taken.",
+        f"{path / 'meta.json'} was missing, and is fetched from {stored}.",
+    ]
+    # What the storage has of another run does not replace it either.
+    (path / "meta.json").unlink()
+    write(stored, study_db=study(("COMPLETE", 2), ("RUNNING", 0), ("COMPLETE", 2)))
+    with pytest.raises(UserError, match="have diverged"):
+        mirror.fetch(str(stored), tmp_path / "results")
+    assert (path / "study.db").read_bytes() == ENDED and not (path / "meta.json").exists()
+
+
+def test_who_reads_a_copy_of_a_run_leaves_it_where_it_is_stored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    meta = json.dumps({"id": "a", "settings": {"storage": "s3://bucket/runs"}, "stored_as": "one"}).encode()
+    path = write(tmp_path / "results" / "one", meta_json=meta)
+    copy = write(tmp_path / "backup" / "one", meta_json=meta)
+    mirror.fetch(str(copy), tmp_path / "results")
+    assert (path / "meta.json").read_bytes() == meta and capsys.readouterr().out == ""
+    mirror.fetch(str(copy), tmp_path / "results", resumed=True)
+    placed = json.loads((path / "meta.json").read_text())
+    assert (placed["settings"]["storage"], placed["stored_as"]) == (str(copy.parent), "one")
+    assert capsys.readouterr().out == f"{path} is kept in {copy} from now on, and no longer in s3://bucket/runs/one.\n"
 
 
 LONGER = study(("COMPLETE", 2), ("RUNNING", 1))
@@ -344,12 +428,23 @@ def test_a_run_that_a_search_works_on_is_left_alone(tmp_path: Path, capsys: pyte
 
 def test_the_latest_run_and_names_that_are_not_there(tmp_path: Path) -> None:
     base = tmp_path / "storage"
-    for name in ("newer", "older"):
-        write(base / name)
-    os.utime(base / "older" / "meta.json", (1e9, 1e9))
+    for name, moments in {"newer": ["2026-11-23", ["x", "2026-11-26"]], "older": ["2026-11-24"]}.items():
+        meta = {"id": "a", "settings": {}, "started": moments[0], "pauses": moments[1:]}
+        write(base / name, meta_json=json.dumps(meta).encode())
+    os.utime(base / "newer" / "meta.json", (1e9, 1e9))  # As in `results/` the records say it, and no file's time.
     assert mirror.fetch(f"{base}/latest", tmp_path / "results").name == "newer"
+    os.utime(base / "older" / "meta.json", (2e9, 2e9))
+    (base / "newer" / "meta.json").write_text("torn")
+    (base / "older" / "meta.json").write_text("torn")
+    assert mirror._latest(Store(str(base))) == "older"
     with pytest.raises(UserError, match=rf"Run in {base} must be one of newer, older, but got 'oldr'. Did you mean"):
         mirror.fetch(f"{base}/oldr", tmp_path / "results")
+    for uri in (str(base), base.as_uri()):
+        with pytest.raises(
+            UserError,
+            match=rf"^{base} is a storage\. Name one of its runs: {base}/RUN, where RUN is one of latest, newer, older",
+        ):
+            mirror.fetch(uri, tmp_path / "results")
     shutil.rmtree(base)
     with pytest.raises(UserError, match=rf"The storage '{base}' has no runs in it\. Is its name"):
         mirror.fetch(f"{base}/oldr", tmp_path / "results")

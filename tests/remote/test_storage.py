@@ -17,7 +17,7 @@ from test_search import check_record, processes
 
 from tuning.base import masking
 from tuning.base.errors import UserError
-from tuning.remote import storage
+from tuning.remote import mirror, storage, stored_runs
 from tuning.remote.storage import Store
 from tuning.runs import run_folder
 
@@ -85,6 +85,15 @@ def test_files_go_there_and_come_back(tmp_path: Path, s3: S3, place: str, monkey
         assert set(store.infos()) == {"meta.json", "empty"}
     Store(storage.joined(base, "no-run")).write("x", b"")
     assert list(Store(base).runs()) == ["one"]
+
+
+def test_the_address_of_a_bucket_alone_names_its_runs(tmp_path: Path, s3: S3) -> None:
+    for name in ("alone", "later"):
+        Store(f"s3://bucket/{name}").write("meta.json", f'{{"started": "{name}", "settings": {{}}}}'.encode())
+    for call in (lambda uri: mirror.fetch(uri, tmp_path), stored_runs.newest):
+        with pytest.raises(UserError, match=r"^s3://bucket is a storage\. Name .*: s3://bucket/RUN, .* alone,"):
+            call("s3://bucket")
+    assert mirror.fetch("s3://bucket/latest", tmp_path).name == "later"
 
 
 class Failing:
@@ -164,6 +173,49 @@ def test_uris_are_put_together_and_taken_apart() -> None:
         assert storage.split(storage.joined(base, "one")) == (base, "one")
     assert storage.joined("gs://bucket/", "one") == "gs://bucket/one"
     assert storage.split("s3://bucket/runs/one/") == ("s3://bucket/runs", "one")
+    for uri in ("s3://bucket", "s3://bucket/", "s3://"):
+        with pytest.raises(UserError, match=rf"^A run in a storage must be named as STORAGE/RUN, but got '{uri}'\.$"):
+            storage.split(uri)
+
+
+def test_a_folder_is_one_storage_however_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my runs?" / "one").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    base = str(tmp_path / "my runs?")
+    for name in (base, "my runs?", (tmp_path / "my runs?").as_uri(), f"file://localhost{tmp_path}/my%20runs%3F"):
+        assert storage.absolute(name) == storage.usable(name) == Store(name).uri == base
+        assert storage.joined(name, "one") == f"{base}/one"
+        assert storage.split(storage.joined(name, "one")) == (base, "one")
+        assert storage.is_at(name, tmp_path / "my runs?" / "one")
+    assert storage.split("/one") == ("/", "one") and storage.joined("/", "one") == "/one"
+
+
+class Closed:
+    """The local file system, with a folder that this user may not enter."""
+
+    def __init__(self, folder: Path) -> None:
+        from pyarrow import fs
+
+        self.folder, self.system, self.type_name = str(folder), fs.LocalFileSystem(), "local"
+
+    def get_file_info(self, wanted: Any) -> Any:
+        if isinstance(wanted, list) and any(path.startswith(self.folder) for path in wanted):
+            raise PermissionError(13, "Permission denied")
+        return self.system.get_file_info(wanted)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.system, name)
+
+
+def test_a_folder_that_may_not_be_entered_is_no_run_and_hides_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "lost+found", "two"):
+        Store(str(tmp_path)).write(f"{name}/meta.json", b"{}")
+    (tmp_path / "no run").mkdir()
+    monkeypatch.setattr(storage, "_open", lambda uri: (Closed(tmp_path / "lost+found"), str(tmp_path)))
+    store = Store(str(tmp_path))
+    assert set(store.runs()) == {"one", "two"} and store.taken() == {"one", "two", "lost+found"}
 
 
 def machine(folder: Path, *arguments: str, module: str = "search") -> tuple[list[str], dict[str, Any]]:

@@ -20,7 +20,7 @@ from tuning.base import files
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
 from tuning.figures import run_figures
-from tuning.runs import compare, schema, summaries
+from tuning.runs import compare, run_folder, schema, summaries
 from tuning.runs.run_folder import Run
 from tuning.trials import record
 
@@ -161,6 +161,14 @@ def test_equal_cost_is_the_least_total_and_later_epochs_do_not_count(pair: list[
     pd.testing.assert_frame_equal(frame, expected)
 
 
+def test_an_epoch_without_a_time_costs_nothing_and_that_is_said(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "long", LONG), make_run(tmp_path / "torn", [*SHORT, (0, float("nan"), 0.7)])]
+    frame = compare.at_equal_cost(runs)
+    assert frame["slot_minutes"].tolist() == [3.5, 3.5, 6.0, 3.5] and frame["best_accuracy"].notna().all()
+    assert compare.curves(runs)["slot_minutes"].notna().all()
+    assert "torn has no time of 1 epoch, which cost nothing here." in compare.caveats(runs)
+
+
 def test_a_failed_trial_costs_but_its_accuracy_does_not_count(tmp_path: Path) -> None:
     failed = make_run(tmp_path / "failed", LONG, ["complete", "complete", "failed"])
     frame = compare.at_equal_cost([failed, make_run(tmp_path / "all", LONG)])
@@ -284,6 +292,25 @@ def test_the_list_has_a_row_a_run_in_the_order_of_their_starts(tmp_path: Path) -
     assert frame["trials"].tolist() == ["", "2 pruned", "1 complete, 1 running, 1 failed"]
     assert frame["best_accuracy"].fillna(0).tolist() == [0, 0.65, 0.75]  # the best of a finished trial
     assert frame["minutes"].fillna(0).tolist() == [0, 20.0, 30.0]
+
+
+@pytest.mark.parametrize("name", ["trials.csv", "epochs.csv"])
+def test_a_file_that_cannot_be_read_is_named_and_hides_no_other_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = make_run(tmp_path / "results" / "one", LONG)
+    make_run(tmp_path / "results" / "two", LONG)
+    (one.path / name).unlink()
+    (one.path / name).mkdir()
+    listed = compare.list_runs().set_index("name")["trials"]
+    assert listed["two"] == "3 complete" and (listed["one"] == "cannot be read") == (name == "trials.csv")
+    with pytest.raises(UserError, match=rf"{name} cannot be read \(Is a directory\)\. Make it readable, or put back a"):
+        getattr(one, name.removesuffix(".csv"))
+    with pytest.raises(UserError, match="cannot be read"):
+        run_folder.mend(one, print)
+    assert (one.path / name).is_dir()
+    results.main(["two"])
 
 
 def test_the_minutes_of_a_run_that_was_killed_end_with_its_last_epoch(tmp_path: Path) -> None:

@@ -27,6 +27,24 @@ def mode(folder: Path) -> str:
         return str(connection.execute("PRAGMA journal_mode").fetchone()[0])
 
 
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), sqlite3.OperationalError("unable to open database file")]
+)
+def test_a_file_that_may_not_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refused(*given: object, **named: object) -> None:
+        raise error
+
+    make(tmp_path)
+    monkeypatch.setattr(study_file.sqlite3, "connect", refused)
+    said = getattr(error, "strerror", error)
+    for function in (study_file.check, study_file.studies):
+        with pytest.raises(UserError, match=rf"study\.db cannot be read \({said}\)\. Make it readable, or put back a"):
+            function(tmp_path)
+    assert not study_file.has_ended(tmp_path)
+
+
 def test_on_a_local_disk_it_is_the_write_ahead_log(tmp_path: Path) -> None:
     make(tmp_path)
     assert mode(tmp_path) == "wal"

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -109,3 +110,33 @@ def test_a_spent_budget_is_no_interrupt(begin: Any) -> None:
     time.sleep(0.01)
     assert search.should_end()
     assert search.reason == "time budget"
+
+
+def test_who_loses_the_run_in_its_storage_after_the_trials_leaves_it_and_says_so(
+    begin: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search, store, concluded = begin(None), tmp_path / "store" / "one", list[str]()
+    checkpoint = store / "trials" / "0001" / "best.pt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    meta = {"id": "a", "stored_as": "one", "settings": {}, "started": "2026-11-30"}
+    files.write_json(search.path / "meta.json", meta)
+    search.settings = replace(search.settings, samples=2, storage=str(store.parent))
+    monkeypatch.setattr(session.record, "conclude", lambda run, tell: concluded.append(run.name))
+
+    def train(n: int) -> None:
+        assert search.turns.next() is not None
+        for number, accuracy in enumerate((0.8, 0.7)):
+            more = {"valid_score": accuracy, "valid_error": 0.02, "error": "", "hostname": None}
+            search.reported(number, studies.epoch(1, accuracy, "length") | more)
+            search.ended(number)
+
+    def lose() -> None:  # Another process takes it over between two beats.
+        assert concluded == [] and checkpoint.exists()
+        (store / "search.lease").write_text('{"lease": "another", "pid": 3, "host": "other"}')
+
+    monkeypatch.setattr(search, "run_trials", train)
+    monkeypatch.setattr(search, "_note_noise", lose)
+    with pytest.raises(UserError, match=r"process 3 on other .* has taken over"):
+        search.run(resumed=False, left_out={})
+    assert checkpoint.exists() and concluded == []

@@ -16,9 +16,10 @@ from typing import Any
 from tuning.base.errors import UserError
 from tuning.base.locks import InUseError, described, is_alive, is_here, myself, parsed
 from tuning.base.masking import masked
-from tuning.remote.storage import META, Store
+from tuning.remote.storage import META, Store, absolute
 
 BEAT_SECONDS, LEASE_SECONDS = 10.0, 45.0
+CLAIM = ".claim"
 
 
 class Lease:
@@ -28,17 +29,23 @@ class Lease:
         uri: Of the run in the storage.
         what: The command, e.g. "search".
         on_lost: Called from another thread when another process has taken the lease over.
+        file: Where it says so there; None is `<what>.lease`.
 
     Attributes:
         lost: Is set from then on: what is in the storage is another's.
     """
 
-    def __init__(self, uri: str, what: str, on_lost: Callable[[UserError], None]) -> None:
-        self._store, self._name, self._uri = Store(uri), f"{what}.lease", uri
+    def __init__(self, uri: str, what: str, on_lost: Callable[[UserError], None], *, file: str | None = None) -> None:
+        self._store, self._name, self._uri = Store(uri), file or f"{what}.lease", uri
         self._own: dict[str, Any] = myself(what) | {"lease": secrets.token_hex(6), "beat": 0}
         self._on_lost = on_lost
         self.lost, self._end = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
+
+    def is_free(self) -> bool:
+        """Returns whether no process has it that may be alive; raises UserError where the storage cannot be reached."""
+        holder = parsed(self._store.read(self._name))
+        return not holder or (is_here(holder) and not is_alive(holder))
 
     def take(self, note: Callable[[str], None], patience: float | None = None) -> None:
         """Takes the lease and renews it from now on; waits until that of a process that may be dead has run out.
@@ -93,6 +100,12 @@ class Lease:
             store.write(self._name, json.dumps(self._own).encode())
         return True
 
+    def is_lost(self) -> bool:
+        """Returns whether another process has, or had, the run in the storage; one that is away is asked in vain."""
+        with contextlib.suppress(UserError):
+            return not self.holds(Store(self._uri, patience=0.0))
+        return self.lost.is_set()
+
     def holds(self, store: Store) -> bool:
         """Returns whether the lease is still this process's; one that was taken over, and released since, is not.
 
@@ -105,10 +118,14 @@ class Lease:
         if found.get("lease") == self._own["lease"] or (not found and META not in store.infos()):
             return True  # Without the run's record it is the storage that is away, as a folder that is not mounted.
         self.lost.set()
+        there = f"{masked(self._uri)}/{self._name}"
         self._on_lost(
             UserError(
                 f"{described(found)} has taken over {masked(self._uri)}, because this process could not reach the "
                 f"storage for {LEASE_SECONDS:.0f} s. What is there is left to it."
+                if found
+                else f"{there} is gone: somebody removed it, or another process has taken the run over and has ended "
+                "since. What is there is left as it is. Run the command again to go on with it."
             )
         )
         return False
@@ -131,27 +148,32 @@ def leased(uri: str, what: str, note: Callable[[str], None], on_lost: Callable[[
 
 
 @contextlib.contextmanager
-def claimed(uri: str) -> Iterator[bool]:
+def claimed(uri: str, *, wait: bool = False) -> Iterator[bool]:
     """Keeps the URI of a new run to this process; yields False where another was quicker.
 
-    The claim of a process of this machine that is dead counts for nothing; another's stays until it is removed.
+    The claim is a lease, so that of a process that was killed runs out.
+
+    Args:
+        uri: Of the run in the storage.
+        wait: Wait until the claim of a process that may be dead has run out, in the place of yielding False.
 
     Raises:
+        InUseError: The process that was waited for lives.
         UserError: The storage cannot be reached.
     """
-    store, file = Store(uri), ".claim"
-    own = json.dumps(myself("search") | {"claim": secrets.token_hex(6)}).encode()
-    holder = parsed(store.read(file))
-    if holder and not (is_here(holder) and not is_alive(holder)):
-        yield False
-        return
-    store.write(file, own)
-    time.sleep(0.5)  # Of two that took it at once, the later one's is there by then.
-    first = store.read(file) == own
+    claim = Lease(uri, "search", lambda lost: None, file=CLAIM)
+    first = wait or claim.is_free()
+    try:
+        if first:
+            claim.take(print)
+    except InUseError:
+        if wait:
+            raise
+        first = False
     try:
         yield first
     finally:
         if first:
-            with contextlib.suppress(UserError, OSError):
-                store.remove(file)
-                Path(uri).rmdir()  # Of a shared folder, if nothing came of the run; a bucket has no folders.
+            claim.release()
+            with contextlib.suppress(OSError):
+                Path(absolute(uri)).rmdir()  # Of a shared folder, if nothing came of the run; a bucket has no folders.

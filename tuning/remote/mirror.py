@@ -5,8 +5,6 @@ machines, keep their files in a scratch folder of their node, and send them from
 """
 
 import contextlib
-import csv
-import io
 import json
 import os
 import random
@@ -16,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,10 +22,11 @@ from tuning.base import files, locks
 from tuning.base.errors import UserError, counted, unknown_name
 from tuning.base.masking import masked
 from tuning.remote import leases
-from tuning.remote.storage import META, Store, joined, split
-from tuning.runs import schema
+from tuning.remote.records import stored_is_newer
+from tuning.remote.storage import META, Store, is_folder, joined, split
+from tuning.runs.run_folder import last_begun
 from tuning.runs.study_file import FILE as STUDY
-from tuning.runs.study_file import facts, settle, snapshot
+from tuning.runs.study_file import settle, snapshot
 
 FRAMES = ("epochs.csv", "trials.csv")
 PROGRESS = "progress.json"  # As `tuning.training.checkpoints` writes it: how many epochs are behind a checkpoint.
@@ -50,6 +49,9 @@ class Mirror:
         skip: File names that are not sent.
         every: Seconds between two looks.
         lease: That of this process on the run in the storage; once another has it, nothing is sent any more.
+
+    Raises:
+        UserError: The URI leads to the folder itself.
     """
 
     def __init__(
@@ -64,9 +66,12 @@ class Mirror:
         lease: leases.Lease | None = None,
     ) -> None:
         self._folder, self._store, self._note = folder, Store(uri, patience=0.0), note
+        if is_folder(uri, folder):  # A study that is written to, replaced by a copy of it, is lost.
+            raise UserError(f"The storage of {folder} must be another folder, but got {self._store.uri!r}.")
         self._part, self._skip, self._every = part, skip, every
         self._sent: dict[str, Signature] | None = None
         self._without: set[str] = set()  # Frames that the storage has not.
+        self._unreadable: set[Path] = set()
         self._lease, self._lost = lease, lease.lost if lease is not None else threading.Event()
         self._end, self._deadline = threading.Event(), float("inf")
         self._thread = threading.Thread(target=self._run, daemon=True, name="mirror")
@@ -103,7 +108,9 @@ class Mirror:
                 if n_failures:
                     self._note(f"Storage {masked(self._store.uri)} is back, and what was missing is sent.")
                 n_failures = 0
-            except (UserError, OSError, sqlite3.Error) as error:
+            except (OSError, sqlite3.Error) as error:
+                self._cannot_read(self._folder, error)
+            except UserError as error:
                 n_failures += 1
                 if n_failures == 1:
                     reason = str(error).rpartition("but got ")[2]
@@ -128,11 +135,14 @@ class Mirror:
         # The study is read after the frames, and sent before them: nothing that they know is ever missing in it.
         record = {name: self._read(name) for name in changed if "/" not in name and name != STUDY}
         if STUDY in found and (record or STUDY in changed):
-            changed[STUDY] = self._files()[STUDY]
-            record[STUDY] = snapshot(self._folder / STUDY)
-            for name in sorted(self._without & set(record)):  # Who reads a study with results never misses its frames.
-                self._store.write(name, (record[name] or b"").partition(b"\n")[0] + b"\n")
-                self._without.discard(name)
+            changed[STUDY] = self._files().get(STUDY, found[STUDY])
+            record[STUDY] = self._read(STUDY)
+            if record[STUDY] is None:
+                record |= dict.fromkeys(FRAMES)
+            else:
+                for name in sorted(self._without & set(record)):  # Who reads a study with results never misses these.
+                    self._store.write(name, (record[name] or b"").partition(b"\n")[0] + b"\n")
+                    self._without.discard(name)
         for name in sorted(changed, key=lambda name: ("/" in name, name != META, name != STUDY, name)):
             data = record[name] if name in record else self._read(name)
             if data is not None and not self._lost.is_set():
@@ -140,11 +150,22 @@ class Mirror:
                 self._sent[name] = changed[name]
 
     def _read(self, name: str) -> bytes | None:
-        """Returns a file's content; None where it has been removed since."""
+        """Returns a file's content; None where it has been removed since, or cannot be read, which is said."""
+        path = self._folder / name
         try:
-            return (self._folder / name).read_bytes()
+            return snapshot(path) if name == STUDY else path.read_bytes()
         except FileNotFoundError:
             return None
+        except (OSError, sqlite3.Error) as error:
+            self._cannot_read(path, error)
+            return None
+
+    def _cannot_read(self, path: Path, error: Exception) -> None:
+        """Says once that something of this machine cannot be sent; it is tried again, and the rest is sent."""
+        if path not in self._unreadable:
+            self._unreadable.add(path)
+            reason = error.strerror if isinstance(error, OSError) else error
+            self._note(f"{path} cannot be read ({reason}). It is not sent to the storage until it can be.")
 
     def _stored_already(self, found: Mapping[str, Signature], infos: Mapping[str, Any]) -> dict[str, Signature]:
         """Returns the files of subfolders that need not be sent; no clock has a say in that."""
@@ -195,36 +216,46 @@ def sent_by(run: Path) -> str:
     return f"When it can be reached again, `python -m tuning.search --resume {files.quoted(run)}` sends the rest."
 
 
-def fetch(uri: str, root: Path, *, path: Path | None = None, retrained: bool = False) -> Path:
+def fetch(uri: str, root: Path, *, path: Path | None = None, retrained: bool = False, resumed: bool = False) -> Path:
     """Returns the folder of a run below a folder, with its record (no checkpoints) from a storage; says what it does.
 
-    Where the run is there already, the one that has gone on for longer is taken, or the one that a search works on.
+    Where the run is there already, the one that has gone on for longer is taken, or the one that a search works on. A
+    URI that leads to the run's folder itself changes nothing.
 
     Args:
         uri: Of the run; its name may be "latest".
         root: Where the run folders are.
         path: The run's folder, if it has another name here than in the storage.
         retrained: Fetch what `final` has trained, too.
+        resumed: From now on the run is kept at this URI, wherever its record says.
 
     Raises:
         UserError: There is no such run, or it has gone on here and there, or the storage cannot be reached.
     """
-    base, name = split(uri)
+    try:
+        base, name = split(uri)
+    except UserError:
+        refuse_storage(uri)
+        raise
     if name == "latest":
-        runs = Store(base).runs()
-        name = max(runs, key=lambda run: runs[run], default=name)
+        name = _latest(Store(base)) or name
     store, path = Store(joined(base, name)), path or root / name
+    if is_folder(store.uri, path) and (path / META).exists():
+        return path
     wanted = ("trials/",) if retrained else ("trials/", "final/")
     stored = [file for file in store.infos() if not file.startswith(wanted) and not file.endswith(".lease")]
     here = (path / META).exists()
     if META not in stored and not here:
+        refuse_storage(uri)
         if not (runs := Store(base).runs()):
             raise UserError(f"The storage {masked(base)!r} has no runs in it. Is its name right?")
         raise unknown_name(f"Run in {masked(base)}", name, runs)
     path.mkdir(parents=True, exist_ok=True)
     try:
         with locks.hold(path, "search"):
-            _bring(store, path, stored, (base, name))
+            before = _place_of(path)
+            if _bring(store, path, stored) or resumed:
+                _place(path, base, name, before)
     except locks.InUseError:
         if not (path / META).exists():
             raise
@@ -232,10 +263,37 @@ def fetch(uri: str, root: Path, *, path: Path | None = None, retrained: bool = F
     return path
 
 
-def _bring(store: Store, path: Path, stored: Sequence[str], place: tuple[str, str]) -> None:
-    """Brings a run's stored record into its folder, if it has gone on for longer, and in any case what is missing."""
-    here = (path / META).exists()
-    take = META in stored and (not here or stored_is_newer(store, path))
+def refuse_storage(uri: str) -> None:
+    """Raises UserError where a URI is that of a storage with runs, and not that of one of them."""
+    store = Store(uri)
+    if store.read(META) is None and (runs := store.runs()):
+        raise UserError(
+            f"{masked(store.uri)} is a storage. Name one of its runs: {masked(joined(uri, 'RUN'))}, where RUN is one "
+            f"of {', '.join(['latest', *sorted(runs)])}."
+        )
+
+
+def _latest(store: Store) -> str | None:
+    """Returns the name of the run in a storage that was begun or resumed last, by the records; None without a run."""
+    times = store.runs()
+
+    def begun(name: str) -> str:
+        with contextlib.suppress(UserError):  # One record that cannot be read must not hide the others.
+            return last_begun(locks.parsed(store.read(f"{name}/{META}")))
+        return ""
+
+    with ThreadPoolExecutor(16) as pool:
+        moments = dict(zip(times, pool.map(begun, times), strict=True))
+    return max(times, key=lambda name: (moments[name], times[name]), default=None)
+
+
+def _bring(store: Store, path: Path, stored: Sequence[str]) -> bool:
+    """Brings a run's stored record into its folder, if it has gone on for longer, and in any case what is missing.
+
+    Returns whether `meta.json` came from there.
+    """
+    has_record = any((path / name).exists() for name in (META, STUDY, *FRAMES))
+    take = META in stored and (not has_record or stored_is_newer(store, path))
     # What goes on there meanwhile sends the study first, so that it is read last; and here it is written first: a study
     # that knows more than the frames is no harm, and a folder without meta.json is no run.
     wanted = [file for file in stored if take or not (path / file).exists()]
@@ -246,123 +304,36 @@ def _bring(store: Store, path: Path, stored: Sequence[str], place: tuple[str, st
         if (content := contents[file]) is not None:
             (path / file).parent.mkdir(parents=True, exist_ok=True)
             files.write_bytes(path / file, content)
-    if META in stored:
-        meta = (path / META).read_bytes()
-        if (placed := _placed(meta, *place)) != meta:
-            files.write_bytes(path / META, placed)
     if take:
         print(f"Fetched into {path}: {masked(store.uri)}")
+    elif META in wanted:
+        print(f"{path / META} was missing, and is fetched from {masked(store.uri)}.")
+    return META in wanted
 
 
-def _id(meta: bytes | None, name: str) -> str | None:
-    """Returns a run's id from its `meta.json`; raises UserError where that is damaged."""
+def _place_of(path: Path) -> str | None:
+    """Returns the URI at which a run folder's record says that it is stored, "" for none; None without a record."""
     try:
-        found: str | None = json.loads(meta or b"{}").get("id")
-    except (ValueError, AttributeError) as error:
-        raise UserError(
-            f"{name} is damaged ({error}). Put back a copy of it, or remove it, if the other one is whole."
-        ) from error
-    return found
+        meta = files.read_json(path / META)
+        base = meta["settings"].get("storage")
+    except (UserError, KeyError, AttributeError):
+        return None
+    return "" if base is None else joined(base, meta.get("stored_as") or path.name)
 
 
-def _placed(meta: bytes, base: str, name: str) -> bytes:
-    """Returns a run's `meta.json` with the place that it was fetched from, which may have another address here."""
+def _place(path: Path, base: str, name: str, before: str | None) -> None:
+    """Writes into a run's `meta.json` that it is kept in this storage; says so where it was kept elsewhere before."""
     try:
-        values = json.loads(meta)
-        if (values["settings"].get("storage"), values.get("stored_as")) == (base, name):
-            return meta
-        values["settings"]["storage"], values["stored_as"] = base, name
-    except (ValueError, KeyError, TypeError):  # A damaged one is for whoever reads it to name.
-        return meta
-    return (json.dumps(values, indent=2) + "\n").encode()
-
-
-def stored_is_newer(store: Store, path: Path, tell: Callable[[str], None] = print) -> bool:
-    """Returns whether the stored record has more epochs, or ends of trials, than the one that is here.
-
-    Epochs of trials that still ran, which were not sent before their process was killed, do not count if the run has
-    gone on elsewhere since: they are trained again, or the trial goes on from its checkpoint, which is still here.
-
-    Raises:
-        UserError: Each has trials that ended which the other has not, or they are of different runs.
-    """
-
-    def here(name: str) -> bytes:
-        return (path / name).read_bytes() if (path / name).exists() else b""
-
-    ids = [_id(here(META), f"{path / META}"), _id(store.read(META), f"meta.json in {masked(store.uri)}")]
-    if ids[0] != ids[1]:
-        raise UserError(
-            f"{path} is another run than {masked(store.uri)} (its id in meta.json is {ids[0]}, not {ids[1]}). "
-            f"Move {path} away to fetch the stored one."
-        )
-    study = b""
-    with contextlib.suppress(sqlite3.DatabaseError):  # A damaged one knows nothing; its frames are asked.
-        study = snapshot(path / STUDY) if (path / STUDY).exists() else b""
-    own = Known.of(study, here("epochs.csv"), here("trials.csv"))
-    frames = [store.read(name) or b"" for name in ("epochs.csv", "trials.csv")]
-    stored = Known.of(store.read(STUDY) or b"", *frames)
-    if own.holds(stored) and stored.holds(own):
-        return own.behind_frames  # The study here is missing or damaged; there is the same with one.
-    if stored.holds(own) or (not own.holds(stored) and stored.holds_what_ended(own)):
-        return True
-    if own.holds(stored) or own.holds_what_ended(stored):
-        tell(f"{path} has gone on for longer than what is stored, and is taken.")
-        return False
-    raise UserError(
-        f"{path} and {masked(store.uri)} have diverged: each has finished trials that the other lacks. Move one of "
-        "them away to resume the other."
-    )
-
-
-@dataclass(frozen=True)
-class Known:
-    """What a record knows.
-
-    Attributes:
-        epochs: (trial, epoch).
-        ended: (trial, when it began) of each trial that has ended.
-        behind_frames: The frames have trials that the study lacks, so that nobody can go on from this record.
-    """
-
-    epochs: frozenset[tuple[int, int]]
-    ended: frozenset[tuple[int, str]]
-    behind_frames: bool = False
-
-    @staticmethod
-    def of(study: bytes, epochs: bytes, trials: bytes) -> "Known":
-        """Returns what the study and the frames know; a line that is cut off is none."""
-        values: dict[tuple[int, int], float] = {}
-        states: dict[int, tuple[str, str]] = {}
-        with contextlib.suppress(sqlite3.DatabaseError, KeyError):
-            values, states = facts(study)
-        in_frames: set[int] = set()
-        known, ended = set(values), {(n, start) for n, (state, start) in states.items() if state != "RUNNING"}
-        for row in _rows(epochs):
-            with contextlib.suppress(KeyError, TypeError, ValueError):
-                known.add((int(row["trial"]), int(row["epoch"])))
-        for row in _rows(trials):
-            with contextlib.suppress(KeyError, TypeError, ValueError):
-                number = int(row["trial"])
-                in_frames.add(number)
-                if row["state"] not in schema.MAY_GO_ON:
-                    ended.add((number, states[number][1] if number in states else row.get("started") or ""))
-        in_frames |= {number for number, _ in known}
-        return Known(frozenset(known), frozenset(ended), not in_frames <= set(states))
-
-    def holds(self, other: "Known") -> bool:
-        """Returns whether this knows all that the other knows."""
-        return self.epochs >= other.epochs and self.ended >= other.ended
-
-    def holds_what_ended(self, other: "Known") -> bool:
-        """Returns whether what the other knows beyond this is of trials that had not ended there."""
-        beyond, over = {trial for trial, _ in other.epochs - self.epochs}, {trial for trial, _ in other.ended}
-        return self.ended >= other.ended and not over & beyond
-
-
-def _rows(text: bytes) -> list[dict[str, str]]:
-    whole = text[: text.rfind(b"\n") + 1].decode(errors="replace")
-    return list(csv.DictReader(io.StringIO(whole)))
+        meta = files.read_json(path / META)
+        written = meta["settings"].get("storage"), meta.get("stored_as")
+    except (UserError, KeyError, AttributeError):  # A damaged one is for whoever reads it to name.
+        return
+    if written != (base, name):
+        meta["settings"]["storage"], meta["stored_as"] = base, name
+        files.write_json(path / META, meta)
+    if before is not None and before != (there := joined(base, name)):
+        no_longer = f", and no longer in {masked(before)}" if before else ""
+        print(f"{path} is kept in {masked(there)} from now on{no_longer}.")
 
 
 def scratch(run_id: str) -> Path:

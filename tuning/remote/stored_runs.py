@@ -8,7 +8,7 @@ from pathlib import Path
 from tuning.base import files
 from tuning.base.errors import UserError
 from tuning.base.masking import masked
-from tuning.remote import leases, mirror, storage
+from tuning.remote import leases, mirror, records, storage
 from tuning.runs import schema
 from tuning.runs.run_folder import RESULTS, Run, first_name, have_ended, load, trial_folder
 
@@ -18,22 +18,26 @@ def newest(name: str | Path | Run) -> Run:
     uri, root = str(name), RESULTS
     if "://" not in uri:
         found = load(name)
-        base = found.settings.get("storage")
+        base = base_of(found)
         if base is None:
             return found
         try:
             storage.usable(base)
         except UserError as error:
+            address = "ADDRESS" if "://" in base else "file:///FOLDER"
             raise UserError(
                 f"{error} The run {found.name} is kept there, too, and may have gone on there. If that place has "
-                f"another address now, resume it from there: --resume ADDRESS/{found.name}."
+                f"another address now, resume it from there: --resume {address}/{_name_in_storage(found)}."
             ) from error
+        if base != (before := storage.absolute(found.settings["storage"])):
+            print(f"{before} is not here. {found.path} is the stored run, and is kept in {base} from now on.")
         if storage.is_at(base, found.path):
             return found
         uri = stored_at(base, found.path)
         return Run(mirror.fetch(uri, root, path=found.path, retrained=True))
+    mirror.refuse_storage(uri)
     storage.usable(storage.split(uri)[0])
-    return Run(mirror.fetch(uri, root, retrained=True))
+    return Run(mirror.fetch(uri, root, retrained=True, resumed=True))
 
 
 @contextmanager
@@ -44,8 +48,8 @@ def mirrored(
     skip: Sequence[str],
     note: Callable[[str], None],
     on_lost: Callable[[UserError], None],
-) -> Iterator[None]:
-    """Sends the run folder to its storage; a search has the run to itself there meanwhile.
+) -> Iterator[leases.Lease]:
+    """Sends the run folder to its storage, and yields the lease by which a search has the run to itself there.
 
     Args:
         base: The storage.
@@ -60,14 +64,14 @@ def mirrored(
     uri = stored_at(base, path)
     with leases.leased(uri, "search", note, on_lost) as lease:
         if storage.is_at(base, path):  # What is written there is stored.
-            yield
+            yield lease
             return
         store = storage.Store(uri)
-        if store.read(storage.META) is not None and mirror.stored_is_newer(store, path, lambda text: None):
+        if store.read(storage.META) is not None and records.stored_is_newer(store, path, lambda text: None):
             raise UserError(f"{masked(uri)} has gone on meanwhile. Run the command again, which fetches it.")
         with mirror.Mirror(path, uri, note, skip=skip, lease=lease) as sending:
             try:
-                yield
+                yield lease
             finally:
                 sending.finish()
 
@@ -76,8 +80,27 @@ def stored_at(base: str, path: Path) -> str:
     """Returns the URI of a run in its storage: under the name that it was begun with, whatever its folder's is now."""
     if storage.is_at(base, path):
         return storage.joined(base, path.resolve().name)
-    run = Run(path)
-    return storage.joined(base, run.meta.get("stored_as") or first_name(run))
+    return storage.joined(base, _name_in_storage(Run(path)))
+
+
+def _name_in_storage(run: Run) -> str:
+    return run.meta.get("stored_as") or first_name(run)
+
+
+def base_of(run: Run) -> str | None:
+    """Returns the storage of a run; None where it has none.
+
+    A shared folder may be mounted elsewhere than its record says, or have been moved. Where that place is missing, a
+    folder with the run's name there, which is in no `results/`, is the stored run, and its parent the storage.
+    """
+    base = run.settings.get("storage")
+    if base is None:
+        return None
+    base, path = storage.absolute(base), run.path.resolve()
+    if "://" in base or Path(base).is_dir() or path.name != _name_in_storage(run):
+        return base
+    in_results = path.parent == RESULTS.resolve() or (path.parent.name == RESULTS.name != Path(base).name)
+    return base if in_results else str(path.parent)
 
 
 def is_behind(run: Run) -> bool:
@@ -86,15 +109,25 @@ def is_behind(run: Run) -> bool:
     Raises:
         UserError: The storage cannot be reached, or has a record that has diverged.
     """
-    base = run.settings.get("storage")
+    base = base_of(run)
     if base is None or storage.is_at(base, run.path):
         return False
     store = storage.Store(stored_at(base, run.path))
-    return store.read(storage.META) is not None and mirror.stored_is_newer(store, run.path, lambda text: None)
+    return store.read(storage.META) is not None and records.stored_is_newer(store, run.path, lambda text: None)
 
 
-def conclude(run: Run, uri: str, note: Callable[[str], None], *, checkpoints: Collection[str], best: str) -> None:
+def conclude(
+    run: Run,
+    uri: str,
+    note: Callable[[str], None],
+    *,
+    checkpoints: Collection[str],
+    best: str,
+    lease: leases.Lease | None = None,
+) -> None:
     """Removes the losers' checkpoints from the storage, and brings the winner's best one into the run folder.
+
+    Does neither where another process has taken the run over in the storage.
 
     Args:
         run: The run.
@@ -102,9 +135,10 @@ def conclude(run: Run, uri: str, note: Callable[[str], None], *, checkpoints: Co
         note: Receives what could not be done.
         checkpoints: The names of all checkpoints of a trial.
         best: The name of the best one.
+        lease: That of this process on the run in the storage.
     """
     trials = run.trials
-    if not trials["state"].isin(schema.HAVE_RESULTS).any():
+    if not trials["state"].isin(schema.HAVE_RESULTS).any() or (lease is not None and lease.is_lost()):
         return
     store, winner = storage.Store(uri), run.best["trial"]
     losers = {f"{number:04d}" for number in trials.loc[have_ended(trials), "trial"] if number != winner}
@@ -123,7 +157,7 @@ def conclude(run: Run, uri: str, note: Callable[[str], None], *, checkpoints: Co
 
 def send(run: Run, say: Callable[[str], None] = print) -> None:
     """Sends the page, and what `final` has trained, to the run's storage, if it has one; says what it cannot."""
-    base = run.settings.get("storage")
+    base = base_of(run)
     if base is None or storage.is_at(base, run.path):
         return
     uri = stored_at(base, run.path)

@@ -246,10 +246,15 @@ class Tracker:
     def _found(self, client: "MlflowClient") -> tuple[str, dict[int, _Sent]]:
         """Returns the experiment of this run, made where there is none, and what MLflow has of each trial."""
         ours = client.search_experiments(filter_string=f"tags.`{RUN}` = '{self._run_id}'")
-        experiment = next(iter(ours), None) or client.get_experiment_by_name(self._path.name)
-        if experiment is None or experiment.lifecycle_stage != "active":  # A name that was deleted stays taken.
-            name = self._path.name if experiment is None else f"{self._path.name}-{self._run_id}"
-            return client.create_experiment(name, tags={RUN: self._run_id}), {}
+        if ours:
+            experiment = ours[0]
+        else:
+            named = client.get_experiment_by_name(self._path.name)
+            # Version 0.2.0 set no tag; with one it is of another run. A name that was deleted stays taken.
+            if named is None or RUN in named.tags or named.lifecycle_stage != "active":
+                name = self._path.name if named is None else f"{self._path.name}-{self._run_id}"
+                return client.create_experiment(name, tags={RUN: self._run_id}), {}
+            experiment = named
         client.set_experiment_tag(experiment.experiment_id, RUN, self._run_id)
         found: dict[int, _Sent] = {}
         token = None

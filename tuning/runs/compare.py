@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from tuning.base import masking
-from tuning.base.errors import UserError
+from tuning.base.errors import UserError, counted
 from tuning.base.registries import ACCURACY, METRICS, Metric
 from tuning.runs import run_folder, schema, summaries
 from tuning.runs.run_folder import Run
@@ -60,6 +60,9 @@ def caveats(runs: Sequence[Run]) -> list[str]:
         if began := _meta(run).get("begun_with"):
             others = " and ".join(str(one["name"]) for one in began)
             sentences.append(f"{name} began with what {others} had found, and the cost of that is not counted.")
+    for name, run in zip(_names(runs), runs, strict=True):
+        if n := int(run.epochs["epoch_seconds"].isna().sum()):
+            sentences.append(f"{name} has no time of {counted(n, 'epoch')}, which cost nothing here.")
     if images:
         reason = " and ".join(images)
         figures = "accuracies" if metric_of(runs) is ACCURACY else "figures"
@@ -192,7 +195,7 @@ def _epochs(run: Run, metric: Metric) -> pd.DataFrame:
         raise UserError(f"Run {run.path} cannot be compared: no epoch of it has ended.")
     failed = epochs["trial"].isin(trials.loc[trials["state"] == "failed", "trial"])
     signed = metric.sign * epochs[metric.column].mask(failed)
-    cost = epochs["epoch_seconds"].cumsum()
+    cost = epochs["epoch_seconds"].fillna(0.0).cumsum()
     return pd.DataFrame({"trial": epochs["trial"], "slot_seconds": cost, "signed": signed})
 
 

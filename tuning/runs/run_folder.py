@@ -308,10 +308,18 @@ def _last_begun(path: Path) -> tuple[str, int]:
     file = path / "meta.json"
     try:
         meta = files.read_json(file)
+    except UserError:
+        meta = {}
+    return last_begun(meta), file.stat().st_mtime_ns
+
+
+def last_begun(meta: Mapping[str, Any]) -> str:
+    """Returns when a run was begun or resumed last, as its `meta.json` says; "" where that is damaged."""
+    try:
         moments = [meta.get("started"), *(pause[1] for pause in meta.get("pauses", []))]
-    except (UserError, TypeError, IndexError):
+    except (TypeError, LookupError):
         moments = []
-    return max((str(moment) for moment in moments if moment), default=""), file.stat().st_mtime_ns
+    return max((str(moment) for moment in moments if moment), default="")
 
 
 def first_name(run: Run) -> str:
@@ -343,6 +351,8 @@ def mend(run: Run, note: Callable[[str], None]) -> None:
         try:
             read_frame(path, columns)
         except UserError as error:
+            if isinstance(error.__cause__, OSError):  # Not damaged, and not to be replaced.
+                raise
             kept = next(name for i in itertools.count(1) if not (name := _damaged(path, i)).exists())
             files.write_bytes(kept, path.read_bytes())
             if columns is EPOCH_COLUMNS:

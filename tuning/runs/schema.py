@@ -91,9 +91,15 @@ def read_frame(path: Path, dtypes: Mapping[str, str]) -> "pd.DataFrame":
     default, with which the trials were trained, and the score is the accuracy. A missing file gives an empty frame.
 
     Raises:
-        UserError: The file has no `trial`, a line has too many fields, or a value is of another type.
+        UserError: The file has no `trial`, a line has too many fields, or a value is of another type; or the file
+            cannot be read.
     """
-    text = files.whole_lines(path) or ",".join(dtypes) + "\n"
+    try:
+        text = files.whole_lines(path) or ",".join(dtypes) + "\n"
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}). Make it readable, or put back a copy of it."
+        ) from error
     try:
         return _parsed(text, tuple(dtypes.items())).copy()
     except (KeyError, ValueError, TypeError) as error:

@@ -44,14 +44,14 @@ def studies(folder: Path) -> dict[str, int]:
 
 
 def has_ended(folder: Path) -> bool:
-    """Returns whether the study of a run folder has a trial that has ended; a damaged file has none."""
+    """Returns whether the study of a run folder has a trial that has ended; a file that cannot be read has none."""
     if not (folder / FILE).exists():
         return False
     try:
         with reading(folder) as database:
             ended = "SELECT COUNT(*) FROM trials WHERE state IN ('COMPLETE', 'PRUNED')"
             return bool(database.execute(ended).fetchone()[0])
-    except sqlite3.DatabaseError:
+    except (sqlite3.DatabaseError, OSError):
         return False
 
 
@@ -166,6 +166,8 @@ def reading(folder: Path, name: str = FILE) -> Iterator[sqlite3.Connection]:
             database.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
         except sqlite3.OperationalError:  # In WAL mode SQLite needs files beside it, which it cannot make here.
             database.close()
+            if not path.exists():
+                raise
             copies = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tuning-")))
             for each in (path, path.with_name(f"{name}-wal")):
                 if each.exists():
@@ -207,10 +209,15 @@ def writing(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def damaged(folder: Path) -> Iterator[None]:
-    """Turns what SQLite says of a damaged file into a UserError that says what is where."""
+    """Turns what SQLite says of a damaged file, or the system of one that cannot be read, into a UserError."""
     try:
         yield
-    except (sqlite3.DatabaseError, sqlite3.OperationalError) as error:
+    except (sqlite3.DatabaseError, OSError) as error:
+        if isinstance(error, OSError) or "unable to open" in str(error):
+            said = error.strerror if isinstance(error, OSError) else error
+            raise UserError(
+                f"{folder / FILE} cannot be read ({said}). Make it readable, or put back a copy of it."
+            ) from error
         raise UserError(
             f"{folder / FILE} is damaged ({error}). Put back a copy of it, with {BESIDE[0]} if there is one, or fetch "
             "the run from its storage. Until then trials.csv and epochs.csv can be read, and nothing changes them."

@@ -40,7 +40,7 @@ def claimed(name: str | None, dataset: str, storage: str | None) -> Iterator[Pat
         storage: Whose runs' names are taken, too.
 
     Raises:
-        UserError: The name is taken, or no name.
+        UserError: The name is taken, or no name; or another process that begins with it, which may be dead, lives.
     """
     made_parent = not run_folder.RESULTS.exists()
     with ExitStack() as stack:
@@ -65,7 +65,7 @@ def _claim(name: str | None, dataset: str, storage: str | None, stack: ExitStack
             storage = None
     taken: set[str] = set()
     while True:
-        path = new_path(name, dataset, taken={*taken, *(storages.Store(storage).runs() if storage else ())})
+        path = new_path(name, dataset, taken={*taken, *(storages.Store(storage).taken() if storage else ())})
         with ExitStack() as claim:
             try:
                 path.parent.mkdir(exist_ok=True)
@@ -77,9 +77,14 @@ def _claim(name: str | None, dataset: str, storage: str | None, stack: ExitStack
                     disk_full(path, error) or UserError(f"{path} must be a folder that can be made: {error}.")
                 ) from error
             claim.enter_context(locks.hold(path, "search"))
-            if storage is None or claim.enter_context(leases.claimed(storages.joined(storage, path.name))):
-                stack.push(claim.pop_all())
-                return path
+            try:
+                uri = "" if storage is None else storages.joined(storage, path.name)
+                if not uri or claim.enter_context(leases.claimed(uri, wait=name is not None)):
+                    stack.push(claim.pop_all())
+                    return path
+            except UserError:
+                shutil.rmtree(path, ignore_errors=True)
+                raise
         taken.add(path.name)
         shutil.rmtree(path, ignore_errors=True)
 

@@ -20,6 +20,7 @@ from tuning.trials.turns import Turns
 
 if TYPE_CHECKING:
     from tuning.images.splitting import Splits
+    from tuning.remote.leases import Lease
     from tuning.sampling.spaces import Space
     from tuning.sampling.study import RunStudy
     from tuning.training.jobs import Job
@@ -96,6 +97,7 @@ class Session:
         turns: What takes its slots.
         reason: Why the search ended before its samples were done, "interrupt" or "time budget"; None if it did not.
         problem: The first exception of our own; it ends the search, which then raises it.
+        lease: What says in the run's storage that this process works on it; None without a storage.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class Session:
         self.turns = Turns(settings, study, progress.note)
         self.reason: str | None = None
         self.problem: BaseException | None = None
+        self.lease: Lease | None = None
         budget = settings.time_budget
         self._deadline = math.inf if budget is None else time.monotonic() + budget
         self._interrupted_at: float | None = None
@@ -118,8 +121,11 @@ class Session:
         Args:
             resumed: Whether the run was begun by another session.
             left_out: What this machine cannot do of the space, for `meta.json`.
+
+        Raises:
+            UserError: As `end_trials`; or another process has taken the run over in the storage since.
         """
-        with self._stored():
+        with self._stored() as self.lease:
             if resumed:
                 record.go_on(self.path, self.settings, self.study.last_moment, self.study.now())
             hashes = {"split_hash": self.splits.split_hash, "valid_hash": self.splits.valid_hash}
@@ -141,10 +147,17 @@ class Session:
                 self._send_what_an_earlier_session_could_not()
             self._note_noise()
             try:
-                if self.settings.audit and self.reason != "interrupt":
+                if self.settings.audit and self.reason != "interrupt" and self._is_ours():
                     self._audit()
             finally:
-                self._conclude()
+                if self._is_ours():
+                    self._conclude()
+        if self.problem is not None:
+            raise self.problem
+
+    def _is_ours(self) -> bool:
+        """Returns whether no other process has taken the run over in its storage, which may be its folder."""
+        return self.lease is None or not self.lease.is_lost()
 
     def run_trials(self, n_trials: int) -> None:
         """Runs trials through Ray Tune until there are `n_trials` more, or the search should end."""
@@ -212,7 +225,8 @@ class Session:
 
         chosen = audit.wanted(run, self.settings.audit, self.settings.seed)
         found = audit.hold(run, chosen, self.splits.split_hash, train, self.progress.note)
-        record.update_meta(self.path, self.settings, audit=found)
+        if self._is_ours():
+            record.update_meta(self.path, self.settings, audit=found)
 
     # What Ray's hooks ask and tell.
 
@@ -351,7 +365,7 @@ class Session:
 
         return stored_runs.stored_at(self.settings.storage, self.path), files.read_json(self.path / "meta.json")["id"]
 
-    def _stored(self) -> AbstractContextManager[Any]:
+    def _stored(self) -> "AbstractContextManager[Lease | None]":
         """Sends the run folder to its storage until the search has ended."""
         if self.settings.storage is None:
             return nullcontext()
@@ -384,7 +398,7 @@ class Session:
             from tuning.training import checkpoints
 
             run, names, best = run_folder.Run(self.path), checkpoints.NAMES, checkpoints.BEST
-            stored_runs.conclude(run, stored[0], self.progress.note, checkpoints=names, best=best)
+            stored_runs.conclude(run, stored[0], self.progress.note, checkpoints=names, best=best, lease=self.lease)
 
 
 def _sampler_seed(seed: int, path: Path) -> int:

@@ -106,10 +106,10 @@ def _of_resumed(asked: Asked, found: run_folder.Run, budget: float | None, *, dr
         until_converged=kept if asked.until_converged is None else asked.until_converged,
         dashboard=asked.dashboard,
     )
-    if "://" in str(asked.resume):
-        from tuning.remote.storage import split
+    if settings.storage is not None:
+        from tuning.remote import stored_runs
 
-        settings = replace(settings, storage=split(asked.resume)[0])
+        settings = replace(settings, storage=stored_runs.base_of(found))
     if settings.mlflow is not None:  # Version 0.2.0 wrote its password down.
         rim.need("remote", "--mlflow")
         from tuning.remote import tracking
@@ -170,7 +170,7 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
         from tuning.remote.storage import Store, usable
 
         storage = usable(storage)
-        taken = Store(storage).runs()
+        taken = Store(storage).taken()
     path = record.new_path(asked.run, images.name, taken=taken)
     mlflow, password = asked.mlflow, ""
     if mlflow is not None:
