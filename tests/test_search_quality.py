@@ -69,6 +69,19 @@ def test_a_slot_that_is_free_asks_the_sampler_again_in_the_order_of_costs() -> N
     assert [trial.ended for trial in trials] == pytest.approx([0.9, 2.7, 1.8, 2.7])
 
 
+def test_a_sampler_that_weighs_seconds_takes_what_costs_less_of_what_is_as_good() -> None:
+    def dear_above_a_half(config: dict[str, Any]) -> Curve:
+        momentum, epochs = config["momentum"], np.arange(1.0, EPOCHS + 1)
+        height = 0.6 - (momentum - 0.45) ** 2  # As good on both sides.
+        return Curve(height * (1 - 0.5**epochs), epochs * (10.0 if momentum > 0.45 else 1.0))
+
+    spent = {}
+    for name in ("ours", "ours, first points, by seconds"):
+        found = [simulate(planted(dear_above_a_half), METHODS[name], slots=1, samples=30, seed=seed) for seed in (0, 1)]
+        spent[name] = sum(trials[-1].ended for trials in found)
+    assert spent["ours, first points, by seconds"] < 0.8 * spent["ours"], spent
+
+
 def test_a_trial_that_diverges_has_failed_and_is_not_chosen() -> None:
     def curve(config: dict[str, Any]) -> Curve:
         return Curve(np.array([0.8] * 3 + [np.nan] * 6), np.arange(1.0, EPOCHS + 1))

@@ -26,6 +26,13 @@ def named(name: str, n_startup: int = settings.N_STARTUP) -> Callable[[int], opt
     return lambda seed: samplers.make(name, seed, n_startup)
 
 
+def by_seconds(seed: int) -> optuna.samplers.BaseSampler:
+    """Returns the default sampler as `--cost seconds` has it."""
+    sampler = CurveSampler(seed, settings.N_STARTUP)
+    sampler.weighs_costs = True
+    return sampler
+
+
 def tpe(**changes: Any) -> Callable[[int], optuna.samplers.BaseSampler]:
     """Returns a builder of the project's TPE with some options changed."""
     ours = {"n_startup_trials": settings.N_STARTUP, "n_ei_candidates": 64}
@@ -130,6 +137,7 @@ METHODS: dict[str, Method] = {
     "stock": stock(),
     "ours": Method(named(SAMPLER), OURS),
     "ours, first points": Method(named(SAMPLER), OURS, first_points=True),
+    "ours, first points, by seconds": Method(by_seconds, OURS, first_points=True),
     "random + asha": Method(named("random"), SCHEDULERS.load("asha")),
     "random": Method(named("random"), NONE),
     "tpe": Method(named("tpe"), NONE),

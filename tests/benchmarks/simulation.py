@@ -23,6 +23,7 @@ import scipy.special
 from optuna.trial import TrialState
 from tables import Curve, Task
 
+from tuning.runs.study_file import EPOCH
 from tuning.sampling import study as rules
 from tuning.sampling.known_trials import PAUSED
 from tuning.trials.schedulers import METRIC, StandIn
@@ -265,6 +266,8 @@ class _Search:
         decision = self._scheduler.on_trial_result(None, trial.stand_in, told.result(values))
         with self._proposing:
             told.epoch(self._study, number, values, decision == "STOP")
+            if getattr(self._study.sampler, "weighs_costs", False):
+                self._note_seconds(trial, number)
         finished, diverged = len(values) == len(trial.curve.values), math.isnan(values[-1])
         ends = decision == "STOP" or finished or (diverged and not self._method.goes_on_diverged)
         value = _or_zero(float(trial.curve.values[-1]))
@@ -289,6 +292,12 @@ class _Search:
             else:
                 self._train(number)
         self._best = max(self._best, 0.0 if diverged else row.observed)
+
+    def _note_seconds(self, trial: _Trial, number: int) -> None:
+        """Tells the sampler what a trial's last epoch took, as a search does."""
+        n, costs = len(trial.values), trial.curve.costs
+        row = {"epoch": n, "epoch_seconds": float(costs[n - 1] - (costs[n - 2] if n > 1 else 0.0))}
+        self._study._storage.set_trial_user_attr(_id(self._study, number), f"{EPOCH}{n}", row)
 
     def _note_paused(self, number: int, paused: bool) -> None:
         self._study._storage.set_trial_user_attr(_id(self._study, number), PAUSED, paused)
