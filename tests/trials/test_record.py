@@ -63,3 +63,43 @@ def test_a_run_without_a_result_has_a_page(tmp_path: Path) -> None:
     record.conclude(run, told.append)
     assert told == [] and "none yet" in (run.path / "report.html").read_text()
     assert not list(run.path.glob("*.png")) and not (run.path / "best.json").exists()
+
+
+@pytest.mark.parametrize("name", [None, "one"])
+@pytest.mark.parametrize("results", ["file", "link"])
+def test_a_folder_of_runs_that_cannot_be_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | None, results: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if results == "file":
+        Path("results").write_text("no folder")
+    else:
+        Path("results").symlink_to("nowhere")
+    said = r"^results must be a folder that can be made: .* exists: 'results'\.$"
+    with pytest.raises(UserError, match=said), record.claimed(name, "fashion-mnist", None):
+        pass
+
+
+def test_a_name_that_a_dangling_link_has_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("results").mkdir()
+    Path("results/one").symlink_to("nowhere")
+    said = r"^results/one must be a folder that can be made: "
+    with pytest.raises(UserError, match=said), record.claimed("one", "fashion-mnist", None):
+        pass
+
+
+def test_a_folder_that_another_search_made_a_moment_ago_costs_its_number_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = Path.mkdir
+
+    def too_late(path: Path, *args: Any, **kwargs: Any) -> None:
+        if path.name.endswith("-1"):
+            made(path)
+        made(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", too_late)
+    with record.claimed(None, "any", None) as path:
+        assert path.name.endswith("-any-2")

@@ -15,13 +15,14 @@ from conftest import write_run
 from PIL import Image
 
 from tuning import search
-from tuning.base import doors
+from tuning.base import doors, machine
 from tuning.base.errors import UserError
 from tuning.runs import beginnings, run_folder
 from tuning.runs.run_folder import Run
 from tuning.sampling.spaces import load_space
 from tuning.trials import record, settling
 from tuning.trials.settings import Settings, as_options, check_resumed, of_run, source_of_run
+from tuning.trials.slots import Slots
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +232,38 @@ def test_that_a_session_had_other_slots_is_written_down(begun: Path) -> None:
     record.go_on(begun, replace(settings, concurrency=settings.concurrency + 6), None, record.now())
     record.go_on(begun, replace(settings, concurrency=settings.concurrency + 6), None, record.now())
     assert Run(begun).meta["slots_varied"]
+
+
+def test_a_run_that_a_small_machine_resumed_has_its_slots_back_on_a_large_one(
+    begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def session(cores: int, gpus: int, **options: Any) -> tuple[str, int, str]:
+        """Returns device, slots and notes of a session on a machine of so many cores and GPUs."""
+        monkeypatch.setattr(machine, "cores", lambda: cores)
+        monkeypatch.setattr(machine, "gpu_memory", lambda: [80 << 30] * gpus)
+        found = resumed(begun, **options)
+        record.go_on(begun, found.settings, None, record.now())
+        return found.settings.device, found.settings.concurrency, " ".join(found.notes)
+
+    for slots, hardware, here in (
+        (Slots("cpu", 64), {"cores": 64, "gpus": []}, (64, 0)),
+        (Slots("cuda", 4, 1.0, 0.25), {"cores": 16, "gpus": ["H200"]}, (16, 1)),
+    ):
+        record.update_meta(begun, replace(of_run(Run(begun)), **vars(slots)), hardware=hardware, begun_slots=None)
+        small, again, back = session(2, 0), session(2, 0), session(*here)
+        assert small[:2] == again[:2] == ("cpu", 2) and back[:2] == (slots.device, slots.concurrency)
+        assert f"2 side by side (before: {slots.concurrency})" in small[2] and "side by side" not in again[2]
+        assert f"{slots.concurrency} side by side (before: 2)" in back[2]
+
+    cluster_has = [{"CPU": 16.0, "GPU": 2.0}]
+    monkeypatch.setattr("tuning.remote.cluster.look", lambda address: (cluster_has, []))
+    wanted = Slots("cuda", 3, 2.0, 0.5, "auto", limit=3)
+    settings = replace(of_run(Run(begun)), storage="s3://bucket/runs", **vars(wanted))
+    monkeypatch.setattr("tuning.trials.settling._newest", lambda name: Run(begun))
+    monkeypatch.setattr("tuning.remote.stored_runs.base_of", lambda run: "s3://bucket/runs")
+    record.update_meta(begun, settings, hardware={"cores": 16, "gpus": []}, begun_slots=None)
+    assert session(4, 0, address="local")[:2] == ("cpu", 2)
+    assert session(4, 0, address="auto")[:2] == ("cuda", 3) and of_run(Run(begun)).limit == 3
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tuning.base import files, locks, machine, own_model, rim
 from tuning.base.errors import UserError, disk_full, each_alone
 from tuning.base.masking import masked, masked_all
 from tuning.runs import beginnings, run_folder, schema
-from tuning.trials.settings import Settings
+from tuning.trials.settings import BEGUN_SLOTS, Settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,12 +67,13 @@ def _claim(name: str | None, dataset: str, storage: str | None, stack: ExitStack
     while True:
         path = new_path(name, dataset, taken={*taken, *(storages.Store(storage).taken() if storage else ())})
         with ExitStack() as claim:
+            files.make_folder(path.parent, exist_ok=True)
             try:
-                path.parent.mkdir(exist_ok=True)
                 path.mkdir(exist_ok=name is not None)
-            except FileExistsError:  # Of this moment, and without a record.
-                continue
             except OSError as error:
+                if name is None and isinstance(error, FileExistsError):  # Another search made it a moment ago.
+                    taken.add(path.name)
+                    continue
                 raise (
                     disk_full(path, error) or UserError(f"{path} must be a folder that can be made: {error}.")
                 ) from error
@@ -186,6 +187,8 @@ def begin(
 def go_on(path: Path, settings: Settings, last: str | None, now: str) -> None:
     """Writes into `meta.json` for how long nothing happened in a run, by its own record: no time that the search took.
 
+    The slots that the run was begun with stay beside those of this session, for a session on another machine.
+
     Args:
         path: The run folder.
         settings: Those of this session.
@@ -196,8 +199,10 @@ def go_on(path: Path, settings: Settings, last: str | None, now: str) -> None:
     pauses = meta.get("pauses", [])
     if last is not None:  # A session in which nothing happened is part of the pause.
         pauses = [*(pause for pause in pauses if pause[0] != last), [last, now]]
-    varied = meta["settings"].get("concurrency") != settings.concurrency
-    update_meta(path, settings, pauses=pauses, **({"slots_varied": True} if varied else {}))
+    had = meta["settings"]
+    varied = {"slots_varied": True} if had.get("concurrency") != settings.concurrency else {}
+    begun = meta.get(BEGUN_SLOTS) or {name: had[name] for name in vars(settings.slots) if name in had}
+    update_meta(path, settings, pauses=pauses, **varied, **{BEGUN_SLOTS: begun})
 
 
 def update_meta(path: Path, settings: Settings, **values: Any) -> None:

@@ -24,6 +24,7 @@ from tuning.trials.slots import SlotRequest, Slots
 DEFAULT_EPOCHS = {"cpu": 6, "cuda": 18}
 N_STARTUP = 8
 COSTS = ("epochs", "seconds")  # What a training is taken to cost; the first is the default.
+BEGUN_SLOTS = "begun_slots"  # What `meta.json` calls the slots of a resumed run as it was begun.
 # Options that a resumed search takes anew; all else is as the run was begun.
 OF_ANY_SESSION = {
     "samples",
@@ -83,14 +84,23 @@ class Settings:
 
 
 def of_run(run: run_folder.Run) -> Settings:
-    """Returns the settings that a run was begun with; what only a later version knows is passed over.
+    """Returns the settings that a run had last; what only a later version knows is passed over.
 
     Raises:
         UserError: `meta.json` lacks one, or it is of another type.
     """
+    return _read(run, run.meta.get("settings"))
+
+
+def begun_slots(run: run_folder.Run) -> Slots:
+    """Returns the slots that a run was begun with, whatever a machine that resumed it had; raises as `of_run`."""
+    return _read(run, run.settings | (run.meta.get(BEGUN_SLOTS) or {})).slots
+
+
+def _read(run: run_folder.Run, recorded: Any) -> Settings:
     meta = run.meta
     try:
-        return TypeAdapter(Settings).validate_python(meta.get("settings"))
+        return TypeAdapter(Settings).validate_python(recorded)
     except ValidationError as error:
         problem = error.errors()[0]
         name = ".".join(["settings", *(str(part) for part in problem["loc"])])
@@ -251,17 +261,18 @@ def plan_slots(address: str | None, storage: str | None, asked: SlotRequest, tri
     return slots.plan_slots(asked, None if address is None else slots.of_cluster(address), trials_a_gpu)
 
 
-def placed(settings: Settings, address: str, hardware: Mapping[str, Any] | None) -> tuple[Settings, str]:
+def placed(settings: Settings, address: str, begun: Slots, hardware: Mapping[str, Any] | None) -> tuple[Settings, str]:
     """Returns the settings of a run that is resumed on a cluster, or on this machine ("local"), and what has changed.
 
     Args:
-        settings: Those that the run was begun with.
+        settings: Those that the run had last.
         address: Of the cluster, or "local".
+        begun: The slots that the run was begun with.
         hardware: Of the machine where the run was begun, from its `meta.json`.
     """
     if address == "local":
-        planned, changed = slots.replan(settings.slots, hardware)
+        planned, changed = slots.replan(begun, hardware, settings.slots)
     else:
-        asked = SlotRequest(settings.device, settings.cpus_per_trial, settings.gpus_per_trial, settings.limit)
+        asked = SlotRequest(begun.device, begun.cpus_per_trial, begun.gpus_per_trial, begun.limit)
         planned, changed = plan_slots(address, settings.storage, asked, None), ""
     return replace(settings, **vars(planned)), changed

@@ -25,6 +25,7 @@ from tuning.trials.settings import (
     DEFAULT_EPOCHS,
     N_STARTUP,
     Settings,
+    begun_slots,
     check_audit,
     check_names,
     check_resumed,
@@ -126,7 +127,7 @@ def _of_resumed(asked: Asked, found: run_folder.Run, budget: float | None, *, dr
     address = asked.address or settings.address or "local"
     if asked.dashboard:
         local_ray.check_dashboard(None if address == "local" else address)
-    settings, changed = placed(settings, address, found.meta.get("hardware"))
+    settings, changed = placed(settings, address, begun_slots(found), found.meta.get("hardware"))
     if before.time_budget is not None and budget is None:
         was = "The time budget was that of the earlier session; this one has none, unless --time-budget gives it one."
         changed = f"{changed} {was}".strip()

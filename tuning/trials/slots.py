@@ -211,15 +211,17 @@ def _share(place: Place, cpus: float, concurrency: int | None, trials_a_gpu: int
     return representable(1 / max(1, min(a_gpu, n_fitting(node["CPU"], 0, cpus, 0.0) // n_gpus)))
 
 
-def replan(had: Slots, before: Mapping[str, Any] | None = None) -> tuple[Slots, str]:
+def replan(had: Slots, before: Mapping[str, Any] | None = None, last: Slots | None = None) -> tuple[Slots, str]:
     """Returns the slots of a run that is resumed on this machine, and a sentence that says what changed, if anything.
 
-    What the run had is kept where this machine has it. A GPU that is not here gives way to the CPU; trials that took
-    more than there is take what there is. A run that filled its machine fills this one, too. It refuses nothing.
+    What the run was begun with is kept where this machine has it. A GPU that is not here gives way to the CPU; trials
+    that took more than there is take what there is. A run that filled its machine fills this one, too. It refuses
+    nothing.
 
     Args:
-        had: The run's.
+        had: Those that the run was begun with.
         before: What `machine.hardware` said of the machine where the run was begun, from its `meta.json`.
+        last: Those of its last session, from which the sentence says what changed; None is those of the beginning.
     """
     place = this_machine(had.device)
     [node] = place.nodes
@@ -233,15 +235,16 @@ def replan(had: Slots, before: Mapping[str, Any] | None = None) -> tuple[Slots, 
     )
     if not filled:
         slots = replace(slots, concurrency=min(had.concurrency, slots.concurrency))
+    last = last or had
     changes = [
-        f"{getattr(slots, name):{form}} {words} (before: {getattr(had, name):{form}})"
+        f"{getattr(slots, name):{form}} {words} (before: {getattr(last, name):{form}})"
         for name, form, words in (
             ("device", "", "as the device"),
             ("concurrency", "d", "side by side"),
             ("cpus_per_trial", "g", "CPU cores a trial"),
             ("gpus_per_trial", "g", "GPUs a trial"),
         )
-        if not _same(getattr(slots, name), getattr(had, name))
+        if not _same(getattr(slots, name), getattr(last, name))
     ]
     return slots, f"The run is resumed with what this machine has: {', '.join(changes)}." if changes else ""
 
