@@ -1,6 +1,7 @@
 """The search as a user runs it: real Ray, real images, a tiny network; killed, gone on with, and given bad input."""
 
 import base64
+import contextlib
 import http.server
 import json
 import os
@@ -698,15 +699,35 @@ def test_a_search_begins_with_another_and_is_resumed_when_that_is_gone(
     assert done.returncode == 2 and "error: results/three/earlier.json, which holds what run three took" in done.stderr
 
 
+@pytest.mark.parametrize("error", ["RuntimeError: my network is wrong", ""])
+def test_a_search_without_any_result_says_why_and_fails(tmp_path: Path, error: str) -> None:
+    found = write_run(tmp_path / "one", 0)
+    settings = found.meta["settings"] | {"samples": 2}
+    files.write_json(found.path / "meta.json", found.meta | {"estimate": None, "settings": settings})
+    moment = "2026-11-30T10:00:00+00:00"
+    row = {"state": "failed", "epochs": 0, "started": moment, "ended": moment, "attempt": 3, "error": error or None}
+    rows = [{"trial": number, **row} for number in (0, 1)]
+    files.write_rows(found.path / "trials.csv", schema.TRIAL_COLUMNS, rows)
+    said = rf"^No trial of {re.escape(str(found.path))} has a result\."
+    said += (
+        rf" The last error was: {error}\." if error else ""
+    ) + " Next: python -m tuning.search --resume .* --samples 4$"
+    with pytest.raises(UserError, match=said):
+        search._print_outcome(found)
+
+
 def test_a_page_is_named_only_if_it_has_the_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for n_trials in (0, 4):
         found = write_run(tmp_path / str(n_trials), n_trials)
         files.write_json(found.path / "meta.json", found.meta | {"estimate": None})
-        search._print_outcome(found)
+        fails = pytest.raises(UserError, match="has a result") if n_trials == 0 else contextlib.nullcontext()
+        with fails:
+            search._print_outcome(found)
         assert "Page:" not in capsys.readouterr().out
         page = found.path / "report.html"
         page.write_text("")
-        search._print_outcome(found)
+        with fails:
+            search._print_outcome(found)
         assert f"Page: {page}" in capsys.readouterr().out
     os.utime(page, ns=(0, 0))  # An earlier session wrote it, and this one could not.
     search._print_outcome(found)

@@ -330,11 +330,13 @@ def _print_outcome(found: Run) -> None:
 
     Raises:
         typer.Exit: The search was interrupted.
+        UserError: No trial has a result.
     """
     print(summaries.summary_line(found))
     if began := beginnings.text(found):
         print(began)
-    if found.trials["state"].isin(schema.HAVE_RESULTS).any():
+    has_results = found.trials["state"].isin(schema.HAVE_RESULTS).any()
+    if has_results:
         results.print_trials(found, limit=5)
         if noise := summaries.noise_text(found):
             print(noise)
@@ -350,6 +352,9 @@ def _print_outcome(found: Run) -> None:
         print(summaries.estimate_line(found))
     if found.meta.get("audit"):
         print(summaries.audit_text(found.meta["audit"], found.metric))
+    if not has_results:
+        error = run_folder.last_error(found.trials)
+        raise UserError(f"No trial of {found.path} has a result.{error} Next: {summaries.next_step(found)}")
     print(f"Run folder: {found.path}. Next: {summaries.next_step(found)}")
 
 

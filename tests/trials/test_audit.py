@@ -71,6 +71,8 @@ def test_an_audit_that_is_repeated_after_more_trials_keeps_what_it_had(run: run_
         pd.DataFrame({"trial": [audited], "epoch": [1]}).to_csv(run.path / audit.FILE, index=False)
         assert [*audit.wanted(run, 1, seed=0)] == [audited]
     assert {*audit.wanted(run, 2, seed=0)} == {4, 5}
+    pd.DataFrame({"trial": [4, 5], "epoch": [1, 1]}).to_csv(run.path / audit.FILE, index=False)
+    assert {*audit.wanted(run, 1, seed=0)} == {4, 5}
 
 
 def test_a_search_that_stopped_nothing_has_nothing_to_audit(run: run_folder.Run) -> None:

@@ -36,6 +36,7 @@ def begin(tmp_path: Any, splits: Splits) -> Any:
         study = RunStudy(tmp_path, load_space("smoke"), optuna.samplers.RandomSampler(seed=0), epochs=5, seed=7)
         found = Session(settings, tmp_path, splits, study, Progress(3, quiet=True))
         assert found.turns.next() is not None
+        found.began(0)
         return found
 
     return made
@@ -62,6 +63,34 @@ def test_a_signal_ends_the_search_though_nothing_reports(begin: Any, monkeypatch
         time.sleep(0.2)
         assert search.should_end()
         assert search.reason == "interrupt"
+
+
+def test_after_a_signal_no_trial_begins(begin: Any) -> None:
+    search = begin(None)
+    with search.ends_on_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        search.reported(0, {"error": "Training loss is not finite."})  # It frees its slot.
+        assert search.turns.next() is None and list(search.study.trials) == [0]
+
+
+@pytest.mark.parametrize("reason", ["time budget", None])
+def test_what_ends_with_the_search_is_shown(begin: Any, reason: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    search, shown = begin(None), list[tuple[int, str]]()
+    monkeypatch.setattr(search.progress, "ended", lambda row: shown.append((row["trial"], row["state"])))
+    more = {"valid_score": 0.7, "valid_error": 0.03, "error": "", "hostname": None}
+    assert search.turns.next() is not None
+    search.reported(1, studies.epoch(1, 0.7) | more)
+    search.reason = reason
+    search.end_trials()
+    assert sorted(shown) == [(0, "failed"), (1, "pruned")]
+
+
+def test_an_interrupted_search_shows_no_trial_as_ended(begin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = begin(None)
+    monkeypatch.setattr(search.progress, "ended", None)
+    search.reason = "interrupt"
+    search.end_trials()
+    assert search.study.trials[0].state == "running"
 
 
 def test_how_surely_the_best_value_is_known_is_written_down_where_the_valid_split_is_small(
@@ -95,6 +124,32 @@ def test_failures_end_no_search_in_which_trials_have_paused(begin: Any) -> None:
     with pytest.raises(UserError, match="All of the first 3 trials failed"):
         for _ in range(session.FAILURES_THAT_STOP):
             other.failed(other.turns.next().proposal.number, "Training loss must be finite.")
+
+
+@pytest.mark.parametrize(("budget", "audited"), [(None, 1), (0.0, 0)])
+def test_a_spent_budget_leaves_the_audit_out_and_says_so(
+    begin: Any, budget: float | None, audited: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search, notes, calls = begin(budget), list[str](), list[Any]()
+    files.write_json(search.path / "meta.json", {"audit": {"trials": [7]}, "settings": {}})
+    search.settings = replace(search.settings, audit=2)
+
+    def train(n: int) -> None:
+        assert files.read_json(search.path / "meta.json")["audit"] is None  # It was of fewer trials.
+        search.should_end()
+
+    for owner, name, value in (
+        (search, "run_trials", train),
+        (search, "_audit", lambda: calls.append(None)),
+        (search, "_note_noise", lambda: None),
+        (search, "_conclude", lambda: None),
+        (search.progress, "note", notes.append),
+    ):
+        monkeypatch.setattr(owner, name, value)
+    search.run(resumed=False, left_out={})
+    said = "The time budget is spent, so the audit is left out. To have it, resume the run: python -m tuning.search "
+    assert len(calls) == audited
+    assert notes == ([] if audited else [f"{said}--resume {search.path} --audit 2"])
 
 
 def begin_anew(search: Session) -> Session:

@@ -90,6 +90,8 @@ def test_where_nothing_is_left_to_gain_a_search_says_so_and_ends_if_it_is_to(
     assert turns.next() is None and turns.are_over
     assert turns.outcome(None) == {"stopped_by": "converged", "converged": 0}
     assert turns.outcome("interrupt")["stopped_by"] == "interrupt"
+    known.converged = False  # A trial that still ran was better.
+    assert turns.outcome(None) == {"stopped_by": "converged", "converged": None}
 
 
 def test_a_search_that_has_converged_begins_again_where_a_later_trial_was_better(
@@ -166,9 +168,26 @@ def test_a_paused_trial_that_was_alone_on_its_device_is_so_when_it_goes_on(
     assert (turn.proposal.number, turn.proposal.alone) == (0, True)
     assert turns.next() is None
     turns.began(0)
-    assert not taken(turns).proposal.alone
+    assert turns.next() is None  # There is no room beside it.
     study.close(stopped_by=None)
     anew = study_of(tmp_path)
     assert anew.trials[0].was_alone and not anew.trials[1].was_alone
     again = anew.ask()
     assert again is not None and (again.number, again.alone) == (0, True)
+
+
+@pytest.mark.parametrize(("n_gpus", "beside"), [(1, 0), (2, 2)])
+def test_beside_a_trial_that_is_alone_on_a_gpu_run_those_of_the_other_gpus(
+    begun: Callable[..., Turns], study: RunStudy, n_gpus: int, beside: int
+) -> None:
+    turns = begun(2 * n_gpus, device="cuda", gpus_per_trial=0.5)
+    turns.wait_alone(0)
+    study.retry(0, "out of memory", accumulation=1, alone=True)
+    turns.began(0)
+    for _ in range(beside):
+        taken(turns)
+    assert turns.next() is None and not turns.are_over
+    study.fail(0, "it does not fit")
+    turns.ended(0)
+    taken(turns), taken(turns)
+    assert turns.next() is None

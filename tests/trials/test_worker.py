@@ -27,7 +27,7 @@ from tuning.images.splitting import Splits
 from tuning.sampling.spaces import load_space
 from tuning.sampling.study import RunStudy
 from tuning.training import checkpoints
-from tuning.trials.local_ray import StartError, started
+from tuning.trials.local_ray import StartError, TakenSlots, started
 from tuning.trials.progress import Progress
 from tuning.trials.recorder import EndSearch, Proposals, Recorder, _trainable
 from tuning.trials.session import Session
@@ -88,6 +88,20 @@ def failed(study: RunStudy, tmp_path: Path) -> Callable[[str], Any]:
             "The actor died unexpectedly",
         ),
         (FAILURE.format(error="KeyError: 1") + FAILURE.format(error="KeyError: 2"), "KeyError: 2"),
+        (
+            FAILURE.format(
+                error="RuntimeError: CUDA error: an illegal memory access was encountered\nCompile with `X`.\n"
+            ),
+            "RuntimeError: CUDA error: an illegal memory access was encountered",
+        ),
+        (
+            FAILURE.format(
+                error="    x = f(y)\n        ^^^^\npydantic.ValidationError: 1 validation error for TrainConfig\n"
+                "epochs\n  Input should be a number\n    For further information visit https://errors.pydantic.dev"
+            ),
+            "pydantic.ValidationError: 1 validation error for TrainConfig",
+        ),
+        ("Failure # 1 (then)\nray::train() (pid=1)\nTraceback (most recent call last):\nKeyError: 1\n", "KeyError: 1"),
     ],
 )
 def test_a_failure_is_told_in_a_line(recorder: Recorder, study: RunStudy, failed: Any, text: str, error: str) -> None:
@@ -113,12 +127,13 @@ def test_out_of_memory_is_tried_alone_and_then_in_parts(
 ) -> None:
     proposals = Proposals(session)
     trial = failed(text)
+    session.turns.slots.take(0, "cpu")
     recorder.on_trial_recover(0, [], trial)
     assert (trial.resources.bundles, trial.config["accumulation"]) == ([{"CPU": 2.0}], 1)
     assert study.row(0)["error"].endswith(", alone on its device")
     assert proposals.suggest("next") is None  # it would take the slot that the trial waits for
     recorder.on_trial_start(0, [], trial)
-    assert proposals.suggest("next")["accumulation"] == 1
+    assert proposals.suggest("next") is None  # There is no room beside it.
     for parts in (2, 4):
         recorder.on_trial_recover(0, [], trial)
         assert trial.config["accumulation"] == study.row(0)["accumulation"] == parts
@@ -177,6 +192,15 @@ def test_a_full_disk_stops_the_search_and_leaves_the_trial_to_be_gone_on_with(
 ) -> None:
     error = "No space left on the disk while writing trials/0000/latest.pt. Free some space."
     recorder.on_trial_recover(0, [], failed(FAILURE.format(error=f"tuning.base.errors.UserError: {error}")))
+    assert isinstance(session.problem, UserError) and str(session.problem) == error
+    assert session.should_end() and study.trials.running == [0]
+
+
+def test_a_full_disk_does_so_where_no_retry_is_left(
+    session: Session, recorder: Recorder, study: RunStudy, failed: Any
+) -> None:
+    error = "No space left on the disk while writing trials/0000/latest.pt. Free some space."
+    recorder.on_trial_error(0, [], failed(FAILURE.format(error=f"tuning.base.errors.UserError: {error}")))
     assert isinstance(session.problem, UserError) and str(session.problem) == error
     assert session.should_end() and study.trials.running == [0]
 
@@ -261,6 +285,24 @@ def test_where_the_first_three_trials_fail_the_search_is_stopped(
     assert "trials/0002/trial.log" in str(session.problem)
 
 
+def test_three_failures_stop_a_resumed_search_in_which_nothing_has_a_result_too(
+    session: Session, recorder: Recorder, study: RunStudy, failed: Any
+) -> None:
+    for _ in range(2):
+        proposal = study.ask()
+        assert proposal is not None
+        study.finish(proposal.number, "time budget")  # Before its first epoch: that says nothing of it.
+    for i in range(3):
+        assert not session.should_end()
+        recorder.on_trial_error(0, [], failed(FAILURE.format(error=f"ValueError: {i}")))
+    assert "All of the first 3 trials failed. The last error was: ValueError: 2" in str(session.problem)
+    again = Session(session.settings, session.path, session.splits, study, Progress(9, quiet=True))
+    for i in range(3):
+        assert not again.should_end()
+        Recorder(again).on_trial_error(0, [], failed(FAILURE.format(error=f"ValueError: {i}")))
+    assert "All of the first 6 trials failed. The last error was: ValueError: 2" in str(again.problem)
+
+
 def test_later_failures_stop_nothing(session: Session, recorder: Recorder, study: RunStudy, failed: Any) -> None:
     done = study.ask()
     assert done is not None
@@ -276,13 +318,16 @@ EPOCH += ("epoch_seconds", "images_per_second", "seconds_per_image")
 
 
 def test_all_have_reported_once_each_running_trial_has(session: Session, recorder: Recorder, study: RunStudy) -> None:
-    first, second = study.ask(), study.ask()
-    assert first is not None and second is not None
+    session.turns.slots = TakenSlots(Slots("cpu", 3))
+    proposals = Proposals(session)
+    trials = [SimpleNamespace(config=proposals.suggest(name)) for name in "abc"]
+    for trial in trials[:2]:  # The third one waits for Ray, and has no epoch to lose.
+        recorder.on_trial_start(0, [], trial)
     result = {"epoch": 1, "error": "", "finished": "", **dict.fromkeys(EPOCH, 0.5)}
     moment = time.monotonic()
-    for proposal in (first, second):
+    for trial in trials[:2]:
         assert not session.all_reported_since(moment)
-        recorder.on_trial_result(0, [], SimpleNamespace(config={"trial": proposal.number}), result)
+        recorder.on_trial_result(0, [], trial, result)
     assert session.all_reported_since(moment)
 
 

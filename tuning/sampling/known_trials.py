@@ -83,8 +83,9 @@ class KnownTrials(dict[int, KnownTrial]):
 
     @property
     def n_failed(self) -> int:
-        """Trials that failed for good."""
-        return sum(trial.state == "failed" and not trial.is_duplicate for trial in self.values())
+        """Trials that failed for good; not those that were ended before their first epoch."""
+        failed = [trial for trial in self.values() if trial.state == "failed" and not trial.is_duplicate]
+        return sum(not trial.attrs.get("no_result") for trial in failed)
 
     @property
     def waiting(self) -> list[int]:

@@ -26,7 +26,7 @@ MIN_TRIALS = 3  # for a rank correlation
 def wanted(run: run_folder.Run, n: int, seed: int) -> dict[int, jobs.Job]:
     """Returns `n` trials that the scheduler stopped, drawn at random, as jobs that go on from their last epoch.
 
-    Those of an earlier audit come first. A search that stopped fewer gives those; one that stopped none gives nothing.
+    All of an earlier audit are among them. A search that stopped fewer gives those; one that stopped none, nothing.
     """
     import pandas as pd
 
@@ -35,7 +35,7 @@ def wanted(run: run_folder.Run, n: int, seed: int) -> dict[int, jobs.Job]:
     # A list: numpy would shuffle the column of an empty frame in place, which pandas does not allow.
     drawn = np.random.default_rng(seed).permutation(stopped["trial"].tolist()).tolist()
     before = set(pd.read_csv(run.path / FILE)["trial"]) if (run.path / FILE).exists() else set()
-    drawn = sorted(drawn, key=lambda number: number not in before)[:n]
+    drawn = sorted(drawn, key=lambda number: number not in before)[: max(n, len(before))]
     found = {}
     for row in stopped[stopped["trial"].isin(drawn)].to_dict("records"):
         values = {name: row[f"config/{name}"] for name in TrainConfig.model_fields}

@@ -29,6 +29,7 @@ class TakenSlots:
 
     Attributes:
         by_trial: The device of each trial that has a slot, by the trial's number.
+        alone: The trials that have all slots of a device.
         most: So many were taken at a time.
     """
 
@@ -38,11 +39,13 @@ class TakenSlots:
         self._capacity = {slots.device: slots.concurrency}
         self._looked = -math.inf
         self.by_trial: dict[int, str] = {}
+        self.alone: set[int] = set()
         self.most = 0
 
     def free(self) -> str | None:
         """Returns the device of a slot that is free, a GPU's first; None where there is none."""
         used = Counter(self.by_trial.values())
+        used[self._slots.device] += len(self.alone) * (self._slots.a_device - 1)
         return next((device for device, n in self._capacity.items() if used[device] < n), None)
 
     def take(self, number: int, device: str) -> None:
@@ -53,6 +56,7 @@ class TakenSlots:
     def give_back(self, number: int) -> None:
         """Frees the slot of a trial, if it has one."""
         self.by_trial.pop(number, None)
+        self.alone.discard(number)
 
     def watch(self) -> list[str]:
         """Asks the cluster what it has, if the last time is long enough ago; returns a line for each change."""

@@ -184,9 +184,16 @@ def _last_failure(trial: Any) -> str:
 
 
 def _last_error(trial: Any) -> str:
-    """Returns the same in a line: the exception of the traceback, or the first that is said of the worker."""
+    """Returns the same in a line: the exception of the traceback, or the first that is said of the worker.
+
+    An exception may have several lines, of which the first says what it is.
+    """
     failure = _last_failure(trial)
-    lines = [line.strip() for line in failure.splitlines()[1:] if line.strip()]
+    lines = [line.rstrip() for line in failure.splitlines()[1:] if line.strip()]
     if not lines:
         return "unknown error"
-    return (lines[-1] if "Traceback" in failure or "ray::" in lines[0] else lines[0])[:500]
+    if "Traceback" not in failure and "ray::" not in lines[0]:
+        return lines[0].strip()[:500]
+    calls = [number for number, line in enumerate(lines) if line.startswith("  File ")]
+    said = [line for line in lines[calls[-1] :] if not line[0].isspace()] if calls else []
+    return (said or lines[::-1])[0].strip()[:500]

@@ -114,6 +114,7 @@ class Session:
         self._interrupted_at: float | None = None
         self._last_epoch: dict[int, float] = {}
         self._attempt_began: dict[int, float] = {}
+        self._n_failures = 0  # Of this session: its trials that failed for good.
 
     def run(self, *, resumed: bool, left_out: Mapping[str, Sequence[Any]]) -> None:
         """Runs the trials that are to come, audits the scheduler, draws the pictures; all is in the storage then, too.
@@ -138,7 +139,7 @@ class Session:
                 )
             to_run = self.settings.samples - self.study.trials.n_finished - len(waiting)
             if to_run > 0:
-                record.update_meta(self.path, self.settings, converged=None)
+                record.update_meta(self.path, self.settings, converged=None, audit=None)
                 self.run_trials(to_run)
                 self.end_trials()
                 record.update_meta(self.path, self.settings, ended=self.study.now(), **self.turns.outcome(self.reason))
@@ -148,7 +149,7 @@ class Session:
             self._note_noise()
             try:
                 if self.settings.audit and self.reason != "interrupt" and self._is_ours():
-                    self._audit()
+                    self._audit_in_time()
             finally:
                 if self._is_ours():
                     self._conclude()
@@ -186,10 +187,12 @@ class Session:
             UserError: A problem ended the search that the user can mend; any other exception is raised as it is.
         """
         if self.problem is None:
-            paused = [] if self.reason == "interrupt" else self.study.trials.paused
+            trials = self.study.trials
+            not_ended = [*trials.running, *trials.paused]
             self.study.close(stopped_by=None if self.reason == "interrupt" else self.reason or "search")
-            for number in paused:
-                self.progress.ended(self.study.row(number))
+            for number in not_ended:
+                if trials[number].has_ended:
+                    self.progress.ended(self.study.row(number))
             return
         try:
             self.study.close(stopped_by=None)
@@ -209,6 +212,16 @@ class Session:
         if error is not None:
             noise = {"valid_images": n_valid, "half_width": Z_95 * error}
             record.update_meta(self.path, self.settings, noise=noise)
+
+    def _audit_in_time(self) -> None:
+        """Audits the scheduler unless the search's time is spent."""
+        if self.reason != "time budget":
+            self._audit()
+            return
+        self.progress.note(
+            "The time budget is spent, so the audit is left out. To have it, resume the run: python -m tuning.search "
+            f"--resume {files.quoted(self.path)} --audit {self.settings.audit}"
+        )
 
     def _audit(self) -> None:
         """Trains some trials that the scheduler stopped to their end, and writes what came of it into `meta.json`."""
@@ -242,8 +255,9 @@ class Session:
         return self.reason is not None or self.problem is not None
 
     def all_reported_since(self, moment: float) -> bool:
-        """Returns whether every running trial has reported an epoch since a moment of `time.monotonic()`."""
-        return all(self._last_epoch.get(number, 0.0) >= moment for number in self.study.trials.running)
+        """Returns whether every trial that trains has reported an epoch since a moment of `time.monotonic()`."""
+        training = self.turns.slots.by_trial.keys() & self._attempt_began.keys()
+        return all(self._last_epoch.get(number, 0.0) >= moment for number in training)
 
     @contextmanager
     def ends_on_signals(self) -> Iterator[None]:
@@ -254,6 +268,7 @@ class Session:
 
         def interrupt(number: int) -> None:
             self._interrupted_at = time.monotonic()
+            self.turns.are_held = True
 
         with interrupts.caught(interrupt):
             yield
@@ -292,21 +307,28 @@ class Session:
         if self.turns.has_paused(number):
             self.study.pause(number)
             self.turns.paused(number)
+            self._attempt_began.pop(number, None)
             self.progress.paused(self.study.row(number))
             return
         self.study.finish(number, "scheduler")
         self._after(number)
 
     def failed(self, number: int, error: str) -> None:
-        """Records that a trial failed for good; where the first trials all fail, the search ends and shows it."""
+        """Records that a trial failed for good; where the first trials all fail, the search ends and shows it.
+
+        Raises:
+            UserError: They all did; or as `_check_disk`.
+        """
+        _check_disk(error)
         self.study.fail(number, error)
         self._after(number)
+        self._n_failures += 1
         trials = self.study.trials
-        if trials.n_failed == trials.n_finished == FAILURES_THAT_STOP and not trials.shown():
+        if self._n_failures >= FAILURES_THAT_STOP and not trials.shown():
             from tuning.trials.worker import LOG
 
             raise UserError(
-                f"All of the first {FAILURES_THAT_STOP} trials failed. The last error was: {error} "
+                f"All of the first {trials.n_failed} trials failed. The last error was: {error} "
                 f"Its traceback is in trials/{number:04d}/{LOG} of the run."
             )
 
@@ -325,10 +347,9 @@ class Session:
             accumulation: The parts that each of its batches was cut into.
 
         Raises:
-            UserError: The disk is full. No trial would fare better, so they stay as they are, to be resumed.
+            UserError: As `_check_disk`.
         """
-        if DISK_FULL in error:
-            raise UserError(error[error.index(DISK_FULL) :])
+        _check_disk(error)
         again, room, lost = Retry(self.study.row(number)["epochs"], accumulation), "", 0.0
         if ray_internals.OUT_OF_MEMORY.search(failure):
             began = max(self._attempt_began.get(number, math.inf), self._last_epoch.get(number, 0.0))
@@ -399,6 +420,12 @@ class Session:
 
             run, names, best = run_folder.Run(self.path), checkpoints.NAMES, checkpoints.BEST
             stored_runs.conclude(run, stored[0], self.progress.note, checkpoints=names, best=best, lease=self.lease)
+
+
+def _check_disk(error: str) -> None:
+    """Raises UserError where a trial failed on a full disk: none would fare better, so they stay, to be resumed."""
+    if DISK_FULL in error:
+        raise UserError(error[error.index(DISK_FULL) :])
 
 
 def _sampler_seed(seed: int, path: Path) -> int:

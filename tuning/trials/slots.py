@@ -95,6 +95,13 @@ class Slots:
             return {"CPU": self.cpus_per_trial, "GPU": 1.0} if self.gpus_per_trial < 1 else {}
         return {"CPU": float(self.cpus)} if self.concurrency > 1 else {}
 
+    @property
+    def a_device(self) -> int:
+        """How many slots a device has: all of the CPU's, or those of a GPU."""
+        if self.device == "cuda" and self.gpus_per_trial < 1:
+            return min(self.concurrency, n_fitting(self.cpus, 1, self.cpus_per_trial, self.gpus_per_trial))
+        return self.concurrency
+
     def resources(self, device: str) -> dict[str, float]:
         """Returns what a trial on that device asks Ray for."""
         gpus = self.gpus_per_trial if device == "cuda" else 0.0

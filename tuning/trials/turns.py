@@ -33,7 +33,8 @@ class Turns:
     """What takes the slots of a search, from its first trial to its last.
 
     A slot goes to the trial that the scheduler has go on, if it pauses trials and has one to go on; else to one that
-    was interrupted, or to a new one. While a trial waits for a whole device nothing takes a slot.
+    was interrupted, or to a new one. While a trial waits for a whole device nothing takes a slot, and while it has one
+    nothing takes that device's.
 
     Args:
         settings: Of the search.
@@ -44,6 +45,7 @@ class Turns:
         slots: Those that are taken.
         to_begin: How many trials may still be begun, those included that were interrupted.
         scheduler: The scheduler, if it pauses trials; else None.
+        are_held: Nothing takes a slot any more, because the search was interrupted.
         are_over: Whether no trial will take a slot any more, as of the last call of `next`.
         converged_after: How many trials had been tried when nothing was left to gain; None until then.
     """
@@ -53,6 +55,7 @@ class Turns:
         self.slots = TakenSlots(settings.slots)
         self.to_begin: float = math.inf
         self.scheduler: Any = None
+        self.are_held = False
         self.are_over = False
         self.converged_after: int | None = None
         self._waiting_alone: set[int] = set()
@@ -65,7 +68,7 @@ class Turns:
 
     def next(self) -> Turn | None:
         """Returns the trial whose turn it is, which takes a slot; None where there is none, for now or for good."""
-        if self._waiting_alone:
+        if self._waiting_alone or self.are_held:
             return None
         self.watch_slots()
         device = self.slots.free()
@@ -122,8 +125,10 @@ class Turns:
         return self.settings.slots.whole_device
 
     def began(self, number: int) -> None:
-        """Notes that a trial runs: it has what it waited for."""
-        self._waiting_alone.discard(number)
+        """Notes that a trial runs: it has what it waited for, and keeps its device to itself."""
+        if number in self._waiting_alone:
+            self._waiting_alone.discard(number)
+            self.slots.alone.add(number)
 
     def has_paused(self, number: int) -> bool:
         """Returns whether the scheduler, which has a trial stopped, may have it go on later."""
@@ -150,5 +155,5 @@ class Turns:
         """
         after = self.converged_after
         ended_so = self.settings.until_converged and after is not None and reason is None
-        holds = ended_so or (after is not None and self._study.has_converged)
+        holds = after is not None and self._study.has_converged  # Trials that still ran may have been better.
         return {"stopped_by": "converged" if ended_so else reason, "converged": after if holds else None}
