@@ -618,4 +618,4 @@ def test_a_script_goes_from_a_search_to_its_winner_and_searches_in_another_threa
         [sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.startswith("quiet so far\nRun results/mine: 1 sample of at most 1 epoch")
+    assert done.stdout.startswith("quiet so far\nRun results/mine: 1 sample, ")

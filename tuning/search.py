@@ -253,8 +253,8 @@ def _announced(settled: Settled, what: str, **shown: Any) -> "Progress":
         before = Run(settled.path)
         progress.seed(run_folder.ran(before.trials).to_dict("records"), before.epochs.to_dict("records"))
     progress.note(
-        f"{what} {settled.path}: {counted(settings.samples, 'sample')} of at most {counted(settings.epochs, 'epoch')}, "
-        f"{settings.concurrency} side by side on {settings.device}"
+        f"{what} {settled.path}: {counted(settings.samples, 'sample')}, {settings.concurrency} side by side on "
+        f"{settings.device}"
     )
     for note in settled.notes:
         progress.note(note)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from ray.tune.schedulers import FIFOScheduler
 
 from tuning import search
@@ -117,6 +118,53 @@ def test_a_space_that_sets_the_epochs_has_a_kind_for_each_but_a_step_is_measured
     assert len(measured) == 1
     assert [(one.epoch_seconds, one.peak_bytes, one.checkpoint_bytes) for one in costs] == [(2.0, 3, 4)] * 4
     assert sorted(one.config.epochs for one in costs) == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("too_large", [{16}, {16, 32}])
+def test_a_kind_that_does_not_fit_side_by_side_is_named_and_left_out(
+    splits: Splits, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch, too_large: set[int]
+) -> None:
+    def answer(sizes: list[int]) -> list[tuple[float, int, int]]:
+        if too_large & set(sizes):
+            raise ray.exceptions.RayTaskError("time_steps", "CUDA out of memory", RuntimeError("no"))
+        return [(2.0, 3, 4) for _ in sizes]
+
+    remote = SimpleNamespace(remote=lambda config, *given: config.batch_size)
+    monkeypatch.setattr("ray.put", lambda value: value)
+    monkeypatch.setattr("ray.get", answer)
+    monkeypatch.setattr("ray.wait", lambda answers, num_returns: None)
+    monkeypatch.setattr("ray.remote", lambda **resources: lambda function: remote)
+    monkeypatch.setattr("tuning.trials.local_ray.started", lambda slots, log, **more: contextlib.nullcontext())
+    found = [(tiny.model_copy(update={"batch_size": size}), 0.5) for size in (16, 32)]
+    monkeypatch.setattr(estimate, "kinds", lambda space, epochs: found)
+    monkeypatch.setattr(estimate, "keep", lambda settings, found: None)
+    wanted = replace(gpu_settings(), concurrency=2)
+    space: Any = SimpleNamespace(source="")
+    if len(too_large) == 2:
+        with pytest.raises(
+            UserError, match=r"^No kind of trial of the space smoke fits 2 side by side on this machine\."
+        ):
+            estimate.dry_run(wanted, splits, space)
+        return
+    said = estimate.dry_run(wanted, splits, space)
+    name = f"{tiny.architecture}-{tiny.width} in batches of 16"
+    assert f"  {name} does not fit 2 side by side: the search trains it alone, or cuts its batches. That is not" in said
+
+
+def test_what_else_goes_wrong_names_the_kind(
+    splits: Splits, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(given: Any) -> None:
+        raise ray.exceptions.RayTaskError("time_steps", "", RuntimeError("my network is wrong"))
+
+    monkeypatch.setattr("ray.put", lambda value: value)
+    monkeypatch.setattr("ray.get", answer)
+    monkeypatch.setattr("ray.remote", lambda **resources: lambda function: SimpleNamespace(remote=lambda *given: None))
+    with pytest.raises(ray.exceptions.RayTaskError) as raised:
+        estimate.measure(gpu_settings(), [(tiny, 1.0)], splits)
+    assert raised.value.__notes__ == [
+        f"This was a trial of {tiny.architecture}-{tiny.width} in batches of {tiny.batch_size}."
+    ]
 
 
 def test_the_kinds_of_the_default_space_are_its_networks_and_batch_sizes() -> None:
@@ -243,6 +291,15 @@ def test_a_dry_run_chooses_the_slots_and_a_later_search_takes_them_and_says_so(
             search.main(space="smoke", **arguments)
         assert ("Trials on each GPU: 8, as the dry run" in capsys.readouterr().out) == (not arguments)
     assert asked == [(4, 0.25), (8, 0.125), (2, 0.5), (2, 0.5)]
+
+
+def test_an_estimate_that_cannot_be_kept_is_said_and_not_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for root in (tmp_path / "file", tmp_path / "file" / "below"):
+        estimate.keep({"seed": 0}, {"seconds": 1.0}, root)
+        assert capsys.readouterr().out.startswith("The estimate is not kept: ")
 
 
 def test_an_estimate_is_recalled_for_the_same_settings_only(tmp_path: Path) -> None:

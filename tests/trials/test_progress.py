@@ -1,5 +1,8 @@
 import io
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -373,3 +376,21 @@ def test_a_password_in_a_note_or_an_error_is_masked() -> None:
     progress.ended(make_row(0, "failed", error="OSError: http://bob:hunter2@host"))
     assert printed(console).count("http://***@host") == 2 and "hunter2" not in printed(console)
     assert "hunter2" not in "".join(view(progress, 120))
+
+
+def test_a_reader_that_has_gone_ends_nothing(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from tuning.trials.progress import Progress
+progress = Progress(3)
+progress.note("one")
+os.read(read, 1)
+os.close(read)
+for _ in range(20):
+    progress.note("more " * 50)
+print("the end", file=sys.stderr)
+"""
+    code = code.replace("import os, sys", "import os, sys\nread, write = os.pipe()\nos.dup2(write, 1)\nos.close(write)")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "the end\n")

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tuning.base.registries import LR_SCHEDULES, SCHEDULERS
@@ -253,3 +254,22 @@ def test_trials_of_different_lengths_pause_at_rungs_of_their_own(lengths: tuple[
 
 def rows(accuracy: float, n: int) -> list[dict[str, float]]:
     return [{"epoch": epoch, "valid_accuracy": accuracy} for epoch in range(1, n + 1)]
+
+
+@pytest.mark.parametrize("name", ["asha", "hyperband"])
+def test_numpys_random_numbers_are_left_to_others(name: str) -> None:
+    def brackets() -> list[int]:
+        """Returns how many epochs each of some trials gets, all of which are as good."""
+        scheduler, found = SCHEDULERS.load(name)(27, 0), []
+        for number in range(12):
+            trial: Any = StandIn(str(number), {"trial": number, "config": {"epochs": 27, "schedule": "constant"}})
+            scheduler.on_trial_add(None, trial)
+            found.append(len(scheduler._of(trial)._trial_info[trial.trial_id]._rungs))
+        return found
+
+    np.random.seed(5)  # noqa: NPY002  It is what a notebook may rely on.
+    first = brackets()
+    drawn = np.random.random()  # noqa: NPY002
+    np.random.seed(5)  # noqa: NPY002
+    assert drawn == np.random.random()  # noqa: NPY002
+    assert brackets() == first and (len(set(first)) > 1) == (name == "hyperband")

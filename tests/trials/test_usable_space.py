@@ -97,3 +97,16 @@ def test_a_network_is_tried_for_each_way_in_which_it_is_trained(monkeypatch: pyt
     splits: Any = SimpleNamespace(train=SimpleNamespace(images=np.zeros((4, 1, 8, 8))), channels=1, n_classes=3)
     loading._check_networks(configs, splits)
     assert [(config.train, config.body_lr_factor) for config in tried] == [("all", 1.0), ("head", 1.0), ("all", 0.2)]
+
+
+def test_how_long_trials_may_train_is_said_as_the_space_has_it(tmp_path: Path) -> None:
+    def said(source: str, epochs: int) -> str:
+        (tmp_path / "mine.py").write_text(f"def space(trial):\n    return {{'width': 4, {source}}}\n")
+        configs = [config for _, config in check_space(load_space(str(tmp_path / "mine.py")), epochs)]
+        return loading.lengths(configs, SimpleNamespace(epochs=epochs, space="mine"))  # type: ignore[arg-type]
+
+    assert said("", 6) == "Trials train for at most 6 epochs."
+    assert said("'epochs': 6", 6) == "Trials train for at most 6 epochs."
+    both = "The space mine has trials train for at most {} epochs; --epochs {} counts where it sets none."
+    assert said("'epochs': 20", 6) == both.format(20, 6)
+    assert said("'epochs': trial.suggest_int('epochs', 2, 3)", 6) == both.format("2 to 3", 6)

@@ -1,5 +1,6 @@
 """Between Ray and the study: what a worker's failure is called, and when it stops the search."""
 
+import contextlib
 import logging
 import os
 import platform
@@ -19,7 +20,7 @@ import optuna
 import pytest
 import torch
 
-from tuning.base import machine
+from tuning.base import interrupts, machine
 from tuning.base.errors import UserError
 from tuning.images.batches import to_tensors
 from tuning.images.datasets import Labelled
@@ -441,3 +442,23 @@ def test_processes_that_are_started_later_keep_what_they_freed_unless_the_user_s
     command = [sys.executable, "-c", FAULTS]
     done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=True)
     assert (int(done.stdout) < 20) == keeps
+
+
+@pytest.mark.parametrize("command", [False, True])
+def test_a_process_that_is_no_commands_has_its_environment_and_loggers_back(
+    monkeypatch: pytest.MonkeyPatch, command: bool
+) -> None:
+    for name in ("ray", "ray.tune"):
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [logging.NullHandler()])
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+    monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if "TUN" not in name})
+    monkeypatch.setattr("tuning.trials.local_ray._own", lambda *args, **more: contextlib.nullcontext())
+
+    def state() -> Any:
+        loggers = [logging.getLogger(name) for name in ("ray", "ray.tune")]
+        return dict(os.environ), [(list(logger.handlers), logger.propagate) for logger in loggers]
+
+    before = state()
+    with interrupts.raised(command=command), started(Slots("cpu", 1), logging.NullHandler()):
+        assert os.environ["TUNE_DISABLE_SIGINT_HANDLER"] == "1" and state() != before
+    assert (state() == before) != command

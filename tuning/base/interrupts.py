@@ -19,6 +19,11 @@ SECONDS_OF_ONE_WISH = 1.0
 _is_command = False  # Whether this process is a command's, which may end it; else it is a notebook's, or a script's.
 
 
+def is_command() -> bool:
+    """Returns whether this process is a command's, and not a notebook's or a script's."""
+    return _is_command
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal asked the command to end; the text says what there is, and how to go on."""
 

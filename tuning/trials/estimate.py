@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from tuning.base.registries import LR_SCHEDULES, SCHEDULERS
 from tuning.images.datasets import Labelled
 from tuning.images.splitting import Splits
 from tuning.runs import run_folder
-from tuning.trials import local_ray
+from tuning.trials import local_ray, ray_internals
 from tuning.trials.slots import SlotRequest, plan_slots, this_machine
 
 if TYPE_CHECKING:
@@ -71,6 +71,9 @@ def dry_run(settings: Any, splits: Splits, space: "Space", *, n_done: int = 0, c
         space: Its space, less what this machine cannot do.
         n_done: Trials that have ended already, of a run that is resumed.
         choose_slots: Measure how many trials side by side on a GPU pay, and keep that for later searches.
+
+    Raises:
+        UserError: The machine has too little memory for any of them.
     """
     found_kinds = kinds(space, settings.epochs)
     rates: dict[int, float] = {}
@@ -84,12 +87,19 @@ def dry_run(settings: Any, splits: Splits, space: "Space", *, n_done: int = 0, c
             slots = plan_slots(SlotRequest(settings.device, settings.cpus_per_trial), place, trials_a_gpu=pays)
             settings = replace(settings, **vars(slots))
         costs = measure(settings, found_kinds, splits)
+    if not costs:
+        raise UserError(
+            f"No kind of trial of the space {settings.space} fits {settings.concurrency} side by side on this machine. "
+            "Take fewer with --concurrency, or smaller networks, images or batches."
+        )
+    fitting = {step_kind(cost.config) for cost in costs}
+    too_large = {kind: config for config, _ in found_kinds if (kind := step_kind(config)) not in fitting}
     found = summarise(replace(settings, samples=max(0, settings.samples - n_done)), costs)
     if not n_done:
         keep(asdict(settings), found)
     if rates:
         keep_slots(space.source, settings.dataset, rates)
-    return text(settings, costs, found, rates)
+    return text(settings, costs, found, rates, too_large.values())
 
 
 def kinds(space: "Space", epochs: int) -> list[tuple[TrainConfig, float]]:
@@ -108,6 +118,10 @@ def kinds(space: "Space", epochs: int) -> list[tuple[TrainConfig, float]]:
         one.setdefault(kind, config.model_copy(update={"pretrained": False}))
         count[kind] += 1
     return [(config, count[kind] / DRAWS) for kind, config in one.items()]
+
+
+def _named(config: TrainConfig) -> str:
+    return f"{network(config.architecture, config.width)} in batches of {config.batch_size}"
 
 
 def step_kind(config: TrainConfig) -> tuple[Any, ...]:
@@ -160,21 +174,31 @@ def time_steps(
 def measure(settings: Any, kinds: Sequence[tuple[TrainConfig, float]], splits: Splits) -> list[Cost]:
     """Returns the cost of each kind, timed in Ray workers with as many side by side as the search runs.
 
-    Ray must have been started.
+    Kinds that have too little memory so are left out. Ray must have been started.
     """
     import ray
 
     shared = ray.put(splits if settings.address is None else splits.in_memory())
-    remote: Any = ray.remote(num_cpus=settings.cpus_per_trial, num_gpus=settings.gpus_per_trial)(time_steps)
+    each = {"num_cpus": settings.cpus_per_trial, "num_gpus": settings.gpus_per_trial}
+    remote: Any = ray.remote(**each, max_retries=0)(time_steps)
     threads = max(1, int(settings.cpus_per_trial))
-    measured: dict[tuple[Any, ...], tuple[float, int, int]] = {}
+    measured: dict[tuple[Any, ...], tuple[float, int, int] | None] = {}
     for config, _ in kinds:
         if step_kind(config) not in measured:
             given = (config, shared, settings.device, threads, own_model.known())
             beside = [remote.remote(*given) for _ in range(settings.concurrency)]
-            seconds, peaks, sizes = zip(*local_ray.get(beside), strict=True)
+            try:
+                seconds, peaks, sizes = zip(*local_ray.get(beside), strict=True)
+            except ray.exceptions.RayError as error:
+                if not ray_internals.OUT_OF_MEMORY.search(f"{type(error).__name__} {error}"):
+                    error.add_note(f"This was a trial of {_named(config)}.")
+                    raise
+                measured[step_kind(config)] = None
+                ray.wait(beside, num_returns=len(beside))  # The next kind is to be measured by itself.
+                continue
             measured[step_kind(config)] = (sum(seconds) / len(seconds), max(peaks), max(sizes))
-    return [Cost(config, share, *measured[step_kind(config)]) for config, share in kinds]
+    costs = ((config, share, measured[step_kind(config)]) for config, share in kinds)
+    return [Cost(config, share, *cost) for config, share, cost in costs if cost is not None]
 
 
 def measure_slots(settings: Any, kinds: Sequence[tuple[TrainConfig, float]], splits: Splits) -> dict[int, float]:
@@ -186,6 +210,8 @@ def measure_slots(settings: Any, kinds: Sequence[tuple[TrainConfig, float]], spl
     alone = measure(replace(settings, concurrency=1, gpus_per_trial=1.0), kinds, splits)
     alone = list({step_kind(cost.config): cost for cost in alone}.values())
     alone.sort(key=lambda cost: cost.epoch_seconds)
+    if not alone:
+        return {1: 1.0}  # Nothing fits alone, so no number of them pays; the caller says so.
     some = [alone[0], alone[len(alone) // 2], alone[-1]]
     rates = {1: len(some) / sum(cost.epoch_seconds for cost in some)}
     peak = max(cost.peak_bytes for cost in alone)
@@ -193,6 +219,8 @@ def measure_slots(settings: Any, kinds: Sequence[tuple[TrainConfig, float]], spl
         several = replace(settings, concurrency=n, gpus_per_trial=1 / n)
         measure(several, [(some[0].config, 1.0)], splits)  # Its workers start, which is not to be timed.
         costs = measure(several, [(cost.config, cost.share) for cost in some], splits)
+        if len(costs) < len(some):  # What each has for itself is less than what it had alone.
+            break
         rates[n] = n * len(some) / sum(cost.epoch_seconds for cost in costs)
     return rates
 
@@ -284,8 +312,14 @@ def summarise(settings: Any, costs: Sequence[Cost]) -> dict[str, float]:
     }
 
 
-def text(settings: Any, costs: Sequence[Cost], found: dict[str, float], rates: Mapping[int, float] = {}) -> str:
-    """Returns what the dry run prints; with `rates` also what `measure_slots` found."""
+def text(
+    settings: Any,
+    costs: Sequence[Cost],
+    found: dict[str, float],
+    rates: Mapping[int, float] = {},
+    too_large: Iterable[TrainConfig] = (),
+) -> str:
+    """Returns what the dry run prints; with `rates` also what `measure_slots` found, and which kinds do not fit."""
     networks: dict[str, list[Cost]] = {}
     for cost in costs:
         networks.setdefault(network(cost.config.architecture, cost.config.width), []).append(cost)
@@ -294,6 +328,11 @@ def text(settings: Any, costs: Sequence[Cost], found: dict[str, float], rates: M
         seconds = [cost.epoch_seconds for cost in group]
         share = sum(cost.share for cost in group)
         lines.append(f"  {name:<14} {min(seconds):6.1f} to {max(seconds):6.1f} s   {share:4.0%} of the space")
+    lines += [
+        f"  {_named(config)} does not fit {settings.concurrency} side by side: the search trains it alone, or cuts its "
+        "batches. That is not in what follows."
+        for config in too_large
+    ]
     if rates:
         together = ", ".join(f"{60 * rate:.1f} with {n}" for n, rate in rates.items())
         lines.append(
@@ -346,14 +385,18 @@ def _slots_key(source: str, dataset: str) -> str:
 
 
 def _keep(key: str, found: Mapping[str, Any], root: Path) -> None:
-    root.mkdir(exist_ok=True)
-    files.write_json(root / FILE, _kept(root) | {key: found})
+    """Writes one of them down; where that cannot be, it says so, for what was measured is printed all the same."""
+    try:
+        root.mkdir(exist_ok=True)
+        files.write_json(root / FILE, _kept(root) | {key: found})
+    except (OSError, UserError) as error:
+        print(f"The estimate is not kept: {error}", flush=True)
 
 
 def _kept(root: Path) -> dict[str, Any]:
     try:
         return files.read_json(root / FILE)
-    except UserError:  # None was kept, or a damaged file: an estimate is no loss.
+    except (OSError, UserError):  # None was kept, or a damaged file: an estimate is no loss.
         return {}
 
 

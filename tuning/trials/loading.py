@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tuning.base import own_model
-from tuning.base.errors import UserError
+from tuning.base.errors import UserError, counted
 from tuning.base.registries import ARCHITECTURES, METRICS
 from tuning.trials.settings import Settings
 
@@ -36,6 +36,7 @@ def load(settings: Settings, source: str, progress: "Progress", own: str = "") -
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = replace(spaces.load_space(source), own=own)
     space, drawn = usable_space(space, settings, progress)
+    progress.note(lengths(drawn, settings))
     splits = splitting.load_splits(
         settings.source,
         seed=settings.seed,
@@ -79,6 +80,18 @@ def usable_space(space: "Space", settings: Settings, progress: "Progress") -> tu
             'have the space return "architecture": "own".'
         )
     return space, [config for _, config in drawn]
+
+
+def lengths(configs: Iterable["TrainConfig"], settings: Settings) -> str:
+    """Returns a sentence on how long trials may train, by some configurations of the space."""
+    found = sorted({config.epochs for config in configs})
+    if found == [settings.epochs]:
+        return f"Trials train for at most {counted(settings.epochs, 'epoch')}."
+    most = counted(found[0], "epoch") if len(found) == 1 else f"{found[0]} to {counted(found[-1], 'epoch')}"
+    return (
+        f"The space {settings.space} has trials train for at most {most}; --epochs {settings.epochs} counts where it "
+        "sets none."
+    )
 
 
 def _problems(configs: Iterable["TrainConfig"]) -> dict[tuple[str, bool], UserError]:

@@ -92,9 +92,9 @@ def started(
 ) -> Iterator[None]:
     """Starts a Ray of our own, bound to the loopback address of this machine, or joins the cluster at `slots.address`.
 
-    Where no address is asked for and a Ray runs in this process already, that one is used, and still runs afterwards;
-    the environment and Ray's loggers are then as before. A cluster gets this package with the job, so that its nodes
-    need the dependencies only.
+    Where no address is asked for and a Ray runs in this process already, that one is used, and still runs afterwards.
+    Unless the process is a command's, the environment and Ray's loggers are then as before. A cluster gets this package
+    with the job, so that its nodes need the dependencies only.
 
     Args:
         slots: Those that it must have.
@@ -108,11 +108,13 @@ def started(
     with contextlib.ExitStack() as stack:
         stack.callback(log.close)
         is_theirs = slots.address is None and ray.is_initialized()
+        is_shared = is_theirs or not interrupts.is_command()  # With what else the process does.
         for logger in loggers:
             before = {"handlers": logger.handlers, "propagate": logger.propagate}
-            stack.callback(vars(logger).update, before if is_theirs else {"handlers": [], "propagate": False})
+            stack.callback(vars(logger).update, before if is_shared else {"handlers": [], "propagate": False})
         if is_theirs:
             _check_free(slots)
+        if is_shared:
             stack.callback(_set_environment, dict(os.environ))
         os.environ |= ray_internals.ENVIRONMENT
         if not is_theirs:

@@ -15,6 +15,7 @@ from rich.console import Console, ConsoleDimensions, Group
 from rich.live import Live
 from rich.text import Text
 
+from tuning.base import interrupts
 from tuning.base.config import network
 from tuning.base.errors import counted
 from tuning.base.masking import masked
@@ -113,6 +114,14 @@ class _Cell:
         return {"text/html": page, "text/plain": console.export_text()}
 
 
+class _Console(Console):
+    """A console whose reader may go, as `head` does; whatever prints goes on, unseen."""
+
+    def on_broken_pipe(self) -> None:
+        """Drops what nobody reads; rich would end the process."""
+        interrupts.drop_closed_output()
+
+
 class Progress:
     """Shows what happens to the trials of a search.
 
@@ -142,7 +151,7 @@ class Progress:
         self._metric = metric
         if console is None:  # Not even FORCE_COLOR may bring control codes into a file.
             terminal = None if sys.stdout.isatty() else False
-            console = Console(
+            console = _Console(
                 file=sys.stdout, highlight=False, force_terminal=terminal, force_jupyter=False, quiet=silent
             )
         quiet = quiet or silent

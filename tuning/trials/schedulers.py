@@ -34,18 +34,31 @@ class LikeWithLike(FIFOScheduler):
         build: Makes the scheduler of trials of a full length, in epochs.
         epochs: Full length of a trial that has none of its own.
         grace: Returns the epochs that a trial of a full length gets at least.
+        seed: Of what Ray draws for a new trial from numpy's global state, which others have back as it was.
     """
 
     def __init__(
-        self, build: Callable[[int], TrialScheduler], epochs: int, grace: Callable[[int], int] | None = None
+        self,
+        build: Callable[[int], TrialScheduler],
+        epochs: int,
+        grace: Callable[[int], int] | None = None,
+        *,
+        seed: int = 0,
     ) -> None:
         super().__init__()
+        self._random = np.random.RandomState(seed % 2**32).get_state()
         self._build, self._epochs, self._grace = build, epochs, grace or grace_period
         self._schedulers: dict[tuple[bool, int], TrialScheduler] = {}
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Tells the trial's scheduler; so do the others."""
-        self._of(trial).on_trial_add(tune_controller, trial)
+        scheduler, others = self._of(trial), np.random.get_state()  # noqa: NPY002
+        np.random.set_state(self._random)  # noqa: NPY002
+        try:
+            scheduler.on_trial_add(tune_controller, trial)
+        finally:
+            self._random = np.random.get_state()  # noqa: NPY002
+            np.random.set_state(others)  # noqa: NPY002
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Returns what the trial's scheduler decides; at its full length a trial has ended anyhow.
@@ -191,8 +204,7 @@ def _halving(epochs: int, *, hyperband: bool) -> TrialScheduler:
 
 def asha(epochs: int, seed: int) -> TrialScheduler:
     """ASHA in its stopping form (Li et al. 2020, MLSys)."""
-    np.random.seed(seed % 2**32)  # noqa: NPY002  Ray draws a trial's bracket from numpy's global state.
-    return LikeWithLike(partial(_halving, hyperband=False), epochs)
+    return LikeWithLike(partial(_halving, hyperband=False), epochs, seed=seed)
 
 
 def first_rung(epochs: int) -> int:
@@ -213,8 +225,7 @@ def promotion(epochs: int, seed: int) -> TrialScheduler:
 
 def hyperband(epochs: int, seed: int) -> TrialScheduler:
     """Asynchronous Hyperband (Li et al. 2020, section 3.3): ASHA with several grace periods."""
-    np.random.seed(seed % 2**32)  # noqa: NPY002  Ray draws a trial's bracket from numpy's global state.
-    return LikeWithLike(partial(_halving, hyperband=True), epochs)
+    return LikeWithLike(partial(_halving, hyperband=True), epochs, seed=seed)
 
 
 def _median_stopping(epochs: int) -> TrialScheduler:
