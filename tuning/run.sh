@@ -61,7 +61,7 @@ if ! is_complete; then
   exec 9>>"$made"
   if command -v flock >/dev/null && ! flock -n 9; then # macOS has none.
     echo "Waiting for another call, which sets up $venv ..." >&2
-    flock 9
+    flock 9 || true # Not every file system has locks.
   fi
   read_installed # What the other call has installed.
 fi
