@@ -242,7 +242,13 @@ def test_options_come_from_a_file_and_the_command_line_wins(
             r"options\.yaml must have its options below settings or beside it, but got both: beside it are samples, "
             r"cost\. Move them all to one place\.",
         ),
-        ("time_budget: true", r"--time-budget must be a duration such as 90s, 30m or 1h30m, but got 'True'\."),
+        ("time_budget: true", r"--time-budget must be a duration such as 90s, 30m or 1h30m, but got 'true'\."),
+        ("time_budget: 1:30", r"--time-budget must be a duration such as 90s, 30m or 1h30m, but got '1:30'\."),
+        ("samples: 3\nsamples: 4", r"options\.yaml must be a YAML file, .* parsed: 'samples' is there twice\."),
+        (
+            "train-images: 9\ntrain_images: 8",
+            r"options\.yaml: train-images and train_images are one option\. Leave one",
+        ),
         ("samples: [", r"options\.yaml must be a YAML file, but it cannot be parsed"),
     ],
 )
@@ -263,15 +269,15 @@ def test_a_wrong_file_of_options_is_said(
     [
         ("samples: 2.5", "samples must be a whole number, but got '2.5'."),
         ("samples: 1e1", "samples must be a whole number, but got '1e1'."),
-        ("samples: [1, 2]", "samples must be a whole number, but got [1, 2]."),
-        ("seed: true", "seed must be a whole number, but got 'True'."),
+        ("samples: [1, 2]", "samples must be a whole number, but got ['1', '2']."),
+        ("seed: true", "seed must be a whole number, but got 'true'."),
         ("dashboard: 7", "dashboard must be true or false, but got '7'."),
         ("quiet: 3", "quiet must be true or false, but got '3'."),
         ("until-converged: maybe", "until-converged must be true or false, but got 'maybe'."),
-        ("verbose: {a: 1}", "verbose must be true or false, but got {'a': 1}."),
+        ("verbose: {a: 1}", "verbose must be true or false, but got {'a': '1'}."),
         ("data_dir: [a, b]", "data_dir must be a path, but got ['a', 'b']."),
         ("space: [smoke, resnet]", "space must be text, but got ['smoke', 'resnet']."),
-        ("labels_leave_out: [[a]]", "labels_leave_out must be a list, but got [['a']]."),
+        ("labels_leave_out: [[a]]", "labels_leave_out must be a list of texts, but got [['a']]."),
     ],
 )
 def test_the_types_of_a_file_are_those_of_the_options(
@@ -282,6 +288,29 @@ def test_the_types_of_a_file_are_those_of_the_options(
     with pytest.raises(UserError) as error:
         options_of(["--config", "options.yaml"], monkeypatch)
     assert str(error.value) == f"options.yaml: {message}"
+
+
+def test_a_file_of_options_is_read_as_the_same_words_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "options.YML").write_text(
+        "run: 2026-11-31\nlabels_leave_out: [no, 007, 1.10, null]\nlabel_column: on\nstorage: null\ngroup_column: ~\n"
+        "time_budget: 90\nmetric:\nimage_column: 1_000\ndashboard: yes\n"
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["search"])
+    asked = options_of(["--config=~/options.YML"], monkeypatch)
+    assert (asked.run, asked.label_column, asked.image_column) == ("2026-11-31", "on", "1_000")
+    assert asked.labels_leave_out == ["no", "007", "1.10", "null"]
+    assert (asked.storage, asked.group_column, asked.time_budget, asked.metric) == (None, None, "90s", "accuracy")
+    assert asked.dashboard is True
+
+
+def test_true_is_no_number() -> None:
+    with pytest.raises(UserError, match=r"^--samples must be a whole number, but got True\.$"):
+        doors.asked(search.run, {"samples": True})
+    with pytest.raises(UserError, match=r"^--labels-leave-out must be a list of texts, but got \[1\]\.$"):
+        doors.asked(search.run, {"labels_leave_out": [1]})
 
 
 def test_a_bare_text_of_a_file_is_a_list_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,6 +397,17 @@ def test_a_function_is_kept_with_what_it_reads() -> None:
             return low + high
 
     assert place["space"](Trial()) == {"learning_rate": 1.001, "weight_decay": 0.5}
+
+
+def test_what_lies_beside_a_function_as_beside_a_space_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(drawn.__globals__, "FIRST", [{"width": 12}])
+    monkeypatch.setitem(drawn.__globals__, "GPU_ONLY", {"network": ["resnet18"]})
+    place: dict[str, Any] = {}
+    exec(compile(module_of(drawn), "space.py", "exec"), place)
+    assert (place["FIRST"], place["GPU_ONLY"]) == ([{"width": 12}], {"network": ["resnet18"]})
+    monkeypatch.setitem(drawn.__globals__, "FIRST", [{"width": object()}])
+    with pytest.raises(UserError, match=r"only what its run can keep, but the run of drawn reads 'FIRST'\."):
+        module_of(drawn)
 
 
 def test_a_function_that_reads_something_called_space_is_refused() -> None:

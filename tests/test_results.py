@@ -388,6 +388,43 @@ def test_a_frame_that_is_missing_beside_a_study_with_results_is_no_run_without_t
     assert len(run.trials) == len(before) and len(run.epochs) == before["epochs"].sum()
 
 
+@pytest.mark.parametrize("name", ["trials", "epochs"])
+@pytest.mark.parametrize("lines", [0, 1, 1.5])
+def test_a_frame_without_a_row_beside_a_study_with_results_is_no_run_without_trials(
+    tmp_path: Path, name: str, lines: float
+) -> None:
+    run = write_run(tmp_path / "one", 1)
+    path, notes = run.path / f"{name}.csv", list[str]()
+    head, row, *_ = path.read_text().splitlines(keepends=True)
+    path.write_text({0: "", 1: head, 1.5: head + row[:5]}[lines])
+    with pytest.raises(UserError, match=rf"one/{name}\.csv has no rows, but .* have ended\. .*--resume .*` writes it"):
+        getattr(run, name)
+    run_folder.mend(run, notes.append)
+    assert notes == [f"{path} had no rows, and is written anew from the study."]
+
+
+def test_every_hyperparameter_that_differs_is_shown_or_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [
+        "momentum",
+        "weight_decay",
+        "batch_size",
+        "label_smoothing",
+        "erase",
+        "ema_decay",
+        "crop_scale",
+        "jitter",
+        "mixup",
+        "cutmix",
+    ]
+    trials = [trial(n, 0.9) | {f"config/{name}": 0.1 * n + 0.2 for name in names} for n in range(2)]
+    trials = [each | {"config/batch_size": 8 + n} for n, each in enumerate(trials)]
+    results.print_trials(make_run(tmp_path, "r", trials))
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(word in said for name in names for word in name.split("_"))
+
+
 def test_a_run_is_read_after_a_change_of_directory_and_one_that_is_gone_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

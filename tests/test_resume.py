@@ -185,10 +185,10 @@ def test_a_run_goes_on_with_what_the_machine_has_and_that_is_said(monkeypatch: p
         replace(SETTINGS, concurrency=16),
         replace(SETTINGS, concurrency=16, address="10.0.0.1:6379", device="any", limit=16),
     ):
-        now, said = search_settings.placed(before, "local", had)
+        now, said = search_settings.placed(before, "local", before.slots, had)
         assert (now.device, now.concurrency, now.gpus_per_trial, now.address) == ("cpu", 2, 0.0, None)
         assert said.startswith("The run is resumed with what this machine has: ")
-    assert search_settings.placed(SETTINGS, "local", {"cores": 2, "gpus": []}) == (SETTINGS, "")
+    assert search_settings.placed(SETTINGS, "local", SETTINGS.slots, {"cores": 2, "gpus": []}) == (SETTINGS, "")
 
 
 def test_other_images_than_the_run_was_begun_with_are_refused(here: Path) -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 import tomllib
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from conftest import ROOT, copy_project
 PYTHON = r"""#!/usr/bin/env bash
 case "$*" in *sys.version_info*) exit "${OLD:-0}";; --version) echo Python 3.10; exit;; esac
 echo "$*" >>"$LOG"
+case "$*" in "-P -m tuning"*) echo "$PWD $PYTHONPATH" >>"$LOG.where";; esac
 case "$*" in
   *"${FAIL:-no such word}"*) echo "no network" >&2; exit 1;;
   *"${KILL:-no such word}"*) kill -9 $PPID; exit 1;;
   "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; touch "$3/pyvenv.cfg";;
+  *"${WAIT:-no such word}"*) while [ ! -e "$LOG.go" ]; do sleep 0.05; done;;
 esac
 """
 INSTALL = "-m pip install --quiet --disable-pip-version-check --editable "
@@ -57,8 +60,11 @@ class Clone:
             "cp",
             "touch",
             "id",
+            "sleep",
         ):
             (self.bin / name).symlink_to(str(shutil.which(name, path=os.defpath)))
+        if flock := shutil.which("flock", path=os.defpath):
+            (self.bin / "flock").symlink_to(flock)
         self.stand_in("python3", PYTHON)
 
     def stand_in(self, name: str, script: str) -> None:
@@ -66,14 +72,19 @@ class Clone:
         (self.bin / name).write_text(script, encoding="utf-8")
         (self.bin / name).chmod(0o755)
 
+    def start(self, *words: str, script: str = "tuning/run.sh", **variables: str) -> subprocess.Popen[str]:
+        """Starts a script from elsewhere."""
+        environment = {"PATH": str(self.bin), "LOG": str(self.log), **variables}
+        command = [str(self.bin / "bash"), str(self.folder / script), *words]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=environment, cwd="/", stdout=pipe, stderr=pipe, text=True)
+
     def run(self, *words: str, script: str = "tuning/run.sh", **variables: str) -> subprocess.CompletedProcess[str]:
         """Runs a script from elsewhere; `asked` of the result are the commands that python3 and pip were given."""
         self.log.write_text("")
-        environment = {"PATH": str(self.bin), "LOG": str(self.log), **variables}
-        command = [str(self.bin / "bash"), str(self.folder / script), *words]
-        return subprocess.run(
-            command, env=environment, cwd="/", capture_output=True, text=True, timeout=60, check=False
-        )
+        with self.start(*words, script=script, **variables) as process:
+            said = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(process.args, process.returncode, *said)
 
     def asked(self) -> list[str]:
         return self.log.read_text().splitlines()
@@ -88,9 +99,9 @@ def test_who_searches_gets_no_developers_tools_and_the_environment_once(clone: C
     done = clone.run("search", "--samples", "2 0")
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr == "Setting up .venv (about 2 minutes, 6 GB) ...\n"
-    assert clone.asked() == [VENV, BASE, "-m tuning.search --samples 2 0"]
+    assert clone.asked() == [VENV, BASE, "-P -m tuning search --samples 2 0"]
     assert clone.run("results").stderr == ""
-    assert clone.asked() == ["-m tuning.results"]
+    assert clone.asked() == ["-P -m tuning results"]
 
 
 @pytest.mark.parametrize("link", [False, True])
@@ -119,11 +130,11 @@ def test_developers_tools_are_added_and_stay(clone: Clone) -> None:
     assert done.stderr == "Setting up .venv anew: it lacks what pyproject.toml asks for ...\n"
     assert clone.asked() == [DEV]
     clone.run("search")
-    assert clone.asked() == ["-m tuning.search"]
+    assert clone.asked() == ["-P -m tuning search"]
     with (clone.folder / "pyproject.toml").open("a") as file:
         file.write("# changed\n")
     clone.run("search")
-    assert clone.asked() == [DEV, "-m tuning.search"]
+    assert clone.asked() == [DEV, "-P -m tuning search"]
 
 
 def test_the_environment_of_version_0_2_0_is_gone_on_with(clone: Clone) -> None:
@@ -131,7 +142,7 @@ def test_the_environment_of_version_0_2_0_is_gone_on_with(clone: Clone) -> None:
     shutil.copy(clone.bin / "python3", clone.venv / "bin" / "python")
     (clone.venv / "installed").write_text("of an older pyproject.toml\n")
     assert clone.run("search").returncode == 0
-    assert clone.asked() == [DEV, "-m tuning.search"]
+    assert clone.asked() == [DEV, "-P -m tuning search"]
 
 
 def test_an_upgrade_of_version_0_2_0_that_is_killed_is_known_as_its_own(clone: Clone) -> None:
@@ -145,13 +156,13 @@ def test_an_upgrade_of_version_0_2_0_that_is_killed_is_known_as_its_own(clone: C
     clone.stand_in("mv", f'#!/usr/bin/env bash\n{move} "$@"\n')
     done = clone.run("search")
     assert (done.returncode, done.stderr) == (0, "Setting up .venv (about 2 minutes, 6 GB) ...\n")
-    assert clone.asked() == [VENV, BASE, "-m tuning.search"]
+    assert clone.asked() == [VENV, BASE, "-P -m tuning search"]
 
 
 def test_an_empty_folder_is_nobodys_environment(clone: Clone) -> None:
     clone.venv.mkdir()
     assert clone.run("search").returncode == 0
-    assert clone.asked() == [VENV, BASE, "-m tuning.search"]
+    assert clone.asked() == [VENV, BASE, "-P -m tuning search"]
 
 
 @pytest.mark.parametrize("moment", ["venv", "pip"])
@@ -159,7 +170,7 @@ def test_an_interrupted_set_up_is_known_as_its_own_and_begun_anew(clone: Clone, 
     assert clone.run("search", KILL=f"-m {moment}").returncode == -9
     (clone.venv / "half").mkdir()
     done = clone.run("search")
-    assert done.returncode == 0 and clone.asked() == [VENV, BASE, "-m tuning.search"]
+    assert done.returncode == 0 and clone.asked() == [VENV, BASE, "-P -m tuning search"]
     assert not (clone.venv / "half").exists()
 
 
@@ -176,15 +187,67 @@ def test_a_set_up_that_fails_is_said_and_goes_on_later(clone: Clone, moment: str
 
 def test_versions_that_are_not_to_be_had_give_way_to_the_newest_ones_and_that_is_said(clone: Clone) -> None:
     done = clone.run("search", FAIL="--constraint")
-    assert done.returncode == 0 and clone.asked() == [VENV, BASE, NEWEST, "-m tuning.search"]
+    assert done.returncode == 0 and clone.asked() == [VENV, BASE, NEWEST, "-P -m tuning search"]
     said = "The versions of tuning/constraints.txt cannot be installed, as said above. Trying the newest ones ...\n"
     assert done.stderr.endswith(f"no network\n{said}")
     assert clone.run("search").stderr == ""
 
 
-def test_the_newest_versions_can_be_asked_for(clone: Clone) -> None:
+def test_the_newest_versions_can_be_asked_for_at_any_time(clone: Clone) -> None:
+    eager = f"{NEWEST} --upgrade --upgrade-strategy eager"
     assert clone.run("search", TUNING_NEWEST="1").returncode == 0
-    assert clone.asked() == [VENV, NEWEST, "-m tuning.search"]
+    assert clone.asked() == [VENV, eager, "-P -m tuning search"]
+    done = clone.run("search", TUNING_NEWEST="1")
+    assert done.stderr == "Setting up .venv anew: TUNING_NEWEST asks for the newest versions ...\n"
+    assert clone.asked() == [eager, "-P -m tuning search"]
+    clone.run("search")
+    assert clone.asked() == ["-P -m tuning search"]
+
+
+def test_a_command_runs_in_the_folder_of_the_call_with_the_project_of_the_clone(clone: Clone) -> None:
+    clone.run("explore", "--dataset", "photos/", PYTHONPATH="theirs")
+    assert Path(f"{clone.log}.where").read_text() == f"/ {clone.folder}:theirs\n"
+
+
+@pytest.mark.parametrize("words", [[], ["serch"], ["--help"]], ids=repr)
+def test_every_word_goes_to_the_command_that_knows_them_all(clone: Clone, words: list[str]) -> None:
+    clone.run("search")
+    assert clone.run(*words).returncode == 0
+    assert clone.asked() == [" ".join(["-P -m tuning", *words])]
+    clone.run("--dev")
+    clone.run("--dev")
+    assert clone.asked() == []
+
+
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help_needs_no_environment(clone: Clone, word: str) -> None:
+    done = clone.run(word)
+    assert (done.returncode, done.stderr, clone.asked(), clone.venv.exists()) == (0, "", [], False)
+    assert done.stdout.startswith("Runs a command of the project in its own environment, which it makes where there is")
+    assert done.stdout.endswith("The command runs in the folder in which this is called.\n")
+
+
+@pytest.mark.skipif(shutil.which("flock", path=os.defpath) is None, reason="without flock nothing waits")
+def test_a_call_waits_while_another_one_makes_the_environment(clone: Clone) -> None:
+    clone.log.write_text("")
+    with clone.start("search", WAIT="-m pip") as one:
+        while "-m pip" not in clone.log.read_text():
+            assert one.poll() is None
+            time.sleep(0.02)
+        with clone.start("results") as other:
+            assert other.stderr is not None
+            assert other.stderr.readline() == "Waiting for another call, which sets up .venv ...\n"
+            assert clone.asked() == [VENV, BASE]
+            Path(f"{clone.log}.go").touch()
+            assert (one.wait(30), other.wait(30)) == (0, 0)
+            assert other.stderr.read() == ""
+    assert sorted(clone.asked()) == sorted([VENV, BASE, "-P -m tuning search", "-P -m tuning results"])
+
+
+def test_a_machine_without_flock_goes_on_without(clone: Clone) -> None:
+    (clone.bin / "flock").unlink(missing_ok=True)
+    assert clone.run("search").returncode == 0
+    assert clone.asked() == [VENV, BASE, "-P -m tuning search"]
 
 
 def test_the_constraints_are_names_and_versions_of_all_that_the_project_asks_for() -> None:
@@ -202,7 +265,7 @@ def test_tools_that_cannot_be_had_cost_no_environment(clone: Clone) -> None:
     clone.run("search")
     assert clone.run("--dev", FAIL="pip").returncode == 2
     assert clone.run("search").returncode == 0
-    assert clone.asked() == ["-m tuning.search"]
+    assert clone.asked() == ["-P -m tuning search"]
 
 
 def test_an_old_python_is_said(clone: Clone) -> None:

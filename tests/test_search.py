@@ -337,7 +337,7 @@ def test_in_a_folder_of_any_name_a_trial_whose_loss_is_not_finite_fails_and_the_
 NO_MEMORY = """
 import os, pathlib, sys
 def no_memory(event, arguments):
-    if event == "tempfile.mkstemp" and "trials/0000/.latest.pt" in str(arguments[0]):
+    if event == "open" and "trials/0000/.latest.pt" in str(arguments[0]) and "x" in str(arguments[1]):
         saves = pathlib.Path(os.environ["SAVES"])
         saves.write_text(saves.read_text() + "x" if saves.exists() else "x")
         if len(saves.read_text()) in (3, 4):

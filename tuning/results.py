@@ -33,7 +33,7 @@ def print_trials(run: Run, limit: int = LIMIT) -> None:
         return
     metric = run.metric
     best = rank_trials(trials, run.path, metric).head(limit)
-    config = [c for c in best.filter(like="config/") if best[c].nunique(dropna=False) > 1 and c != "config/epochs"][:8]
+    config = [c for c in best.filter(like="config/") if best[c].nunique(dropna=False) > 1 and c != "config/epochs"]
     endings = {"complete": "", "pruned": " (stopped)", "paused": " (paused)"}
     epochs = best["epochs"].astype("str") + best["state"].map(endings)
     values = {metric.called: best[metric.column], "valid_accuracy": best["valid_accuracy"]}

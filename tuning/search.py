@@ -269,7 +269,8 @@ def _n_done(settled: Settled) -> int:
 def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Has the command take its options from a file, e.g. the `meta.json` of a run."""
     if path is not None:
-        values = read_mapping(path, "options")
+        path = files.expanded(path)
+        values = read_mapping(path, "options", words=True)
         recorded = values.get("settings")
         if isinstance(recorded, dict):
             beside = [str(name) for name in values if name != "settings"]

@@ -263,6 +263,18 @@ def test_a_written_configuration_reads_the_same(tmp_path: Path) -> None:
         ("c.yaml", b"width: [8", r"c\.yaml must be a YAML file, but it cannot be parsed: (.|\n)*line \d+, column \d+"),
         ("c.yaml", b"", r"c\.yaml must hold a mapping of hyperparameters, but got NoneType\."),
         ("c.yaml", b"resnet8", r"c\.yaml must hold a mapping of hyperparameters, but got str\."),
+        ("c.json", b'{"width": 8, "width": 16}', r"c\.json must be a JSON file, .* parsed: 'width' is there twice\."),
+        ("c.yaml", b"width: 8\nwidth: 16", r"c\.yaml must be a YAML file, .* parsed: 'width' is there twice\."),
+        ("c.yaml", b"width: 2026-11-31", r"c\.yaml must be a YAML file, but it cannot be parsed: day .* month"),
+        (
+            "c.json",
+            b'{"width": ' + b"1" * 5000 + b"}",
+            r"c\.json must be a JSON file, but it cannot be parsed: Exceeds",
+        ),
+        ("c.txt", b"width: 8", r"c\.txt must be a \.json, \.yaml or \.yml file, but it cannot be parsed: Expecting"),
+        ("c.YAML", b"width: 2", r"c\.YAML: width must be greater than or equal to 4, but got 2\."),
+        ("c.yaml", b"mixup: yes", r"c\.yaml: mixup must be a number, but got True\."),
+        ("c.json", b'{"patience": true}', r"c\.json: patience must be a number, but got True\."),
         ("c.yaml", b"depth: 8", r"c\.yaml: Hyperparameter must be one of .* but got 'depth'\."),
     ],
 )

@@ -56,6 +56,33 @@ def test_a_torn_line_is_cut_by_the_next_append(tmp_path: Path, torn: str) -> Non
     assert path.read_text() == f"{whole}7,8\n"
 
 
+def test_an_interrupt_in_the_middle_of_a_write_leaves_nothing_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    files.write_text(tmp_path / "meta.json", "before")
+    for name in ("write", "replace"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(files, name, interrupted)
+            files.write_text(tmp_path / "meta.json", "after")
+        assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("meta.json", "before")]
+
+
+def test_the_umask_says_who_may_read_a_file(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        files.write_text(tmp_path / "mine", "x")
+        files.append_row(tmp_path / "rows", ["a"], {"a": 1})
+        os.umask(0o002)
+        files.write_text(tmp_path / "ours", "x")
+    finally:
+        os.umask(before)
+    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in tmp_path.iterdir()}
+    assert modes == {"mine": "0o600", "rows": "0o600", "ours": "0o664"}
+
+
 def test_a_torn_line_of_a_log_stays_on_a_line_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "log"
     for line in ("a", "b"):

@@ -85,6 +85,12 @@ def test_ordinary_words_numbers_and_paths_stay(text: str) -> None:
     assert masked(text) == text
 
 
+def test_a_word_of_the_projects_own_in_the_environment_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SECRET_NAME", "results")
+    monkeypatch.setenv("MY_SECRET", "hunter22")
+    assert masked("Run folder: results/first, hunter22") == "Run folder: results/first, ***"
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "piece",

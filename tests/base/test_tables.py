@@ -127,6 +127,11 @@ def test_markup_in_a_cell_is_text() -> None:
     assert all(part in console.file.getvalue() for part in ("[bold]title[/]", "[red]a", "[link=x]y"))
 
 
+def test_a_time_says_where_it_is_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = pd.to_datetime(pd.Series(["2026-11-24T10:00:00+00:00"]), utc=True)
+    assert any("started (UTC)" in line for line in printed(pd.DataFrame({"started": times}), 80, monkeypatch))
+
+
 def test_a_number_just_below_1_is_not_shown_as_1(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = printed(pd.DataFrame({"config/ema_decay": [0.9999], "config/size": [1024.0]}), 80, monkeypatch)
     assert "0.9999" in "".join(lines) and "1024" in "".join(lines)

@@ -1,6 +1,7 @@
 """The cache of decoded images: whole or not at all, never a damaged one, and quick from the second time on."""
 
 import errno
+import io
 import json
 import os
 import subprocess
@@ -174,10 +175,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_behind(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_disk_that_is_really_full_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = class_folders(tmp_path / "set")
-    fdopen = os.fdopen
-    monkeypatch.setattr(
-        os, "fdopen", lambda number, *args, **options: fdopen(os.open("/dev/full", os.O_WRONLY), *args, **options)
-    )
+    monkeypatch.setattr(files, "create", lambda path, buffering: io.FileIO("/dev/full", "w"))
     with pytest.raises(UserError, match=r"^No space left on the disk while writing decoded images"):
         reading(root)
 
@@ -304,11 +302,11 @@ def test_a_cache_of_another_user_names_the_way_out(
             raise PermissionError(13, "Permission denied", str(path))  # The tests may run as root.
         return exists(path)
 
-    def denied(**options: Any) -> Any:
+    def denied(*args: Any, **options: Any) -> Any:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "exists", refuse)
-    monkeypatch.setattr(entries.tempfile, "mkstemp", denied)
+    monkeypatch.setattr(files, "create", denied)
     with pytest.raises(UserError, match=r"^Permission denied while writing decoded images .* set TUNING_CACHE"):
         reading(root)
 

@@ -289,6 +289,14 @@ def test_a_wrong_file_is_named_with_what_is_expected(tmp_path: Path, source: str
         build(read(tmp_path, source))
 
 
+@pytest.mark.parametrize(
+    "source", [f"{GOOD}\nimport sys\nsys.exit()", f"{GOOD}\ndef model(*_):\n    raise SystemExit(0)"]
+)
+def test_a_file_that_ends_the_program_is_named(tmp_path: Path, source: str) -> None:
+    with pytest.raises(UserError, match=r"mine\.py.* line \d+ raised SystemExit"):
+        build(read(tmp_path, source))
+
+
 def test_a_file_that_cannot_be_read_or_was_not_named_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^--model must be a readable \.py file, but got '.*nowhere\.py': "):
         own_model.read(tmp_path / "nowhere.py")

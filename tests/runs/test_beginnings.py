@@ -110,6 +110,7 @@ def test_a_run_that_began_with_none_says_nothing_and_one_without_results_little(
     for name in ("trials.csv", "epochs.csv"):
         lines = (few.path / name).read_text().splitlines(keepends=True)
         (few.path / name).write_text(lines[0])
+    (few.path / "study.db").unlink()  # It has the trial.
     assert beginnings.text(few) == "Began with one (4 trials on fashion-mnist)."
 
 

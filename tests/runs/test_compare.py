@@ -383,7 +383,7 @@ def test_the_command_lists_the_runs(
     results.main(["list"])
     _, heading, _, row = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert heading == [
-        *("name", "started", "dataset", "space", "sampler", "scheduler", "trials"),
+        *("name", "started", "(UTC)", "dataset", "space", "sampler", "scheduler", "trials"),
         *["best", "accuracy", "minutes"],
     ]
     assert row == [

@@ -24,6 +24,16 @@ def test_the_line_of_an_end_and_the_same_with_another_end(line: str, changed: st
     assert found.changed.endswith(changed) and compile(HEAD + found.changed, "space", "exec")
 
 
+@pytest.mark.parametrize("character", ["\f", "\u2028", "\x1c", "\x85"])
+def test_a_character_that_ends_no_line_of_python_ends_none(character: str) -> None:
+    source = (
+        f"# {character}\r\n#\r{character if character == chr(12) else ''}{HEAD}" + 'x = trial.suggest_int("w", 8, 64)'
+    )
+    assert space_file.line_of(source, "w", "low", 8, 4, whole=True) == space_file.Line(
+        4, 'x = trial.suggest_int("w", 8, 64)', 'x = trial.suggest_int("w", 4, 64)'
+    )
+
+
 def test_each_end_has_its_line_where_a_call_has_several() -> None:
     source = HEAD + 'x = trial.suggest_int(\n        "width",\n        8,\n        64,  # most\n    )'
     low, high = (

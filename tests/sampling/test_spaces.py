@@ -14,6 +14,7 @@ from tuning.base.errors import UserError
 from tuning.sampling.spaces import (
     SPACES,
     Space,
+    check_gpu_only,
     check_space,
     draw_points,
     load_space,
@@ -112,6 +113,15 @@ def test_an_unknown_space_names_the_closest() -> None:
         load_space("resnt")
 
 
+def test_a_name_that_is_that_of_a_file_here_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "x = 1")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match=r"Search space must be one of .* got 'mine'\. Your file is --space mine\.py\.$"
+    ):
+        load_space("mine")
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--space must be a readable \.py file, but got '.*nowhere\.py'"):
         load_space(str(tmp_path / "nowhere.py"))
@@ -128,6 +138,7 @@ def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
     [
         ("import nonsense_module", r"mine\.py must import without an error, but line 1 raised ModuleNotFoundError"),
         ("def space(trial:", r"mine\.py must import without an error, but line 1 raised SyntaxError\("),
+        ("import sys\nsys.exit()", r"mine\.py must import without an error, but line 2 raised SystemExit\("),
         ("x = 1", r"mine\.py must define space\(trial\) -> dict, but has no such function"),
     ],
 )
@@ -153,6 +164,16 @@ def test_a_file_that_is_no_space_is_refused(tmp_path: Path, source: str, message
         (
             "return {'learning_rate': trial.suggest_float('lr', -1, 1)}",
             r"learning_rate must be greater than 0, but got",
+        ),
+        (
+            "return {'width': exit(3)}",
+            r"mine must return hyperparameters, but line 2 raised SystemExit\(3\)",
+        ),
+        ("return {'width': trial.suggest_int('width', 3, 64)}", r"mine: width must be .* equal to 4, but got 3\.$"),
+        ("return {'batch_size': trial.suggest_int('b', 8, 4097)}", r"batch_size must be .* 4096, but got 4097\.$"),
+        (
+            "return {'learning_rate': trial.suggest_float('lr', 1e-4, 11, log=True)}",
+            r"learning_rate must be .* 10, but got 11\.0\.$",
         ),
         (
             "return {'pretrained': True}",
@@ -206,6 +227,50 @@ def test_what_a_file_says_of_its_space_is_checked(tmp_path: Path, constant: str,
     source = f"{constant}\ndef space(trial):\n    return {{'learning_rate': trial.suggest_float('lr', 0.1, 1)}}\n"
     with pytest.raises(UserError, match=message):
         load_space(write(tmp_path, source))
+
+
+def test_ends_that_decide_what_is_asked_for_next_are_ends_as_any_other(tmp_path: Path) -> None:
+    source = (
+        "def space(trial):\n    width = trial.suggest_int('width', 8, 64)\n"
+        "    size = trial.suggest_int('batch_size', 8 * width, 9 * width)\n"
+        "    return {'width': width, 'batch_size': size, 'momentum': trial.suggest_float('m', 0, 0.9) * (width < 64)\n"
+        "        if width < 64 else trial.suggest_float('other', 0.1, 0.2)}\n"
+    )
+    assert len(check_space(load_space(write(tmp_path, source)), epochs=2)) == 50
+
+
+def test_a_first_point_with_a_name_that_the_space_never_asks_for_is_refused(tmp_path: Path) -> None:
+    source = "FIRST = [{'optimizer': 'adamw', 'NAME': 0.5}]\n" + BRANCHES
+    with pytest.raises(
+        UserError,
+        match=r"FIRST must hold .* Parameter must be one of momentum, optimizer, .* 'momentun'\. Did you mean",
+    ):
+        check_space(load_space(write(tmp_path, source.replace("NAME", "momentun"))), epochs=2)
+    assert check_space(load_space(write(tmp_path, source.replace("NAME", "momentum"))), epochs=2)  # Of another branch.
+
+
+@pytest.mark.parametrize(
+    ("gpu_only", "message"),
+    [
+        ("{'width': [15, 16]}", r" must have parameters of suggest_categorical, but 'width' is a number\.$"),
+        ("{'ntwork': ['b']}", r": The parameter must be one of .*, but got 'ntwork'\. Did you mean 'network'\?$"),
+        ("{'network': ['B']}", r": network must be one of a, b, but got 'B'\."),
+    ],
+)
+def test_what_is_for_gpus_only_must_be_choices_of_the_space(tmp_path: Path, gpu_only: str, message: str) -> None:
+    source = (
+        "GPU_ONLY = {}\ndef space(trial):\n    if trial.suggest_categorical('network', ['a', 'b']) == 'a':\n"
+        "        trial.suggest_categorical('rare', [*range(50)]) or trial.suggest_categorical('rarest', [1, 2])\n"
+        "    return {{'width': trial.suggest_int('width', 8, 16)}}\n"
+    )
+    with pytest.raises(UserError, match=r"^GPU_ONLY of search space mine" + message):
+        check_gpu_only(load_space(write(tmp_path, source.format(gpu_only))), epochs=2)
+    check_gpu_only(load_space(write(tmp_path, source.format("{'rarest': [2]}"))), epochs=2)
+
+
+@pytest.mark.parametrize("name", space_names())
+def test_what_the_spaces_of_the_project_have_for_gpus_only_are_choices(name: str) -> None:
+    check_gpu_only(load(name), epochs=2)
 
 
 def test_numbers_of_numpy_in_a_first_point_are_numbers(tmp_path: Path) -> None:

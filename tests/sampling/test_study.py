@@ -85,6 +85,37 @@ def test_a_trial_that_was_cut_off_before_it_had_a_configuration_counts_for_nothi
     assert ask(again).number == 0
 
 
+@pytest.mark.parametrize("stuck", [False, True])
+def test_a_point_that_the_space_does_not_allow_is_not_drawn_again(
+    tmp_path: Path, stuck: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(low: int) -> RunStudy:
+        (tmp_path / "mine.py").write_text(
+            f"def space(trial):\n    return {{'width': trial.suggest_int('width', {low}, 5)}}\n"
+        )
+        return RunStudy(tmp_path, load_space(str(tmp_path / "mine.py")), Lowest(), epochs=5, seed=7)
+
+    class Lowest(optuna.samplers.RandomSampler):
+        def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+            return param_distribution.low
+
+    wrong = opened(3)
+    with pytest.raises(UserError, match=r"width must be greater than or equal to 4, but got 3\.$"):
+        wrong.ask()
+    assert not wrong.trials
+    if stuck:  # As earlier versions left it.
+        wrong._database.create_new_trial(wrong._study_id, wrong.study.trials[0])
+        with sqlite3.connect(tmp_path / study_file.FILE) as database:
+            database.execute("UPDATE trials SET state = 'RUNNING' WHERE number = 1")
+    wrong.close(None)
+    mended = opened(4)
+    assert mended.trials.undrawn == [1] * stuck
+    proposal = ask(mended)
+    assert (proposal.number, proposal.config.width) == (1 + stuck, 4)
+    assert [trial.state for trial in mended.study.trials] == [*[TrialState.FAIL] * (1 + stuck), TrialState.RUNNING]
+    assert mended.trials.n_failed == 0
+
+
 def test_points_that_are_drawn_because_the_sampler_repeats_itself_are_random(tmp_path: Path) -> None:
     class Stubborn(optuna.samplers.RandomSampler):
         def __init__(self) -> None:

@@ -7,12 +7,13 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
 from conftest import CLASS_NAMES, patterned_images
 
+from tuning.base import files
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError
 from tuning.images.splitting import Splits, make_splits
@@ -196,12 +197,12 @@ def test_a_full_disk_names_the_file_and_leaves_the_checkpoint_before(
 def test_a_disk_that_fills_up_in_the_middle_of_writing_names_the_file(
     tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def make_full(**options: object) -> tuple[int, str]:
-        (tmp_path / ".latest.pt.x").touch()
-        return os.open("/dev/full", os.O_WRONLY), str(tmp_path / ".latest.pt.x")
+    def make_full(path: Path) -> IO[bytes]:
+        path.touch()
+        return Path("/dev/full").open("wb")
 
     training.run_epoch()
-    monkeypatch.setattr("tempfile.mkstemp", make_full)
+    monkeypatch.setattr(files, "create", make_full)
     with pytest.raises(UserError, match=FULL.format(tmp_path)):
         checkpoints.save(tmp_path, training, [])
     assert names(tmp_path) == []
@@ -211,9 +212,22 @@ def test_a_disk_without_room_for_a_new_name_names_the_file(
     tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training.run_epoch()
-    monkeypatch.setattr("tempfile.mkstemp", full_disk)
+    monkeypatch.setattr(files, "create", full_disk)
     with pytest.raises(UserError, match=FULL.format(tmp_path)):
         checkpoints.save(tmp_path, training, [])
+
+
+def test_an_interrupt_in_the_middle_of_a_checkpoint_leaves_nothing_hidden(
+    tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    training.run_epoch()
+    monkeypatch.setattr("torch.save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(tmp_path, training, [])
+    assert names(tmp_path) == []
 
 
 def test_another_error_of_the_disk_keeps_its_own_name(

@@ -46,6 +46,13 @@ def test_weights_that_cannot_be_had_are_left_out(tmp_path: Path, notes: list[str
     assert not any(config.pretrained for _, config in check_space(space, 2))
 
 
+def test_what_is_no_choice_is_not_said_to_be_left_out(tmp_path: Path, notes: list[str]) -> None:
+    source = "return {'width': trial.suggest_int('width', 8, 16)}\nGPU_ONLY = {'width': [15, 16]}"
+    with pytest.raises(UserError, match=r"GPU_ONLY of search space mine must have parameters of suggest_categorical"):
+        usable(tmp_path, source, notes)
+    assert notes == []
+
+
 def test_networks_whose_package_is_not_installed_are_left_out(tmp_path: Path, notes: list[str]) -> None:
     names = "['efficientnet_lite0', 'timm:resnet10t', 'resnet8']"
     source = f"return {{'architecture': trial.suggest_categorical('network', {names}), 'pretrained': False}}"

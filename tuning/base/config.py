@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -215,6 +215,9 @@ def parse_config(values: Mapping[str, Any], source: str) -> TrainConfig:
     unknown = [name for name in values if name not in TrainConfig.model_fields]
     if unknown:
         raise UserError(f"{source}: {unknown_name('Hyperparameter', str(unknown[0]), TrainConfig.model_fields)}")
+    for name in limits():
+        if isinstance(values.get(name), bool):
+            raise UserError(f"{source}: {name} must be a number, but got {values[name]!r}.")
     try:
         return TrainConfig.model_validate(dict(values))
     except ValidationError as error:
@@ -238,27 +241,60 @@ def read_config(path: Path) -> TrainConfig:
     return parse_config(read_mapping(path, "hyperparameters"), str(path))
 
 
-def read_mapping(path: Path, what: str) -> dict[str, Any]:
-    """Returns the values by name in a JSON or YAML file; `what` they are is for the error.
+def read_mapping(path: Path, what: str, *, words: bool = False) -> dict[str, Any]:
+    """Returns the values by name in a JSON or YAML file.
+
+    Args:
+        path: The file.
+        what: What the values are, for the error.
+        words: YAML's values are texts as they stand there, and not what YAML takes them for; null is None.
 
     Raises:
-        UserError: The file cannot be read, is damaged, or holds no mapping.
+        UserError: The file cannot be read, is damaged, holds no mapping, or has a name twice.
     """
+    is_yaml = path.suffix.lower() in (".yaml", ".yml")
+    form = "YAML" if is_yaml else "JSON"
     try:
         text = path.read_text(encoding="utf-8-sig")
-        if path.suffix in (".yaml", ".yml"):
-            import yaml
-
-            try:
-                values = yaml.safe_load(text)
-            except yaml.YAMLError as error:
-                raise UserError(f"{path} must be a YAML file, but it cannot be parsed: {error}") from error
-        else:
-            values = json.loads(text)
+        values = _of_yaml(text, words=words) if is_yaml else json.loads(text, object_pairs_hook=_each_once)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Configuration file must be readable, but got {str(path)!r}: {error}.") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} must be a JSON file, but it cannot be parsed: {error}.") from error
+    except ValueError as error:
+        rule = f"a {form} file" if is_yaml or path.suffix.lower() == ".json" else "a .json, .yaml or .yml file"
+        raise UserError(f"{path} must be {rule}, but it cannot be parsed: {error}.") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a mapping of {what}, but got {type(values).__name__}.")
     return values
+
+
+def _each_once(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Returns a mapping; raises ValueError where a name is there twice, of which only one would count."""
+    found: dict[Any, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name!r} is there twice")
+        found[name] = value
+    return found
+
+
+def _of_yaml(text: str, *, words: bool) -> Any:
+    """Returns what a YAML text holds; raises ValueError where it cannot be parsed, or a mapping has a name twice."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            written = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            _each_once((name, None) for tag, name in written if tag != "tag:yaml.org,2002:merge")
+            empty = [key.value for key, value in node.value if words and _is_null(value)]
+            return super().construct_mapping(node, deep) | dict.fromkeys(empty)
+
+    def _is_null(node: yaml.Node) -> bool:
+        return isinstance(node, yaml.ScalarNode) and not node.style and node.value.lower() in ("", "~", "null")
+
+    if words:
+        merge = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}
+        Loader.yaml_implicit_resolvers = merge
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error

@@ -27,7 +27,7 @@ _WORDS: dict[Any, str] = {
     float: "a number",
     bool: "true or false",
     Path: "a path",
-    list: "a list",
+    list: "a list of texts",
     Callable: "a function",
 }
 LARGEST_SEED = 2**32 - 1  # A training draws from `seed * 1_000_003 + epoch`, for which torch has 64 bits.
@@ -132,18 +132,21 @@ def read_options(context: typer.Context, main: Callable[..., None], values: Mapp
     Raises:
         UserError: A name is no option of the command, or a value is of another type.
     """
-    names = {str(name).replace("-", "_"): name for name in values}
     parameters = inspect.signature(main).parameters
     called = {option(each).removeprefix("--").replace("-", "_"): name for name, each in parameters.items()}
     known = called | {name: name for name in parameters}
     for name in ("context", "config"):
         known.pop(name), called.pop(name)
     found: dict[str, Any] = {}
-    for plain, name in names.items():
+    names: dict[str, str] = {}
+    for name, value in values.items():
+        plain = str(name).replace("-", "_")
         if plain not in known:
             raise UserError(f"{source}: {unknown_name('Option', str(name), sorted(called))}")
-        if values[name] is not None:
-            found[known[plain]] = _of_file(parameters[known[plain]], values[name], f"{source}: {name}")
+        if (other := names.setdefault(known[plain], name)) != name:
+            raise UserError(f"{source}: {other} and {name} are one option. Leave one of them out.")
+        if value is not None:
+            found[known[plain]] = _of_file(parameters[known[plain]], value, f"{source}: {name}")
     context.default_map = found
 
 
@@ -211,6 +214,8 @@ def _checked(parameter: inspect.Parameter, value: Any, called: str = "") -> Any:
     called = called or (option(parameter) if infos else parameter.name)
     if isinstance(value, str) and get_origin(members[0]) is list:
         value = [value]
+    if isinstance(value, bool) and bool not in members and {int, float} & set(members):
+        raise _wrong(parameter, value, called)  # Python takes it for 0 or 1.
     try:
         hint: Any = functools.reduce(operator.or_, members)
         form = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)

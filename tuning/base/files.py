@@ -10,9 +10,9 @@ import errno
 import io
 import json
 import os
+import secrets
 import shlex
 import struct
-import tempfile
 import tokenize
 import zipfile
 import zlib
@@ -83,27 +83,37 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
         content: All of it.
         durable: Wait until the disk has it, so that it survives a power cut, too (some milliseconds).
     """
-    temporary = None
     try:
         path = path.resolve() if path.is_symlink() else path
         if path.exists() and not path.is_file():
             with path.open("wb") as stream:
                 stream.write(content)
             return
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
-            write(file, content)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        replace(temporary, path)
+        temporary = beside(path)
+        try:
+            with create(temporary) as file:
+                write(file, content)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            replace(str(temporary), path)
+        except BaseException:  # An interrupt, too, must leave nothing hidden.
+            temporary.unlink(missing_ok=True)
+            raise
         if durable:
             sync(path.parent)
     except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
         raise (disk_full(path, error) or error) from error
+
+
+def beside(path: Path) -> Path:
+    """Returns a new hidden name beside a file."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
+def create(path: Path, buffering: int = -1) -> IO[bytes]:
+    """Opens a file that must be new, with the permissions that the umask allows; `tempfile`'s are the user's alone."""
+    return path.open("xb", buffering)
 
 
 def write_json(path: Path, value: Any, *, durable: bool = False) -> None:

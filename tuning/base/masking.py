@@ -58,6 +58,19 @@ _KEY = re.compile(rf"(?:{_SECRET}|authorization)", re.I)
 _SWITCH = re.compile(rf"--?{_SECRET}", re.I)
 # Where a secret that came in by the environment is; what a library repeats of it is masked, too.
 _VARIABLES = re.compile(r"SECRET|TOKEN|PASSW|_PWD|API_?KEY|ACCESS_KEY", re.I)
+# Values that are no secrets, and that nearly every message has in it.
+_OWN_WORDS = (
+    "best_model",
+    "epochs",
+    "explore",
+    "predict",
+    "report",
+    "results",
+    "search",
+    "search_spaces",
+    "trials",
+    "tuning",
+)
 
 
 def masked(text: str) -> str:
@@ -66,7 +79,8 @@ def masked(text: str) -> str:
     Those that a name stands before are masked, too, as in `password=x`, `--api-key x`, `"token": "x"` and `Bearer x1`.
     """
     for name, secret in os.environ.items():
-        if _VARIABLES.search(name) and len(secret) >= _LEAST and not secret.startswith(("/", "~", ".")):
+        is_word = len(secret) < _LEAST or secret in _OWN_WORDS or secret.startswith(("/", "~", "."))
+        if _VARIABLES.search(name) and not is_word:
             text = text.replace(secret, MASK)
     text = _PARAMETER.sub(MASK, _USER.sub(_without_user, text))
     text = _BEARER.sub(rf"\1{MASK}", _HEADER.sub(rf"\1{MASK}", text))

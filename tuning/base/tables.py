@@ -142,6 +142,7 @@ def print_frame(
     columns = {}
     for name, column in frame.items():
         heading = str(name).removeprefix("config/").replace("_", " ")
+        heading += " (UTC)" if getattr(column.dtype, "tz", None) is not None else ""
         cells = [
             said[str(name)](v) if name in said and isinstance(v, float) and v == v else _cell(v, str(name))
             for v in column

@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import json
 import os
-import tempfile
 import time
 import zlib
 from collections import deque
@@ -126,8 +125,8 @@ class Writer:
         with _said_if_full():
             folder().mkdir(parents=True, exist_ok=True)
             remove_leftovers(folder(), ".*.part")
-            descriptor, self._name = tempfile.mkstemp(dir=folder(), prefix=f".{key}.", suffix=".part")
-        self._file = os.fdopen(descriptor, "wb", buffering=0)
+            self._name = f"{files.beside(folder() / key)}.part"
+            self._file = files.create(Path(self._name), buffering=0)
 
     def __enter__(self) -> "Writer":
         return self
@@ -160,7 +159,6 @@ class Writer:
         record = json.loads(json.dumps(asdict(entry)))
         with _said_if_full():
             os.fsync(self._file.fileno())
-            os.chmod(self._name, 0o644)
             files.replace(self._name, pixels_file(self.key))
             checksum = zlib.crc32(json.dumps(record).encode())
             files.write_json(folder() / f"{self.key}.json", record | {"checksum": checksum}, durable=True)

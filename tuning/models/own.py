@@ -83,7 +83,7 @@ def own_network(config: TrainConfig, channels: int, n_classes: int, size: Size |
         network = _functions(file)["model"](config, channels, n_classes, image_size)
     except UserError:
         raise
-    except Exception as error:  # The user's code: whatever it raises is for the user to mend.
+    except (Exception, SystemExit) as error:  # The user's code: whatever it raises is for the user to mend.
         raise UserError(f"{file.file}: {SIGNATURE} must return an nn.Module, but {_raised(error, file)}.") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"{file.file}: {SIGNATURE} must return an nn.Module, but got {type(network).__name__}.")
@@ -190,7 +190,7 @@ def _functions(file: OwnModel) -> dict[str, Any]:
     linecache.cache[name] = (len(file.source), None, file.source.splitlines(keepends=True), name)
     try:
         exec(compile(file.source, name, "exec"), module.__dict__)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{file.file} must import without an error, but {_raised(error, file)}.") from error
     if not callable(module.__dict__.get("model")):
         raise UserError(f"{file.file} must define {SIGNATURE} -> nn.Module, but has no such function.")
@@ -202,7 +202,7 @@ def _filename(file: OwnModel) -> str:
     return f"<{file.file}, {file.architecture}>"
 
 
-def _raised(error: Exception, file: OwnModel) -> str:
+def _raised(error: BaseException, file: OwnModel) -> str:
     """Returns what the user's code raised, and in which line."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == _filename(file)]

@@ -141,8 +141,9 @@ class Run:
         """Returns a frame; raises UserError where it is damaged, or missing though the study has results."""
         self._check_there()
         if is_missing(self.path / name):
+            lacks = "has no rows" if (self.path / name).exists() else "is missing"
             raise UserError(
-                f"{self.path / name} is missing, but {self.path / study_file.FILE} has trials that have ended. "
+                f"{self.path / name} {lacks}, but {self.path / study_file.FILE} has trials that have ended. "
                 f"`python -m tuning.search --resume {files.quoted(self.path)}` writes it anew."
             )
         return read_frame(self.path / name, dtypes)
@@ -333,8 +334,16 @@ def run_names(root: Path = RESULTS) -> list[str]:
 
 
 def is_missing(frame: Path) -> bool:
-    """Returns whether the file of a frame is not there, though the study beside it has trials that have ended."""
-    return not frame.exists() and study_file.has_ended(frame.parent)
+    """Returns whether the file of a frame is not there, or has no row, though its study has trials that have ended."""
+    try:
+        with frame.open("rb") as file:
+            head, row = file.readline(), file.readline()
+    except FileNotFoundError:
+        head = row = b""
+    except OSError:
+        return False  # Whoever reads it says so.
+    is_frame = not head.endswith(b"\n") or b"trial" in head.strip().split(b",")
+    return is_frame and not row.endswith(b"\n") and study_file.has_ended(frame.parent)
 
 
 def mend(run: Run, note: Callable[[str], None]) -> None:
@@ -346,8 +355,9 @@ def mend(run: Run, note: Callable[[str], None]) -> None:
     """
     for path, columns in ((run.path / name, columns) for name, columns in FRAMES.items()):
         if is_missing(path):
+            lacked = "had no rows" if path.exists() else "was missing"
             files.write_rows(path, columns, [])
-            note(f"{path} was missing, and is written anew from the study.")
+            note(f"{path} {lacked}, and is written anew from the study.")
         try:
             read_frame(path, columns)
         except UserError as error:

@@ -188,7 +188,10 @@ def _typed(column: "pd.Series[Any]", dtype: str) -> "pd.Series[Any]":
     if dtype == _TIME:
         return pd.to_datetime(column, utc=True, format="ISO8601").astype("datetime64[us, UTC]")
     if dtype == "boolean":
-        return column.map({"True": True, "False": False}).astype("boolean")
+        found = column.map(lambda text: {"true": True, "false": False}.get(text.lower(), text), na_action="ignore")
+        if wrong := [value for value in found if isinstance(value, str)]:
+            raise ValueError(f"{column.name} must be True or False, but got {wrong[0]!r}")
+        return found.astype("boolean")
     return column.astype(pd.api.types.pandas_dtype(dtype))
 
 

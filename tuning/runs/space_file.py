@@ -61,7 +61,7 @@ def line_of(source: str, parameter: str, end: str, value: float, other: float, *
     if len(given) != 1 or len(fitting) != 1:
         return None
     [number] = fitting
-    lines = source.splitlines()
+    lines = re.split(r"\r\n|\r|\n", source)  # What Python takes for the end of a line; others are characters of it.
     if number.end_lineno != number.lineno or number.end_col_offset is None:
         return None
     line = lines[number.lineno - 1].encode()  # Columns are counted in bytes.

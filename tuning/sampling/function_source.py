@@ -29,7 +29,11 @@ def module_of(function: Callable[..., Any]) -> str:
     if not inspect.isfunction(function) or not called.isidentifier():
         raise UserError(f"space must be a function that `def` defines, a name or a file, but got {function!r}.")
     parts: dict[str, str] = {}
-    _keep(called, function, parts, {})
+    known: dict[str, Any] = {}
+    _keep(called, function, parts, known)
+    for name in ("FIRST", "GPU_ONLY"):  # What lies beside a space is of it, as in a file.
+        if name in function.__globals__ and name not in known:
+            _keep(name, function.__globals__[name], parts, known, f"the run of {called}")
     if called != "space" and "space" in parts:
         raise UserError(f"{called} must read nothing called 'space', which its run calls {called} itself. {_INSTEAD}")
     alias = "" if called == "space" else f"\n\nspace = {called}\n"

@@ -25,6 +25,7 @@ from tuning.sampling.surroundings import Surroundings, of_run
 
 SPACES, space_names = files.SPACES, files.space_names
 _DRAWS_TO_CHECK = 50
+_MOST_DRAWS = 500  # To see a parameter of a rare branch.
 # Parameters with choices for which a machine may lack weights or packages.
 OF_NETWORK = ("pretrained", "network", "architecture")
 # Choices that a machine may lack, beside those that a space names as for GPUs only: the pretrained weights.
@@ -77,7 +78,7 @@ class Space:
                 values = self.define(_Limited(Steady(trial), self))
         except UserError as error:
             raise UserError(f"Search space {self.name}: {error}") from error
-        except Exception as error:  # The space is a user's code: whatever it raises is for the user to mend.
+        except (Exception, SystemExit) as error:  # A user's code: whatever it raises is for the user to mend.
             raise UserError(
                 f"Search space {self.name} must return hyperparameters, but {_raised(error, self.file)}."
             ) from error
@@ -149,7 +150,7 @@ class _Limited:
         return getattr(self._trial, name)
 
 
-def _raised(error: Exception, file: str) -> str:
+def _raised(error: BaseException, file: str) -> str:
     """Returns what a user's code raised, and in which line of its file."""
     if isinstance(error, SyntaxError) and error.filename == file:
         return f"line {error.lineno} raised SyntaxError({error.msg!r})"
@@ -182,7 +183,9 @@ def load_space(name: str) -> Space:
     elif name in space_names():
         path = SPACES / f"{name}.py"
     else:
-        raise unknown_name("Search space", name, space_names())
+        unknown = unknown_name("Search space", name, space_names())
+        is_file = files.expanded(f"{name}.py").is_file()
+        raise UserError(f"{unknown} Your file is --space {files.as_typed(f'{name}.py')}.") if is_file else unknown
     around = of_run(path) or Surroundings(path, Path.cwd())
     try:
         source = around.file.read_text(encoding="utf-8-sig")
@@ -191,7 +194,7 @@ def load_space(name: str) -> Space:
     file = str(around.file)
     try:
         module = around.execute(source)
-    except Exception as error:  # The user's code again.
+    except (Exception, SystemExit) as error:  # The user's code again.
         raise UserError(f"Search space {path} must import without an error, but {_raised(error, file)}.") from error
     if not callable(module.get("space")):
         raise UserError(f"Search space {path} must define space(trial) -> dict, but has no such function.")
@@ -234,8 +237,10 @@ def _random_study(space: Space) -> optuna.Study:
 def check_space(space: Space, epochs: int) -> list[tuple[dict[str, Any], TrainConfig]]:
     """Draws points at random, and the first points, before any trial runs; returns these and their configurations.
 
+    Each end of each number's range is tried on one of the random points.
+
     Raises:
-        UserError: One of them is not a valid configuration.
+        UserError: One of them is not a valid configuration, or a first point has a name that the space never asks for.
     """
     study = _random_study(space)
     drawn: list[tuple[dict[str, Any], TrainConfig]] = []
@@ -246,12 +251,54 @@ def check_space(space: Space, epochs: int) -> list[tuple[dict[str, Any], TrainCo
             trial = study.ask()
             config = space.sample(trial, epochs)
             drawn.append((trial.params, config))
+        _check_ends(space, study, epochs)
+        asked = {name for params, _ in drawn for name in params}
         for point in space.first:
+            fixed = optuna.trial.FixedTrial(dict(point))
             try:
-                drawn.append((dict(point), space.sample(optuna.trial.FixedTrial(dict(point)), epochs)))
+                drawn.append((dict(point), space.sample(fixed, epochs)))
+                asked |= set(fixed.params)
+                if unknown := [name for name in point if name not in asked]:
+                    raise unknown_name("Parameter", unknown[0], asked)
             except UserError as error:
                 raise UserError(f"FIRST must hold points of the space, but got {dict(point)}. {error}") from error
     return drawn
+
+
+def _check_ends(space: Space, study: optuna.Study, epochs: int) -> None:
+    """Raises UserError where an end of a range that the trials of a study drew from is no valid hyperparameter."""
+    ends: dict[tuple[str, float], dict[str, Any]] = {}
+    for trial in study.get_trials(deepcopy=False):
+        for name, one in trial.distributions.items():
+            if isinstance(one, optuna.distributions.FloatDistribution | optuna.distributions.IntDistribution):
+                for end in (one.low, one.high):
+                    ends.setdefault((name, end), {**trial.params, name: end})
+    warnings.filterwarnings("ignore", "Fixed parameter")  # Another one may have another range there.
+    for point in ends.values():
+        study.enqueue_trial(point)
+        space.sample(study.ask(), epochs)
+
+
+def check_gpu_only(space: Space, epochs: int) -> None:
+    """Raises UserError where `GPU_ONLY` has what could not be left out: no choice of a `suggest_categorical`."""
+    study = _random_study(space)
+    seen: dict[str, optuna.distributions.BaseDistribution] = {}
+    for _ in range(_MOST_DRAWS):
+        if set(space.gpu_only) <= set(seen):
+            break
+        trial = study.ask()
+        space.sample(trial, epochs)
+        seen |= trial.distributions
+    called = f"GPU_ONLY of search space {space.name}"
+    for name, choices in space.gpu_only.items():
+        if name not in seen:
+            raise unknown_name(f"{called}: The parameter", str(name), seen)
+        one = seen[name]
+        if not isinstance(one, optuna.distributions.CategoricalDistribution):
+            raise UserError(f"{called} must have parameters of suggest_categorical, but {name!r} is a number.")
+        for choice in choices:
+            if choice not in one.choices:
+                raise unknown_name(f"{called}: {name}", str(choice), map(str, one.choices))
 
 
 def draw_points(space: Space, epochs: int) -> list[optuna.trial.FrozenTrial]:

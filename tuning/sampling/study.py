@@ -19,7 +19,7 @@ import optuna
 from optuna.trial import TrialState
 
 from tuning.base.config import TrainConfig
-from tuning.base.errors import counted
+from tuning.base.errors import UserError, counted
 from tuning.base.masking import masked
 from tuning.base.registries import METRICS, OBJECTIVES
 from tuning.base.threads import one_thread
@@ -243,7 +243,13 @@ class RunStudy:
                     self.study.sampler = self._space.possible(optuna.samplers.RandomSampler(seed=seed))
                     self._has_given_up = hasattr(sampler, "origins")
                 trial = self._next_trial()
-                config = self._space.sample(trial, self._epochs)
+                try:
+                    config = self._space.sample(trial, self._epochs)
+                except UserError:  # The next session must not draw the same.
+                    self._database.set_trial_state_values(self._id(trial.number), TrialState.FAIL)
+                    if self.trials.pop(trial.number, None) is None:
+                        raise
+                    continue  # An earlier session drew it, perhaps from another range.
                 same = self.trials.same(config.hash())
                 if same is None:
                     return self._propose(trial, config)

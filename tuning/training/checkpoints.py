@@ -9,7 +9,6 @@ import contextlib
 import copy
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,13 +34,11 @@ def save(folder: Path, training: "Training", results: Sequence[Mapping[str, Any]
     import torch
 
     latest = folder / LATEST
-    temporary = ""
+    temporary = files.beside(latest)
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{LATEST}.")
-        with os.fdopen(descriptor, "wb") as file:
+        with files.create(temporary) as file:
             torch.save({"training": training.state_dict(), "results": [dict(result) for result in results]}, file)
-        files.sync(Path(temporary))
-        os.chmod(temporary, 0o644)
+        files.sync(temporary)
         os.replace(temporary, latest)
         if training.best["epoch"] == training.epoch:
             try:
@@ -50,9 +47,11 @@ def save(folder: Path, training: "Training", results: Sequence[Mapping[str, Any]
                 shutil.copyfile(latest, temporary)
             os.replace(temporary, folder / BEST)
         files.sync(folder)
-    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError.
+    except BaseException as error:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            temporary.unlink()
+        if not isinstance(error, OSError | RuntimeError):  # torch's writer turns a full disk into a RuntimeError.
+            raise
         cause = error if isinstance(error, OSError) else error.__context__
         full = disk_full(latest, cause) if isinstance(cause, OSError) else None
         raise (full or error) from error

@@ -59,8 +59,10 @@ def usable_space(space: "Space", settings: Settings, progress: "Progress") -> tu
     Raises:
         UserError: A point of the space is no valid configuration, or this machine cannot do what is left.
     """
-    from tuning.sampling.spaces import check_space
+    from tuning.sampling.spaces import check_gpu_only, check_space
 
+    if space.gpu_only:
+        check_gpu_only(space, settings.epochs)
     if settings.device != "cuda" and space.gpu_only:
         left_out = "; ".join(f"{name} {', '.join(map(str, choices))}" for name, choices in space.gpu_only.items())
         progress.note(f"On a CPU the space {settings.space} leaves out: {left_out}.")

@@ -152,6 +152,8 @@ def as_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name in {"time_budget", "time-budget"} & found.keys():
         if isinstance(found[name], int | float) and not isinstance(found[name], bool):
             found[name] = f"{found[name]:f}s" if isinstance(found[name], float) else f"{found[name]}s"
+        elif re.fullmatch(r"\d+(\.\d+)?", str(found[name])):  # A record that is written as YAML.
+            found[name] = f"{found[name]}s"
     return found
 
 
