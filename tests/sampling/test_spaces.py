@@ -229,6 +229,15 @@ def test_what_a_file_says_of_its_space_is_checked(tmp_path: Path, constant: str,
         load_space(write(tmp_path, source))
 
 
+def test_a_range_of_real_numbers_may_end_where_a_value_is_excluded(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text('def space(trial):\n    return {"learning_rate": trial.suggest_float("learning_rate", 0, 1)}\n')
+    check_space(load_space(str(path)), 2)
+    path.write_text('def space(trial):\n    return {"momentum": trial.suggest_float("momentum", 0, 1.01)}\n')
+    with pytest.raises(UserError, match="momentum must be"):
+        check_space(load_space(str(path)), 2)
+
+
 def test_ends_that_decide_what_is_asked_for_next_are_ends_as_any_other(tmp_path: Path) -> None:
     source = (
         "def space(trial):\n    width = trial.suggest_int('width', 8, 64)\n"

@@ -24,6 +24,7 @@ from tuning.sampling.suggestions import Steady
 from tuning.sampling.surroundings import Surroundings, of_run
 
 SPACES, space_names = files.SPACES, files.space_names
+_WITHIN = 1e-9  # Of a range.
 _DRAWS_TO_CHECK = 50
 _MOST_DRAWS = 500  # To see a parameter of a rare branch.
 # Parameters with choices for which a machine may lack weights or packages.
@@ -266,17 +267,31 @@ def check_space(space: Space, epochs: int) -> list[tuple[dict[str, Any], TrainCo
 
 
 def _check_ends(space: Space, study: optuna.Study, epochs: int) -> None:
-    """Raises UserError where an end of a range that the trials of a study drew from is no valid hyperparameter."""
-    ends: dict[tuple[str, float], dict[str, Any]] = {}
+    """Raises UserError where an end of a range that the trials of a study drew from is no valid hyperparameter.
+
+    Of a range of real numbers the end itself may be excluded, as it is hardly drawn.
+    """
+    ends: dict[tuple[str, float], tuple[dict[str, Any], dict[str, Any]]] = {}
     for trial in study.get_trials(deepcopy=False):
         for name, one in trial.distributions.items():
             if isinstance(one, optuna.distributions.FloatDistribution | optuna.distributions.IntDistribution):
-                for end in (one.low, one.high):
-                    ends.setdefault((name, end), {**trial.params, name: end})
+                within = 0.0 if one.step is not None else _WITHIN * (one.high - one.low)
+                for end, inner in ((one.low, one.low + within), (one.high, one.high - within)):
+                    ends.setdefault((name, end), ({**trial.params, name: end}, {**trial.params, name: inner}))
     warnings.filterwarnings("ignore", "Fixed parameter")  # Another one may have another range there.
-    for point in ends.values():
-        study.enqueue_trial(point)
+
+    def sample(point: Mapping[str, Any]) -> None:
+        study.enqueue_trial(dict(point))
         space.sample(study.ask(), epochs)
+
+    for point, near in ends.values():
+        try:
+            sample(point)
+        except UserError as error:
+            try:
+                sample(near)
+            except UserError:
+                raise error from None
 
 
 def check_gpu_only(space: Space, epochs: int) -> None:
