@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -113,6 +115,12 @@ def test_a_link_stays_one_and_what_is_no_file_is_written_to(tmp_path: Path) -> N
     files.write_text(pipe, "said")
     reader.join(timeout=20)
     assert found == ["said"] and pipe.is_fifo()
+
+
+def test_standard_output_can_be_named_as_a_file() -> None:
+    code = "from pathlib import Path; from tuning.base import files; files.write_text(Path('/dev/stdout'), 'said')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == ("said", "")
 
 
 def test_a_path_can_be_copied_into_a_shell() -> None:

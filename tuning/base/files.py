@@ -84,11 +84,11 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
         durable: Wait until the disk has it, so that it survives a power cut, too (some milliseconds).
     """
     try:
-        path = path.resolve() if path.is_symlink() else path
         if path.exists() and not path.is_file():
             with path.open("wb") as stream:
                 stream.write(content)
             return
+        path = path.resolve() if path.is_symlink() else path
         temporary = beside(path)
         try:
             with create(temporary) as file:
