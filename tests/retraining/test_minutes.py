@@ -87,9 +87,15 @@ def test_a_single_training_can_teach_nothing_which_takes_no_time_and_is_said(run
     assert "distil" not in several.notes[-1]
 
 
-def test_a_slot_waits_where_a_first_seed_has_not_ended(run: Path) -> None:
+def test_no_slot_waits_for_the_first_seed_of_a_single_configuration(run: Path) -> None:
     plan = planned(run, top_k=1, compare=False)
     assert minutes.seconds(plan, Pace(2)) == 60 * 8
+    assert minutes.seconds(plan, Pace(3)) == 60 * 4
+
+
+def test_a_slot_waits_where_a_first_seed_has_not_ended(run: Path) -> None:
+    plan = planned(run, top_k=2, compare=False)
+    assert minutes.seconds(plan, Pace(6)) == 60 * 8
 
 
 def test_without_a_limit_all_is_planned_and_it_is_said_how_long_it_takes(run: Path) -> None:

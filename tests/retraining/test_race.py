@@ -94,11 +94,32 @@ def test_what_is_in_training_counts_and_a_new_leader_has_all_its_seeds(tmp_path:
 
 
 def test_where_nothing_can_start_now_there_is_more_when_something_has_ended(tmp_path: Path, splits: Splits) -> None:
-    race = make_race(tmp_path, splits, 1)
-    [first] = take(race, 1)
+    race = make_race(tmp_path, splits, 2)
+    first = take(race, 7)
+    assert list(map(number, first)) == [(0, 0), (1, 0), (0, 1), (0, 2), (0, 3), (0, 4)]
     assert race.next_job() is None
-    end(first, splits, 0.9)
-    assert [number(job) for job in take(race, 9)] == [(0, 1), (0, 2), (0, 3), (0, 4)]
+    end(first[1], splits, 0.9)
+    assert [number(job) for job in take(race, 9)] == [(1, 1), (1, 2), (1, 3), (1, 4)]
+
+
+def test_while_nothing_has_ended_an_empty_slot_trains_the_best_of_the_search_on_its_next_seed(
+    tmp_path: Path, splits: Splits
+) -> None:
+    """A single configuration, too, is trained on its seeds side by side."""
+    alone = make_race(tmp_path / "alone", splits, 1)
+    assert list(map(number, take(alone, 6))) == [(0, seed) for seed in range(5)]
+    assert alone.next_job() is None
+    race = make_race(tmp_path / "two", splits, 2)
+    first = take(race, 4)
+    assert list(map(number, first)) == [(0, 0), (1, 0), (0, 1), (0, 2)]
+    end(first[1], splits, 0.9)
+    assert number(race.next_job()) == (1, 1)  # It leads.
+    race = make_race(tmp_path / "failed", splits, 2)
+    first = take(race, 2)
+    race.failed[first[0].config.hash()] = "no memory"
+    assert number(race.next_job()) == (1, 1)
+    race = make_race(tmp_path / "short", splits, 2, slot_seconds=36.0)  # Of four trainings.
+    assert list(map(number, take(race, 6))) == [(0, 0), (1, 0)]
 
 
 def test_differences_on_the_same_images_drop_what_the_values_alone_would_not(tmp_path: Path, splits: Splits) -> None:
@@ -150,7 +171,7 @@ def test_a_damaged_result_is_said_once(tmp_path: Path, splits: Splits, capsys: p
     job.path.mkdir(parents=True)
     (job.path / jobs.RESULT).write_text("{")
     assert number(race.next_job()) == (0, 0)
-    assert race.next_job() is race.next_job() is None
+    take(race, 9)
     assert capsys.readouterr().out.count("is damaged, so it is kept as result.json.damaged") == 1
 
 

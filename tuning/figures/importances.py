@@ -5,8 +5,7 @@ Frames and an Optuna study in, a frame out. What must never live here: figures, 
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,7 +76,8 @@ def assess(study: optuna.Study, values: "pd.Series[float]", *, n_bootstrap: int 
     draw = np.random.default_rng(seed)
     samples = [_resample(trials, draw) for _ in range(n_bootstrap)]
     frames = []
-    with _silence():
+    with study_storage.quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Of ranges that a single trial has.
         for method, shares, n in (("PED-ANOVA", _ped_anova, 1), ("fANOVA", _fanova, N_FORESTS)):
             found = pd.DataFrame([shares(trials, draw) for _ in range(n)], columns=searched).fillna(0.0).mean()
             resampled = pd.DataFrame([shares(sample, draw) for sample in samples], columns=searched).fillna(0.0)
@@ -196,16 +196,3 @@ def _shares(evaluator: "BaseImportanceEvaluator", trials: Sequence[FrozenTrial])
         if "zero total variance" not in str(error):
             raise
         return {}
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keeps Optuna from printing which study was made or loaded, and from warning of ranges that a single trial has."""
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        optuna.logging.set_verbosity(verbosity)

@@ -116,7 +116,7 @@ def seconds(plan: Plan, pace: Pace, *, least: bool = False) -> float:
     free, first_ends, end = [0.0] * n_slots, dict[str, float](), 0.0
     while waiting:
         now = heapq.heappop(free)
-        job = next((each for each in waiting if each[1] == 0 or first_ends.get(each[0], math.inf) <= now), None)
+        job = next((each for each in waiting if each[1] == 0 or _may_begin(plan, each[0], first_ends, now)), None)
         if job is None:  # The slot is empty until a first seed ends.
             heapq.heappush(free, min(each for each in first_ends.values() if each > now))
             continue
@@ -127,6 +127,13 @@ def seconds(plan: Plan, pace: Pace, *, least: bool = False) -> float:
         heapq.heappush(free, ends)
         end = max(end, ends)
     return end + _besides(plan, pace)
+
+
+def _may_begin(plan: Plan, config_hash: str, first_ends: Mapping[str, float], now: float) -> bool:
+    """Returns whether a configuration gets a later seed; the search's best does, too, while nothing has ended."""
+    if first_ends.get(config_hash, math.inf) <= now:
+        return True
+    return config_hash == plan.entries[0].config.hash() and now < min(first_ends.values(), default=math.inf)
 
 
 def _besides(plan: Plan, pace: Pace) -> float:

@@ -83,7 +83,8 @@ class Race:
 
         The first seed comes first, its longest trainings at the beginning, so that no slot waits long for another at
         the end of it. Then those that can still win get the next seeds, the best so far first. A slot that the others
-        of a seed leave empty already trains the best on the seed after. Of a plan with a limit of time, all but the
+        of a seed leave empty already trains the best on the seed after; as long as nothing has ended, that is the
+        search's best. Of a plan with a limit of time, all but the
         best so far get another seed only if all that either may still need fits. The search's best as it was is
         trained where more regularisation did not help; see `Plan.unchanged`.
 
@@ -122,14 +123,18 @@ class Race:
         means = (self.metric.sign * self.on_valid()).mean(axis=1)
         best_first = sorted(self._entries, key=lambda each: -means[each] if not math.isnan(means[each]) else math.inf)
         leader = self._leader(self.metric.sign * self.on_valid())
+        ahead = next(iter(self._alive())) if leader is None else None
         self.out_of_time = set()
         for seed in self.plan.seeds[1:]:
             for config_hash in best_first:
                 before = self.done.get((config_hash, first))
-                if config_hash in out or before is None or (config_hash, seed) in self._started:
+                if config_hash in out or (config_hash, seed) in self._started:
+                    continue
+                if before is None and (config_hash != ahead or (config_hash, first) not in self._started):
                     continue
                 if config_hash == leader or self._fits(config_hash, leader):
-                    return self.plan.job(self._entries[config_hash], seed, before.accumulation)
+                    parts = 1 if before is None else before.accumulation
+                    return self.plan.job(self._entries[config_hash], seed, parts)
                 self.out_of_time.add(config_hash)
         return None
 
@@ -181,8 +186,8 @@ class Race:
         shared = self.plan.folds > 0
         return seeds.dropped(signed, leader, noise, shared=shared, candidates=self.candidates)
 
-    def _leader(self, signed: "pd.DataFrame") -> str | None:
-        """Returns the best candidate so far, over the seeds that all have which are not dropped; None without one.
+    def _alive(self) -> list[str]:
+        """Returns the candidates that have not failed.
 
         Raises:
             UserError: All of them failed.
@@ -193,6 +198,15 @@ class Race:
             raise UserError(
                 f"None of the candidates could be trained ({len(self.failed)} failed). The last error was: {reason}"
             )
+        return alive
+
+    def _leader(self, signed: "pd.DataFrame") -> str | None:
+        """Returns the best candidate so far, over the seeds that all have which are not dropped; None without one.
+
+        Raises:
+            UserError: All of them failed.
+        """
+        alive = self._alive()
         kept = [config_hash for config_hash in alive if config_hash not in self._out] or alive
         known = signed.loc[kept].dropna(how="all").dropna(axis="columns")
         return None if known.empty else str(known.mean(axis=1).idxmax())

@@ -21,36 +21,17 @@ from optuna.trial import TrialState
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError, counted
 from tuning.base.masking import masked
-from tuning.base.registries import METRICS, OBJECTIVES
+from tuning.base.registries import METRICS
 from tuning.base.threads import one_thread
 from tuning.runs import schema, study_file
 from tuning.runs.study_file import EPOCH
-from tuning.sampling import convergence, study_frames, study_storage
+from tuning.sampling import convergence, recalled_trials, study_frames, study_storage
 from tuning.sampling.costs import LOST
 from tuning.sampling.known_trials import ALONE, PAUSED, KnownTrial, KnownTrials
+from tuning.sampling.recalled_trials import OF_END, OF_TRIAL, STATES
 from tuning.sampling.spaces import Space
 from tuning.sampling.study_frames import StudyFrames
 
-_STATES = {
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
-}
-# What the study keeps of a trial that has ended, beside its configuration.
-_KEPT = (
-    "ended",
-    "stopped_by",
-    "error",
-    "attempt",
-    "accumulation",
-    "device",
-    "precision",
-    "node",
-    *OBJECTIVES,
-)
-# What an epoch's result says of its trial: the study keeps it with the epoch.
-_OF_TRIAL = ("n_parameters", "device", "precision", "finished", "seconds_per_image")
 _SECONDS_BETWEEN_WRITES = 1.0
 REPEATS_BEFORE_RANDOM, REPEATS_THAT_EXHAUST = 10, 200
 
@@ -135,70 +116,40 @@ class RunStudy:
         if unknown := numbers - {trial.number for trial in told}:
             study_frames.refuse(path, f"{study_file.FILE} knows {counted(len(trials), 'trial')}", unknown)
         self._space = space.as_recorded(trials)
-        self._read(trials, epoch_rows)
+        self._recall(trials, epoch_rows)
         self._began = max([datetime.now(UTC), *self.trials.moments()])
         for trial in [trial for trial in self.trials.values() if not trial.has_ended]:
-            self._adopt_end(trial, ended.get(trial.number))
-            if not trial.has_ended:
-                possible = self._space.is_possible(trial.params)
-                begun = PAUSED if trial.attrs.get(PAUSED) else "interrupted"
-                trial.state = "undrawn" if "seed" not in trial.attrs else begun if possible else "waiting"
+            self._resume(trial, ended.get(trial.number))
         self._frames.mend(epoch_rows)
 
-    def _read(self, trials: Sequence[optuna.trial.FrozenTrial], epoch_rows: Sequence[dict[str, Any]]) -> None:
+    def _recall(self, trials: Sequence[optuna.trial.FrozenTrial], epoch_rows: Sequence[dict[str, Any]]) -> None:
         """Takes in what the study knows of its trials, and of frames that an earlier version wrote what it lacks."""
-        in_frames: dict[int, dict[int, dict[str, Any]]] = {}
-        for row in epoch_rows:
-            in_frames.setdefault(row["trial"], {}).setdefault(row["epoch"], row)
+        in_frames = recalled_trials.by_trial(epoch_rows)
         for trial in trials:
-            undrawn = not {"seed", "state", "same_as"} & set(trial.user_attrs)
-            if trial.state == TrialState.WAITING or (trial.state == TrialState.RUNNING and undrawn):
-                point = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-                if not self._space.is_possible(point):  # It would be drawn as it was begun.
-                    self._database.set_trial_state_values(self._id(trial.number), TrialState.FAIL)
-                    continue
-            if trial.state == TrialState.WAITING or (trial.state == TrialState.FAIL and undrawn):
+            point = recalled_trials.point_to_draw(trial)
+            if point is not None and not self._space.is_possible(point):  # It would be drawn as it was begun.
+                self._database.set_trial_state_values(self._id(trial.number), TrialState.FAIL)
                 continue
-            kept = {k: v for k, v in trial.user_attrs.items() if not k.startswith(EPOCH) and v is not None}
-            kept_epochs = [value for name, value in trial.user_attrs.items() if name.startswith(EPOCH)]
-            rows: dict[int, dict[str, Any]] = {
-                epoch: dict.fromkeys(schema.EPOCH_COLUMNS, math.nan) for epoch in trial.intermediate_values
-            }
-            for epoch, row in rows.items():
-                # Version 0.2.0 kept nothing else of an epoch, and knew no metric but the accuracy.
-                accuracy = trial.intermediate_values[epoch]
-                row |= {"trial": trial.number, "epoch": epoch, "valid_accuracy": accuracy, "valid_score": accuracy}
-            rows |= in_frames.get(trial.number, {})
-            rows |= {value["epoch"]: {"trial": trial.number, **schema.scored(value)} for value in kept_epochs}
-            told = [rows[epoch] for epoch in sorted(rows)]
-            of_epochs = {name: v for row in told for name in _OF_TRIAL if (v := row.get(name)) is not None}
-            first = {"attempt": 1, "accumulation": 1} if "seed" in kept else {}
-            is_running = trial.state == TrialState.RUNNING  # Cut off while its end was being told, perhaps.
-            state = kept.pop("state", _STATES[trial.state])
-            known = self.trials[trial.number] = KnownTrial(
-                trial.number,
-                self._id(trial.number),
-                "running" if is_running else state,
-                dict(trial.params),
-                # The seed is the last of what a proposal writes; a duplicate has none.
-                TrainConfig.model_validate(kept["config"]).hash() if "seed" in kept else "",
-                {**first, **of_epochs, **kept},
-                told,
-            )
-            if is_running:
-                for epoch in set(rows) - set(trial.intermediate_values):
-                    self._tell_epoch(known, rows[epoch])
+            known = recalled_trials.recalled(trial, self._id(trial.number), in_frames.get(trial.number, {}))
+            if known is None:
+                continue
+            self.trials[trial.number] = known
+            if trial.state == TrialState.RUNNING:
+                for row in known.epochs:
+                    if row["epoch"] not in trial.intermediate_values:
+                        self._tell_epoch(known, row)
 
-    def _adopt_end(self, trial: KnownTrial, ended: Mapping[str, Any] | None) -> None:
-        """Tells the study the end of a trial that the frames know and it does not: it was copied too early."""
-        if ended is None or "seed" not in trial.attrs or ended["attempt"] == 0:
-            return
-        told = {name: ended[name] for name in (*_KEPT, *_OF_TRIAL) if ended.get(name) is not None}
-        trial.attrs = told | {name: v for name, v in trial.attrs.items() if v is not None}
-        state = next(state for state, name in _STATES.items() if name == ended["state"])
-        if state == TrialState.COMPLETE and not trial.epochs:
-            return  # Its epochs are nowhere; it is trained again.
-        self._end(trial, state, stopped_by=ended["stopped_by"], error=ended["error"], at=ended["ended"])
+    def _resume(self, trial: KnownTrial, ended: Mapping[str, Any] | None) -> None:
+        """Decides what becomes of a trial that the study does not know to have ended; `ended` is what its frame has."""
+        state = recalled_trials.adopted_end(trial, ended)
+        if state is not None and ended is not None:
+            self._end(trial, state, stopped_by=ended["stopped_by"], error=ended["error"], at=ended["ended"])
+        elif "seed" not in trial.attrs:
+            trial.state = "undrawn"
+        elif self._space.is_possible(trial.params):
+            trial.state = PAUSED if trial.attrs.get(PAUSED) else "interrupted"
+        else:
+            trial.state = "waiting"
 
     def now(self) -> str:
         """Returns the time in UTC; it never goes back, though a clock may, or another machine's be behind."""
@@ -333,7 +284,7 @@ class RunStudy:
         """
         trial = self.trials[number]
         rows, attrs = trial.epochs, trial.attrs
-        attrs |= {name: result.get(name) for name in _OF_TRIAL[:-1]}
+        attrs |= {name: result.get(name) for name in OF_TRIAL[:-1]}
         attrs["seconds_per_image"] = min(attrs.get("seconds_per_image", math.inf), result["seconds_per_image"])
         if any(row["epoch"] == result["epoch"] for row in rows):
             return False
@@ -343,7 +294,7 @@ class RunStudy:
             **{name: result.get(name, math.nan) for name in schema.EPOCH_COLUMNS if name != "trial"},
         }
         row |= {"at": self.now(), "valid_error": result.get("valid_error")}
-        row |= {name: attrs.get(name) for name in _OF_TRIAL}
+        row |= {name: attrs.get(name) for name in OF_TRIAL}
         self._database.set_trial_user_attr(trial.id, f"{EPOCH}{row['epoch']}", row)
         rows.append(row)
         self._tell_epoch(trial, row)
@@ -450,11 +401,11 @@ class RunStudy:
         error: str | None = None,
         at: str | None = None,
     ) -> None:
-        trial.state = _STATES[state]
+        trial.state = STATES[state]
         trial.attrs |= {"ended": at or self.now(), "stopped_by": stopped_by}
         if error is not None:
             trial.attrs["error"] = error
-        for name, value in {"state": trial.state, **{name: trial.attrs.get(name) for name in _KEPT}}.items():
+        for name, value in {"state": trial.state, **{name: trial.attrs.get(name) for name in OF_END}}.items():
             if value is not None:
                 self._database.set_trial_user_attr(trial.id, name, value)
         row = self.row(trial.number)
