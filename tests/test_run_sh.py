@@ -34,6 +34,7 @@ NEWEST = f"{INSTALL}.[photos]"
 PINNED = " --constraint tuning/constraints.txt"
 BASE, DEV = f"{NEWEST}{PINNED}", f"{INSTALL}.[dev]{PINNED}"
 VENV = "-m venv .venv"
+TESTED = "-m pytest --numprocesses 4 --dist loadgroup -k x"
 
 
 class Clone:
@@ -112,9 +113,10 @@ def test_an_environment_that_it_did_not_make_is_left_as_it_is(clone: Clone, tmp_
     if link:
         clone.venv.symlink_to(theirs)
     for script in ("tuning/run.sh", "tests/run.sh"):
-        done = clone.run("search", script=script)
+        done = clone.run("search", script=script, NO_APT="1")
         assert done.returncode == 2 and clone.asked() == []
-        assert done.stderr == (
+        said = "".join(line for line in done.stderr.splitlines(keepends=True) if "Chromium" not in line)
+        assert said == (
             "error: .venv was not made by tuning/run.sh, and is left as it is. Activate it and run `pip install -e .`, "
             "then `python -m tuning.search`; or choose another folder with TUNING_VENV=FOLDER; or move it away.\n"
         )
@@ -298,7 +300,16 @@ def test_what_apt_get_installs_is_said_and_can_be_left_out(clone: Clone, case: s
         "no root": (asked == [] and "Chromium is not installed: the tests of the page in a br" in done.stderr),
         "fails": (len(asked) == 1 and "apt-get could not install Chromium: the tests of the page" in done.stderr),
     }[case]
-    assert clone.asked()[1] == DEV and clone.asked()[-1].endswith("-m pytest --numprocesses 2 --dist loadgroup -k x")
+    others = [line for line in clone.asked() if not line.startswith("apt-get")]
+    assert others[1] == DEV and "-m mypy" in others[2:] and others.index(TESTED) >= len(others) - 2
+
+
+@pytest.mark.parametrize(("fails", "code"), [("-m ruff", 1), ("-m mypy", 1), ("-m pytest", 1), ("no such word", 0)])
+def test_lint_types_or_a_test_that_fails_is_a_failure(clone: Clone, fails: str, code: int) -> None:
+    done = clone.run("-k", "x", script="tests/run.sh", NO_APT="1", FAIL=fails)
+    assert done.returncode == code
+    assert (TESTED in clone.asked()) == (fails != "-m ruff")
+    assert ("The types are wrong, as said above" in done.stderr) == (fails == "-m mypy")
 
 
 @pytest.mark.slow

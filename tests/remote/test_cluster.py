@@ -110,7 +110,7 @@ def _ready(pid: int) -> int:
     return pid if pid and Path(f"/proc/{pid}/comm").read_text().strip() == "sleep" else 0
 
 
-def _wait_for(found: Callable[[], Any], what: str, seconds: float = 150) -> Any:
+def _wait_for(found: Callable[[], Any], what: str, seconds: float = 400) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if answer := found():
