@@ -17,7 +17,7 @@ from tuning.base.errors import UserError, counted
 from tuning.base.registries import METRICS
 from tuning.images.options import READING, source_of
 from tuning.images.source import Source
-from tuning.runs import run_folder
+from tuning.runs import run_folder, schema
 from tuning.runs.beginnings import EarlierRun
 from tuning.trials import local_ray, record
 from tuning.trials import slots as slot_plans
@@ -86,6 +86,10 @@ def _resumed(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: b
         stack.enter_context(locks.hold(found.path, "search", notes.append))
         run_folder.mend(found, notes.append)
     try:
+        if not dry_run and any(run_folder.is_missing(found.path / name) for name in schema.FRAMES):
+            from tuning.sampling.study import write_missing
+
+            write_missing(found)
         settings, changed = _of_resumed(asked, found, budget, dry_run=dry_run)
     except UserError as error:  # What was mended is said all the same.
         raise UserError(" ".join([str(error), *notes])) from error
