@@ -168,7 +168,9 @@ def test_a_run_whose_frame_was_lost_is_resumed_with_what_its_study_has(
     head, row, *_ = path.read_text().splitlines(keepends=True)
     path.unlink()
     if damage != "missing":
-        path.write_text({"empty": "", "header only": head, "truncated": head + row[:5], "damaged": "no frame\n"}[damage])
+        path.write_text(
+            {"empty": "", "header only": head, "truncated": head + row[:5], "damaged": "no frame\n"}[damage]
+        )
     with contextlib.ExitStack() as stack:
         found = settling.settle(doors.asked(search.run, {"resume": "one"}), stack, dry_run=False)
         stack.enter_context(search._announced(found, "Run", quiet=True))
