@@ -167,10 +167,9 @@ def test_a_run_whose_frame_was_lost_is_resumed_with_what_its_study_has(
     before, path = [run.trials, run.epochs], run.path / f"{name}.csv"
     head, row, *_ = path.read_text().splitlines(keepends=True)
     path.unlink()
-    if damage != "missing":
-        path.write_text(
-            {"empty": "", "header only": head, "truncated": head + row[:5], "damaged": "no frame\n"}[damage]
-        )
+    texts = {"empty": "", "header only": head, "truncated": head + row[:5], "damaged": "no frame\n"}
+    if damage in texts:
+        path.write_text(texts[damage])
     with contextlib.ExitStack() as stack:
         found = settling.settle(doors.asked(search.run, {"resume": "one"}), stack, dry_run=False)
         stack.enter_context(search._announced(found, "Run", quiet=True))

@@ -147,9 +147,8 @@ class Mirror:
                 for name in sorted(self._without & set(record)):  # Who reads a study with results never misses these.
                     self._store.write(name, (record[name] or b"").partition(b"\n")[0] + b"\n")
                     self._without.discard(name)
-        for name in sorted(
-            changed, key=lambda name: ("/" in name, name != META, name != STUDY, name not in FRAMES, name)
-        ):
+        first = {name: place for place, name in enumerate((META, STUDY, *FRAMES))}
+        for name in sorted(changed, key=lambda name: ("/" in name, first.get(name, len(first)), name)):
             data = record[name] if name in record else self._read(name)
             if data is not None and not self._lost.is_set():
                 self._store.write(name, data)
@@ -307,7 +306,7 @@ def _bring(store: Store, path: Path, stored: Sequence[str]) -> bool:
     contents = _contents(store, wanted)
     if take:
         settle(path)  # Else SQLite would play what lies beside the study's file here into the one that comes.
-    # The study is written first: that it knows more than the frames can be mended. A folder without meta.json is no run.
+    # The study is written first: that it knows more than the frames is no harm. A folder without meta.json is no run.
     for file in sorted(wanted, key=lambda file: (file == META, file != STUDY, file)):
         if (content := contents[file]) is not None:
             (path / file).parent.mkdir(parents=True, exist_ok=True)
