@@ -81,9 +81,7 @@ def _claim(name: str | None, dataset: str, storage: str | None, stack: ExitStack
             try:
                 uri = "" if storage is None else storages.joined(storage, path.name)
                 if not uri or claim.enter_context(leases.claimed(uri, wait=name is not None)):
-                    if (
-                        storage is not None and name is not None
-                    ):  # Who was waited for may have begun the run, and ended it.
+                    if storage is not None and name is not None:  # Who was waited for may have run it, and ended.
                         new_path(name, dataset, taken=storages.Store(storage).taken())
                     stack.push(claim.pop_all())
                     return path
