@@ -425,7 +425,8 @@ def write_missing(run: Run) -> None:
     study, trials = study_storage.load(run.path), KnownTrials()
     in_frames = recalled_trials.by_trial(schema.whole_rows(run.path / "epochs.csv"))
     for trial in study.get_trials(deepcopy=False):
-        known = recalled_trials.recalled(trial, trial._trial_id, in_frames.get(trial.number, {}))
+        # The number stands for the id in the study, which no frame has.
+        known = recalled_trials.recalled(trial, trial.number, in_frames.get(trial.number, {}))
         if known is not None:
             known.state = PAUSED if not known.has_ended and known.attrs.get(PAUSED) else known.state
             trials[trial.number] = known
