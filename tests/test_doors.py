@@ -278,6 +278,7 @@ def test_a_wrong_file_of_options_is_said(
         ("data_dir: [a, b]", "data_dir must be a path, but got ['a', 'b']."),
         ("space: [smoke, resnet]", "space must be text, but got ['smoke', 'resnet']."),
         ("labels_leave_out: [[a]]", "labels_leave_out must be a list of texts, but got [['a']]."),
+        ("labels_leave_out: [no, null]", "labels_leave_out must be a list of texts, but got ['no', None]."),
     ],
 )
 def test_the_types_of_a_file_are_those_of_the_options(
@@ -290,11 +291,18 @@ def test_the_types_of_a_file_are_those_of_the_options(
     assert str(error.value) == f"options.yaml: {message}"
 
 
+def test_what_a_file_of_options_merges_may_be_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "settings:\n  <<: &b {run: null, metric: ~, samples: 3, storage: }\n  seed: 4\n"
+    (tmp_path / "options.yaml").write_text(text)
+    asked = options_of(["--config", str(tmp_path / "options.yaml")], monkeypatch)
+    assert set(asked.given) == {"samples", "seed"} and (asked.samples, asked.run, asked.storage) == (3, None, None)
+
+
 def test_a_file_of_options_is_read_as_the_same_words_on_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "options.YML").write_text(
-        "run: 2026-11-31\nlabels_leave_out: [no, 007, 1.10, null]\nlabel_column: on\nstorage: null\ngroup_column: ~\n"
+        "run: 2026-11-31\nlabels_leave_out: [no, 007, 1.10, 'null']\nlabel_column: on\nstorage: null\ngroup_column: ~\n"
         "time_budget: 90\nmetric:\nimage_column: 1_000\ndashboard: yes\n"
     )
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -406,8 +414,26 @@ def test_what_lies_beside_a_function_as_beside_a_space_is_kept(monkeypatch: pyte
     exec(compile(module_of(drawn), "space.py", "exec"), place)
     assert (place["FIRST"], place["GPU_ONLY"]) == ([{"width": 12}], {"network": ["resnet18"]})
     monkeypatch.setitem(drawn.__globals__, "FIRST", [{"width": object()}])
-    with pytest.raises(UserError, match=r"only what its run can keep, but the run of drawn reads 'FIRST'\."):
+    with pytest.raises(UserError, match=r"^FIRST of search space drawn must have texts, .* but 'width' is <object"):
         module_of(drawn)
+    monkeypatch.setitem(drawn.__globals__, "FIRST", ({"learning_rate": np.float64(0.1)},))
+    exec(compile(module_of(drawn), "space.py", "exec"), place)
+    assert place["FIRST"] == [{"learning_rate": 0.1}] and type(place["FIRST"][0]["learning_rate"]) is float
+
+
+@pytest.mark.parametrize("value", [None, np.float32, print, {"width": 12}, [12], object()])
+def test_what_else_is_called_as_a_part_of_a_space_is_left_out_and_said(
+    monkeypatch: pytest.MonkeyPatch, value: Any
+) -> None:
+    notes, place = list[str](), dict[str, Any]()
+    for name in ("FIRST", "GPU_ONLY"):
+        monkeypatch.setitem(drawn.__globals__, name, value)
+    exec(compile(module_of(drawn, notes.append), "space.py", "exec"), place)
+    assert not {"FIRST", "GPU_ONLY"} & set(place)
+    assert notes == [
+        "FIRST beside drawn is not a list of points {name: value}, and no part of the search space.",
+        "GPU_ONLY beside drawn is not {name: [choice, ...]}, and no part of the search space.",
+    ]
 
 
 def test_a_function_that_reads_something_called_space_is_refused() -> None:

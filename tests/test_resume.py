@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -117,6 +118,38 @@ def test_a_name_whose_claim_nobody_renews_is_free_again(here: Path, monkeypatch:
     with record.claimed("mine", "d", str(here / "stored")) as path:
         assert path.name == "mine" and '"host": "other"' not in (here / "stored" / "mine" / ".claim").read_text()
     assert not list((here / "stored").iterdir())
+
+
+def test_a_run_that_was_begun_and_ended_elsewhere_while_its_claim_was_waited_for_is_left_alone(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "stored" / "mine").mkdir(parents=True)
+    claim = here / "stored" / "mine" / ".claim"
+    claim.write_text('{"pid": 3, "host": "other", "what": "search"}')
+
+    def ended(seconds: float) -> None:
+        if "other" in claim.read_text():
+            claim.unlink()
+            (claim.parent / "meta.json").write_text("{}")
+
+    monkeypatch.setattr(leases.time, "sleep", ended)
+    said = "--run must be a new name, but got 'mine', and the storage has it. Choose another."
+    with pytest.raises(UserError, match=re.escape(said)), record.claimed("mine", "d", str(here / "stored")):
+        pass
+    assert not (here / "results" / "mine").exists()
+    assert [file.name for file in claim.parent.iterdir()] == ["meta.json"]
+
+
+def test_a_search_that_was_killed_before_its_record_is_taken_over_where_the_storage_is_the_folder_of_runs(
+    here: Path,
+) -> None:
+    results = str(here / "results")
+    with record.claimed("mine", "d", results) as path:
+        assert [file.name for file in path.iterdir()] == [".search.lock"]  # It is its own claim.
+    (here / "results" / "mine").mkdir()
+    (here / "results" / "mine" / ".claim").write_text('{"pid": 3, "host": "other", "what": "search"}')
+    with record.claimed("mine", "d", results) as path:
+        assert path.name == "mine"
 
 
 def test_a_claim_makes_no_folder_where_the_storage_is_not_mounted(here: Path, tmp_path: Path) -> None:

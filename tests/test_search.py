@@ -169,8 +169,10 @@ def test_more_samples_extend_a_finished_run(searched: tuple[Path, subprocess.Com
     folder, _ = searched
     path = folder / "results" / "one"
     before = run_folder.Run(path).trials
+    (path / "trials.csv").unlink()  # The study has it all.
     done = run(folder, "--resume", "one", "--samples", "7", OPENED=str(folder / "opened-later"))
     assert done.returncode == 0, done.stderr
+    assert "one/trials.csv was missing, and is written anew from the study." in done.stdout
     trials = check_record(path, 7)
     pd.testing.assert_frame_equal(trials.head(5), before)
     assert not trials["config/learning_rate"].duplicated().any()

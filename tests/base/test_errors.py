@@ -19,6 +19,13 @@ def test_unknown_name_guesses_nothing_where_nothing_is_close() -> None:
     assert "Did you mean" not in str(unknown_name("Fruit", "zzz", ["pear", "apple"]))
 
 
+def test_unknown_name_says_where_nothing_is_known() -> None:
+    assert (
+        str(unknown_name("Fruit", "apple", []))
+        == "Fruit must be one that there is, but got 'apple', and there is none."
+    )
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_disk_full_says_what_was_being_written(number: int) -> None:
     error = disk_full("results/x/epochs.csv", OSError(number, "full"))

@@ -123,6 +123,20 @@ def test_standard_output_can_be_named_as_a_file() -> None:
     assert (done.stdout, done.stderr) == ("said", "")
 
 
+@pytest.mark.parametrize("mode", ["a", "w"])
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/3", "/dev/stderr", "all.txt"])
+def test_standard_output_that_is_a_file_keeps_what_else_is_written_to_it(tmp_path: Path, name: str, mode: str) -> None:
+    (tmp_path / "all.txt").write_text("old\n")
+    code = "from pathlib import Path; from tuning.base import files; import os; os.dup2(1, 3); print('before'); "
+    code += f"files.write_text(Path('{name}'), 'said\\n'); print('after')"
+    with (tmp_path / "all.txt").open(mode) as out:
+        environment = os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[2])}
+        command = [sys.executable, "-c", code]
+        subprocess.run(command, cwd=tmp_path, env=environment, stdout=out, stderr=out, timeout=60, check=True)
+    assert (tmp_path / "all.txt").read_text() == "old\n" * (mode == "a") + "before\nsaid\nafter\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["all.txt"]
+
+
 def test_a_path_can_be_copied_into_a_shell() -> None:
     assert files.as_typed(Path("my model/a")) == "'my model/a'"
     assert files.as_typed("plain/model") == "plain/model"

@@ -287,6 +287,31 @@ def test_the_uri_of_a_run_that_is_here_leads_to_its_folder_which_stays_as_it_is(
     assert capsys.readouterr().out == ""
 
 
+def test_frames_are_sent_right_after_the_study_and_fetched_with_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored, written, write = tmp_path / "storage" / "one", list[str](), Store.write
+    for name in ("best.json", "driver.log"):
+        (run / name).write_text("{}")
+
+    def sent(store: Store, name: str, data: bytes) -> None:
+        written.append(name)
+        write(store, name, data)
+        if name == "study.db" and len(written) == 4:  # Whoever fetches now waits for the frames.
+            mirror.fetch(str(stored), tmp_path / "results 2")
+
+    def waited(seconds: float) -> None:
+        for name in mirror.FRAMES:
+            write(Store(str(stored)), name, (run / name).read_bytes())
+
+    monkeypatch.setattr(Store, "write", sent)
+    monkeypatch.setattr(mirror.time, "sleep", waited)
+    mirror.Mirror(run, str(stored), print)._send()
+    assert written == ["epochs.csv", "trials.csv", "meta.json", "study.db", *mirror.FRAMES, "best.json", "driver.log"]
+    for name in mirror.FRAMES:
+        assert (tmp_path / "results 2" / "one" / name).read_bytes() == RECORD[name]
+
+
 @pytest.mark.parametrize("as_uri", [True, False])
 def test_a_folder_is_not_sent_into_itself(run: Path, tmp_path: Path, as_uri: bool) -> None:
     (tmp_path / "link").symlink_to(run.parent)
@@ -327,6 +352,71 @@ def test_who_reads_a_copy_of_a_run_leaves_it_where_it_is_stored(
     placed = json.loads((path / "meta.json").read_text())
     assert (placed["settings"]["storage"], placed["stored_as"]) == (str(copy.parent), "one")
     assert capsys.readouterr().out == f"{path} is kept in {copy} from now on, and no longer in s3://bucket/runs/one.\n"
+
+
+def test_a_run_that_is_new_here_stays_where_it_is_stored_if_that_can_be_reached(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "storage"
+    meta = json.dumps({"id": "a", "settings": {"storage": str(place)}, "stored_as": "one"}).encode()
+    copy, path = write(tmp_path / "backup" / "one", meta_json=meta), tmp_path / "results" / "one"
+
+    def fetched(**how: bool) -> str:
+        """Returns where a run that is fetched from the copy is kept from then on."""
+        shutil.rmtree(path, ignore_errors=True)
+        mirror.fetch(str(copy), tmp_path / "results", **how)
+        return str(json.loads((path / "meta.json").read_text())["settings"]["storage"])
+
+    moved = f"Fetched into {path}: {copy}\n{path} is kept in {copy} from now on, and no longer in {place}/one.\n"
+    assert fetched() == str(copy.parent) and capsys.readouterr().out == moved
+    write(place / "one", meta_json=b'{"id": "b"}')  # Another run.
+    assert fetched() == str(copy.parent) and capsys.readouterr().out == moved
+    write(place / "one", meta_json=meta)
+    assert fetched() == str(place) and capsys.readouterr().out == f"Fetched into {path}: {copy}\n"
+    assert fetched(resumed=True) == str(copy.parent) and capsys.readouterr().out == moved
+
+
+@pytest.mark.parametrize("name", ["study.db", "trials.csv", "epochs.csv"])
+def test_a_file_here_that_cannot_be_read_is_not_replaced(tmp_path: Path, name: str) -> None:
+    path, stored = write(tmp_path / "results" / "one"), write(tmp_path / "storage" / "one", study_db=ENDED)
+    (path / name).unlink()
+    (path / name).mkdir()
+    with pytest.raises(UserError, match=rf"^{path / name} cannot be read \((Is a dir|disk I/O).*\)\. Make it readable"):
+        mirror.fetch(str(stored), tmp_path / "results")
+    assert (path / name).is_dir()
+
+
+def test_a_study_here_that_is_locked_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, stored = write(tmp_path / "results" / "one"), write(tmp_path / "storage" / "one", study_db=ENDED)
+    monkeypatch.setattr("tuning.runs.study_file.SECONDS_FOR_A_LOCK", 0.1)
+    with closing(sqlite3.connect(path / "study.db", isolation_level=None)) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(UserError, match=rf"^{path / 'study.db'} cannot be read \(database is locked\)\. Make it"):
+            mirror.fetch(str(stored), tmp_path / "results")
+    mirror.fetch(str(stored), tmp_path / "results")
+    assert (path / "study.db").read_bytes() == ENDED
+
+
+def test_a_study_that_is_locked_for_a_moment_at_the_end_is_sent(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes, tries, read = list[str](), list[Path](), mirror.snapshot
+
+    def snapshot(path: Path) -> bytes:
+        tries.append(path)
+        if len(tries) < locked:
+            raise sqlite3.OperationalError("database is locked")
+        return read(path)
+
+    monkeypatch.setattr(mirror, "snapshot", snapshot)
+    for locked, patience, left in ((3, 30.0, []), (99, 0.1, ["epochs.csv", "study.db", "trials.csv"])):
+        tries.clear(), notes.clear()
+        with mirror.Mirror(run, str(tmp_path / "storage" / str(locked)), notes.append, every=0.05) as sending:
+            assert [name for name in sending.finish(patience) if name != "meta.json"] == left
+    assert notes[1] == (
+        "Not in the storage yet: epochs.csv, study.db, trials.csv. When what is here can be read again, `python -m "
+        f"tuning.search --resume {run}` sends the rest."
+    )
 
 
 LONGER = study(("COMPLETE", 2), ("RUNNING", 1))

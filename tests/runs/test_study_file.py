@@ -145,3 +145,24 @@ def test_a_study_that_is_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"study\.db is missing or empty\. Copy it from where the run was made"):
         study_storage.load(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_beside_a_study_stays_where_it_cannot_be_brought_into_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make(tmp_path / "run")
+    monkeypatch.setattr(study_file, "SECONDS_FOR_A_LOCK", 0.1)
+    with closing(sqlite3.connect(tmp_path / "run" / "study.db", isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM trials").fetchall()
+        study.ask()
+        with pytest.raises(UserError, match=r"study\.db cannot be read \(database is locked\)\."):
+            study_file.settle(tmp_path / "run")
+    assert (tmp_path / "run" / "study.db-wal").stat().st_size > 0
+    study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
+    study_file.settle(tmp_path / "run")
+    assert study_file.studies(tmp_path / "run") == {"first": 3}
+    (tmp_path / "run" / "study.db").write_bytes(b"no study" * 100)
+    (tmp_path / "run" / "study.db-wal").write_bytes(b"of no use")
+    study_file.settle(tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["study.db"]

@@ -277,6 +277,20 @@ def test_what_is_for_gpus_only_must_be_choices_of_the_space(tmp_path: Path, gpu_
     check_gpu_only(load_space(write(tmp_path, source.format("{'rarest': [2]}"))), epochs=2)
 
 
+def test_a_space_that_draws_nothing_has_no_name_to_choose_from(tmp_path: Path) -> None:
+    space = load_space(
+        write(tmp_path, "GPU_ONLY = {'a': ['b']}\nFIRST = [{'a': 1}]\ndef space(trial):\n    return {}\n")
+    )
+    with pytest.raises(
+        UserError, match=r"mine: The parameter must be one that there is, but got 'a', and there is none"
+    ):
+        check_gpu_only(space, epochs=2)
+    with pytest.raises(
+        UserError, match=r"^FIRST must hold .* Parameter must be one that there is, but got 'a', and the"
+    ):
+        check_space(space, epochs=2)
+
+
 @pytest.mark.parametrize("name", space_names())
 def test_what_the_spaces_of_the_project_have_for_gpus_only_are_choices(name: str) -> None:
     check_gpu_only(load(name), epochs=2)

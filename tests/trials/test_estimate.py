@@ -167,6 +167,19 @@ def test_what_else_goes_wrong_names_the_kind(
     ]
 
 
+def test_a_worker_that_the_system_killed_is_said(
+    splits: Splits, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(given: Any) -> None:
+        raise ray.exceptions.WorkerCrashedError
+
+    monkeypatch.setattr("ray.put", lambda value: value)
+    monkeypatch.setattr("ray.get", answer)
+    monkeypatch.setattr("ray.remote", lambda **resources: lambda function: SimpleNamespace(remote=lambda *given: None))
+    with pytest.raises(UserError, match=r"^A worker that timed a trial of .* was killed, .* memory .* --concurrency"):
+        estimate.measure(gpu_settings(), [(tiny, 1.0)], splits)
+
+
 def test_the_kinds_of_the_default_space_are_its_networks_and_batch_sizes() -> None:
     space = load_space("resnet")
     space = space.without(space.gpu_only)

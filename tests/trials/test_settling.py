@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import write_run
 from PIL import Image
@@ -153,6 +154,31 @@ def test_a_resumed_run_keeps_its_options_unless_it_is_given_others(begun: Path) 
     other = resumed(begun, until_converged=False, audit=0, time_budget="1m")
     assert (other.settings.until_converged, other.settings.audit, other.settings.time_budget) == (False, 0, 60.0)
     assert "time budget" not in " ".join(other.notes)
+
+
+@pytest.mark.parametrize("name", ["trials", "epochs"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "header only", "truncated", "damaged"])
+def test_a_run_whose_frame_was_lost_is_resumed_with_what_its_study_has(
+    results: Path, capsys: pytest.CaptureFixture[str], damage: str, name: str
+) -> None:
+    run = Run(results / "one")
+    record.update_meta(run.path, settled(None, samples=9).settings)
+    shutil.copy(Path(load_space("smoke").file), run.path / "space.py")
+    before, path = [run.trials, run.epochs], run.path / f"{name}.csv"
+    head, row, *_ = path.read_text().splitlines(keepends=True)
+    path.unlink()
+    texts = {"empty": "", "header only": head, "truncated": head + row[:5], "damaged": "no frame\n"}
+    if damage in texts:
+        path.write_text(texts[damage])
+    with contextlib.ExitStack() as stack:
+        found = settling.settle(doors.asked(search.run, {"resume": "one"}), stack, dry_run=False)
+        stack.enter_context(search._announced(found, "Run", quiet=True))
+        assert search._n_done(found) == len(before[0])
+    assert f"{name}.csv" in capsys.readouterr().out
+    for frame, was in zip([run.trials, run.epochs], before, strict=True):
+        pd.testing.assert_frame_equal(frame, was)
+    with pytest.raises(UserError, match="--samples must be at least the 6 trials of one, but got 5"):
+        resumed(run.path, samples=5)
 
 
 def test_a_run_or_its_path_is_resumed_and_an_option_that_it_keeps_is_refused_as_the_default_too(begun: Path) -> None:

@@ -87,18 +87,34 @@ def test_where_nothing_is_left_to_gain_a_search_says_so_and_ends_if_it_is_to(
     known.interrupted = True  # What was begun goes on.
     taken(turns)
     known.interrupted = False
+    assert turns.next() is None and not turns.are_over  # A trial that runs may be better.
+    for number in list(turns.slots.by_trial):
+        turns.ended(number)
     assert turns.next() is None and turns.are_over
     assert turns.outcome(None) == {"stopped_by": "converged", "converged": 0}
     assert turns.outcome("interrupt")["stopped_by"] == "interrupt"
-    known.converged = False  # A trial that still ran was better.
-    assert turns.outcome(None) == {"stopped_by": "converged", "converged": None}
+    known.converged = False  # The last trial of all was better.
+    assert turns.outcome(None) == {"stopped_by": None, "converged": None}
 
 
-def test_a_search_that_has_converged_begins_again_where_a_later_trial_was_better(
-    begun: Callable[..., Turns], study: RunStudy, known: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+def test_a_search_whose_samples_are_all_begun_is_over_though_trials_run(
+    begun: Callable[..., Turns], known: SimpleNamespace
 ) -> None:
     turns = begun(until_converged=True)
-    known.converged, turns.scheduler = True, pausing()
+    known.converged, turns.to_begin = True, 0
+    assert turns.next() is None and turns.are_over
+
+
+@pytest.mark.parametrize("scheduler", [None, pausing()])
+def test_a_search_that_has_converged_begins_again_where_a_later_trial_was_better(
+    begun: Callable[..., Turns],
+    study: RunStudy,
+    known: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    scheduler: Any,
+) -> None:
+    turns = begun(until_converged=True)
+    known.converged, turns.scheduler = True, scheduler
     assert turns.next() is None and not turns.are_over
     with monkeypatch.context() as patch:
         patch.setattr(study, "ask", None)

@@ -285,15 +285,14 @@ def _of_yaml(text: str, *, words: bool) -> Any:
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             written = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
             _each_once((name, None) for tag, name in written if tag != "tag:yaml.org,2002:merge")
-            empty = [key.value for key, value in node.value if words and _is_null(value)]
-            return super().construct_mapping(node, deep) | dict.fromkeys(empty)
-
-    def _is_null(node: yaml.Node) -> bool:
-        return isinstance(node, yaml.ScalarNode) and not node.style and node.value.lower() in ("", "~", "null")
+            return super().construct_mapping(node, deep)
 
     if words:
-        merge = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}
-        Loader.yaml_implicit_resolvers = merge
+        kept = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:null")
+        resolvers = yaml.SafeLoader.yaml_implicit_resolvers.items()
+        Loader.yaml_implicit_resolvers = {
+            first: [(tag, form) for tag, form in each if tag in kept] for first, each in resolvers
+        }
     try:
         return yaml.load(text, Loader)
     except yaml.YAMLError as error:

@@ -154,7 +154,7 @@ def _of_file(parameter: inspect.Parameter, value: Any, called: str) -> Any:
     """Returns a value of a file, read as the same words on the command line are: `2.5` is no number of samples."""
     takes_list = any(get_origin(each) is list for each in _members(parameter.annotation))
     parts = value if takes_list and isinstance(value, list) else [value]
-    if any(isinstance(each, list | dict) for each in parts):
+    if any(isinstance(each, list | dict | types.NoneType) for each in parts):
         raise _wrong(parameter, value, called)
     words = [*map(str, parts)]
     return _checked(parameter, words if takes_list else words[0], called)

@@ -34,6 +34,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
         known: The names that would have been right.
     """
     known = sorted(known)
+    if not known:
+        return UserError(f"{kind} must be one that there is, but got {name!r}, and there is none.")
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return UserError(f"{kind} must be one of {', '.join(known)}, but got {name!r}.{hint}")

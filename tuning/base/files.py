@@ -5,6 +5,7 @@ it was appended is removed by the next append and passed over by readers. A powe
 not `durable`. What must never live here: what is in the files.
 """
 
+import contextlib
 import csv
 import errno
 import io
@@ -13,6 +14,7 @@ import os
 import secrets
 import shlex
 import struct
+import sys
 import tokenize
 import zipfile
 import zlib
@@ -76,7 +78,7 @@ def write_text(path: Path, text: str, *, durable: bool = False) -> None:
 def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
     """Writes a file whole or not at all, through a temporary one beside it; raises UserError where the disk is full.
 
-    What is no regular file, such as /dev/stdout, is written to as it is.
+    What is no regular file is written to as it is, and so is this process's own output: /dev/stdout, or by its name.
 
     Args:
         path: The file; where it is a link, what it leads to is replaced.
@@ -84,8 +86,10 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
         durable: Wait until the disk has it, so that it survives a power cut, too (some milliseconds).
     """
     try:
-        if path.exists() and not path.is_file():
-            with path.open("wb") as stream:
+        if path.exists() and ((descriptor := _descriptor(path)) is not None or not path.is_file()):
+            for printed in filter(None, (sys.stdout, sys.stderr)):
+                printed.flush()  # It comes first.
+            with open(path if descriptor is None else descriptor, "wb", closefd=descriptor is None) as stream:
                 stream.write(content)
             return
         path = path.resolve() if path.is_symlink() else path
@@ -104,6 +108,17 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
             sync(path.parent)
     except OSError as error:
         raise (disk_full(path, error) or error) from error
+
+
+def _descriptor(path: Path) -> int | None:
+    """Returns what this process has open as /dev/fd/<number>, or as its standard output or error; None for others."""
+    if os.path.realpath(path.parent) in ("/dev/fd", f"/proc/{os.getpid()}/fd") and path.name.isdigit():
+        return int(path.name)
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(path.stat(), os.fstat(descriptor)):
+                return descriptor
+    return None
 
 
 def beside(path: Path) -> Path:

@@ -26,7 +26,7 @@ from tuning.remote.records import stored_is_newer
 from tuning.remote.storage import META, Store, is_folder, joined, split
 from tuning.runs.run_folder import last_begun
 from tuning.runs.study_file import FILE as STUDY
-from tuning.runs.study_file import settle, snapshot
+from tuning.runs.study_file import facts, settle, snapshot
 
 FRAMES = ("epochs.csv", "trials.csv")
 PROGRESS = "progress.json"  # As `tuning.training.checkpoints` writes it: how many epochs are behind a checkpoint.
@@ -72,6 +72,8 @@ class Mirror:
         self._sent: dict[str, Signature] | None = None
         self._without: set[str] = set()  # Frames that the storage has not.
         self._unreadable: set[Path] = set()
+        self._n_failures = 0  # Of the storage, in a row.
+        self._is_busy = False  # Something here could not be read just now, though it may be at the next try.
         self._lease, self._lost = lease, lease.lost if lease is not None else threading.Event()
         self._end, self._deadline = threading.Event(), float("inf")
         self._thread = threading.Thread(target=self._run, daemon=True, name="mirror")
@@ -96,28 +98,30 @@ class Mirror:
         missing = sorted(name for name, signature in self._files().items() if sent.get(name) != signature)
         if missing:
             some = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
-            self._note(f"Not in the storage yet: {some}. {sent_by(self._folder)}")
+            what = "it can be reached" if self._n_failures else "what is here can be read"
+            self._note(f"Not in the storage yet: {some}. {sent_by(self._folder, what)}")
         return missing
 
     def _run(self) -> None:
-        n_failures = 0
         while not self._lost.is_set():
-            ended = self._end.is_set()
+            ended, self._is_busy = self._end.is_set(), False
             try:
                 self._send()
-                if n_failures:
+                if self._n_failures:
                     self._note(f"Storage {masked(self._store.uri)} is back, and what was missing is sent.")
-                n_failures = 0
+                self._n_failures = 0
             except (OSError, sqlite3.Error) as error:
+                self._is_busy = True
                 self._cannot_read(self._folder, error)
             except UserError as error:
-                n_failures += 1
-                if n_failures == 1:
+                self._n_failures += 1
+                if self._n_failures == 1:
                     reason = str(error).rpartition("but got ")[2]
                     self._note(f"Storage cannot be reached: {reason}; training goes on, what is missing is sent later.")
-            if ended and (not n_failures or time.monotonic() > self._deadline):
+            n = self._n_failures
+            if ended and (not (n or self._is_busy) or time.monotonic() > self._deadline):
                 return
-            pause = min(2.0**n_failures, PAUSE / 2) * random.uniform(0.5, 1.0) if n_failures else self._every
+            pause = min(2.0**n, PAUSE / 2) * random.uniform(0.5, 1.0) if n else self._every
             if ended:
                 time.sleep(min(pause, 2.0))
             else:
@@ -143,7 +147,8 @@ class Mirror:
                 for name in sorted(self._without & set(record)):  # Who reads a study with results never misses these.
                     self._store.write(name, (record[name] or b"").partition(b"\n")[0] + b"\n")
                     self._without.discard(name)
-        for name in sorted(changed, key=lambda name: ("/" in name, name != META, name != STUDY, name)):
+        first = {name: place for place, name in enumerate((META, STUDY, *FRAMES))}
+        for name in sorted(changed, key=lambda name: ("/" in name, first.get(name, len(first)), name)):
             data = record[name] if name in record else self._read(name)
             if data is not None and not self._lost.is_set():
                 self._store.write(name, data)
@@ -157,6 +162,7 @@ class Mirror:
         except FileNotFoundError:
             return None
         except (OSError, sqlite3.Error) as error:
+            self._is_busy |= isinstance(error, sqlite3.OperationalError)
             self._cannot_read(path, error)
             return None
 
@@ -211,9 +217,9 @@ def _epochs(progress: bytes | None) -> int:
         return -1
 
 
-def sent_by(run: Path) -> str:
-    """Returns what sends a run's rest when its storage could not be reached to the end."""
-    return f"When it can be reached again, `python -m tuning.search --resume {files.quoted(run)}` sends the rest."
+def sent_by(run: Path, what: str = "it can be reached") -> str:
+    """Returns what sends a run's rest when its storage could not be reached to the end, or what is here not read."""
+    return f"When {what} again, `python -m tuning.search --resume {files.quoted(run)}` sends the rest."
 
 
 def fetch(uri: str, root: Path, *, path: Path | None = None, retrained: bool = False, resumed: bool = False) -> Path:
@@ -255,7 +261,9 @@ def fetch(uri: str, root: Path, *, path: Path | None = None, retrained: bool = F
         with locks.hold(path, "search"):
             before = _place_of(path)
             if _bring(store, path, stored) or resumed:
-                _place(path, base, name, before)
+                kept = _place_of(path) if before is None else ""  # A copy of a run that is new here may lie elsewhere.
+                if resumed or not kept or not _is_in(kept, path):
+                    _place(path, base, name, kept or before)
     except locks.InUseError:
         if not (path / META).exists():
             raise
@@ -294,12 +302,11 @@ def _bring(store: Store, path: Path, stored: Sequence[str]) -> bool:
     """
     has_record = any((path / name).exists() for name in (META, STUDY, *FRAMES))
     take = META in stored and (not has_record or stored_is_newer(store, path))
-    # What goes on there meanwhile sends the study first, so that it is read last; and here it is written first: a study
-    # that knows more than the frames is no harm, and a folder without meta.json is no run.
     wanted = [file for file in stored if take or not (path / file).exists()]
-    contents = {file: store.read(file) for file in sorted(wanted, key=lambda file: (file == STUDY, file))}
+    contents = _contents(store, wanted)
     if take:
         settle(path)  # Else SQLite would play what lies beside the study's file here into the one that comes.
+    # The study is written first: that it knows more than the frames is no harm. A folder without meta.json is no run.
     for file in sorted(wanted, key=lambda file: (file == META, file != STUDY, file)):
         if (content := contents[file]) is not None:
             (path / file).parent.mkdir(parents=True, exist_ok=True)
@@ -311,6 +318,28 @@ def _bring(store: Store, path: Path, stored: Sequence[str]) -> bool:
     return META in wanted
 
 
+def _contents(store: Store, names: Sequence[str]) -> dict[str, bytes | None]:
+    """Returns what files of a run hold, the frames no more than the study.
+
+    What goes on there meanwhile sends the study first, so that it is read last. Of a new run it sends the frames' first
+    lines before, and their rows in a moment.
+    """
+    for tries_left in (2, 1, 0):
+        found = {name: store.read(name) for name in sorted(names, key=lambda name: (name == STUDY, name))}
+        lacks = [name for name in FRAMES if (found.get(name) or b"\n\n").count(b"\n") < 2]
+        if not lacks or not tries_left or not _has_ended(found.get(STUDY) or b""):
+            break
+        time.sleep(1.0)
+    return found
+
+
+def _has_ended(study: bytes) -> bool:
+    """Returns whether a study (its file's content) has a trial that has ended; a damaged one has none."""
+    with contextlib.suppress(sqlite3.DatabaseError, KeyError):
+        return any(state in ("COMPLETE", "PRUNED") for state, _ in facts(study)[1].values())
+    return False
+
+
 def _place_of(path: Path) -> str | None:
     """Returns the URI at which a run folder's record says that it is stored, "" for none; None without a record."""
     try:
@@ -319,6 +348,14 @@ def _place_of(path: Path) -> str | None:
     except (UserError, KeyError, AttributeError):
         return None
     return "" if base is None else joined(base, meta.get("stored_as") or path.name)
+
+
+def _is_in(uri: str, path: Path) -> bool:
+    """Returns whether the place at a URI can be reached, and has the run that is in a folder."""
+    with contextlib.suppress(UserError):
+        stored = locks.parsed(Store(uri, patience=0.0).read(META))
+        return bool(stored) and stored.get("id") == files.read_json(path / META).get("id")
+    return False
 
 
 def _place(path: Path, base: str, name: str, before: str | None) -> None:

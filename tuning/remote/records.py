@@ -17,7 +17,7 @@ from tuning.base.masking import masked
 from tuning.remote.storage import META, Store
 from tuning.runs import schema
 from tuning.runs.study_file import FILE as STUDY
-from tuning.runs.study_file import facts, snapshot
+from tuning.runs.study_file import facts, snapshot, unreadable
 
 
 def stored_is_newer(store: Store, path: Path, tell: Callable[[str], None] = print) -> bool:
@@ -27,11 +27,18 @@ def stored_is_newer(store: Store, path: Path, tell: Callable[[str], None] = prin
     gone on elsewhere since: they are trained again, or the trial goes on from its checkpoint, which is still here.
 
     Raises:
-        UserError: Each has trials that ended which the other has not, or they are of different runs.
+        UserError: Each has trials that ended which the other has not, or they are of different runs; or a file that is
+            here cannot be read.
     """
 
     def here(name: str) -> bytes:
-        return (path / name).read_bytes() if (path / name).exists() else b""
+        file = path / name
+        try:
+            return snapshot(file) if name == STUDY else file.read_bytes()
+        except (OSError, sqlite3.DatabaseError) as error:
+            if file.exists() and (found := unreadable(file, error)) is not None:
+                raise found from error
+            return b""  # A damaged study knows nothing; its frames are asked.
 
     ids = [_id(here(META), f"{path / META}"), _id(store.read(META), f"meta.json in {masked(store.uri)}")]
     if (path / META).exists() and ids[0] != ids[1]:
@@ -39,10 +46,7 @@ def stored_is_newer(store: Store, path: Path, tell: Callable[[str], None] = prin
             f"{path} is another run than {masked(store.uri)} (its id in meta.json is {ids[0]}, not {ids[1]}). "
             f"Move {path} away to fetch the stored one."
         )
-    study = b""
-    with contextlib.suppress(sqlite3.DatabaseError):  # A damaged one knows nothing; its frames are asked.
-        study = snapshot(path / STUDY) if (path / STUDY).exists() else b""
-    own = Known.of(study, here("epochs.csv"), here("trials.csv"))
+    own = Known.of(here(STUDY), here("epochs.csv"), here("trials.csv"))
     frames = [store.read(name) or b"" for name in ("epochs.csv", "trials.csv")]
     stored = Known.of(store.read(STUDY) or b"", *frames)
     if own.holds(stored) and stored.holds(own):

@@ -347,7 +347,9 @@ def is_missing(frame: Path) -> bool:
 
 
 def mend(run: Run, note: Callable[[str], None]) -> None:
-    """Makes the frames of a run readable before it is resumed: what is damaged is kept, and written anew.
+    """Makes the frames of a run readable before it is resumed: what is damaged is kept beside them.
+
+    Frames that lack their rows then are for `tuning.sampling.study.write_missing`.
 
     Args:
         run: Nothing else may write to it.
@@ -356,7 +358,6 @@ def mend(run: Run, note: Callable[[str], None]) -> None:
     for path, columns in ((run.path / name, columns) for name, columns in FRAMES.items()):
         if is_missing(path):
             lacked = "had no rows" if path.exists() else "was missing"
-            files.write_rows(path, columns, [])
             note(f"{path} {lacked}, and is written anew from the study.")
         try:
             read_frame(path, columns)

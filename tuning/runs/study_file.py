@@ -6,6 +6,7 @@ its latest writes in `study.db-wal` beside the file.
 
 import contextlib
 import json
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -21,6 +22,8 @@ FILE = "study.db"
 BESIDE = (f"{FILE}-wal", f"{FILE}-shm", f"{FILE}-journal")
 EPOCH = "epoch/"  # What the study keeps of an epoch is a trial's user attribute of this name and the epoch's number.
 SECONDS_FOR_A_LOCK = 60.0
+# What SQLite says of a file that may be whole.
+_UNREADABLE = re.compile("unable to open|is locked|locking protocol|disk I/O error|readonly database")
 
 
 def studies(folder: Path) -> dict[str, int]:
@@ -140,11 +143,20 @@ def numbers_drawn(folder: Path) -> list[dict[str, Any]]:
 
 
 def settle(folder: Path) -> None:
-    """Brings what lies beside the study's file into it, and removes what is beside it; a damaged one is left alone."""
-    with contextlib.suppress(sqlite3.DatabaseError):
-        if (folder / FILE).exists():
+    """Brings what lies beside the study's file into it, unless that is damaged, and removes what is beside it.
+
+    Raises:
+        UserError: The file cannot be read, or is in use; nothing is removed then.
+    """
+    if (folder / FILE).exists():
+        try:
             with closing(sqlite3.connect(folder / FILE, timeout=SECONDS_FOR_A_LOCK)) as database:
-                database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                [is_busy, *_] = database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                if is_busy:
+                    raise sqlite3.OperationalError("database is locked")
+        except (sqlite3.DatabaseError, OSError) as error:
+            if (found := unreadable(folder / FILE, error)) is not None:
+                raise found from error
     for name in BESIDE:
         (folder / name).unlink(missing_ok=True)
 
@@ -207,17 +219,22 @@ def writing(folder: Path) -> Iterator[None]:
         raise found from error
 
 
+def unreadable(path: Path, error: Exception) -> UserError | None:
+    """Returns the error for a file that cannot be read for now; None where what SQLite says of it is that of damage."""
+    if not isinstance(error, OSError) and not _UNREADABLE.search(str(error)):
+        return None
+    said = error.strerror if isinstance(error, OSError) else error
+    return UserError(f"{path} cannot be read ({said}). Make it readable, or put back a copy of it.")
+
+
 @contextlib.contextmanager
 def damaged(folder: Path) -> Iterator[None]:
     """Turns what SQLite says of a damaged file, or the system of one that cannot be read, into a UserError."""
     try:
         yield
     except (sqlite3.DatabaseError, OSError) as error:
-        if isinstance(error, OSError) or "unable to open" in str(error):
-            said = error.strerror if isinstance(error, OSError) else error
-            raise UserError(
-                f"{folder / FILE} cannot be read ({said}). Make it readable, or put back a copy of it."
-            ) from error
+        if (found := unreadable(folder / FILE, error)) is not None:
+            raise found from error
         raise UserError(
             f"{folder / FILE} is damaged ({error}). Put back a copy of it, with {BESIDE[0]} if there is one, or fetch "
             "the run from its storage. Until then trials.csv and epochs.csv can be read, and nothing changes them."

@@ -19,21 +19,37 @@ from tuning.base.errors import UserError
 _INSTEAD = 'Define it in the function, or write the space to a file, and pass space="FILE.py".'
 
 
-def module_of(function: Callable[..., Any]) -> str:
+def module_of(function: Callable[..., Any], note: Callable[[str], None] = print) -> str:
     """Returns the text of a module whose `space` does what the function does.
 
+    Args:
+        function: The search space.
+        note: Receives what lies beside the function under a name that a space's file has, and is none of it.
+
     Raises:
-        UserError: The function's source cannot be had, or it reads what cannot be kept.
+        UserError: The function's source cannot be had, or it reads what cannot be kept; or a first point beside it has
+            what a study cannot record.
     """
+    from tuning.sampling import spaces
+
     called = getattr(function, "__name__", "")
     if not inspect.isfunction(function) or not called.isidentifier():
         raise UserError(f"space must be a function that `def` defines, a name or a file, but got {function!r}.")
     parts: dict[str, str] = {}
     known: dict[str, Any] = {}
     _keep(called, function, parts, known)
-    for name in ("FIRST", "GPU_ONLY"):  # What lies beside a space is of it, as in a file.
-        if name in function.__globals__ and name not in known:
-            _keep(name, function.__globals__[name], parts, known, f"the run of {called}")
+    of_file: dict[str, tuple[Callable[[Any], bool], Callable[[Any, str], Any], str]] = {
+        "FIRST": (spaces.are_points, spaces.first_points, "a list of points {name: value}"),
+        "GPU_ONLY": (spaces.are_choices, spaces.gpu_choices, "{name: [choice, ...]}"),
+    }
+    for name, (is_one, read, form) in of_file.items():  # What lies beside a space is of it, as in a file.
+        if name not in function.__globals__ or name in known:
+            continue
+        value = function.__globals__[name]
+        if is_one(value):
+            _keep(name, read(value, called), parts, known, f"the run of {called}")
+        else:
+            note(f"{name} beside {called} is not {form}, and no part of the search space.")
     if called != "space" and "space" in parts:
         raise UserError(f"{called} must read nothing called 'space', which its run calls {called} itself. {_INSTEAD}")
     alias = "" if called == "space" else f"\n\nspace = {called}\n"

@@ -199,17 +199,27 @@ def load_space(name: str) -> Space:
         raise UserError(f"Search space {path} must import without an error, but {_raised(error, file)}.") from error
     if not callable(module.get("space")):
         raise UserError(f"Search space {path} must define space(trial) -> dict, but has no such function.")
-    first, gpu_only = _first(module.get("FIRST", []), path), _gpu_only(module.get("GPU_ONLY", {}), path)
+    first, gpu_only = first_points(module.get("FIRST", []), path), gpu_choices(module.get("GPU_ONLY", {}), path)
     return Space(path.stem, file, source, module["space"], first, gpu_only, {}, surroundings=around)
 
 
-def _first(points: Any, path: Path) -> list[dict[str, Any]]:
+def are_points(value: Any) -> bool:
+    """Returns whether a value has the form of `FIRST`: a list of mappings."""
+    return isinstance(value, list | tuple) and all(isinstance(point, Mapping) for point in value)
+
+
+def are_choices(value: Any) -> bool:
+    """Returns whether a value has the form of `GPU_ONLY`: a mapping to lists."""
+    return isinstance(value, Mapping) and all(isinstance(each, list | tuple) for each in value.values())
+
+
+def first_points(points: Any, path: Path | str) -> list[dict[str, Any]]:
     """Returns the first points of a space, with numpy's numbers as Python's.
 
     Raises:
         UserError: They are no list of points, or one holds what a study cannot record.
     """
-    if not isinstance(points, list | tuple) or not all(isinstance(point, Mapping) for point in points):
+    if not are_points(points):
         raise UserError(f"FIRST of search space {path} must be a list of points {{name: value}}, but got {points!r}.")
     found = [{name: value.item() if hasattr(value, "item") else value for name, value in p.items()} for p in points]
     for point in found:
@@ -222,9 +232,9 @@ def _first(points: Any, path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _gpu_only(limited: Any, path: Path) -> dict[str, list[Any]]:
+def gpu_choices(limited: Any, path: Path | str) -> dict[str, list[Any]]:
     """Returns the choices that need a GPU; raises UserError where they are not lists by name."""
-    if not isinstance(limited, Mapping) or not all(isinstance(each, list | tuple) for each in limited.values()):
+    if not are_choices(limited):
         raise UserError(f"GPU_ONLY of search space {path} must be {{name: [choice, ...]}}, but got {limited!r}.")
     return {name: list(choices) for name, choices in limited.items()}
 

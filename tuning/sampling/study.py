@@ -23,7 +23,8 @@ from tuning.base.errors import UserError, counted
 from tuning.base.masking import masked
 from tuning.base.registries import METRICS
 from tuning.base.threads import one_thread
-from tuning.runs import schema, study_file
+from tuning.runs import run_folder, schema, study_file
+from tuning.runs.run_folder import Run
 from tuning.runs.study_file import EPOCH
 from tuning.sampling import convergence, recalled_trials, study_frames, study_storage
 from tuning.sampling.costs import LOST
@@ -413,6 +414,28 @@ class RunStudy:
         values += [] if self._minimize is None else [row.get(self._minimize, math.nan)]
         tell_end(self.study, trial.number, state, values)
         self._write_now_and_then()
+
+
+def write_missing(run: Run) -> None:
+    """Writes those frames of a run, from its study, that are missing or have no row; the study stays as it is.
+
+    Raises:
+        UserError: The study is damaged.
+    """
+    study, trials = study_storage.load(run.path), KnownTrials()
+    in_frames = recalled_trials.by_trial(schema.whole_rows(run.path / "epochs.csv"))
+    for trial in study.get_trials(deepcopy=False):
+        # The number stands for the id in the study, which no frame has.
+        known = recalled_trials.recalled(trial, trial.number, in_frames.get(trial.number, {}))
+        if known is not None:
+            known.state = PAUSED if not known.has_ended and known.attrs.get(PAUSED) else known.state
+            trials[trial.number] = known
+    frames = StudyFrames(run.path, trials, run.metric)
+    lack_trials, lack_epochs = (run_folder.is_missing(run.path / name) for name in schema.FRAMES)
+    if lack_trials:
+        frames.write_trials([trial.number for trial in study.best_trials] if len(study.directions) > 1 else None)
+    if lack_epochs:
+        frames.mend([])
 
 
 def end_state(finished: bool, n_epochs: int) -> TrialState:

@@ -175,6 +175,9 @@ def measure(settings: Any, kinds: Sequence[tuple[TrainConfig, float]], splits: S
     """Returns the cost of each kind, timed in Ray workers with as many side by side as the search runs.
 
     Kinds that have too little memory so are left out. Ray must have been started.
+
+    Raises:
+        UserError: A worker was killed.
     """
     import ray
 
@@ -189,6 +192,11 @@ def measure(settings: Any, kinds: Sequence[tuple[TrainConfig, float]], splits: S
             beside = [remote.remote(*given) for _ in range(settings.concurrency)]
             try:
                 seconds, peaks, sizes = zip(*local_ray.get(beside), strict=True)
+            except ray.exceptions.WorkerCrashedError as error:
+                raise UserError(
+                    f"A worker that timed a trial of {_named(config)} was killed, as the system does where memory runs "
+                    "out. Run fewer trials side by side with --concurrency, or close other programs."
+                ) from error
             except ray.exceptions.RayError as error:
                 if not ray_internals.OUT_OF_MEMORY.search(f"{type(error).__name__} {error}"):
                     error.add_note(f"This was a trial of {_named(config)}.")

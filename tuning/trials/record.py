@@ -61,7 +61,7 @@ def _claim(name: str | None, dataset: str, storage: str | None, stack: ExitStack
         from tuning.remote import leases
         from tuning.remote import storage as storages
 
-        if storages.is_at(storage, run_folder.RESULTS / "any"):
+        if storages.is_folder(storage, run_folder.RESULTS):
             storage = None
     taken: set[str] = set()
     while True:
@@ -81,6 +81,8 @@ def _claim(name: str | None, dataset: str, storage: str | None, stack: ExitStack
             try:
                 uri = "" if storage is None else storages.joined(storage, path.name)
                 if not uri or claim.enter_context(leases.claimed(uri, wait=name is not None)):
+                    if storage is not None and name is not None:  # Who was waited for may have run it, and ended.
+                        new_path(name, dataset, taken=storages.Store(storage).taken())
                     stack.push(claim.pop_all())
                     return path
             except UserError:
@@ -134,6 +136,7 @@ def _is_beginning(path: Path) -> bool:
     """Returns whether a folder has only what a search writes before its record, as one that was killed then has."""
     return path.is_dir() and {file.name for file in path.iterdir()} <= {
         ".search.lock",
+        ".claim",
         "space.py",
         "space.zip",
         "model.py",

@@ -5,7 +5,7 @@ Everything that can be refused is refused here, before torch or Ray is imported.
 
 import os
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from tuning.base.errors import UserError, counted
 from tuning.base.registries import METRICS
 from tuning.images.options import READING, source_of
 from tuning.images.source import Source
-from tuning.runs import run_folder
+from tuning.runs import run_folder, schema
 from tuning.runs.beginnings import EarlierRun
 from tuning.trials import local_ray, record
 from tuning.trials import slots as slot_plans
@@ -86,6 +86,10 @@ def _resumed(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: b
         stack.enter_context(locks.hold(found.path, "search", notes.append))
         run_folder.mend(found, notes.append)
     try:
+        if not dry_run and any(run_folder.is_missing(found.path / name) for name in schema.FRAMES):
+            from tuning.sampling.study import write_missing
+
+            write_missing(found)
         settings, changed = _of_resumed(asked, found, budget, dry_run=dry_run)
     except UserError as error:  # What was mended is said all the same.
         raise UserError(" ".join([str(error), *notes])) from error
@@ -158,7 +162,8 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
     images = source_of(asked)
     if images.is_own and asked.model is None and "space" not in asked.given:
         asked.space = _space_for(images, asked.device)
-    source = _space_file(asked.space, stack)
+    beside = list[str]()
+    source = _space_file(asked.space, stack, beside.append)
     sampler, scheduler = check_names(source, asked.sampler, asked.scheduler, asked.minimize, asked.metric)
     check_sampler_can(
         sampler, until_converged=bool(asked.until_converged), cost=asked.cost, two_objectives=asked.minimize is not None
@@ -217,7 +222,7 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
         **vars(slots),
     )
     said = "" if shared is None else f"Trials on each GPU: {shared}, as the dry run of this space found to pay."
-    notes = (*filter(None, [password, said, _too_few_samples(settings)]), *begins)
+    notes = (*filter(None, [*beside, password, said, _too_few_samples(settings)]), *begins)
     return Settled(settings, path, source, False, notes, slots_are_open, own, earlier)
 
 
@@ -289,13 +294,13 @@ def _newest(name: str | Path | run_folder.Run) -> run_folder.Run:
     return stored_runs.newest(name)
 
 
-def _space_file(space: Any, stack: ExitStack) -> str:
+def _space_file(space: Any, stack: ExitStack, note: Callable[[str], None]) -> str:
     """Returns the name of a space, or its file; that of a function is written, and `stack` removes it."""
     if isinstance(space, str):
         return space
     from tuning.sampling.function_source import module_of
 
-    text = module_of(space)
+    text = module_of(space, note)
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tuning-function-"))
     file = Path(folder, f"{space.__name__}.py")
     files.write_text(file, text)

@@ -76,8 +76,9 @@ class Turns:
             return None
         proposal = self._gone_on() or self._begun()
         if proposal is None:
-            # Where trials pause, what those that run come to decides who goes on.
-            self.are_over = self.scheduler is None or not self.slots.by_trial
+            # What those that run come to decides who goes on where trials pause, and whether nothing is left to gain.
+            converged = self.settings.until_converged and self.converged_after is not None and self.to_begin > 0
+            self.are_over = not self.slots.by_trial or not (converged or self.scheduler is not None)
             return None
         self.slots.take(proposal.number, device)
         if proposal.alone and self.settings.slots.whole_device:
@@ -115,7 +116,11 @@ class Turns:
             self.converged_after = None
         elif self.converged_after is None:
             self.converged_after = self._study.trials.n_tried
-            ends = " The trials that run end the search." if self.settings.until_converged else ""
+            ends = (
+                " The search ends with the trials that run, unless one is better."
+                if self.settings.until_converged
+                else ""
+            )
             self._note(f"{convergence.said(self.converged_after)}{ends}")
         return found
 
@@ -153,7 +158,6 @@ class Turns:
         Args:
             reason: Why it ended before its samples were done, if it did.
         """
-        after = self.converged_after
+        after = self.converged_after if self._study.has_converged else None  # The last trials may have been better.
         ended_so = self.settings.until_converged and after is not None and reason is None
-        holds = after is not None and self._study.has_converged  # Trials that still ran may have been better.
-        return {"stopped_by": "converged" if ended_so else reason, "converged": after if holds else None}
+        return {"stopped_by": "converged" if ended_so else reason, "converged": after}
