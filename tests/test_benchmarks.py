@@ -52,7 +52,7 @@ def test_time_to_accuracy_stops_where_the_target_is(tmp_path: Path) -> None:
     ours, plain = run("time_to_accuracy.py", options, tmp_path).to_dict("records")
     assert ours["reached"] == "yes" and ours["valid_accuracy"] >= 0.3 and ours["times_faster"] > 0
     assert plain["reached"] == "assumed" and plain["epochs"] == 3
-    options = "--seeds 1 --epochs 1 --train-images 1500 --target 0.05 --set optimizer=muon --beside optimizer=sgd"
+    options = "--seeds 1 --epochs 1 --train-images 1500 --target 0.05 --beside SGD --beside epochs=1"
     rows = run("time_to_accuracy.py", options, tmp_path)
     assert list(rows["loop"]) == ["ours, seed 0", "beside, seed 0"] and rows["times_faster"].notna().sum() == 1
 
