@@ -413,6 +413,23 @@ def test_predictions_take_the_place_of_nothing_that_is_read(folder: Path, tmp_pa
     assert table.read_text() == "image\na.png\n"
 
 
+def test_predictions_take_the_place_of_nothing_of_the_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(shape_on(0)).save(tmp_path / "a.png")
+    (folder / "final.csv").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "list.csv").write_text("image\na.png\n")
+    others = [(Path("~/a.png"), folder / name) for name in ("config.json", "model.pth", "final.csv")]
+    for image, csv in [*others, (Path("~/list.csv"), Path("~/list.csv"))]:
+        before = csv.expanduser().read_bytes()
+        with pytest.raises(UserError, match=r"^--csv must be a file of its own, but '.*' is one that is read, or of the"):
+            main([image], Path("~") / folder.relative_to(tmp_path), csv=csv)
+        assert csv.expanduser().read_bytes() == before
+    for _ in range(2):  # Of its own, it may be written again.
+        main([Path("~/a.png")], folder, csv=folder / "predictions.csv")
+
+
 def test_arrays_of_ones_own_images_are_not_turned_unasked(tmp_path: Path) -> None:
     bright = np.stack([255 - shape_on(0)])
     for resize, turned in ((None, True), ("crop", False)):
