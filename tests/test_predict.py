@@ -423,7 +423,9 @@ def test_predictions_take_the_place_of_nothing_of_the_model(
     others = [(Path("~/a.png"), folder / name) for name in ("config.json", "model.pth", "final.csv")]
     for image, csv in [*others, (Path("~/list.csv"), Path("~/list.csv"))]:
         before = csv.expanduser().read_bytes()
-        with pytest.raises(UserError, match=r"^--csv must be a file of its own, but '.*' is one that is read, or of the"):
+        with pytest.raises(
+            UserError, match=r"^--csv must be a file of its own, but '.*' is one that is read, or of the"
+        ):
             main([image], Path("~") / folder.relative_to(tmp_path), csv=csv)
         assert csv.expanduser().read_bytes() == before
     for _ in range(2):  # Of its own, it may be written again.
