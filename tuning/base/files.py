@@ -9,6 +9,7 @@ import csv
 import errno
 import io
 import json
+import lzma
 import os
 import secrets
 import shlex
@@ -27,10 +28,11 @@ NETWORK_FILE_SYSTEMS = {
     *("9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4"),
     *("orangefs", "panfs", "prl_fs", "smb2", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs", "fuse.vmhgfs-fuse"),
 }
-# What a damaged archive shows as, or an array in it: whatever zipfile, zlib and numpy's reader of headers stumble over.
+# What a damaged archive shows as, or an array in it: whatever zipfile, its decompressors and numpy's reader of headers
+# stumble over. A header may say that an array is larger than any memory, a bit that a file is encrypted.
 DAMAGE = (
-    *(OSError, EOFError, ValueError, KeyError, NotImplementedError, struct.error),
-    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+    *(OSError, EOFError, ValueError, KeyError, TypeError, SyntaxError, RuntimeError, MemoryError, OverflowError),
+    *(struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
 )
 RESULTS, MODEL_DIR = Path("results"), Path("best_model")  # Where commands write, if nothing else is said.
 PACKAGE = Path(__file__).parents[1]  # `tuning`, as it is imported; what a cluster's nodes get.
