@@ -68,9 +68,10 @@ def _of_table(path: Path, column: str | None, note: Note, skip: Callable[[str], 
             skip(f"{path} lists {value!r}, which is not there.")
     elif missing:
         some = ", ".join(missing[:NAMED]) + (", ..." if len(missing) > NAMED else "")
+        way = " --skip-broken leaves out such rows." if len(missing) < len(values) else ""
         raise UserError(
             f"{path} has {counted(len(missing), 'row')} whose image is not there: {some}. Check --image-column and the "
-            "table's place."
+            f"table's place.{way}"
         )
     return [file for file in files if file is not None]
 
