@@ -870,7 +870,7 @@ def test_a_torn_line_of_the_log_is_shown_for_what_it_says(run: run_folder.Run, t
 def test_the_page_can_be_written_elsewhere_and_the_run_is_only_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = make_run(tmp_path / "first")
+    run = make_run(tmp_path / "the first")
     before = {path: path.stat().st_mtime_ns for path in [run.path, *run.path.rglob("*")]}
     report.main(run=str(run.path), out=tmp_path / "page.html")
     assert f"Written: {tmp_path}/page.html" in capsys.readouterr().out
@@ -880,7 +880,9 @@ def test_the_page_can_be_written_elsewhere_and_the_run_is_only_read(
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(files, "write_text", refuse)
-    message = r"report\.html cannot be written \(Read-only file system\)\. `python -m tuning\.report .*first --out FILE"
+    message = (
+        r"report\.html cannot be written \(Read-only file system\)\. `python -m tuning\.report .*/the first' --out F"
+    )
     with pytest.raises(UserError, match=message):
         run_page.write(run)
 
