@@ -385,6 +385,22 @@ def test_files_that_cannot_be_read_are_left_out_and_named(
             main([photos], folder, skip_broken=True)
 
 
+def test_an_image_whose_name_is_too_long_is_one_that_cannot_be_read(folder: Path, tmp_path: Path) -> None:
+    Image.fromarray(shape_on(0)).save(tmp_path / "a.png")
+    long = Path("a" * 300)
+    for name in (long, long.with_suffix(".png"), long / "a.png"):
+        with pytest.raises(
+            UserError, match=r"^IMAGE must be a readable PNG or JPEG file, but got 'a+.*File name too long"
+        ):
+            main([tmp_path / "a.png", name], folder)
+        main([tmp_path / "a.png", name], folder, skip_broken=True, csv=tmp_path / "found.csv")
+        assert len(pd.read_csv(tmp_path / "found.csv")) == 1
+    with pytest.raises(UserError, match=r"'a+\.csv' cannot be looked at: File name too long"):
+        main([tmp_path / "a.png"], folder, csv=long.with_suffix(".csv"))
+    with pytest.raises(UserError, match=r"a+\.csv'? .*File name too long"):
+        main([long.with_suffix(".csv")], folder)
+
+
 def test_a_table_may_list_images_that_are_gone_where_broken_ones_are_left_out(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

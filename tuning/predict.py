@@ -103,7 +103,7 @@ def main(
     paths = expanded(images, image_column, skip=skip)
     if csv is not None:
         of_model = [model_dir / name for name in (*OF_A_MODEL, LOG)]
-        _check_own(csv, [*map(files.expanded, [*images, *of_model, *filter(None, [model])]), *paths])
+        _check_own(csv, [*map(files.with_home, [*images, *of_model, *filter(None, [model])]), *paths])
     try:
         predictions = predict_files(best, paths, invert, skip)
     except UserError as error:

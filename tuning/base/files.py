@@ -34,6 +34,7 @@ DAMAGE = (
     *(OSError, EOFError, ValueError, KeyError, TypeError, SyntaxError, RuntimeError, MemoryError, OverflowError),
     *(struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
 )
+_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 RESULTS, MODEL_DIR = Path("results"), Path("best_model")  # Where commands write, if nothing else is said.
 PACKAGE = Path(__file__).parents[1]  # `tuning`, as it is imported; what a cluster's nodes get.
 SPACES = PACKAGE.parent / "search_spaces"
@@ -243,15 +244,27 @@ def _cut_torn_line(file: IO[bytes]) -> int:
 def cache_dir(name: str) -> Path:
     """Returns the user's folder for the data set: in $TUNING_CACHE, $XDG_CACHE_HOME/tuning or ~/.cache/tuning."""
     parent = os.environ.get("TUNING_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "tuning")
-    return expanded(parent) / name
+    return with_home(parent) / name
 
 
 def expanded(path: Path | str) -> Path:
-    """Returns a path with the user's folder in the place of "~".
+    """Returns a path that a user gave, with their folder in the place of "~".
 
     Raises:
-        UserError: It begins with "~" and the name of a user whom there is not.
+        UserError: It begins with "~" and the name of a user whom there is not; or whether something is there cannot be
+            found out, as the name is too long or a folder may not be searched.
     """
+    found = with_home(path)
+    try:
+        os.stat(os.path.join(found, "."))  # Of a folder: whether it may be searched.
+    except OSError as error:
+        if error.errno not in _NOT_THERE:
+            raise UserError(f"{str(path)!r} cannot be looked at: {error.strerror}. Check the path.") from error
+    return found
+
+
+def with_home(path: Path | str) -> Path:
+    """Returns a path with the user's folder in the place of "~"; raises UserError where there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

@@ -1,5 +1,6 @@
 """From what a user names to image files: files as they are, the images below a folder, those that a table lists."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,8 +38,8 @@ def expanded(
             none of them.
     """
     found: list[Path] = []
-    for path in map(files.expanded, paths):
-        if path.is_dir():
+    for path in map(files.with_home, paths):
+        if os.path.isdir(path):  # `Path.is_dir` raises where that cannot be found out; reading it says so.
             with said_if_locked(path):
                 names = sorted(walk(path).images, key=lambda name: natural(Path(name).name))
             if not names:
