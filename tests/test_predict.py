@@ -448,6 +448,11 @@ def test_predictions_take_the_place_of_nothing_of_the_model(
         assert csv.expanduser().read_bytes() == before
     for _ in range(2):  # Of its own, it may be written again.
         main([Path("~/a.png")], folder, csv=folder / "predictions.csv")
+    (tmp_path / "mine.py").touch()
+    best = load_best_model(folder)
+    monkeypatch.setattr("tuning.predict.load", lambda *given: best)
+    with pytest.raises(UserError, match=r"^--csv must be a file of its own, but '.*/mine\.py' is one that is read"):
+        main([Path("~/a.png")], folder, Path("~/mine.py"), csv=tmp_path / "mine.py")
 
 
 def test_arrays_of_ones_own_images_are_not_turned_unasked(tmp_path: Path) -> None:
