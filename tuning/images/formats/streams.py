@@ -98,7 +98,7 @@ class Stream:
                         yield image.transpose(1, 2, 0) if image.ndim == 3 and self._leading else image
                 while file.read(_BLOCK_BYTES):  # A compressed file's checksum is compared where it ends.
                     pass
-        except MemoryError:  # Blocks are small: this machine lacks it.
+        except MemoryError:  # Not the fault of the file: blocks are small.
             raise
         except DAMAGE as error:
             raise UserError(f"{self.where} is damaged: {error}. Replace the file.") from error
