@@ -21,6 +21,8 @@ from typer.testing import CliRunner
 from tuning import explore, final, predict, report, results, search
 from tuning.base import doors, files
 from tuning.base.errors import UserError, run_command
+from tuning.images.source import Source
+from tuning.remote import storage
 from tuning.runs import run_folder
 from tuning.sampling.function_source import module_of
 from tuning.sampling.spaces import load_space
@@ -199,6 +201,35 @@ def test_the_folder_of_the_user_is_found_where_no_shell_writes_it_out(
     assert load_space("~/space.py").source == (files.SPACES / "smoke.py").read_text()
     with pytest.raises(UserError, match=f"There must be a trained model in {tmp_path}/none, but"):
         predict.load("~/none")
+
+
+LONG = "a" * 300
+
+
+@pytest.mark.parametrize(
+    ("asking", "name"),
+    [
+        (lambda: doors.asked(search.run, {"data_dir": LONG}), LONG),
+        (lambda: doors.asked(search.run, {"model": Path(LONG)}), LONG),
+        (lambda: doors.asked(final.run, {"config": LONG}), LONG),
+        (lambda: doors.asked(final.run, {"model_dir": f"{LONG}/model"}), f"{LONG}/model"),
+        (lambda: doors.asked(report.run, {"out": f"{LONG}.html"}), f"{LONG}.html"),
+        (lambda: explore.main(out=Path(f"{LONG}.png")), f"{LONG}.png"),
+        (lambda: predict.load(LONG), LONG),
+        (lambda: load_space(f"{LONG}.py"), f"{LONG}.py"),
+        (lambda: load_space(LONG), f"{LONG}.py"),
+        (lambda: Source(LONG).is_own, LONG),
+        (lambda: storage.absolute(LONG), LONG),
+    ],
+)
+def test_a_path_that_cannot_be_looked_at_is_said_wherever_one_is_taken(asking: Callable[[], Any], name: str) -> None:
+    with pytest.raises(UserError, match=rf"^'{name}' cannot be looked at: File name too long\. Check the path\.$"):
+        asking()
+
+
+def test_several_runs_to_start_from_are_no_path_that_is_too_long() -> None:
+    runs = ",".join(f"2026-11-23-fashion-mnist-{i}" for i in range(20))
+    assert doors.asked(search.run, {"start_from": runs}).start_from == runs
 
 
 def options_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> doors.Asked:

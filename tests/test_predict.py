@@ -385,20 +385,38 @@ def test_files_that_cannot_be_read_are_left_out_and_named(
             main([photos], folder, skip_broken=True)
 
 
+def test_an_image_whose_name_is_too_long_is_one_that_cannot_be_read(folder: Path, tmp_path: Path) -> None:
+    Image.fromarray(shape_on(0)).save(tmp_path / "a.png")
+    long = Path("a" * 300)
+    for name in (long, long.with_suffix(".png"), long / "a.png"):
+        with pytest.raises(
+            UserError, match=r"^IMAGE must be a readable PNG or JPEG file, but got 'a+.*File name too long"
+        ):
+            main([tmp_path / "a.png", name], folder)
+        main([tmp_path / "a.png", name], folder, skip_broken=True, csv=tmp_path / "found.csv")
+        assert len(pd.read_csv(tmp_path / "found.csv")) == 1
+    with pytest.raises(UserError, match=r"'a+\.csv' cannot be looked at: File name too long"):
+        main([tmp_path / "a.png"], folder, csv=long.with_suffix(".csv"))
+    with pytest.raises(UserError, match=r"a+\.csv'? .*File name too long"):
+        main([long.with_suffix(".csv")], folder)
+
+
 def test_a_table_may_list_images_that_are_gone_where_broken_ones_are_left_out(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.fromarray(shape_on(0)).save(tmp_path / "a.png")
     table = tmp_path / "list.csv"
     table.write_text("image\na.png\ngone.png\n")
-    with pytest.raises(UserError, match=r"has 1 row whose image is not there: gone\.png"):
+    with pytest.raises(
+        UserError, match=r"has 1 row whose image is not there: gone\.png\. .* --skip-broken leaves out such rows\.$"
+    ):
         main([table], folder)
     capsys.readouterr()
     main([table], folder, skip_broken=True, csv=tmp_path / "found.csv")
     assert capsys.readouterr().err == f"{table} lists 'gone.png', which is not there.\n"
     assert [Path(name).name for name in pd.read_csv(tmp_path / "found.csv")["file"]] == ["a.png"]
     (tmp_path / "a.png").unlink()
-    with pytest.raises(UserError, match=r"has 2 rows whose image is not there"):
+    with pytest.raises(UserError, match=r"has 2 rows whose image is not there: .* and the table's place\.$"):
         main([table], folder, skip_broken=True)
 
 
@@ -411,6 +429,30 @@ def test_predictions_take_the_place_of_nothing_that_is_read(folder: Path, tmp_pa
         with pytest.raises(UserError, match=r"^--csv must be a file of its own, but '.*' is one that is read"):
             main(images, folder, csv=csv)
     assert table.read_text() == "image\na.png\n"
+
+
+def test_predictions_take_the_place_of_nothing_of_the_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(shape_on(0)).save(tmp_path / "a.png")
+    (folder / "final.csv").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "list.csv").write_text("image\na.png\n")
+    others = [(Path("~/a.png"), folder / name) for name in ("config.json", "model.pth", "final.csv")]
+    for image, csv in [*others, (Path("~/list.csv"), Path("~/list.csv"))]:
+        before = csv.expanduser().read_bytes()
+        with pytest.raises(
+            UserError, match=r"^--csv must be a file of its own, but '.*' is one that is read, or of the"
+        ):
+            main([image], Path("~") / folder.relative_to(tmp_path), csv=csv)
+        assert csv.expanduser().read_bytes() == before
+    for _ in range(2):  # Of its own, it may be written again.
+        main([Path("~/a.png")], folder, csv=folder / "predictions.csv")
+    (tmp_path / "mine.py").touch()
+    best = load_best_model(folder)
+    monkeypatch.setattr("tuning.predict.load", lambda *given: best)
+    with pytest.raises(UserError, match=r"^--csv must be a file of its own, but '.*/mine\.py' is one that is read"):
+        main([Path("~/a.png")], folder, Path("~/mine.py"), csv=tmp_path / "mine.py")
 
 
 def test_arrays_of_ones_own_images_are_not_turned_unasked(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import base64
 import errno
 import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -316,6 +317,30 @@ def test_a_run_that_is_still_going_is_shown_so_far(tmp_path: Path) -> None:
     assert empty.says("0 trials (none yet)") and not {"best_so_far", "learning_curves"} & set(empty.texts)
     first = Page(run_page.render(make_run(tmp_path / "one", 1, running=True), None))
     assert "learning_curves" in first.texts and not first.says("Winner")
+
+
+@pytest.mark.parametrize(
+    ("minutes", "unit", "said"),
+    [
+        (0.4, "", ">24 s<"),
+        (0.999, "", ">1 min<"),
+        (12.4, "slot", ">12 slot minutes<"),
+        (1 / 60, "slot", ">1 slot second<"),
+        (math.nan, "slot", page_text.NOTHING),
+        (math.inf, "", page_text.NOTHING),
+    ],
+)
+def test_times_are_said_in_seconds_up_to_a_minute(minutes: float, unit: str, said: str) -> None:
+    assert said in page_text.spent(minutes, unit)
+
+
+def test_a_run_whose_trials_have_not_begun_has_a_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "queued", 1, running=True)
+    never = {"started": None, "ended": None, "seconds": None}
+    files.write_rows(run.path / "trials.csv", schema.TRIAL_COLUMNS, run.trials.assign(**never).to_dict("records"))
+    run = run_folder.Run(run.path)
+    assert Page(run_page.render(run, None)).says("0 s")
+    assert "1 trial (1 running), 0.0 minutes" in summaries.summary_line(run)
 
 
 def test_what_comes_from_files_is_text_and_nothing_else(tmp_path: Path) -> None:
@@ -845,7 +870,7 @@ def test_a_torn_line_of_the_log_is_shown_for_what_it_says(run: run_folder.Run, t
 def test_the_page_can_be_written_elsewhere_and_the_run_is_only_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = make_run(tmp_path / "first")
+    run = make_run(tmp_path / "the first")
     before = {path: path.stat().st_mtime_ns for path in [run.path, *run.path.rglob("*")]}
     report.main(run=str(run.path), out=tmp_path / "page.html")
     assert f"Written: {tmp_path}/page.html" in capsys.readouterr().out
@@ -855,7 +880,9 @@ def test_the_page_can_be_written_elsewhere_and_the_run_is_only_read(
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(files, "write_text", refuse)
-    message = r"report\.html cannot be written \(Read-only file system\)\. `python -m tuning\.report .*first --out FILE"
+    message = (
+        r"report\.html cannot be written \(Read-only file system\)\. `python -m tuning\.report .*/the first' --out F"
+    )
     with pytest.raises(UserError, match=message):
         run_page.write(run)
 

@@ -279,7 +279,7 @@ def _retrained(asked: doors.Asked, say: Callable[[str], None]) -> tuple[Winner, 
             f"--ship {asked.ship} needs two trainings or more, because it begins with the mean of several models, but "
             f"{plan.source} would be trained once. Give {more}, or leave --ship out."
         )
-    model_dir = Path(asked.model_dir)
+    model_dir = files.expanded(asked.model_dir)
     artefacts.check_folder(model_dir)
     files.make_folder(model_dir, exist_ok=True)
     _check_test_files(plan.images)

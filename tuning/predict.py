@@ -6,6 +6,7 @@ Nothing in best_model/ is run: the weights are read as tensors only, so a model 
 network that was a file of its user's needs that file, named with `--model FILE`; then that code is run.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,8 +17,10 @@ from tuning.base import files
 from tuning.base.errors import UserError, run_command
 from tuning.base.tables import print_frame
 from tuning.images.formats.listing import to_stderr
+from tuning.retraining.artefacts import OF_A_MODEL
 from tuning.retraining.best_model import BestModel, Invert, Prediction, load_best_model, predict_files
 from tuning.retraining.inputs import expanded
+from tuning.runs.openings import LOG
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,8 +101,9 @@ def main(
     if csv is not None:
         csv = _writable(csv)
     paths = expanded(images, image_column, skip=skip)
-    if csv is not None and csv.exists() and any(each.exists() and csv.samefile(each) for each in (*images, *paths)):
-        raise UserError(f"--csv must be a file of its own, but {str(csv)!r} is one that is read. Name another.")
+    if csv is not None:
+        of_model = [model_dir / name for name in (*OF_A_MODEL, LOG)]
+        _check_own(csv, [*map(files.with_home, [*images, *of_model, *filter(None, [model])]), *paths])
     try:
         predictions = predict_files(best, paths, invert, skip)
     except UserError as error:
@@ -124,6 +128,14 @@ def _writable(csv: Path) -> Path:
         raise UserError(f"--csv must be a file, but got the folder {str(csv)!r}. Name a file in it.")
     files.make_folder(csv.parent, exist_ok=True)
     return csv
+
+
+def _check_own(csv: Path, others: Sequence[Path]) -> None:
+    """Raises UserError where the predictions would take the place of a file that is read, or of the model."""
+    if os.path.exists(csv) and any(os.path.exists(each) and os.path.samefile(csv, each) for each in others):
+        raise UserError(
+            f"--csv must be a file of its own, but {str(csv)!r} is one that is read, or of the model. Name another."
+        )
 
 
 if __name__ == "__main__":

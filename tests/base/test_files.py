@@ -1,5 +1,6 @@
 """Files of a run: whole or not there, and errors that name them."""
 
+import contextlib
 import errno
 import json
 import os
@@ -140,3 +141,22 @@ def test_standard_output_that_is_a_file_keeps_what_else_is_written_to_it(tmp_pat
 def test_a_path_can_be_copied_into_a_shell() -> None:
     assert files.as_typed(Path("my model/a")) == "'my model/a'"
     assert files.as_typed("plain/model") == "plain/model"
+
+
+@pytest.mark.parametrize(("number", "is_said"), [(errno.EACCES, True), (errno.ENOENT, False), (errno.ENOTDIR, False)])
+def test_a_folder_that_may_not_be_searched_is_said(
+    number: int, is_said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str) -> None:  # The tests may run as root.
+        raise OSError(number, os.strerror(number), path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", refuse)
+        with (
+            pytest.raises(UserError, match=r"^'.*/a' cannot be looked at: Permission denied\. Check the path\.$")
+            if is_said
+            else contextlib.nullcontext()
+        ):
+            assert files.expanded(tmp_path / "a") == tmp_path / "a"
+        monkeypatch.setenv("TUNING_CACHE", str(tmp_path))
+        assert files.cache_dir("images") == tmp_path / "images"  # Without a cache it goes, too.

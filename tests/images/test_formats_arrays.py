@@ -1,6 +1,8 @@
 """`.npz` and IDX files: names, axes, kinds of numbers, and files that are damaged."""
 
 import gzip
+import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +137,40 @@ def test_a_damaged_npz_is_said(tmp_path: Path) -> None:
     (tmp_path / "set.npz").write_bytes(content[:300] + bytes(80) + content[380:])
     with pytest.raises(UserError, match=r"Array x of .*set.npz is damaged: "):
         reading(tmp_path / "set.npz")
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "match"),
+    [
+        ("x", "(10,-4,4)", r"Array x of .* must hold images of a pixel at least, but has 10 x -4 x 4"),
+        ("x", "(-9,9,8)", r"Array x of .* must hold images of a pixel at least, but has -9 x 9 x 8"),
+        ("x", "(10,09,8)", r"Array x of .* must be one of numbers, but got: "),
+        ("y", "(10**13,)", r"Array y of .* must be one of numbers or texts, but got: "),
+        ("y", f"({10**13},)", r"Array y of .* must be one of numbers or texts, but got: Unable to allocate 72"),
+        ("y", f"({10**30},)", r"Array y of .* must be one of numbers or texts, but got: Python int too large"),
+    ],
+)
+def test_a_damaged_header_of_an_array_is_said(key: str, shape: str, match: str, tmp_path: Path) -> None:
+    path = npz(tmp_path, x=IMAGES, y=LABELS)
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    start, head, end = re.split(rb"(?<='shape': )(\(.*?\)), }( +)", contents[f"{key}.npy"])[:3]
+    contents[f"{key}.npy"] = start + shape.encode() + b", }" + b" " * (len(head + end) - len(shape)) + b"\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    with pytest.raises(UserError, match=match):
+        reading(path)
+
+
+def test_a_checksum_is_compared_behind_whatever_follows_the_last_image(tmp_path: Path) -> None:
+    path = idx(tmp_path / "set" / "train-images-idx3-ubyte", np.concatenate([IMAGES, IMAGES]), size=10)
+    idx(tmp_path / "set" / "train-labels-idx1-ubyte", LABELS.astype(np.uint8))
+    packed = bytearray(gzip.compress(path.read_bytes(), compresslevel=0))
+    packed[200] ^= 1
+    path.write_bytes(packed)
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte is damaged: CRC check failed"):
+        reading(tmp_path / "set")
 
 
 def idx(path: Path, array: Array, kind: int = 8, *, size: int | None = None, zipped: bool = False) -> Path:

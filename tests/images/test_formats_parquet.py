@@ -93,13 +93,13 @@ def test_broken_cells_are_named_by_their_row(tmp_path: Path) -> None:
 
 
 def test_the_column_is_chosen_where_there_are_two(tmp_path: Path) -> None:
-    table = {"image": rows(4), "mask": rows(4, 4), "label": [0, 1, 0, 1]}
+    table = {"image": rows(4), "a mask": rows(4, 4), "label": [0, 1, 0, 1]}
     path = write(tmp_path / "set.parquet", table)
     with pytest.raises(
-        UserError, match=r"has 2 columns with images. Choose one: --image-column image or --image-column mask"
+        UserError, match=r"has 2 columns with images. Choose one: --image-column image or --image-column 'a mask'"
     ):
         reading(path)
-    masks, _ = reading(path, image_column="mask")
+    masks, _ = reading(path, image_column="a mask")
     images, _ = reading(path, image_column="image")
     assert np.array_equal(masks.images[0].transpose(1, 2, 0), photo(4)) and masks.digests[0] != images.digests[0]
 

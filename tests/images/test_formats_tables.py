@@ -103,8 +103,8 @@ def test_other_encodings_are_read(tmp_path: Path) -> None:
             "a column with the labels, .* are image, age, kids, x. .*--label-column",
         ),
         (
-            "image,label,class,y\n0,a,1,1\n1,b,1,2\n",
-            "3 columns that could be the label. Choose one: --label-column label or --label-column class or --label",
+            "image,label,class name,y\n0,a,1,1\n1,b,1,2\n",
+            "3 columns that could be the label. Choose one: --label-column label or --label-column 'class name' or --l",
         ),
         ("image,fine_label,coarse_label\n0,a,1\n1,b,1\n", "--label-column fine_label or --label-column coarse_label"),
     ],

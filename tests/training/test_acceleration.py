@@ -83,6 +83,36 @@ def test_what_cannot_be_captured_or_gives_another_gradient_is_not_used(
     assert_leaves_all_as_it_was(logits, before)
 
 
+class Counting(nn.Module):
+    """Assigns its buffer anew in each forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(144, 4)
+        self.register_buffer("count", torch.tensor(0))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns logits and features."""
+        self.count = self.count + 1
+        return self.linear(images.flatten(1)), images
+
+
+def test_a_network_that_assigns_its_buffers_anew_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replayed graph runs none of its Python: each step would count from the same number."""
+
+    def capture(logits: Logits, images: Tensor) -> Logits:
+        logits(images)
+        return Logits(logits.model, logits.precision)
+
+    logits, images = Logits(Counting(), "fp32").train(), made()[1]
+    monkeypatch.setattr(acceleration, "_captured", capture)
+    with pytest.warns(UserWarning, match="runs as it is: the network assigns a buffer anew"):
+        assert accelerate(logits, images) is logits
+    assert logits.model.count == 0
+    logits(images)
+    assert logits.model.count == 1
+
+
 def test_what_is_captured_is_a_module_of_its_own_with_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def make_graphed_callables(module: nn.Module, sample: tuple[Tensor, ...]) -> nn.Module:
         given.append((module, *sample))

@@ -1,8 +1,10 @@
 """`train: head`: a body that stays as it is, and features that are computed once for all trials of a machine."""
 
+import contextlib
 import copy
 import dataclasses
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from tuning.training.head_first import PENALTY
 from tuning.trials.estimate import step_kind
 
 HEAD = TrainConfig(width=8, train="head", batch_size=32, epochs=3, learning_rate=0.05, precision="fp32")
+MADE = features.Features(torch.zeros(2, 3, 1, 1), torch.zeros(1, 3, 1, 1), 0.1)
 
 
 @pytest.fixture(autouse=True)
@@ -197,9 +200,36 @@ def test_what_a_killed_process_left_in_the_cache_goes_after_a_day(cache: Path) -
     for name in (".0123.pt.abcd", ".4567.pt.efgh"):
         (cache / name).write_bytes(b"half")
     os.utime(cache / ".0123.pt.abcd", (0, 0))
-    made = features.Features(torch.zeros(2, 3, 1, 1), torch.zeros(1, 3, 1, 1), 0.1)
-    features.shared("89ab", lambda: made)
+    features.shared("89ab", lambda: MADE)
     assert {path.name for path in cache.iterdir()} == {".4567.pt.efgh", "89ab.lock", "89ab.pt"}
+
+
+def test_the_features_of_another_user_are_read(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    before = os.umask(0o022)
+    try:
+        features.shared("89ab", lambda: MADE)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((cache / "89ab.pt").stat().st_mode) == 0o644
+    monkeypatch.setattr("os.utime", refused)
+    found = features.shared("89ab", lambda: pytest.fail("They were computed again."))
+    assert torch.equal(found.train, MADE.train)
+
+
+@pytest.mark.parametrize(("error", "raised"), [(KeyboardInterrupt, True), (RuntimeError, False), (OSError, False)])
+def test_features_that_cannot_be_written_leave_nothing_hidden(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], raised: bool
+) -> None:
+    def fail(*given: object) -> None:
+        raise error
+
+    monkeypatch.setattr("torch.save", fail)
+    with pytest.raises(KeyboardInterrupt) if raised else contextlib.nullcontext():
+        assert features.shared("89ab", lambda: MADE) is MADE
+    assert {path.name for path in cache.iterdir()} == {"89ab.lock"}
 
 
 def test_a_body_that_is_drawn_by_chance_is_not_shared(splits: Splits, cache: Path) -> None:

@@ -540,6 +540,23 @@ def test_the_mean_leaves_what_no_mean_is_of_and_takes_tied_weights_once() -> Non
         assert torch.equal(getattr(mean.model, name), getattr(model, name)), name
 
 
+def test_the_mean_follows_buffers_that_a_network_assigns_anew() -> None:
+    model = nn.Module()
+    model.register_buffer("count", torch.tensor(0))
+    model.register_buffer("shift", torch.zeros(2))
+    model.register_buffer("twin", model.shift)
+    model.register_parameter("weight", nn.Parameter(torch.zeros(2)))
+    mean = RunningMean(model, 0.5)
+    model.count, model.shift = model.count + 3, model.shift + 1
+    mean.update()
+    assert mean.model.count == 3 and mean.model.twin.tolist() == [0.0, 0.0]
+    assert mean.model.shift.tolist() == pytest.approx([1 - 2 / 11] * 2)
+    with torch.inference_mode():
+        mean.model.count += 1  # As a validation may.
+    model.count = model.count + 1
+    assert mean.model.count == 4
+
+
 def test_label_smoothing_is_in_the_training_loss_alone(splits: Splits, tiny: TrainConfig) -> None:
     last = run(changed(tiny, label_smoothing=0.5), splits)[-1]
     floor = -(0.625 * math.log(0.625) + 0.375 * math.log(0.125))  # The least smoothed loss of four classes: 1.07.

@@ -88,6 +88,17 @@ def test_damaged_influences_are_as_good_as_none(job: Job, content: bytes) -> Non
     assert jobs.read_influences(job) == {}
 
 
+def test_whichever_bit_of_influences_is_wrong_they_are_as_good_as_none(job: Job) -> None:
+    job.path.mkdir(parents=True)
+    jobs._write_arrays(job.path / jobs.VALID_INFLUENCES, {"none": np.zeros(3)})
+    whole = (job.path / jobs.VALID_INFLUENCES).read_bytes()
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        (job.path / jobs.VALID_INFLUENCES).write_bytes(damaged)
+        assert not any(values.any() for values in jobs.read_influences(job).values())
+
+
 def test_a_result_of_other_images_does_not_count(job: Job, splits: Splits) -> None:
     train(job, splits)
     assert jobs.read(job, "another") is None

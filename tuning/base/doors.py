@@ -229,7 +229,7 @@ def _checked(parameter: inspect.Parameter, value: Any, called: str = "") -> Any:
             raise UserError(f"{called} must be at least {least:,}, but got {value}.")
         if value is not None and most is not None and value > most:
             raise UserError(f"{called} must be at most {most:,}, but got {value}.")
-    if Path in members and isinstance(value, str | Path) and str(value).startswith("~"):
+    if isinstance(value, str | Path) and (members[0] is Path or (Path in members and str(value).startswith("~"))):
         value = type(value)(expanded(value))
     return str(value) if isinstance(value, Path) and _is_text(members) else value
 

@@ -180,7 +180,7 @@ def _installed_weights(architecture: str, known: Architecture) -> Path:
 
 def _cached_weights(architecture: str, known: Architecture) -> Path:
     home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
-    path = files.expanded(home) / "hub/checkpoints" / known.weights
+    path = files.with_home(home) / "hub/checkpoints" / known.weights
     try:
         raw = path.read_bytes() if path.exists() else download(MIRROR + known.weights)
         if not _has_its_digits(raw, known.weights):

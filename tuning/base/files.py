@@ -10,6 +10,7 @@ import csv
 import errno
 import io
 import json
+import lzma
 import os
 import secrets
 import shlex
@@ -29,11 +30,13 @@ NETWORK_FILE_SYSTEMS = {
     *("9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4"),
     *("orangefs", "panfs", "prl_fs", "smb2", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs", "fuse.vmhgfs-fuse"),
 }
-# What a damaged archive shows as, or an array in it: whatever zipfile, zlib and numpy's reader of headers stumble over.
+# What a damaged archive shows as, or an array in it: whatever zipfile, its decompressors and numpy's reader of headers
+# stumble over. A header may say that an array is larger than any memory, a bit that a file is encrypted.
 DAMAGE = (
-    *(OSError, EOFError, ValueError, KeyError, NotImplementedError, struct.error),
-    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+    *(OSError, EOFError, ValueError, KeyError, TypeError, SyntaxError, RuntimeError, MemoryError, OverflowError),
+    *(struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
 )
+_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 RESULTS, MODEL_DIR = Path("results"), Path("best_model")  # Where commands write, if nothing else is said.
 PACKAGE = Path(__file__).parents[1]  # `tuning`, as it is imported; what a cluster's nodes get.
 SPACES = PACKAGE.parent / "search_spaces"
@@ -256,15 +259,27 @@ def _cut_torn_line(file: IO[bytes]) -> int:
 def cache_dir(name: str) -> Path:
     """Returns the user's folder for the data set: in $TUNING_CACHE, $XDG_CACHE_HOME/tuning or ~/.cache/tuning."""
     parent = os.environ.get("TUNING_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "tuning")
-    return expanded(parent) / name
+    return with_home(parent) / name
 
 
 def expanded(path: Path | str) -> Path:
-    """Returns a path with the user's folder in the place of "~".
+    """Returns a path that a user gave, with their folder in the place of "~".
 
     Raises:
-        UserError: It begins with "~" and the name of a user whom there is not.
+        UserError: It begins with "~" and the name of a user whom there is not; or whether something is there cannot be
+            found out, as the name is too long or a folder may not be searched.
     """
+    found = with_home(path)
+    try:
+        os.stat(os.path.join(found, "."))  # Of a folder: whether it may be searched.
+    except OSError as error:
+        if error.errno not in _NOT_THERE:
+            raise UserError(f"{str(path)!r} cannot be looked at: {error.strerror}. Check the path.") from error
+    return found
+
+
+def with_home(path: Path | str) -> Path:
+    """Returns a path with the user's folder in the place of "~"; raises UserError where there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

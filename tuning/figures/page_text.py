@@ -1,5 +1,6 @@
 """Values and frames as the page of a run shows them: rounded for the eye, whole behind it."""
 
+import math
 import numbers
 import re
 from typing import TYPE_CHECKING, Any
@@ -77,8 +78,10 @@ def gap(metric: Metric, value: float | None) -> Any:
 
 def spent(minutes: float, unit: str = "") -> Any:
     """Returns a time as HTML: "24 s", or "12 min" from a minute on; with a unit such as "slot" as "24 slot seconds"."""
-    short = minutes < 1
-    n = round(60 * minutes if short else minutes)
+    if not math.isfinite(minutes):
+        return exact(None)
+    short = (n := round(60 * minutes)) < 60
+    n = n if short else round(minutes)
     words = counted(n, f"{unit} {'second' if short else 'minute'}") if unit else f"{n:,} {'s' if short else 'min'}"
     return exact(minutes, words)
 

@@ -60,8 +60,8 @@ def write(
         files.write_text(path, page)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror}). `python -m tuning.report {run.path} --out FILE.html` writes "
-            "the page elsewhere."
+            f"{path} cannot be written ({error.strerror}). `python -m tuning.report {files.quoted(run.path)} --out "
+            "FILE.html` writes the page elsewhere."
         ) from error
     return path
 

@@ -25,8 +25,8 @@ from tuning.images.source import Resize
 READ = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM")  # As Pillow calls them.
 MOST_PIXELS = 100_000_000  # Of an image that is decoded: 300 MB.
 _BITS = (8, 10, 12, 14, 16)  # That a camera or scanner may have.
-_DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")
-_GRAY = ("1", "L", "LA", "La", *_DEEP)
+DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+_GRAY = ("1", "L", "LA", "La", *DEEP)
 # Of reading a file, as lasting as its content: the cache may keep them. A drive that fails may be well again.
 _LASTING = {
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
@@ -104,14 +104,14 @@ def read_header(content: Content) -> Header:
     """
     if isinstance(content, np.ndarray):
         channels = content.shape[2] if content.ndim == 3 else 1
-        deep = content.dtype != np.uint8
-        mode = {1: "I;16" if deep else "L", 3: "RGB", 4: "RGBA"}[channels]
-        return Header(content.shape[1], content.shape[0], mode, int(_deep(content).max(initial=0)) if deep else 0)
+        is_deep = content.dtype != np.uint8
+        mode = {1: "I;16" if is_deep else "L", 3: "RGB", 4: "RGBA"}[channels]
+        return Header(content.shape[1], content.shape[0], mode, int(deep(content).max(initial=0)) if is_deep else 0)
     with _opened(content) as image:
         width, height = image.size
         if image.format != "TIFF" and _orientation(image) >= 5:  # Pillow turns a TIFF's size itself.
             width, height = height, width
-        greatest = int(_deep(np.asarray(image)).max(initial=0)) if image.mode in _DEEP else 0
+        greatest = int(deep(np.asarray(image)).max(initial=0)) if image.mode in DEEP else 0
         return Header(width, height, image.mode, greatest)
 
 
@@ -128,8 +128,8 @@ def read_pixels(content: Content) -> Pixels:
         return _of_array(content)
     with _opened(content) as image:
         turn(image)
-        if image.mode in _DEEP:
-            return _deep(np.asarray(image))
+        if image.mode in DEEP:
+            return deep(np.asarray(image))
         if image.mode == "F":
             raise BrokenImageError("its pixels are floating-point numbers")
         return _gray_or_colour(_without_alpha(image))
@@ -260,7 +260,7 @@ def _of_array(pixels: npt.NDArray[Any]) -> Pixels:
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
     if pixels.dtype != np.uint8:
-        pixels = _deep(pixels)
+        pixels = deep(pixels)
     if pixels.ndim == 3 and pixels.shape[2] == 4:
         if pixels.dtype != np.uint8:
             raise BrokenImageError("it has transparency and more than 8 bits a channel")
@@ -268,7 +268,7 @@ def _of_array(pixels: npt.NDArray[Any]) -> Pixels:
     return _one_channel(pixels) if pixels.ndim == 3 and _is_gray(pixels) else np.ascontiguousarray(pixels)
 
 
-def _deep(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
+def deep(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
     """Returns whole numbers as uint16."""
     least, greatest = int(pixels.min(initial=0)), int(pixels.max(initial=0))
     if least < 0 or greatest > 65_535:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tuning.base.errors import UserError, counted, unknown_name
+from tuning.base.files import as_typed
 from tuning.images.formats.listing import Listing, Note, natural
 from tuning.images.source import Source
 
@@ -82,7 +83,7 @@ def check_labels(listing: Listing, source: Source, note: Note) -> Labels:
         if name.casefold() in _NO_VALUES:
             note(
                 f"{name!r} is a class of {counted(n, 'image')}. If they have no label, leave them out with "
-                f"--labels-leave-out {name}."
+                f"--labels-leave-out {as_typed(name)}."
             )
     return Labels(rows, texts, left_out)
 

@@ -51,6 +51,7 @@ _OF_EACH = (
     *("model.pth", "config.json", "metrics.json", "scores.txt", "final.csv", "epochs.csv"),
     *("classification_report.csv", OUTPUTS),
 )
+OF_A_MODEL = (*_OF_EACH, *_OF_SOME)
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def check_folder(folder: Path) -> None:
         )
     if _is_of_a_model(folder) or any((folder / name).exists() for name in (LOG, replacing.STAGING)):
         return
-    if found := [name for name in (*_OF_EACH, *_OF_SOME) if (folder / name).exists()]:
+    if found := [name for name in OF_A_MODEL if (folder / name).exists()]:
         raise UserError(
             f"--model-dir must be an empty folder or that of a model, but got {str(folder)!r} with {found[0]}, which "
             "would be replaced or removed. Name another folder."

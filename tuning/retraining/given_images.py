@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 Images = Union[npt.NDArray[np.uint8], "torch.Tensor", Iterable[Any], str, Path]
 
 
-# Modes of Pillow's images that a PNG file keeps; others are converted to RGB, but for floating-point numbers.
-_OF_PNG = {"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA", "F"}
+# Modes of Pillow's images that a PNG file keeps, and that of floating-point numbers, which nothing reads.
+_OF_PNG = {"1", "L", "LA", "P", "RGB", "RGBA", "F"}
 
 
 def arrays_or_paths(images: Images) -> npt.NDArray[Any] | list[Path] | list[bytes]:
@@ -65,15 +65,38 @@ def _is_picture(images: Any) -> "TypeGuard[Picture]":
 
 def _as_file(image: "Picture") -> bytes:
     """Returns an image as a PNG file, turned as its EXIF says: it is then read as the file would be."""
-    from PIL import ImageOps
+    from PIL import Image
+
+    from tuning.images import decoding
 
     file = io.BytesIO()
     try:
-        turned = ImageOps.exif_transpose(image)
-        (turned if turned.mode in _OF_PNG else turned.convert("RGB")).save(file, "PNG")
-    except (OSError, ValueError) as error:
+        turned = _turned(image)
+        if turned.mode in decoding.DEEP:
+            turned = Image.fromarray(decoding.deep(np.asarray(turned)))
+        elif turned.mode not in _OF_PNG:
+            plain = "RGBA" if turned.has_transparency_data else "RGB"
+            turned = turned.convert("LA" if turned.mode == "La" else plain)
+        turned.save(file, "PNG")
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's many ways to fail on damaged data.
         raise UserError(f"images must be ones that can be read, but one of Pillow's cannot: {error}.") from error
     return file.getvalue()
+
+
+def _turned(image: "Picture") -> "Picture":
+    """Returns a copy of an image, turned as its EXIF says, as far as that can be read."""
+    from PIL import ImageOps
+
+    from tuning.images.decoding import turn
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Damaged EXIF, which is no obstacle in a file. Damaged pixels fail again.
+        copy = image.copy()
+        turn(copy)
+        return copy
 
 
 def _array(images: Any) -> npt.NDArray[Any]:

@@ -1,5 +1,6 @@
 """From what a user names to image files: files as they are, the images below a folder, those that a table lists."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,8 +38,8 @@ def expanded(
             none of them.
     """
     found: list[Path] = []
-    for path in map(files.expanded, paths):
-        if path.is_dir():
+    for path in map(files.with_home, paths):
+        if os.path.isdir(path):  # `Path.is_dir` raises where that cannot be found out; reading it says so.
             with said_if_locked(path):
                 names = sorted(walk(path).images, key=lambda name: natural(Path(name).name))
             if not names:
@@ -68,9 +69,10 @@ def _of_table(path: Path, column: str | None, note: Note, skip: Callable[[str], 
             skip(f"{path} lists {value!r}, which is not there.")
     elif missing:
         some = ", ".join(missing[:NAMED]) + (", ..." if len(missing) > NAMED else "")
+        way = " --skip-broken leaves out such rows." if len(missing) < len(values) else ""
         raise UserError(
             f"{path} has {counted(len(missing), 'row')} whose image is not there: {some}. Check --image-column and the "
-            "table's place."
+            f"table's place.{way}"
         )
     return [file for file in files if file is not None]
 

@@ -25,11 +25,14 @@ def summary_line(run: Run) -> str:
 
 
 def minutes(run: Run) -> float:
-    """Returns the minutes, on its clock, that a run with trials took until the last end of a trial or of an epoch."""
+    """Returns the minutes, on its clock, that a run with trials took until the last end of a trial or of an epoch.
+
+    0 where no trial has begun.
+    """
     trials = run.trials
     trained = (1e6 * trials["seconds"].fillna(0.0)).astype("timedelta64[us]")
     seen = trials["ended"].fillna(trials["started"] + trained)  # so a killed run's clock stands still
-    return float(run.clock(seen).max() / 60)
+    return float(run.clock(seen).fillna(0.0).max() / 60)
 
 
 def next_step(run: Run) -> str:

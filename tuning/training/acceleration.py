@@ -53,8 +53,11 @@ def accelerate(logits: Logits, images: Tensor) -> Callable[[Tensor], Tensor]:
         images: Normalised, (N, C, H, W), and not all alike.
     """
     before = {name: value.clone() for name, value in logits.state_dict().items()}
+    buffers = [*logits.buffers()]
     try:
         forward = _captured(logits, images)
+        if any(now is not then for now, then in zip(logits.buffers(), buffers, strict=True)):
+            raise RuntimeError("the network assigns a buffer anew, and a graph always reads the first one")
         theirs, own = _gradient(logits, forward, images), _gradient(logits, logits, images)
         if not (deviation := float((theirs - own).norm() / own.norm())) <= GREATEST_DEVIATION:
             raise RuntimeError(f"its gradient differs by {deviation:.2g} of its norm")

@@ -19,27 +19,36 @@ class RunningMean:
         self._model = copy.deepcopy(model)
         self.decay = decay
         self.n_steps = 0
-        means, values = (each.state_dict(keep_vars=True).values() for each in (self._model, model))
         # Tied weights have several names, and are averaged once.
-        pairs = {id(value): (mean.detach(), value.detach()) for mean, value in zip(means, values, strict=True)}
-        has_mean = {key: value.is_floating_point() and _is_finite(value) for key, (_, value) in pairs.items()}
-        self._pairs = [pair for key, pair in pairs.items() if has_mean[key]]
-        self._copied = [pair for key, pair in pairs.items() if not has_mean[key]]
+        weights = zip(self._model.parameters(), model.parameters(), strict=True)
+        self._weights = [(mean.detach(), value.detach()) for mean, value in weights if _has_mean(value)]
+        # Looked up each time: a network may assign a buffer anew, as `self.count = self.count + 1` does.
+        self._averaged: list[tuple[Tensor, nn.Module, str]] = []
+        self._copied: list[tuple[nn.Module, nn.Module, str]] = []
+        for own, theirs in zip(self._model.modules(), model.modules(), strict=True):
+            for name, value in theirs.named_buffers(recurse=False, remove_duplicate=False):
+                if _has_mean(value):
+                    mean = value.detach().clone()  # Of its own, should it be tied.
+                    setattr(own, name, mean)
+                    self._averaged.append((mean, theirs, name))
+                else:
+                    self._copied.append((own, theirs, name))
 
     @property
     def model(self) -> nn.Module:
         """The model with the mean weights, and with the buffers that are copied as they are now."""
-        for mean, value in self._copied:
-            mean.copy_(value)
+        for own, theirs, name in self._copied:
+            setattr(own, name, getattr(theirs, name).detach().clone())
         return self._model
 
     def update(self) -> None:
         """Takes the model's present weights into the mean."""
         self.n_steps += 1
         decay = min(self.decay, (1 + self.n_steps) / (10 + self.n_steps))
-        means, values = zip(*self._pairs, strict=True)
+        buffers = ((mean, getattr(theirs, name)) for mean, theirs, name in self._averaged)
+        means, values = zip(*self._weights, *buffers, strict=True)
         get_ema_multi_avg_fn(decay)(means, values, self.n_steps)
 
 
-def _is_finite(value: Tensor) -> bool:
-    return bool(torch.isfinite(value).all())
+def _has_mean(value: Tensor) -> bool:
+    return value.is_floating_point() and bool(torch.isfinite(value).all())

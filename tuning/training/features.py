@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tuning.base import files
 from tuning.base.config import TrainConfig
-from tuning.base.files import cache_dir
 from tuning.images import cache
 from tuning.images.batches import Tensors
 from tuning.images.splitting import Splits
@@ -85,7 +84,7 @@ def shared(key: str, compute: Callable[[], Features]) -> Features:
 
     Where the cache cannot be written, or is damaged, they are computed.
     """
-    path = cache_dir("features") / f"{key}.pt"
+    path = files.cache_dir("features") / f"{key}.pt"
     with _alone(path):
         found = _read(path)
         if found is None:
@@ -111,19 +110,19 @@ def _read(path: Path) -> Features | None:
     try:
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         found = Features(**values)
-        os.utime(path)
     except Exception:  # A damaged file raises whatever the reader met.
         return None
+    with contextlib.suppress(OSError):  # It is another user's.
+        os.utime(path)
     return found
 
 
 def _write(path: Path, features: Features) -> None:
     """Writes a file whole or not at all, and removes leftovers and the oldest ones; where it cannot, there is none."""
-    temporary = ""
+    temporary = files.beside(path)
     try:
         cache.remove_leftovers(path.parent, ".*.pt.*")
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
+        with files.create(temporary) as file:
             torch.save(vars(features), file)
         os.replace(temporary, path)
         kept = sorted(path.parent.glob("*.pt"), key=lambda each: each.stat().st_mtime, reverse=True)
@@ -133,6 +132,8 @@ def _write(path: Path, features: Features) -> None:
             if size > LARGEST_IN_ALL and each != path:
                 each.unlink(missing_ok=True)
                 each.with_suffix(".lock").unlink(missing_ok=True)
-    except (OSError, RuntimeError):  # torch's writer turns a full disk into a RuntimeError.
+    except BaseException as error:  # An interrupt, too, must leave nothing hidden.
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            temporary.unlink()
+        if not isinstance(error, OSError | RuntimeError):  # torch's writer turns a full disk into a RuntimeError.
+            raise

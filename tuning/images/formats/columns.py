@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tuning.base.errors import UserError, unknown_name
+from tuning.base.files import as_typed
 from tuning.images.formats.listing import SPLIT_NAMES, Note
 from tuning.images.formats.walking import IMAGE_SUFFIXES
 from tuning.images.source import Source
@@ -85,8 +86,8 @@ def find_columns(
     if group is None and source.group_pattern is None and likely:
         n = len(set(table[likely[0]]))
         note(
-            f"Column {likely[0]!r} of {where} may be a group ({n:,} values). --group-column {likely[0]} keeps the "
-            "images of a group on one side of every split."
+            f"Column {likely[0]!r} of {where} may be a group ({n:,} values). --group-column {as_typed(likely[0])} "
+            "keeps the images of a group on one side of every split."
         )
     return Columns(image=image, label=label, split=split, group=group)
 
@@ -193,7 +194,7 @@ def find_image_column(
     alike = len(paths) == 1 and all(_are_stems(table[name], table[paths[0]]) for name in numbers)
     if paths and not alike:
         could = [*numbers, *paths]
-        options = " or ".join(f"--image-column {name}" for name in could)
+        options = " or ".join(f"--image-column {as_typed(name)}" for name in could)
         raise UserError(f"{where} has {len(could)} columns that could name the images. Choose one: {options}.")
     if numbers and not paths:
         return numbers[0]
@@ -241,7 +242,7 @@ def _label(table: Mapping[str, Sequence[str]], taken: set[str | None], where: st
     if len(named) == 1:
         return named[0]
     if len(named) > 1:
-        options = " or ".join(f"--label-column {name}" for name in named)
+        options = " or ".join(f"--label-column {as_typed(name)}" for name in named)
         raise UserError(f"{where} has {len(named)} columns that could be the label. Choose one: {options}.")
     others = [
         name

@@ -133,7 +133,7 @@ def _refuse_half_splits(folder: Path, splits: Mapping[str, str], leave_out: Sequ
         raise UserError(
             f"{folder / unclear[0]} looks like a split, but the folders beside it are classes. If it is a split, move "
             f"these into a folder {folder / 'train'}. If it is a class, rename it; or leave it out with "
-            f"--labels-leave-out {unclear[0]}."
+            f"--labels-leave-out {as_typed(unclear[0])}."
         )
 
 

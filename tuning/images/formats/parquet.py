@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tuning.base.errors import UserError
+from tuning.base.files import as_typed
 from tuning.images.formats import tables
 from tuning.images.formats.columns import find_columns, with_labels_of_indicators
 from tuning.images.formats.listing import NO_LABEL, SPLIT_ORDER, Content, Listing, Note, natural, split_of
@@ -49,7 +50,7 @@ def list_images(source: Source, note: Note) -> Listing:
     texts = _texts(files, [name for name in (*_plain(schema), *words) if name not in inside], note)
     by_name = _splits(files)
     if len(inside) > 1:
-        options = " or ".join(f"--image-column {name}" for name in inside)
+        options = " or ".join(f"--image-column {as_typed(name)}" for name in inside)
         raise UserError(f"{files[0]} has {len(inside)} columns with images. Choose one: {options}.")
     if not inside:
         if any(by_name) and not {"split", "set", "subset"} & set(texts):

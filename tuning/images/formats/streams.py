@@ -48,7 +48,7 @@ class Stream:
                 f"{self.where} must have the shape images x height x width, with 1, 3 or 4 channels at the end or "
                 f"after the images, but has {sizes}."
             )
-        if 0 in self.shape[1:]:
+        if min(self.shape[1:]) < 1 or self.shape[0] < 0:
             raise UserError(f"{self.where} must hold images of a pixel at least, but has {sizes}. Replace it.")
         if self._image_bytes > _LARGEST_IMAGE:
             raise UserError(
@@ -96,7 +96,10 @@ class Stream:
                     while waiting and waiting[-1] < first + n:
                         image = block[waiting.pop() - first]
                         yield image.transpose(1, 2, 0) if image.ndim == 3 and self._leading else image
-                file.read(1)  # A compressed file's checksum is compared where it ends.
+                while file.read(_BLOCK_BYTES):  # A compressed file's checksum is compared where it ends.
+                    pass
+        except MemoryError:  # Not the fault of the file: blocks are small.
+            raise
         except DAMAGE as error:
             raise UserError(f"{self.where} is damaged: {error}. Replace the file.") from error
 
