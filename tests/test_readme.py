@@ -55,6 +55,8 @@ CHEAPER = {
     "--dataset photos/ --folds 0",
     "python -m tuning.final --config resnet8-5-minutes --seeds 3 --model-dir small": "--epochs 1 --seeds 1 --threads 1 "
     "--train-images 8000",
+    "python -m tuning.final --config resnet8-30-minutes --seeds 3 --model-dir thirty": "--epochs 1 --seeds 1 --threads 1 "
+    "--dataset photos/ --folds 0",
 }
 # What a snippet has in place of its own arguments, for the same reason.
 SMALLER = {
@@ -114,7 +116,7 @@ def test_every_command_and_snippet_runs_in_the_order_of_the_pages(wheel: Mapping
     for command, text in printed.items():
         if "search" in command and "--dry-run" not in command:
             assert "Next: python -m tuning." in text, command
-    assert sum("Next: python -m tuning.predict" in text for text in printed.values()) == 5
+    assert sum("Next: python -m tuning.predict" in text for text in printed.values()) == 6
     assert (tmp_path / "best_model" / "pca.png").stat().st_size > 20_000
     assert len(run_folder.load("first", tmp_path / "results").trials) == 6
 
