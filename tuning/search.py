@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuning import results
 from tuning.base import doors, files, interrupts
 from tuning.base.config import read_mapping
 from tuning.base.errors import UserError, counted, run_command
@@ -24,7 +23,7 @@ from tuning.images import options
 from tuning.images.catalogue import DATASETS
 from tuning.runs import beginnings, convergence, run_folder, schema, summaries
 from tuning.runs.run_folder import Run
-from tuning.trials import loading, local_ray, record, session
+from tuning.trials import record
 from tuning.trials.settings import as_options, fitting
 from tuning.trials.settling import Settled, settle
 
@@ -216,8 +215,9 @@ def _search(asked: doors.Asked, *, command: str | None = None, **shown: Any) -> 
         settled = settle(asked, stack, dry_run=False)
         settings, path = settled.settings, settled.path
         progress = stack.enter_context(_announced(settled, "Run", **shown))
-        with interrupts.importing():
+        with interrupts.importing():  # Not before: who asks for help, or errs, waits for none of it.
             from tuning.sampling import samplers  # noqa: F401
+            from tuning.trials import loading, local_ray, session
         settings, splits, space = loading.load(settings, settled.source, progress, settled.own)
         if not settled.resumed and (left := record.begin(path, settings, space, command, settled.earlier)):
             progress.note(left)
@@ -307,7 +307,7 @@ def main(
     if not dry_run_only:
         _print_outcome(_search(asked, quiet=quiet, verbose=verbose))
         return
-    from tuning.trials import estimate
+    from tuning.trials import estimate, loading
 
     with ExitStack() as stack:
         settled = settle(asked, stack, dry_run=True)
@@ -333,6 +333,8 @@ def _print_outcome(found: Run) -> None:
         typer.Exit: The search was interrupted.
         UserError: No trial has a result.
     """
+    from tuning import results
+
     print(summaries.summary_line(found))
     if began := beginnings.text(found):
         print(began)

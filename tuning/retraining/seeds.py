@@ -8,11 +8,12 @@ where that was not trained.
 import hashlib
 import math
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
-
-import pandas as pd
+from typing import TYPE_CHECKING, NamedTuple
 
 from tuning.base.registries import ACCURACY, Metric
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CONFIDENCE = 0.95
 # A configuration is dropped where it has less than this chance of the best mean in the end.
@@ -42,7 +43,7 @@ def fresh_seeds(name: str, n: int, used: Collection[int] = ()) -> tuple[int, ...
 
 
 def dropped(
-    values: pd.DataFrame,
+    values: "pd.DataFrame",
     leader: str,
     noise: Mapping[str, float],
     *,
@@ -70,6 +71,7 @@ def dropped(
         shared: The columns are no seeds but folds, whose valid images are easier or harder for all rows. Only
             differences say then how much chance there is in a value.
     """
+    import pandas as pd
     from scipy.stats import norm
 
     n_seeds = values.shape[1]
@@ -88,12 +90,12 @@ def dropped(
     return set(others.index[(norm.cdf(z) < NO_CHANCE) | (may_win & (gain < NO_GAIN))])
 
 
-def choose(values: pd.DataFrame) -> str:
+def choose(values: "pd.DataFrame") -> str:
     """Returns the row with the greatest mean, of those with every seed; the first of equal ones. There must be one."""
     return str(values.dropna().mean(axis=1).idxmax())
 
 
-def summarise(values: pd.DataFrame, winner: str, metric: Metric = ACCURACY) -> pd.DataFrame:
+def summarise(values: "pd.DataFrame", winner: str, metric: Metric = ACCURACY) -> "pd.DataFrame":
     """Returns each configuration's mean, and how far it is behind the winner, with 95 % t intervals.
 
     Three seeds say little of a variance, so one is pooled over all configurations: of a mean's interval, that within
@@ -106,6 +108,8 @@ def summarise(values: pd.DataFrame, winner: str, metric: Metric = ACCURACY) -> p
         valid_accuracy; difference (by how much the winner is better, mean over the seeds that both have; 0 for the
         winner), difference_low, difference_high. The index is that of `values`.
     """
+    import pandas as pd
+
     count = values.count(axis=1)
     mean = values.mean(axis=1)
     half = _half_width(*_variance_within(values)) / count.where(count > 0) ** 0.5
@@ -126,7 +130,7 @@ def summarise(values: pd.DataFrame, winner: str, metric: Metric = ACCURACY) -> p
     )
 
 
-def shrinkage(search: "pd.Series[float]", values: pd.DataFrame) -> Estimate:
+def shrinkage(search: "pd.Series[float]", values: "pd.DataFrame") -> Estimate:
     """Returns by how much the search's values of these configurations exceed their means over fresh seeds.
 
     The interval is for the luck that these values had: the search's value minus the true mean, averaged over the
@@ -148,14 +152,16 @@ def best_of(n: int) -> float:
     return float(quad(lambda x: x * n * norm.pdf(x) * norm.cdf(x) ** (n - 1), -9, 9)[0])
 
 
-def _variance_within(values: pd.DataFrame) -> tuple[float, int]:
+def _variance_within(values: "pd.DataFrame") -> tuple[float, int]:
     """Returns the variance of a single value about its row's mean, pooled over the rows, and its degrees of freedom."""
+    import numpy as np
+
     squares = (values.sub(values.mean(axis=1), axis="index") ** 2).to_numpy()
     freedom = int((values.count(axis=1) - 1).clip(lower=0).sum())
-    return (float(pd.Series(squares.ravel()).sum()) / freedom if freedom else math.nan), freedom
+    return (float(np.nansum(squares)) / freedom if freedom else math.nan), freedom
 
 
-def _variance_of_residuals(values: pd.DataFrame) -> tuple[float, int]:
+def _variance_of_residuals(values: "pd.DataFrame") -> tuple[float, int]:
     """Returns the variance about row and column effects, of the rows with every seed, and its degrees of freedom."""
     whole = values.dropna()
     freedom = (len(whole) - 1) * (values.shape[1] - 1)

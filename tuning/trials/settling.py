@@ -19,7 +19,7 @@ from tuning.images.options import READING, source_of
 from tuning.images.source import Source
 from tuning.runs import run_folder, schema
 from tuning.runs.beginnings import EarlierRun
-from tuning.trials import local_ray, record
+from tuning.trials import record
 from tuning.trials import slots as slot_plans
 from tuning.trials.settings import (
     DEFAULT_EPOCHS,
@@ -130,6 +130,8 @@ def _of_resumed(asked: Asked, found: run_folder.Run, budget: float | None, *, dr
     check_audit(asked.audit, settings.scheduler)
     address = asked.address or settings.address or "local"
     if asked.dashboard:
+        from tuning.trials import local_ray
+
         local_ray.check_dashboard(None if address == "local" else address)
     settings, changed = placed(settings, address, begun_slots(found), found.meta.get("hardware"))
     if before.time_budget is not None and budget is None:
@@ -185,6 +187,8 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
         mlflow = tracking.check(asked.mlflow)
         password = "" if mlflow == asked.mlflow else tracking.needed(mlflow)
     if asked.dashboard:
+        from tuning.trials import local_ray
+
         local_ray.check_dashboard(asked.address)
     if asked.device == "any" and (asked.address is None or dry_run):
         where = "with --dry-run" if asked.address else "on one machine"
