@@ -288,6 +288,8 @@ def test_kills_lose_nothing(tmp_path: Path, every_core: None) -> None:
         time.sleep(moments.uniform(0, 1))
         process.send_signal(signal.SIGKILL)
         process.wait()
+        if not path.is_dir():  # It had not begun.
+            continue
         trials = run_folder.Run(path).trials
         for row in trials[trials["state"].isin(["complete", "pruned"])].astype(str).to_dict("records"):
             assert finished.setdefault(row["trial"], row) == row  # What has ended once stands.
