@@ -544,12 +544,12 @@ def test_the_mean_follows_buffers_that_a_network_assigns_anew() -> None:
     model = nn.Module()
     model.register_buffer("count", torch.tensor(0))
     model.register_buffer("shift", torch.zeros(2))
-    model.register_buffer("twin", model.shift)
+    model.register_buffer("tied", model.shift)
     model.register_parameter("weight", nn.Parameter(torch.zeros(2)))
     mean = RunningMean(model, 0.5)
     model.count, model.shift = model.count + 3, model.shift + 1
     mean.update()
-    assert mean.model.count == 3 and mean.model.twin.tolist() == [0.0, 0.0]
+    assert mean.model.count == 3 and mean.model.tied.tolist() == [0.0, 0.0]
     assert mean.model.shift.tolist() == pytest.approx([1 - 2 / 11] * 2)
     with torch.inference_mode():
         mean.model.count += 1  # As a validation may.
