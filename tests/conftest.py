@@ -123,10 +123,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
     base = tmp_path_factory.mktemp("wheel")
     quiet = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     build = [*quiet, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(base), "."]
-    subprocess.run(build, cwd=copy_project(base / "project"), check=True, capture_output=True, timeout=120)
+    subprocess.run(build, cwd=copy_project(base / "project"), check=True, capture_output=True, timeout=600)
     [file] = base.glob("tuning-*.whl")
     install = [*quiet, "install", "--no-deps", "--no-index", "--target", str(base / "installed"), str(file)]
-    subprocess.run(install, check=True, capture_output=True, timeout=120)
+    subprocess.run(install, check=True, capture_output=True, timeout=600)
     shutil.rmtree(base / "project")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return os.environ | {"PATH": path, "PYTHONPATH": str(base / "installed")}

@@ -19,7 +19,7 @@ BENCHMARKS = Path(__file__).parent / "benchmarks"
 def run(script: str, options: str, folder: Path) -> pd.DataFrame:
     """Returns the table that a benchmark writes."""
     command = [sys.executable, str(BENCHMARKS / script), *options.split(), "--out", str(folder / "table.csv")]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "cores of" in done.stdout and "torch" in done.stdout
     return pd.read_csv(folder / "table.csv")

@@ -34,7 +34,7 @@ def run(project: Path, command: str, *arguments: str) -> subprocess.CompletedPro
         env=os.environ | {"PYTHONPATH": str(project)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
 
 
@@ -90,7 +90,7 @@ def test_what_needs_a_folder_of_the_rim_is_refused_by_its_name(project: Path) ->
         env=os.environ | {"PYTHONPATH": str(project)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert done.stdout.splitlines() == ["ended 2"] * len(REFUSED), done.stdout + done.stderr
     wanted = [f"error: {text}, which is not installed. Put the folder back first." for text in REFUSED.values()]

@@ -68,7 +68,7 @@ assert results.load("mine").meta["command"].startswith("search.run(samples=1, sp
 found = []  # In another thread, which can set no signal handlers, a search runs, and those of the main thread stay.
 thread = threading.Thread(target=lambda: found.append(search.run(resume="mine", samples=2, progress=False)))
 thread.start()
-thread.join(timeout=300)
+thread.join(timeout=600)
 [again] = found
 assert handlers() == before
 assert len(again.trials) == 2 and "WIDTH = 4" in (again.path / "space.py").read_text()

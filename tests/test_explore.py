@@ -188,7 +188,7 @@ def test_test_images_are_never_named() -> None:
 def test_unknown_data_set_is_an_error_without_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tuning.explore", "--dataset", "fashion-mnits", "--out", str(tmp_path / "x.png")]
     root = Path(__file__).parents[1]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout) == (2, "")
     said = (
         f"error: --dataset must be {DATASETS.listed}, or the path of your own images, but got 'fashion-mnits': no such "

@@ -646,7 +646,7 @@ run_command(main)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     command = [sys.executable, "-c", script]
     done = subprocess.run(
-        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 130, done.stderr
     assert done.stderr.startswith(f"{opening.FINISHING}\nInterrupted. The model is in {tmp_path}/")

@@ -49,7 +49,7 @@ def execute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[by
     shutil.copy(NOTEBOOK, folder / "results")
     notebook = nbformat.read(folder / "results" / NOTEBOOK.name, as_version=4)
     place = {"metadata": {"path": str(folder / "results")}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place).execute()
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=place).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     data = [output["data"] for output in outputs if "data" in output]
     assert not [output for output in outputs if output.get("name") == "stderr"]
@@ -77,7 +77,7 @@ def test_interrupting_the_kernel_stops_a_search_and_its_handlers_are_put_back(tm
     notebook.cells = [nbformat.v4.new_code_cell(source) for source in INTERRUPTED]
     environment = os.environ | {"PYTHONPATH": str(NOTEBOOK.parent.parent)}
     place = {"metadata": {"path": str(tmp_path)}}
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place, allow_errors=True)
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=place, allow_errors=True)
     client.execute(env=environment)
     said = ["".join(str(output) for output in cell["outputs"]) for cell in notebook.cells]
     assert "KeyboardInterrupt" in said[0] or "Interrupted" in said[0], said[0]

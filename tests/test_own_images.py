@@ -53,7 +53,7 @@ def command(folder: Path, name: str, *words: str, code: int = 0) -> str:
     """Returns what a command of the project prints in a folder."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-m", f"tuning.{name}", *words]
-    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout if code == 0 else done.stderr
 

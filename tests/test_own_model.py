@@ -29,7 +29,7 @@ def command(folder: Path, name: str, *words: str, fails: bool = False) -> str:
     """Returns what a command prints in a folder; on stderr where it must fail, with exit status 2."""
     line = [sys.executable, "-m", f"tuning.{name}", *words]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == (2 if fails else 0), done.stdout + done.stderr
     return done.stderr if fails else done.stdout
 

@@ -618,10 +618,10 @@ def test_command_prints_or_exits_with_2(folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tuning.predict", "--model-dir", str(folder)]
     root = Path(__file__).parents[1]
     done = subprocess.run(
-        [*command, str(tmp_path / "a.png")], cwd=root, capture_output=True, text=True, timeout=60, check=True
+        [*command, str(tmp_path / "a.png")], cwd=root, capture_output=True, text=True, timeout=600, check=True
     )
     assert "runner-up" in done.stdout and done.stderr == ""
-    done = subprocess.run([*command, "none.png"], cwd=root, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, "none.png"], cwd=root, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: IMAGE must be a readable PNG or JPEG file, but got 'none.png'")
 

@@ -79,7 +79,7 @@ def run(command: str, folder: Path, environment: Mapping[str, str]) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"

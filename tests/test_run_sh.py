@@ -84,7 +84,7 @@ class Clone:
         """Runs a script from elsewhere; `asked` of the result are the commands that python3 and pip were given."""
         self.log.write_text("")
         with self.start(*words, script=script, **variables) as process:
-            said = process.communicate(timeout=60)
+            said = process.communicate(timeout=600)
         return subprocess.CompletedProcess(process.args, process.returncode, *said)
 
     def asked(self) -> list[str]:
@@ -322,11 +322,11 @@ def test_a_clone_in_any_folder_makes_a_real_environment_and_runs(tmp_path: Path)
     for words in (["search", "--help"], ["predict", "--help"]):
         command = ["bash", str(folder / "tuning" / "run.sh"), *words]
         done = subprocess.run(
-            command, env=environment, cwd="/", capture_output=True, text=True, timeout=200, check=False
+            command, env=environment, cwd="/", capture_output=True, text=True, timeout=600, check=False
         )
         assert done.returncode == 0, done.stderr
     del environment["PYTHONPATH"]  # Beside the dependencies it has how this environment finds the project.
     where = "import tuning, search_spaces; print(tuning.__file__, search_spaces.__file__)"
     command = [str(folder / ".venv/bin/python"), "-P", "-c", where]
-    found = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=60, check=True)
+    found = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=600, check=True)
     assert found.stdout == f"{folder}/tuning/__init__.py {folder}/search_spaces/__init__.py\n"

@@ -21,7 +21,7 @@ NOT_INSTALLED = {"tuning/run.sh", "tuning/constraints.txt"}
 
 def python(environment: Mapping[str, str], folder: Path, *words: str) -> str:
     command = [sys.executable, *words]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

@@ -170,7 +170,7 @@ def run(raised: str) -> "subprocess.CompletedProcess[str]":
         "def fail() -> None:\n    raise ValueError('no answer from http://bob:hunter2@host')\n"
         f"def main() -> None:\n    'Fail.'\n    {raised}\nrun_command(main)"
     )
-    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 def test_an_exception_that_no_command_catches_is_printed_without_the_password() -> None:

@@ -219,7 +219,7 @@ def test_two_processes_may_read_at_once(tmp_path: Path, cache: Path) -> None:
         subprocess.Popen([sys.executable, "-c", program, str(root)], stdout=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
-    sums = {process.communicate(timeout=120)[0] for process in processes}
+    sums = {process.communicate(timeout=600)[0] for process in processes}
     found, _ = reading(root)
     assert sums == {f"{found.images.sum()}\n"}
     # An entry, and its other name for whoever asks for this size.

@@ -43,7 +43,7 @@ class Machines:
         self._folder = folder
         self._pids: dict[str, int] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._rays: list[subprocess.Popen[bytes]] = []
+        self.begun: list[subprocess.Popen[bytes]] = []
 
     def add(self, name: str, *ray_start: str, hidden: tuple[Path, ...] = ()) -> None:
         """Starts a machine with a Ray node on it; it does not see what is in the hidden folders."""
@@ -74,7 +74,7 @@ class Machines:
         said = self._folder / f"{name}.log"
         with said.open("wb") as log:
             ray = subprocess.Popen([*self.command(name), *start], env=ENVIRONMENT, stdout=log, stderr=log)
-        self._rays.append(ray)
+        self.begun.append(ray)
         if name == "head":
             _wait_for(lambda: "Ray runtime started" in said.read_text(), "the head")
 
@@ -85,7 +85,7 @@ class Machines:
 
     def run(self, name: str, script: str, **options: Any) -> None:
         """Runs a script on a machine."""
-        subprocess.run([*self.command(name), "sh", "-c", script], check=True, timeout=30, **options)
+        subprocess.run([*self.command(name), "sh", "-c", script], check=True, timeout=300, **options)
 
     def kill(self, name: str) -> None:
         """Ends everything on a machine with SIGKILL at once."""
@@ -96,8 +96,8 @@ class Machines:
         for name in reversed(self._pids):
             if self._processes[name].poll() is None:
                 self.kill(name)
-        for ray in self._rays:
-            ray.wait()
+        for process in self.begun:
+            process.wait()
 
 
 def _child(pid: int) -> int:
@@ -124,7 +124,8 @@ def _search(machines: Machines, folder: Path, *options: str) -> subprocess.Popen
     with (folder / "said").open("w") as out:
         command = [*machines.command("head"), sys.executable, "-m", "tuning.search", *options]
         environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
-        return subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+        machines.begun.append(subprocess.Popen(command, env=environment, stdout=out, stderr=out))
+        return machines.begun[-1]
 
 
 @contextlib.contextmanager
@@ -177,10 +178,10 @@ def test_a_search_uses_all_nodes_outlives_one_and_takes_in_another(machines: Mac
     lost = _wait_for(lambda: rows("b").to_dict("records"), "a trial in mid-training on b")[0]
     machines.kill("b")
     _wait_for(
-        lambda: f"trial {lost['trial']} failed and is tried again: its node b was lost" in said.read_text(), "note", 30
+        lambda: f"trial {lost['trial']} failed and is tried again: its node b was lost" in said.read_text(), "note"
     )
     machines.add("c", *node, hidden=hidden)
-    assert search.wait(timeout=200) == 0, said.read_text()
+    assert search.wait(timeout=600) == 0, said.read_text()
 
     trials = run_folder.Run(path).trials
     assert list(trials["state"]) == ["complete"] * 4, said.read_text()
@@ -204,7 +205,7 @@ def test_a_search_whose_head_is_lost_goes_on_from_the_storage_on_another_cluster
     head = ("--head", "--port=6379", "--num-cpus=1", "--include-dashboard=false")
     with _machines(before) as machines:
         machines.add("head", *head)
-        size = ["--samples", "2", "--epochs", "20", "--train-images", "6000", "--scheduler", "none", "--space", "smoke"]
+        size = ["--samples", "2", "--epochs", "12", "--train-images", "6000", "--scheduler", "none", "--space", "smoke"]
         given = ["--run", "one", "--address", "auto", "--storage", str(shared), *size]
         search = _search(machines, before, *given)
         stored = shared / "one" / "trials.csv"
@@ -220,7 +221,7 @@ def test_a_search_whose_head_is_lost_goes_on_from_the_storage_on_another_cluster
     with _machines(after) as machines:
         machines.add("head", *head)
         search = _search(machines, after, "--resume", f"file://{shared}/one", "--address", "auto")
-        assert search.wait(timeout=200) == 0, (after / "said").read_text()
+        assert search.wait(timeout=600) == 0, (after / "said").read_text()
     run = run_folder.Run(after / "results" / "one")
     assert list(run.trials["state"]) == ["complete"] * 2 and not run.epochs.duplicated(["trial", "epoch"]).any()
     log = (shared / "one" / "trials" / "0000" / "trial.log").read_text()
@@ -324,7 +325,7 @@ print(time.monotonic() - began < 4, os.path.exists(folder), len(psutil.Process()
 def test_a_ray_of_our_own_holds_all_slots_listens_here_alone_says_errors_as_they_are_and_leaves_nothing() -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", ENDING], env=environment, capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-c", ENDING], env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     error, listening, left = done.stdout.splitlines()
@@ -360,7 +361,7 @@ def test_a_search_inside_a_running_ray_uses_it_and_leaves_it_as_it_was(tmp_path:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -90,7 +90,7 @@ def said() -> list[str]:
     return []
 
 
-def until(reached: Callable[[], bool], seconds: float = 20.0) -> None:
+def until(reached: Callable[[], bool], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not reached() and time.monotonic() < end:
         time.sleep(0.02)

@@ -392,5 +392,5 @@ print("the end", file=sys.stderr)
 """
     code = code.replace("import os, sys", "import os, sys\nread, write = os.pipe()\nos.dup2(write, 1)\nos.close(write)")
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "the end\n")
