@@ -372,6 +372,8 @@ def test_texts_of_figures_are_escaped_for_plotly_which_reads_html(run: run_folde
 
 
 def test_rounded_numbers_stay_what_they_are(run: run_folder.Run) -> None:
+    assert page_text.spoken(5142, "n_parameters") == "5,142" and page_text.spoken(5142) == "5142"
+    assert page_text.percent(math.nan) == page_text.percent(None) == page_text.NOTHING
     assert [page_text.spoken(value) for value in (1024.0, 0.9999, 0.12345, 12345.6)] == [
         "1024",
         "0.9999",

@@ -33,6 +33,7 @@ def settings(**values: Any) -> Any:
         "concurrency": 2,
         "epochs": 4,
         "scheduler": "none",
+        "sampler": "random",
         "seed": 0,
         "time_budget": None,
         "audit": 0,
@@ -91,6 +92,30 @@ def test_a_simulated_scheduler_sees_accuracies_that_rise(monkeypatch: pytest.Mon
     assert (np.diff(curves.mean(axis=0)) > 0.02).all()
 
 
+def test_a_simulated_search_begins_with_the_first_points_and_a_resumed_one_after_them(tmp_path: Path) -> None:
+    body = "return {'width': trial.suggest_categorical('width', [4, 8]), 'epochs': 4}"
+    first = "FIRST = [{'width': 8}, {'width': 4}]\n"
+    (tmp_path / "mine.py").write_text(f"{first}def space(trial):\n    {body}\n", encoding="utf-8")
+    space = load_space(str(tmp_path / "mine.py"))
+    found, begins = estimate.kinds(space, epochs=9)
+    assert [config.width for config in begins] == [8, 4]
+    seconds = {4: 1.0, 8: 100.0}
+    costs = [Cost(config, float(config.width == 4), seconds[config.width], 1, 1) for config, _ in found]
+    one = settings(samples=3, concurrency=1)
+    assert estimate.simulate(one, costs, n=1) == pytest.approx(3 * 4 + estimate.START_SECONDS)
+    assert estimate.simulate(one, costs, begins, n=1) == pytest.approx(4 * (100 + 2) + estimate.START_SECONDS)
+    resumed = estimate.simulate(one, costs, begins, n_done=1, n=1)
+    assert resumed == pytest.approx(4 * 2 + estimate.START_SECONDS)
+    assert estimate.summarise(one, costs, begins, n_done=1)["samples"] == 2
+
+
+def test_a_sampler_that_learns_may_come_to_prefer_what_is_slow() -> None:
+    costs = [cost(10.0, share=0.5), Cost(TrainConfig(epochs=4, width=32), 0.5, 30.0, 1, 1)]
+    at_random = estimate.simulate(settings(samples=30), costs)
+    guided = estimate.simulate(settings(samples=30, sampler="curves"), costs)
+    assert guided.mean() > 1.05 * at_random.mean() and guided.std() > at_random.std()
+
+
 def test_a_simulated_trial_is_as_long_as_its_space_says() -> None:
     asha = {"samples": 30, "scheduler": "asha", "concurrency": 1}
     seconds = estimate.simulate(settings(epochs=2, **asha), [cost(10.0, epochs=12)], n=20) - estimate.START_SECONDS
@@ -102,7 +127,8 @@ def test_a_space_that_sets_the_epochs_has_a_kind_for_each_but_a_step_is_measured
 ) -> None:
     body = "return {'width': 4, 'epochs': trial.suggest_int('epochs', 2, 5)}"
     (tmp_path / "mine.py").write_text(f"def space(trial):\n    {body}\n", encoding="utf-8")
-    found = estimate.kinds(load_space(str(tmp_path / "mine.py")), epochs=9)
+    found, first = estimate.kinds(load_space(str(tmp_path / "mine.py")), epochs=9)
+    assert first == []
     assert sorted(config.epochs for config, _ in found) == [2, 3, 4, 5]
     measured = []
 
@@ -136,7 +162,7 @@ def test_a_kind_that_does_not_fit_side_by_side_is_named_and_left_out(
     monkeypatch.setattr("ray.remote", lambda **resources: lambda function: remote)
     monkeypatch.setattr("tuning.trials.local_ray.started", lambda slots, log, **more: contextlib.nullcontext())
     found = [(tiny.model_copy(update={"batch_size": size}), 0.5) for size in (16, 32)]
-    monkeypatch.setattr(estimate, "kinds", lambda space, epochs: found)
+    monkeypatch.setattr(estimate, "kinds", lambda space, epochs: (found, []))
     monkeypatch.setattr(estimate, "keep", lambda settings, found: None)
     wanted = replace(gpu_settings(), concurrency=2)
     space: Any = SimpleNamespace(source="")
@@ -183,7 +209,8 @@ def test_a_worker_that_the_system_killed_is_said(
 def test_the_kinds_of_the_default_space_are_its_networks_and_batch_sizes() -> None:
     space = load_space("resnet")
     space = space.without(space.gpu_only)
-    found = estimate.kinds(space, epochs=6)
+    found, first = estimate.kinds(space, epochs=6)
+    assert [config.architecture for config in first] == ["resnet14", "resnet20", "resnet14"]
     assert {config.architecture for config, _ in found} == {"resnet8", "resnet14", "resnet20"}
     assert {config.batch_size for config, _ in found} == {64, 128, 256}
     assert sum(share for _, share in found) == pytest.approx(1)

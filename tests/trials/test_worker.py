@@ -188,21 +188,33 @@ def test_another_failure_is_tried_again_as_it_was(session: Session, recorder: Re
     assert not hasattr(trial, "resources") and trial.config["accumulation"] == 1 and session.turns.next() is not None
 
 
+FULL = "No space left on the disk while writing trials/0000/latest.pt. Free some space."
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (f"tuning.base.errors.UserError: {FULL}", FULL),
+        (
+            "OSError: [Errno 28] No space left on device: 'mine.log'",
+            "No space left on the disk: OSError: [Errno 28] No space left on device: 'mine.log'. Free some space, then "
+            "run the command again.",
+        ),
+    ],
+)
 def test_a_full_disk_stops_the_search_and_leaves_the_trial_to_be_gone_on_with(
-    session: Session, recorder: Recorder, study: RunStudy, failed: Any
+    session: Session, recorder: Recorder, study: RunStudy, failed: Any, error: str, said: str
 ) -> None:
-    error = "No space left on the disk while writing trials/0000/latest.pt. Free some space."
-    recorder.on_trial_recover(0, [], failed(FAILURE.format(error=f"tuning.base.errors.UserError: {error}")))
-    assert isinstance(session.problem, UserError) and str(session.problem) == error
+    recorder.on_trial_recover(0, [], failed(FAILURE.format(error=error)))
+    assert isinstance(session.problem, UserError) and str(session.problem) == said
     assert session.should_end() and study.trials.running == [0]
 
 
 def test_a_full_disk_does_so_where_no_retry_is_left(
     session: Session, recorder: Recorder, study: RunStudy, failed: Any
 ) -> None:
-    error = "No space left on the disk while writing trials/0000/latest.pt. Free some space."
-    recorder.on_trial_error(0, [], failed(FAILURE.format(error=f"tuning.base.errors.UserError: {error}")))
-    assert isinstance(session.problem, UserError) and str(session.problem) == error
+    recorder.on_trial_error(0, [], failed(FAILURE.format(error=f"tuning.base.errors.UserError: {FULL}")))
+    assert isinstance(session.problem, UserError) and str(session.problem) == FULL
     assert session.should_end() and study.trials.running == [0]
 
 

@@ -49,7 +49,7 @@ def exact(value: Any, text: str | None = None) -> Any:
     """Returns a number as HTML: rounded for the eye, whole in the element's `value` and `title`."""
     from markupsafe import Markup
 
-    if value is None:
+    if value is None or value != value:  # NaN.
         return NOTHING
     return Markup('<data value="{0}" title="{0}">{1}</data>').format(
         str(value), spoken(value) if text is None else text
@@ -108,7 +108,8 @@ def spoken(value: Any, name: str = "", metric: Metric = ACCURACY) -> str:
             return f"{value:.2%}"
         return rounded(value)
     if isinstance(value, numbers.Integral):
-        return f"{int(value):,}" if int(value) >= 10_000 and "seed" not in name else str(value)
+        grouped = int(value) >= 10_000 or name == "n_parameters"
+        return f"{int(value):,}" if grouped and "seed" not in name else str(value)
     return _TIME.sub(r"\1 \2 UTC", str(value))
 
 

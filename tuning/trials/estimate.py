@@ -1,8 +1,9 @@
 """What a search will take, from a few real steps of each kind of trial that its space can give: `search --dry-run`.
 
 Each kind (network, image size, batch size) trains a few batches with as many side by side as the search would run; then
-searches of random trials are simulated, each of its own length, through the search's own scheduler. On a GPU it is
-measured, too, how many trials side by side on it pay. Nothing is written but the estimate.
+searches are simulated, each trial of its own length, through the search's own scheduler. They begin with the space's
+first points, as a search does, and come to prefer what did best, as its sampler does. On a GPU it is measured, too, how
+many trials side by side on it pay. Nothing is written but the estimate.
 """
 
 import hashlib
@@ -24,11 +25,12 @@ from tuning.base import files, machine, own_model
 from tuning.base.config import TrainConfig, network
 from tuning.base.errors import UserError, counted
 from tuning.base.own_model import OwnModel
-from tuning.base.registries import LR_SCHEDULES, SCHEDULERS
+from tuning.base.registries import LR_SCHEDULES, SAMPLERS, SCHEDULERS
 from tuning.images.datasets import Labelled
 from tuning.images.splitting import Splits
 from tuning.runs import run_folder
 from tuning.trials import local_ray, ray_internals
+from tuning.trials.settings import N_STARTUP
 from tuning.trials.slots import SlotRequest, plan_slots, this_machine
 
 if TYPE_CHECKING:
@@ -36,6 +38,10 @@ if TYPE_CHECKING:
 
 DRAWS, SIMULATIONS, VALID_IMAGES = 400, 200, 500
 RISE = 0.3  # Of a simulated trial's accuracy, from its beginning to its end.
+NOISE = 0.03  # Of it after each epoch, a standard deviation.
+# What a simulated sampler does once it has seen enough: so many of its proposals are of the kind of the best trial, and
+# so near to it in what else decides. How much of a trial's level its size decides differs from search to search.
+NEAR_BEST, SPREAD, MOST_BY_SIZE = 0.9, 0.05, 1.0
 START_SECONDS = 8.0  # From the command to the first step, two cores.
 FILE = ".estimates.json"
 SIDE_BY_SIDE = (2, 4, 8)
@@ -75,7 +81,7 @@ def dry_run(settings: Any, splits: Splits, space: "Space", *, n_done: int = 0, c
     Raises:
         UserError: The machine has too little memory for any of them.
     """
-    found_kinds = kinds(space, settings.epochs)
+    found_kinds, first = kinds(space, settings.epochs)
     rates: dict[int, float] = {}
     n_gpus = max(1, len(machine.gpu_memory()))
     most = max(settings.concurrency, n_gpus * max(SIDE_BY_SIDE)) if choose_slots else settings.concurrency
@@ -94,7 +100,7 @@ def dry_run(settings: Any, splits: Splits, space: "Space", *, n_done: int = 0, c
         )
     fitting = {step_kind(cost.config) for cost in costs}
     too_large = {kind: config for config, _ in found_kinds if (kind := step_kind(config)) not in fitting}
-    found = summarise(replace(settings, samples=max(0, settings.samples - n_done)), costs)
+    found = summarise(settings, costs, first, n_done)
     if not n_done:
         keep(asdict(settings), found)
     if rates:
@@ -102,22 +108,32 @@ def dry_run(settings: Any, splits: Splits, space: "Space", *, n_done: int = 0, c
     return text(settings, costs, found, rates, too_large.values())
 
 
-def kinds(space: "Space", epochs: int) -> list[tuple[TrainConfig, float]]:
-    """Returns a configuration of each kind that the space gives, and the kind's share of random points.
+def kinds(space: "Space", epochs: int) -> tuple[list[tuple[TrainConfig, float]], list[TrainConfig]]:
+    """Returns a configuration of each kind that the space gives, with the kind's share of random points; and the first.
 
-    A kind is what a step costs (`step_kind`), how long a trial is and whether its learning rate is annealed.
+    These are the configurations of the points that a search of the space begins with. Each has its kind among the
+    others; one that no random point had has the share 0.
     """
     import optuna
 
     study = optuna.create_study(sampler=space.possible(optuna.samplers.RandomSampler(seed=0)))
     drawn = [space.sample(study.ask(), epochs) for _ in range(DRAWS)]
+    for point in (points := [*space.best_before, *space.first]):
+        study.enqueue_trial(dict(point))
+    first = [space.sample(study.ask(), epochs).model_copy(update={"pretrained": False}) for _ in points]
     one: dict[tuple[Any, ...], TrainConfig] = {}
     count: Counter[tuple[Any, ...]] = Counter()
     for config in drawn:
-        kind = (*step_kind(config), config.epochs, LR_SCHEDULES[config.schedule].annealed)
-        one.setdefault(kind, config.model_copy(update={"pretrained": False}))
-        count[kind] += 1
-    return [(config, count[kind] / DRAWS) for kind, config in one.items()]
+        one.setdefault(_kind(config), config.model_copy(update={"pretrained": False}))
+        count[_kind(config)] += 1
+    for config in first:
+        one.setdefault(_kind(config), config)
+    return [(config, count[kind] / DRAWS) for kind, config in one.items()], first
+
+
+def _kind(config: TrainConfig) -> tuple[Any, ...]:
+    """Returns what a step costs (`step_kind`), how long a trial is and whether its learning rate is annealed."""
+    return (*step_kind(config), config.epochs, LR_SCHEDULES[config.schedule].annealed)
 
 
 def _named(config: TrainConfig) -> str:
@@ -255,68 +271,126 @@ def slots_that_pay(rates: Mapping[int, float]) -> int:
     return min(n for n, rate in rates.items() if rate >= 0.95 * max(rates.values()))
 
 
-def simulate(settings: Any, costs: Sequence[Cost], n: int = SIMULATIONS) -> npt.NDArray[np.float64]:
+def simulate(
+    settings: Any, costs: Sequence[Cost], first: Sequence[TrainConfig] = (), n_done: int = 0, n: int = SIMULATIONS
+) -> npt.NDArray[np.float64]:
     """Returns the seconds that each of `n` simulated searches takes, (n,).
 
-    Trials are of random kinds, and their accuracies rise to random levels with noise; who is stopped when, the search's
-    own scheduler says, which is shown the best accuracy so far, as in a search. A sampler that comes to prefer large
-    networks makes a real search longer.
-    """
-    from tuning.trials.schedulers import METRIC, StandIn
+    Accuracies rise to a trial's level, with noise; who is stopped when, the search's own scheduler says, which is shown
+    the best accuracy so far, as in a search.
 
+    Args:
+        settings: Of the search.
+        costs: Of the kinds of its space.
+        first: The configurations that it begins with, which are good ones.
+        n_done: Trials that have ended already; what the sampler knows of them is not simulated.
+        n: How many searches.
+    """
     generator = np.random.default_rng(settings.seed)
-    shares = np.array([cost.share for cost in costs])
-    times = np.empty(n)
-    for i in range(n):
+    return np.array([_Simulated(settings, costs, first, n_done, generator).run() for _ in range(n)])
+
+
+class _Simulated:
+    """One simulated search.
+
+    How good a trial is at its end, its level, depends on its size and on all else. Both are drawn at random for a trial
+    of a random sampler and for the first ones of any other, which later mostly proposes what is near the best so far.
+    """
+
+    def __init__(
+        self,
+        settings: Any,
+        costs: Sequence[Cost],
+        first: Sequence[TrainConfig],
+        n_done: int,
+        generator: np.random.Generator,
+    ) -> None:
+        self._settings, self._costs, self._n_done, self._generator = settings, costs, n_done, generator
+        index = {_kind(cost.config): i for i, cost in enumerate(costs)}
+        self._first = [index.get(_kind(config)) for config in first]
+        shares = np.array([cost.share for cost in costs])
+        self._shares = shares / shares.sum() if shares.sum() else np.full(len(costs), 1 / len(costs))
+        sizes = np.log([cost.epoch_seconds * cost.config.epochs for cost in costs])
+        self._sizes = (sizes - sizes.min()) / max(float(np.ptp(sizes)), 1e-9)
+        self._by_size = MOST_BY_SIZE * generator.random()
+        self._kinds: list[int] = []
+        self._rest: list[float] = []
+        self._best: list[float] = []
+
+    def run(self) -> float:
+        """Returns the seconds that it takes."""
+        from tuning.trials.schedulers import METRIC, StandIn
+
+        settings, generator = self._settings, self._generator
         scheduler: Any = SCHEDULERS.load(settings.scheduler)(settings.epochs, int(generator.integers(2**31)))
-        kind = generator.choice(len(costs), size=settings.samples, p=shares / shares.sum())
-        level, best = generator.random(settings.samples), np.full(settings.samples, -np.inf)
-        configs = [costs[k].config for k in kind]
-        trials = [
-            StandIn(str(number), {"config": {"schedule": config.schedule, "epochs": config.epochs}, "trial": number})
-            for number, config in enumerate(configs)
-        ]
-        waiting = list(range(settings.samples))[::-1]
-        clock = 0.0
-        events: list[tuple[float, int, int]] = []
-        n_epochs = [0] * settings.samples
         pauses = SCHEDULERS[settings.scheduler].pauses_trials
+        trials: list[Any] = []
+        n_epochs: list[int] = []
+        events: list[tuple[float, int]] = []
+        clock, n_to_come = 0.0, max(0, settings.samples - self._n_done)
         while True:
             while len(events) < settings.concurrency:
-                gone_on = scheduler.promoted() if pauses else None
-                if gone_on is None and not waiting:
-                    break
-                number = waiting.pop() if gone_on is None else gone_on
-                if gone_on is None:
+                number = scheduler.promoted() if pauses else None
+                if number is None:
+                    if len(trials) == n_to_come:
+                        break
+                    number, config = len(trials), self._propose()
+                    given = {"config": {"schedule": config.schedule, "epochs": config.epochs}, "trial": number}
+                    trials.append(StandIn(str(number), given))
+                    n_epochs.append(0)
                     scheduler.on_trial_add(None, trials[number])
-                heapq.heappush(events, (clock + costs[kind[number]].epoch_seconds, number, n_epochs[number] + 1))
+                heapq.heappush(events, (clock + self._cost(number).epoch_seconds, number))
             if not events:
-                break
-            clock, number, epoch = heapq.heappop(events)
-            n_epochs[number] = epoch
-            accuracy = level[number] - RISE * (1 - epoch / configs[number].epochs) + generator.normal(0, 0.1)
-            best[number] = max(best[number], accuracy)
-            decision = scheduler.on_trial_result(None, trials[number], {"epoch": epoch, METRIC: best[number]})
-            if decision != "STOP" and epoch < configs[number].epochs:
-                heapq.heappush(events, (clock + costs[kind[number]].epoch_seconds, number, epoch + 1))
-        times[i] = clock + START_SECONDS
-    return times
+                return clock + START_SECONDS
+            clock, number = heapq.heappop(events)
+            n_epochs[number] += 1
+            self._observe(number, n_epochs[number])
+            result = {"epoch": n_epochs[number], METRIC: self._best[number]}
+            goes_on = scheduler.on_trial_result(None, trials[number], result) != "STOP"
+            if goes_on and n_epochs[number] < self._cost(number).config.epochs:
+                heapq.heappush(events, (clock + self._cost(number).epoch_seconds, number))
+
+    def _cost(self, number: int) -> Cost:
+        return self._costs[self._kinds[number]]
+
+    def _propose(self) -> TrainConfig:
+        """Draws a trial, and returns what its configuration is like."""
+        generator, number = self._generator, self._n_done + len(self._kinds)
+        kind, rest = int(generator.choice(len(self._costs), p=self._shares)), generator.random()
+        guided = not SAMPLERS[self._settings.sampler].random and number >= N_STARTUP
+        if number < len(self._first) and (known := self._first[number]) is not None:
+            kind, rest = known, (1 + rest) / 2
+        elif guided and self._best and generator.random() < NEAR_BEST:
+            best = int(np.argmax(self._best))
+            kind, rest = self._kinds[best], min(1.0, self._rest[best] + SPREAD * generator.normal())
+        self._kinds.append(kind)
+        self._rest.append(rest)
+        self._best.append(-math.inf)
+        return self._costs[kind].config
+
+    def _observe(self, number: int, epoch: int) -> None:
+        """Draws the accuracy of a trial after an epoch."""
+        level = self._by_size * self._sizes[self._kinds[number]] + (1 - self._by_size) * self._rest[number]
+        still = RISE * (1 - epoch / self._cost(number).config.epochs)
+        self._best[number] = max(self._best[number], level - still + NOISE * self._generator.normal())
 
 
-def summarise(settings: Any, costs: Sequence[Cost]) -> dict[str, float]:
+def summarise(
+    settings: Any, costs: Sequence[Cost], first: Sequence[TrainConfig] = (), n_done: int = 0
+) -> dict[str, float]:
     """Returns the estimate: for how many samples, seconds of the search (median, 10 % and 90 % quantile), bytes, ..."""
     most = math.inf if settings.time_budget is None else settings.time_budget + START_SECONDS
-    low, middle, high = np.quantile(simulate(settings, costs).clip(max=most), [0.1, 0.5, 0.9])
-    largest = max(cost.checkpoint_bytes for cost in costs)
+    low, middle, high = np.quantile(simulate(settings, costs, first, n_done).clip(max=most), [0.1, 0.5, 0.9])
+    largest, samples = max(cost.checkpoint_bytes for cost in costs), max(0, settings.samples - n_done)
     return {
-        "samples": float(settings.samples),
+        "samples": float(samples),
         "seconds": float(middle),
         "seconds_low": float(low),
         "seconds_high": float(high),
         "longest_trial_seconds": max(cost.epoch_seconds * cost.config.epochs for cost in costs),
         "peak_bytes": float(max(cost.peak_bytes for cost in costs)),
         # While it runs: best and latest of each slot, one of them being written, and those of the trials that ended.
-        "disk_bytes": float(largest * (3 * settings.concurrency + 2 * settings.samples)),
+        "disk_bytes": float(largest * (3 * settings.concurrency + 2 * samples)),
     }
 
 

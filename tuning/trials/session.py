@@ -1,5 +1,6 @@
 """A search from its first trial to its last."""
 
+import errno
 import logging
 import math
 import time
@@ -426,6 +427,8 @@ def _check_disk(error: str) -> None:
     """Raises UserError where a trial failed on a full disk: none would fare better, so they stay, to be resumed."""
     if DISK_FULL in error:
         raise UserError(error[error.index(DISK_FULL) :])
+    if any(f"[Errno {number}]" in error for number in (errno.ENOSPC, errno.EDQUOT)):  # Of whatever else was written.
+        raise UserError(f"{DISK_FULL}: {error.rstrip('.')}. Free some space, then run the command again.")
 
 
 def _sampler_seed(seed: int, path: Path) -> int:
