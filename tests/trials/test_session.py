@@ -112,11 +112,13 @@ def test_how_surely_the_best_value_is_known_is_written_down_where_the_valid_spli
     assert summaries.noise_text(run_folder.Run(search.path)) == text
 
 
-def test_failures_end_no_search_in_which_trials_have_paused(begin: Any) -> None:
+@pytest.mark.parametrize("paused", [True, False])
+def test_failures_end_no_search_in_which_a_trial_has_paused_or_trains(begin: Any, paused: bool) -> None:
     search = begin(None)
     search.reported(0, studies.epoch(1, 0.7) | {"valid_score": 0.7, "valid_error": 0.03, "error": "", "hostname": None})
-    search.study.pause(0)
-    search.turns.paused(0)
+    if paused:
+        search.study.pause(0)
+        search.turns.paused(0)
     for _ in range(session.FAILURES_THAT_STOP):
         search.failed(search.turns.next().proposal.number, "Training loss must be finite.")
     assert search.problem is None

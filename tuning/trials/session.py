@@ -315,7 +315,7 @@ class Session:
         self._after(number)
 
     def failed(self, number: int, error: str) -> None:
-        """Records that a trial failed for good; where the first trials all fail, the search ends and shows it.
+        """Records that a trial failed for good; where all fail before any other has an epoch, the search ends.
 
         Raises:
             UserError: They all did; or as `_check_disk`.
@@ -325,7 +325,8 @@ class Session:
         self._after(number)
         self._n_failures += 1
         trials = self.study.trials
-        if self._n_failures >= FAILURES_THAT_STOP and not trials.shown():
+        works = any(trial.epochs and trial.state != "failed" for trial in trials.values())
+        if self._n_failures >= FAILURES_THAT_STOP and not works:
             from tuning.trials.worker import LOG
 
             raise UserError(
