@@ -376,7 +376,7 @@ def test_commands_without_a_door_in_python_say_a_wrong_value_alike(
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
-@pytest.mark.parametrize("form", ["meta.json", "settings.yaml", "options.yaml", "options.json"])
+@pytest.mark.parametrize("form", ["meta.json", "resumed.json", "settings.yaml", "options.yaml", "options.json"])
 def test_the_recorded_settings_of_a_run_ask_for_the_same_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
@@ -395,6 +395,10 @@ def test_the_recorded_settings_of_a_run_ask_for_the_same_search(
             (tmp_path / form).write_text(yaml.safe_dump({"settings": settings}))
         case "meta.json":
             (tmp_path / form).write_text(json.dumps({"schema": 1, "settings": settings, "id": "4f1c"}))
+        case "resumed.json":
+            begun = {"begun_slots": {name: settings[name] for name in vars(before.slots)}}
+            here = settings | {"concurrency": 1, "cpus_per_trial": 0.5}
+            (tmp_path / form).write_text(json.dumps({"schema": 1, "settings": here, "id": "4f1c", **begun}))
         case "options.yaml":
             (tmp_path / form).write_text(yaml.safe_dump(settings))
         case _:

@@ -24,7 +24,7 @@ from tuning.images.catalogue import DATASETS
 from tuning.runs import beginnings, convergence, run_folder, schema, summaries
 from tuning.runs.run_folder import Run
 from tuning.trials import record
-from tuning.trials.settings import as_options, fitting
+from tuning.trials.settings import BEGUN_SLOTS, as_options, fitting
 from tuning.trials.settling import Settled, settle
 
 if TYPE_CHECKING:
@@ -279,7 +279,8 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
                     f"{path} must have its options below settings or beside it, but got both: beside it are "
                     f"{', '.join(beside)}. Move them all to one place."
                 )
-            values = recorded
+            begun = values.get(BEGUN_SLOTS)  # Of a resumed run: the slots that it had before, maybe on another machine.
+            values = {**recorded, **(begun if isinstance(begun, dict) else {})}
         doors.read_options(context, main, as_options(values), path)
     return path
 
