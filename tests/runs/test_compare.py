@@ -140,6 +140,14 @@ def test_slots_of_another_speed_are_said_to_be(tmp_path: Path) -> None:
     assert sentence.endswith(": see settings/concurrency, hardware/cpu.")
 
 
+def test_a_run_that_was_gone_on_with_on_another_machine_is_of_another_speed(tmp_path: Path) -> None:
+    later = [{"cpu": "two", "cores": 2, "gpus": []}, {"cpu": "two", "cores": 2, "gpus": ["H100"]}]
+    runs = [make_run(tmp_path / "a", LONG), make_run(tmp_path / "b", LONG, later_hardware=later)]
+    (sentence,) = compare.caveats(runs)
+    assert sentence.startswith("A slot minute is not") and sentence.endswith(": see hardware/later.")
+    assert compare.differences(runs).loc["hardware/later", "b"] == "two, H100"
+
+
 def test_a_run_that_began_with_another_is_said_to_have(tmp_path: Path) -> None:
     began = [{"name": "a", "id": "1f", "dataset": "kmnist"}, {"name": "x", "id": "2f", "dataset": "kmnist"}]
     runs = [make_run(tmp_path / "a", LONG), make_run(tmp_path / "b", SHORT, begun_with=began)]

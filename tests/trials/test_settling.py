@@ -260,6 +260,18 @@ def test_that_a_session_had_other_slots_is_written_down(begun: Path) -> None:
     assert Run(begun).meta["slots_varied"]
 
 
+def test_a_session_on_another_machine_is_written_down_once(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, meta = of_run(Run(begun)), Run(begun).meta
+    record.update_meta(begun, settings, hardware=machine.hardware())
+    other = {"cpu": "another", "cores": 4, "gpus": ["H100"]}
+    for hardware, later in ((machine.hardware(), None), (other, [other]), (other, [other]), (meta["hardware"], None)):
+        monkeypatch.setattr(machine, "hardware", lambda hardware=hardware: hardware)
+        record.go_on(begun, settings, None, record.now())
+        if later:
+            assert Run(begun).meta["later_hardware"] == later
+    assert Run(begun).meta["later_hardware"] == [other]
+
+
 def test_a_run_that_a_small_machine_resumed_has_its_slots_back_on_a_large_one(
     begun: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from tuning.base import masking
 from tuning.base.errors import UserError, counted
 from tuning.base.registries import ACCURACY, METRICS, Metric
 from tuning.runs import run_folder, schema, summaries
-from tuning.runs.run_folder import Run
+from tuning.runs.run_folder import LATER_HARDWARE, Run
 
 IMAGES = ("dataset", "valid_hash")
 GROUPS = ("settings", "versions", "hardware")
@@ -185,6 +185,8 @@ def _description(run: Run) -> dict[str, Any]:
     flat["space.py"] = hashlib.sha256(space.read_bytes()).hexdigest()[:12] if space.exists() else None
     for group in GROUPS:
         flat |= {f"{group}/{name}": value for name, value in meta.get(group, {}).items() if name not in flat}
+    if later := meta.get(LATER_HARDWARE):
+        flat["hardware/later"] = [", ".join(map(str, one.get("gpus") or [one.get("cpu")])) for one in later]
     return {"settings/metric": METRICS.default} | flat  # Earlier versions knew no other, and did not write it.
 
 

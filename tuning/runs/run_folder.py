@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 RESULTS, MODEL_DIR = files.RESULTS, files.MODEL_DIR
 WORDS = ("latest", "list", "compare")  # what the command understands, so that no run may be called it
+LATER_HARDWARE = "later_hardware"  # What `meta.json` calls the other machines on which a run was gone on with.
 VALID_IMAGES_BEFORE = 5_000  # Of the valid split, where an earlier version kept no number, as it did of fewer.
 
 # The types of the settings that are read here and elsewhere without a check of their own.

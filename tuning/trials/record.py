@@ -16,6 +16,7 @@ from tuning.base import files, locks, machine, own_model, rim
 from tuning.base.errors import UserError, disk_full, each_alone
 from tuning.base.masking import masked, masked_all
 from tuning.runs import beginnings, run_folder, schema
+from tuning.runs.run_folder import LATER_HARDWARE
 from tuning.trials.settings import BEGUN_SLOTS, Settings
 
 if TYPE_CHECKING:
@@ -190,7 +191,8 @@ def begin(
 def go_on(path: Path, settings: Settings, last: str | None, now: str) -> None:
     """Writes into `meta.json` for how long nothing happened in a run, by its own record: no time that the search took.
 
-    The slots that the run was begun with stay beside those of this session, for a session on another machine.
+    The slots that the run was begun with stay beside those of this session, for a session on another machine. Such a
+    machine is written down beside the first one.
 
     Args:
         path: The run folder.
@@ -205,7 +207,9 @@ def go_on(path: Path, settings: Settings, last: str | None, now: str) -> None:
     had = meta["settings"]
     varied = {"slots_varied": True} if had.get("concurrency") != settings.concurrency else {}
     begun = meta.get(BEGUN_SLOTS) or {name: had[name] for name in vars(settings.slots) if name in had}
-    update_meta(path, settings, pauses=pauses, **varied, **{BEGUN_SLOTS: begun})
+    here, later = machine.hardware(), meta.get(LATER_HARDWARE, [])
+    moved = {} if here in [meta.get("hardware"), *later] else {LATER_HARDWARE: [*later, here]}
+    update_meta(path, settings, pauses=pauses, **varied, **moved, **{BEGUN_SLOTS: begun})
 
 
 def update_meta(path: Path, settings: Settings, **values: Any) -> None:
