@@ -67,6 +67,7 @@ def test_the_slots_are_filled_in_the_order_of_the_race(run: Path) -> None:
     for n_slots, expected in ((1, 48), (2, 24), (3, 16), (4, 12), (5, 12), (12, 8)):
         assert minutes.seconds(plan, Pace(n_slots)) == 60 * expected, n_slots
     assert minutes.seconds(plan, Pace(2), least=True) == 60 * 12
+    assert minutes.seconds(plan, Pace(6), least=True) == 60 * 8  # Who wins is known only when the first seed has ended.
     as_it_was = replace(plan, unchanged=plan.entries[-1].config.hash())
     assert minutes.seconds(as_it_was, Pace(1), least=True) == 60 * 20
     assert minutes.seconds(as_it_was, Pace(1)) == minutes.seconds(plan, Pace(1)) == 60 * 48

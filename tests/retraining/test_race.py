@@ -109,6 +109,9 @@ def test_while_nothing_has_ended_an_empty_slot_trains_the_best_of_the_search_on_
     alone = make_race(tmp_path / "alone", splits, 1)
     assert list(map(number, take(alone, 6))) == [(0, seed) for seed in range(5)]
     assert alone.next_job() is None
+    alone = make_race(tmp_path / "later", splits, 1)
+    end(take(alone, 2)[1], splits, 0.9)  # The first seed is still in training.
+    assert list(map(number, take(alone, 4))) == [(0, seed) for seed in range(2, 5)]
     race = make_race(tmp_path / "two", splits, 2)
     first = take(race, 4)
     assert list(map(number, first)) == [(0, 0), (1, 0), (0, 1), (0, 2)]

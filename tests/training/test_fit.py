@@ -557,6 +557,40 @@ def test_the_mean_follows_buffers_that_a_network_assigns_anew() -> None:
     assert mean.model.count == 4
 
 
+def test_the_mean_takes_whatever_a_network_makes_of_its_buffers_and_weights() -> None:
+    model = nn.Linear(2, 2)
+    for name in ("narrow", "longer", "gone", "touched"):
+        model.register_buffer(name, torch.zeros(2))
+    model.register_buffer("hidden", torch.zeros(2), persistent=False)
+    nn.init.constant_(model.bias, math.nan)  # Until the first batch says what it is.
+    mean = RunningMean(model, 0.5)
+    nn.init.ones_(model.bias)
+    model.narrow, model.longer, model.gone = torch.ones(2, dtype=torch.bfloat16), torch.ones(3), None
+    model.touched, model.hidden = torch.ones(2), torch.ones(2)
+    for _ in range(2):
+        mean.update()
+        averaged = mean.model
+        averaged.touched.add_(100.0)  # As a network may in evaluation, and so change what the mean goes on from.
+        averaged.narrow = torch.full((2,), 100.0)
+    averaged, expected = mean.model, 1 - 2 / 11 * 3 / 12
+    assert averaged.narrow.dtype == torch.float32 and averaged.gone is None
+    assert averaged.narrow.tolist() == averaged.touched.tolist() == pytest.approx([expected] * 2, rel=1e-3)
+    assert averaged.bias.tolist() == averaged.hidden.tolist() == [1.0, 1.0] and averaged.longer.tolist() == [1.0] * 3
+
+
+def test_the_mean_goes_on_from_its_state() -> None:
+    model = nn.BatchNorm2d(2)
+    mean = RunningMean(model, 0.5)
+    model.running_mean = torch.ones(2)
+    mean.update()
+    again = RunningMean(model, 0.5)
+    again.load_state_dict(mean.model.state_dict(), mean.n_steps)
+    for each in (mean, again):
+        each.update()
+    assert again.n_steps == 2
+    assert torch.equal(again.model.running_mean, mean.model.running_mean)  # type: ignore[arg-type]
+
+
 def test_label_smoothing_is_in_the_training_loss_alone(splits: Splits, tiny: TrainConfig) -> None:
     last = run(changed(tiny, label_smoothing=0.5), splits)[-1]
     floor = -(0.625 * math.log(0.625) + 0.375 * math.log(0.125))  # The least smoothed loss of four classes: 1.07.

@@ -112,11 +112,12 @@ def seconds(plan: Plan, pace: Pace, *, least: bool = False) -> float:
     """
     taken = {entry.config.hash(): _training_seconds(entry, pace) for entry in plan.entries}
     waiting = _in_order(plan, least=least)
+    ahead = None if least and len(plan.entries) > 1 else plan.entries[0].config.hash()  # Another one may win.
     n_slots = min(pace.n_slots, len(waiting))
     free, first_ends, end = [0.0] * n_slots, dict[str, float](), 0.0
     while waiting:
         now = heapq.heappop(free)
-        job = next((each for each in waiting if each[1] == 0 or _may_begin(plan, each[0], first_ends, now)), None)
+        job = next((each for each in waiting if each[1] == 0 or _may_begin(each[0], ahead, first_ends, now)), None)
         if job is None:  # The slot is empty until a first seed ends.
             heapq.heappush(free, min(each for each in first_ends.values() if each > now))
             continue
@@ -129,11 +130,11 @@ def seconds(plan: Plan, pace: Pace, *, least: bool = False) -> float:
     return end + _besides(plan, pace)
 
 
-def _may_begin(plan: Plan, config_hash: str, first_ends: Mapping[str, float], now: float) -> bool:
-    """Returns whether a configuration gets a later seed; the search's best does, too, while nothing has ended."""
+def _may_begin(config_hash: str, ahead: str | None, first_ends: Mapping[str, float], now: float) -> bool:
+    """Returns whether a configuration gets a later seed; the one ahead does, too, while nothing has ended."""
     if first_ends.get(config_hash, math.inf) <= now:
         return True
-    return config_hash == plan.entries[0].config.hash() and now < min(first_ends.values(), default=math.inf)
+    return config_hash == ahead and now < min(first_ends.values(), default=math.inf)
 
 
 def _besides(plan: Plan, pace: Pace) -> float:

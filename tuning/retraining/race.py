@@ -84,9 +84,9 @@ class Race:
         The first seed comes first, its longest trainings at the beginning, so that no slot waits long for another at
         the end of it. Then those that can still win get the next seeds, the best so far first. A slot that the others
         of a seed leave empty already trains the best on the seed after; as long as nothing has ended, that is the
-        search's best. Of a plan with a limit of time, all but the
-        best so far get another seed only if all that either may still need fits. The search's best as it was is
-        trained where more regularisation did not help; see `Plan.unchanged`.
+        search's best. Of a plan with a limit of time, all but the best so far get another seed only if all that either
+        may still need fits. The search's best as it was is trained where more regularisation did not help; see
+        `Plan.unchanged`.
 
         Raises:
             UserError: Every candidate failed.
@@ -130,7 +130,7 @@ class Race:
                 before = self.done.get((config_hash, first))
                 if config_hash in out or (config_hash, seed) in self._started:
                     continue
-                if before is None and (config_hash != ahead or (config_hash, first) not in self._started):
+                if before is None and (config_hash not in (ahead, leader) or (config_hash, first) not in self._started):
                     continue
                 if config_hash == leader or self._fits(config_hash, leader):
                     parts = 1 if before is None else before.accumulation

@@ -254,8 +254,7 @@ class Training:
             raise ValueError(f"The state must belong to {self._belongs_to}, but got one of {state['belongs_to']}.")
         self.model.load_state_dict(state["model"])
         if self._averaged is not None:
-            self._averaged.model.load_state_dict(state["averaged"])
-            self._averaged.n_steps = state["averaged_steps"]
+            self._averaged.load_state_dict(state["averaged"], state["averaged_steps"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self._generator.set_state(state["generator"].cpu())
