@@ -322,6 +322,12 @@ def test_the_types_of_a_file_are_those_of_the_options(
     assert str(error.value) == f"options.yaml: {message}"
 
 
+def test_nothing_is_no_run_to_start_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "options.yaml").write_text("start_from: [a, ~]\n")
+    with pytest.raises(UserError, match=r"start_from must be .*, but got \['a', None\]"):
+        options_of(["--config", str(tmp_path / "options.yaml")], monkeypatch)
+
+
 def test_what_a_file_of_options_merges_may_be_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "settings:\n  <<: &b {run: null, metric: ~, samples: 3, storage: }\n  seed: 4\n"
     (tmp_path / "options.yaml").write_text(text)
@@ -469,6 +475,21 @@ def test_what_else_is_called_as_a_part_of_a_space_is_left_out_and_said(
         "FIRST beside drawn is not a list of points {name: value}, and no part of the search space.",
         "GPU_ONLY beside drawn is not {name: [choice, ...]}, and no part of the search space.",
     ]
+
+
+FIRST = 16
+
+
+def own_first(trial: Any) -> dict[str, Any]:
+    return {"width": trial.suggest_categorical("width", [FIRST])}
+
+
+def test_a_function_that_reads_what_a_space_has_for_itself_is_refused() -> None:
+    said = (
+        r"^own_first must read nothing called 'FIRST', which is a list of points .* but got 16\. Give it another name"
+    )
+    with pytest.raises(UserError, match=said):
+        module_of(own_first)
 
 
 def test_a_function_that_reads_something_called_space_is_refused() -> None:

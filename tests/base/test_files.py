@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import json
 import os
 import subprocess
@@ -141,6 +142,18 @@ def test_standard_output_that_is_a_file_keeps_what_else_is_written_to_it(tmp_pat
 def test_a_path_can_be_copied_into_a_shell() -> None:
     assert files.as_typed(Path("my model/a")) == "'my model/a'"
     assert files.as_typed("plain/model") == "plain/model"
+
+
+def test_a_path_with_a_byte_0_is_said() -> None:
+    with pytest.raises(UserError, match=r"^'a\\x00b' cannot be looked at: embedded null byte\. Check the path\.$"):
+        files.expanded("a\0b")
+
+
+def test_where_standard_output_is_closed_a_device_is_written_to_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stdout", closed)
+    files.write_bytes(Path(os.devnull), b"said")
 
 
 @pytest.mark.parametrize(("number", "is_said"), [(errno.EACCES, True), (errno.ENOENT, False), (errno.ENOTDIR, False)])

@@ -94,6 +94,11 @@ def test_the_column_with_paths_comes_before_one_of_numbers(tmp_path: Path) -> No
         expanded([table])
 
 
+def test_a_table_that_is_not_there_is_said() -> None:
+    with pytest.raises(UserError, match=r"none\.csv cannot be read \(No such file or directory\)\. Check the path\.$"):
+        expanded([Path("none.csv")])
+
+
 def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "some").mkdir()
 

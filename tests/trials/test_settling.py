@@ -181,6 +181,18 @@ def test_a_run_whose_frame_was_lost_is_resumed_with_what_its_study_has(
         resumed(run.path, samples=5)
 
 
+def test_a_study_that_is_not_that_of_the_frame_that_is_left_writes_no_other(results: Path) -> None:
+    run = Run(results / "one")
+    record.update_meta(run.path, settled(None, samples=9).settings)
+    shutil.copy(Path(load_space("smoke").file), run.path / "space.py")
+    for file in write_run(results / "older", 2, seed=5).path.glob("study.db*"):
+        shutil.copy(file, run.path / file.name)
+    (run.path / "trials.csv").unlink()
+    with contextlib.ExitStack() as stack, pytest.raises(UserError, match=r"4 trials more \(2, 3, 4, 5\)\. Nothing was"):
+        settling.settle(doors.asked(search.run, {"resume": "one"}), stack, dry_run=False)
+    assert not (run.path / "trials.csv").exists()
+
+
 def test_a_run_or_its_path_is_resumed_and_an_option_that_it_keeps_is_refused_as_the_default_too(begun: Path) -> None:
     for name in (Run(begun), begun, "new"):
         asked = doors.asked(search.run, {"resume": name})
@@ -264,10 +276,19 @@ def test_a_session_on_another_machine_is_written_down_once(begun: Path, monkeypa
     settings, meta = of_run(Run(begun)), Run(begun).meta
     record.update_meta(begun, settings, hardware=machine.hardware())
     other = {"cpu": "another", "cores": 4, "gpus": ["H100"]}
-    for hardware, later in ((machine.hardware(), None), (other, [other]), (other, [other]), (meta["hardware"], None)):
+    fewer = machine.hardware() | {"cores": 1}
+    for hardware, later in (
+        (machine.hardware(), None),
+        (fewer, None),
+        (other, [other]),
+        (other, [other]),
+        (meta["hardware"], None),
+    ):
         monkeypatch.setattr(machine, "hardware", lambda hardware=hardware: hardware)
         record.go_on(begun, settings, None, record.now())
-        if later:
+        if later is None:
+            assert Run(begun).meta.get("later_hardware", [other]) == [other]
+        else:
             assert Run(begun).meta["later_hardware"] == later
     assert Run(begun).meta["later_hardware"] == [other]
 

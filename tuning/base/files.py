@@ -91,7 +91,8 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
     try:
         if path.exists() and ((descriptor := _descriptor(path)) is not None or not path.is_file()):
             for printed in filter(None, (sys.stdout, sys.stderr)):
-                printed.flush()  # It comes first.
+                with contextlib.suppress(ValueError):  # It has been closed.
+                    printed.flush()  # It comes first.
             with open(path if descriptor is None else descriptor, "wb", closefd=descriptor is None) as stream:
                 stream.write(content)
             return
@@ -275,6 +276,8 @@ def expanded(path: Path | str) -> Path:
     except OSError as error:
         if error.errno not in _NOT_THERE:
             raise UserError(f"{str(path)!r} cannot be looked at: {error.strerror}. Check the path.") from error
+    except ValueError as error:  # A byte 0 in it.
+        raise UserError(f"{str(path)!r} cannot be looked at: {error}. Check the path.") from error
     return found
 
 

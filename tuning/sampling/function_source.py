@@ -43,10 +43,16 @@ def module_of(function: Callable[..., Any], note: Callable[[str], None] = print)
         "GPU_ONLY": (spaces.are_choices, spaces.gpu_choices, "{name: [choice, ...]}"),
     }
     for name, (is_one, read, form) in of_file.items():  # What lies beside a space is of it, as in a file.
-        if name not in function.__globals__ or name in known:
+        if name not in function.__globals__:
             continue
         value = function.__globals__[name]
-        if is_one(value):
+        if name in known:
+            if not is_one(known[name]):
+                raise UserError(
+                    f"{called} must read nothing called {name!r}, which is {form} of a space, but got "
+                    f"{known[name]!r}. Give it another name."
+                )
+        elif is_one(value):
             _keep(name, read(value, called), parts, known, f"the run of {called}")
         else:
             note(f"{name} beside {called} is not {form}, and no part of the search space.")

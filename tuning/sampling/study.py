@@ -9,14 +9,14 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from tuning.base.config import TrainConfig
 from tuning.base.errors import UserError, counted
@@ -113,9 +113,7 @@ class RunStudy:
         self._frames = StudyFrames(path, self.trials, self._metric)
         self._opened = time.monotonic()
         trials = self.study.get_trials(deepcopy=False)
-        told = (t for t in trials if t.state.is_finished() or {"seed", "same_as"} & set(t.user_attrs))
-        if unknown := numbers - {trial.number for trial in told}:
-            study_frames.refuse(path, f"{study_file.FILE} knows {counted(len(trials), 'trial')}", unknown)
+        _check_belongs(path, trials, numbers)
         self._space = space.as_recorded(trials)
         self._recall(trials, epoch_rows)
         self._began = max([datetime.now(UTC), *self.trials.moments()])
@@ -420,11 +418,13 @@ def write_missing(run: Run) -> None:
     """Writes those frames of a run, from its study, that are missing or have no row; the study stays as it is.
 
     Raises:
-        UserError: The study is damaged.
+        UserError: The study is damaged, or it is not the one that the frame that is left was written from.
     """
     study, trials = study_storage.load(run.path), KnownTrials()
+    every = study.get_trials(deepcopy=False)
+    _check_belongs(run.path, every, study_frames.read(run.path)[0])
     in_frames = recalled_trials.by_trial(schema.whole_rows(run.path / "epochs.csv"))
-    for trial in study.get_trials(deepcopy=False):
+    for trial in every:
         # The number stands for the id in the study, which no frame has.
         known = recalled_trials.recalled(trial, trial.number, in_frames.get(trial.number, {}))
         if known is not None:
@@ -436,6 +436,13 @@ def write_missing(run: Run) -> None:
         frames.write_trials([trial.number for trial in study.best_trials] if len(study.directions) > 1 else None)
     if lack_epochs:
         frames.mend([])
+
+
+def _check_belongs(path: Path, trials: Sequence[FrozenTrial], numbers: Collection[int]) -> None:
+    """Raises UserError where the frames have numbers of trials that the study does not know."""
+    told = {t.number for t in trials if t.state.is_finished() or {"seed", "same_as"} & set(t.user_attrs)}
+    if unknown := set(numbers) - told:
+        study_frames.refuse(path, f"{study_file.FILE} knows {counted(len(trials), 'trial')}", unknown)
 
 
 def end_state(finished: bool, n_epochs: int) -> TrialState:

@@ -105,7 +105,13 @@ def dry_run(settings: Any, splits: Splits, space: "Space", *, n_done: int = 0, c
         keep(asdict(settings), found)
     if rates:
         keep_slots(space.source, settings.dataset, rates)
-    return text(settings, costs, found, rates, too_large.values())
+    left_out = []
+    if settings.start_from is not None:
+        left_out.append("what the runs of --start-from make the sampler propose")
+    if n_done and SCHEDULERS[settings.scheduler].pauses_trials:
+        left_out.append("that trials that have paused may go on")
+    said = text(settings, costs, found, rates, too_large.values())
+    return said + f"\nNot simulated   {', and '.join(left_out)}" * bool(left_out)
 
 
 def kinds(space: "Space", epochs: int) -> tuple[list[tuple[TrainConfig, float]], list[TrainConfig]]:
@@ -118,9 +124,9 @@ def kinds(space: "Space", epochs: int) -> tuple[list[tuple[TrainConfig, float]],
 
     study = optuna.create_study(sampler=space.possible(optuna.samplers.RandomSampler(seed=0)))
     drawn = [space.sample(study.ask(), epochs) for _ in range(DRAWS)]
-    for point in (points := [*space.best_before, *space.first]):
+    for point in space.first:
         study.enqueue_trial(dict(point))
-    first = [space.sample(study.ask(), epochs).model_copy(update={"pretrained": False}) for _ in points]
+    first = [space.sample(study.ask(), epochs).model_copy(update={"pretrained": False}) for _ in space.first]
     one: dict[tuple[Any, ...], TrainConfig] = {}
     count: Counter[tuple[Any, ...]] = Counter()
     for config in drawn:

@@ -208,7 +208,8 @@ def go_on(path: Path, settings: Settings, last: str | None, now: str) -> None:
     varied = {"slots_varied": True} if had.get("concurrency") != settings.concurrency else {}
     begun = meta.get(BEGUN_SLOTS) or {name: had[name] for name in vars(settings.slots) if name in had}
     here, later = machine.hardware(), meta.get(LATER_HARDWARE, [])
-    moved = {} if here in [meta.get("hardware"), *later] else {LATER_HARDWARE: [*later, here]}
+    known = [(one.get("cpu"), one.get("gpus")) for one in [meta.get("hardware") or here, *later]]
+    moved = {} if (here["cpu"], here["gpus"]) in known else {LATER_HARDWARE: [*later, here]}
     update_meta(path, settings, pauses=pauses, **varied, **moved, **{BEGUN_SLOTS: begun})
 
 

@@ -147,8 +147,8 @@ def as_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     if found.get("address") is not None and "limit" in settings:
         found["concurrency"] = settings["limit"]
     for name in {"start_from", "start-from"} & found.keys():
-        if isinstance(found[name], list):
-            found[name] = ",".join(map(str, found[name]))
+        if isinstance(found[name], list) and all(isinstance(run, str) for run in found[name]):
+            found[name] = ",".join(found[name])
     for name in {"time_budget", "time-budget"} & found.keys():
         if isinstance(found[name], int | float) and not isinstance(found[name], bool):
             found[name] = f"{found[name]:f}s" if isinstance(found[name], float) else f"{found[name]}s"

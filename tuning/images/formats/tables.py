@@ -111,7 +111,8 @@ def _text(path: Path, note: Note) -> str:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}). Change its permissions.") from error
+        way = "Change its permissions." if isinstance(error, PermissionError) else "Check the path."
+        raise UserError(f"{path} cannot be read ({error.strerror}). {way}") from error
     encodings = ["utf-16"] if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else ["utf-8-sig", "cp1252"]
     for encoding in encodings:
         with contextlib.suppress(UnicodeDecodeError):
