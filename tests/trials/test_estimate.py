@@ -176,8 +176,8 @@ def test_a_kind_that_does_not_fit_side_by_side_is_named_and_left_out(
     assert "Not simulated" not in said
     begun = replace(wanted, start_from="one", scheduler="promotion")
     assert estimate.dry_run(begun, splits, space, n_done=1).endswith(
-        "\nNot simulated   what the runs of --start-from make the sampler propose, and that trials that have paused may "
-        "go on"
+        "\nNot simulated   what the runs of --start-from make the sampler propose, and that trials that have paused "
+        "may go on"
     )
     name = f"{tiny.architecture}-{tiny.width} in batches of 16"
     assert f"  {name} does not fit 2 side by side: the search trains it alone, or cuts its batches. That is not" in said
