@@ -161,3 +161,66 @@ def test_too_few_groups_for_the_splits_are_named(groups: Any, said: str) -> None
         UserError, match=rf"^The images must be of 3 groups at least, .* are of {said}\. Choose another"
     ):
         partition.partition(images)
+
+
+def people_who_made_all(n_people: int, n_classes: int, seed: int) -> Known:
+    """Returns images of people each of whom made some of every class."""
+    draw = np.random.default_rng(seed)
+    sizes = draw.integers(1, 20, (n_people, n_classes))
+    labels = np.concatenate([np.repeat(np.arange(n_classes), row) for row in sizes])
+    people = np.repeat(np.arange(n_people), sizes.sum(axis=1))
+    return known(labels, groups=[f"person {seed} {person}" for person in people])
+
+
+@pytest.mark.parametrize("n_people", [3, 4, 5])
+def test_where_groups_lie_across_the_classes_each_class_is_in_train_and_in_valid(n_people: int) -> None:
+    for seed in range(40):
+        images = people_who_made_all(n_people, 3, seed)
+        parts = partition.partition(images)
+        labels, units = images.labels[parts.rest], parts.units[parts.rest]
+        begun = deal(labels, units, [0.1, 0.9], seed) == 0
+        valid = partition.on_both_sides(labels, units, begun, NAMES, seed)
+        assert set(labels[valid]) == set(labels[~valid]) == {0, 1, 2}
+        assert not set(units[valid]) & set(units[~valid])
+
+
+def test_a_valid_split_that_has_all_classes_stays_and_one_that_cannot_have_them_is_an_error() -> None:
+    labels, units = np.array([0, 1, 0, 1, 0, 1]), np.array([0, 0, 1, 1, 2, 2])
+    valid = np.array([True, True, False, False, False, False])
+    assert (partition.on_both_sides(labels, units, valid, NAMES, 0) == valid).all()
+    # Each class has two units, but two of the three units always have all images of one class.
+    labels, units = np.array([0, 1, 1, 2, 0, 2]), np.array([0, 0, 1, 1, 2, 2])
+    with pytest.raises(UserError, match=r"^Class '\w+' cannot be in train and in valid: .* --labels-leave-out \w+\.$"):
+        partition.on_both_sides(labels, units, np.zeros(6, bool), NAMES, 0)
+
+
+def test_another_order_of_the_classes_is_tried_where_the_first_one_leads_nowhere() -> None:
+    # Class 0 takes unit 3, class 1 unit 1, and both units of class 2 have the last images of another class then.
+    labels, units = np.array([1, 2, 2, 1, 0, 2, 0]), np.array([0, 0, 0, 1, 2, 2, 3])
+    assert partition._completed(labels, units, np.zeros(7, bool), np.arange(3)) == (None, 2)
+    valid = partition.on_both_sides(labels, units, np.zeros(7, bool), NAMES, 0)
+    assert set(labels[valid]) == set(labels[~valid]) == {0, 1, 2}
+
+
+def test_no_fold_has_all_images_of_a_class() -> None:
+    for seed in range(60):
+        images = people_who_made_all(4, 3, seed)
+        units = units_of(images)
+        folds = partition.spread_classes(images.labels, units, deal(images.labels, units, [0.5] * 2, seed), NAMES)
+        assert all(set(images.labels[folds != fold]) == {0, 1, 2} for fold in (0, 1))
+        assert len(np.unique(np.stack([units, folds]), axis=1).T) == len(np.unique(units))
+    labels, units = np.array([0, 0, 1, 1, 0, 1]), np.array([0, 0, 1, 1, 2, 3])
+    mended = partition.spread_classes(labels, units, np.array([0, 0, 0, 0, 0, 1]), NAMES)
+    assert all(set(labels[mended != fold]) == {0, 1} for fold in (0, 1))
+    with pytest.raises(UserError, match=r"^--folds must leave each class images .* but got 2, and all of class 'cat'"):
+        partition.spread_classes(np.array([0, 0, 1]), np.array([0, 0, 1]), np.array([0, 0, 1]), NAMES)
+
+
+def test_copies_of_an_image_are_counted_as_such() -> None:
+    labels = [0] * 8 + [1] * 8
+    with pytest.raises(
+        UserError, match=r"too few images .*: cat \(8 images, 1 different\), dog \(8 images, 1 different\)"
+    ):
+        partition.partition(known(labels, digests=[str(label) for label in labels]))
+    with pytest.raises(UserError, match=r"^Every image is valid, .* Check the split column\.$"):
+        partition.partition(known([0, 1] * 6, given="valid"))

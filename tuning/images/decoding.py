@@ -26,6 +26,7 @@ READ = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM")  # As Pillow 
 MOST_PIXELS = 100_000_000  # Of an image that is decoded: 300 MB.
 _BITS = (8, 10, 12, 14, 16)  # That a camera or scanner may have.
 DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+NOT_THERE = "no such file"
 _GRAY = ("1", "L", "LA", "La", *DEEP)
 # Of reading a file, as lasting as its content: the cache may keep them. A drive that fails may be well again.
 _LASTING = {
@@ -205,7 +206,7 @@ def _opened(content: Path | bytes) -> Iterator[Image.Image]:
         reason = "it is empty" if empty else "it is no JPEG, PNG, WEBP, GIF, BMP, TIFF or PPM"
         raise BrokenImageError(reason) from error
     except FileNotFoundError as error:
-        raise BrokenImageError("no such file") from error
+        raise BrokenImageError(NOT_THERE) from error
     except OSError as error:
         if error.errno is not None and error.errno not in _LASTING:
             raise UserError(

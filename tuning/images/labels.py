@@ -54,7 +54,7 @@ def check_labels(listing: Listing, source: Source, note: Note) -> Labels:
     """
     texts = [unicodedata.normalize("NFC", label.strip()) for label in listing.labels]
     if not listing.of_folders:
-        texts = _as_whole_numbers(texts, note)
+        texts = as_whole_numbers(texts, "labels", note)
     where = str(source.path)
     leave_out = {unicodedata.normalize("NFC", label.strip()) for label in source.labels_leave_out}
     for label in sorted(leave_out - set(texts) - listing.empty):
@@ -109,13 +109,19 @@ def note_groups(groups: Sequence[str], note: Note) -> None:
             )
 
 
-def _as_whole_numbers(texts: list[str], note: Note) -> list[str]:
-    """Returns labels such as "3.0" as "3", where all are whole numbers: a table with gaps turns them into floats."""
+def as_whole_numbers(texts: list[str], what: str, note: Note) -> list[str]:
+    """Returns texts such as "3.0" as "3", where all are whole numbers: a table with gaps turns them into floats.
+
+    Args:
+        texts: Some may be empty.
+        what: What a note calls them, e.g. "labels".
+        note: Receives that some are read so.
+    """
     names = set(texts) - {""}
     floats = sorted((name for name in names if "." in name), key=natural)
     if not floats or not all(map(_WHOLE.fullmatch, names)):
         return texts
-    note(f"The labels are whole numbers: {floats[0]} is read as {floats[0].partition('.')[0]}.")
+    note(f"The {what} are whole numbers: {floats[0]} is read as {floats[0].partition('.')[0]}.")
     return [text.partition(".")[0] for text in texts]
 
 

@@ -18,10 +18,12 @@ TEST_SHARE = 0.15
 # The valid split is a tenth, but no more than its accuracy needs: with 5,000 images its standard error is 0.3 %. Of
 # images of one's own it has 500 where that leaves four fifths to train on.
 VALID_SHARE, FEW_VALID_IMAGES, MOST_VALID_SHARE, MOST_VALID_IMAGES = 0.1, 500, 0.2, 5_000
+ORDERS = 20  # Of the classes, that are tried where groups lie across them.
 NAMED = 5  # Examples in a message.
 WAY_OUT = "Add images of them, or leave them out with --min-images N or --labels-leave-out NAME."
 
 Integers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,60 @@ def deal(labels: Integers, units: Integers, shares: Sequence[float], seed: int) 
     return parts
 
 
+def on_both_sides(labels: Integers, units: Integers, valid: Flags, class_names: Sequence[str], seed: int) -> Flags:
+    """Returns which images are valid, (N,), changed as little as it takes for each class to be in valid and in train.
+
+    Train, which is all that is not valid, comes first: a class that it lacks gets its smallest unit back. Then valid
+    gets the smallest unit of each class that it lacks which leaves train all classes. Where units lie across classes,
+    the order of these may decide whether that can be; then `seed` draws others, which begin with no valid image.
+
+    Raises:
+        UserError: No way was found; a class that cannot be on both sides is named.
+    """
+    rng, order = np.random.default_rng(seed), np.unique(labels)
+    found, lacking = _completed(labels, units, valid.copy(), order)
+    for _ in range(ORDERS):
+        if found is not None:
+            return found
+        found, _ = _completed(labels, units, np.zeros_like(valid), rng.permutation(order))
+    if found is not None:
+        return found
+    name = class_names[lacking]
+    raise UserError(
+        f"Class {name!r} cannot be in train and in valid: images that belong together are of several classes, and lie "
+        "on one side. Choose another --group-column or --group-pattern, add groups, or leave the class out with "
+        f"--labels-leave-out {name}."
+    )
+
+
+def spread_classes(labels: Integers, units: Integers, folds: Integers, class_names: Sequence[str]) -> Integers:
+    """Returns the fold of each image, (N,), changed where all images of a class lie in one: what is left lacks it.
+
+    Raises:
+        UserError: No move of a unit mends it.
+    """
+    folds, n_folds = folds.copy(), int(folds.max(initial=-1)) + 1
+    have = np.zeros((n_folds, len(class_names)), np.int64)
+    np.add.at(have, (folds, labels), 1)
+    while len(alone := _in_one_fold(have)):
+        label, home = alone[0], int(have[:, alone[0]].argmax())
+        for unit, to in itertools.product(
+            _by_size(units, labels == label), np.argsort(have.sum(axis=1), kind="stable")
+        ):
+            rows = units == unit
+            moved, more = have.copy(), np.bincount(labels[rows], minlength=len(class_names))
+            moved[home], moved[to] = moved[home] - more, moved[to] + more
+            if to != home and moved[home].any() and len(_in_one_fold(moved)) < len(alone):
+                folds[rows], have = to, moved
+                break
+        else:
+            raise UserError(
+                f"--folds must leave each class images to train on, but got {n_folds}, and all of class "
+                f"{class_names[label]!r} would be in one. Take more, or --folds 0 for the split that the search had."
+            )
+    return folds
+
+
 def n_valid(n: int) -> int:
     """Returns how many of `n` images are to be valid."""
     return min(max(round(n * VALID_SHARE), min(FEW_VALID_IMAGES, round(n * MOST_VALID_SHARE)), 1), MOST_VALID_IMAGES)
@@ -245,6 +301,39 @@ def _filled(room: npt.NDArray[np.float64], n: int, full: npt.NDArray[np.float64]
     return np.repeat(np.arange(len(room)), take)
 
 
+def _completed(labels: Integers, units: Integers, valid: Flags, order: Integers) -> tuple[Flags | None, int]:
+    """Returns which are valid, changed as `on_both_sides` says, classes in this order; or None and who cannot be."""
+    n_classes = int(labels.max(initial=-1)) + 1
+    total = np.bincount(labels, minlength=n_classes)
+    for label in order:
+        if not (labels[~valid] == label).any():
+            valid[units == _by_size(units, labels == label)[0]] = False
+    for label in order:
+        if (labels[valid] == label).any():
+            continue
+        in_train = np.bincount(labels[~valid], minlength=n_classes)
+        for unit in _by_size(units, ~valid & (labels == label)):
+            rows = units == unit
+            if ((in_train > np.bincount(labels[rows], minlength=n_classes)) | (total == 0)).all():
+                valid[rows] = True
+                break
+        else:
+            return None, int(label)
+    return valid, -1
+
+
+def _by_size(units: Integers, some: Flags) -> Integers:
+    """Returns the units of some images, the smallest first."""
+    mine = np.unique(units[some])
+    found: Integers = mine[np.argsort(np.bincount(units)[mine], kind="stable")]
+    return found
+
+
+def _in_one_fold(have: Integers) -> Integers:
+    """Returns the classes of which all images lie in one fold; `have` are the counts, (folds, classes)."""
+    return np.flatnonzero((have.sum(axis=0) > 0) & (have.max(axis=0) == have.sum(axis=0)))
+
+
 def _check_classes(known: Known, splits: dict[str, Integers]) -> None:
     """Raises UserError where a class has no image in one of the splits."""
     for name, rows in splits.items():
@@ -266,11 +355,17 @@ def _refuse(known: Known, labels: Sequence[int], units: Integers) -> None:
             f"{len(groups)}: {named(groups.tolist())}. Choose another --group-column or --group-pattern, or leave that "
             "out."
         )
-    words = [
-        f"{known.class_names[label]} ({counted(int((known.labels == label).sum()), 'image')}"
-        + (f" of {counted(_n_units(units[known.labels == label]), 'group')})" if grouped else ")")
-        for label in labels
-    ]
+    if (known.given == "valid").all():
+        raise UserError("Every image is valid, so that none is left to train on or to test. Check the split column.")
+    words = []
+    for label in labels:
+        mine = known.labels == label
+        n, n_units = int(mine.sum()), _n_units(units[mine])
+        copies = f", {n_units} different" if n_units < n else ""
+        words.append(
+            f"{known.class_names[label]} ({counted(n, 'image')}"
+            + (f" of {counted(n_units, 'group')})" if grouped else f"{copies})")
+        )
     raise UserError(f"Some classes have too few images to be in all splits: {named(words)}. {WAY_OUT}")
 
 

@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from tuning.base.errors import UserError, counted
 from tuning.images import cache
-from tuning.images.decoding import Preparation, own_limits
+from tuning.images.decoding import NOT_THERE, Preparation, own_limits
 from tuning.images.formats.known import FORMATS, find_format
 from tuning.images.formats.listing import Listing, Note, to_stderr
-from tuning.images.labels import check_labels, note_groups
+from tuning.images.labels import as_whole_numbers, check_labels, note_groups
 from tuning.images.source import Resize, Source
 from tuning.images.storing import Decoding, progress, refuse_broken
 
@@ -118,11 +118,17 @@ def read(source: Source, *, device: str = "cpu", note: Note = to_stderr) -> Pict
     groups = _groups(listing, source, note)
     if passed := {reason: n for reason, n in listing.passed_over.items() if n}:
         note("Passed over: " + ", ".join(f"{reason} ({n:,})" for reason, n in passed.items()) + ".")
-    labels.numbered(rows, str(path))  # Here, too: decoding takes time.
+    all_names, _ = labels.numbered(rows, str(path))  # Here, too: decoding takes time.
     key, entry, images = _cached(listing, rows, source, device, note)
     broken = [(listing.names[rows[i]], reason) for i, reason in entry.broken]
     refuse_broken(broken, len(rows), path, source.skip_broken, note)
     kept = [rows[i] for i in entry.rows]
+    with_images = {labels.texts[row] for row in kept}
+    if gone := [name for name in all_names if name not in with_images]:
+        raise UserError(
+            f"No image of class {gone[0]!r} can be read. Mend some, or leave the class out with --labels-leave-out "
+            f"{gone[0]}."
+        )
     class_names, numbers = labels.numbered(kept, str(path))
     preparation = Preparation(
         *entry.shape[2:], channels=entry.shape[1], resize=source.resize or DEFAULT_RESIZE, bits=entry.bits
@@ -160,6 +166,7 @@ def _groups(listing: Listing, source: Source, note: Note) -> Sequence[str]:
     """
     if source.group_pattern is None:
         found = [unicodedata.normalize("NFC", group) for group in listing.groups]
+        found = as_whole_numbers(found, "groups", note)
         note_groups(found, note)
         return found
     pattern = re.compile(source.group_pattern)
@@ -192,8 +199,20 @@ def _cached(
     found = cache.load(key, note)
     if found is None:
         began = time.monotonic()
+
+        def check(broken: Sequence[tuple[int, str]]) -> None:
+            """Raises where a file is not what its digest says; what it was decoded to has another key then."""
+            now = cache.content_digests(paths, source.path)
+            changed = [path for path, before, after in zip(paths, digests, now, strict=True) if before != after]
+            if listing.one_each:  # Gone for a while, as a drive or a file that is being saved.
+                changed += [paths[i] for i, reason in broken if reason == NOT_THERE and digests[i]]
+            if changed:
+                raise UserError(
+                    f"{changed[0]} changed while it was read. Run the command again when it stays as it is."
+                )
+
         with own_limits(), progress("Reading images", len(rows)) as advance:
-            decoding = Decoding.planned(listing, rows, source, most, resize, advance)
+            decoding = Decoding.planned(listing, rows, source, most, resize, advance, check)
             decoding.write(key, began)
         found = cache.load(key, note)
         if found is None:

@@ -108,7 +108,7 @@ def load_folds(source: Source, n_folds: int, *, seed: int, train_images: int | N
     `train_images` are as many as a fold has, at most: with few folds that is less than in a search.
 
     Raises:
-        UserError: As `load_splits`; or a fold would have no image.
+        UserError: As `load_splits`; or a fold would have no image, or leave a class none to train on.
     """
     own = load_own(source)
     folds = partition.deal(own.known.labels, own.units, [1 / n_folds] * n_folds, seed)
@@ -118,6 +118,8 @@ def load_folds(source: Source, n_folds: int, *, seed: int, train_images: int | N
             f"--folds must be so few that each has images, but got {n_folds} for {counted(len(own.rest), 'image')}. "
             "Take fewer, or --folds 0 for the split that the search had."
         )
+    folds = partition.spread_classes(own.known.labels, own.units, folds, own.known.class_names)
+    counts = np.bincount(folds, minlength=n_folds)
     most = None if train_images is None else min(train_images, len(own.rest) - int(counts.max()))
     return [_own_splits(own, source.name, folds == fold, seed=seed, train_images=most) for fold in range(n_folds)]
 
@@ -134,10 +136,7 @@ def _own_valid(own: Own, seed: int) -> npt.NDArray[np.bool_]:
         valid[_stratified(labels, order, n_valid, leave_one=True)[0]] = True
         return valid
     valid[partition.deal(labels, own.units, [n_valid / n, 1 - n_valid / n], seed) == 0] = True
-    for label in np.setdiff1d(labels, labels[valid]):  # One of its units, the smallest that leaves train another.
-        units, sizes = np.unique(own.units[labels == label], return_counts=True)
-        valid |= own.units == units[sizes.argmin()]
-    return valid
+    return partition.on_both_sides(labels, own.units, valid, own.known.class_names, seed)
 
 
 def _own_splits(own: Own, name: str, valid: npt.NDArray[np.bool_], *, seed: int, train_images: int | None) -> Splits:

@@ -68,6 +68,7 @@ class Decoding:
     how: Preparation
     why: str
     advance: Callable[[], None]
+    check: Callable[[Sequence[tuple[int, str]]], None]
 
     @classmethod
     def planned(
@@ -78,8 +79,11 @@ class Decoding:
         most: int,
         resize: Resize,
         advance: Callable[[], None],
+        check: Callable[[Sequence[tuple[int, str]]], None],
     ) -> "Decoding":
         """Reads the headers, and decides on the size by them.
+
+        `check` gets the broken images, by row and reason, and raises where the cache must not keep what was read.
 
         Raises:
             UserError: Not one is readable.
@@ -90,7 +94,7 @@ class Decoding:
             broken = [(listing.names[row], str(reason)) for row, reason in zip(rows, found, strict=True)]
             refuse_broken(broken, len(rows), source.path, False, to_stderr)
         how, why = plan(headers, source.image_size, most, resize)
-        return cls(listing, rows, found, how, why, advance)
+        return cls(listing, rows, found, how, why, advance, check)
 
     def write(self, key: str, began: float) -> None:
         """Decodes, resizes and writes all images in their order; the broken ones are noted with their reasons."""
@@ -110,6 +114,7 @@ class Decoding:
                 writer.add(one.image)
             if rows and gray and how.channels == 3:
                 writer = stack.enter_context(writer.first_channel())
+            self.check(broken)
             if rows:
                 writer.finish(
                     digests=digests,
