@@ -169,6 +169,8 @@ def captioned(tmp_path: Path, captions: dict[int, str], n: int = 30) -> Path:
         ({15: '"5 inch'}, 30),  # Open to the end of the file.
         ({15: '"5 inch', 20: 'of "wood"'}, 30),
         ({15: '"5 inch', 20: '"6 inch'}, 30),
+        ({15: '"5 inch', 20: 'of 6"'}, 30),
+        ({15: '"5 inch', 16: 'of 6"'}, 30),
         ({15: '"5 inch'}, 3000),  # A cell that is too long before the file ends.
         ({15: '"5 inch', 16: 'two\nlines"'}, 16),
     ],

@@ -25,8 +25,8 @@ _LOOKED_AT = 50  # Rows that decide on delimiter and columns.
 # What is wrong with a row; its line comes before.
 _LONG = f"has a cell of more than {csv.field_size_limit():,} characters. Write short texts, or leave that column out."
 _OPEN_QUOTE = (
-    'has a cell that begins with a quote (") and does not end with one. Remove it, or write it as "" in a cell between '
-    'quotes, such as """5 inch".'
+    'has a cell that begins with a quote (") and does not end in that row. Remove it, or write it as "" in a cell '
+    'between quotes, such as """5 inch".'
 )
 
 
@@ -198,6 +198,9 @@ def _rows(lines: Sequence[str], mark: str) -> Iterator[tuple[int, list[str], str
             row = [cell.strip() for cell in next(reader)]
             if reader.line_num > first + 1:
                 list(csv.reader(lines[first : reader.line_num], strict=True, **how))
+                others = csv.reader([line.replace('"', "") for line in lines[first + 1 : reader.line_num]], **how)
+                if any(len(other) == len(row) and any(map(has_suffix, other)) for other in others):
+                    wrong = _OPEN_QUOTE  # A later row ends with a quote in a cell.
         except csv.Error:
             wrong = _OPEN_QUOTE if reader.line_num > first + 1 else _LONG
         yield first, row, wrong
