@@ -1,6 +1,10 @@
 """`tuning.predict` with an untrained model in a folder like best_model/, and with every way to damage one."""
 
+import builtins
+import io
 import json
+import math
+import os
 import pickle
 import shutil
 import subprocess
@@ -284,6 +288,64 @@ def test_weights_of_another_model_are_said(folder: Path, weights: Any) -> None:
         load_best_model(folder)
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.pth"])
+def test_a_model_that_may_not_be_read_needs_no_retraining(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = io.open
+
+    def locked(path: Any, *args: Any, **kwargs: Any) -> Any:
+        if Path(path).name == name:
+            raise PermissionError(13, "Permission denied", str(path))  # The tests may run as root.
+        return opened(path, *args, **kwargs)
+
+    for module in (io, builtins):
+        monkeypatch.setattr(module, "open", locked)
+    for read in (load_best_model, best_model._digest):
+        with pytest.raises(
+            UserError, match=rf"^/.*{name} cannot be read \(Permission denied\)\. Change its permissions\.$"
+        ):
+            read(folder)
+
+
+def spoiled(folder: Path, value: float) -> None:
+    """Multiplies the first weights of the model by a value."""
+    weights = torch.load(folder / "model.pth")
+    next(iter(weights.values())).mul_(value)
+    torch.save(weights, folder / "model.pth")
+
+
+def test_outputs_that_are_not_finite_are_no_prediction(folder: Path, tmp_path: Path) -> None:
+    spoiled(folder, math.nan)
+    for name in "ab":
+        Image.fromarray(shape_on(0)).save(tmp_path / f"{name}.png")
+    match = (
+        r"not finite \(NaN or infinite\) for all of 2 images, the first of them '.*a\.png'\. .*tuning.final` again\.$"
+    )
+    for skip in (False, True):
+        with pytest.raises(UserError, match=match):
+            main([tmp_path / "a.png", tmp_path / "b.png"], folder, skip_broken=skip, csv=tmp_path / "found.csv")
+    assert not (tmp_path / "found.csv").exists()
+    with pytest.raises(UserError, match=r"for '.*b\.png'\. Its training may have diverged"):
+        main([tmp_path / "b.png"], folder)
+    with pytest.raises(UserError, match=r"for the image at index 0\. "):
+        load(folder).predict(shape_on(0)[None])
+
+
+def test_an_image_whose_outputs_alone_are_not_finite_is_named(best: BestModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def some(_: BestModel, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        return np.where(images[:, 0, 0, :1] == 7, np.nan, np.float32([[0.5, 0.3, 0.2]]))
+
+    monkeypatch.setattr(best_model, "probabilities", some)
+    images = np.zeros((3, 10, 8), np.uint8)
+    assert len(best.predict(images)) == 3
+    images[1, 0] = 7
+    with pytest.raises(
+        UserError, match=r"for 1 of 3 images, the first of them the image at index 1\. Leave such images"
+    ):
+        best.predict(images)
+
+
 @pytest.mark.parametrize("text", ["", "{", "\x00"])
 def test_damaged_description_is_said(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
@@ -383,6 +445,14 @@ def test_files_that_cannot_be_read_are_left_out_and_named(
             (photos / f"{name}.png").write_bytes(b"")
         with pytest.raises(UserError, match=r"none of 6 can be read\.$"):
             main([photos], folder, skip_broken=True)
+
+
+def test_a_name_that_is_no_utf_8_is_escaped(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png"))
+    Image.fromarray(shape_on(0)).save(path)
+    main([path], folder, csv=tmp_path / "found.csv")
+    assert r"\udcff.png" in capsys.readouterr().out
+    assert pd.read_csv(tmp_path / "found.csv")["file"].tolist() == [rf"{tmp_path}/\udcff.png"]
 
 
 def test_an_image_whose_name_is_too_long_is_one_that_cannot_be_read(folder: Path, tmp_path: Path) -> None:

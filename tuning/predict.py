@@ -18,7 +18,7 @@ from tuning.base.errors import UserError, run_command
 from tuning.base.tables import print_frame
 from tuning.images.formats.listing import to_stderr
 from tuning.retraining.artefacts import OF_A_MODEL
-from tuning.retraining.best_model import BestModel, Invert, Prediction, load_best_model, predict_files
+from tuning.retraining.best_model import BestModel, Invert, NotFiniteError, Prediction, load_best_model, predict_files
 from tuning.retraining.inputs import expanded
 from tuning.runs.openings import LOG
 
@@ -49,7 +49,7 @@ def frame(predictions: Sequence[Prediction], top: int = 2) -> "pd.DataFrame":
 
     rows = []
     for found in predictions:
-        row: dict[str, Any] = {"file": str(found.path)}
+        row: dict[str, Any] = {"file": _name(found)}
         for place, (name, probability) in enumerate(found.ranking[:top], start=1):
             row |= {f"class {place}": name, f"probability {place}": probability}
         rows.append(row | {"inverted": found.inverted})
@@ -64,11 +64,16 @@ def print_predictions(predictions: Sequence[Prediction], top: int = 2) -> None:
     for found in predictions:
         others = [f"{name} {probability:.1%}" for name, probability in found.ranking[1:top]]
         names = ["runner-up"] if top == 2 else [f"class {place}" for place in range(2, top + 1)]
-        row = {"file": str(found.path), "class": found.class_name, "probability": f"{found.probability:.1%}"}
+        row = {"file": _name(found), "class": found.class_name, "probability": f"{found.probability:.1%}"}
         rows.append(row | dict(zip(names, others, strict=False)))
         if any(each.inverted for each in predictions):
             rows[-1]["inverted"] = "yes" if found.inverted else "no"
     print_frame(pd.DataFrame(rows), "The most probable classes")
+
+
+def _name(found: Prediction) -> str:
+    """Returns the file of a prediction; bytes of its name that are no UTF-8 are escaped, as in a search."""
+    return str(found.path).encode(errors="backslashreplace").decode()
 
 
 def main(
@@ -106,6 +111,8 @@ def main(
         _check_own(csv, [*map(files.with_home, [*images, *of_model, *filter(None, [model])]), *paths])
     try:
         predictions = predict_files(best, paths, invert, skip)
+    except NotFiniteError:
+        raise
     except UserError as error:
         way = "" if skip_broken or len(paths) == 1 else " --skip-broken leaves out what cannot be read."
         raise UserError(f"{error}{way}") from error

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from photos import class_folders, photo, reading, same, save
 
@@ -285,11 +287,20 @@ def test_a_drive_that_fails_once_ends_the_command_and_leaves_no_entry(
 
 
 def test_colour_images_that_are_all_cut_are_named(tmp_path: Path) -> None:
+    root = tmp_path / "set"
     for i in range(4):
-        path = save(tmp_path / "set" / "ab"[i % 2] / f"{i}.jpg", photo(i, 60, 60))
+        path = save(root / "ab"[i % 2] / f"{i}.jpg", photo(i, 60, 60))
         path.write_bytes(path.read_bytes()[:-600])
-    with pytest.raises(UserError, match=r"(?s)^4 of the 4 images .* cannot be read:.*0.jpg: image file is truncated"):
-        reading(tmp_path / "set")
+    match = rf"(?s)^4 of the 4 images of {root} cannot be read:.*0.jpg: image file is truncated.*\nReplace them\.$"
+    for skip in (False, True):
+        with pytest.raises(UserError, match=match):
+            reading(root, skip_broken=skip)
+    pq.write_table(
+        pa.table({"image": [path.read_bytes() for path in root.glob("*/*.jpg")], "label": list("abab")}),
+        tmp_path / "set.parquet",
+    )
+    with pytest.raises(UserError, match=rf"^4 of the 4 images of {root}\.parquet cannot be read:"):
+        reading(tmp_path / "set.parquet", skip_broken=True)
 
 
 def test_a_cache_of_another_user_names_the_way_out(

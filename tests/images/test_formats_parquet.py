@@ -13,6 +13,8 @@ from photos import photo, reading, save
 from PIL import Image
 
 from tuning.base.errors import UserError
+from tuning.images.reading import read
+from tuning.images.source import Source
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +92,48 @@ def test_broken_cells_are_named_by_their_row(tmp_path: Path) -> None:
     cells = [*rows(3), {"bytes": b"nothing", "path": None}, {"bytes": b"", "path": None}]
     with pytest.raises(UserError, match=r"(?s)^2 of the 5 images .*\n  row 3: it is no JPEG.*\n  row 4: it is empty"):
         reading(write(tmp_path / "set.parquet", {"image": cells, "label": [0, 1, 0, 1, 0]}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "reason"),
+    [
+        (pa.string(), "a\0.png", "ValueError: embedded null .*"),
+        (pa.int64(), 7, "no such file"),
+        (pa.string(), None, "it is empty"),
+        (pa.string(), "", "it is empty"),
+        (pa.string(), ".", "Is a directory"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_named_by_its_row(kind: Any, path: Any, reason: str, tmp_path: Path) -> None:
+    cells = [{"bytes": png(0), "path": None}, {"bytes": png(1), "path": None}, {"bytes": None, "path": path}]
+    images = pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", kind)]))
+    parquet = write(tmp_path / "set.parquet", {"image": images, "label": ["a", "b", "a"]})
+    with pytest.raises(UserError, match=rf"^1 of the 3 images of .* cannot be read:\n  row 2: {reason}\n"):
+        reading(parquet)
+    assert len(reading(parquet, skip_broken=True)[0]) == 2
+
+
+def test_an_image_column_that_is_not_there_is_said(tmp_path: Path) -> None:
+    path = write(tmp_path / "set.parquet", {"image": rows(4), "label": [0, 1, 0, 1]})
+    with pytest.raises(
+        UserError, match=r"--image-column must be one of image, label, but got 'imge'. Did you mean 'im"
+    ):
+        reading(path, image_column="imge")
+
+
+@pytest.mark.parametrize(("cell", "what"), [(["a"], "lists"), ({"a": 1}, "structs"), ([["a"]], "lists")])
+def test_nested_columns_are_said_not_to_be_read(cell: Any, what: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "set.parquet", {"image": rows(4), "label": [cell] * 4})
+    said = rf"Column 'label' of .*parquet holds {what} and is not read\. Write one text, number or image in each row\.$"
+    for option in ("label_column", "group_column", "split_column", "image_column"):
+        with pytest.raises(UserError, match=said):
+            reading(path, **{option: "label"})
+    lines: list[str] = []
+    with pytest.raises(UserError, match="must have a column with the labels"):
+        read(Source(str(path)), note=lines.append)
+    assert lines == [
+        f"Columns of lists or structs in {path} are not read: label. Write one text, number or image in each row."
+    ]
 
 
 def test_the_column_is_chosen_where_there_are_two(tmp_path: Path) -> None:

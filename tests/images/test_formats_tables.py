@@ -153,8 +153,51 @@ def test_a_table_of_pixels_is_refused_in_few_words(tmp_path: Path) -> None:
     names = ",".join(f"pixel{i}" for i in range(784))
     with pytest.raises(UserError, match=r"its columns are label, pixel0, .*, pixel18 and 765 more. Choose one"):
         reading(table(tmp_path, f"label,{names}\n{'1,' * 784}1\n{'0,' * 784}1\n"))
-    with pytest.raises(UserError, match=r"must have short texts in its cells, but got: field larger than"):
+    with pytest.raises(UserError, match=r"csv: line 2 has a cell of more than 131,072 characters. Write short texts"):
         reading(table(tmp_path, f"image,label\n{'x' * 200_000},a\n"))
+
+
+def captioned(tmp_path: Path, captions: dict[int, str], n: int = 30) -> Path:
+    """Returns a table of n images in lines 2 to n + 1, some of which have a caption of their own."""
+    rows = [f"{i % 4}.png,{captions.get(i, 'c')},{'ab'[i % 2]}\n" for i in range(n)]
+    return table(tmp_path, "\n\nimage,caption,label\n" + "".join(rows), [f"{i}.png" for i in range(4)])
+
+
+@pytest.mark.parametrize(
+    ("captions", "n"),
+    [
+        ({15: '"5 inch'}, 30),  # Open to the end of the file.
+        ({15: '"5 inch', 20: 'of "wood"'}, 30),
+        ({15: '"5 inch', 20: '"6 inch'}, 30),
+        ({15: '"5 inch', 20: 'of 6"'}, 30),
+        ({15: '"5 inch', 16: 'of 6"'}, 30),
+        ({15: '"5 inch'}, 3000),  # A cell that is too long before the file ends.
+        ({15: '"5 inch', 16: 'two\nlines"'}, 16),
+    ],
+)
+def test_a_stray_quote_swallows_no_rows(captions: dict[int, str], n: int, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r'^/.*labels\.csv: line 19 has a cell that begins with a quote \("\) and .*inch'
+    ):
+        reading(captioned(tmp_path, captions, n))
+
+
+def test_a_stray_quote_in_line_2_hides_no_columns(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"csv: line 4 has a cell that begins with a quote"):
+        reading(captioned(tmp_path, {0: '"5 inch'}, 100))
+
+
+def test_quotes_in_their_places_are_read(tmp_path: Path) -> None:
+    captions = {
+        1: '5" screen',
+        2: '"two\nlines, ""quoted"""',
+        3: '"a" ',
+        5: '"Big" dog',
+        49: '"over\nline 50"',
+        59: '5"',
+    }
+    found, _ = reading(captioned(tmp_path, captions, 60))
+    assert len(found) == 60
 
 
 def test_columns_can_be_chosen(tmp_path: Path) -> None:

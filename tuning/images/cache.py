@@ -254,7 +254,7 @@ def content_digests(paths: Sequence[Path], root: Path, advance: Callable[[], Non
                 return name, row, False
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a NUL in the path.
             return name, ["", 0, 0, 0, ""], False  # Decoding says why.
         return name, [*stat, content], max(status.st_mtime_ns, status.st_ctime_ns) < began - SETTLED_NS
 

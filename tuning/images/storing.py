@@ -54,17 +54,19 @@ def refuse_broken(broken: Sequence[tuple[str, str]], n_rows: int, path: Path, sk
     more = f"\n  and {len(broken) - _NAMED:,} more" if len(broken) > _NAMED else ""
     said = f"{len(broken):,} of the {counted(n_rows, 'image')} of {path} cannot be read"
     if not skip_broken:
-        raise UserError(f"{said}:{listed}{more}\nReplace or remove them, or leave them out with --skip-broken.")
+        way = "or remove them, or leave them out with --skip-broken." if len(broken) < n_rows else "them."
+        raise UserError(f"{said}:{listed}{more}\nReplace {way}")
     note(f"{said} and are left out:{listed}{more}")
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """Images on their way into the cache: their rows, the size that their headers led to, and why."""
+    """Images of a path on their way into the cache: their rows, the size that their headers led to, and why."""
 
     listing: Listing
     rows: Sequence[int]
     headers: Sequence[Header | str]
+    path: Path
     how: Preparation
     why: str
     advance: Callable[[], None]
@@ -94,7 +96,7 @@ class Decoding:
             broken = [(listing.names[row], str(reason)) for row, reason in zip(rows, found, strict=True)]
             refuse_broken(broken, len(rows), source.path, False, to_stderr)
         how, why = plan(headers, source.image_size, most, resize)
-        return cls(listing, rows, found, how, why, advance, check)
+        return cls(listing, rows, found, source.path, how, why, advance, check)
 
     def write(self, key: str, began: float) -> None:
         """Decodes, resizes and writes all images in their order; the broken ones are noted with their reasons."""
@@ -129,7 +131,7 @@ class Decoding:
                 )
         if not rows:
             named = [(self.listing.names[self.rows[i]], reason) for i, reason in broken]
-            refuse_broken(named, len(self.rows), Path(self.listing.files[0]).parent, False, to_stderr)
+            refuse_broken(named, len(self.rows), self.path, False, to_stderr)
 
     def _headers(self, rows: Sequence[int]) -> list[Header]:
         return [header for row in rows if isinstance(header := self.headers[row], Header)]

@@ -30,6 +30,10 @@ AT_ONCE = 500  # Images.
 Invert = Literal["auto", "yes", "no"]
 
 
+class NotFiniteError(UserError):
+    """The outputs of a model are not finite for an image."""
+
+
 @dataclass(frozen=True)
 class BestModel:
     """A trained model and what its images must look like.
@@ -71,6 +75,7 @@ class BestModel:
 
         Raises:
             UserError: A file cannot be read, an array has another shape or type, or `invert` is none of the three.
+            NotFiniteError: The outputs of the model are NaN or infinite for an image.
         """
         if invert is not None and invert not in get_args(Invert):
             raise unknown_name("invert", str(invert), get_args(Invert))
@@ -165,6 +170,8 @@ def _digest(folder: Path) -> str:
                 whole.update(hashlib.file_digest(file, "sha256").digest())
         except FileNotFoundError as error:
             raise _missing(folder / name) from error
+        except PermissionError as error:
+            raise _locked(folder / name, error) from error
     return whole.hexdigest()
 
 
@@ -286,6 +293,7 @@ def predict_files(
 
     Raises:
         UserError: A file, or with `skip` every file, cannot be read.
+        NotFiniteError: The outputs of the model are NaN or infinite for an image.
     """
     predictions: list[Prediction] = []
     for start in range(0, len(paths), AT_ONCE):
@@ -300,7 +308,7 @@ def predict_files(
             else:
                 found.append(None if isinstance(path, bytes) else path)
         if found:
-            predictions += _predicted(best, found, images, invert)
+            predictions += _predicted(best, found, images, invert, first=start)
     if paths and not predictions:
         raise UserError(f"IMAGE must be readable image files, but none of {len(paths):,} can be read.")
     return predictions
@@ -323,9 +331,17 @@ def _prepared(best: BestModel, path: Path | bytes) -> npt.NDArray[np.uint8]:
 
 
 def _predicted(
-    best: BestModel, paths: Sequence[Path | None], images: Sequence[npt.NDArray[np.uint8]], invert: Invert
+    best: BestModel,
+    paths: Sequence[Path | None],
+    images: Sequence[npt.NDArray[np.uint8]],
+    invert: Invert,
+    *,
+    first: int = 0,
 ) -> list[Prediction]:
-    """Returns the prediction for each image, uint8 (C, H, W), whose file is at the same place of `paths`."""
+    """Returns the prediction for each image, uint8 (C, H, W), whose file is at the same place of `paths`.
+
+    `first` is the place of the first one among all images.
+    """
     looks = invert == "auto" and best.resize is None  # Of one's own images none is turned unasked.
     inverted = [invert == "yes" or (looks and looks_inverted(image)) for image in images]
     images = [255 - image if inverse else image for image, inverse in zip(images, inverted, strict=True)]
@@ -333,11 +349,28 @@ def _predicted(
     rows = np.concatenate(
         [probabilities(best, np.stack(images[i : i + AT_ONCE])) for i in range(0, len(images), AT_ONCE)]
     )
+    _check_finite(
+        rows, [f"the image at index {first + i}" if path is None else named(path) for i, path in enumerate(paths)]
+    )
     for path, row, inverse in zip(paths, rows, inverted, strict=True):
         order = np.argsort(row, kind="stable")[::-1]
         ranking = tuple((best.class_names[label], float(row[label])) for label in order)
         predictions.append(Prediction(path, *ranking[0], *ranking[1], inverted=inverse, ranking=ranking))
     return predictions
+
+
+def _check_finite(rows: npt.NDArray[np.float32], names: Sequence[str]) -> None:
+    """Raises NotFiniteError where the probabilities of an image, (N, n_classes), are none."""
+    wrong = [name for name, row in zip(names, rows, strict=True) if not np.isfinite(row).all()]
+    if not wrong:
+        return
+    if len(wrong) == len(names):
+        which = wrong[0] if len(wrong) == 1 else f"all of {len(wrong):,} images, the first of them {wrong[0]}"
+        way = "Its training may have diverged, or model.pth may be damaged. Run `python -m tuning.final` again."
+    else:
+        which = f"{len(wrong):,} of {len(names):,} images, the first of them {wrong[0]}"
+        way = "Leave such images out, or run `python -m tuning.final` again."
+    raise NotFiniteError(f"The outputs of the model are not finite (NaN or infinite) for {which}. {way}")
 
 
 def probabilities(best: BestModel, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -361,6 +394,8 @@ def _read_weights(path: Path) -> "dict[str, Tensor]":
         weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise _missing(path) from error
+    except PermissionError as error:
+        raise _locked(path, error) from error
     except Exception as error:  # Damage shows as whatever the zip reader or the restricted unpickler stumbles over.
         raise UserError(
             f"{path} must be a state dict (tensors only, no code), but it cannot be read as one: {_first_line(error)} "
@@ -374,6 +409,8 @@ def _read_description(path: Path) -> _Description:
         return _Description.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise _missing(path) from error
+    except PermissionError as error:
+        raise _locked(path, error) from error
     except ValidationError as error:
         problem = error.errors()[0]
         name = ".".join(map(str, problem["loc"]))
@@ -392,6 +429,10 @@ def _missing(path: Path) -> UserError:
         f"There must be a trained model in {path.parent}, but {path} is missing. Run `python -m tuning.final{place}` "
         "first."
     )
+
+
+def _locked(path: Path, error: PermissionError) -> UserError:
+    return UserError(f"{path} cannot be read ({error.strerror}). Change its permissions.")
 
 
 def _first_line(error: Exception) -> str:

@@ -82,7 +82,7 @@ def _read(path: Path, source: Source, resolver: Resolver, note: Note) -> dict[st
     if path.suffix.lower() == ".parquet":
         from tuning.images.formats import parquet
 
-        return parquet.texts_of(path, note)
+        return parquet.texts_of(path, source, note)
 
     def leads(cell: str) -> bool:
         return tables.leads(resolver, cell)

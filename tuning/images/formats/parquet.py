@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tuning.base.errors import UserError
+from tuning.base.errors import UserError, unknown_name
 from tuning.base.files import as_typed
 from tuning.images.formats import tables
 from tuning.images.formats.columns import find_columns, with_labels_of_indicators
@@ -21,6 +21,7 @@ from tuning.images.formats.walking import IMAGE_SUFFIXES, is_hidden, is_ours, st
 from tuning.images.source import Source
 
 _BATCH = 64  # Rows read at a time.
+_ONE_VALUE = "Write one text, number or image in each row."
 
 
 def claims(path: Path) -> bool:
@@ -40,11 +41,14 @@ def list_images(source: Source, note: Note) -> Listing:
     schema = _open(files[0]).schema_arrow
     if twice := [name for name in schema.names if schema.names.count(name) > 1]:
         raise UserError(f"{files[0]} must have a name of its own for each column, but has {twice[0]!r} twice.")
+    _check_chosen(schema, source, files[0])
     inside = _with_images(schema)
     for file in files[1:]:
         other = _open(file).schema_arrow
         if other.names != schema.names or _with_images(other) != inside:
             raise UserError(f"{file} must have the columns of {files[0]}, but has others. Pass one of them alone.")
+    if nested := [field.name for field in schema if pa.types.is_nested(field.type) and field.name not in inside]:
+        note(f"Columns of lists or structs in {files[0]} are not read: {', '.join(nested)}. {_ONE_VALUE}")
     images, words = _told_by_content(files[0], schema, inside)
     inside = [name for name in inside if name == source.image_column] if source.image_column in schema.names else images
     texts = _texts(files, [name for name in (*_plain(schema), *words) if name not in inside], note)
@@ -73,6 +77,17 @@ def list_images(source: Source, note: Note) -> Listing:
         passed_over=Counter({NO_LABEL: n - len(rows)}),
         options=f"{inside[0]} {rows if len(rows) < n else ''}",
     )
+
+
+def _check_chosen(schema: pa.Schema, source: Source, file: Path) -> None:
+    """Raises UserError where a column that an option names is not there, or is no column of single values."""
+    if source.image_column is not None and source.image_column not in schema.names:
+        raise unknown_name("--image-column", source.image_column, schema.names)
+    for name in source.columns.values():
+        kind = schema.field(name).type if name in schema.names else pa.null()
+        if pa.types.is_nested(kind) and not (name == source.image_column and _holds_images(kind)):
+            what = "structs" if pa.types.is_struct(kind) else "lists"
+            raise UserError(f"Column {name!r} of {file} holds {what} and is not read. {_ONE_VALUE}")
 
 
 def _files(path: Path) -> list[Path]:
@@ -166,9 +181,14 @@ def _is_word(value: bytes | None) -> bool:
     return True
 
 
-def texts_of(file: Path, note: Note) -> dict[str, list[str]]:
-    """Returns the columns of a file that may name images, as texts; raises UserError where it cannot be read."""
+def texts_of(file: Path, source: Source, note: Note) -> dict[str, list[str]]:
+    """Returns the columns of a file that may name images, as texts.
+
+    Raises:
+        UserError: It cannot be read, or the column that is to name the images is not there.
+    """
     schema = _open(file).schema_arrow
+    _check_chosen(schema, source, file)
     _, words = _told_by_content(file, schema, _with_images(schema))
     return _texts([file], [*_plain(schema), *words], note)
 
@@ -256,7 +276,7 @@ def _named(files: Sequence[Path], column: str) -> list[Path]:
             continue
         with _said_if_damaged(file):
             paths = opened.read(columns=[f"{column}.path"]).column(0).to_pylist()
-        found += [file.parent / each["path"] for each in paths if each and each["path"]]
+        found += [file.parent / str(each["path"]) for each in paths if each and each["path"] not in (None, "")]
     return found
 
 
@@ -269,7 +289,8 @@ def _all_inside(metadata: pq.FileMetaData, column: str) -> bool:
 
 
 def _content(value: Any, folder: Path) -> Content:
-    """Returns an image's bytes, or the file that the row names instead."""
+    """Returns an image's bytes, or the file that the row names instead; no bytes where it has neither."""
     if isinstance(value, dict):
-        return value["bytes"] if value["bytes"] is not None else folder / str(value.get("path") or "")
+        instead = b"" if value.get("path") in (None, "") else folder / str(value["path"])
+        return instead if value["bytes"] is None else value["bytes"]
     return b"" if value is None else bytes(value)

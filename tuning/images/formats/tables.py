@@ -7,8 +7,9 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tuning.base.errors import UserError, counted
 from tuning.images.formats.columns import find_columns, has_suffix, is_header, with_labels_of_indicators
@@ -21,6 +22,12 @@ NO_ROW = "images without a row"
 _DELIMITERS = ("\t", ",", ";", "|")
 _SAID = re.compile(r'"?sep=([^"\r\n])"?[\r\n]*$', re.IGNORECASE)  # Excel's first line, which names the delimiter.
 _LOOKED_AT = 50  # Rows that decide on delimiter and columns.
+# What is wrong with a row; its line comes before.
+_LONG = f"has a cell of more than {csv.field_size_limit():,} characters. Write short texts, or leave that column out."
+_OPEN_QUOTE = (
+    'has a cell that begins with a quote (") and does not end in that row. Remove it, or write it as "" in a cell '
+    'between quotes, such as """5 inch".'
+)
 
 
 def claims(path: Path) -> bool:
@@ -137,7 +144,8 @@ def rows_of(path: Path, note: Note, *, is_list: Callable[[Sequence[str]], bool] 
     """
     text = _text(path, note)
     # Lines keep their ends, which a quoted cell may have in it.
-    lines = list(itertools.dropwhile(lambda line: not line.strip(), io.StringIO(text, newline="")))
+    all_lines = list(io.StringIO(text, newline=""))
+    lines = list(itertools.dropwhile(lambda line: not line.strip(), all_lines))
     marks: Sequence[str] = _DELIMITERS
     if lines and (said := _SAID.match(lines[0])):
         marks, lines = (said[1],), lines[1:]
@@ -156,17 +164,47 @@ def rows_of(path: Path, note: Note, *, is_list: Callable[[Sequence[str]], bool] 
                 f"them, but its first line is {first[0][:80]!r}."
             )
         mark = " "
-    return _split_lines(lines, mark)
+    return _split_lines(lines, mark, path, len(all_lines) - len(lines) + 1)
 
 
-def _split_lines(lines: Sequence[str], mark: str) -> list[list[str]]:
+def _split_lines(lines: Sequence[str], mark: str, path: Path, first: int) -> list[list[str]]:
+    """Returns the rows of the lines of a table, from line `first` on.
+
+    Raises:
+        UserError: A quote that is not closed makes one cell of several lines, or a cell is very long.
+    """
+    rows = []
+    for line, row, wrong in _rows(lines, mark):
+        if wrong:
+            raise UserError(f"{path}: line {first + line} {wrong}")
+        rows.append(row)
+    return [row for row in rows if row not in ([], [""])]
+
+
+def _rows(lines: Sequence[str], mark: str) -> Iterator[tuple[int, list[str], str]]:
+    """Yields the place of each row's first line, its cells, and what is wrong with it, if anything.
+
+    A quote that swallows the lines after it is wrong. One that is not closed where its cell ends, but in its line, is
+    read as text.
+    """
     if mark == " ":
         lines = [" ".join(line.split()) for line in lines]
-    try:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark, skipinitialspace=True)]
-    except csv.Error as error:
-        raise UserError(f"The table must have short texts in its cells, but got: {error}.") from error
-    return [row for row in rows if row not in ([], [""])]
+    lines = [*lines, "\n"]  # A quote that is open in the last row swallows this one.
+    how: dict[str, Any] = {"delimiter": mark, "skipinitialspace": True}
+    reader, first = csv.reader(lines, **how), 0
+    while first < len(lines):
+        row, wrong = list[str](), ""
+        try:
+            row = [cell.strip() for cell in next(reader)]
+            if reader.line_num > first + 1:
+                list(csv.reader(lines[first : reader.line_num], strict=True, **how))
+                others = csv.reader([line.replace('"', "") for line in lines[first + 1 : reader.line_num]], **how)
+                if any(len(other) == len(row) and any(map(has_suffix, other)) for other in others):
+                    wrong = _OPEN_QUOTE  # A later row ends with a quote in a cell.
+        except csv.Error:
+            wrong = _OPEN_QUOTE if reader.line_num > first + 1 else _LONG
+        yield first, row, wrong
+        first = reader.line_num
 
 
 def _width(lines: Sequence[str], mark: str) -> tuple[bool, int]:
@@ -174,7 +212,9 @@ def _width(lines: Sequence[str], mark: str) -> tuple[bool, int]:
 
     A cell may have several labels with a delimiter of its own between them, but a header has one name a column.
     """
-    rows = _split_lines(lines, mark)
+    rows = [row for _, row, wrong in _rows(lines, mark) if not wrong and row not in ([], [""])]
+    if not rows:
+        return False, 0
     [(width, n)] = Counter(map(len, rows)).most_common(1)
     width = width if n >= 0.8 * len(rows) else 0
     return width > 1 and len(rows[0]) == width, width
