@@ -1,11 +1,12 @@
 """When a search has nothing left to gain."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
 import pytest
-from studies import epoch
+from studies import ask, epoch
 
 from tuning.sampling.convergence import LEAST_GAIN, PROPOSALS, has_converged
 from tuning.sampling.curve_sampler import CurveSampler
@@ -93,3 +94,30 @@ def test_paused_trials_count(tmp_path: Path) -> None:
         study.pause(proposal.number)
     assert study.has_converged
     assert (study.trials.n_finished, study.trials.n_tried) == (0, 40)
+
+
+class Repeating(optuna.samplers.RandomSampler):
+    """Draws at random first, then expects next to nothing of its proposals, of which it repeats each five times."""
+
+    def __init__(self) -> None:
+        super().__init__(seed=0)
+        self.gains, self.origins = dict[int, float](), dict[int, str]()
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        later = trial.number - PROPOSALS
+        if later >= 0:
+            self.gains[trial.number], self.origins[trial.number] = LITTLE, "model"
+        return 1 + min(trial.number, PROPOSALS + later // 6)
+
+
+def test_repeats_are_no_proposals(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def space(trial):\n    return {'learning_rate': 0.01 * trial.suggest_int('parts', 1, 90)}\n")
+    study, found = RunStudy(tmp_path, load_space(str(file)), Repeating(), epochs=1, seed=0), []
+    for _ in range(2 * PROPOSALS):
+        proposal = ask(study)
+        study.report(proposal.number, epoch(1, 0.5, "length"))
+        study.finish(proposal.number, "scheduler")
+        found.append(study.has_converged)
+    assert study.trials.n_finished == 2 * PROPOSALS < len(study.trials) - 4 * PROPOSALS
+    assert found == [*[False] * (2 * PROPOSALS - 1), True]

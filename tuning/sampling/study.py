@@ -163,11 +163,12 @@ class RunStudy:
     def has_converged(self) -> bool:
         """Whether nothing is left to gain; never, with a sampler that does not say what it expects."""
         numbers = sorted(self.trials)
-        gains = [float(gain) for n in numbers if (gain := self.trials[n].attrs.get("gain")) is not None]
+        own = [self.trials[n] for n in numbers if not self.trials[n].is_duplicate]  # A repeat is no other proposal.
+        gains = [float(gain) for t in own if (gain := t.attrs.get("gain")) is not None]
         if not convergence.expects_nothing(gains):
             return False
-        known = [t for n in numbers if (t := self.trials[n]).has_ended or t.state == PAUSED]
-        rows = [self.row(t.number) for t in known if not t.is_duplicate]
+        known = [t for t in own if t.has_ended or t.state == PAUSED]
+        rows = [self.row(t.number) for t in known]
         merits = [-math.inf if r["state"] == "failed" else self._metric.merit(r["valid_score"]) for r in rows]
         return convergence.has_converged(gains, merits)
 
