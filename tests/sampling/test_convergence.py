@@ -121,3 +121,43 @@ def test_repeats_are_no_proposals(tmp_path: Path) -> None:
         found.append(study.has_converged)
     assert study.trials.n_finished == 2 * PROPOSALS < len(study.trials) - 4 * PROPOSALS
     assert found == [*[False] * (2 * PROPOSALS - 1), True]
+
+
+class Expectant(optuna.samplers.RandomSampler):
+    """Expects next to nothing of any proposal."""
+
+    def __init__(self) -> None:
+        super().__init__(seed=0)
+        self.gains, self.origins = dict[int, float](), dict[int, str]()
+
+    def before_trial(self, study: Any, trial: Any) -> None:
+        self.gains[trial.number], self.origins[trial.number] = LITTLE, "model"
+
+
+@pytest.mark.parametrize(("high", "found"), [(1.0, True), (10.0, False)])
+def test_where_the_space_was_widened_since_something_may_be_left(tmp_path: Path, high: float, found: bool) -> None:
+    file = tmp_path / "mine.py"
+
+    def opened(high: float) -> RunStudy:
+        low = "0.1 if trial.suggest_categorical('flip', [True, False]) else 0.2"  # No one range for all.
+        file.write_text(
+            f"def space(trial):\n    return {{'learning_rate': trial.suggest_float('rate', {low}, {high})}}\n"
+        )
+        return RunStudy(tmp_path, load_space(str(file)), Expectant(), epochs=1, seed=0)
+
+    def train(study: RunStudy, n: int) -> bool:
+        for _ in range(n):
+            proposal = ask(study)
+            study.report(proposal.number, epoch(1, 0.5, "length"))
+            study.finish(proposal.number, "scheduler")
+        return study.has_converged
+
+    study = opened(1.0)
+    assert train(study, PROPOSALS + 1)
+    study.close(None)
+    study = opened(high)
+    assert study.has_converged == found
+    assert train(study, PROPOSALS - 1) == found
+    assert train(study, 1)
+    study.close(None)
+    assert opened(high).has_converged

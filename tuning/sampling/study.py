@@ -26,7 +26,7 @@ from tuning.base.threads import one_thread
 from tuning.runs import run_folder, schema, study_file
 from tuning.runs.run_folder import Run
 from tuning.runs.study_file import EPOCH
-from tuning.sampling import convergence, recalled_trials, study_frames, study_storage
+from tuning.sampling import convergence, recalled_trials, spaces, study_frames, study_storage
 from tuning.sampling.costs import LOST
 from tuning.sampling.known_trials import ALONE, PAUSED, KnownTrial, KnownTrials
 from tuning.sampling.recalled_trials import OF_END, OF_TRIAL, STATES
@@ -116,6 +116,7 @@ class RunStudy:
         _check_belongs(path, trials, numbers)
         self._space = space.as_recorded(trials)
         self._recall(trials, epoch_rows)
+        self._first_of_space = self._since_when(trials)
         self._began = max([datetime.now(UTC), *self.trials.moments()])
         for trial in [trial for trial in self.trials.values() if not trial.has_ended]:
             self._resume(trial, ended.get(trial.number))
@@ -137,6 +138,17 @@ class RunStudy:
                 for row in known.epochs:
                     if row["epoch"] not in trial.intermediate_values:
                         self._tell_epoch(known, row)
+
+    def _since_when(self, trials: Sequence[FrozenTrial]) -> int:
+        """Returns the number from which on what was expected of proposals counts: those before were of another space.
+
+        As many of the last ones are looked at as it takes to know that nothing is left to gain.
+        """
+        proposed = [t for t in trials if t.user_attrs.get("gain") is not None and t.user_attrs.get("same_as") is None]
+        for trial in proposed[: -convergence.PROPOSALS - 1 : -1]:
+            if not spaces.gives(self._space, trial.params, trial.distributions, self._epochs):
+                return trial.number + 1
+        return 0
 
     def _resume(self, trial: KnownTrial, ended: Mapping[str, Any] | None) -> None:
         """Decides what becomes of a trial that the study does not know to have ended; `ended` is what its frame has."""
@@ -164,7 +176,8 @@ class RunStudy:
         """Whether nothing is left to gain; never, with a sampler that does not say what it expects."""
         numbers = sorted(self.trials)
         own = [self.trials[n] for n in numbers if not self.trials[n].is_duplicate]  # A repeat is no other proposal.
-        gains = [float(gain) for t in own if (gain := t.attrs.get("gain")) is not None]
+        gained = [t for t in own if t.number >= self._first_of_space and t.attrs.get("gain") is not None]
+        gains = [float(t.attrs["gain"]) for t in gained]
         if not convergence.expects_nothing(gains):
             return False
         known = [t for t in own if t.has_ended or t.state == PAUSED]
