@@ -13,7 +13,6 @@ own has reported, the sampler improves on what the best of those are expected to
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +28,7 @@ from tuning.sampling import costs
 from tuning.sampling.columns import Activity, Column, Limits, all_of, numbers_of, numbers_of_earlier
 from tuning.sampling.gaussian_process import Floats, Points, Process, fit
 from tuning.sampling.growing_process import REFIT_GROWTH, GrowingProcess, extended, taken
-from tuning.sampling.known_trials import PAUSED
+from tuning.sampling.known_trials import PAUSED, has_no_result
 
 # Of a curve the process gets the last epoch and those at full length / 3, / 9, ...: as a scheduler's rungs are spaced.
 LEVEL_RATIO = 3
@@ -39,8 +38,6 @@ MOST_ENDS = 150  # Of trials that run or have paused, at most so many are taken 
 MOST_TRIALS = 150  # Hyperparameters are fitted to these, about 350 observations; beyond, predictions are from all.
 MOST_EARLIER = 100  # Of these, at most; and fewer as a run's own become more.
 CANDIDATES, NEIGHBOURS, ROUNDS, LEADERS = 512, 256, (0.1, 0.05, 0.02), 5
-# What version 0.2.0 wrote as the error of a trial that has shown nothing.
-_NO_RESULT = re.compile(r"stopped by .* before its first epoch ended|same configuration as trial \d+, which is running")
 
 
 class CurveSampler(optuna.samplers.BaseSampler):
@@ -274,17 +271,10 @@ def is_training(trial: FrozenTrial) -> bool:
 
 
 def says_nothing(trial: FrozenTrial) -> bool:
-    """Returns whether a trial was ended before it could show anything, for no fault of its configuration.
-
-    That is one whose search ended before its first epoch did, or one that was proposed while another had its
-    configuration: the study counts both as failed. A trial with an error of its own has shown that it fails.
-    """
-    if trial.state != TrialState.FAIL:
-        return False
-    error = trial.user_attrs.get("error")
-    if error is None:
-        return bool(trial.user_attrs.get("no_result")) or not trial.intermediate_values
-    return bool(trial.user_attrs.get("no_result")) or _NO_RESULT.fullmatch(str(error)) is not None
+    """Returns whether a trial was ended before it could show anything, for no fault of its configuration."""
+    return trial.state == TrialState.FAIL and has_no_result(
+        trial.user_attrs, has_epochs=bool(trial.intermediate_values)
+    )
 
 
 def tells(trial: FrozenTrial) -> bool:

@@ -28,7 +28,7 @@ from tuning.runs.run_folder import Run
 from tuning.runs.study_file import EPOCH
 from tuning.sampling import convergence, recalled_trials, spaces, study_frames, study_storage
 from tuning.sampling.costs import LOST
-from tuning.sampling.known_trials import ALONE, PAUSED, KnownTrial, KnownTrials
+from tuning.sampling.known_trials import ALONE, NODE_LOST, PAUSED, KnownTrial, KnownTrials
 from tuning.sampling.recalled_trials import OF_END, OF_TRIAL, STATES
 from tuning.sampling.spaces import Space
 from tuning.sampling.study_frames import StudyFrames
@@ -286,6 +286,9 @@ class RunStudy:
             self._keep(known, no_result=True)
             self._end(known, TrialState.FAIL, error=f"same configuration as trial {same.number}, which is running")
             return
+        if same.state == "failed":
+            self._end(known, TrialState.FAIL, error=f"same configuration as trial {same.number}, which failed")
+            return
         for row in same.epochs:
             self._tell_epoch(known, row)
         self._end(known, TrialState.COMPLETE if same.state == "complete" else TrialState.PRUNED)
@@ -346,8 +349,10 @@ class RunStudy:
             at = trial.epochs[-1].get("at") if trial.is_paused else None
             self._end(trial, state, stopped_by=finished or stopped_by, at=at)
 
-    def fail(self, number: int, error: str) -> None:
-        """Tells the sampler that a trial failed for good, and why."""
+    def fail(self, number: int, error: str, *, node_lost: bool = False) -> None:
+        """Tells the sampler that a trial failed for good, and why; with `node_lost` its configuration may work."""
+        if node_lost:
+            self._keep(self.trials[number], **{NODE_LOST: True})
         self._end(self.trials[number], TrialState.FAIL, error=masked(error))
 
     def close(self, stopped_by: str | None) -> None:
