@@ -65,6 +65,9 @@ def test_the_record_says_which_runs_a_search_begins_with(results: Path, tmp_path
         assert [note for note in found.notes if note.startswith("Begins with ")] == [
             f"Begins with {name} (6 trials on fashion-mnist): 2 of 2 hyperparameters in common." for name in taken
         ]
+    assert not [note for note in found.notes if "points" in note]
+    said = "The sampler tpe begins with their best 5 points, and learns nothing else of them."
+    assert said in settled("one", sampler="tpe").notes
     assert settled(None).settings.start_from is None and settled(None).earlier == ()
 
 
