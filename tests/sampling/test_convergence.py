@@ -29,6 +29,7 @@ NO_BETTER = [0.5, 0.9, *[0.8] * PROPOSALS]
         ([LITTLE] * PROPOSALS, [*NO_BETTER, 0.9], True),  # It was as good.
         ([LITTLE] * PROPOSALS, [], False),
         ([], NO_BETTER, False),
+        ([MUCH], [0.5, 1.0], True),  # None can be better.
     ],
 )
 def test_it_needs_proposals_that_promise_little_and_trials_that_are_no_better(
@@ -70,6 +71,21 @@ def test_a_space_less_what_this_machine_cannot_do_converges_too(tmp_path: Path) 
 
 def test_a_sampler_that_draws_at_random_expects_nothing_and_never_converges(tmp_path: Path) -> None:
     assert not searched(tmp_path, optuna.samplers.RandomSampler(seed=0), 40).has_converged
+
+
+@pytest.mark.parametrize(("metric", "perfect", "less"), [("accuracy", 1.0, 0.99), ("log_loss", 0.0, 0.01)])
+def test_a_perfect_trial_leaves_nothing_to_gain_unless_it_failed(
+    tmp_path: Path, metric: str, perfect: float, less: float
+) -> None:
+    study = RunStudy(tmp_path, load_space("smoke"), CurveSampler(0, 5), epochs=2, seed=0, metric=metric)
+    found = []
+    for values, end in (([less, less], ""), ([perfect, less], "it crashed"), ([perfect, less], "")):
+        proposal = ask(study)
+        for number, value in enumerate(values, start=1):
+            study.report(proposal.number, epoch(number, 0.5, "length" * (number == 2)) | {"valid_score": value})
+        study.fail(proposal.number, end) if end else study.finish(proposal.number, "scheduler")
+        found.append((study.has_converged, study.is_perfect))
+    assert found == [(False, False), (False, False), (True, True)]
 
 
 def test_failed_trials_are_no_best(tmp_path: Path) -> None:

@@ -239,8 +239,8 @@ def test_what_needs_one_objective_is_refused_beside_another_in_a_sentence_that_h
 
 def test_that_a_search_is_too_short_to_converge_is_said(results: Path, begun: Path) -> None:
     said = (
-        "--until-converged cannot end this search before its 20 samples: it judges 15 proposals of the sampler in a "
-        "row, which come after the first 8 trials. Take more than 23 --samples."
+        "--until-converged cannot end this search before its 20 samples, unless a trial is perfect: it judges 15 "
+        "proposals of the sampler in a row, which come after the first 8 trials. Take more than 23 --samples."
     )
     assert said in settled(None, until_converged=True).notes
     assert said in resumed(begun).notes

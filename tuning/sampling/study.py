@@ -173,17 +173,23 @@ class RunStudy:
 
     @property
     def has_converged(self) -> bool:
-        """Whether nothing is left to gain; never, with a sampler that does not say what it expects."""
+        """Whether nothing is left to gain: with a sampler that does not say what it expects, if a trial is perfect."""
         numbers = sorted(self.trials)
         own = [self.trials[n] for n in numbers if not self.trials[n].is_duplicate]  # A repeat is no other proposal.
         gained = [t for t in own if t.number >= self._first_of_space and t.attrs.get("gain") is not None]
         gains = [float(t.attrs["gain"]) for t in gained]
         if not convergence.expects_nothing(gains):
-            return False
+            return self.is_perfect
         known = [t for t in own if t.has_ended or t.state == PAUSED]
         rows = [self.row(t.number) for t in known]
         merits = [-math.inf if r["state"] == "failed" else self._metric.merit(r["valid_score"]) for r in rows]
         return convergence.has_converged(gains, merits)
+
+    @property
+    def is_perfect(self) -> bool:
+        """Whether a trial that has ended or paused has the greatest merit that there is."""
+        shown = [t for t in self.trials.values() if t.state in ("complete", "pruned", PAUSED)]
+        return any(self._metric.merit(row["valid_score"]) >= convergence.PERFECT for t in shown for row in t.epochs)
 
     @one_thread()  # Trials train beside the sampler.
     def ask(self) -> Proposal | None:

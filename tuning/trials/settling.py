@@ -241,9 +241,9 @@ def _too_few_samples(settings: Settings) -> str:
     if not settings.until_converged or settings.start_from is not None or settings.samples > needed:
         return ""
     return (
-        f"--until-converged cannot end this search before its {counted(settings.samples, 'sample')}: it judges "
-        f"{PROPOSALS} proposals of the sampler in a row, which come after the first {N_STARTUP} trials. Take more than "
-        f"{needed} --samples."
+        f"--until-converged cannot end this search before its {counted(settings.samples, 'sample')}, unless a trial is "
+        f"perfect: it judges {PROPOSALS} proposals of the sampler in a row, which come after the first {N_STARTUP} "
+        f"trials. Take more than {needed} --samples."
     )
 
 
