@@ -12,7 +12,15 @@ from optuna.trial import TrialState, create_trial
 
 from tuning.base.registries import SAMPLERS
 from tuning.sampling import samplers
-from tuning.sampling.curve_sampler import CurveSampler, known_best, observations, says_nothing, scores, spread
+from tuning.sampling.curve_sampler import (
+    CurveSampler,
+    full_length,
+    known_best,
+    observations,
+    says_nothing,
+    scores,
+    spread,
+)
 from tuning.sampling.gaussian_process import fit
 from tuning.sampling.spaces import load_space
 
@@ -101,6 +109,14 @@ def test_trials_count_along_their_own_lengths() -> None:
 def test_the_length_is_known_before_any_trial_has_reached_it() -> None:
     _, progress, _ = observations([trial([0.5, 0.6], attrs={"config": {"epochs": 6}})], sign=1.0)
     assert np.exp(progress).tolist() == pytest.approx([2 / 6])
+
+
+@pytest.mark.parametrize(("state", "share"), [(TrialState.COMPLETE, 1.0), (TrialState.PRUNED, 0.5)])
+def test_a_trial_that_stopped_early_by_itself_has_come_to_its_end(state: TrialState, share: float) -> None:
+    early = trial([0.1, 0.3, 0.2], state, {"config": {"epochs": 6}})
+    _, progress, values = observations([early], sign=1.0)
+    assert math.exp(progress[-1]) == pytest.approx(share) and values[-1] == 0.3
+    assert full_length(early, 9) == 3 / share
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -172,7 +172,7 @@ class CurveSampler(optuna.samplers.BaseSampler):
             return None
         longest = max((max(t.intermediate_values) for t in trials if t.intermediate_values), default=1)
         some = np.linspace(0, len(trials) - 1, min(len(trials), MOST_TRIALS)).astype(int)
-        seconds = costs.of_trials([trials[i] for i in some], [own_length(trials[i]) or longest for i in some])
+        seconds = costs.of_trials([trials[i] for i in some], [full_length(trials[i], longest) for i in some])
         categorical = np.array([column.n_choices > 0 for column in columns])
         if self._cost_theta is not None and len(self._cost_theta) != len(columns) + 5:
             self._cost_theta = None
@@ -288,12 +288,19 @@ def own_length(trial: FrozenTrial) -> int | None:
     return int(config["epochs"]) if isinstance(config, Mapping) and "epochs" in config else None
 
 
+def full_length(trial: FrozenTrial, longest: int) -> int:
+    """Returns the epochs of a trial's full training; those that it had, where it came to its own end early."""
+    last = max(trial.intermediate_values, default=0)
+    return last if last and trial.state == TrialState.COMPLETE else max(own_length(trial) or longest, last)
+
+
 def observations(trials: Sequence[FrozenTrial], sign: float) -> tuple[npt.NDArray[np.int64], Floats, Floats]:
     """Returns trial (its index), progress (logarithm of the share of its full length) and value of what is known.
 
     The value is the best until then, as that is what a trial ends with; a failed trial has the worst of all at its end,
-    and one that has diverged (NaN or infinity) so far has the worst where it is. Of a trial whose length the study does
-    not know, the most epochs of any trial count as its length.
+    and one that has diverged (NaN or infinity) so far has the worst where it is. A trial that ended by early stopping
+    is at its end: no more will come. Of a trial whose length the study does not know, the most epochs of any trial
+    count as its length.
     """
     longest = max((max(t.intermediate_values) for t in trials if t.intermediate_values), default=1)
     rows: list[tuple[int, float, float]] = []
@@ -301,8 +308,7 @@ def observations(trials: Sequence[FrozenTrial], sign: float) -> tuple[npt.NDArra
         if t.state == TrialState.FAIL:
             rows += [] if says_nothing(t) else [(i, 0.0, math.nan)]
             continue
-        last = max(t.intermediate_values, default=0)
-        length = max(own_length(t) or longest, last)
+        last, length = max(t.intermediate_values, default=0), full_length(t, longest)
         levels = {length // LEVEL_RATIO**k for k in range(1 + int(math.log(length, LEVEL_RATIO) + 1e-9))}
         best = math.nan
         for epoch, value in sorted(t.intermediate_values.items()):
