@@ -3,9 +3,10 @@
 A Gaussian process over (configuration, epoch) is fitted to what all trials have reported; a new point is the one whose
 *last* epoch promises the largest expected improvement, but one in ten is random, so that a wrong belief is found out.
 The last epoch is that of a trial's own configuration, as a space may set `epochs`. A trial that was stopped, or that
-still runs, counts for what it has shown and no more; one that failed by itself counts as the worst there was. The idea
-is that of Swersky et al. 2014 (Freeze-Thaw Bayesian optimisation); here it only proposes, and a scheduler stops. What
-it is worth, `tests/benchmarks/search_quality.py` measures.
+still runs, counts for what it has shown and no more; one that failed by itself counts as the worst there was. A point
+that gave the configuration of another trial is taken to end as that one does, and is no trial. The idea is that of
+Swersky et al. 2014 (Freeze-Thaw Bayesian optimisation); here it only proposes, and a scheduler stops. What it is worth,
+`tests/benchmarks/search_quality.py` measures.
 
 Trials of earlier runs are observations of other tasks. With them there are no random points first: until a trial of its
 own has reported, the sampler improves on what the best of those are expected to reach here. What they are worth,
@@ -115,9 +116,10 @@ class CurveSampler(optuna.samplers.BaseSampler):
         self.origins[trial.number] = "model"
         columns = [Column(name, one, tuple(self.left_out.get(name, ()))) for name, one in search_space.items()]
         limits = Limits.of(columns, [*self.drawn, *every])
-        best, self.gains[trial.number] = self._best(columns, trials, observed, sign, limits)
+        repeats = [t for t in every if t.params and t.user_attrs.get("same_as") is not None]
+        best, self.gains[trial.number] = self._best(columns, trials, observed, sign, limits, repeats=repeats)
         proposed = {column.name: column.decode(number) for column, number in zip(columns, best, strict=True)}
-        self._proposed = {trial.number: proposed}
+        self._proposed[trial.number] = proposed
         return proposed
 
     def _best(
@@ -127,6 +129,8 @@ class CurveSampler(optuna.samplers.BaseSampler):
         observed: tuple[npt.NDArray[np.int64], Floats, Floats],
         sign: float,
         limits: Limits,
+        *,
+        repeats: Sequence[FrozenTrial] = (),
     ) -> tuple[Floats, float]:
         """Returns the candidate of the largest expected improvement, (n_columns,), and that as in `gains`."""
         known, (own, progress, values) = numbers_of(columns, trials), observed
@@ -139,6 +143,7 @@ class CurveSampler(optuna.samplers.BaseSampler):
         is_large = len(trials) > MOST_TRIALS
         process = self._fit_all(columns, points, told, trials, sign) if is_large else self._fit(columns, points, told)
         means = process.mean(configs, np.arange(len(trials))) if len(trials) else np.zeros(0)
+        twins, expected_of_twins = self._twins(columns, trials, repeats, means)
         failed = np.array([t.state == TrialState.FAIL for t in trials], dtype=bool)
         means[failed] = -np.inf
         running = np.flatnonzero([t.state == TrialState.RUNNING for t in trials])
@@ -148,6 +153,10 @@ class CurveSampler(optuna.samplers.BaseSampler):
         if len(running):  # They are taken to end as expected, so that nothing is proposed twice.
             ends = Points(configs[running], np.zeros(len(running)), running)
             process = extended(process, ends, means[running]) if is_large else process.given(ends, means[running])
+        twins = activity.blank(twins)
+        if len(twins):  # Their points are as good as those of the trials that they repeat.
+            ends = Points(twins, np.zeros(len(twins)), 1 + points.trials.max() + np.arange(len(twins)))
+            process = extended(process, ends, expected_of_twins) if is_large else process.given(ends, expected_of_twins)
         random = np.column_stack([column.draw(CANDIDATES, self._generator) for column in columns])
         random = limits.spread(random, columns)
         leaders, goal = np.argsort(-means)[:LEADERS], means.max(initial=-np.inf)
@@ -163,8 +172,32 @@ class CurveSampler(optuna.samplers.BaseSampler):
         candidates = np.concatenate([random, self._near(starts, columns, NEIGHBOURS, 0.2), given])
         cost = self._costs(columns, trials, configs)
         return self._climb(
-            process, goal, candidates, columns, activity=activity, limits=limits, proposed=configs, cost=cost
+            process,
+            goal,
+            candidates,
+            columns,
+            activity=activity,
+            limits=limits,
+            proposed=np.concatenate([configs, twins]),
+            cost=cost,
         )
+
+    def _twins(
+        self, columns: Sequence[Column], trials: Sequence[FrozenTrial], repeats: Sequence[FrozenTrial], means: Floats
+    ) -> tuple[Floats, Floats]:
+        """Returns the numbers of points that gave the configuration of another trial, and what that is to end with.
+
+        What a trial did not ask for, though it was proposed, is of its point as well: else it would be proposed again.
+        """
+        at = {t.number: i for i, t in enumerate(trials)}
+        known = [(t, at[t.user_attrs["same_as"]]) for t in repeats if t.user_attrs["same_as"] in at][-MOST_ENDS:]
+        numbers = numbers_of(columns, [t for t, _ in known])
+        for row, (t, _) in zip(numbers, known, strict=True):
+            proposed = self._proposed.get(t.number, {})
+            for i, column in enumerate(columns):
+                if math.isnan(row[i]) and column.name in proposed:
+                    row[i] = column.encode_foreign(proposed[column.name])
+        return numbers, means[[i for _, i in known]]
 
     def _costs(self, columns: Sequence[Column], trials: Sequence[FrozenTrial], configs: Floats) -> costs.Costs | None:
         """Returns what trials say of the costs of their configurations; None where that does not count."""
