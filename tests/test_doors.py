@@ -614,6 +614,40 @@ def test_a_default_that_would_be_another_one_now_is_refused(monkeypatch: pytest.
         module_of(with_a_default)
 
 
+def test_annotations_that_only_a_type_checker_can_read_are_kept_as_they_are(
+    written: Callable[[str, str], Any], tmp_path: Path
+) -> None:
+    begins = (
+        "from __future__ import annotations\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import optuna\n"
+    )
+    data = "from dataclasses import dataclass\n@dataclass\nclass Sizes:\n    batch: int = 32\n"
+    body = "def drawn(trial: optuna.Trial) -> dict[str, float]:\n    return {'batch_size': Sizes().batch}\n"
+    text = module_of(written("these", begins + data + body).drawn)
+    assert text.startswith("from __future__ import annotations\n")
+    (tmp_path / "kept.py").write_text(text)
+    assert load_space(str(tmp_path / "kept.py")).define(None) == {"batch_size": 32}
+    assert "__future__" not in module_of(written("those", "def space(trial: object):\n    return {}\n").space)
+
+
+def test_submodules_that_a_function_reads_are_imported(written: Callable[[str, str], Any]) -> None:
+    code = (
+        "import sys\nfrom tuning.sampling.function_source import module_of\nfrom these import space\n"
+        "text = module_of(space)\nfor name in [name for name in sys.modules if name.startswith('xml')]:\n"
+        "    del sys.modules[name]\nplace = {}\nexec(text, place)\nprint(place['space'](None))\n"
+    )
+    written("those", "import xml.dom.minidom\ndef width(text):\n    return xml.dom.minidom.parseString(text)\n")
+    body = "import xml.etree.ElementTree\nfrom those import width\ndef space(trial):\n    width('<a/>')\n"
+    module = written("these", f"{body}    return {{'width': len(xml.etree.ElementTree.fromstring('<a><b/></a>'))}}\n")
+    folder = str(Path(module.__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([folder, *sys.path])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "{'width': 1}\n", done.stderr
+
+
 def noted(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 

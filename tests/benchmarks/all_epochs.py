@@ -20,7 +20,7 @@ from scipy.linalg.lapack import dpotri
 from scipy.optimize import minimize
 
 from tuning.sampling import curve_sampler
-from tuning.sampling.curve_sampler import FIRST_STEPS, FURTHER_STEPS, CurveSampler, own_length, says_nothing
+from tuning.sampling.curve_sampler import FIRST_STEPS, FURTHER_STEPS, CurveSampler, full_length, says_nothing
 from tuning.sampling.gaussian_process import (
     JITTER,
     LENGTH,
@@ -45,7 +45,7 @@ def every_epoch(trials: Any, sign: float) -> tuple[Indices, Floats, Floats]:
         if t.state == TrialState.FAIL:
             rows += [] if says_nothing(t) else [(i, 0.0, math.nan)]
             continue
-        length, best = max(own_length(t) or longest, max(t.intermediate_values, default=0)), math.nan
+        length, best = full_length(t, longest), math.nan
         for epoch, value in sorted(t.intermediate_values.items()):
             best = np.fmax(best, sign * value) if math.isfinite(value) else best
             rows.append((i, math.log(epoch / length), best))

@@ -1,11 +1,12 @@
 """When a search has nothing left to gain."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
 import pytest
-from studies import epoch
+from studies import ask, epoch
 
 from tuning.sampling.convergence import LEAST_GAIN, PROPOSALS, has_converged
 from tuning.sampling.curve_sampler import CurveSampler
@@ -28,6 +29,7 @@ NO_BETTER = [0.5, 0.9, *[0.8] * PROPOSALS]
         ([LITTLE] * PROPOSALS, [*NO_BETTER, 0.9], True),  # It was as good.
         ([LITTLE] * PROPOSALS, [], False),
         ([], NO_BETTER, False),
+        ([MUCH], [0.5, 1.0], True),  # None can be better.
     ],
 )
 def test_it_needs_proposals_that_promise_little_and_trials_that_are_no_better(
@@ -71,6 +73,21 @@ def test_a_sampler_that_draws_at_random_expects_nothing_and_never_converges(tmp_
     assert not searched(tmp_path, optuna.samplers.RandomSampler(seed=0), 40).has_converged
 
 
+@pytest.mark.parametrize(("metric", "perfect", "less"), [("accuracy", 1.0, 0.99), ("log_loss", 0.0, 0.01)])
+def test_a_perfect_trial_leaves_nothing_to_gain_unless_it_failed(
+    tmp_path: Path, metric: str, perfect: float, less: float
+) -> None:
+    study = RunStudy(tmp_path, load_space("smoke"), CurveSampler(0, 5), epochs=2, seed=0, metric=metric)
+    found = []
+    for values, end in (([less, less], ""), ([perfect, less], "it crashed"), ([perfect, less], "")):
+        proposal = ask(study)
+        for number, value in enumerate(values, start=1):
+            study.report(proposal.number, epoch(number, 0.5, "length" * (number == 2)) | {"valid_score": value})
+        study.fail(proposal.number, end) if end else study.finish(proposal.number, "scheduler")
+        found.append((study.has_converged, study.is_perfect))
+    assert found == [(False, False), (False, False), (True, True)]
+
+
 def test_failed_trials_are_no_best(tmp_path: Path) -> None:
     study = searched(tmp_path, CurveSampler(0, 3), 40)
     for _ in range(3):
@@ -93,3 +110,70 @@ def test_paused_trials_count(tmp_path: Path) -> None:
         study.pause(proposal.number)
     assert study.has_converged
     assert (study.trials.n_finished, study.trials.n_tried) == (0, 40)
+
+
+class Repeating(optuna.samplers.RandomSampler):
+    """Draws at random first, then expects next to nothing of its proposals, of which it repeats each five times."""
+
+    def __init__(self) -> None:
+        super().__init__(seed=0)
+        self.gains, self.origins = dict[int, float](), dict[int, str]()
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        later = trial.number - PROPOSALS
+        if later >= 0:
+            self.gains[trial.number], self.origins[trial.number] = LITTLE, "model"
+        return 1 + min(trial.number, PROPOSALS + later // 6)
+
+
+def test_repeats_are_no_proposals(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def space(trial):\n    return {'learning_rate': 0.01 * trial.suggest_int('parts', 1, 90)}\n")
+    study, found = RunStudy(tmp_path, load_space(str(file)), Repeating(), epochs=1, seed=0), []
+    for _ in range(2 * PROPOSALS):
+        proposal = ask(study)
+        study.report(proposal.number, epoch(1, 0.5, "length"))
+        study.finish(proposal.number, "scheduler")
+        found.append(study.has_converged)
+    assert study.trials.n_finished == 2 * PROPOSALS < len(study.trials) - 4 * PROPOSALS
+    assert found == [*[False] * (2 * PROPOSALS - 1), True]
+
+
+class Expectant(optuna.samplers.RandomSampler):
+    """Expects next to nothing of any proposal."""
+
+    def __init__(self) -> None:
+        super().__init__(seed=0)
+        self.gains, self.origins = dict[int, float](), dict[int, str]()
+
+    def before_trial(self, study: Any, trial: Any) -> None:
+        self.gains[trial.number], self.origins[trial.number] = LITTLE, "model"
+
+
+@pytest.mark.parametrize(("high", "found"), [(1.0, True), (10.0, False)])
+def test_where_the_space_was_widened_since_something_may_be_left(tmp_path: Path, high: float, found: bool) -> None:
+    file = tmp_path / "mine.py"
+
+    def opened(high: float) -> RunStudy:
+        low = "0.1 if trial.suggest_categorical('flip', [True, False]) else 0.2"  # No one range for all.
+        file.write_text(
+            f"def space(trial):\n    return {{'learning_rate': trial.suggest_float('rate', {low}, {high})}}\n"
+        )
+        return RunStudy(tmp_path, load_space(str(file)), Expectant(), epochs=1, seed=0)
+
+    def train(study: RunStudy, n: int) -> bool:
+        for _ in range(n):
+            proposal = ask(study)
+            study.report(proposal.number, epoch(1, 0.5, "length"))
+            study.finish(proposal.number, "scheduler")
+        return study.has_converged
+
+    study = opened(1.0)
+    assert train(study, PROPOSALS + 1)
+    study.close(None)
+    study = opened(high)
+    assert study.has_converged == found
+    assert train(study, PROPOSALS - 1) == found
+    assert train(study, 1)
+    study.close(None)
+    assert opened(high).has_converged

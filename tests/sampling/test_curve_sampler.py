@@ -2,19 +2,30 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 import pytest
+import studies
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
 from tuning.base.registries import SAMPLERS
 from tuning.sampling import samplers
-from tuning.sampling.curve_sampler import CurveSampler, known_best, observations, says_nothing, scores, spread
+from tuning.sampling.curve_sampler import (
+    CurveSampler,
+    full_length,
+    known_best,
+    observations,
+    says_nothing,
+    scores,
+    spread,
+)
 from tuning.sampling.gaussian_process import fit
 from tuning.sampling.spaces import load_space
+from tuning.sampling.study import RunStudy
 
 
 def trial(
@@ -101,6 +112,14 @@ def test_trials_count_along_their_own_lengths() -> None:
 def test_the_length_is_known_before_any_trial_has_reached_it() -> None:
     _, progress, _ = observations([trial([0.5, 0.6], attrs={"config": {"epochs": 6}})], sign=1.0)
     assert np.exp(progress).tolist() == pytest.approx([2 / 6])
+
+
+@pytest.mark.parametrize(("state", "share"), [(TrialState.COMPLETE, 1.0), (TrialState.PRUNED, 0.5)])
+def test_a_trial_that_stopped_early_by_itself_has_come_to_its_end(state: TrialState, share: float) -> None:
+    early = trial([0.1, 0.3, 0.2], state, {"config": {"epochs": 6}})
+    _, progress, values = observations([early], sign=1.0)
+    assert math.exp(progress[-1]) == pytest.approx(share) and values[-1] == 0.3
+    assert full_length(early, 9) == 3 / share
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -235,6 +254,29 @@ def test_what_runs_is_not_proposed_again() -> None:
         )
     apart = [math.dist(a, b) for i, a in enumerate(points) for b in points[:i]]
     assert min(apart) > 0.002
+
+
+@pytest.mark.parametrize("most", [150, 8])  # Trials to which all is fitted.
+def test_points_that_gave_a_configuration_again_are_learned_from_and_are_no_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """A number decides what else is asked for, so that what is proposed differs and what is trained does not."""
+    monkeypatch.setattr("tuning.sampling.curve_sampler.MOST_TRIALS", most)
+    (tmp_path / "mine.py").write_text(
+        "def space(trial):\n"
+        "    n = trial.suggest_int('n', 1, 4)\n"
+        "    more = {'erase': trial.suggest_float('erase', 0, 0.4, step=0.1)} if n > 2 else {}\n"
+        "    return {'batch_size': 64 * n, 'crop_padding': trial.suggest_int('padding', 0, 3), **more}\n"
+    )
+    study = RunStudy(tmp_path, load_space(str(tmp_path / "mine.py")), CurveSampler(0, 5), epochs=1, seed=0)
+    for _ in range(16):
+        proposal = studies.ask(study)
+        level = 0.9 - abs(proposal.config.batch_size / 64 - 2) / 20 - abs(proposal.config.crop_padding - 1) / 50
+        studies.train(study, proposal, [level], "length")
+        study.finish(proposal.number, "scheduler")
+    new = [known for known in study.trials.values() if not known.is_duplicate]
+    assert len(new) == study.trials.n_finished == 16
+    assert sum(known.attrs["origin"] == "model" for known in new) >= 6
 
 
 def test_the_default_space_with_its_branches_is_searched_to_the_same_points_each_time() -> None:

@@ -143,6 +143,22 @@ def test_a_run_that_shares_no_hyperparameter_is_refused(searched: Path, tmp_path
         earlier.shared(read(searched), own_space(tmp_path), 4)
 
 
+def test_a_sampler_that_reads_no_curves_says_how_many_points_it_takes(searched: Path) -> None:
+    said = "The sampler tpe begins with their best 5 points, and learns nothing else of them."
+    assert earlier.taken(read(searched), SMOKE, 4, "tpe") == said
+
+
+def test_a_run_without_a_point_of_the_space_is_refused_for_such_a_sampler(searched: Path, tmp_path: Path) -> None:
+    source = OWN.replace("}", ', "momentum": trial.suggest_float("momentum", 0.5, 0.99)}')
+    said = (
+        r"^--start-from must name runs with a point of the space own where the sampler is tpe, which begins with the "
+        r"best of their points, but got 'one': none of its 9 trials has all hyperparameters of the space within their "
+        r"ranges\. Leave it out, or choose --sampler curves, which learns from those in common\.$"
+    )
+    with pytest.raises(UserError, match=said):
+        earlier.taken(read(searched), own_space(tmp_path, source), 4, "tpe")
+
+
 @pytest.fixture
 def folder(searched: Path, tmp_path: Path) -> Path:
     """The folder of a new run that begins with the one that was searched."""

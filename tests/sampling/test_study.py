@@ -614,6 +614,35 @@ def test_a_twin_of_a_running_trial_is_not_run_beside_it(tmp_path: Path) -> None:
     assert {trial.state for trial in study.study.trials} == {TrialState.RUNNING, TrialState.FAIL}
 
 
+@pytest.mark.usefixtures("soon_exhausted")
+def test_a_configuration_that_fails_is_run_once(tmp_path: Path) -> None:
+    study = RunStudy(tmp_path, finite_space(tmp_path), optuna.samplers.RandomSampler(seed=0), epochs=2, seed=0)
+    sizes = []
+    for end in (
+        lambda number: study.finish(number, "time budget"),  # Before its first epoch: it may be run again.
+        lambda number: study.fail(number, "its node has died", node_lost=True),  # So may this one.
+    ):
+        end(ask(study).number)
+    study.close(None)
+    study = RunStudy(tmp_path, finite_space(tmp_path), optuna.samplers.RandomSampler(seed=1), epochs=2, seed=0)
+    while (proposal := study.ask()) is not None:
+        sizes.append(proposal.config.batch_size)
+        if proposal.config.batch_size == 32:
+            study.fail(proposal.number, "CUDA out of memory")
+            study.close(None)
+            study = RunStudy(tmp_path, finite_space(tmp_path), study.study.sampler, epochs=2, seed=0)
+            continue
+        train(study, proposal, [0.5, 0.6], "length")
+        study.finish(proposal.number, "scheduler")
+    assert sorted(sizes) == [8, 16, 32]
+    assert (study.trials.n_finished, study.trials.n_failed) == (5, 2)
+    trials = run_folder.Run(tmp_path).trials
+    twins = trials[trials["attempt"] == 0]
+    failed = twins[twins["config/batch_size"] == 32]
+    assert (failed["state"] == "failed").all() and (failed["error"] == "CUDA out of memory").all() and len(failed)
+    assert (twins["seconds"] == 0).all() and twins["stopped_by"].str.startswith("same configuration as trial").all()
+
+
 def test_a_closed_study_is_one_file_that_waits_for_the_disk_now_and_then(study: RunStudy, tmp_path: Path) -> None:
     proposal = study.ask()
     assert proposal is not None

@@ -64,3 +64,23 @@ def test_with_costs_the_quick_one_of_two_that_reach_as_much_is_proposed_more_oft
         return float(np.mean(small))
 
     assert share_of_small(True) > share_of_small(False) + 0.08
+
+
+def test_a_trial_that_stopped_early_by_itself_costs_what_it_took() -> None:
+    def seconds(state: TrialState) -> float:
+        """Returns what a sampler expects of the costs where all trials of six epochs ended after two."""
+        attrs = {f"{EPOCH}{i}": {"epoch": i, "epoch_seconds": 5.0} for i in (1, 2)}
+        one = create_trial(
+            state=state,
+            value=0.5 if state == TrialState.COMPLETE else None,
+            user_attrs={"config": {"epochs": 6}, **attrs},
+            intermediate_values={1: 0.4, 2: 0.5},
+        )
+        sampler = CurveSampler(0, 4)
+        sampler.weighs_costs = True
+        found = sampler._costs([], [one] * 4, np.zeros((4, 0)))
+        assert found is not None
+        return math.exp(found.mean)
+
+    assert seconds(TrialState.COMPLETE) == pytest.approx(10.0)
+    assert seconds(TrialState.PRUNED) == pytest.approx(30.0)

@@ -39,3 +39,13 @@ def test_lengths_differ_and_a_full_training_takes_its_own_epochs_time() -> None:
     assert seconds_left(trials, 2, 1) == pytest.approx(200 + 20, rel=0.03)
     late = Timed(1, 2, 100.0, running=True, since=500.0)
     assert seconds_left([*trials, late], 0, 1) == 0
+
+
+def test_a_stop_between_two_steps_of_a_longer_training_counts_at_the_one_that_was_reached() -> None:
+    trials = [*[Timed(2, 6, 10.0)] * 500, *[Timed(20, 20, 3.0)] * 500]  # Two of 6 epochs are 6.7 of 20.
+    shares = survival(trials)
+    assert shares[5] == pytest.approx(1, abs=0.01)
+    assert shares[6:] == pytest.approx([0.5] * 14, abs=0.01)
+    assert seconds_left(trials, 1, 1) == pytest.approx(60 * (6 + 14 / 2) / 20, rel=0.01)
+    begun = Timed(2, 6, 10.0, running=True)
+    assert seconds_left([*trials, begun], 0, 1) == pytest.approx(60 * 14 / 20, rel=0.01)

@@ -128,6 +128,14 @@ def test_failures_end_no_search_in_which_a_trial_has_paused_or_trains(begin: Any
             other.failed(other.turns.next().proposal.number, "Training loss must be finite.")
 
 
+def test_a_configuration_whose_nodes_were_lost_may_be_run_again(begin: Any) -> None:
+    search = begin(None)
+    search.failed(search.turns.next().proposal.number, "ActorDiedError", "The actor died because its node has died.")
+    search.failed(search.turns.next().proposal.number, "ValueError", "Traceback ... ValueError")
+    failed = [trial for trial in search.study.trials.values() if trial.state == "failed"]
+    assert [trial.failed_by_itself for trial in failed] == [False, True]
+
+
 @pytest.mark.parametrize(("budget", "audited"), [(None, 1), (0.0, 0)])
 def test_a_spent_budget_leaves_the_audit_out_and_says_so(
     begin: Any, budget: float | None, audited: int, monkeypatch: pytest.MonkeyPatch

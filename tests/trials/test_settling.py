@@ -65,6 +65,9 @@ def test_the_record_says_which_runs_a_search_begins_with(results: Path, tmp_path
         assert [note for note in found.notes if note.startswith("Begins with ")] == [
             f"Begins with {name} (6 trials on fashion-mnist): 2 of 2 hyperparameters in common." for name in taken
         ]
+    assert not [note for note in found.notes if "points" in note]
+    said = "The sampler tpe begins with their best 5 points, and learns nothing else of them."
+    assert said in settled("one", sampler="tpe").notes
     assert settled(None).settings.start_from is None and settled(None).earlier == ()
 
 
@@ -236,8 +239,8 @@ def test_what_needs_one_objective_is_refused_beside_another_in_a_sentence_that_h
 
 def test_that_a_search_is_too_short_to_converge_is_said(results: Path, begun: Path) -> None:
     said = (
-        "--until-converged cannot end this search before its 20 samples: it judges 15 proposals of the sampler in a "
-        "row, which come after the first 8 trials. Take more than 23 --samples."
+        "--until-converged cannot end this search before its 20 samples, unless a trial is perfect: it judges 15 "
+        "proposals of the sampler in a row, which come after the first 8 trials. Take more than 23 --samples."
     )
     assert said in settled(None, until_converged=True).notes
     assert said in resumed(begun).notes

@@ -10,6 +10,9 @@ import optuna
 import pytest
 import studies
 
+from tuning.base import files
+from tuning.runs import convergence
+from tuning.runs.run_folder import Run
 from tuning.sampling.known_trials import KnownTrials
 from tuning.sampling.spaces import load_space
 from tuning.sampling.study import RunStudy
@@ -95,6 +98,22 @@ def test_where_nothing_is_left_to_gain_a_search_says_so_and_ends_if_it_is_to(
     assert turns.outcome("interrupt")["stopped_by"] == "interrupt"
     known.converged = False  # The last trial of all was better.
     assert turns.outcome(None) == {"stopped_by": None, "converged": None}
+
+
+def test_a_search_whose_best_is_perfect_ends_if_it_is_to(
+    begun: Callable[..., Turns], study: RunStudy, notes: list[str]
+) -> None:
+    turns = begun(until_converged=True)
+    study.report(0, studies.epoch(1, 1.0, "length"))
+    study.finish(0, "scheduler")
+    turns.ended(0)
+    assert turns.next() is None and turns.are_over
+    said = "Nothing left to gain after 1 trial: a trial has the best value that there is."
+    assert notes == [f"{said} The search ends with the trials that run."]
+    assert turns.outcome(None) == {"stopped_by": "converged", "converged": 1}
+    study.write_trials()
+    files.write_json(study._path / "meta.json", {"settings": {}, **turns.outcome(None)})
+    assert convergence.text(Run(study._path)) == f"{said} The search ended there."
 
 
 def test_a_search_whose_samples_are_all_begun_is_over_though_trials_run(

@@ -137,6 +137,7 @@ class Sampler(Entry):
         two_objectives: It can minimize something beside the metric.
         says_gains: It says what it expects of its proposals, so that a search can end where that is nothing.
         weighs_costs: It can take what a training costs into account.
+        reads_earlier: It learns from the trials of earlier runs; another one begins with the best of their points.
         reads_paused: It learns from trials that have paused, or from none; another one takes them for bad ones.
     """
 
@@ -144,6 +145,7 @@ class Sampler(Entry):
     two_objectives: bool = False
     says_gains: bool = False
     weighs_costs: bool = False
+    reads_earlier: bool = False
     reads_paused: bool = False
 
 
@@ -318,6 +320,7 @@ SAMPLERS = Registry(
             "a Gaussian process over configuration and epoch, which reads learning curves",
             says_gains=True,
             weighs_costs=True,
+            reads_earlier=True,
             reads_paused=True,
         ),
         "tpe": Sampler("the tree-structured Parzen estimator (Bergstra et al. 2011)", two_objectives=True),

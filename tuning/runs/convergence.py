@@ -4,12 +4,14 @@ from tuning.base.errors import counted
 from tuning.runs.run_folder import Run
 
 
-def said(n_trials: int) -> str:
-    """Returns the sentence for a search that had nothing left to gain after so many trials."""
-    return (
-        f"Nothing left to gain after {counted(n_trials, 'trial')}: the sampler expects far less of its proposals than "
-        "what seeds make, and the last trials were no better."
+def said(n_trials: int, *, perfect: bool = False) -> str:
+    """Returns the sentence for a search that had nothing left to gain after so many trials, or by a perfect one."""
+    why = (
+        "a trial has the best value that there is."
+        if perfect
+        else "the sampler expects far less of its proposals than what seeds make, and the last trials were no better."
     )
+    return f"Nothing left to gain after {counted(n_trials, 'trial')}: {why}"
 
 
 def text(run: Run) -> str:
@@ -17,5 +19,8 @@ def text(run: Run) -> str:
     after = run.meta.get("converged")
     if not isinstance(after, int):
         return ""
+    trials, metric = run.trials, run.metric
+    values = trials.loc[trials["state"] != "failed", metric.column].dropna()
+    perfect = any(metric.merit(value) >= 1 for value in values)
     ended = run.meta.get("stopped_by") == "converged"
-    return f"{said(after)}{' The search ended there.' * ended}"
+    return f"{said(after, perfect=perfect)}{' The search ended there.' * ended}"

@@ -3,11 +3,14 @@
 A sampler that says how much it expects of each of its proposals may be too sure of itself: on recorded learning curves,
 searches whose sampler expected next to nothing of eight proposals in a row lost as much regret as they had left, where
 they ended there (`tests/benchmarks/until_converged.py`). So the proposals must be many, and their trials no better.
+What is perfect cannot be improved on, whatever the sampler expects.
 """
 
+import math
 from collections.abc import Sequence
 
 PROPOSALS = 15  # In a row; and so many trials after the best one.
+PERFECT = 1.0  # The greatest merit.
 LEAST_GAIN = 0.1  # Of how far trainings of one configuration are apart by their seeds.
 
 
@@ -30,4 +33,6 @@ def has_converged(gains: Sequence[float], merits: Sequence[float]) -> bool:
         merits: Of the trials that have ended, in the order of their numbers; greater is better.
     """
     best = max(range(len(merits)), key=lambda i: (merits[i], -i), default=0)
+    if max(merits, default=-math.inf) >= PERFECT:
+        return True
     return expects_nothing(gains) and len(merits) - best > PROPOSALS

@@ -3,9 +3,10 @@
 A Gaussian process over (configuration, epoch) is fitted to what all trials have reported; a new point is the one whose
 *last* epoch promises the largest expected improvement, but one in ten is random, so that a wrong belief is found out.
 The last epoch is that of a trial's own configuration, as a space may set `epochs`. A trial that was stopped, or that
-still runs, counts for what it has shown and no more; one that failed by itself counts as the worst there was. The idea
-is that of Swersky et al. 2014 (Freeze-Thaw Bayesian optimisation); here it only proposes, and a scheduler stops. What
-it is worth, `tests/benchmarks/search_quality.py` measures.
+still runs, counts for what it has shown and no more; one that failed by itself counts as the worst there was. A point
+that gave the configuration of another trial is taken to end as that one does, and is no trial. The idea is that of
+Swersky et al. 2014 (Freeze-Thaw Bayesian optimisation); here it only proposes, and a scheduler stops. What it is worth,
+`tests/benchmarks/search_quality.py` measures.
 
 Trials of earlier runs are observations of other tasks. With them there are no random points first: until a trial of its
 own has reported, the sampler improves on what the best of those are expected to reach here. What they are worth,
@@ -13,7 +14,6 @@ own has reported, the sampler improves on what the best of those are expected to
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +29,7 @@ from tuning.sampling import costs
 from tuning.sampling.columns import Activity, Column, Limits, all_of, numbers_of, numbers_of_earlier
 from tuning.sampling.gaussian_process import Floats, Points, Process, fit
 from tuning.sampling.growing_process import REFIT_GROWTH, GrowingProcess, extended, taken
-from tuning.sampling.known_trials import PAUSED
+from tuning.sampling.known_trials import PAUSED, has_no_result
 
 # Of a curve the process gets the last epoch and those at full length / 3, / 9, ...: as a scheduler's rungs are spaced.
 LEVEL_RATIO = 3
@@ -39,8 +39,6 @@ MOST_ENDS = 150  # Of trials that run or have paused, at most so many are taken 
 MOST_TRIALS = 150  # Hyperparameters are fitted to these, about 350 observations; beyond, predictions are from all.
 MOST_EARLIER = 100  # Of these, at most; and fewer as a run's own become more.
 CANDIDATES, NEIGHBOURS, ROUNDS, LEADERS = 512, 256, (0.1, 0.05, 0.02), 5
-# What version 0.2.0 wrote as the error of a trial that has shown nothing.
-_NO_RESULT = re.compile(r"stopped by .* before its first epoch ended|same configuration as trial \d+, which is running")
 
 
 class CurveSampler(optuna.samplers.BaseSampler):
@@ -118,9 +116,10 @@ class CurveSampler(optuna.samplers.BaseSampler):
         self.origins[trial.number] = "model"
         columns = [Column(name, one, tuple(self.left_out.get(name, ()))) for name, one in search_space.items()]
         limits = Limits.of(columns, [*self.drawn, *every])
-        best, self.gains[trial.number] = self._best(columns, trials, observed, sign, limits)
+        repeats = [t for t in every if t.params and t.user_attrs.get("same_as") is not None]
+        best, self.gains[trial.number] = self._best(columns, trials, observed, sign, limits, repeats=repeats)
         proposed = {column.name: column.decode(number) for column, number in zip(columns, best, strict=True)}
-        self._proposed = {trial.number: proposed}
+        self._proposed[trial.number] = proposed
         return proposed
 
     def _best(
@@ -130,6 +129,8 @@ class CurveSampler(optuna.samplers.BaseSampler):
         observed: tuple[npt.NDArray[np.int64], Floats, Floats],
         sign: float,
         limits: Limits,
+        *,
+        repeats: Sequence[FrozenTrial] = (),
     ) -> tuple[Floats, float]:
         """Returns the candidate of the largest expected improvement, (n_columns,), and that as in `gains`."""
         known, (own, progress, values) = numbers_of(columns, trials), observed
@@ -142,6 +143,7 @@ class CurveSampler(optuna.samplers.BaseSampler):
         is_large = len(trials) > MOST_TRIALS
         process = self._fit_all(columns, points, told, trials, sign) if is_large else self._fit(columns, points, told)
         means = process.mean(configs, np.arange(len(trials))) if len(trials) else np.zeros(0)
+        twins, expected_of_twins = self._twins(columns, trials, repeats, means)
         failed = np.array([t.state == TrialState.FAIL for t in trials], dtype=bool)
         means[failed] = -np.inf
         running = np.flatnonzero([t.state == TrialState.RUNNING for t in trials])
@@ -151,6 +153,10 @@ class CurveSampler(optuna.samplers.BaseSampler):
         if len(running):  # They are taken to end as expected, so that nothing is proposed twice.
             ends = Points(configs[running], np.zeros(len(running)), running)
             process = extended(process, ends, means[running]) if is_large else process.given(ends, means[running])
+        twins = activity.blank(twins)
+        if len(twins):  # Their points are as good as those of the trials that they repeat.
+            ends = Points(twins, np.zeros(len(twins)), 1 + points.trials.max() + np.arange(len(twins)))
+            process = extended(process, ends, expected_of_twins) if is_large else process.given(ends, expected_of_twins)
         random = np.column_stack([column.draw(CANDIDATES, self._generator) for column in columns])
         random = limits.spread(random, columns)
         leaders, goal = np.argsort(-means)[:LEADERS], means.max(initial=-np.inf)
@@ -166,8 +172,32 @@ class CurveSampler(optuna.samplers.BaseSampler):
         candidates = np.concatenate([random, self._near(starts, columns, NEIGHBOURS, 0.2), given])
         cost = self._costs(columns, trials, configs)
         return self._climb(
-            process, goal, candidates, columns, activity=activity, limits=limits, proposed=configs, cost=cost
+            process,
+            goal,
+            candidates,
+            columns,
+            activity=activity,
+            limits=limits,
+            proposed=np.concatenate([configs, twins]),
+            cost=cost,
         )
+
+    def _twins(
+        self, columns: Sequence[Column], trials: Sequence[FrozenTrial], repeats: Sequence[FrozenTrial], means: Floats
+    ) -> tuple[Floats, Floats]:
+        """Returns the numbers of points that gave the configuration of another trial, and what that is to end with.
+
+        What a trial did not ask for, though it was proposed, is of its point as well: else it would be proposed again.
+        """
+        at = {t.number: i for i, t in enumerate(trials)}
+        known = [(t, at[t.user_attrs["same_as"]]) for t in repeats if t.user_attrs["same_as"] in at][-MOST_ENDS:]
+        numbers = numbers_of(columns, [t for t, _ in known])
+        for row, (t, _) in zip(numbers, known, strict=True):
+            proposed = self._proposed.get(t.number, {})
+            for i, column in enumerate(columns):
+                if math.isnan(row[i]) and column.name in proposed:
+                    row[i] = column.encode_foreign(proposed[column.name])
+        return numbers, means[[i for _, i in known]]
 
     def _costs(self, columns: Sequence[Column], trials: Sequence[FrozenTrial], configs: Floats) -> costs.Costs | None:
         """Returns what trials say of the costs of their configurations; None where that does not count."""
@@ -175,7 +205,7 @@ class CurveSampler(optuna.samplers.BaseSampler):
             return None
         longest = max((max(t.intermediate_values) for t in trials if t.intermediate_values), default=1)
         some = np.linspace(0, len(trials) - 1, min(len(trials), MOST_TRIALS)).astype(int)
-        seconds = costs.of_trials([trials[i] for i in some], [own_length(trials[i]) or longest for i in some])
+        seconds = costs.of_trials([trials[i] for i in some], [full_length(trials[i], longest) for i in some])
         categorical = np.array([column.n_choices > 0 for column in columns])
         if self._cost_theta is not None and len(self._cost_theta) != len(columns) + 5:
             self._cost_theta = None
@@ -274,17 +304,10 @@ def is_training(trial: FrozenTrial) -> bool:
 
 
 def says_nothing(trial: FrozenTrial) -> bool:
-    """Returns whether a trial was ended before it could show anything, for no fault of its configuration.
-
-    That is one whose search ended before its first epoch did, or one that was proposed while another had its
-    configuration: the study counts both as failed. A trial with an error of its own has shown that it fails.
-    """
-    if trial.state != TrialState.FAIL:
-        return False
-    error = trial.user_attrs.get("error")
-    if error is None:
-        return bool(trial.user_attrs.get("no_result")) or not trial.intermediate_values
-    return bool(trial.user_attrs.get("no_result")) or _NO_RESULT.fullmatch(str(error)) is not None
+    """Returns whether a trial was ended before it could show anything, for no fault of its configuration."""
+    return trial.state == TrialState.FAIL and has_no_result(
+        trial.user_attrs, has_epochs=bool(trial.intermediate_values)
+    )
 
 
 def tells(trial: FrozenTrial) -> bool:
@@ -298,12 +321,19 @@ def own_length(trial: FrozenTrial) -> int | None:
     return int(config["epochs"]) if isinstance(config, Mapping) and "epochs" in config else None
 
 
+def full_length(trial: FrozenTrial, longest: int) -> int:
+    """Returns the epochs of a trial's full training; those that it had, where it came to its own end early."""
+    last = max(trial.intermediate_values, default=0)
+    return last if last and trial.state == TrialState.COMPLETE else max(own_length(trial) or longest, last)
+
+
 def observations(trials: Sequence[FrozenTrial], sign: float) -> tuple[npt.NDArray[np.int64], Floats, Floats]:
     """Returns trial (its index), progress (logarithm of the share of its full length) and value of what is known.
 
     The value is the best until then, as that is what a trial ends with; a failed trial has the worst of all at its end,
-    and one that has diverged (NaN or infinity) so far has the worst where it is. Of a trial whose length the study does
-    not know, the most epochs of any trial count as its length.
+    and one that has diverged (NaN or infinity) so far has the worst where it is. A trial that ended by early stopping
+    is at its end: no more will come. Of a trial whose length the study does not know, the most epochs of any trial
+    count as its length.
     """
     longest = max((max(t.intermediate_values) for t in trials if t.intermediate_values), default=1)
     rows: list[tuple[int, float, float]] = []
@@ -311,8 +341,7 @@ def observations(trials: Sequence[FrozenTrial], sign: float) -> tuple[npt.NDArra
         if t.state == TrialState.FAIL:
             rows += [] if says_nothing(t) else [(i, 0.0, math.nan)]
             continue
-        last = max(t.intermediate_values, default=0)
-        length = max(own_length(t) or longest, last)
+        last, length = max(t.intermediate_values, default=0), full_length(t, longest)
         levels = {length // LEVEL_RATIO**k for k in range(1 + int(math.log(length, LEVEL_RATIO) + 1e-9))}
         best = math.nan
         for epoch, value in sorted(t.intermediate_values.items()):

@@ -139,6 +139,24 @@ def shared(earlier: Sequence[EarlierRun], space: Space, epochs: int) -> list[str
     return sentences
 
 
+def taken(earlier: Sequence[EarlierRun], space: Space, epochs: int, sampler: str) -> str:
+    """Returns what a sampler that does not learn from earlier runs takes of them.
+
+    Raises:
+        UserError: It can take nothing of one, as no point of that is one of the space.
+    """
+    for run in earlier:
+        if not best_points([trials_of(run)], space, epochs, n=1):
+            raise UserError(
+                f"{OPTION} must name runs with a point of the space {space.name} where the sampler is {sampler}, which "
+                f"begins with the best of their points, but got {run.name!r}: none of its "
+                f"{counted(len(run.trials), 'trial')} has all hyperparameters of the space within their ranges. Leave "
+                "it out, or choose --sampler curves, which learns from those in common."
+            )
+    n = len(best_points(map(trials_of, earlier), space, epochs))
+    return f"The sampler {sampler} begins with their best {counted(n, 'point')}, and learns nothing else of them."
+
+
 def begin(path: Path, sampler: optuna.samplers.BaseSampler, space: Space, epochs: int) -> Space:
     """Has a sampler begin with what is in a run's folder of earlier runs; returns the space with its first points.
 

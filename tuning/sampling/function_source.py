@@ -4,6 +4,8 @@ The file is the function's source and that of what it reads: values that can be 
 of the user's, and imports. What cannot be kept is refused.
 """
 
+import __future__
+
 import ast
 import builtins
 import dis
@@ -16,6 +18,8 @@ from typing import Any
 
 from tuning.base.errors import UserError
 
+# The part that stands first: annotations are not evaluated, as they may name what only a type checker imports.
+_FUTURE = "__future__"
 _INSTEAD = 'Define it in the function, or write the space to a file, and pass space="FILE.py".'
 
 
@@ -59,7 +63,7 @@ def module_of(function: Callable[..., Any], note: Callable[[str], None] = print)
     if called != "space" and "space" in parts:
         raise UserError(f"{called} must read nothing called 'space', which its run calls {called} itself. {_INSTEAD}")
     alias = "" if called == "space" else f"\n\nspace = {called}\n"
-    return "\n".join(parts.values()) + alias
+    return "\n".join([*([parts.pop(_FUTURE)] if _FUTURE in parts else []), *parts.values()]) + alias
 
 
 def _keep(name: str, value: Any, parts: dict[str, str], known: dict[str, Any], reader: str = "") -> None:
@@ -83,10 +87,13 @@ def _keep(name: str, value: Any, parts: dict[str, str], known: dict[str, Any], r
             raise UserError(f"space must read only what its run can keep, but {reader} reads {name!r}. {_INSTEAD}")
         try:
             text = textwrap.dedent(inspect.getsource(value))
-            code = compile(ast.parse(text), "<space>", "exec")
+            tree, flags = ast.parse(text), _future(value)
+            code = compile(tree, "<space>", "exec", flags)
         except (OSError, TypeError, SyntaxError) as error:
             raise UserError(f"The source of {name} cannot be had: {error}. {_INSTEAD}") from error
         around = _around(value)
+        if flags:
+            parts[_FUTURE] = "from __future__ import annotations\n"
         if inspect.isfunction(value):
             _check_bound(name, value, text, around)
         for read in sorted(set(_loads(code))):
@@ -100,7 +107,34 @@ def _keep(name: str, value: Any, parts: dict[str, str], known: dict[str, Any], r
                 _keep(read, meant, parts, known, name)
             else:
                 known[read] = meant
+        for module in _submodules(tree, around):  # `import a.b` gives the name `a`.
+            parts[module] = f"import {module} as _{module.replace('.', '_')}\n"
     parts[name] = text
+
+
+def _future(value: Any) -> int:
+    """Returns the flag of `from __future__ import annotations` where the module of a function or class has that."""
+    flag = __future__.annotations.compiler_flag
+    if inspect.isfunction(value):
+        return value.__code__.co_flags & flag
+    return flag if _around(value).get("annotations") is __future__.annotations else 0
+
+
+def _submodules(tree: ast.Module, around: Mapping[str, Any]) -> list[str]:
+    """Returns the modules that are read as attributes of other ones, and were imported."""
+    found = set()
+    for node in ast.walk(tree):
+        names: list[str] = []
+        while isinstance(node, ast.Attribute):
+            names, node = [node.attr, *names], node.value
+        module = around.get(node.id) if isinstance(node, ast.Name) else None
+        for name in names:
+            called = f"{module.__name__}.{name}" if isinstance(module, ModuleType) else ""
+            module = getattr(module, name, None)
+            if not isinstance(module, ModuleType) or sys.modules.get(called) is not module:
+                break
+            found.add(called)
+    return sorted(found)
 
 
 def _is_same(name: str, one: Any, other: Any) -> bool:

@@ -4,13 +4,17 @@ Nothing here asks or changes the study: `study.py` fills this in.
 """
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 PAUSED = "paused"  # A state, and an attribute of trials that wait until the scheduler has them go on.
 ALONE = "alone"  # An attribute of trials that run alone on their device.
+NODE_LOST = "node_lost"  # An attribute of trials that failed for good because their nodes were lost.
+# What version 0.2.0 wrote as the error of a trial that has shown nothing.
+_NO_RESULT = re.compile(r"stopped by .* before its first epoch ended|same configuration as trial \d+, which is running")
 
 
 @dataclass
@@ -46,6 +50,12 @@ class KnownTrial:
     def has_finished(self) -> bool:
         """Whether it has come to its own end: its full length, or early stopping."""
         return bool(self.attrs.get("finished"))
+
+    @property
+    def failed_by_itself(self) -> bool:
+        """Whether it failed for good, and would again: not where its search ended first, or its nodes were lost."""
+        by_others = self.attrs.get(NODE_LOST) or has_no_result(self.attrs, has_epochs=bool(self.epochs))
+        return self.state == "failed" and not by_others
 
     @property
     def is_duplicate(self) -> bool:
@@ -117,9 +127,10 @@ class KnownTrials(dict[int, KnownTrial]):
         return next((trial for trial in self.values() if trial.state == state), None)
 
     def same(self, config_hash: str) -> KnownTrial | None:
-        """Returns the trial that runs or ran a configuration and did not fail."""
-        of_config = (trial for trial in self.values() if trial.config_hash == config_hash)
-        return next((trial for trial in of_config if trial.state != "failed" and not trial.is_duplicate), None)
+        """Returns the trial that runs or ran a configuration, or else one that failed by itself."""
+        same = [t for t in self.values() if t.config_hash == config_hash and not t.is_duplicate]
+        told = [t for t in same if t.state != "failed"] + [t for t in same if t.failed_by_itself]
+        return next(iter(told), None)
 
     def shown(self, *, interrupted: bool = False) -> dict[int, tuple[dict[str, Any], list[dict[str, Any]]]]:
         """Returns hyperparameters and epochs of each trial that has ended or paused, for a new scheduler to learn.
@@ -143,6 +154,18 @@ class KnownTrials(dict[int, KnownTrial]):
                 seconds = timedelta(seconds=total(trial.epochs, "epoch_seconds"))
                 times.append((datetime.fromisoformat(started) + seconds).isoformat())
         return [datetime.fromisoformat(moment) for moment in times if moment]
+
+
+def has_no_result(attrs: Mapping[str, Any], *, has_epochs: bool) -> bool:
+    """Returns whether a failed trial was ended before it could show anything, for no fault of its configuration.
+
+    That is one whose search ended before its first epoch did, or one that was proposed while another had its
+    configuration: the study counts both as failed. A trial with an error of its own has shown that it fails.
+    """
+    error = attrs.get("error")
+    if attrs.get("no_result"):
+        return True
+    return not has_epochs if error is None else _NO_RESULT.fullmatch(str(error)) is not None
 
 
 def total(rows: Iterable[dict[str, Any]], name: str) -> float:

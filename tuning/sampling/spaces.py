@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 
 from tuning.base import files
 from tuning.base.config import TrainConfig, parse_config
@@ -307,7 +308,7 @@ def _check_ends(space: Space, study: optuna.Study, epochs: int) -> None:
 def check_gpu_only(space: Space, epochs: int) -> None:
     """Raises UserError where `GPU_ONLY` has what could not be left out: no choice of a `suggest_categorical`."""
     study = _random_study(space)
-    seen: dict[str, optuna.distributions.BaseDistribution] = {}
+    seen: dict[str, BaseDistribution] = {}
     for _ in range(_MOST_DRAWS):
         if set(space.gpu_only) <= set(seen):
             break
@@ -336,6 +337,18 @@ def draw_points(space: Space, epochs: int) -> list[optuna.trial.FrozenTrial]:
 
 def point_of(space: Space, values: Mapping[str, Any], epochs: int) -> dict[str, Any] | None:
     """Returns those of some values by name that are a point of a space; None where it asks for more, or for others."""
+    fixed = _asked(space, values, epochs)
+    return dict(fixed.params) if fixed is not None and space.is_possible(fixed.params) else None
+
+
+def gives(space: Space, params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution], epochs: int) -> bool:
+    """Returns whether a space, at a point, asks for its parameters from these ranges and choices, and for no others."""
+    fixed = _asked(space, params, epochs)
+    return fixed is not None and fixed.distributions == distributions
+
+
+def _asked(space: Space, values: Mapping[str, Any], epochs: int) -> optuna.trial.FixedTrial | None:
+    """Returns the trial of those of some values that a space asks for; None where it asks for more, or for others."""
     fixed = optuna.trial.FixedTrial(dict(values))
     with warnings.catch_warnings():
         for message in _WRONG:
@@ -344,4 +357,4 @@ def point_of(space: Space, values: Mapping[str, Any], epochs: int) -> dict[str, 
             space.sample(fixed, epochs)
         except UserError:
             return None
-    return dict(fixed.params) if space.is_possible(fixed.params) else None
+    return fixed

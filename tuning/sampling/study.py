@@ -26,9 +26,9 @@ from tuning.base.threads import one_thread
 from tuning.runs import run_folder, schema, study_file
 from tuning.runs.run_folder import Run
 from tuning.runs.study_file import EPOCH
-from tuning.sampling import convergence, recalled_trials, study_frames, study_storage
+from tuning.sampling import convergence, recalled_trials, spaces, study_frames, study_storage
 from tuning.sampling.costs import LOST
-from tuning.sampling.known_trials import ALONE, PAUSED, KnownTrial, KnownTrials
+from tuning.sampling.known_trials import ALONE, NODE_LOST, PAUSED, KnownTrial, KnownTrials
 from tuning.sampling.recalled_trials import OF_END, OF_TRIAL, STATES
 from tuning.sampling.spaces import Space
 from tuning.sampling.study_frames import StudyFrames
@@ -116,6 +116,7 @@ class RunStudy:
         _check_belongs(path, trials, numbers)
         self._space = space.as_recorded(trials)
         self._recall(trials, epoch_rows)
+        self._first_of_space = self._since_when(trials)
         self._began = max([datetime.now(UTC), *self.trials.moments()])
         for trial in [trial for trial in self.trials.values() if not trial.has_ended]:
             self._resume(trial, ended.get(trial.number))
@@ -137,6 +138,17 @@ class RunStudy:
                 for row in known.epochs:
                     if row["epoch"] not in trial.intermediate_values:
                         self._tell_epoch(known, row)
+
+    def _since_when(self, trials: Sequence[FrozenTrial]) -> int:
+        """Returns the number from which on what was expected of proposals counts: those before were of another space.
+
+        As many of the last ones are looked at as it takes to know that nothing is left to gain.
+        """
+        proposed = [t for t in trials if t.user_attrs.get("gain") is not None and t.user_attrs.get("same_as") is None]
+        for trial in proposed[: -convergence.PROPOSALS - 1 : -1]:
+            if not spaces.gives(self._space, trial.params, trial.distributions, self._epochs):
+                return trial.number + 1
+        return 0
 
     def _resume(self, trial: KnownTrial, ended: Mapping[str, Any] | None) -> None:
         """Decides what becomes of a trial that the study does not know to have ended; `ended` is what its frame has."""
@@ -161,15 +173,23 @@ class RunStudy:
 
     @property
     def has_converged(self) -> bool:
-        """Whether nothing is left to gain; never, with a sampler that does not say what it expects."""
+        """Whether nothing is left to gain: with a sampler that does not say what it expects, if a trial is perfect."""
         numbers = sorted(self.trials)
-        gains = [float(gain) for n in numbers if (gain := self.trials[n].attrs.get("gain")) is not None]
+        own = [self.trials[n] for n in numbers if not self.trials[n].is_duplicate]  # A repeat is no other proposal.
+        gained = [t for t in own if t.number >= self._first_of_space and t.attrs.get("gain") is not None]
+        gains = [float(t.attrs["gain"]) for t in gained]
         if not convergence.expects_nothing(gains):
-            return False
-        known = [t for n in numbers if (t := self.trials[n]).has_ended or t.state == PAUSED]
-        rows = [self.row(t.number) for t in known if not t.is_duplicate]
+            return self.is_perfect
+        known = [t for t in own if t.has_ended or t.state == PAUSED]
+        rows = [self.row(t.number) for t in known]
         merits = [-math.inf if r["state"] == "failed" else self._metric.merit(r["valid_score"]) for r in rows]
         return convergence.has_converged(gains, merits)
+
+    @property
+    def is_perfect(self) -> bool:
+        """Whether a trial that has ended or paused has the greatest merit that there is."""
+        shown = [t for t in self.trials.values() if t.state in ("complete", "pruned", PAUSED)]
+        return any(self._metric.merit(row["valid_score"]) >= convergence.PERFECT for t in shown for row in t.epochs)
 
     @one_thread()  # Trials train beside the sampler.
     def ask(self) -> Proposal | None:
@@ -272,6 +292,9 @@ class RunStudy:
             self._keep(known, no_result=True)
             self._end(known, TrialState.FAIL, error=f"same configuration as trial {same.number}, which is running")
             return
+        if same.state == "failed":
+            self._end(known, TrialState.FAIL, error=f"same configuration as trial {same.number}, which failed")
+            return
         for row in same.epochs:
             self._tell_epoch(known, row)
         self._end(known, TrialState.COMPLETE if same.state == "complete" else TrialState.PRUNED)
@@ -332,8 +355,10 @@ class RunStudy:
             at = trial.epochs[-1].get("at") if trial.is_paused else None
             self._end(trial, state, stopped_by=finished or stopped_by, at=at)
 
-    def fail(self, number: int, error: str) -> None:
-        """Tells the sampler that a trial failed for good, and why."""
+    def fail(self, number: int, error: str, *, node_lost: bool = False) -> None:
+        """Tells the sampler that a trial failed for good, and why; with `node_lost` its configuration may work."""
+        if node_lost:
+            self._keep(self.trials[number], **{NODE_LOST: True})
         self._end(self.trials[number], TrialState.FAIL, error=masked(error))
 
     def close(self, stopped_by: str | None) -> None:

@@ -174,7 +174,7 @@ class Recorder(_NotRestored, tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tells that a trial failed for good."""
         with self._session.guard():
-            self._session.failed(trial.config["trial"], _last_error(trial))
+            self._session.failed(trial.config["trial"], _last_error(trial), _last_failure(trial))
 
 
 def _last_failure(trial: Any) -> str:

@@ -47,7 +47,7 @@ def seconds_left(trials: Sequence[Timed], n_to_come: int, slots: int) -> float |
     for trial in trials:
         if trial.running:
             takes = mean if trial.epoch_seconds is None else trial.epoch_seconds * trial.length
-            done = min(steps, round(trial.epochs * steps / trial.length))
+            done = min(steps, trial.epochs * steps // trial.length)
             rest = sum(goes_on[done:]) / goes_on[done] / steps if done < steps else 0.0
             running.append(max(0.0, rest * takes - trial.since))
     to_come = n_to_come * mean * sum(goes_on) / steps
@@ -66,6 +66,6 @@ def survival(trials: Sequence[Timed]) -> list[float]:
     for step in range(1, steps):
         came = [trial for trial in trials if trial.epochs * steps >= step * trial.length]
         stopped = [t for t in came if not t.running and t.epochs < t.length]
-        n_here = sum(round(t.epochs * steps / t.length) == step for t in stopped)
+        n_here = sum(t.epochs * steps // t.length == step for t in stopped)  # The last step that it came to.
         goes_on.append(goes_on[-1] * (1 - (n_here + 1 / (step + 1)) / (len(came) + 1)))
     return goes_on

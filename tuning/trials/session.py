@@ -314,14 +314,19 @@ class Session:
         self.study.finish(number, "scheduler")
         self._after(number)
 
-    def failed(self, number: int, error: str) -> None:
+    def failed(self, number: int, error: str, failure: str = "") -> None:
         """Records that a trial failed for good; where all fail before any other has an epoch, the search ends.
+
+        Args:
+            number: Of the trial.
+            error: What went wrong, in a line.
+            failure: All that Ray says of it.
 
         Raises:
             UserError: They all did; or as `_check_disk`.
         """
         _check_disk(error)
-        self.study.fail(number, error)
+        self.study.fail(number, error, node_lost=bool(ray_internals.LOST_NODE.search(failure)))
         self._after(number)
         self._n_failures += 1
         trials = self.study.trials

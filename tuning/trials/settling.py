@@ -14,7 +14,7 @@ from typing import Any
 from tuning.base import files, locks, machine, own_model, rim
 from tuning.base.doors import Asked
 from tuning.base.errors import UserError, counted
-from tuning.base.registries import METRICS
+from tuning.base.registries import METRICS, SAMPLERS
 from tuning.images.options import READING, source_of
 from tuning.images.source import Source
 from tuning.runs import run_folder, schema
@@ -171,7 +171,7 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
         sampler, until_converged=bool(asked.until_converged), cost=asked.cost, two_objectives=asked.minimize is not None
     )
     check_audit(asked.audit, scheduler)
-    start_from, earlier, begins = _earlier(asked, source, own)
+    start_from, earlier, begins = _earlier(asked, source, own, sampler)
     taken: Collection[str] = ()
     storage = asked.storage
     if storage is not None:
@@ -241,13 +241,15 @@ def _too_few_samples(settings: Settings) -> str:
     if not settings.until_converged or settings.start_from is not None or settings.samples > needed:
         return ""
     return (
-        f"--until-converged cannot end this search before its {counted(settings.samples, 'sample')}: it judges "
-        f"{PROPOSALS} proposals of the sampler in a row, which come after the first {N_STARTUP} trials. Take more than "
-        f"{needed} --samples."
+        f"--until-converged cannot end this search before its {counted(settings.samples, 'sample')}, unless a trial is "
+        f"perfect: it judges {PROPOSALS} proposals of the sampler in a row, which come after the first {N_STARTUP} "
+        f"trials. Take more than {needed} --samples."
     )
 
 
-def _earlier(asked: Asked, source: str, own: str) -> tuple[list[str] | None, tuple[EarlierRun, ...], list[str]]:
+def _earlier(
+    asked: Asked, source: str, own: str, sampler: str
+) -> tuple[list[str] | None, tuple[EarlierRun, ...], list[str]]:
     """Returns the names of the runs that a search begins with, what it takes from them, and what to say of that."""
     if asked.start_from is None or asked.start_from == []:
         return None, (), []
@@ -256,7 +258,10 @@ def _earlier(asked: Asked, source: str, own: str) -> tuple[list[str] | None, tup
     runs, notes = list(_runs_named(asked.start_from)), list[str]()
     found = earlier.read(runs, METRICS[asked.metric], notes.append)
     space = replace(spaces.load_space(source), own=own)
-    notes += earlier.shared(found, space, asked.epochs or DEFAULT_EPOCHS["cpu"])
+    epochs = asked.epochs or DEFAULT_EPOCHS["cpu"]
+    notes += earlier.shared(found, space, epochs)
+    if not SAMPLERS[sampler].reads_earlier:
+        notes.append(earlier.taken(found, space, epochs, sampler))
     here = run_folder.run_names()
     return [run.name if files.called(run.path) in here else str(run.path.absolute()) for run in runs], found, notes
 

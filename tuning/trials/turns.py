@@ -116,12 +116,10 @@ class Turns:
             self.converged_after = None
         elif self.converged_after is None:
             self.converged_after = self._study.trials.n_tried
-            ends = (
-                " The search ends with the trials that run, unless one is better."
-                if self.settings.until_converged
-                else ""
-            )
-            self._note(f"{convergence.said(self.converged_after)}{ends}")
+            perfect = self._study.is_perfect
+            ends = f" The search ends with the trials that run{'' if perfect else ', unless one is better'}."
+            said = convergence.said(self.converged_after, perfect=perfect)
+            self._note(f"{said}{ends if self.settings.until_converged else ''}")
         return found
 
     def wait_alone(self, number: int) -> Mapping[str, float]:
