@@ -88,6 +88,15 @@ def test_a_perfect_trial_leaves_nothing_to_gain_unless_it_failed(
     assert found == [(False, False), (False, False), (True, True)]
 
 
+def test_where_something_else_counts_too_a_perfect_trial_leaves_that_to_gain(tmp_path: Path) -> None:
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    study = RunStudy(tmp_path, load_space("smoke"), sampler, epochs=1, seed=0, minimize="n_parameters")
+    proposal = ask(study)
+    study.report(proposal.number, epoch(1, 1.0, "length") | {"valid_score": 1.0, "n_parameters": 5_000})
+    study.finish(proposal.number, "scheduler")
+    assert not study.has_converged and not study.is_perfect
+
+
 def test_failed_trials_are_no_best(tmp_path: Path) -> None:
     study = searched(tmp_path, CurveSampler(0, 3), 40)
     for _ in range(3):

@@ -143,7 +143,7 @@ class CurveSampler(optuna.samplers.BaseSampler):
         is_large = len(trials) > MOST_TRIALS
         process = self._fit_all(columns, points, told, trials, sign) if is_large else self._fit(columns, points, told)
         means = process.mean(configs, np.arange(len(trials))) if len(trials) else np.zeros(0)
-        twins, expected_of_twins = self._twins(columns, trials, repeats, means)
+        again, expected_again = self._repeated(columns, trials, repeats, means)
         failed = np.array([t.state == TrialState.FAIL for t in trials], dtype=bool)
         means[failed] = -np.inf
         running = np.flatnonzero([t.state == TrialState.RUNNING for t in trials])
@@ -153,10 +153,10 @@ class CurveSampler(optuna.samplers.BaseSampler):
         if len(running):  # They are taken to end as expected, so that nothing is proposed twice.
             ends = Points(configs[running], np.zeros(len(running)), running)
             process = extended(process, ends, means[running]) if is_large else process.given(ends, means[running])
-        twins = activity.blank(twins)
-        if len(twins):  # Their points are as good as those of the trials that they repeat.
-            ends = Points(twins, np.zeros(len(twins)), 1 + points.trials.max() + np.arange(len(twins)))
-            process = extended(process, ends, expected_of_twins) if is_large else process.given(ends, expected_of_twins)
+        again = activity.blank(again)
+        if len(again):  # Their points are as good as those of the trials that they repeat.
+            ends = Points(again, np.zeros(len(again)), 1 + points.trials.max() + np.arange(len(again)))
+            process = extended(process, ends, expected_again) if is_large else process.given(ends, expected_again)
         random = np.column_stack([column.draw(CANDIDATES, self._generator) for column in columns])
         random = limits.spread(random, columns)
         leaders, goal = np.argsort(-means)[:LEADERS], means.max(initial=-np.inf)
@@ -178,11 +178,11 @@ class CurveSampler(optuna.samplers.BaseSampler):
             columns,
             activity=activity,
             limits=limits,
-            proposed=np.concatenate([configs, twins]),
+            proposed=np.concatenate([configs, again]),
             cost=cost,
         )
 
-    def _twins(
+    def _repeated(
         self, columns: Sequence[Column], trials: Sequence[FrozenTrial], repeats: Sequence[FrozenTrial], means: Floats
     ) -> tuple[Floats, Floats]:
         """Returns the numbers of points that gave the configuration of another trial, and what that is to end with.

@@ -187,7 +187,9 @@ class RunStudy:
 
     @property
     def is_perfect(self) -> bool:
-        """Whether a trial that has ended or paused has the greatest merit that there is."""
+        """Whether a trial that has ended or paused has the greatest merit that there is, where nothing else counts."""
+        if self._minimize is not None:
+            return False
         shown = [t for t in self.trials.values() if t.state in ("complete", "pruned", PAUSED)]
         return any(self._metric.merit(row["valid_score"]) >= convergence.PERFECT for t in shown for row in t.epochs)
 
