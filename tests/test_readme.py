@@ -57,6 +57,8 @@ CHEAPER = {
     "--train-images 8000",
     "python -m tuning.final --config resnet8-30-minutes --seeds 3 --model-dir thirty": "--epochs 1 --seeds 1 "
     "--threads 1 --dataset photos/ --folds 0",
+    "python -m tuning.final --config resnet20-30-minutes --seeds 3 --model-dir larger": "--epochs 1 --seeds 1 "
+    "--threads 1 --dataset photos/ --folds 0",
 }
 # What a snippet has in place of its own arguments, for the same reason.
 SMALLER = {
