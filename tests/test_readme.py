@@ -118,7 +118,7 @@ def test_every_command_and_snippet_runs_in_the_order_of_the_pages(wheel: Mapping
     for command, text in printed.items():
         if "search" in command and "--dry-run" not in command:
             assert "Next: python -m tuning." in text, command
-    assert sum("Next: python -m tuning.predict" in text for text in printed.values()) == 6
+    assert sum("Next: python -m tuning.predict" in text for text in printed.values()) == 7
     assert (tmp_path / "best_model" / "pca.png").stat().st_size > 20_000
     assert len(run_folder.load("first", tmp_path / "results").trials) == 6
 
