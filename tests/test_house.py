@@ -169,7 +169,7 @@ def test_imports_between_rooms_run_one_way(name: str) -> None:
     ("library", "rooms", "files"),
     [
         ("ray", {"trials", "remote"}, set()),
-        ("optuna", {"sampling"}, {"figures/importances", "trials/estimate", "trials/loading"}),
+        ("optuna", {"sampling"}, {"figures/importances", "trials/kinds", "trials/loading"}),
     ],
 )
 def test_only_some_rooms_name_ray_and_optuna(library: str, rooms: set[str], files: set[str]) -> None:

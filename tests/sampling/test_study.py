@@ -597,9 +597,9 @@ def test_a_configuration_is_run_once_and_its_twin_gets_its_result(tmp_path: Path
     assert sorted(sizes) == [8, 16, 32]
     assert study.trials.n_finished == 3
     trials = run_folder.Run(tmp_path).trials
-    twins = trials[trials["stopped_by"].str.startswith("same configuration as trial")]
-    assert len(twins) == len(trials) - 3 > 0
-    assert (twins["seconds"] == 0).all()
+    repeats = trials[trials["stopped_by"].str.startswith("same configuration as trial")]
+    assert len(repeats) == len(trials) - 3 > 0
+    assert (repeats["seconds"] == 0).all()
     for trial in study.study.trials:
         assert trial.state == TrialState.COMPLETE
         assert trial.value == trial.params["batch_size"] / 100
@@ -637,10 +637,10 @@ def test_a_configuration_that_fails_is_run_once(tmp_path: Path) -> None:
     assert sorted(sizes) == [8, 16, 32]
     assert (study.trials.n_finished, study.trials.n_failed) == (5, 2)
     trials = run_folder.Run(tmp_path).trials
-    twins = trials[trials["attempt"] == 0]
-    failed = twins[twins["config/batch_size"] == 32]
+    repeats = trials[trials["attempt"] == 0]
+    failed = repeats[repeats["config/batch_size"] == 32]
     assert (failed["state"] == "failed").all() and (failed["error"] == "CUDA out of memory").all() and len(failed)
-    assert (twins["seconds"] == 0).all() and twins["stopped_by"].str.startswith("same configuration as trial").all()
+    assert (repeats["seconds"] == 0).all() and repeats["stopped_by"].str.startswith("same configuration as trial").all()
 
 
 def test_a_closed_study_is_one_file_that_waits_for_the_disk_now_and_then(study: RunStudy, tmp_path: Path) -> None:

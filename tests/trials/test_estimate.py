@@ -21,9 +21,10 @@ from tuning.base.errors import UserError
 from tuning.images.splitting import Splits
 from tuning.sampling.spaces import load_space
 from tuning.trials import estimate, loading
-from tuning.trials.estimate import Cost
+from tuning.trials.kinds import Cost, kinds
 from tuning.trials.schedulers import METRIC
 from tuning.trials.settings import Settings
+from tuning.trials.simulated_searches import START_SECONDS, simulate
 from tuning.trials.slots import SlotRequest, plan_slots
 
 
@@ -46,18 +47,18 @@ def cost(seconds: float, share: float = 1.0, epochs: int = 4) -> Cost:
 
 
 def test_without_a_scheduler_the_time_is_the_work_over_the_slots() -> None:
-    assert estimate.simulate(settings(), [cost(10.0)], n=3) == pytest.approx(6 * 4 * 10 / 2 + estimate.START_SECONDS)
-    one_slot = estimate.simulate(settings(concurrency=1), [cost(10.0)], n=1)
-    assert one_slot == pytest.approx(6 * 4 * 10 + estimate.START_SECONDS)
+    assert simulate(settings(), [cost(10.0)], n=3) == pytest.approx(6 * 4 * 10 / 2 + START_SECONDS)
+    one_slot = simulate(settings(concurrency=1), [cost(10.0)], n=1)
+    assert one_slot == pytest.approx(6 * 4 * 10 + START_SECONDS)
 
 
 def test_slots_that_wait_for_the_last_trial_are_counted() -> None:
-    assert estimate.simulate(settings(samples=3), [cost(10.0)], n=1) == pytest.approx(80 + estimate.START_SECONDS)
+    assert simulate(settings(samples=3), [cost(10.0)], n=1) == pytest.approx(80 + START_SECONDS)
 
 
 def test_a_time_budget_bounds_the_estimate_and_an_audit_is_named() -> None:
     costs = [cost(10.0)]
-    assert estimate.summarise(settings(time_budget=60.0), costs)["seconds"] == 60 + estimate.START_SECONDS
+    assert estimate.summarise(settings(time_budget=60.0), costs)["seconds"] == 60 + START_SECONDS
     bounded = settings(time_budget=9e9, audit=2, device="cpu")
     found = estimate.summarise(bounded, costs)
     assert found == estimate.summarise(settings(), costs)
@@ -66,14 +67,14 @@ def test_a_time_budget_bounds_the_estimate_and_an_audit_is_named() -> None:
 
 def test_kinds_come_in_their_shares() -> None:
     costs = [cost(10.0, share=0.75), cost(30.0, share=0.25)]
-    times = estimate.simulate(settings(samples=40, concurrency=1), costs, n=200) - estimate.START_SECONDS
+    times = simulate(settings(samples=40, concurrency=1), costs, n=200) - START_SECONDS
     assert np.mean(times) == pytest.approx(40 * 4 * 15, rel=0.05)
 
 
 def test_a_scheduler_that_stops_trials_saves_time() -> None:
     long = settings(samples=30, epochs=18)
-    stopped = estimate.simulate(settings(**{**vars(long), "scheduler": "asha"}), [cost(10.0, epochs=18)], n=20)
-    assert stopped.mean() < 0.6 * estimate.simulate(long, [cost(10.0, epochs=18)], n=1)[0]
+    stopped = simulate(settings(**{**vars(long), "scheduler": "asha"}), [cost(10.0, epochs=18)], n=20)
+    assert stopped.mean() < 0.6 * simulate(long, [cost(10.0, epochs=18)], n=1)[0]
     assert stopped.min() > 30 * 2 * 10 / 2
 
 
@@ -86,7 +87,7 @@ def test_a_simulated_scheduler_sees_accuracies_that_rise(monkeypatch: pytest.Mon
             return super().on_trial_result(tune_controller, trial, result)
 
     monkeypatch.setattr("tuning.trials.schedulers.none", lambda epochs, seed: Spy())
-    estimate.simulate(settings(samples=40, epochs=6), [cost(1.0, epochs=6)], n=1)
+    simulate(settings(samples=40, epochs=6), [cost(1.0, epochs=6)], n=1)
     curves = np.array([[told[str(number), epoch] for epoch in range(1, 7)] for number in range(40)])
     assert (np.diff(curves) >= 0).all()  # The best so far, as a search shows it.
     assert (np.diff(curves.mean(axis=0)) > 0.02).all()
@@ -97,28 +98,28 @@ def test_a_simulated_search_begins_with_the_first_points_and_a_resumed_one_after
     first = "FIRST = [{'width': 8}, {'width': 4}]\n"
     (tmp_path / "mine.py").write_text(f"{first}def space(trial):\n    {body}\n", encoding="utf-8")
     space = load_space(str(tmp_path / "mine.py"))
-    found, begins = estimate.kinds(space, epochs=9)
+    found, begins = kinds(space, epochs=9)
     assert [config.width for config in begins] == [8, 4]
     seconds = {4: 1.0, 8: 100.0}
     costs = [Cost(config, float(config.width == 4), seconds[config.width], 1, 1) for config, _ in found]
     one = settings(samples=3, concurrency=1)
-    assert estimate.simulate(one, costs, n=1) == pytest.approx(3 * 4 + estimate.START_SECONDS)
-    assert estimate.simulate(one, costs, begins, n=1) == pytest.approx(4 * (100 + 2) + estimate.START_SECONDS)
-    resumed = estimate.simulate(one, costs, begins, n_done=1, n=1)
-    assert resumed == pytest.approx(4 * 2 + estimate.START_SECONDS)
+    assert simulate(one, costs, n=1) == pytest.approx(3 * 4 + START_SECONDS)
+    assert simulate(one, costs, begins, n=1) == pytest.approx(4 * (100 + 2) + START_SECONDS)
+    resumed = simulate(one, costs, begins, n_done=1, n=1)
+    assert resumed == pytest.approx(4 * 2 + START_SECONDS)
     assert estimate.summarise(one, costs, begins, n_done=1)["samples"] == 2
 
 
 def test_a_sampler_that_learns_may_come_to_prefer_what_is_slow() -> None:
     costs = [cost(10.0, share=0.5), Cost(TrainConfig(epochs=4, width=32), 0.5, 30.0, 1, 1)]
-    at_random = estimate.simulate(settings(samples=30), costs)
-    guided = estimate.simulate(settings(samples=30, sampler="curves"), costs)
+    at_random = simulate(settings(samples=30), costs)
+    guided = simulate(settings(samples=30, sampler="curves"), costs)
     assert guided.mean() > 1.05 * at_random.mean() and guided.std() > at_random.std()
 
 
 def test_a_simulated_trial_is_as_long_as_its_space_says() -> None:
     asha = {"samples": 30, "scheduler": "asha", "concurrency": 1}
-    seconds = estimate.simulate(settings(epochs=2, **asha), [cost(10.0, epochs=12)], n=20) - estimate.START_SECONDS
+    seconds = simulate(settings(epochs=2, **asha), [cost(10.0, epochs=12)], n=20) - START_SECONDS
     assert seconds.mean() > 30 * 3 * 10
 
 
@@ -127,7 +128,7 @@ def test_a_space_that_sets_the_epochs_has_a_kind_for_each_but_a_step_is_measured
 ) -> None:
     body = "return {'width': 4, 'epochs': trial.suggest_int('epochs', 2, 5)}"
     (tmp_path / "mine.py").write_text(f"def space(trial):\n    {body}\n", encoding="utf-8")
-    found, first = estimate.kinds(load_space(str(tmp_path / "mine.py")), epochs=9)
+    found, first = kinds(load_space(str(tmp_path / "mine.py")), epochs=9)
     assert first == []
     assert sorted(config.epochs for config, _ in found) == [2, 3, 4, 5]
     measured = []
@@ -215,7 +216,7 @@ def test_a_worker_that_the_system_killed_is_said(
 def test_the_kinds_of_the_default_space_are_its_networks_and_batch_sizes() -> None:
     space = load_space("resnet")
     space = space.without(space.gpu_only)
-    found, first = estimate.kinds(space, epochs=6)
+    found, first = kinds(space, epochs=6)
     assert [config.architecture for config in first] == ["resnet14", "resnet20", "resnet14"]
     assert {config.architecture for config, _ in found} == {"resnet8", "resnet14", "resnet20"}
     assert {config.batch_size for config, _ in found} == {64, 128, 256}

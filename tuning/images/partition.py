@@ -305,10 +305,10 @@ def _completed(labels: Integers, units: Integers, valid: Flags, order: Integers)
     """Returns which are valid, changed as `on_both_sides` says, classes in this order; or None and who cannot be."""
     n_classes = int(labels.max(initial=-1)) + 1
     total = np.bincount(labels, minlength=n_classes)
-    for label in order:
-        if not (labels[~valid] == label).any():
+    for label in order[~np.isin(order, labels[~valid])]:
+        if not (labels[~valid] == label).any():  # What another class got back may have it.
             valid[units == _by_size(units, labels == label)[0]] = False
-    for label in order:
+    for label in order[~np.isin(order, labels[valid])]:
         if (labels[valid] == label).any():
             continue
         in_train = np.bincount(labels[~valid], minlength=n_classes)

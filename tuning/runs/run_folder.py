@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 RESULTS, MODEL_DIR = files.RESULTS, files.MODEL_DIR
 WORDS = ("latest", "list", "compare")  # what the command understands, so that no run may be called it
-LATER_HARDWARE = "later_hardware"  # What `meta.json` calls the other machines on which a run was gone on with.
+LATER_HARDWARE = "later_hardware"  # What `meta.json` calls the other machines on which a run was resumed.
 VALID_IMAGES_BEFORE = 5_000  # Of the valid split, where an earlier version kept no number, as it did of fewer.
 
 # The types of the settings that are read here and elsewhere without a check of their own.
@@ -350,7 +350,7 @@ def is_missing(frame: Path) -> bool:
 def mend(run: Run, note: Callable[[str], None]) -> None:
     """Makes the frames of a run readable before it is resumed: what is damaged is kept beside them.
 
-    Frames that lack their rows then are for `tuning.sampling.study.write_missing`.
+    Frames that lack their rows then are for `tuning.sampling.missing_frames.write_missing`.
 
     Args:
         run: Nothing else may write to it.

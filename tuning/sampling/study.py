@@ -9,7 +9,7 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,12 +19,11 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from tuning.base.config import TrainConfig
-from tuning.base.errors import UserError, counted
+from tuning.base.errors import UserError
 from tuning.base.masking import masked
 from tuning.base.registries import METRICS
 from tuning.base.threads import one_thread
-from tuning.runs import run_folder, schema, study_file
-from tuning.runs.run_folder import Run
+from tuning.runs import schema, study_file
 from tuning.runs.study_file import EPOCH
 from tuning.sampling import convergence, recalled_trials, spaces, study_frames, study_storage
 from tuning.sampling.costs import LOST
@@ -113,7 +112,7 @@ class RunStudy:
         self._frames = StudyFrames(path, self.trials, self._metric)
         self._opened = time.monotonic()
         trials = self.study.get_trials(deepcopy=False)
-        _check_belongs(path, trials, numbers)
+        study_frames.check_belongs(path, trials, numbers)
         self._space = space.as_recorded(trials)
         self._recall(trials, epoch_rows)
         self._first_of_space = self._since_when(trials)
@@ -439,37 +438,6 @@ class RunStudy:
         values += [] if self._minimize is None else [row.get(self._minimize, math.nan)]
         tell_end(self.study, trial.number, state, values)
         self._write_now_and_then()
-
-
-def write_missing(run: Run) -> None:
-    """Writes those frames of a run, from its study, that are missing or have no row; the study stays as it is.
-
-    Raises:
-        UserError: The study is damaged, or it is not the one that the frame that is left was written from.
-    """
-    study, trials = study_storage.load(run.path), KnownTrials()
-    every = study.get_trials(deepcopy=False)
-    _check_belongs(run.path, every, study_frames.read(run.path)[0])
-    in_frames = recalled_trials.by_trial(schema.whole_rows(run.path / "epochs.csv"))
-    for trial in every:
-        # The number stands for the id in the study, which no frame has.
-        known = recalled_trials.recalled(trial, trial.number, in_frames.get(trial.number, {}))
-        if known is not None:
-            known.state = PAUSED if not known.has_ended and known.attrs.get(PAUSED) else known.state
-            trials[trial.number] = known
-    frames = StudyFrames(run.path, trials, run.metric)
-    lack_trials, lack_epochs = (run_folder.is_missing(run.path / name) for name in schema.FRAMES)
-    if lack_trials:
-        frames.write_trials([trial.number for trial in study.best_trials] if len(study.directions) > 1 else None)
-    if lack_epochs:
-        frames.mend([])
-
-
-def _check_belongs(path: Path, trials: Sequence[FrozenTrial], numbers: Collection[int]) -> None:
-    """Raises UserError where the frames have numbers of trials that the study does not know."""
-    told = {t.number for t in trials if t.state.is_finished() or {"seed", "same_as"} & set(t.user_attrs)}
-    if unknown := set(numbers) - told:
-        study_frames.refuse(path, f"{study_file.FILE} knows {counted(len(trials), 'trial')}", unknown)
 
 
 def end_state(finished: bool, n_epochs: int) -> TrialState:

@@ -1,19 +1,22 @@
 """`trials.csv` and `epochs.csv` of a run, which are written from its study: rows of them, and when they are written.
 
-Nothing here knows Optuna: what a trial is, the study has said before. Where a frame lacks something it is written anew.
+Nothing here asks Optuna: what a trial is, the study has said before. Where a frame lacks something it is written anew.
 """
 
 import math
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuning.base import files
 from tuning.base.errors import UserError, counted
 from tuning.base.registries import Metric
 from tuning.runs import run_folder, schema, study_file
 from tuning.sampling.known_trials import PAUSED, KnownTrials, total
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 _SECONDS_OF_WRITES = 1.0  # So long `trials.csv` is written at every change; then for a twentieth of the time.
 
@@ -129,6 +132,13 @@ def refuse(path: Path, what: str, unknown: Collection[int]) -> None:
         "there is one, or fetch the run from its storage. To go on without those trials, delete their lines from both "
         "files."
     )
+
+
+def check_belongs(path: Path, trials: Sequence["FrozenTrial"], numbers: Collection[int]) -> None:
+    """Raises UserError where the frames have numbers of trials that the study does not know."""
+    told = {t.number for t in trials if t.state.is_finished() or {"seed", "same_as"} & set(t.user_attrs)}
+    if unknown := set(numbers) - told:
+        refuse(path, f"{study_file.FILE} knows {counted(len(trials), 'trial')}", unknown)
 
 
 def _is_whole(path: Path, n_rows: int) -> bool:

@@ -7,65 +7,39 @@ many trials side by side on it pay. Nothing is written but the estimate.
 """
 
 import hashlib
-import heapq
 import json
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tuning.base import files, machine, own_model
 from tuning.base.config import TrainConfig, network
 from tuning.base.errors import UserError, counted
 from tuning.base.own_model import OwnModel
-from tuning.base.registries import LR_SCHEDULES, SAMPLERS, SCHEDULERS
+from tuning.base.registries import SCHEDULERS
 from tuning.images.datasets import Labelled
 from tuning.images.splitting import Splits
 from tuning.runs import run_folder
 from tuning.trials import local_ray, ray_internals
-from tuning.trials.settings import N_STARTUP
+from tuning.trials.kinds import Cost, kinds, step_kind
+from tuning.trials.simulated_searches import START_SECONDS, simulate
 from tuning.trials.slots import SlotRequest, plan_slots, this_machine
 
 if TYPE_CHECKING:
     from tuning.sampling.spaces import Space
 
-DRAWS, SIMULATIONS, VALID_IMAGES = 400, 200, 500
-RISE = 0.3  # Of a simulated trial's accuracy, from its beginning to its end.
-NOISE = 0.03  # Of it after each epoch, a standard deviation.
-# What a simulated sampler does once it has seen enough: so many of its proposals are of the kind of the best trial, and
-# so near to it in what else decides. How much of a trial's level its size decides differs from search to search.
-NEAR_BEST, SPREAD, MOST_BY_SIZE = 0.9, 0.05, 1.0
-START_SECONDS = 8.0  # From the command to the first step, two cores.
+VALID_IMAGES = 500
 FILE = ".estimates.json"
 SIDE_BY_SIDE = (2, 4, 8)
 # A GPU is done with few batches before the workers beside have begun with theirs: there are more, and for a while.
 BATCHES, SECONDS = {"cpu": 5, "cuda": 50}, {"cpu": 0.0, "cuda": 2.0}
 CONTEXT_BYTES = 600 << 20  # What CUDA itself keeps of a GPU's memory for each process, roughly; torch does not know.
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What an epoch of one kind of trial costs.
-
-    Attributes:
-        share: Of the space's random points, in [0, 1].
-        epoch_seconds: Of the whole train and valid splits.
-        peak_bytes: Memory of the worker on a CPU; on a GPU what it takes of the GPU's, CUDA's own included.
-        checkpoint_bytes: Of a checkpoint file; a running trial has two at most.
-    """
-
-    config: TrainConfig
-    share: float
-    epoch_seconds: float
-    peak_bytes: int
-    checkpoint_bytes: int
 
 
 def dry_run(settings: Any, splits: Splits, space: "Space", *, n_done: int = 0, choose_slots: bool = False) -> str:
@@ -114,46 +88,8 @@ def dry_run(settings: Any, splits: Splits, space: "Space", *, n_done: int = 0, c
     return said + f"\nNot simulated   {', and '.join(left_out)}" * bool(left_out)
 
 
-def kinds(space: "Space", epochs: int) -> tuple[list[tuple[TrainConfig, float]], list[TrainConfig]]:
-    """Returns a configuration of each kind that the space gives, with the kind's share of random points; and the first.
-
-    These are the configurations of the points that a search of the space begins with. Each has its kind among the
-    others; one that no random point had has the share 0.
-    """
-    import optuna
-
-    study = optuna.create_study(sampler=space.possible(optuna.samplers.RandomSampler(seed=0)))
-    drawn = [space.sample(study.ask(), epochs) for _ in range(DRAWS)]
-    for point in space.first:
-        study.enqueue_trial(dict(point))
-    first = [space.sample(study.ask(), epochs).model_copy(update={"pretrained": False}) for _ in space.first]
-    one: dict[tuple[Any, ...], TrainConfig] = {}
-    count: Counter[tuple[Any, ...]] = Counter()
-    for config in drawn:
-        one.setdefault(_kind(config), config.model_copy(update={"pretrained": False}))
-        count[_kind(config)] += 1
-    for config in first:
-        one.setdefault(_kind(config), config)
-    return [(config, count[kind] / DRAWS) for kind, config in one.items()], first
-
-
-def _kind(config: TrainConfig) -> tuple[Any, ...]:
-    """Returns what a step costs (`step_kind`), how long a trial is and whether its learning rate is annealed."""
-    return (*step_kind(config), config.epochs, LR_SCHEDULES[config.schedule].annealed)
-
-
 def _named(config: TrainConfig) -> str:
     return f"{network(config.architecture, config.width)} in batches of {config.batch_size}"
-
-
-def step_kind(config: TrainConfig) -> tuple[Any, ...]:
-    """Returns what the cost of a step depends on; kinds in which it is equal are measured once."""
-    network = config.architecture, config.width, config.stem, config.image_size, config.batch_size
-    if config.train != "head":
-        return network
-    from tuning.training.features import leaves_images
-
-    return (*network, config.train, leaves_images(config))
 
 
 def time_steps(
@@ -275,110 +211,6 @@ def slots_that_pay(rates: Mapping[int, float]) -> int:
         rates: Trials on one GPU -> epochs a second of all of them together.
     """
     return min(n for n, rate in rates.items() if rate >= 0.95 * max(rates.values()))
-
-
-def simulate(
-    settings: Any, costs: Sequence[Cost], first: Sequence[TrainConfig] = (), n_done: int = 0, n: int = SIMULATIONS
-) -> npt.NDArray[np.float64]:
-    """Returns the seconds that each of `n` simulated searches takes, (n,).
-
-    Accuracies rise to a trial's level, with noise; who is stopped when, the search's own scheduler says, which is shown
-    the best accuracy so far, as in a search.
-
-    Args:
-        settings: Of the search.
-        costs: Of the kinds of its space.
-        first: The configurations that it begins with, which are good ones.
-        n_done: Trials that have ended already; what the sampler knows of them is not simulated.
-        n: How many searches.
-    """
-    generator = np.random.default_rng(settings.seed)
-    return np.array([_Simulated(settings, costs, first, n_done, generator).run() for _ in range(n)])
-
-
-class _Simulated:
-    """One simulated search.
-
-    How good a trial is at its end, its level, depends on its size and on all else. Both are drawn at random for a trial
-    of a random sampler and for the first ones of any other, which later mostly proposes what is near the best so far.
-    """
-
-    def __init__(
-        self,
-        settings: Any,
-        costs: Sequence[Cost],
-        first: Sequence[TrainConfig],
-        n_done: int,
-        generator: np.random.Generator,
-    ) -> None:
-        self._settings, self._costs, self._n_done, self._generator = settings, costs, n_done, generator
-        index = {_kind(cost.config): i for i, cost in enumerate(costs)}
-        self._first = [index.get(_kind(config)) for config in first]
-        shares = np.array([cost.share for cost in costs])
-        self._shares = shares / shares.sum() if shares.sum() else np.full(len(costs), 1 / len(costs))
-        sizes = np.log([cost.epoch_seconds * cost.config.epochs for cost in costs])
-        self._sizes = (sizes - sizes.min()) / max(float(np.ptp(sizes)), 1e-9)
-        self._by_size = MOST_BY_SIZE * generator.random()
-        self._kinds: list[int] = []
-        self._rest: list[float] = []
-        self._best: list[float] = []
-
-    def run(self) -> float:
-        """Returns the seconds that it takes."""
-        from tuning.trials.schedulers import METRIC, StandIn
-
-        settings, generator = self._settings, self._generator
-        scheduler: Any = SCHEDULERS.load(settings.scheduler)(settings.epochs, int(generator.integers(2**31)))
-        pauses = SCHEDULERS[settings.scheduler].pauses_trials
-        trials: list[Any] = []
-        n_epochs: list[int] = []
-        events: list[tuple[float, int]] = []
-        clock, n_to_come = 0.0, max(0, settings.samples - self._n_done)
-        while True:
-            while len(events) < settings.concurrency:
-                number = scheduler.promoted() if pauses else None
-                if number is None:
-                    if len(trials) == n_to_come:
-                        break
-                    number, config = len(trials), self._propose()
-                    given = {"config": {"schedule": config.schedule, "epochs": config.epochs}, "trial": number}
-                    trials.append(StandIn(str(number), given))
-                    n_epochs.append(0)
-                    scheduler.on_trial_add(None, trials[number])
-                heapq.heappush(events, (clock + self._cost(number).epoch_seconds, number))
-            if not events:
-                return clock + START_SECONDS
-            clock, number = heapq.heappop(events)
-            n_epochs[number] += 1
-            self._observe(number, n_epochs[number])
-            result = {"epoch": n_epochs[number], METRIC: self._best[number]}
-            goes_on = scheduler.on_trial_result(None, trials[number], result) != "STOP"
-            if goes_on and n_epochs[number] < self._cost(number).config.epochs:
-                heapq.heappush(events, (clock + self._cost(number).epoch_seconds, number))
-
-    def _cost(self, number: int) -> Cost:
-        return self._costs[self._kinds[number]]
-
-    def _propose(self) -> TrainConfig:
-        """Draws a trial, and returns what its configuration is like."""
-        generator, number = self._generator, self._n_done + len(self._kinds)
-        kind, rest = int(generator.choice(len(self._costs), p=self._shares)), generator.random()
-        guided = not SAMPLERS[self._settings.sampler].random and number >= N_STARTUP
-        if number < len(self._first) and (known := self._first[number]) is not None:
-            kind, rest = known, (1 + rest) / 2
-        elif guided and self._best and generator.random() < NEAR_BEST:
-            best = int(np.argmax(self._best))
-            kind, rest = self._kinds[best], min(1.0, self._rest[best] + SPREAD * generator.normal())
-        self._kinds.append(kind)
-        self._rest.append(rest)
-        self._best.append(-math.inf)
-        return self._costs[kind].config
-
-    def _observe(self, number: int, epoch: int) -> None:
-        """Draws the accuracy of a trial after an epoch."""
-        level = self._by_size * self._sizes[self._kinds[number]] + (1 - self._by_size) * self._rest[number]
-        still = RISE * (1 - epoch / self._cost(number).config.epochs)
-        self._best[number] = max(self._best[number], level - still + NOISE * self._generator.normal())
 
 
 def summarise(

@@ -87,7 +87,7 @@ def _resumed(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: b
         run_folder.mend(found, notes.append)
     try:
         if not dry_run and any(run_folder.is_missing(found.path / name) for name in schema.FRAMES):
-            from tuning.sampling.study import write_missing
+            from tuning.sampling.missing_frames import write_missing
 
             write_missing(found)
         settings, changed = _of_resumed(asked, found, budget, dry_run=dry_run)
