@@ -224,3 +224,15 @@ def test_copies_of_an_image_are_counted_as_such() -> None:
         partition.partition(known(labels, digests=[str(label) for label in labels]))
     with pytest.raises(UserError, match=r"^Every image is valid, .* Check the split column\.$"):
         partition.partition(known([0, 1] * 6, given="valid"))
+
+
+def test_another_order_of_the_classes_is_tried_for_the_test_split_too() -> None:
+    """In order, the last class would take the unit that leaves another one a single one."""
+    labels = [0, 1, 2, 0, 1, 1, 2, 1, 2, 0, 2]
+    groups = [f"p61-{person}" for person in (0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4)]
+    images = known(labels, groups=groups)
+    parts = partition.partition(images)
+    assert set(images.labels[parts.test]) == {0, 1, 2}
+    assert not set(parts.units[parts.test]) & set(parts.units[parts.rest])
+    for label in range(3):
+        assert len(np.unique(parts.units[parts.rest[images.labels[parts.rest] == label]])) > 1

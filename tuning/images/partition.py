@@ -263,11 +263,28 @@ def describe_equals(known: Known) -> list[str]:
 
 
 def _hashed(known: Known, units: Integers, free: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Returns which of the free images are test, (N,)."""
+    """Returns which of the free images are test, (N,).
+
+    Where units lie across classes, what one class takes or gives back may be another's: the order of the classes then
+    decides whether each has a unit in test and two in the rest, and others are tried.
+    """
     places = _places(known, units)
-    test = free & (places < TEST_SHARE)
     of_label = [free & (known.labels == label) for label in range(len(known.class_names))]
     _refuse(known, [label for label, mine in enumerate(of_label) if _n_units(units[mine]) < 3], units)
+    rng, begun = np.random.default_rng(0), free & (places < TEST_SHARE)
+    first = test = _hashed_in_order(of_label, units, places, begun.copy(), free)
+    for _ in range(ORDERS):
+        if all((mine & test).any() and _n_units(units[mine & ~test]) > 1 for mine in of_label):
+            return test
+        shuffled = [of_label[i] for i in rng.permutation(len(of_label))]
+        test = _hashed_in_order(shuffled, units, places, np.zeros_like(free), free)
+    return first
+
+
+def _hashed_in_order(
+    of_label: Sequence[Flags], units: Integers, places: npt.NDArray[np.float64], test: Flags, free: Flags
+) -> Flags:
+    """Returns which images are test where each class in turn takes a unit and leaves two, as far as it can."""
     for mine in of_label:
         if not (mine & test).any():
             test[free & (places == places[mine].min())] = True
