@@ -258,7 +258,11 @@ def test_a_replay_may_begin_with_the_first_points_of_the_space_of_today(
     assert task.first == [points[7], points[3]]
     trials = simulate(task, METHODS["ours, first points"], slots=1, samples=5, seed=0)
     curves = [task.curve(dict(point)) for point in task.first]
-    assert [trial.value for trial in trials[:2]] == [max(curve.values) for curve in curves] and len(trials) == 5
+    values = [max(curve.values) for curve in curves]
+    assert [trial.value for trial in trials[:2]] == values and len(trials) == 5
+    beside = replace(METHODS["ours, first points"], interleaved=True)
+    trials = simulate(task, beside, slots=1, samples=5, seed=0)
+    assert [trials[1].value, trials[3].value] == values
 
 
 @pytest.mark.parametrize("name", ["ours", "tpe + asha", "stock"])

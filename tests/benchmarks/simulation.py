@@ -102,6 +102,7 @@ class Method:
         told: What these two are told.
         goes_on_diverged: Whether a trial that has diverged trains on.
         first_points: Whether it begins with those of the task, as a search of the space does.
+        interleaved: Whether these take every second trial only, as beside earlier runs.
         needs: The package that it needs and that the project does not, as pip calls it.
     """
 
@@ -110,6 +111,7 @@ class Method:
     told: type[Ours] = Ours
     goes_on_diverged: bool = False
     first_points: bool = False
+    interleaved: bool = False
     needs: str = ""
 
 
@@ -194,8 +196,7 @@ class _Search:
         pruner = optuna.pruners.NopPruner()
         self._task, self._method = task, method
         self._study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
-        for point in task.first if method.first_points else ():
-            self._study.enqueue_trial(dict(point))
+        self._first, self._n_given = list(task.first) if method.first_points else [], 0
         self._scheduler = method.scheduler(task.epochs, seed)
         self._pauses = hasattr(type(self._scheduler), Pausing.resumed.__name__)
         self._trials: list[_Trial] = []
@@ -232,6 +233,10 @@ class _Search:
         return resumed is not None or not last
 
     def _begin(self) -> None:
+        is_due = not self._method.interleaved or 2 * self._n_given < len(self._trials)
+        if self._n_given < len(self._first) and is_due:
+            self._study.enqueue_trial(dict(self._first[self._n_given]))
+            self._n_given += 1
         with self._proposing:
             trial = self._study.ask()
             config = self._task.space(trial)

@@ -3,10 +3,12 @@
     python tests/benchmarks/start_from.py --tables DIR [--tasks PART ...] [--pairs FROM:TO ...] [--seeds 10]
 
 DIR and the tasks are as in `search_quality.py`. For each pair, a search of FROM (20 trials, ASHA, two slots) is
-replayed, and then searches of TO: cold, and beginning with that of FROM, by the default sampler and by TPE. Regret is
-as there; it is read after 5, 10 and 20 trials, median over the seeds. "behind" is how much larger the regret of the one
-that begins with FROM is than that of the cold one after 20 trials: mean and 95 % interval over the seeds, which are
-paired (Student's t; none of fewer than 5 seeds).
+replayed, and then searches of TO: cold, and beginning with that of FROM, by the default sampler and by TPE. First
+points of the table's space are tried as in a search: by a cold one before all others, by the default sampler that knows
+FROM in every second trial, by TPE after the best five of FROM; those that FROM has had, but for the first, are left out
+where a search begins with FROM. Regret is as there; it is read after 5, 10 and 20 trials, median over the seeds.
+"behind" is how much larger the regret of the one that begins with FROM is than that of the cold one after 20 trials:
+mean and 95 % interval over the seeds, which are paired (Student's t; none of fewer than 5 seeds).
 
 Without --pairs they are chosen by the rank correlation of the final values of 200 random configurations, before any
 search: the --alike pairs with the highest one, each TO once, the pair with the lowest one, and for that TO the task
@@ -112,7 +114,8 @@ def searched(task: tables.Task, samples: int, slots: int, seed: int) -> list[opt
             studies[:] = [study]
             Ours.end(study, number, values, finished)
 
-    simulate(task, Method(named("curves"), OURS, Remembering), slots=slots, samples=samples, seed=seed)
+    method = Method(named("curves"), OURS, Remembering, first_points=True)
+    simulate(task, method, slots=slots, samples=samples, seed=seed)
     return studies[0].get_trials()
 
 
@@ -127,11 +130,12 @@ def methods(task: tables.Task, earlier: list[optuna.trial.FrozenTrial]) -> dict[
         sampler.earlier, sampler.drawn = [earlier], drawn
         return sampler
 
+    points = [*best, *task.first]
     return {
-        COLD: Method(named("curves"), OURS),
-        WARM: Method(begun, OURS),
-        COLD_TPE: Method(named("tpe"), OURS),
-        WARM_TPE: Method(lambda seed: FirstPoints(named("tpe")(seed), best, drawn), OURS),
+        COLD: Method(named("curves"), OURS, first_points=True),
+        WARM: Method(begun, OURS, first_points=True, interleaved=True),
+        COLD_TPE: Method(named("tpe"), OURS, first_points=True),
+        WARM_TPE: Method(lambda seed: FirstPoints(named("tpe")(seed), points, drawn), OURS),
     }
 
 
@@ -141,10 +145,12 @@ def replay(
     """Returns the rows of all searches of a pair on a seed: task, method, slots, seed, and what `simulate` gives."""
     known = searched(earlier, first, slots, tables.seed_of(earlier.name, 1000 + seed))
     own = tables.seed_of(task.name, seed)
+    left = replace(task, first=[p for i, p in enumerate(task.first) if i == 0 or p not in earlier.first[:first]])
     rows = []
-    for name, method in methods(task, known).items():
+    for name, method in methods(left, known).items():
         group = {"task": pair.name, "method": name, "slots": slots, "seed": seed}
-        trials = simulate(task, method, slots=slots, samples=READ_AT[-1], seed=own)
+        begun = task if name in (COLD, COLD_TPE) else left
+        trials = simulate(begun, method, slots=slots, samples=READ_AT[-1], seed=own)
         rows += [group | asdict(trial) for trial in trials]
     return rows
 
