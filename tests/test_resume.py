@@ -323,10 +323,11 @@ def test_what_has_become_possible_is_drawn(tmp_path: Path, sampler: str) -> None
     first = opened(tmp_path, spaces()["bare"], sampler)
     assert not networks(run_some(first, 6)) & NETWORKS["gpu"]
     first.close(None)
-    configs = run_some(opened(tmp_path, spaces()["gpu"], sampler, seed=1), 24)
+    space = spaces()["gpu"]
+    configs = run_some(opened(tmp_path, space, sampler, seed=1), 40)
     assert networks(configs) & NETWORKS["gpu"]
     # The point that had to be left out at first, as it needs the weights, comes now.
-    assert configs[0].pretrained and configs[0].learning_rate == 0.1
+    assert configs[0].pretrained and configs[0].learning_rate == space.first[0]["learning_rate_muon"]
 
 
 def test_a_run_of_020_takes_the_choices_that_it_has_on_record(tmp_path: Path) -> None:

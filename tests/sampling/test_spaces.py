@@ -58,12 +58,12 @@ def test_the_default_space_is_conditional() -> None:
         assert config.optimizer != "adamw" or config.momentum == TrainConfig().momentum
 
 
-def test_the_default_space_tries_muon_and_the_defaults_first() -> None:
+def test_the_default_space_begins_with_muon_on_networks_that_a_cpu_trains() -> None:
     space = load_space("resnet")
-    *first, own = (space.sample(optuna.trial.FixedTrial(dict(point)), epochs=8) for point in space.first)
-    assert own == TrainConfig(architecture="resnet14", epochs=8)
+    first = [space.sample(optuna.trial.FixedTrial(dict(point)), epochs=8) for point in space.first]
     assert {config.optimizer for config in first} == {"muon"}
-    assert all(config.architecture in ("resnet8", "resnet14", "resnet20") for config in first)  # A CPU trains them.
+    assert len({config.hash() for config in first}) == len(first) <= 4
+    assert all(config.architecture in ("resnet8", "resnet14", "resnet20") for config in first)
 
 
 @pytest.mark.parametrize("network", ["resnet8-16", "resnet18"])
