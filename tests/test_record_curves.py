@@ -418,6 +418,12 @@ def test_a_portfolio_is_chosen_on_other_data_sets_than_it_is_judged_on(
     monkeypatch.setattr(sys, "argv", ["portfolio.py", "--tables", str(tmp_path), "--space", "small", "--out", str(out)])
     portfolio.main()
     assert pd.read_csv(out)["first 1"].tolist()[2] == pytest.approx(1.0)
+    monkeypatch.setattr(portfolio, "SAMPLES", 4)
+    monkeypatch.setattr(portfolio, "READ_AT", (1, 4))
+    found = portfolio.searches(tmp_path, known, points, size=1, seeds=1).set_index(["data_set", "method"])
+    for name in "abc":
+        (row,) = portfolio.chosen(known.drop(columns=name).to_numpy(), 1)
+        assert found.loc[(name, portfolio.BEGUN), "after 1 trials"] == pytest.approx(known.loc[row, name])
 
 
 def test_the_best_of_some_random_configurations_is_that_of_many_draws() -> None:

@@ -1,6 +1,6 @@
 """Which first points a search should begin with, by recorded curves of its space; nothing is trained.
 
-    python tests/benchmarks/portfolio.py --tables tests/benchmarks/tables --space resnet
+    python tests/benchmarks/portfolio.py --tables tests/benchmarks/tables --space resnet [--seeds 20]
 
 Recordings of one space and seed (`record_curves.py`) have the same configurations, by number. Of these the portfolio
 takes the one with the least mean regret over all recorded data sets, then the one that lowers the mean regret of the
@@ -10,18 +10,27 @@ configuration of a data set that is recorded and 1 for the median one, at most 1
 The table says what the best of the first trials is worth on a data set that the portfolio has not seen: it is chosen on
 the others. Beside it is what the best of so many random configurations is worth, the mean over all draws, and how many
 random ones are worth as much as the whole portfolio. Below the table are the points, chosen on all.
+
+With --seeds, searches of 20 trials on two slots are replayed, too, as by `search_quality.py`: by the default sampler
+and scheduler without first points, and beginning with the portfolio that was chosen on the other data sets. Regret is
+the median over the seeds.
 """
 
 import json
 import math
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import comparison
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import recording
+import tables
 from common import at_least, command, parser, prepare_out, report
+from methods import METHODS
+from simulation import replayed
 from tables import WORST
 
 from tuning.base.errors import UserError
@@ -29,6 +38,8 @@ from tuning.base.registries import METRICS
 
 Floats = npt.NDArray[np.float64]
 N_RANDOM = 20
+SLOTS, SAMPLES, READ_AT, AT_COST = 2, 20, (5, 10, 20), (2.0, 4.0)
+WITHOUT, BEGUN = "ours", "ours, first points"
 
 
 def regrets(folder: Path, space: str) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
@@ -106,6 +117,32 @@ def left_out(known: pd.DataFrame, size: int) -> list[dict[str, Any]]:
     return rows
 
 
+def searches(folder: Path, known: pd.DataFrame, points: list[dict[str, Any]], size: int, seeds: int) -> pd.DataFrame:
+    """Returns a row a data set: the regrets of searches without first points, and with those chosen on the others."""
+    rows = []
+    for name in known.columns:
+        task = tables.load(folder, "image-classifiers", name)
+        tables.check_samples(task, SAMPLES, "the samples of a search")
+        portfolio = chosen(known.drop(columns=name).to_numpy(), size)
+        task = replace(task, first=[points[known.index[row]] for row in portfolio])
+        for method in (WITHOUT, BEGUN):
+            for seed in range(seeds):
+                own = tables.seed_of(name, seed)
+                trials = replayed(task, METHODS[method], slots=SLOTS, samples=SAMPLES, seed=own)
+                group = {"task": name, "method": method, "slots": SLOTS, "seed": seed}
+                rows += [group | asdict(trial) for trial in trials]
+    frame = pd.DataFrame(rows)
+    found = comparison.incumbents(frame)
+    found = found[found["samples"].isin(READ_AT)].rename(columns={"samples": "at"})[["task", "method", "at", "regret"]]
+    by_cost = comparison.regret_by_cost(frame, np.array(AT_COST)).melt(
+        ["task", "method"], list(AT_COST), var_name="at", value_name="regret"
+    )
+    said = [f"after {n} trials" for n in READ_AT] + [f"after the time of {cost:g}" for cost in AT_COST]
+    both = pd.concat([found.assign(kind=0), by_cost.assign(kind=1)])
+    medians = both.pivot_table(index=["task", "method"], columns=["kind", "at"], values="regret", aggfunc="median")
+    return medians.set_axis(said, axis=1).reset_index().rename(columns={"task": "data_set"})
+
+
 @command
 def main() -> None:
     """Prints the table and the points."""
@@ -113,6 +150,7 @@ def main() -> None:
     arguments.add_argument("--tables", type=Path, required=True, help="the folder that has image-classifiers/")
     arguments.add_argument("--space", default="resnet", help="the space whose recordings are read (default: resnet)")
     arguments.add_argument("--size", type=at_least(1), default=4, help="points of the portfolio (default: 4)")
+    arguments.add_argument("--seeds", type=at_least(1), help="replay so many searches a data set, too (default: none)")
     given = arguments.parse_args()
     prepare_out(given.out)
     known, points = regrets(given.tables, given.space)
@@ -124,6 +162,9 @@ def main() -> None:
     report(f"Regret of the first points of {given.space}", left_out(known, given.size), given.out)
     for row in chosen(known.to_numpy(), given.size):
         print(json.dumps(points[known.index[row]]))
+    if given.seeds is not None:
+        found = searches(given.tables, known, points, given.size, given.seeds)
+        report(f"Regret of searches, median over {given.seeds} seeds", found.to_dict("records"), None)
 
 
 if __name__ == "__main__":

@@ -155,12 +155,14 @@ def replay(
     return rows
 
 
-def run(folder: Path, pair: Pair, slots: int, first: int, seed: int) -> list[dict[str, Any]]:
-    """Returns the same by the names of the tasks."""
+def run(folder: Path, pair: Pair, slots: int, first: int, seed: int, bare: bool = False) -> list[dict[str, Any]]:
+    """Returns the same by the names of the tasks; `bare` ones have no first points."""
     kinds = tables.names(folder)
     task = tables.load(folder, kinds[pair.task], pair.task)
     is_turned = pair.earlier == UPSIDE_DOWN
     earlier = turned(task) if is_turned else tables.load(folder, kinds[pair.earlier], pair.earlier)
+    if bare:
+        task, earlier = replace(task, first=()), replace(earlier, first=())
     return replay(earlier, task, pair, slots=slots, first=first, seed=seed)
 
 
@@ -212,6 +214,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seeds", type=at_least(1), default=10, help="searches of each kind a pair (default: 10)")
     made.add_argument("--slots", type=at_least(1), default=2, help="trials side by side (default: 2)")
     made.add_argument("--first", type=at_least(1), default=20, help="trials of the earlier search (default: 20)")
+    made.add_argument(
+        "--without-first-points",
+        action="store_true",
+        help="of the table's space, which may have been chosen on these tables",
+    )
     made.add_argument("--processes", type=at_least(1), default=2, help="side by side, of one thread each (default: 2)")
     made.add_argument("--out", type=Path, help="write the trials to this CSV file")
     return made
@@ -265,12 +272,13 @@ def main() -> None:
     prepare_out(given.out)
     pairs, correlations = planned(given)
     os.environ["OMP_NUM_THREADS"] = "1"
-    context = multiprocessing.get_context("spawn")
+    context, bare = multiprocessing.get_context("spawn"), given.without_first_points
     wanted = [(pair, seed) for seed in range(given.seeds) for pair in pairs]
     found: dict[tuple[Pair, int], list[dict[str, Any]]] = {}
     with concurrent.futures.ProcessPoolExecutor(given.processes, mp_context=context) as pool:
         jobs = {
-            pool.submit(run, given.tables, pair, given.slots, given.first, seed): (pair, seed) for pair, seed in wanted
+            pool.submit(run, given.tables, pair, given.slots, given.first, seed, bare): (pair, seed)
+            for pair, seed in wanted
         }
         try:
             for job, rows in ended(pool, jobs, lambda job: f"The search of {job[0].name} (seed {job[1]})"):

@@ -220,6 +220,13 @@ def test_the_sampler_of_curves_learns_and_the_points_of_the_space_take_every_sec
     assert origins.drawn_at_random(folder, "curves", 8) == {n for n, origin in made.items() if origin == "random"}
 
 
+def test_of_the_first_trials_beside_earlier_runs_a_third_is_random(folder: Path) -> None:
+    _, study = first_points(folder, "curves", SMOKE, 9)
+    made = [t.user_attrs.get("origin") for t in study.study.get_trials()]
+    assert made[:2] == ["model", "random"] and made.count("random") >= 3 and made.count("model") >= 4
+    study.close(None)
+
+
 def test_points_of_the_space_that_an_earlier_run_has_had_are_left_out_but_for_the_first(
     searched: Path, tmp_path: Path
 ) -> None:

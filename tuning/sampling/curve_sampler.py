@@ -9,8 +9,8 @@ Swersky et al. 2014 (Freeze-Thaw Bayesian optimisation); here it only proposes, 
 `tests/benchmarks/search_quality.py` measures.
 
 Trials of earlier runs are observations of other tasks. With them there are no random points first: until a trial of its
-own has reported, the sampler improves on what the best of those are expected to reach here. What they are worth,
-`tests/benchmarks/start_from.py` measures.
+own has reported, the sampler improves on what the best of those are expected to reach here. Of the first trials a third
+is random, as far as the space's first points are fewer. What they are worth, `tests/benchmarks/start_from.py` measures.
 """
 
 import math
@@ -37,6 +37,7 @@ FIRST_STEPS, FURTHER_STEPS = 30, 10
 RANDOM_SHARE = 0.1
 MOST_ENDS = 150  # Of trials that run or have paused, at most so many are taken to end as expected.
 MOST_TRIALS = 150  # Hyperparameters are fitted to these, about 350 observations; beyond, predictions are from all.
+DOUBTS = 2  # With earlier runs a third of the first trials, of so many times `n_startup`, is not theirs.
 MOST_EARLIER = 100  # Of these, at most; and fewer as a run's own become more.
 CANDIDATES, NEIGHBOURS, ROUNDS, LEADERS = 512, 256, (0.1, 0.05, 0.02), 5
 
@@ -106,7 +107,7 @@ class CurveSampler(optuna.samplers.BaseSampler):
         every = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
         trials = [t for t in every if tells(t)]
         observed = observations(trials, sign)
-        is_random = self._generator.random() < self._random_share
+        is_random = self._generator.random() < self._random_share or self._must_doubt(every)
         is_early = len(trials) < self._n_startup or len(set(observed[0])) < 2
         # Where all have failed, there is nothing to improve on.
         knows_nothing = not self.earlier and (is_early or all(t.state == TrialState.FAIL for t in trials))
@@ -121,6 +122,16 @@ class CurveSampler(optuna.samplers.BaseSampler):
         proposed = {column.name: column.decode(number) for column, number in zip(columns, best, strict=True)}
         self._proposed[trial.number] = proposed
         return proposed
+
+    def _must_doubt(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Returns whether a random point is due, so that earlier runs that mislead are found out.
+
+        Values count by their ranks within a run: where an earlier run leads to bad points alone, nothing says so.
+        """
+        if not self.earlier or len(trials) >= DOUBTS * self._n_startup:
+            return False
+        origins = (self.origins.get(t.number, t.user_attrs.get("origin", "space")) for t in trials)
+        return 3 * sum(origin in ("random", "space") for origin in origins) < len(trials)
 
     def _best(
         self,
