@@ -131,6 +131,6 @@ def test_proposals_are_timed_where_all_trials_are_fitted_to_and_where_some_are(t
 
 
 def test_the_time_that_is_left_is_held_against_the_truth(tmp_path: Path) -> None:
-    found = run("time_left.py", f"--tables {BENCHMARKS / 'tables'} --seeds 1", tmp_path)
+    found = run("time_left.py", f"--tables {BENCHMARKS / 'tables'} --tasks 1 --seeds 1", tmp_path)
     assert found["slots"].tolist() == [2, 2, 8, 8] and found["said"].between(2, 5).all()
     assert (found.filter(like="off at").fillna(0) < 300).all(axis=None)  # At first only one rule says something.

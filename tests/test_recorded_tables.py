@@ -192,10 +192,10 @@ def test_pairs_that_have_ended_are_shown_and_kept_where_another_fails(
 ) -> None:
     folder, run = write(tmp_path, rows_of()), start_from.run
 
-    def failing(folder: Path, pair: Any, slots: int, first: int, seed: int) -> Any:
+    def failing(folder: Path, pair: Any, slots: int, first: int, seed: int, bare: bool) -> Any:
         if seed:
             raise KeyError("lost")
-        return run(folder, pair, slots, first, seed)
+        return run(folder, pair, slots, first, seed, bare)
 
     monkeypatch.setattr(start_from, "run", failing)
     out = tmp_path / "new" / "trials.csv"

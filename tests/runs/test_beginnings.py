@@ -89,6 +89,8 @@ def test_the_best_of_the_first_trials_is_set_against_all_and_against_the_earlier
         f"9 has {best:.2%}. one needed 4 trials to be as good."
     )
     assert "one was never as good." in values(run, trials=EARLIER.trials[:3])
+    failed = (replace(EARLIER.trials[0], state="FAIL", score=1.0), *EARLIER.trials[1:3])
+    assert "one was never as good." in values(run, trials=failed)
     assert values(run, valid_hash="beef").endswith("one needed 4 trials to be as good, on other valid images.")
 
 

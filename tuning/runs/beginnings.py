@@ -143,8 +143,8 @@ def worth(run: Run) -> str:
         same = (one.dataset, METRICS.get(one.metric), one.epochs, one.train_images)
         if same != (meta.get("dataset"), metric, run.settings.get("epochs"), run.settings.get("train_images")):
             continue
-        reached = (i for i, t in enumerate(one.trials, start=1) if _is_as_good(t.score, first, metric.sign))
-        needed = next(reached, None)
+        usable = ((i, t.score) for i, t in enumerate(one.trials, start=1) if t.state != "FAIL")
+        needed = next((i for i, score in usable if _is_as_good(score, first, metric.sign)), None)
         where = "" if one.valid_hash == meta.get("valid_hash") else ", on other valid images"
         of = (
             f"{one.name} needed {counted(needed, 'trial')} to be as good" if needed else f"{one.name} was never as good"

@@ -268,6 +268,7 @@ class CurveSampler(optuna.samplers.BaseSampler):
 
         That is its own where costs are not weighed.
         """
+        largest = -math.inf
         for size in (*ROUNDS, None):
             candidates = limits.clipped(candidates, columns)
             blanked = activity.blank(candidates)
@@ -275,12 +276,13 @@ class CurveSampler(optuna.samplers.BaseSampler):
             gain[(blanked[:, None] == proposed).all(axis=2).any(axis=1)] = -np.inf
             for i, column in enumerate(columns):
                 gain[~column.is_possible(candidates[:, i])] = -np.inf
+            largest = max(largest, float(gain.max()))
             worth = gain if cost is None else gain - cost.log_seconds(blanked)
             order = np.argsort(-worth)
             if size is not None:
                 top = candidates[order[:10]]
                 candidates = np.concatenate([top, self._near(top, columns, 100, size)])
-        return candidates[order[0]], math.exp(gain.max()) / process.noise
+        return candidates[order[0]], math.exp(largest) / process.noise
 
     def _earlier(
         self, columns: Sequence[Column], activity: Activity, sign: float, n_own: int

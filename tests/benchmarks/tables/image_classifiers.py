@@ -89,7 +89,8 @@ def load(folder: Path, name: str) -> Task:
     first = [p for p in (load_space(facts["space"]) if named else space).first if point_of(space, p, epochs)]
     best, median = float(final.max()), float(np.median(final))
     shown = [part for each in curves for part in (each.values.tobytes(), each.costs.tobytes())]
-    table = fingerprint(json.dumps([points, epochs], sort_keys=True).encode(), space.source.encode(), *shown)
+    searched = json.dumps([points, epochs, [dict(p) for p in first]], sort_keys=True).encode()
+    table = fingerprint(searched, space.source.encode(), *shown)
     return Task(name, length, define, curve, best, median, cost, snap, config, first, len(points), table)
 
 
