@@ -244,10 +244,16 @@ def test_that_a_search_is_too_short_to_converge_is_said(results: Path, begun: Pa
     )
     assert said in settled(None, until_converged=True).notes
     assert said in resumed(begun).notes
-    others = [settled(None), settled(None, until_converged=True, samples=24), settled("one", until_converged=True)]
+    others = [
+        settled(None),
+        settled(None, until_converged=True, samples=24),
+        settled("one", until_converged=True, samples=21),
+    ]
     others += [resumed(begun, until_converged=False), resumed(begun, until_converged=True, samples=24)]
     assert not any("--until-converged" in note for found in others for note in found.notes)
     assert any("its 23 samples" in note for note in settled(None, until_converged=True, samples=23).notes)
+    beside = settled("one", until_converged=True).notes
+    assert any("beside 5 trials that look whether an earlier run misleads. Take more than 20" in n for n in beside)
 
 
 @pytest.mark.parametrize("options", [{"scheduler": "none"}, {"minimize": "n_parameters"}], ids=repr)

@@ -233,17 +233,23 @@ def _new(asked: Asked, budget: float | None, stack: ExitStack, *, dry_run: bool)
 def _too_few_samples(settings: Settings) -> str:
     """Returns what to say of `--until-converged` where it can end nothing; "" where it can, or is not asked for.
 
-    A sampler that knows earlier runs says from its first proposals on what it expects of them.
+    A sampler that knows earlier runs says from its first proposals on what it expects of them, but for its doubts.
     """
     from tuning.sampling.convergence import PROPOSALS
+    from tuning.sampling.curve_sampler import DOUBTS
 
-    needed = N_STARTUP + PROPOSALS
-    if not settings.until_converged or settings.start_from is not None or settings.samples > needed:
+    if not settings.until_converged:
         return ""
+    begins = settings.start_from is not None
+    others = len(range(1, DOUBTS * N_STARTUP, 3)) if begins else N_STARTUP
+    if settings.samples > others + PROPOSALS:
+        return ""
+    after = f"beside {others} trials that look whether an earlier run misleads"
+    after = after if begins else f"after the first {others} trials"
     return (
         f"--until-converged cannot end this search before its {counted(settings.samples, 'sample')}, unless a trial is "
-        f"perfect: it judges {PROPOSALS} proposals of the sampler in a row, which come after the first {N_STARTUP} "
-        f"trials. Take more than {needed} --samples."
+        f"perfect: it judges {PROPOSALS} proposals of the sampler in a row, which come {after}. Take more than "
+        f"{others + PROPOSALS} --samples."
     )
 
 
