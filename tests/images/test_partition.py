@@ -202,6 +202,50 @@ def test_another_order_of_the_classes_is_tried_where_the_first_one_leads_nowhere
     assert set(labels[valid]) == set(labels[~valid]) == {0, 1, 2}
 
 
+def with_rare_classes(seed: int, more: bool = False) -> Known:
+    """Returns images of two large classes in 200 groups, and of three rare ones whose groups lie across each other."""
+    draw = np.random.default_rng(seed)
+    labels, groups = draw.integers(2, size=1000).tolist(), [f"group {i // 5} {seed}" for i in range(1000)]
+    for label in (2, 3, 4):
+        labels += [label] * 3
+        groups += [f"rare {group} {seed}" for group in draw.choice(5, 3, replace=False)]
+    if more:
+        labels, groups = [*labels, 2], [*groups, f"rare 9 {seed}"]
+    n = len(labels)
+    digests, given = np.asarray([f"{i:032x}" for i in range(n)]).astype("S32"), np.full(n, "")
+    names = np.asarray([f"{i}.png" for i in range(n)])
+    return Known(np.asarray(labels), (*NAMES, "fish", "frog"), given, np.asarray(groups), digests, names)
+
+
+def test_where_another_order_is_tried_the_splits_keep_their_shares_and_almost_all_of_their_images() -> None:
+    n = 0
+    for seed in range(60):
+        images = with_rare_classes(seed)
+        try:
+            parts = partition.partition(images)
+            labels, units = images.labels[parts.rest], parts.units[parts.rest]
+            begun = deal(labels, units, [0.15, 0.85], seed) == 0
+            valid = partition.on_both_sides(labels, units, begun, images.class_names, seed)
+            now = partition.partition(with_rare_classes(seed, more=True))
+        except UserError:  # Three groups of five for each of three classes: that may be too few.
+            continue
+        n += 1
+        assert len(parts.test) > 80 and valid.sum() > 100, seed
+        assert set(labels[valid]) == set(labels[~valid]) == set(images.labels[parts.test]) == set(range(5))
+        assert not set(units[valid]) & set(units[~valid]) and not set(parts.units[parts.test]) & set(units)
+        assert len(set(parts.test) - set(now.test)) <= 9, seed
+    assert n > 40
+
+
+def test_beside_given_valid_images_a_class_needs_one_image_to_train_on_and_one_to_test() -> None:
+    given = ["valid"] * 4 + ["train"] * 2 + ["valid"] * 4 + ["train"] * 9
+    parts = partition.partition(known([0] * 6 + [1] * 13, given=given))
+    rest = np.setdiff1d(parts.rest, parts.valid)
+    assert sum(parts.test < 6) == sum(rest < 6) == 1
+    with pytest.raises(UserError, match=r"too few images to be in all splits: cat \(1 image\)\."):
+        partition.partition(known([0] * 5 + [1] * 13, given=given[:4] + given[5:]))
+
+
 def test_no_fold_has_all_images_of_a_class() -> None:
     for seed in range(60):
         images = people_who_made_all(4, 3, seed)

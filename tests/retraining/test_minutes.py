@@ -60,6 +60,16 @@ def shape(plan: Plan) -> tuple[int, int, int]:
     return len(plan.entries) - len(others), len(plan.seeds), len(others)
 
 
+def test_the_only_one_that_may_win_is_trained_ahead_whatever_is_dropped(run: Path) -> None:
+    plan = planned(run, top_k=1)
+    candidate, *others = plan.entries
+    others = [replace(entry, trial=None, epoch_seconds=1.0) for entry in others]
+    plan = replace(plan, entries=(candidate, *others))
+    assert others and [plan.may_win(entry) for entry in plan.entries] == [True, *(False for _ in others)]
+    for n_slots in range(1, 9):
+        assert minutes.seconds(plan, Pace(n_slots), least=True) <= minutes.seconds(plan, Pace(n_slots))
+
+
 def test_the_slots_are_filled_in_the_order_of_the_race(run: Path) -> None:
     """Three candidates and the default, 4 minutes each, on three seeds."""
     plan = planned(run)

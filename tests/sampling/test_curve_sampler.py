@@ -394,6 +394,17 @@ def test_a_trial_that_says_nothing_says_nothing_in_an_earlier_run_either() -> No
     assert one._theta.tolist() == other._theta.tolist()
 
 
+def test_a_first_point_that_leaves_a_hyperparameter_out_is_no_proposal_of_the_model() -> None:
+    sampler = beginning_with(EARLIER)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.enqueue_trial({"x": 0.5}, user_attrs={"origin": "space"})
+    for _ in range(4):
+        trial = study.ask(dict(EARLIER[0].distributions))
+        trial.report(0.5, 1)
+        study.tell(trial, 0.5)
+    assert [sampler.origins[number] for number in (1, 2, 3)] == ["model"] * 3
+
+
 def test_earlier_trials_leave_room_for_a_runs_own(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
 

@@ -51,6 +51,27 @@ def test_a_run_that_is_named_twice_is_taken_once(searched: Path) -> None:
     assert len(read(searched, searched)) == 1
 
 
+def test_of_copies_the_one_that_went_on_is_taken_and_two_runs_of_one_old_name_are_two(
+    searched: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [found] = read(searched)
+    copy = Path(shutil.copytree(searched, tmp_path / "copy"))
+    study = RunStudy(copy, SMOKE, samplers.make("random", 1, 8), epochs=4, seed=0)
+    train(study, proposal := ask(study), [0.5], "length")
+    study.finish(proposal.number, "scheduler")
+    study.close(None)
+    for runs in ((searched, copy), (copy, searched)):
+        [taken] = read(*runs)
+        assert (taken.name, len(taken.trials)) == ("copy", len(found.trials) + 1)
+        assert "one is a copy of copy with 9 trials, and is left out.\n" in capsys.readouterr().out
+    other = write_run(tmp_path / "other" / "one", 4, seed=6)
+    meta = {name: value for name, value in other.meta.items() if name not in ("id", "schema")}
+    for place in (other.path, copy):
+        files.write_json(place / "meta.json", meta | {"folder": "one"})
+    assert len({Run(place).identity for place in (other.path, copy)}) == 1
+    assert [len(one.trials) for one in read(copy, other.path)] == [len(found.trials) + 1, 4]
+
+
 def test_a_loss_becomes_a_merit_and_other_metrics_of_one_direction_are_said(
     searched: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

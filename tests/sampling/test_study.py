@@ -20,6 +20,7 @@ from tuning.base.errors import UserError
 from tuning.base.registries import SAMPLERS
 from tuning.runs import run_folder, schema, study_file
 from tuning.sampling import samplers
+from tuning.sampling.curve_sampler import observations, tells
 from tuning.sampling.spaces import Space, load_space
 from tuning.sampling.study import RunStudy, trial_seed
 
@@ -46,6 +47,44 @@ def test_a_trial_that_ended_by_itself_is_complete_with_its_best_value(study: Run
     study.finish(proposal.number, "scheduler")
     assert (told(study, 0).state, told(study, 0).value) == (TrialState.COMPLETE, 0.8)
     assert study.row(0)["stopped_by"] == finished
+
+
+def test_a_trial_whose_node_was_lost_counts_for_what_it_has_shown(study: RunStudy) -> None:
+    for accuracy in (0.3, 0.4):
+        train(study, proposal := ask(study), [accuracy, accuracy + 0.2])
+        study.finish(proposal.number, "scheduler")
+    train(study, lost := ask(study), [0.8, 0.9])
+    study.fail(lost.number, "its node has died", node_lost=True)
+    study.fail(ask(study).number, "its node has died", node_lost=True)
+    trials = [trial for trial in study.study.get_trials() if tells(trial)]
+    own, progress, values = observations(trials, 1.0)
+    assert set(own) == {0, 1, 2} and values[own == 2].max() == 0.9 and progress[own == 2].max() < 0
+
+
+@pytest.mark.usefixtures("soon_exhausted")
+def test_what_a_repeat_told_the_sampler_is_no_epoch_of_its_own_after_a_resume(tmp_path: Path) -> None:
+    def opened() -> RunStudy:
+        sampler = optuna.samplers.RandomSampler(seed=0)
+        return RunStudy(tmp_path, finite_space(tmp_path), sampler, epochs=2, seed=0, metric="log_loss")
+
+    study = opened()
+    while (proposal := study.ask()) is not None:
+        loss = 60.0 if proposal.config.batch_size == 8 else 2.0
+        study.report(proposal.number, epoch(1, 0.1, "length") | {"valid_loss": loss, "valid_score": loss})
+        study.finish(proposal.number, "scheduler")
+    before = (tmp_path / "epochs.csv").read_bytes()
+    study.close(None)
+    study = opened()
+    assert any(trial.is_duplicate for trial in study.trials.values())
+    assert (tmp_path / "epochs.csv").read_bytes() == before
+    assert not study.is_perfect and not study.has_converged
+    study.close(None)
+    # Version 0.3.0 wrote such rows for a while.
+    repeat = next(number for number, trial in study.trials.items() if trial.is_duplicate)
+    last = before.decode().splitlines()[-1].split(",")
+    (tmp_path / "epochs.csv").write_bytes(before + ",".join([str(repeat), *last[1:]]).encode() + b"\n")
+    opened().close(None)
+    assert (tmp_path / "epochs.csv").read_bytes() == before
 
 
 def test_a_trial_that_was_stopped_is_pruned_with_its_values_by_epoch(study: RunStudy) -> None:

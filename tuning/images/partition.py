@@ -73,7 +73,7 @@ def partition(known: Known) -> Partition:
 
     Whether an image is test depends on a hash of its group or, without one, of its pixels: images that are added later
     move none of the old ones. A class that chance leaves without a test image has the one of its units with the least
-    hash.
+    hash. Where the groups of small classes lie across each other, these may be moved by what is added to them.
 
     Raises:
         UserError: A class cannot be in all splits; it is named.
@@ -156,7 +156,8 @@ def on_both_sides(labels: Integers, units: Integers, valid: Flags, class_names: 
 
     Train, which is all that is not valid, comes first: a class that it lacks gets its smallest unit back. Then valid
     gets the smallest unit of each class that it lacks which leaves train all classes. Where units lie across classes,
-    the order of these may decide whether that can be; then `seed` draws others, which begin with no valid image.
+    the order of these may decide whether that can be; then `seed` draws others, which begin with no valid image, and
+    those that were valid are again as far as train keeps each class.
 
     Raises:
         UserError: No way was found; a class that cannot be on both sides is named.
@@ -167,6 +168,7 @@ def on_both_sides(labels: Integers, units: Integers, valid: Flags, class_names: 
         if found is not None:
             return found
         found, _ = _completed(labels, units, np.zeros_like(valid), rng.permutation(order))
+        found = None if found is None else _filled_up(found, valid, labels, units, leave=1)
     if found is not None:
         return found
     name = class_names[lacking]
@@ -265,32 +267,67 @@ def describe_equals(known: Known) -> list[str]:
 def _hashed(known: Known, units: Integers, free: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Returns which of the free images are test, (N,).
 
-    Where units lie across classes, what one class takes or gives back may be another's: the order of the classes then
-    decides whether each has a unit in test and two in the rest, and others are tried.
+    Each class keeps a unit to train on and, where none is given, one for valid. Where units lie across classes, what
+    one class takes or gives back may be another's: the order of the classes then decides whether that can be, and
+    others are tried, which begin with no test image. What has a low hash is test again then, as far as each class
+    keeps what it needs.
     """
-    places = _places(known, units)
+    places, leave = _places(known, units), 1 if (known.given == "valid").any() else 2
     of_label = [free & (known.labels == label) for label in range(len(known.class_names))]
-    _refuse(known, [label for label, mine in enumerate(of_label) if _n_units(units[mine]) < 3], units)
+    _refuse(known, [label for label, mine in enumerate(of_label) if _n_units(units[mine]) <= leave], units, free)
     rng, begun = np.random.default_rng(0), free & (places < TEST_SHARE)
-    first = test = _hashed_in_order(of_label, units, places, begun.copy(), free)
+    first = test = _hashed_in_order(of_label, units, places, begun.copy(), free, leave)
     for _ in range(ORDERS):
-        if all((mine & test).any() and _n_units(units[mine & ~test]) > 1 for mine in of_label):
+        if all((mine & test).any() and _n_units(units[mine & ~test]) >= leave for mine in of_label):
+            rows = np.flatnonzero(free)
+            test[rows] = _filled_up(test[rows], begun[rows], known.labels[rows], units[rows], leave, places[rows])
             return test
         shuffled = [of_label[i] for i in rng.permutation(len(of_label))]
-        test = _hashed_in_order(shuffled, units, places, np.zeros_like(free), free)
+        test = _hashed_in_order(shuffled, units, places, np.zeros_like(free), free, leave)
     return first
 
 
 def _hashed_in_order(
-    of_label: Sequence[Flags], units: Integers, places: npt.NDArray[np.float64], test: Flags, free: Flags
+    of_label: Sequence[Flags], units: Integers, places: npt.NDArray[np.float64], test: Flags, free: Flags, leave: int
 ) -> Flags:
-    """Returns which images are test where each class in turn takes a unit and leaves two, as far as it can."""
+    """Returns which images are test where each class in turn takes a unit and leaves so many, as far as it can."""
     for mine in of_label:
         if not (mine & test).any():
             test[free & (places == places[mine].min())] = True
-        while _n_units(units[mine & ~test]) < 2 and _n_units(units[mine & test]) > 1:
+        while _n_units(units[mine & ~test]) < leave and _n_units(units[mine & test]) > 1:
             test[places == places[mine & test].max()] = False
     return test
+
+
+def _filled_up(
+    chosen: Flags,
+    wanted: Flags,
+    labels: Integers,
+    units: Integers,
+    leave: int,
+    places: npt.NDArray[np.float64] | None = None,
+) -> Flags:
+    """Returns the chosen images, and the wanted units that leave so many units of each class; the lowest place first.
+
+    Args:
+        chosen: (N,), whole units.
+        wanted: (N,), whole units.
+        labels: (N,).
+        units: (N,).
+        leave: Units of each class that are to stay outside.
+        places: (N,), the same for all of a unit; None: the units in their order.
+    """
+    pairs = np.unique(np.column_stack([units, labels]), axis=0)
+    outside = np.bincount(pairs[~np.isin(pairs[:, 0], units[chosen]), 1], minlength=int(labels.max(initial=-1)) + 1)
+    some = np.flatnonzero(wanted & ~chosen)
+    some = some if places is None else some[np.argsort(places[some], kind="stable")]
+    added = []
+    for unit in dict.fromkeys(units[some].tolist()):
+        classes = pairs[slice(*np.searchsorted(pairs[:, 0], [unit, unit + 1])), 1]
+        if (outside[classes] > leave).all():
+            outside[classes] -= 1
+            added.append(unit)
+    return chosen | np.isin(units, added)
 
 
 def _places(known: Known, units: Integers) -> npt.NDArray[np.float64]:
@@ -360,8 +397,8 @@ def _check_classes(known: Known, splits: dict[str, Integers]) -> None:
             raise UserError(f"Each class must have an image in {name}, but {named(lacking)} {have} none. {WAY_OUT}")
 
 
-def _refuse(known: Known, labels: Sequence[int], units: Integers) -> None:
-    """Raises UserError for classes that are too small, if there are any."""
+def _refuse(known: Known, labels: Sequence[int], units: Integers, free: Flags | None = None) -> None:
+    """Raises UserError for classes that are too small, if there are any; of some images, only the `free` ones count."""
     if not labels:
         return
     grouped = bool((known.groups != "").any())
@@ -376,7 +413,7 @@ def _refuse(known: Known, labels: Sequence[int], units: Integers) -> None:
         raise UserError("Every image is valid, so that none is left to train on or to test. Check the split column.")
     words = []
     for label in labels:
-        mine = known.labels == label
+        mine = (known.labels == label) & (True if free is None else free)
         n, n_units = int(mine.sum()), _n_units(units[mine])
         copies = f", {n_units} different" if n_units < n else ""
         words.append(

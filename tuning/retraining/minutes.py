@@ -112,7 +112,8 @@ def seconds(plan: Plan, pace: Pace, *, least: bool = False) -> float:
     """
     taken = {entry.config.hash(): _training_seconds(entry, pace) for entry in plan.entries}
     waiting = _in_order(plan, least=least)
-    ahead = None if least and len(plan.entries) > 1 else plan.entries[0].config.hash()  # Another one may win.
+    may_win = [entry for entry in plan.entries if plan.may_win(entry)]
+    ahead = None if least and len(may_win) > 1 else plan.entries[0].config.hash()  # Another one may win.
     n_slots = min(pace.n_slots, len(waiting))
     free, first_ends, end = [0.0] * n_slots, dict[str, float](), 0.0
     while waiting:

@@ -35,7 +35,7 @@ class EarlierTrial:
         curve: Epoch -> the metric's merit, in [0, 1], greater is better.
         score: The best value of the metric, as a person reads it; None where there is none.
         config: Its configuration; empty where the study has none.
-        attrs: What tells whether a failed one says something: "error", "no_result".
+        attrs: What tells whether a failed one says something: "error", "no_result", "node_lost".
     """
 
     number: int

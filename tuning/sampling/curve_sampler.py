@@ -29,7 +29,7 @@ from tuning.sampling import costs
 from tuning.sampling.columns import Activity, Column, Limits, all_of, numbers_of, numbers_of_earlier
 from tuning.sampling.gaussian_process import Floats, Points, Process, fit
 from tuning.sampling.growing_process import REFIT_GROWTH, GrowingProcess, extended, taken
-from tuning.sampling.known_trials import PAUSED, has_no_result
+from tuning.sampling.known_trials import NODE_LOST, PAUSED, has_no_result
 
 # Of a curve the process gets the last epoch and those at full length / 3, / 9, ...: as a scheduler's rungs are spaced.
 LEVEL_RATIO = 3
@@ -110,7 +110,7 @@ class CurveSampler(optuna.samplers.BaseSampler):
         is_random = self._generator.random() < self._random_share or self._must_doubt(every)
         is_early = len(trials) < self._n_startup or len(set(observed[0])) < 2
         # Where all have failed, there is nothing to improve on.
-        knows_nothing = not self.earlier and (is_early or all(t.state == TrialState.FAIL for t in trials))
+        knows_nothing = not self.earlier and (is_early or all(has_failed(t) for t in trials))
         if knows_nothing or not search_space or is_random:
             self.origins[trial.number] = "random"
             return {}
@@ -130,7 +130,8 @@ class CurveSampler(optuna.samplers.BaseSampler):
         """
         if not self.earlier or len(trials) >= DOUBTS * self._n_startup:
             return False
-        origins = (self.origins.get(t.number, t.user_attrs.get("origin", "space")) for t in trials)
+        # A first point that leaves a hyperparameter out has asked for a proposal, too.
+        origins = (t.user_attrs.get("origin") or self.origins.get(t.number, "space") for t in trials)
         return 3 * sum(origin in ("random", "space") for origin in origins) < len(trials)
 
     def _best(
@@ -155,7 +156,7 @@ class CurveSampler(optuna.samplers.BaseSampler):
         process = self._fit_all(columns, points, told, trials, sign) if is_large else self._fit(columns, points, told)
         means = process.mean(configs, np.arange(len(trials))) if len(trials) else np.zeros(0)
         again, expected_again = self._repeated(columns, trials, repeats, means)
-        failed = np.array([t.state == TrialState.FAIL for t in trials], dtype=bool)
+        failed = np.array([has_failed(t) for t in trials], dtype=bool)
         means[failed] = -np.inf
         running = np.flatnonzero([t.state == TrialState.RUNNING for t in trials])
         if len(running) > MOST_ENDS:  # Paused ones, most of them.
@@ -316,11 +317,16 @@ def is_training(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.RUNNING and not trial.user_attrs.get(PAUSED)
 
 
+def has_failed(trial: FrozenTrial) -> bool:
+    """Returns whether a trial failed by itself; one whose node was lost has shown what it has shown."""
+    return trial.state == TrialState.FAIL and not trial.user_attrs.get(NODE_LOST)
+
+
 def says_nothing(trial: FrozenTrial) -> bool:
     """Returns whether a trial was ended before it could show anything, for no fault of its configuration."""
-    return trial.state == TrialState.FAIL and has_no_result(
-        trial.user_attrs, has_epochs=bool(trial.intermediate_values)
-    )
+    attrs, has_epochs = trial.user_attrs, bool(trial.intermediate_values)
+    lost = bool(attrs.get(NODE_LOST)) and not has_epochs
+    return trial.state == TrialState.FAIL and (lost or has_no_result(attrs, has_epochs=has_epochs))
 
 
 def tells(trial: FrozenTrial) -> bool:
@@ -351,8 +357,10 @@ def observations(trials: Sequence[FrozenTrial], sign: float) -> tuple[npt.NDArra
     longest = max((max(t.intermediate_values) for t in trials if t.intermediate_values), default=1)
     rows: list[tuple[int, float, float]] = []
     for i, t in enumerate(trials):
-        if t.state == TrialState.FAIL:
-            rows += [] if says_nothing(t) else [(i, 0.0, math.nan)]
+        if says_nothing(t):
+            continue
+        if has_failed(t):
+            rows.append((i, 0.0, math.nan))
             continue
         last, length = max(t.intermediate_values, default=0), full_length(t, longest)
         levels = {length // LEVEL_RATIO**k for k in range(1 + int(math.log(length, LEVEL_RATIO) + 1e-9))}

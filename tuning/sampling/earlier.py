@@ -25,28 +25,42 @@ from tuning.runs.study_file import EPOCH
 from tuning.sampling import study_storage
 from tuning.sampling.columns import FOREIGN, Column, all_of, numbers_of_earlier, values_of
 from tuning.sampling.curve_sampler import best_value, tells
+from tuning.sampling.known_trials import NODE_LOST
 from tuning.sampling.spaces import Space, draw_points, point_of
 
 BEST = 5  # Points that a sampler which reads no curves begins with.
 OPTION = "--start-from"
+OF_A_FAILURE = ("error", "no_result", NODE_LOST)  # What tells whether a failed trial says something.
 
 
 def read(runs: Sequence[Run], metric: Metric, note: Callable[[str], None]) -> tuple[EarlierRun, ...]:
     """Returns what a search for a metric takes from earlier runs.
 
     Args:
-        runs: Each is taken once.
+        runs: Each is taken once; of copies, of which one may have gone on, that with the most trials.
         metric: Of the new search.
         note: Receives what a person should know of it.
 
     Raises:
         UserError: One has no finished trial, or a metric of another direction; or it is damaged.
     """
-    found: dict[str, EarlierRun] = {}
-    for run in runs:
-        if run.identity not in found:
-            found[run.identity] = _read(run, metric, note)
-    return tuple(found.values())
+    found: list[EarlierRun] = []
+    for run in {run.path.resolve(): run for run in runs}.values():
+        one = _read(run, metric, note)
+        again = next((known for known in found if known.identity == one.identity), None)
+        if again is None or not _have_one_beginning(one, again):  # Two of version 0.2.0 may have had one name.
+            found.append(one)
+            continue
+        more, less = (one, again) if len(one.trials) > len(again.trials) else (again, one)
+        found[found.index(again)] = more
+        note(f"{less.name} is a copy of {more.name} with {counted(len(less.trials), 'trial')}, and is left out.")
+    return tuple(found)
+
+
+def _have_one_beginning(one: EarlierRun, other: EarlierRun) -> bool:
+    """Returns whether two runs are copies of one, of which one may have gone on."""
+    points = {t.number: (t.params, t.curve.get(1)) for t in other.trials}
+    return all(points[t.number] == (t.params, t.curve.get(1)) for t in one.trials if t.number in points)
 
 
 def _read(run: Run, metric: Metric, note: Callable[[str], None]) -> EarlierRun:
@@ -91,7 +105,7 @@ def _kept(trial: FrozenTrial, metric: Metric) -> EarlierTrial | None:
         curve={epoch: metric.merit(score) for epoch, score in sorted(scores.items())},
         score=None if best is None else metric.sign * best,
         config=dict(trial.user_attrs.get("config") or {}),
-        attrs={name: trial.user_attrs[name] for name in ("error", "no_result") if trial.user_attrs.get(name)},
+        attrs={name: trial.user_attrs[name] for name in OF_A_FAILURE if trial.user_attrs.get(name)},
     )
 
 

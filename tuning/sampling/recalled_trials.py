@@ -65,7 +65,8 @@ def recalled(trial: FrozenTrial, trial_id: int, in_frames: Mapping[int, dict[str
     rows |= in_frames
     kept_epochs = (value for name, value in trial.user_attrs.items() if name.startswith(EPOCH))
     rows |= {value["epoch"]: {"trial": trial.number, **schema.scored(value)} for value in kept_epochs}
-    epochs = [rows[epoch] for epoch in sorted(rows)]
+    # What a duplicate told the sampler are the epochs of the trial that it repeats.
+    epochs = [] if "same_as" in kept else [rows[epoch] for epoch in sorted(rows)]
     of_epochs = {name: v for row in epochs for name in OF_TRIAL if (v := row.get(name)) is not None}
     first = {"attempt": 1, "accumulation": 1} if "seed" in kept else {}
     state = kept.pop("state", STATES[trial.state])
