@@ -19,6 +19,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -321,7 +322,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with interrupts.raised():
             run(given)
     except UserError as error:
-        raise SystemExit(f"error: {error}") from error
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
     except KeyboardInterrupt:
         raise SystemExit("Interrupted. Run the same command again to go on.") from None
 

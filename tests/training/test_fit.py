@@ -578,6 +578,20 @@ def test_the_mean_takes_whatever_a_network_makes_of_its_buffers_and_weights() ->
     assert averaged.bias.tolist() == averaged.hidden.tolist() == [1.0, 1.0] and averaged.longer.tolist() == [1.0] * 3
 
 
+def test_the_mean_has_a_buffer_that_begins_as_none() -> None:
+    model = nn.Linear(2, 2)
+    model.register_buffer("centre", None)
+    mean = RunningMean(model, 0.5)
+    assert mean.model.centre is None
+    model.centre = torch.ones(2)
+    mean.update()
+    assert mean.model.centre.tolist() == [1.0, 1.0]  # type: ignore[union-attr, operator]
+    again = RunningMean(nn.Linear(2, 2), 0.5)
+    again._model.register_buffer("centre", None)
+    again.load_state_dict(mean.model.state_dict(), mean.n_steps)
+    assert again.model.centre.tolist() == [1.0, 1.0]  # type: ignore[union-attr, operator]
+
+
 def test_the_mean_goes_on_from_its_state() -> None:
     model = nn.BatchNorm2d(2)
     mean = RunningMean(model, 0.5)

@@ -110,6 +110,20 @@ def test_a_simulated_search_begins_with_the_first_points_and_a_resumed_one_after
     assert estimate.summarise(one, costs, begins, n_done=1)["samples"] == 2
 
 
+def test_trials_that_come_after_others_are_judged_by_these() -> None:
+    asha = {"epochs": 18, "scheduler": "asha", "concurrency": 1}
+    costs = [cost(10.0, epochs=18)]
+    before, after = (simulate(settings(samples=n, **asha), costs).mean() for n in (20, 25))
+    more = simulate(settings(samples=25, **asha), costs, n_done=20).mean() - START_SECONDS
+    assert more == pytest.approx(after - before, rel=0.2)
+
+
+def test_a_search_that_its_time_budget_ends_is_simulated_no_further() -> None:
+    endless = settings(samples=10**6, time_budget=60.0, scheduler="median")
+    found = simulate(endless, [cost(10.0)], n=3)
+    assert (found >= 60 + START_SECONDS).all() and (found <= 70 + START_SECONDS).all()
+
+
 def test_a_sampler_that_learns_may_come_to_prefer_what_is_slow() -> None:
     costs = [cost(10.0, share=0.5), Cost(TrainConfig(epochs=4, width=32), 0.5, 30.0, 1, 1)]
     at_random = simulate(settings(samples=30), costs)

@@ -100,6 +100,14 @@ def test_where_nothing_is_left_to_gain_a_search_says_so_and_ends_if_it_is_to(
     assert turns.outcome(None) == {"stopped_by": None, "converged": None}
 
 
+def test_what_the_last_trial_of_all_decides_is_known_at_the_end(begun: Callable[..., Turns], study: RunStudy) -> None:
+    turns = begun(until_converged=True)
+    study.report(0, studies.epoch(1, 1.0, "length"))
+    study.finish(0, "scheduler")
+    turns.ended(0)  # Nobody asks for another one.
+    assert turns.outcome(None) == {"stopped_by": None, "converged": 1}
+
+
 def test_a_search_whose_best_is_perfect_ends_if_it_is_to(
     begun: Callable[..., Turns], study: RunStudy, notes: list[str]
 ) -> None:

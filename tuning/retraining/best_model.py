@@ -224,6 +224,8 @@ def load_best_model(folder: Path, own: Path | None = None) -> BestModel:
         UserError: The folder, config.json or model.pth is missing or damaged, or they do not fit each other; or the
             network is a user's own, and its file was not named.
     """
+    from tuning.models.weights import load_weights
+
     replacing.end(folder)
     path = folder / "model.pth"
     description, weights = _read_description(folder / "config.json"), _read_weights(path)
@@ -232,7 +234,7 @@ def load_best_model(folder: Path, own: Path | None = None) -> BestModel:
     averaging = named_in(description.model_dump(), str(folder / "config.json"))
     model, called = _build(description, folder, own)
     try:
-        model.load_state_dict(weights)
+        load_weights(model, weights)
     except (TypeError, AttributeError, RuntimeError) as error:
         raise UserError(
             f"{path} must hold the weights of the {called} in config.json, but got others: "

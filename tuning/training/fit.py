@@ -24,6 +24,7 @@ from tuning.images.batches import Batch, Tensors, normalise, to_tensors, train_b
 from tuning.images.splitting import Splits
 from tuning.models.architectures import build_model, check_head, count_parameters, head_of
 from tuning.models.frozen import OnFeatures, freeze_body, train_head, with_head
+from tuning.models.weights import load_weights
 from tuning.training import acceleration, features, metrics
 from tuning.training.acceleration import Logits, faster_precision
 from tuning.training.distillation import Lessons, Teacher
@@ -224,7 +225,7 @@ class Training:
     def best_model(self) -> nn.Module:
         """Returns a copy of the model with the weights of the best epoch, ready to evaluate."""
         model = copy.deepcopy(self.evaluated_model)
-        model.load_state_dict(self._best_weights)
+        load_weights(model, self._best_weights)
         return self._whole(model).eval()
 
     def last_model(self) -> nn.Module:
@@ -252,7 +253,7 @@ class Training:
         """
         if state["belongs_to"] != self._belongs_to:
             raise ValueError(f"The state must belong to {self._belongs_to}, but got one of {state['belongs_to']}.")
-        self.model.load_state_dict(state["model"])
+        load_weights(self.model, state["model"])
         if self._averaged is not None:
             self._averaged.load_state_dict(state["averaged"], state["averaged_steps"])
         self._optimizer.load_state_dict(state["optimizer"])

@@ -240,11 +240,12 @@ def load_model(job: Job, splits: "Splits", device: str) -> "nn.Module":
     """
     import torch
 
+    from tuning.models.weights import load_weights
     from tuning.training.fit import new_model
 
     model, path = new_model(job.config, splits, load_pretrained=False), job.path / WEIGHTS
     try:
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        load_weights(model, torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # Damage shows as whatever the zip reader or the restricted unpickler stumbles over.
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UserError(

@@ -84,6 +84,8 @@ def dry_run(settings: Any, splits: Splits, space: "Space", *, n_done: int = 0, c
         left_out.append("what the runs of --start-from make the sampler propose")
     if n_done and SCHEDULERS[settings.scheduler].pauses_trials:
         left_out.append("that trials that have paused may go on")
+    if settings.until_converged:
+        left_out.append("that it ends before its samples when nothing is left to gain")
     said = text(settings, costs, found, rates, too_large.values())
     return said + f"\nNot simulated   {', and '.join(left_out)}" * bool(left_out)
 

@@ -2,6 +2,7 @@
 
 import heapq
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from tuning.trials.kinds import Cost, kind_of
 from tuning.trials.settings import N_STARTUP
 
 SIMULATIONS = 200
+LEAST_SIMULATIONS, MOST_SECONDS = 20, 10.0  # Large searches are simulated fewer times.
 RISE = 0.3  # Of a simulated trial's accuracy, from its beginning to its end.
 NOISE = 0.03  # Of it after each epoch, a standard deviation.
 # What a simulated sampler does once it has seen enough: so many of its proposals are of the kind of the best trial, and
@@ -25,7 +27,7 @@ START_SECONDS = 8.0  # From the command to the first step, two cores.
 def simulate(
     settings: Any, costs: Sequence[Cost], first: Sequence[TrainConfig] = (), n_done: int = 0, n: int = SIMULATIONS
 ) -> npt.NDArray[np.float64]:
-    """Returns the seconds that each of `n` simulated searches takes, (n,).
+    """Returns the seconds that each of `n` simulated searches takes, (n,); fewer, where that itself takes long.
 
     Accuracies rise to a trial's level, with noise; who is stopped when, the search's own scheduler says, which is shown
     the best accuracy so far, as in a search.
@@ -34,11 +36,14 @@ def simulate(
         settings: Of the search.
         costs: Of the kinds of its space.
         first: The configurations that it begins with, which are good ones.
-        n_done: Trials that have ended already; what the sampler knows of them is not simulated.
+        n_done: Trials that have ended already; other ones of the space are simulated in their place, and not counted.
         n: How many searches.
     """
-    generator = np.random.default_rng(settings.seed)
-    return np.array([_Simulated(settings, costs, first, n_done, generator).run() for _ in range(n)])
+    generator, end = np.random.default_rng(settings.seed), time.monotonic() + MOST_SECONDS
+    found: list[float] = []
+    while len(found) < min(n, LEAST_SIMULATIONS) or (len(found) < n and time.monotonic() < end):
+        found.append(_Simulated(settings, costs, first, n_done, generator).run())
+    return np.array(found)
 
 
 class _Simulated:
@@ -67,46 +72,58 @@ class _Simulated:
         self._kinds: list[int] = []
         self._rest: list[float] = []
         self._best: list[float] = []
+        self._trials: list[Any] = []
+        self._n_epochs: list[int] = []
 
     def run(self) -> float:
-        """Returns the seconds that it takes."""
+        """Returns the seconds that it takes, its trials to come after those that have ended; more than its budget ends.
+
+        The scheduler judges trials by all before them. What has paused is another thing: that is not simulated.
+        """
+        settings = self._settings
+        scheduler = SCHEDULERS.load(settings.scheduler)(settings.epochs, int(self._generator.integers(2**31)))
+        n_before = 0 if SCHEDULERS[settings.scheduler].pauses_trials else self._n_done
+        self._train(scheduler, n_before)
+        n_to_come = max(0, settings.samples - self._n_done)
+        return self._train(scheduler, n_before + n_to_come, settings.time_budget or math.inf) + START_SECONDS
+
+    def _train(self, scheduler: Any, n_trials: int, budget: float = math.inf) -> float:
+        """Trains trials until there are so many, each as long as the scheduler lets it; returns the seconds."""
         from tuning.trials.schedulers import METRIC, StandIn
 
-        settings, generator = self._settings, self._generator
-        scheduler: Any = SCHEDULERS.load(settings.scheduler)(settings.epochs, int(generator.integers(2**31)))
-        pauses = SCHEDULERS[settings.scheduler].pauses_trials
-        trials: list[Any] = []
-        n_epochs: list[int] = []
+        pauses = SCHEDULERS[self._settings.scheduler].pauses_trials
         events: list[tuple[float, int]] = []
-        clock, n_to_come = 0.0, max(0, settings.samples - self._n_done)
-        while True:
-            while len(events) < settings.concurrency:
+        clock = 0.0
+        while clock < budget:
+            while len(events) < self._settings.concurrency:
                 number = scheduler.promoted() if pauses else None
                 if number is None:
-                    if len(trials) == n_to_come:
+                    if len(self._trials) == n_trials:
                         break
-                    number, config = len(trials), self._propose()
+                    number, config = len(self._trials), self._propose()
                     given = {"config": {"schedule": config.schedule, "epochs": config.epochs}, "trial": number}
-                    trials.append(StandIn(str(number), given))
-                    n_epochs.append(0)
-                    scheduler.on_trial_add(None, trials[number])
+                    self._trials.append(StandIn(str(number), given))
+                    self._n_epochs.append(0)
+                    scheduler.on_trial_add(None, self._trials[number])
                 heapq.heappush(events, (clock + self._cost(number).epoch_seconds, number))
             if not events:
-                return clock + START_SECONDS
+                break
             clock, number = heapq.heappop(events)
-            n_epochs[number] += 1
-            self._observe(number, n_epochs[number])
-            result = {"epoch": n_epochs[number], METRIC: self._best[number]}
-            goes_on = scheduler.on_trial_result(None, trials[number], result) != "STOP"
-            if goes_on and n_epochs[number] < self._cost(number).config.epochs:
+            self._n_epochs[number] += 1
+            self._observe(number, self._n_epochs[number])
+            result = {"epoch": self._n_epochs[number], METRIC: self._best[number]}
+            goes_on = scheduler.on_trial_result(None, self._trials[number], result) != "STOP"
+            if goes_on and self._n_epochs[number] < self._cost(number).config.epochs:
                 heapq.heappush(events, (clock + self._cost(number).epoch_seconds, number))
+        return clock
 
     def _cost(self, number: int) -> Cost:
         return self._costs[self._kinds[number]]
 
     def _propose(self) -> TrainConfig:
         """Draws a trial, and returns what its configuration is like."""
-        generator, number = self._generator, self._n_done + len(self._kinds)
+        n_unseen = self._n_done if SCHEDULERS[self._settings.scheduler].pauses_trials else 0
+        generator, number = self._generator, n_unseen + len(self._kinds)
         kind, rest = int(generator.choice(len(self._costs), p=self._shares)), generator.random()
         guided = not SAMPLERS[self._settings.sampler].random and number >= N_STARTUP
         if number < len(self._first) and (known := self._first[number]) is not None:

@@ -156,6 +156,10 @@ class Turns:
         Args:
             reason: Why it ended before its samples were done, if it did.
         """
-        after = self.converged_after if self._study.has_converged else None  # The last trials may have been better.
-        ended_so = self.settings.until_converged and after is not None and reason is None
+        # The last trials may have been better, or the first after which nothing is left to gain.
+        was_said = self.converged_after is not None
+        after = (
+            (self.converged_after if was_said else self._study.trials.n_tried) if self._study.has_converged else None
+        )
+        ended_so = self.settings.until_converged and was_said and after is not None and reason is None
         return {"stopped_by": "converged" if ended_so else reason, "converged": after}
