@@ -1,5 +1,6 @@
 """Signals that end a command: each of them alone, twice at once, again later, ignored, and with nobody left to read."""
 
+import contextlib
 import json
 import os
 import signal
@@ -18,10 +19,19 @@ ROOT = Path(__file__).parents[2]
 COMMAND = """
 import sys, time
 from tuning.base.errors import run_command
-from tuning.base.interrupts import resumable
+from tuning.base.interrupts import importing, resumable
+class Deaf:
+    def __del__(self) -> None:
+        print("ready", flush=True)
+        time.sleep(60)
 def main(how: str = "") -> None:
     "Wait."
     try:
+        if how == "lost":  # Python drops what a destructor raises.
+            Deaf()
+            with importing():
+                pass
+            print("went on", flush=True)
         with resumable("Go on with: this") if how == "resumable" else open("/dev/null"):
             print("ready", flush=True)
             time.sleep(60)
@@ -49,6 +59,44 @@ def test_a_signal_ends_any_command_with_a_sentence(number: int) -> None:
     process.send_signal(number)
     _, said = process.communicate(timeout=600)
     assert (process.returncode, said) == (130, "Interrupted. Run the same command again to go on.\n")
+
+
+def test_a_signal_whose_exception_gets_lost_ends_the_command_at_the_next_step() -> None:
+    process = begin("--how", "lost")
+    process.send_signal(signal.SIGTERM)
+    out, said = process.communicate(timeout=600)
+    assert (process.returncode, out, said) == (130, "", "Interrupted. Run the same command again to go on.\n")
+
+
+def test_an_exception_that_got_lost_is_raised_again_but_not_while_another_is_handled() -> None:
+    with pytest.raises(interrupts.Interrupted, match=r"^Interrupted\. Go on\.$"), interrupts.raised():
+        with contextlib.suppress(KeyboardInterrupt):  # As compiled code does.
+            signal.raise_signal(signal.SIGTERM)
+        try:
+            raise ValueError
+        except ValueError:
+            with interrupts.importing():  # Such as end what had begun.
+                pass
+        with interrupts.resumable("Go on."):
+            raise AssertionError
+    interrupts.check()
+    with pytest.raises(ValueError, match="later"), interrupts.raised():
+        with interrupts.importing():
+            pass
+        raise ValueError("later")
+
+
+def test_a_signal_while_the_arguments_are_read_is_said() -> None:
+    # typer makes an exit without a word of it.
+    code = COMMAND.replace(
+        "run_command(main)",
+        "import signal, typer.core\n"
+        "typer.core.TyperCommand.make_context = lambda *args, **kwargs: signal.raise_signal(signal.SIGTERM)\n"
+        "run_command(main)",
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "Interrupted. Run the same command again to go on.\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -250,8 +250,8 @@ def test_a_killed_search_goes_on_elsewhere_through_an_outage_and_is_read_from_th
 ) -> None:
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
     store, uri = Store("s3://bucket/runs/one"), "s3://bucket/runs/one"
-    size = ["--samples", "3", "--epochs", "6", "--scheduler", "none", "--space", "smoke", "--train-images", "24000"]
-    command, options = machine(first, "--run", "one", "--storage", "s3://bucket/runs", *size)
+    size = ["--samples", "3", "--epochs", "8", "--scheduler", "none", "--space", "smoke", "--train-images", "24000"]
+    command, options = machine(first, "--run", "one", "--storage", "s3://bucket/runs", "--concurrency", "2", *size)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, **options)
     deadline = time.monotonic() + 300
     checkpoints, epochs = {f"trials/000{i}/latest.pt" for i in range(2)}, b""
@@ -298,7 +298,7 @@ def test_a_killed_search_goes_on_elsewhere_through_an_outage_and_is_read_from_th
     for number in range(3):
         log = (store.read(f"trials/{number:04d}/trial.log") or b"").decode()
         # Each epoch was trained once, here or there, except one that was cut off or not sent yet.
-        assert log.count("EpochResult(") <= 6 + 2 * log.count("Going on after epoch")
+        assert log.count("EpochResult(") <= 8 + 2 * log.count("Going on after epoch")
         assert ("Going on after epoch" in log) == (trials["attempt"][number] == 2) and "EpochResult(epoch=1," in log
     assert not any(path.stat().st_mode & 0o002 for path in second.rglob("*"))
 

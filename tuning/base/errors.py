@@ -99,11 +99,14 @@ def run_command(main: Callable[..., None]) -> None:
     from tuning.base import doors, interrupts, temporary
 
     survive_encoding()
+    has_begun = False
 
     @functools.wraps(main)
     def command(*args: Any, **kwargs: Any) -> None:
-        mask_tracebacks()  # Here, because typer replaces what was set before.
+        nonlocal has_begun
         try:
+            has_begun = True
+            mask_tracebacks()  # Here, because typer replaces what was set before.
             main(*args, **kwargs)
         except KeyboardInterrupt as interrupt:  # Here, because typer would say "Aborted!" and exit with 1.
             print(str(interrupt) or "Interrupted. Run the same command again to go on.", file=sys.stderr)
@@ -125,6 +128,10 @@ def run_command(main: Callable[..., None]) -> None:
         print("Interrupted. Run the same command again to go on.", file=sys.stderr)
         interrupts.forget()
         sys.exit(interrupts.EXIT_CODE)
+    except SystemExit as end:
+        if end.code == interrupts.EXIT_CODE and not has_begun:  # While typer read the arguments; it says nothing.
+            print("Interrupted. Run the same command again to go on.", file=sys.stderr)
+        raise
     except UserError as error:
         print(f"error: {masked(str(error))}", file=sys.stderr)
         sys.exit(2)

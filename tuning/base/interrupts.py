@@ -8,6 +8,7 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ EXIT_CODE = 130
 # `timeout` and a closing terminal send their signal twice, a moment apart; that is one wish, not two.
 SECONDS_OF_ONE_WISH = 1.0
 _is_command = False  # Whether this process is a command's, which may end it; else it is a notebook's, or a script's.
+_is_due = False  # Whether a signal has raised KeyboardInterrupt, which ends what runs in `raised` unless it gets lost.
 
 
 def is_command() -> bool:
@@ -44,10 +46,14 @@ def caught(act: Callable[[int], None], again: Callable[[int], None] | None = Non
     one raises KeyboardInterrupt.
 
     In a thread other than the main one, which gets no signals, it does nothing.
+
+    Raises:
+        KeyboardInterrupt: As `check`.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    check()
     first: float | None = None
 
     def handle(number: int, frame: object) -> None:
@@ -69,24 +75,48 @@ def caught(act: Callable[[int], None], again: Callable[[int], None] | None = Non
 
 @contextlib.contextmanager
 def raised(*, command: bool = True) -> Iterator[None]:
-    """Has a signal raise KeyboardInterrupt, as Ctrl-C does; another one ends the process if it is a command's."""
-    global _is_command
+    """Has a signal raise KeyboardInterrupt, as Ctrl-C does; another one ends the process if it is a command's.
+
+    An exception gets lost in some places: `check` raises it again.
+    """
+    global _is_command, _is_due
 
     def interrupt(number: int) -> NoReturn:
+        global _is_due
+        _is_due = True
         raise KeyboardInterrupt
 
-    before, _is_command = _is_command, command
+    def unraisable(lost: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            hook(lost)
+
+    before, hook = (_is_command, _is_due), sys.unraisablehook
+    _is_command, _is_due = command, False
     try:
         with caught(interrupt):
+            sys.unraisablehook = unraisable
             yield
     finally:
-        _is_command = before
+        _is_command, _is_due = before
+        sys.unraisablehook = hook
+
+
+def check() -> None:
+    """Raises KeyboardInterrupt if that of a signal got lost in `raised`, so that what was to end still runs.
+
+    Compiled modules drop exceptions while they are imported, numpy's among them, and Python those of destructors and
+    of callbacks. It is called before anything that takes long or cannot be taken back, and does nothing while an
+    exception is handled.
+    """
+    if _is_due and sys.exc_info()[1] is None:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def resumable(next_step: str) -> Iterator[None]:
     """Has an interrupt of what is done meanwhile say how to go on, e.g. "Go on with: python -m …"."""
     try:
+        check()
         yield
     except Interrupted:
         raise

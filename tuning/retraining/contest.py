@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from tuning.base import machine, tables
+from tuning.base import interrupts, machine, tables
 from tuning.base.errors import counted
 from tuning.base.registries import ACCURACY, METRICS, Metric
 from tuning.retraining import regularising, seeds
@@ -205,6 +205,7 @@ def train(
         n_threads, wanted = threads or machine.cores(), iter(next_job, None)
         rows = ((job, row) for job in wanted for row in jobs.train(job, splits[job.seed], slots.device, n_threads))
     for job, row in rows:
+        interrupts.check()
         if "note" in row:
             say(f"{name(job)}{row['note']}")
         elif "error" in row:
