@@ -47,6 +47,15 @@ def test_images_that_are_added_move_none_of_the_old_ones() -> None:
     assert set(old[before.test]) == set(old) & set(now.test)
 
 
+@pytest.mark.parametrize(
+    ("labels", "groups", "mixed"), [([0, 1, 1], ["a", "b", "b"], False), ([0, 1, 1], ["a", "a", "b"], True)]
+)
+def test_images_that_belong_together_may_be_of_several_classes(labels: Any, groups: Any, mixed: bool) -> None:
+    images = known(labels, groups=groups)
+    rows = np.arange(3)
+    assert partition.are_mixed(images, partition.Partition(rows[:0], rows, rows[:0], units_of(images))) == mixed
+
+
 def test_the_order_of_the_images_decides_nothing() -> None:
     images = known(np.arange(300) % 3)
     order = np.random.default_rng(1).permutation(300)

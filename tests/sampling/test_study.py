@@ -646,6 +646,27 @@ def test_a_configuration_is_run_once_and_its_twin_gets_its_result(tmp_path: Path
 
 
 @pytest.mark.usefixtures("soon_exhausted")
+def test_a_search_of_an_exhausted_space_is_resumed_with_few_repeats(tmp_path: Path) -> None:
+    def opened() -> RunStudy:
+        return RunStudy(tmp_path, finite_space(tmp_path), optuna.samplers.RandomSampler(seed=0), epochs=2, seed=0)
+
+    study = opened()
+    while (proposal := study.ask()) is not None:
+        train(study, proposal, [proposal.config.batch_size / 100], "length")
+        study.finish(proposal.number, "scheduler")
+    for n_before in (len(study.trials), len(study.trials) + 20):
+        study.close(None)
+        study = opened()
+        assert study.ask() is None and len(study.trials) == n_before + 20
+    # What was lost before its first epoch is found all the same.
+    for trial in study.trials.values():
+        if trial.config_hash == study.trials[0].config_hash:
+            trial.state, trial.attrs["no_result"] = "failed", True
+    again = study.ask()
+    assert again is not None and again.config.hash() == study.trials[0].config_hash
+
+
+@pytest.mark.usefixtures("soon_exhausted")
 def test_a_twin_of_a_running_trial_is_not_run_beside_it(tmp_path: Path) -> None:
     study = RunStudy(tmp_path, finite_space(tmp_path), optuna.samplers.RandomSampler(seed=0), epochs=2, seed=0)
     assert len({ask(study).config.batch_size for _ in range(3)}) == 3

@@ -253,9 +253,14 @@ def _read_own(
         notes += partition.leaks(known, splits)
     if not is_given:
         by_what = "their groups" if (known.groups != "").any() else "what they show"
+        moved = (
+            "none or few of them, as some groups are of several classes"
+            if partition.are_mixed(known, parts)
+            else "none of them"
+        )
         notes.append(
             f"{counted(len(parts.test), 'image')} of {len(known):,} are set aside as the test split. Which follows "
-            f"from {by_what}: images that are added later move none of them."
+            f"from {by_what}: images that are added later move {moved}."
         )
     notes += partition.describe_equals(known)
     for text in notes:

@@ -97,6 +97,12 @@ def partition(known: Known) -> Partition:
     return Partition(np.flatnonzero(test), rest, valid, units)
 
 
+def are_mixed(known: Known, parts: Partition) -> bool:
+    """Returns whether some images that belong together are of several classes."""
+    pairs = np.unique(np.column_stack([parts.units, known.labels]), axis=0)
+    return len(pairs) > len(np.unique(parts.units))
+
+
 def units_of(known: Known) -> Integers:
     """Returns the number of each image's unit, (N,): images of a group, and images with the same pixels, are one."""
     from scipy.sparse import coo_array

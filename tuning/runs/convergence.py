@@ -20,7 +20,10 @@ def text(run: Run) -> str:
     if not isinstance(after, int):
         return ""
     trials, metric = run.trials, run.metric
-    values = trials.loc[trials["state"] != "failed", metric.column].dropna()
+    trained = trials[(trials["state"] != "failed") & trials["same_as"].isna()]
+    # A perfect trial that ended later is not why; a trial that has not ended has been paused.
+    by_then = trained.sort_values("ended", na_position="first", kind="stable").head(after)
+    values = by_then[metric.column].dropna()
     perfect = any(metric.merit(value) >= 1 for value in values)
     ended = run.meta.get("stopped_by") == "converged"
     return f"{said(after, perfect=perfect)}{' The search ended there.' * ended}"

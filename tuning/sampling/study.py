@@ -6,6 +6,7 @@ calls `ask`, `report`, `finish`, `fail`.
 """
 
 import hashlib
+import itertools
 import math
 import time
 import warnings
@@ -208,8 +209,10 @@ class RunStudy:
         sampler = self.study.sampler
         self._has_given_up = False
         try:
-            for n_repeats in range(REPEATS_THAT_EXHAUST):
-                if n_repeats == REPEATS_BEFORE_RANDOM:
+            # A space that was exhausted in an earlier session is tried a little: a trial may have been lost since.
+            n_before = min(self._n_repeats, REPEATS_THAT_EXHAUST - 2 * REPEATS_BEFORE_RANDOM)
+            for n_repeats in range(n_before, REPEATS_THAT_EXHAUST):
+                if n_repeats >= REPEATS_BEFORE_RANDOM and not self._has_given_up:
                     seed = trial_seed(self._seed, len(self.trials))
                     self.study.sampler = self._space.possible(optuna.samplers.RandomSampler(seed=seed))
                     self._has_given_up = hasattr(sampler, "origins")
@@ -228,6 +231,12 @@ class RunStudy:
         finally:
             self.study.sampler = sampler
         return None
+
+    @property
+    def _n_repeats(self) -> int:
+        """How many of the last proposals in a row repeat others, in this session or one before."""
+        latest = (self.trials[number] for number in sorted(self.trials, reverse=True))
+        return sum(1 for _ in itertools.takewhile(lambda trial: trial.is_duplicate, latest))
 
     def pause(self, number: int) -> None:
         """Notes that a trial waits until the scheduler has it go on, or until the search ends."""
