@@ -1,6 +1,7 @@
 """What a run says of whether its search had something left to gain; `tuning.sampling.convergence` decides it."""
 
 from tuning.base.errors import counted
+from tuning.runs import schema
 from tuning.runs.run_folder import Run
 
 
@@ -20,7 +21,7 @@ def text(run: Run) -> str:
     if not isinstance(after, int):
         return ""
     trials, metric = run.trials, run.metric
-    trained = trials[(trials["state"] != "failed") & trials["same_as"].isna()]
+    trained = trials[~trials["stopped_by"].str.startswith(schema.REPEAT).fillna(False).astype(bool)]
     # A perfect trial that ended later is not why; a trial that has not ended has been paused.
     by_then = trained.sort_values("ended", na_position="first", kind="stable").head(after)
     values = by_then[metric.column].dropna()

@@ -82,6 +82,7 @@ TRIAL_COLUMNS = _OUTCOME_COLUMNS | {
 # Column -> the value of a hyperparameter that the version which wrote the file did not have yet.
 DEFAULTS = {f"config/{name}": field.default for name, field in TrainConfig.model_fields.items() if name not in OF_0_2}
 FRAMES = {"trials.csv": TRIAL_COLUMNS, "epochs.csv": EPOCH_COLUMNS}
+REPEAT = "same configuration as trial"  # So `stopped_by` begins in the row of a trial that was not trained again.
 
 
 def read_frame(path: Path, dtypes: Mapping[str, str]) -> "pd.DataFrame":

@@ -39,7 +39,7 @@ class StudyFrames:
         trial = self._trials[number]
         attrs, rows = trial.attrs, trial.epochs
         if attrs.get("same_as") in self._trials:
-            same = {"trial": number, "seconds": 0.0, "stopped_by": f"same configuration as trial {attrs['same_as']}"}
+            same = {"trial": number, "seconds": 0.0, "stopped_by": f"{schema.REPEAT} {attrs['same_as']}"}
             return (
                 self.row(attrs["same_as"]) | same | {name: attrs.get(name) for name in ("started", "ended", "attempt")}
             )
