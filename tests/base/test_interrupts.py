@@ -1,6 +1,8 @@
 """Signals that end a command: each of them alone, twice at once, again later, ignored, and with nobody left to read."""
 
 import contextlib
+import gc
+import importlib
 import json
 import os
 import signal
@@ -9,6 +11,8 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -84,6 +88,51 @@ def test_an_exception_that_got_lost_is_raised_again_but_not_while_another_is_han
         with interrupts.importing():
             pass
         raise ValueError("later")
+
+
+def test_a_signal_that_importlib_drops_ends_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The end of an import calls back from a weak reference, where Python drops exceptions; numpy's import was so hit.
+    (tmp_path / "tuning_test_imported.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    hit: list[str] = []
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code.co_name == "cb" and "importlib" in frame.f_code.co_filename and not hit:
+            hit.append(frame.f_code.co_filename)
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt), interrupts.raised(command=False):
+        sys.setprofile(profile)
+        try:
+            importlib.import_module("tuning_test_imported")
+            gc.collect()
+        finally:
+            sys.setprofile(None)
+        assert hit
+        with interrupts.importing():
+            raise AssertionError
+    assert hit
+
+
+def test_a_signal_counts_though_what_is_imported_meanwhile_fails() -> None:
+    with pytest.raises(KeyboardInterrupt), interrupts.raised(command=False), interrupts.importing():
+        signal.raise_signal(signal.SIGTERM)
+        raise ImportError
+
+
+def test_handlers_of_which_one_cannot_be_set_are_all_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {number: signal.getsignal(number) for number in interrupts.numbers()}
+    install = signal.signal
+
+    def refuse(number: int, handler: Any) -> Any:
+        if number == signal.SIGTERM and handler is not before[signal.SIGTERM]:
+            raise KeyboardInterrupt  # As a signal does that comes just then.
+        return install(number, handler)
+
+    monkeypatch.setattr(signal, "signal", refuse)
+    with pytest.raises(KeyboardInterrupt), interrupts.caught(print):
+        raise AssertionError
+    assert {number: signal.getsignal(number) for number in before} == before
 
 
 def test_a_signal_while_the_arguments_are_read_is_said() -> None:

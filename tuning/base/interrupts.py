@@ -65,8 +65,10 @@ def caught(act: Callable[[int], None], again: Callable[[int], None] | None = Non
         elif time.monotonic() - first > SECONDS_OF_ONE_WISH:
             leave() if again is None else again(number)
 
-    old = {number: signal.signal(number, handle) for number in numbers()}
+    old = {number: signal.getsignal(number) for number in numbers()}
     try:
+        for number in old:
+            signal.signal(number, handle)
         yield
     finally:
         for number, handler in old.items():
@@ -150,10 +152,12 @@ def held_back() -> Iterator[None]:
 def importing() -> Iterator[None]:
     """Has signals wait until what is imported meanwhile is there: an exception within C++ code aborts the process."""
     waiting: list[int] = []
-    with caught(waiting.append):
-        yield
-    for number in waiting[:1]:
-        signal.raise_signal(number)
+    try:
+        with caught(waiting.append):
+            yield
+    finally:
+        for number in waiting[:1]:
+            signal.raise_signal(number)
 
 
 def forget() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from tuning.base import interrupts
 from tuning.base.errors import UserError, counted, unknown_name
 from tuning.base.registries import METRICS, OBJECTIVES, SAMPLERS, SCHEDULERS
 from tuning.images.options import READING
@@ -185,7 +186,8 @@ def check_names(
                 f"--scheduler {scheduler} must have a sampler that reads paused trials, {' or '.join(those)}, but got "
                 f"{sampler!r}. Choose one of them, or --scheduler {schedulers[0]}."
             )
-    from tuning.sampling.spaces import load_space
+    with interrupts.importing():  # Of optuna and numpy, the first time.
+        from tuning.sampling.spaces import load_space
 
     load_space(space)
     return sampler or samplers[0], scheduler or schedulers[0]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tuning.base import files, locks, machine, own_model, rim
+from tuning.base import files, interrupts, locks, machine, own_model, rim
 from tuning.base.doors import Asked
 from tuning.base.errors import UserError, counted
 from tuning.base.registries import METRICS, SAMPLERS
@@ -235,11 +235,11 @@ def _too_few_samples(settings: Settings) -> str:
 
     A sampler that knows earlier runs says from its first proposals on what it expects of them, but for its doubts.
     """
-    from tuning.sampling.convergence import PROPOSALS
-    from tuning.sampling.curve_sampler import DOUBTS
-
     if not settings.until_converged:
         return ""
+    with interrupts.importing():
+        from tuning.sampling.convergence import PROPOSALS
+        from tuning.sampling.curve_sampler import DOUBTS
     begins = settings.start_from is not None
     others = len(range(1, DOUBTS * N_STARTUP, 3)) if begins else N_STARTUP
     if settings.samples > others + PROPOSALS:
@@ -259,7 +259,8 @@ def _earlier(
     """Returns the names of the runs that a search begins with, what it takes from them, and what to say of that."""
     if asked.start_from is None or asked.start_from == []:
         return None, (), []
-    from tuning.sampling import earlier, spaces
+    with interrupts.importing():
+        from tuning.sampling import earlier, spaces
 
     runs, notes = list(_runs_named(asked.start_from)), list[str]()
     found = earlier.read(runs, METRICS[asked.metric], notes.append)
