@@ -100,7 +100,8 @@ def luck(lengthening: float | None, metric: Metric = ACCURACY) -> str:
     if lengthening is None or math.isclose(lengthening, 1):
         side = "high" if metric.greater_is_better else "low"
         return f"Choosing the best of noisy values makes them too {side}: this is the luck that they had."
+    changed = "less what the longer training gained" if lengthening > 1 else "and what the shorter training lost"
     return (
         f"The models were trained {lengthening:.3g} times as long as in the search, so this is the luck that its best "
-        "values had less what the longer training gained; --epochs with the search's length shows the luck alone."
+        f"values had {changed}; --epochs with the search's length shows the luck alone."
     )
